@@ -1,0 +1,196 @@
+"""Box formats and overlaps: one definition for numpy and JAX arrays.
+
+    xywh    left, top, width, height          every benchmark's files, boxes on a frame (pixels)
+    xyxy    left, top, right, bottom          corners: heads, overlaps
+    cxcywh  centre x, centre y, width, height inside the model, normalised to the search crop
+
+Every function takes boxes `[..., 4]`; numpy in gives numpy out, any JAX array among the arguments gives a JAX array.
+Extents are continuous (right - left, no "+ 1").
+"""
+
+import math
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float64
+
+Array = np.ndarray | jax.Array
+
+
+def _namespace(*arrays: Array) -> ModuleType:
+    return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """numerator / denominator, and 0 (with a zero gradient) where the denominator is 0."""
+    xp = _namespace(numerator, denominator)
+    empty = denominator == 0
+    return xp.where(empty, 0, numerator / xp.where(empty, 1, denominator))
+
+
+def xywh_to_xyxy(boxes_xywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Left, top, width, height -> left, top, right, bottom."""
+    xp = _namespace(boxes_xywh)
+    corner, extent = boxes_xywh[..., :2], boxes_xywh[..., 2:]
+    return xp.concatenate([corner, corner + extent], axis=-1)
+
+
+def xyxy_to_xywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Left, top, right, bottom -> left, top, width, height."""
+    xp = _namespace(boxes_xyxy)
+    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return xp.concatenate([top_left, bottom_right - top_left], axis=-1)
+
+
+def xywh_to_cxcywh(boxes_xywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Left, top, width, height -> centre x, centre y, width, height."""
+    xp = _namespace(boxes_xywh)
+    corner, extent = boxes_xywh[..., :2], boxes_xywh[..., 2:]
+    return xp.concatenate([corner + 0.5 * extent, extent], axis=-1)
+
+
+def cxcywh_to_xywh(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Centre x, centre y, width, height -> left, top, width, height."""
+    xp = _namespace(boxes_cxcywh)
+    centre, extent = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
+    return xp.concatenate([centre - 0.5 * extent, extent], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Centre x, centre y, width, height -> left, top, right, bottom."""
+    xp = _namespace(boxes_cxcywh)
+    centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
+    return xp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def xyxy_to_cxcywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
+    """Left, top, right, bottom -> centre x, centre y, width, height."""
+    xp = _namespace(boxes_xyxy)
+    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
+    return xp.concatenate([0.5 * (top_left + bottom_right), bottom_right - top_left], axis=-1)
+
+
+def _intersection_and_union(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array]:
+    xp = _namespace(a_xyxy, b_xyxy)
+    top_left = xp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
+    bottom_right = xp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    overlap = xp.maximum(bottom_right - top_left, 0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    a_extent = a_xyxy[..., 2:] - a_xyxy[..., :2]
+    b_extent = b_xyxy[..., 2:] - b_xyxy[..., :2]
+    union = a_extent[..., 0] * a_extent[..., 1] + b_extent[..., 0] * b_extent[..., 1] - intersection
+    return intersection, union
+
+
+def _hull_extent(a_xyxy: Array, b_xyxy: Array) -> Array:
+    """Width and height of the smallest box around both."""
+    xp = _namespace(a_xyxy, b_xyxy)
+    top_left = xp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
+    bottom_right = xp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
+    return xp.maximum(bottom_right - top_left, 0)
+
+
+def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
+    """Intersection over union, pair by pair; 0 where both boxes are empty."""
+    return _ratio(*_intersection_and_union(a_xyxy, b_xyxy))
+
+
+def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
+    """Generalised IoU, pair by pair, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
+
+    IoU minus the share of the enclosing box that the union leaves empty. Two boxes that are empty and equal give 0.
+    Boxes with a negative width or height have no meaning here: the caller keeps the corners in order.
+    """
+    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    hull = _hull_extent(a_xyxy, b_xyxy)
+    hull_area = hull[..., 0] * hull[..., 1]
+    return _ratio(intersection, union) - _ratio(hull_area - union, hull_area)
+
+
+def ciou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
+    """Complete IoU, pair by pair, clamped to [-1, 1] (Zheng et al. 2020, eq. 10-12).
+
+    IoU minus the squared centre distance over the squared diagonal of the enclosing box, minus alpha * v, where v
+    compares the aspect ratios. As in the official code, alpha counts only where IoU > 0.5 and is a constant for the
+    gradient, and boxes with a negative width or height go in as they are. Unlike there, 0 / 0 (equal boxes, empty
+    boxes) is 0 and not NaN.
+    """
+    xp = _namespace(a_xyxy, b_xyxy)
+    intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
+    overlap = _ratio(intersection, union)
+
+    hull = _hull_extent(a_xyxy, b_xyxy)
+    centre_offset = 0.5 * (b_xyxy[..., :2] + b_xyxy[..., 2:] - a_xyxy[..., :2] - a_xyxy[..., 2:])
+    distance = _ratio((centre_offset**2).sum(-1), (hull**2).sum(-1))
+
+    aspect = (4 / math.pi**2) * (_aspect_angle(b_xyxy) - _aspect_angle(a_xyxy)) ** 2
+    alpha = xp.where(overlap > 0.5, _ratio(aspect, 1 - overlap + aspect), 0)
+    if xp is jnp:
+        alpha = jax.lax.stop_gradient(alpha)
+    return xp.clip(overlap - distance - alpha * aspect, -1, 1)
+
+
+def _aspect_angle(boxes_xyxy: Array) -> Array:
+    """arctan(width / height) in (-pi/2, pi/2], with a finite gradient at height 0 as well."""
+    xp = _namespace(boxes_xyxy)
+    width = boxes_xyxy[..., 2] - boxes_xyxy[..., 0]
+    height = boxes_xyxy[..., 3] - boxes_xyxy[..., 1]
+    flipped = height < 0
+    point = (width == 0) & (height == 0)
+    return xp.arctan2(
+        xp.where(flipped, -width, width), xp.where(point, 1, xp.where(flipped, -height, height))
+    )
+
+
+def clip_box_xywh(
+    box_xywh: Float[Array, "*n 4"], height: int, width: int, margin: int = 0
+) -> Float[Array, "*n 4"]:
+    """Brings boxes back into a frame of `height` x `width` pixels, as the official tracker does.
+
+    The corners are clamped so that at least `margin` pixels of the frame lie between a corner and the border behind
+    it, and width and height are at least `margin`: a box lost outside becomes a small one at the border, and the next
+    search crop still shows part of the frame.
+    """
+    xp = _namespace(box_xywh)
+    x1, y1, w, h = (box_xywh[..., i] for i in range(4))
+    left = xp.minimum(xp.maximum(x1, 0), width - margin)
+    top = xp.minimum(xp.maximum(y1, 0), height - margin)
+    right = xp.minimum(xp.maximum(x1 + w, margin), width)
+    bottom = xp.minimum(xp.maximum(y1 + h, margin), height)
+    clipped_w = xp.maximum(right - left, margin)
+    clipped_h = xp.maximum(bottom - top, margin)
+    return xp.stack([left, top, clipped_w, clipped_h], axis=-1)
+
+
+def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "4"]:
+    """The box a user gave, as float64 `x, y, w, h` in pixels, once it is known to be usable.
+
+    Args:
+      box_xywh: four numbers in any sequence or array.
+      frame_shape: `frame.shape`: (height, width) or (height, width, channels).
+
+    Raises:
+      ValueError: not four numbers, NaN or infinite, no area, or nothing of it lies on the frame.
+    """
+    height, width = frame_shape[:2]
+    where = f"on a frame of {width}x{height} pixels (width x height)"
+    expected = (
+        "give x,y,w,h in pixels: left, top, width, height of the target, counted from the top left corner"
+    )
+    try:
+        box = np.asarray(box_xywh, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"box {box_xywh!r} is not four numbers; {expected}") from error
+    if box.shape != (4,):
+        raise ValueError(f"box {box_xywh!r} is not four numbers but has shape {box.shape}; {expected}")
+    shown = "({:g}, {:g}, {:g}, {:g})".format(*box)
+    if not np.isfinite(box).all():
+        raise ValueError(f"box {shown} {where} has a NaN or infinite entry; {expected}")
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+        raise ValueError(f"box {shown} {where} has no area: width and height must be above 0; {expected}")
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise ValueError(f"box {shown} lies wholly outside the frame, {where}; {expected}")
+    return box

@@ -1,0 +1,1 @@
+"""Training: losses, optimizer, checkpoints, steps and the loop."""
