@@ -1,0 +1,28 @@
+"""MixFormer in JAX: end-to-end tracking with mixed attention.
+
+import mixformer_jax
+tracker = mixformer_jax.load()
+state = tracker.start(frame, box_xywh)
+state, prediction = tracker.step(state, frame)
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixformer_jax.tracking.tracker import load as load
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> object:
+    # `load` needs jax, a second to import; the package itself, and so `mixformer --help`, does not wait for it.
+    if name == "load":
+        from mixformer_jax.tracking.tracker import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "load"])

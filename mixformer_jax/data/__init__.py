@@ -1,0 +1,1 @@
+"""Data sets: readers, frame sampling, augmentation and rendered pairs."""
