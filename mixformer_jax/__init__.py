@@ -16,7 +16,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> object:
-    # `load` needs jax, a second to import; the package itself, and so `mixformer --help`, does not wait for it.
+    # `load` imports jax, which takes a second; the package, and so `mixformer --help`, does not wait.
     if name == "load":
         from mixformer_jax.tracking.tracker import load
 

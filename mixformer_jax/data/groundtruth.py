@@ -15,7 +15,7 @@ def read_groundtruth(path: str | Path, expected_length: int | None = None) -> Fl
     """Boxes of one sequence, xywh in pixels, one line a frame.
 
     Columns are separated by commas, or by tabs or spaces. A line of four `nan` says that the target is
-    absent. Only blank lines at the end of the file are allowed: one in the middle would shift every box after it.
+    absent. Blank lines are allowed at the end only: one in the middle would shift every box after it.
 
     Args:
         path: the text file.

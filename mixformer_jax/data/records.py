@@ -19,8 +19,8 @@ class Sequence:
 
     Attributes:
         name: unique within its data set.
-        boxes_xywh: ground truth in pixels, 0-based; a row of NaN where no box is known (target absent, or hidden test
-            ground truth).
+        boxes_xywh: ground truth in pixels, 0-based; a row of NaN where no box is known (target absent, or
+            hidden test ground truth).
         frame: index -> HWC uint8 RGB.
         fps: frames a second.
         root: the folder of the sequence.
@@ -37,7 +37,7 @@ class Sequence:
     def __post_init__(self) -> None:
         if self.visible is not None and len(self.visible) != len(self.boxes_xywh):
             raise DatasetError(
-                f"{self.root}: {len(self.visible)} visibility marks for {len(self.boxes_xywh)} boxes of {self.name}"
+                f"{self.root}: {len(self.visible)} visibility marks for {len(self.boxes_xywh)} boxes"
             )
 
     def __len__(self) -> int:
@@ -67,16 +67,17 @@ class ImageFrames:
 class VideoFrames:
     """Frames of a video file by index; nothing is opened before the first call.
 
-    Seeking in compressed video is inexact for some containers and slow for all, so frames are found by counting: an
-    index ahead of the last one reads on, an index behind it opens the file again. Sequential access decodes every
-    frame once. Safe to call from several threads; a pickled or copied object opens the file for itself.
+    Seeking in compressed video is inexact for some containers and slow for all, so frames are found by
+    counting: an index ahead of the last one reads on, an index behind it opens the file again. Sequential
+    access decodes every frame once. Safe to call from several threads; a pickled or copied object opens the
+    file for itself.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._source: FrameSource | None = None
-        self._decoded: Iterator[np.ndarray] = iter(())
+        self._decoded: Iterator[np.ndarray] | None = None
         self._position = -1
         self._current: np.ndarray | None = None
 
@@ -100,10 +101,10 @@ class VideoFrames:
             self._close()
 
     def _read(self, index: int) -> np.ndarray:
-        if self._source is None or index < self._position:
-            self._close()
+        if self._source is None:
             self._source = open_source(self.path)
-            self._decoded = iter(self._source)
+        if self._decoded is None or index < self._position:
+            self._decoded, self._position = iter(self._source), -1
         while self._position < index:
             current = next(self._decoded, None)
             if current is None:
@@ -118,7 +119,7 @@ class VideoFrames:
     def _close(self) -> None:
         if self._source is not None:
             self._source.close()
-        self._source, self._decoded, self._position, self._current = None, iter(()), -1, None
+        self._source, self._decoded, self._position, self._current = None, None, -1, None
 
 
 def count_video_frames(path: Path) -> int:

@@ -20,10 +20,10 @@ READERS: Mapping[str, Callable[[Path], list[Sequence]]] = MappingProxyType(
 
 
 def open_dataset(name: str, root: str | Path) -> list[Sequence]:
-    """Sequences of the data set `name` under `root`, in the data set's order. Frames are read on demand.
+    """Sequences of the data set `name` under `root`, in its own order. Frames are read on demand.
 
     Raises:
-        DatasetError: unknown name (the known ones are listed), no such folder, or whatever the reader finds wrong.
+        DatasetError: unknown name (the known ones are listed), no such folder, or what the reader objects to.
     """
     reader = READERS.get(name)
     if reader is None:

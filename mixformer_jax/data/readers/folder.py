@@ -1,19 +1,15 @@
 """Sequences in plain folders: images or a `video.mp4` beside a `groundtruth.txt`."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth
 from mixformer_jax.data.records import ImageFrames, Sequence, VideoFrames, count_video_frames
-from mixformer_jax.video import open_source
+from mixformer_jax.video import DEFAULT_FPS, list_images, open_source
 
 GROUNDTRUTH = "groundtruth.txt"
 VIDEO = "video.mp4"
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
-# Images carry no rate; this is the one that the annotated benchmarks were mostly filmed at.
-IMAGE_FPS = 30.0
 
 
 def read_folder(root: Path) -> list[Sequence]:
@@ -27,15 +23,11 @@ def read_folder(root: Path) -> list[Sequence]:
         return [_read_sequence(root)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     sequences = [_read_sequence(folder) for folder in folders if _looks_like_sequence(folder)]
+    if not sequences and _looks_like_sequence(root):
+        return [_read_sequence(root)]
     if not sequences:
         raise DatasetError(f"{root}: no sequences; {_where_they_are(root)}")
     return sequences
-
-
-def list_images(folder: Path) -> tuple[str, ...]:
-    """Names of the image files in `folder`, in the order of the numbers in them (2.jpg before 10.jpg)."""
-    names = (path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    return tuple(sorted((name for name in names if not name.startswith(".")), key=_natural_key))
 
 
 def _looks_like_sequence(folder: Path) -> bool:
@@ -44,19 +36,15 @@ def _looks_like_sequence(folder: Path) -> bool:
 
 
 def _read_sequence(folder: Path) -> Sequence:
-    names, video = list_images(folder), folder / VIDEO
+    names, video = tuple(path.name for path in list_images(folder)), folder / VIDEO
     if names and video.is_file():
-        raise DatasetError(
-            f"{folder}: both {VIDEO} and {len(names)} images; keep one of the two as the frames"
-        )
+        raise DatasetError(f"{folder}: both {VIDEO} and {len(names)} images; which of them are the frames?")
     if not names and not video.is_file():
-        raise DatasetError(
-            f"{folder}: {GROUNDTRUTH} but no frames; expected images (00000001.jpg, ...) or {VIDEO}"
-        )
+        raise DatasetError(f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}")
     name = folder.resolve().name
     if names:
         boxes_xywh = read_groundtruth(folder / GROUNDTRUTH, expected_length=len(names))
-        return Sequence(name, boxes_xywh, ImageFrames(folder, names), IMAGE_FPS, folder)
+        return Sequence(name, boxes_xywh, ImageFrames(folder, names), DEFAULT_FPS, folder)
     boxes_xywh, fps = _read_video_groundtruth(folder / GROUNDTRUTH, video)
     return Sequence(name, boxes_xywh, VideoFrames(video), fps, folder)
 
@@ -71,12 +59,8 @@ def _read_video_groundtruth(path: Path, video: Path) -> tuple[np.ndarray, float]
     return boxes_xywh, fps
 
 
-def _natural_key(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
-
-
 def _where_they_are(root: Path) -> str:
     deeper = sorted({path.parent.parent for path in root.glob(f"*/*/{GROUNDTRUTH}")})
     if deeper:
-        return f"they are one floor down, so give {deeper[0]} as the root"
+        return f"they are one folder deeper, so give {deeper[0]} as the root"
     return f"expected {root.name}/SEQUENCE/{GROUNDTRUTH} beside images or {VIDEO}"

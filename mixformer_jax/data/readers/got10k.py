@@ -1,12 +1,14 @@
 """GOT-10k (Huang et al. 2019, http://got-10k.aitestunion.com), one subset a root: GOT-10k/train, val or test.
 
-list.txt                        names of the sequences in order; without it, every folder with a ground truth
-GOT-10k_Val_000001/
-    00000001.jpg ...            frames
-    groundtruth.txt             x,y,w,h a line; in the test subset the first frame only
-    absence.label               1 where the target is absent
-    cover.label                 0..8, eighths of the target in view (0 also where it is hidden, not only absent)
-    meta_info.ini               anno_fps, resolution, object_class, ...
+The layout, as published:
+
+    list.txt                        names of the sequences in order; without it: every folder with boxes
+    GOT-10k_Val_000001/
+        00000001.jpg ...            frames
+        groundtruth.txt             x,y,w,h a line; in the test subset the first frame only
+        absence.label               1 where the target is absent
+        cover.label                 0..8, eighths of the target in view; not read here
+        meta_info.ini               anno_fps, resolution, object_class, ...
 """
 
 import configparser
@@ -23,9 +25,10 @@ DEFAULT_FPS = 10.0
 
 
 def read_got10k(root: Path) -> list[Sequence]:
-    """Sequences of one subset in the order of list.txt; `visible` is absence.label == 0, or None without that file.
+    """Sequences of one subset, in the order of list.txt.
 
-    The hidden boxes of the test subset are rows of NaN.
+    `visible` is absence.label == 0, or None without that file. The boxes that the test subset keeps hidden
+    are rows of NaN.
 
     Raises:
         DatasetError: no sequences, a listed sequence that is not there, or files whose lengths disagree.
@@ -40,17 +43,14 @@ def _list_sequences(root: Path) -> list[str]:
         missing = [name for name in names if not (root / name).is_dir()]
         if missing:
             raise DatasetError(
-                f"{listing}: {len(missing)} of {len(names)} listed sequences have no folder, the first is {missing[0]}"
+                f"{listing}: {len(missing)} of {len(names)} listed sequences have no folder, "
+                f"the first is {missing[0]}"
             )
     else:
         names = sorted(path.parent.name for path in root.glob("*/groundtruth.txt"))
     if not names:
-        subsets = [subset for subset in ("train", "val", "test") if (root / subset).is_dir()]
-        mend = (
-            f"give one subset as the root, as {root / subsets[0]}"
-            if subsets
-            else "expected list.txt and folders"
-        )
+        subsets = [str(root / subset) for subset in ("train", "val", "test") if (root / subset).is_dir()]
+        mend = f"give one subset as the root: {' or '.join(subsets)}" if subsets else "expected list.txt"
         raise DatasetError(f"{root}: no GOT-10k sequences; {mend}")
     return names
 
