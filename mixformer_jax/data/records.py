@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.video import FrameSource, open_source, read_image
 
 
@@ -33,12 +32,6 @@ class Sequence:
     fps: float
     root: Path
     visible: Bool[np.ndarray, " n"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.visible is not None and len(self.visible) != len(self.boxes_xywh):
-            raise DatasetError(
-                f"{self.root}: {len(self.visible)} visibility marks for {len(self.boxes_xywh)} boxes"
-            )
 
     def __len__(self) -> int:
         return len(self.boxes_xywh)

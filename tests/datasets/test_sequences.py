@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.records import ImageFrames, VideoFrames
-from mixformer_jax.data.sequences import READERS, DatasetError, Sequence, open_dataset, read_groundtruth
-from mixformer_jax.data.sequences import read_labels as read_label_file
+from mixformer_jax.data.sequences import (
+    READERS,
+    DatasetError,
+    Sequence,
+    open_dataset,
+    read_groundtruth,
+    read_labels,
+)
 from mixformer_jax.video import SourceError
 
 SIZE = (48, 64)
@@ -106,19 +112,12 @@ def test_lengths_that_differ_are_both_named(tmp_path):
         read_groundtruth(path, expected_length=9)
     labels = tmp_path / "absence.label"
     labels.write_text("0\n1\n")
-    np.testing.assert_array_equal(read_label_file(labels), [0, 1])
+    np.testing.assert_array_equal(read_labels(labels), [0, 1])
     with pytest.raises(DatasetError, match="2 labels for 3 frames"):
-        read_label_file(labels, expected_length=3)
+        read_labels(labels, expected_length=3)
     labels.write_text("0\nyes\n")
     with pytest.raises(DatasetError, match=r"absence.label, line 2.*'yes'"):
-        read_label_file(labels)
-
-
-def test_sequence_refuses_marks_of_another_length(tmp_path):
-    with pytest.raises(DatasetError, match="2 visibility marks for 3 boxes"):
-        Sequence(
-            "a", np.zeros((3, 4)), lambda _: np.zeros((2, 2, 3), np.uint8), 30.0, tmp_path, np.ones(2, bool)
-        )
+        read_labels(labels)
 
 
 def test_unknown_dataset_and_missing_root(tmp_path):
