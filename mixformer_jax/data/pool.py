@@ -1,0 +1,253 @@
+"""Decoded material held in memory, so that drawing a sample never waits for a decoder.
+
+Video frames are shrunk until the target is no larger than a crop can show and cut to the surroundings that a
+crop can reach; photographs are kept whole as small pyramids, with the cut-outs of their annotated objects
+beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from jaxtyping import Float64, UInt8
+from tqdm import tqdm
+
+from mixformer_jax.data.sequences import Sequence, open_dataset
+from mixformer_jax.data.views import pyramid
+from mixformer_jax.video import read_image
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The usable frames of one sequence: each shrunk and cut to the target's surroundings, its box in its
+    own pixels."""
+
+    name: str
+    frames: tuple[np.ndarray, ...]  # uint8 RGB, sizes differ
+    boxes_xywh: np.ndarray  # float64 [n, 4]
+    times: np.ndarray  # int64 [n], ascending frame numbers in the source
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+@dataclass(frozen=True)
+class VideoPool:
+    """Annotated sequences in memory."""
+
+    clips: tuple[Clip, ...]
+
+    @classmethod
+    def load(
+        cls,
+        root: str | Path,
+        include: Collection[str] | None = None,
+        exclude: Collection[str] = (),
+        max_target_side: float = 64.0,
+        min_target_side: float = 8.0,
+        context: float = 16.0,
+        num_threads: int = 2,
+    ) -> VideoPool:
+        """Decode every sequence under ROOT/videos (folder layout) once.
+
+        `include` and `exclude` are sequence names; a name that does not exist is an error. Frames are shrunk
+        until sqrt(w * h) of the target is at most `max_target_side` pixels, never enlarged, and cut to a
+        window of `context` times that size around the target. Frames without a box, or with sqrt(w * h)
+        below `min_target_side`, are left out; sequences with fewer than two frames left are dropped.
+        """
+        sequences = open_dataset("folder", Path(root) / "videos")
+        known = {sequence.name for sequence in sequences}
+        unknown = sorted((set(include or ()) | set(exclude)) - known)
+        if unknown:
+            raise ValueError(
+                f"{Path(root) / 'videos'} has no sequence named {unknown}; it has {sorted(known)}"
+            )
+        chosen = [s for s in sequences if (include is None or s.name in include) and s.name not in exclude]
+
+        def decode(sequence: Sequence) -> Clip:
+            return _pool_clip(sequence, max_target_side, min_target_side, context)
+
+        clips = [clip for clip in _in_threads(decode, chosen, num_threads, "videos") if len(clip) >= 2]
+        if not clips:
+            raise ValueError(f"no usable sequence under {Path(root) / 'videos'} (of {len(sequences)} found)")
+        return cls(tuple(clips))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels held."""
+        return sum(frame.nbytes for clip in self.clips for frame in clip.frames)
+
+
+def _pool_clip(sequence: Sequence, max_side: float, min_side: float, context: float) -> Clip:
+    frames, boxes, times = [], [], []
+    for time in range(len(sequence)):
+        box = np.asarray(sequence.boxes_xywh[time], np.float64)
+        hidden = sequence.visible is not None and not sequence.visible[time]
+        if hidden or not np.isfinite(box).all() or min(box[2:]) <= 1 or math.sqrt(box[2] * box[3]) < min_side:
+            continue
+        frame, box = surroundings(sequence.frame(time), box, context)
+        scale = max_side / math.sqrt(box[2] * box[3])
+        if scale < 1:
+            height, width = frame.shape[:2]
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            box = box * np.tile([size[0] / width, size[1] / height], 2)
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        frames.append(frame)
+        boxes.append(box)
+        times.append(time)
+    return Clip(
+        sequence.name, tuple(frames), np.array(boxes, np.float64).reshape(-1, 4), np.array(times, np.int64)
+    )
+
+
+def surroundings(
+    frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float64[np.ndarray, "4"], context: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The window of `context` * sqrt(w * h) around the box (a copy, clipped to the frame), and the box
+    within it."""
+    x, y, w, h = box_xywh
+    reach = context * math.sqrt(w * h) / 2
+    left, top = max(0, math.floor(x + w / 2 - reach)), max(0, math.floor(y + h / 2 - reach))
+    right, bottom = math.ceil(x + w / 2 + reach), math.ceil(y + h / 2 + reach)
+    return frame[top:bottom, left:right].copy(), box_xywh - [left, top, 0, 0]
+
+
+@dataclass(frozen=True)
+class CutOut:
+    """One annotated object: its pixels with feathered alpha, and its outline."""
+
+    photo: int  # index of its photograph in the pool
+    source: str  # folder of the photograph
+    levels: tuple[np.ndarray, ...]  # pyramid of uint8 RGBA
+    origin_xy: np.ndarray  # float64 [2], the cut-out's top-left in the photograph
+    outline_xy: np.ndarray  # float64 [n, 2], convex hull of the annotated mask, in the photograph
+    # Float64 [m, 2], convex hull of what `levels` shows (alpha >= 1/2), in the cut-out
+    pasted_outline_xy: np.ndarray
+
+    @property
+    def width_height(self) -> Float64[np.ndarray, "2"]:
+        """Extent of the outline in pixels."""
+        return np.ptp(self.outline_xy, axis=0)
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """Photographs in memory, and the cut-outs of those that have instance masks."""
+
+    photos: tuple[tuple[np.ndarray, ...], ...]  # a pyramid of uint8 RGB each
+    cutouts: tuple[CutOut, ...]
+    backgrounds: tuple[int, ...]  # photographs without masks, or all if every one has a mask
+
+    @classmethod
+    def load(cls, root: str | Path, num_threads: int = 2) -> ImagePool:
+        """Read every ROOT/images/**/NAME.jpg and the instance mask NAME.png beside it (0 background, then
+        instance ids)."""
+        paths = sorted((Path(root) / "images").rglob("*.jpg"))
+        if not paths:
+            raise ValueError(
+                f"no NAME.jpg under {Path(root) / 'images'}; expected photographs, with masks NAME.png beside"
+            )
+        loaded = list(_in_threads(_pool_photo, list(enumerate(paths)), num_threads, "photographs"))
+        photos = tuple(levels for levels, _ in loaded)
+        unmasked = tuple(i for i, (_, cutouts) in enumerate(loaded) if cutouts is None)
+        cutouts = tuple(cutout for _, found in loaded for cutout in found or ())
+        return cls(photos, cutouts, unmasked or tuple(range(len(photos))))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels held."""
+        whole = sum(level.nbytes for levels in self.photos for level in levels)
+        return whole + sum(level.nbytes for cutout in self.cutouts for level in cutout.levels)
+
+
+def _pool_photo(item: tuple[int, Path]) -> tuple[tuple[np.ndarray, ...], list[CutOut] | None]:
+    index, path = item
+    image = read_image(path)
+    mask_path = path.with_suffix(".png")
+    if not mask_path.exists():
+        return pyramid(image), None
+    mask = cv2.imread(str(mask_path), cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.ndim != 2 or mask.shape != image.shape[:2]:
+        found = "unreadable" if mask is None else f"shape {mask.shape}"
+        raise ValueError(
+            f"{mask_path}: {found}; expected one channel of instance ids, {image.shape[:2]} as {path.name}"
+        )
+    cutouts = []
+    for instance in np.unique(mask[mask > 0]):
+        cutout = cut_out(image, (mask == instance).astype(np.uint8), index, path.parent.name)
+        if cutout is not None:
+            cutouts.append(cutout)
+    return pyramid(image), cutouts
+
+
+def cut_out(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    photo: int,
+    source: str,
+    min_side: int = 20,
+    max_area: float = 0.8,
+    min_fill: float = 0.2,
+    min_largest_part: float = 0.9,
+    max_border: float = 0.1,
+) -> CutOut | None:
+    """The object under a 0/1 mask, or None where it makes a poor target.
+
+    Left out: boxes with a side below `min_side` px or more than `max_area` of the image; masks that fill
+    less than `min_fill` of their box; masks whose largest connected part is less than `min_largest_part` of
+    them (only that part is kept); masks with more than `max_border` of the box's perimeter along the image
+    border, since those are parts of objects.
+    """
+    x, y, w, h = cv2.boundingRect(mask)
+    if min(w, h) < min_side or w * h > max_area * mask.size:
+        return None
+    inside = mask[y : y + h, x : x + w]
+    total = int(inside.sum())
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
+    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    px, py, pw, ph, area = (int(v) for v in stats[largest])
+    if area < min_largest_part * total or area < min_fill * pw * ph or min(pw, ph) < min_side:
+        return None
+    part = np.zeros_like(mask)
+    part[y : y + h, x : x + w] = labels == largest
+    at_border = int(part[0].sum() + part[-1].sum() + part[:, 0].sum() + part[:, -1].sum())
+    if at_border > max_border * 2 * (pw + ph):
+        return None
+
+    left, top = max(0, x + px - 2), max(0, y + py - 2)
+    window = np.s_[top : y + py + ph + 2, left : x + px + pw + 2]
+    # One pixel in from the annotated edge, then feathered: neither a halo of the old background nor a hard
+    # edge may give the target away.
+    core = cv2.erode(part, np.ones((3, 3), np.uint8))[window]
+    if not core.any():
+        return None
+    alpha = cv2.GaussianBlur(core * 255, (3, 3), 0)
+    levels = pyramid(np.dstack([image[window], alpha]))
+    return CutOut(photo, source, levels, np.array([left, top], np.float64), _hull(part), _hull(core))
+
+
+def _hull(mask: UInt8[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    centres = np.concatenate(contours).reshape(-1, 2)
+    corners = centres[:, None] + np.array([[0, 0], [1, 0], [1, 1], [0, 1]])
+    corners = corners.reshape(-1, 1, 2).astype(np.int32)
+    return cv2.convexHull(corners).reshape(-1, 2).astype(np.float64)
+
+
+def _in_threads(
+    function: Callable[[Item], Result], items: list[Item], num_threads: int, unit: str
+) -> Iterable[Result]:
+    with ThreadPoolExecutor(num_threads) as threads:
+        yield from tqdm(
+            threads.map(function, items), total=len(items), unit=f" {unit}", desc="loading", mininterval=1
+        )

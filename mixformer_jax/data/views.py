@@ -1,0 +1,189 @@
+"""Affine views: the one map from a source image to a training crop.
+
+A training crop is a single `cv2.warpAffine` of a pooled image. The map is built here, so that flip, aspect,
+rotation, scale and position all meet in one matrix, and the box of the target is computed from that very
+matrix.
+
+Coordinates are continuous: pixel i covers [i, i + 1), as an `xywh` box in whole pixels does.
+`cv2.warpAffine` counts from pixel centres instead; `warp` is the only place that knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, Float64, UInt8
+
+
+class UnusableSampleError(ValueError):
+    """A drawn sample that cannot serve (target outside the crop, too small); the pipeline counts it and
+    draws again."""
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Sizes and jitter of template and search crops.
+
+    A factor is the side of the crop over sqrt(w * h) of the target. The jitters are the official trainer's:
+    the target size is multiplied per axis by exp(N(0, 1) * scale_jitter), the crop centre moves uniformly
+    within +-0.5 * centre_jitter * sqrt(w * h) of that jittered size. With centre_jitter <= search_factor the
+    target's centre stays inside the crop. The template has no jitter.
+    """
+
+    template_size: int = 64
+    template_factor: float = 2.0
+    search_size: int = 128
+    search_factor: float = 4.0
+    num_online_templates: int = 1
+    scale_jitter: float = 0.4
+    centre_jitter: float = 3.0
+    max_zoom: float = 2.5  # bounds exp(scale jitter) on both sides: a target of a few pixels teaches nothing
+    min_target_pixels: float = 4.0  # shortest side of the target in the search crop
+
+    def __post_init__(self) -> None:
+        if self.centre_jitter > self.search_factor:
+            raise ValueError(
+                f"centre_jitter {self.centre_jitter} is larger than search_factor {self.search_factor}: "
+                "the target would leave the search crop; lower centre_jitter"
+            )
+        if min(self.template_size, self.search_size) < 16 or self.num_online_templates < 0:
+            raise ValueError(
+                f"template_size {self.template_size}, search_size {self.search_size} must be at least 16, "
+                f"num_online_templates {self.num_online_templates} at least 0"
+            )
+
+    @property
+    def slots(self) -> int:
+        """Template slots of a sample: the template and its online templates."""
+        return 1 + self.num_online_templates
+
+
+class View(NamedTuple):
+    """A map from source coordinates to crop coordinates, and the target under it."""
+
+    matrix: np.ndarray  # float64 [2, 3], source -> crop, continuous coordinates
+    box_cxcywh: np.ndarray  # float32 [4], normalised to the crop, not clipped
+
+
+class Placement(NamedTuple):
+    """Where the target sits in a crop: `zoom` multiplies the crop's side, `offset_xy` moves it in jittered
+    target sizes."""
+
+    zoom: float = 1.0
+    offset_xy: tuple[float, float] = (0.0, 0.0)
+
+
+CENTRED = Placement()
+
+
+def draw_placement(rng: np.random.Generator, crops: CropConfig) -> Placement:
+    """The jitter of a search crop, as the official trainer draws it."""
+    zoom = math.exp(float(rng.standard_normal(2).mean()) * crops.scale_jitter)
+    zoom = min(max(zoom, 1 / crops.max_zoom), crops.max_zoom)
+    offset = (rng.random(2) - 0.5) * crops.centre_jitter
+    return Placement(zoom, (float(offset[0]), float(offset[1])))
+
+
+def box_outline(box_xywh: Float[np.ndarray, "4"]) -> Float64[np.ndarray, "4 2"]:
+    """The four corners of a box, in source coordinates."""
+    x, y, w, h = (float(v) for v in box_xywh)
+    return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], np.float64)
+
+
+def linear_map(
+    flip: bool = False, rotation: float = 0.0, aspect: float = 1.0, shear: float = 0.0
+) -> Float64[np.ndarray, "2 2"]:
+    """Flip, then shear (x by y), then aspect (w / h multiplied, area kept), then rotation in radians."""
+    stretch = math.sqrt(aspect)
+    cosine, sine = math.cos(rotation), math.sin(rotation)
+    first = np.array([[-1.0 if flip else 1.0, 0.0], [0.0, 1.0]])
+    middle = np.array([[stretch, shear * stretch], [0.0, 1.0 / stretch]])
+    return np.array([[cosine, -sine], [sine, cosine]]) @ middle @ first
+
+
+def target_view(
+    outline_xy: Float64[np.ndarray, "n 2"],
+    linear: Float64[np.ndarray, "2 2"],
+    factor: float,
+    size: int,
+    placement: Placement = CENTRED,
+) -> View:
+    """The view of a target whose outline is deformed by `linear` and then cropped `factor` times its size
+    around it.
+
+    The box is the exact bound of the deformed outline.
+    """
+    points = outline_xy @ linear.T
+    low, high = points.min(0), points.max(0)
+    width_height = high - low
+    side = math.sqrt(width_height[0] * width_height[1]) * placement.zoom
+    crop_centre = (low + high) / 2 + np.asarray(placement.offset_xy) * side
+    scale = size / (side * factor)
+    matrix = np.empty((2, 3))
+    matrix[:, :2] = linear * scale
+    matrix[:, 2] = size / 2 - crop_centre * scale
+    centre = ((low + high) / 2 - crop_centre) * scale / size + 0.5
+    box_cxcywh = np.concatenate([centre, width_height * scale / size]).astype(np.float32)
+    return View(matrix, box_cxcywh)
+
+
+def check_target(box_cxcywh: Float32[np.ndarray, "4"], crops: CropConfig) -> None:
+    """Raise UnusableSampleError unless the target's centre is inside the search crop and its sides are long
+    enough."""
+    cx, cy, w, h = (float(v) for v in box_cxcywh)
+    if not (0 <= cx <= 1 and 0 <= cy <= 1):
+        raise UnusableSampleError(f"target centre ({cx:.2f}, {cy:.2f}) outside the search crop")
+    if min(w, h) * crops.search_size < crops.min_target_pixels:
+        raise UnusableSampleError(
+            f"target of {w * crops.search_size:.1f} x {h * crops.search_size:.1f} px in the search crop"
+        )
+
+
+def seen_share(matrix: Float64[np.ndarray, "2 3"], size: int, width_height: tuple[int, int]) -> float:
+    """Share of a crop that shows the source image; the rest is black border."""
+    width, height = width_height
+    corners = box_outline(np.array([0.0, 0.0, width, height])) @ matrix[:, :2].T + matrix[:, 2]
+    crop = box_outline(np.array([0.0, 0.0, size, size]))
+    area, _ = cv2.intersectConvexConvex(corners.astype(np.float32), crop.astype(np.float32))
+    return float(area) / size**2
+
+
+def pyramid(image: UInt8[np.ndarray, "h w c"], levels: int = 3) -> tuple[np.ndarray, ...]:
+    """The image and its halvings (area averages), so that a strongly shrunk view needs no more than one
+    bilinear look-up."""
+    chain = [image]
+    while len(chain) < levels and min(chain[-1].shape[:2]) >= 32:
+        height, width = chain[-1].shape[:2]
+        chain.append(
+            cv2.resize(chain[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
+        )
+    return tuple(chain)
+
+
+def warp(
+    levels: Sequence[np.ndarray],
+    matrix: Float64[np.ndarray, "2 3"],
+    width_height: tuple[int, int],
+    finer: int = 0,
+    border: int = cv2.BORDER_CONSTANT,
+) -> UInt8[np.ndarray, "h w c"]:
+    """Render one view of an image pyramid; `matrix` maps the finest level to the output (continuous
+    coordinates).
+
+    The level is the coarsest that still has the output's resolution. `finer` steps towards the full image:
+    the view is then aliased, as the tracker's own crops of large targets are (they are cut with plain
+    bilinear resizing).
+    """
+    scale = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
+    level = min(max(math.floor(-math.log2(scale)) - finer, 0), len(levels) - 1)
+    image = levels[level]
+    on_level = matrix.copy()
+    on_level[:, 0] *= levels[0].shape[1] / image.shape[1]
+    on_level[:, 1] *= levels[0].shape[0] / image.shape[0]
+    on_level[:, 2] += (on_level[:, 0] + on_level[:, 1]) / 2 - 0.5
+    return cv2.warpAffine(image, on_level, width_height, flags=cv2.INTER_LINEAR, borderMode=border)
