@@ -1,0 +1,77 @@
+# Needs Python 3.11 or newer, git and make. Everything else goes into .venv, from the package index.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Type checker, linter and formatter look at everything that is Python here.
+SOURCES := mixformer_jax eval configs tests
+
+# Handed to the shell through the environment, so that no character in a file name can break the command.
+export VIDEO BOX
+
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo                            render a clip, track it, leave a video, boxes and a picture'
+	@echo 'make demo VIDEO=my.mp4 BOX=x,y,w,h   track your own video from a box in its first frame'
+	@echo 'make test                            lint, then all tests'
+	@echo 'make lint                            ruff, mypy, and who may import whom'
+	@echo 'make format                          let ruff mend what it can'
+	@echo 'make clean                           remove .venv and caches'
+
+demo: $(VENV)/.demo-installed
+	@if [ -n "$$VIDEO" ] && [ -z "$$BOX" ]; then \
+	    echo "make demo: VIDEO needs BOX=x,y,w,h, the target in the first frame in pixels" >&2; exit 2; \
+	elif [ -z "$$VIDEO" ] && [ -n "$$BOX" ]; then \
+	    echo "make demo: BOX needs VIDEO=file" >&2; exit 2; \
+	elif [ -n "$$VIDEO" ]; then \
+	    $(BIN)/mixformer track "$$VIDEO" --box="$$BOX"; \
+	else \
+	    $(BIN)/mixformer demo; \
+	fi
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test-installed
+	$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/ruff format --check --quiet $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.test-installed
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each set of packages: a second call installs nothing until pyproject.toml changes.
+# Editable, so that what runs is always what the checkout holds.
+$(VENV)/.demo-installed: pyproject.toml | $(VENV)/.created
+	@echo 'Installing into $(VENV) (a minute or two) ...'
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+# The test set contains the demo set.
+$(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
+	@echo 'Installing into $(VENV), test tools and training libraries too (a few minutes) ...'
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.demo-installed
+
+# A name on the path proves little (version managers leave stubs), so each candidate has to run and show what it can.
+$(VENV)/.created:
+	@for python in "$$PYTHON" python3.11 python3 python3.12 python3.13 python3.14; do \
+	    [ -n "$$python" ] || continue; \
+	    "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+	    "$$python" -m venv $(VENV) || exit 1; \
+	    $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	        || { echo '$(VENV) holds an older or broken Python: remove it with `make clean`' >&2; exit 1; }; \
+	    touch $@; \
+	    exit 0; \
+	done; \
+	echo 'No Python 3.11 or newer with the venv module was found (python3.11, python3, ...).' >&2; \
+	echo 'Install one (Debian and Ubuntu: also python3-venv), or name it: make PYTHON=/path/to/python3.11 ...' >&2; \
+	exit 1
