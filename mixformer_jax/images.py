@@ -1,0 +1,92 @@
+"""Images on disk: reading them whole or not at all, and the order in which a folder's images are frames."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+# In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill);
+# anything else is a marker.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+
+
+class SourceError(ValueError):
+    """A source that is missing, cannot be decoded, ends too early, or changes its frame size."""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The images of a folder in natural order of their names (frame2 before frame10), hidden ones left out.
+
+    Raises SourceError when two images differ in their suffix only: one of them would be a frame too many.
+    """
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    paths.sort(key=_natural_order)
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        twin = by_stem.setdefault(path.stem, path)
+        if twin is not path:
+            raise SourceError(f"{folder}: holds both {twin.name} and {path.name}; move away what is no frame")
+    return paths
+
+
+def _natural_order(path: Path) -> tuple[list[int | str], str]:
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads one image as HWC uint8 RGB, turned by its EXIF orientation; grey and 16-bit images are converted.
+
+    Raises SourceError when the file is missing, is no image, or ends early. Some JPEG decoders fill what is
+    missing with grey and only warn, so completeness is checked here before a decoder sees the file.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    if not data:
+        raise SourceError(f"{path}: the file is empty")
+    if _is_cut_off(data):
+        raise SourceError(f"{path}: truncated: ends inside its picture, at byte {len(data)}; copy it again")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise SourceError(f"{path}: cannot be decoded as an image: {error}") from error
+    if image is None:
+        raise SourceError(
+            f"{path}: cannot be decoded as an image ({len(data)} bytes): damaged, truncated or no image"
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether a JPEG or PNG stops before its end marker. Decoders of the other formats refuse such a file."""
+    if data.startswith(b"\xff\xd8"):
+        return not _has_jpeg_end(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return not _has_png_end(data)
+    return False
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    # Segments are stepped over by their length: an EXIF thumbnail is a JPEG with an end marker of its own.
+    position = 2
+    while (found := _JPEG_MARKER.search(data, position)) is not None:
+        marker = found.group(1)[0]
+        if marker == 0xD9:
+            return True
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return False
+
+
+def _has_png_end(data: bytes) -> bool:
+    position = 8
+    while position + 12 <= len(data):
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
