@@ -9,7 +9,7 @@ SOURCES := mixformer_jax eval configs tests
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo demo-arguments test lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,15 +20,19 @@ help:
 	@echo 'make format                          let ruff mend what it can'
 	@echo 'make clean                           remove .venv and caches'
 
-demo: $(VENV)/.demo-installed
+demo: demo-arguments $(VENV)/.demo-installed
+	@if [ -n "$$VIDEO" ]; then \
+	    $(BIN)/mixformer track "$$VIDEO" --box="$$BOX"; \
+	else \
+	    $(BIN)/mixformer demo; \
+	fi
+
+# Before anything is installed.
+demo-arguments:
 	@if [ -n "$$VIDEO" ] && [ -z "$$BOX" ]; then \
 	    echo "make demo: VIDEO needs BOX=x,y,w,h, the target in the first frame in pixels" >&2; exit 2; \
 	elif [ -z "$$VIDEO" ] && [ -n "$$BOX" ]; then \
 	    echo "make demo: BOX needs VIDEO=file" >&2; exit 2; \
-	elif [ -n "$$VIDEO" ]; then \
-	    $(BIN)/mixformer track "$$VIDEO" --box="$$BOX"; \
-	else \
-	    $(BIN)/mixformer demo; \
 	fi
 
 test: lint
@@ -46,7 +50,7 @@ format: $(VENV)/.test-installed
 
 clean:
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist
-	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of packages: a second call installs nothing until pyproject.toml changes.
 # Editable, so that what runs is always what the checkout holds.

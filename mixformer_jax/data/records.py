@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from mixformer_jax.video import FrameSource, open_source, read_image
+from mixformer_jax.images import read_image
+from mixformer_jax.video import FrameSource, open_source
 
 
 @dataclass(frozen=True, eq=False)

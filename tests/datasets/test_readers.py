@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.data.sequences import DatasetError, open_dataset
-from mixformer_jax.video import SourceError
+from mixformer_jax.images import SourceError
 
 SIZE = (48, 64)
 

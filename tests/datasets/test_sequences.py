@@ -18,7 +18,7 @@ from mixformer_jax.data.sequences import (
     read_groundtruth,
     read_labels,
 )
-from mixformer_jax.video import SourceError
+from mixformer_jax.images import SourceError
 
 SIZE = (48, 64)
 GREY_STEP = 10

@@ -6,7 +6,8 @@ import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth
 from mixformer_jax.data.records import ImageFrames, Sequence, VideoFrames, count_video_frames
-from mixformer_jax.video import DEFAULT_FPS, list_images, open_source
+from mixformer_jax.images import list_images
+from mixformer_jax.video import DEFAULT_FPS, open_source
 
 GROUNDTRUTH = "groundtruth.txt"
 VIDEO = "video.mp4"
