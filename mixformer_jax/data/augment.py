@@ -1,5 +1,4 @@
-"""How the pixels of a sample are disturbed: light, colour, blur, noise, occluders. Its geometry is in
-`views`."""
+"""How the pixels of a sample are disturbed: light, colour, blur, noise, occluders (geometry: `views`)."""
 
 from __future__ import annotations
 
@@ -93,7 +92,7 @@ def relight(image: UInt8[np.ndarray, "h w 3"], light: Light) -> UInt8[np.ndarray
     levels = (np.arange(256, dtype=np.float32) / 255) ** math.exp(light.gamma)
     levels = (levels - 0.5) * math.exp(light.contrast) + 0.5
     gains = np.exp(np.array(light.colour, np.float32) + np.float32(light.brightness))
-    table = np.clip(levels[:, None] * gains * 255 + 0.5, 0, 255).astype(np.uint8)
+    table = np.clip(levels[:, None] * (gains * 255) + 0.5, 0, 255).astype(np.uint8)
     return cv2.LUT(image, table[None])
 
 

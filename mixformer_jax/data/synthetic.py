@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -76,9 +76,8 @@ class PastedPairs:
         crops, config = self.crops, self.config
         target = self._cutouts.draw(rng)
         flip = bool(rng.random() < self.augment.flip_probability)
-        # One look of the object for the whole sample, so that the pool's objects come in more than their own
-        # colours.
-        light = draw_light(rng, self.augment)
+        # One light on the object for the whole sample: its colours vary from sample to sample.
+        light = self._object_light(rng)
         background = _Background(rng, self.pool)
 
         templates = np.empty((crops.slots, crops.template_size, crops.template_size, 3), np.uint8)
@@ -115,6 +114,10 @@ class PastedPairs:
             search = self._occluded(rng, search, target, view, covered)
         return {"templates": templates, "search": search, "box_cxcywh": view.box_cxcywh}
 
+    def _object_light(self, rng: np.random.Generator) -> Light:
+        # Saturation costs more than all the rest, and the whole crop gets its own later.
+        return replace(draw_light(rng, self.augment), saturation=0.0)
+
     def _deformation(self, rng: np.random.Generator, flip: bool) -> Float64[np.ndarray, "2 2"]:
         u = 2 * rng.random(3) - 1
         return linear_map(
@@ -138,8 +141,7 @@ class PastedPairs:
     def _placed(
         self, rng: np.random.Generator, other: CutOut, view: View, centre_xy: np.ndarray, ratio: float
     ) -> Float64[np.ndarray, "2 3"]:
-        """The matrix that puts `other` at a point of the search crop, `ratio` times as large as the
-        target."""
+        """The matrix that puts `other` at a point of the search crop, `ratio` times the target's size."""
         size = self.crops.search_size
         target_side = math.sqrt(float(view.box_cxcywh[2] * view.box_cxcywh[3]))
         deformation = self._deformation(rng, bool(rng.random() < 0.5))
@@ -152,26 +154,24 @@ class PastedPairs:
     ) -> None:
         other = self._other(rng, target)
         matrix = self._placed(rng, other, view, rng.random(2) * self.crops.search_size, rng.uniform(0.6, 1.6))
-        paste(search, other, matrix, draw_light(rng, self.augment), _finer(rng, self.config))
+        paste(search, other, matrix, self._object_light(rng), _finer(rng, self.config))
 
     def _occluded(
         self, rng: np.random.Generator, search: np.ndarray, target: CutOut, view: View, covered: np.ndarray
     ) -> np.ndarray:
-        """The search crop with one more object over part of the target, or as it was if that would hide too
-        much."""
+        """The search crop with one more object over the target, or as it was if that hides too much."""
         size = self.crops.search_size
         centre = (view.box_cxcywh[:2] + view.box_cxcywh[2:] * rng.uniform(-0.7, 0.7, 2)) * size
         other = self._other(rng, target)
         matrix = self._placed(rng, other, view, centre, rng.uniform(0.5, 1.2))
         result = search.copy()
-        over = paste(result, other, matrix, draw_light(rng, self.augment), _finer(rng, self.config))
+        over = paste(result, other, matrix, self._object_light(rng), _finer(rng, self.config))
         hidden = float(np.minimum(over, covered).sum(dtype=np.int64))
         return result if hidden <= self.config.max_occluded * float(covered.sum(dtype=np.int64)) else search
 
 
 class StillPairs:
-    """An annotated object in its own photograph, template and search being two affine views of that
-    photograph."""
+    """An annotated object in its own photograph: template and search are two affine views of it."""
 
     def __init__(
         self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig
@@ -250,11 +250,12 @@ def paste(
     local = matrix.copy()
     local[:, 2] -= [left, top]
     rgba = warp(cutout.levels, local, (int(right - left), int(bottom - top)), finer=finer)
-    pixels = relight(np.ascontiguousarray(rgba[..., :3]), light)
+    pixels = relight(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), light)
     alpha = rgba[..., 3]
     window = canvas[top:bottom, left:right]
-    weight = alpha[..., None].astype(np.uint16)
-    window[:] = (pixels * weight + window * (255 - weight) + 127) // 255
+    change = cv2.subtract(pixels, window, dtype=cv2.CV_16S)
+    change = cv2.multiply(change, cv2.merge([alpha] * 3), scale=1 / 255, dtype=cv2.CV_16S)
+    window[:] = cv2.add(window, change, dtype=cv2.CV_8U)
     alpha_plane[top:bottom, left:right] = alpha
     return alpha_plane
 

@@ -21,8 +21,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 
 
 class UnusableSampleError(ValueError):
-    """A drawn sample that cannot serve (target outside the crop, too small); the pipeline counts it and
-    draws again."""
+    """A drawn sample that cannot serve, such as one with a tiny target; the pipeline draws again."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class View(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where the target sits in a crop: `zoom` multiplies the crop's side, `offset_xy` moves it in jittered
-    target sizes."""
+    """Where a crop lies: `zoom` multiplies its side, `offset_xy` moves it in units of sqrt(w * h) * zoom."""
 
     zoom: float = 1.0
     offset_xy: tuple[float, float] = (0.0, 0.0)
