@@ -4,120 +4,134 @@
     xyxy    left, top, right, bottom          corners: heads, overlaps
     cxcywh  centre x, centre y, width, height inside the model, normalised to the search crop
 
-Every function takes boxes `[..., 4]`; numpy in gives numpy out, any JAX array among the arguments gives a JAX array.
-Extents are continuous (right - left, no "+ 1").
+Every function takes boxes `[..., 4]`; numpy in gives numpy out, and a JAX array among the arguments gives a
+JAX array. Extents are continuous (right - left, no "+ 1").
 """
 
 import math
 from types import ModuleType
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float64
 
-Array = np.ndarray | jax.Array
+# Arrays of one kind in, an array of that kind out.
+Array = TypeVar("Array", np.ndarray, jax.Array)
+# One value a box; numpy makes a scalar of the value of a single box.
+Values = np.ndarray | np.floating | jax.Array
+
+# A smaller divisor counts as 0: the gradient of a quotient divides by its square, which float32 has to hold.
+_TINY = 1e-12
 
 
-def _namespace(*arrays: Array) -> ModuleType:
+def namespace(*arrays: object) -> ModuleType:
+    """jax.numpy if any argument is a JAX array (a tracer included), else numpy."""
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    """numerator / denominator, and 0 (with a zero gradient) where the denominator is 0."""
-    xp = _namespace(numerator, denominator)
-    empty = denominator == 0
+def _ratio(numerator: Values, denominator: Values) -> Values:
+    """numerator / denominator, and 0 (with a zero gradient) where the denominator is 0 or as good as 0."""
+    xp = namespace(numerator, denominator)
+    empty = xp.abs(denominator) < _TINY
     return xp.where(empty, 0, numerator / xp.where(empty, 1, denominator))
 
 
 def xywh_to_xyxy(boxes_xywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, width, height -> left, top, right, bottom."""
-    xp = _namespace(boxes_xywh)
+    xp = namespace(boxes_xywh)
     corner, extent = boxes_xywh[..., :2], boxes_xywh[..., 2:]
     return xp.concatenate([corner, corner + extent], axis=-1)
 
 
 def xyxy_to_xywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, right, bottom -> left, top, width, height."""
-    xp = _namespace(boxes_xyxy)
+    xp = namespace(boxes_xyxy)
     top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return xp.concatenate([top_left, bottom_right - top_left], axis=-1)
 
 
 def xywh_to_cxcywh(boxes_xywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, width, height -> centre x, centre y, width, height."""
-    xp = _namespace(boxes_xywh)
+    xp = namespace(boxes_xywh)
     corner, extent = boxes_xywh[..., :2], boxes_xywh[..., 2:]
     return xp.concatenate([corner + 0.5 * extent, extent], axis=-1)
 
 
 def cxcywh_to_xywh(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Centre x, centre y, width, height -> left, top, width, height."""
-    xp = _namespace(boxes_cxcywh)
+    xp = namespace(boxes_cxcywh)
     centre, extent = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
     return xp.concatenate([centre - 0.5 * extent, extent], axis=-1)
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Centre x, centre y, width, height -> left, top, right, bottom."""
-    xp = _namespace(boxes_cxcywh)
+    xp = namespace(boxes_cxcywh)
     centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
     return xp.concatenate([centre - half, centre + half], axis=-1)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, right, bottom -> centre x, centre y, width, height."""
-    xp = _namespace(boxes_xyxy)
+    xp = namespace(boxes_xyxy)
     top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
     return xp.concatenate([0.5 * (top_left + bottom_right), bottom_right - top_left], axis=-1)
 
 
-def _intersection_and_union(a_xyxy: Array, b_xyxy: Array) -> tuple[Array, Array]:
-    xp = _namespace(a_xyxy, b_xyxy)
+def _intersection_and_union(a_xyxy: Array, b_xyxy: Array) -> tuple[Values, Values]:
+    xp = namespace(a_xyxy, b_xyxy)
     top_left = xp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
     bottom_right = xp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     overlap = xp.maximum(bottom_right - top_left, 0)
     intersection = overlap[..., 0] * overlap[..., 1]
-    a_extent = a_xyxy[..., 2:] - a_xyxy[..., :2]
-    b_extent = b_xyxy[..., 2:] - b_xyxy[..., :2]
-    union = a_extent[..., 0] * a_extent[..., 1] + b_extent[..., 0] * b_extent[..., 1] - intersection
+    union = _area(a_xyxy) + _area(b_xyxy) - intersection
     return intersection, union
+
+
+def _area(boxes_xyxy: Array) -> Values:
+    xp = namespace(boxes_xyxy)
+    extent = xp.maximum(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], 0)
+    return extent[..., 0] * extent[..., 1]
 
 
 def _hull_extent(a_xyxy: Array, b_xyxy: Array) -> Array:
     """Width and height of the smallest box around both."""
-    xp = _namespace(a_xyxy, b_xyxy)
+    xp = namespace(a_xyxy, b_xyxy)
     top_left = xp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
     bottom_right = xp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
     return xp.maximum(bottom_right - top_left, 0)
 
 
-def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
-    """Intersection over union, pair by pair; 0 where both boxes are empty."""
-    return _ratio(*_intersection_and_union(a_xyxy, b_xyxy))
+def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Intersection over union, pair by pair; 0 where both are empty. Negative extents count as empty."""
+    xp = namespace(a_xyxy, b_xyxy)
+    return xp.asarray(_ratio(*_intersection_and_union(a_xyxy, b_xyxy)))
 
 
-def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
+def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Generalised IoU, pair by pair, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
 
-    IoU minus the share of the enclosing box that the union leaves empty. Two boxes that are empty and equal give 0.
-    Boxes with a negative width or height have no meaning here: the caller keeps the corners in order.
+    IoU minus the share of the enclosing box that the union leaves empty. Where the enclosing box has no area,
+    that share is 0. A box with a negative width or height counts as empty (the official code refuses it).
     """
+    xp = namespace(a_xyxy, b_xyxy)
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
     hull = _hull_extent(a_xyxy, b_xyxy)
     hull_area = hull[..., 0] * hull[..., 1]
-    return _ratio(intersection, union) - _ratio(hull_area - union, hull_area)
+    return xp.asarray(_ratio(intersection, union) - _ratio(hull_area - union, hull_area))
 
 
-def ciou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[Array, "*n"]:
+def ciou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Complete IoU, pair by pair, clamped to [-1, 1] (Zheng et al. 2020, eq. 10-12).
 
-    IoU minus the squared centre distance over the squared diagonal of the enclosing box, minus alpha * v, where v
-    compares the aspect ratios. As in the official code, alpha counts only where IoU > 0.5 and is a constant for the
-    gradient, and boxes with a negative width or height go in as they are. Unlike there, 0 / 0 (equal boxes, empty
-    boxes) is 0 and not NaN.
+    IoU minus the squared centre distance over the squared diagonal of the enclosing box, minus alpha * v,
+    where v compares the aspect ratios. As in the official code, alpha counts only where IoU > 0.5 and is a
+    constant for the gradient, and a negative width or height enters the aspect ratio as it is. Unlike there,
+    0 / 0 (equal boxes, empty boxes) is 0 and not NaN.
     """
-    xp = _namespace(a_xyxy, b_xyxy)
+    xp = namespace(a_xyxy, b_xyxy)
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
     overlap = _ratio(intersection, union)
 
@@ -129,19 +143,18 @@ def ciou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*#n 4"]) -> Float[A
     alpha = xp.where(overlap > 0.5, _ratio(aspect, 1 - overlap + aspect), 0)
     if xp is jnp:
         alpha = jax.lax.stop_gradient(alpha)
-    return xp.clip(overlap - distance - alpha * aspect, -1, 1)
+    return xp.asarray(xp.clip(overlap - distance - alpha * aspect, -1, 1))
 
 
-def _aspect_angle(boxes_xyxy: Array) -> Array:
-    """arctan(width / height) in (-pi/2, pi/2], with a finite gradient at height 0 as well."""
-    xp = _namespace(boxes_xyxy)
+def _aspect_angle(boxes_xyxy: Array) -> Values:
+    """arctan(width / height) in [-pi/2, pi/2], with a finite gradient for lines and points as well."""
+    xp = namespace(boxes_xyxy)
     width = boxes_xyxy[..., 2] - boxes_xyxy[..., 0]
     height = boxes_xyxy[..., 3] - boxes_xyxy[..., 1]
     flipped = height < 0
-    point = (width == 0) & (height == 0)
-    return xp.arctan2(
-        xp.where(flipped, -width, width), xp.where(point, 1, xp.where(flipped, -height, height))
-    )
+    point = (xp.abs(width) < _TINY) & (xp.abs(height) < _TINY)
+    above_zero = xp.where(point, 1, xp.where(flipped, -height, height))
+    return xp.arctan2(xp.where(flipped, -width, width), above_zero)
 
 
 def clip_box_xywh(
@@ -149,11 +162,11 @@ def clip_box_xywh(
 ) -> Float[Array, "*n 4"]:
     """Brings boxes back into a frame of `height` x `width` pixels, as the official tracker does.
 
-    The corners are clamped so that at least `margin` pixels of the frame lie between a corner and the border behind
-    it, and width and height are at least `margin`: a box lost outside becomes a small one at the border, and the next
-    search crop still shows part of the frame.
+    The top left corner stays `margin` pixels or more from the right and bottom border, the bottom right one
+    from the left and top border, and width and height are at least `margin`: a box that left the frame
+    becomes a small one at the border, and the next search crop still shows part of the frame.
     """
-    xp = _namespace(box_xywh)
+    xp = namespace(box_xywh)
     x1, y1, w, h = (box_xywh[..., i] for i in range(4))
     left = xp.minimum(xp.maximum(x1, 0), width - margin)
     top = xp.minimum(xp.maximum(y1, 0), height - margin)
@@ -176,9 +189,7 @@ def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np
     """
     height, width = frame_shape[:2]
     where = f"on a frame of {width}x{height} pixels (width x height)"
-    expected = (
-        "give x,y,w,h in pixels: left, top, width, height of the target, counted from the top left corner"
-    )
+    expected = "give x,y,w,h in pixels: the target's left and top edge, its width and height"
     try:
         box = np.asarray(box_xywh, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -1,14 +1,15 @@
 """The square context crop around a box, and the way from crop coordinates back to the frame.
 
 A crop is the square of side ceil(sqrt(w * h) * factor) around the box's centre, resized to `size` pixels.
-`context_crop` is the host form (numpy and OpenCV) and equals the official crop bit for bit; `context_crop_on_device`
-is the same in jax.numpy, for a step that never leaves the accelerator.
+`context_crop` is the host form (numpy and OpenCV) and equals the official crop bit for bit;
+`context_crop_on_device` is the same in jax.numpy, for a step that never leaves the accelerator.
 
-Two details of the official crop that trained weights have seen, and that are therefore kept: what lies outside the
-frame is black before normalisation, and the frame's last column and last row count as outside.
+Two details of the official crop that trained weights have seen, and that are therefore kept: what lies
+outside the frame is black before normalisation, and the frame's last column and last row count as outside.
 """
 
 import math
+from types import ModuleType
 from typing import NamedTuple
 
 import cv2
@@ -17,14 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from mixformer_jax.boxes import Array, cxcywh_to_xywh, xywh_to_cxcywh
+from mixformer_jax.boxes import Array, cxcywh_to_xywh, namespace, xywh_to_cxcywh
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Crop(NamedTuple):
-    """A context crop. `scale` is crop pixels per frame pixel (= size / side), `side` the square's side in the frame."""
+    """A context crop.
+
+    Attributes:
+      pixels: RGB.
+      scale: crop pixels per frame pixel (size / side).
+      side: of the square, in frame pixels.
+    """
 
     pixels: UInt8[np.ndarray, "size size 3"]
     scale: float
@@ -33,7 +40,7 @@ class Crop(NamedTuple):
 
 def normalise(images: UInt8[Array, "*n h w 3"]) -> Float32[Array, "*n h w 3"]:
     """RGB bytes -> float32 with ImageNet's mean and deviation taken out: what every model takes in."""
-    xp = jnp if isinstance(images, jax.Array) else np
+    xp = namespace(images)
     mean = xp.asarray(IMAGENET_MEAN, dtype=np.float32)
     std = xp.asarray(IMAGENET_STD, dtype=np.float32)
     return (images.astype(np.float32) / np.float32(255) - mean) / std
@@ -47,7 +54,7 @@ def context_crop(
     Args:
       frame: RGB.
       box_xywh: in frame pixels; may stick out of the frame.
-      factor: side of the crop in units of sqrt(w * h): 2.0 for templates, 4.5 or 5.0 for search regions (paper, section 4.1).
+      factor: side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
       size: side of the result in pixels.
 
     Raises:
@@ -62,8 +69,8 @@ def context_crop(
     side = math.ceil(math.sqrt(w * h) * factor)
     if side < 1:
         raise ValueError(
-            f"too small a bounding box to crop: w x h = {w:g} x {h:g}, factor {factor:g} give a side of {side}; "
-            "at least one pixel is needed"
+            f"too small a bounding box to crop: w x h = {w:g} x {h:g} and factor {factor:g} give a square "
+            f"of side {side}; at least one pixel is needed"
         )
     left = round(x + 0.5 * w - side * 0.5)
     top = round(y + 0.5 * h - side * 0.5)
@@ -73,7 +80,7 @@ def context_crop(
 
 
 def _cut_square(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """Square of the frame, black outside; never more than height - 1 rows and width - 1 columns are inside."""
+    """Square of the frame, black outside; all but the frame's last row and last column count as inside."""
     usable_height, usable_width = frame.shape[0] - 1, frame.shape[1] - 1
     row_from, row_to = max(top, 0), min(top + side, usable_height)
     column_from, column_to = max(left, 0), min(left + side, usable_width)
@@ -93,16 +100,38 @@ _WEIGHT_ONE = 2048
 def context_crop_on_device(
     frame: UInt8[jax.Array, "h w 3"], box_xywh: Float[jax.Array, "4"], factor: float, size: int
 ) -> tuple[UInt8[jax.Array, "{size} {size} 3"], Float32[jax.Array, ""]]:
-    """`context_crop` in jax.numpy: the crop and its scale (size / side). One compilation for each frame shape.
+    """`context_crop` in jax.numpy: the crop and its scale (size / side). One compilation a frame shape.
 
-    `factor` and `size` are static; may be mapped over boxes with `jax.vmap`. Same fixed-point arithmetic as OpenCV,
-    so the pixels agree with the host form as long as the square is the same one. The square comes from float32
-    arithmetic, and may be one pixel off where the host's float64 is within float32 noise of a rounding boundary.
+    `factor` and `size` are static; may be mapped over boxes with `jax.vmap`. The arithmetic is OpenCV's fixed
+    point, so the pixels equal the host form's as long as the square is the same one. The square comes from
+    float32 numbers, and may be one pixel off where the host's float64 is that close to a rounding boundary.
     A traced value cannot raise: a box without area gives the crop of one pixel.
     """
-    x, y, w, h = (box_xywh[i].astype(jnp.float32) for i in range(4))
+    left, top, side = _square_in_float32(box_xywh.astype(jnp.float32), factor, size)
+    rows, row_weights = _bilinear_taps(top, side, size, frame.shape[0])
+    columns, column_weights = _bilinear_taps(left, side, size, frame.shape[1])
+
+    # Four explicit gathers fuse into one loop: measured 2 to 6 times faster on a CPU than gathering bands of
+    # rows and columns, or than products with interpolation matrices.
+    def neighbour(row: int, column: int) -> jax.Array:
+        pixels = frame.at[rows[row][:, None], columns[column][None, :]].get(mode="promise_in_bounds")
+        return pixels.astype(jnp.int32) * column_weights[column][:, None]
+
+    upper, lower = (
+        (row_weights[row][:, None, None] * ((neighbour(row, 0) + neighbour(row, 1)) >> 4)) >> 16
+        for row in (0, 1)
+    )
+    pixels = ((upper + lower + 2) >> 2).astype(jnp.uint8)
+    return pixels, size / side.astype(jnp.float32)
+
+
+def _square_in_float32(
+    box_xywh: jax.Array, factor: float, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Left, top and side of the square as int32."""
+    x, y, w, h = box_xywh
     exact_side = jnp.sqrt(w * h) * factor
-    # An integer up to float32 rounding is that integer (20 px * 4.55 is 91, not 91.000004 and so 92).
+    # What is an integer up to float32 rounding is that integer: 20 px * 4.55 is 91, not 91.000004 and so 92.
     nearest = jnp.round(exact_side)
     is_integer = jnp.abs(exact_side - nearest) <= 4e-7 * exact_side
     side = jnp.where(is_integer, nearest, jnp.ceil(exact_side)).astype(jnp.int32)
@@ -111,33 +140,24 @@ def context_crop_on_device(
     half = 0.5 * side.astype(jnp.float32)
     left = jnp.round(x + 0.5 * w - half).astype(jnp.int32)
     top = jnp.round(y + 0.5 * h - half).astype(jnp.int32)
-
-    rows, row_weights = _bilinear_taps(top, side, size, frame.shape[0])
-    columns, column_weights = _bilinear_taps(left, side, size, frame.shape[1])
-    band = frame[rows][:, :, columns].astype(jnp.int32)  # [2 rows, size, 2 columns, size, 3]
-    across = jnp.einsum("ryckd,ck->rykd", band, column_weights)
-    down = (row_weights[:, :, None, None] * (across >> 4)) >> 16
-    pixels = ((down[0] + down[1] + 2) >> 2).astype(jnp.uint8)
-    return pixels, size / side.astype(jnp.float32)
+    return left, top, side
 
 
 def _bilinear_taps(start: jax.Array, side: jax.Array, size: int, extent: int) -> tuple[jax.Array, jax.Array]:
-    """The two source positions on a frame axis, and their weights out of 2048, for each of `size` output pixels.
+    """Where each of `size` output pixels looks on one axis of the frame: two positions, weights out of 2048.
 
-    Output pixel i looks at (i + 1/2) * side / size - 1/2 from the start of the square, in half-pixel coordinates.
+    Output pixel i looks at (i + 1/2) * side / size - 1/2, counted from the start of the square.
     Positions in the black surround get weight 0. Both results are int32 [2, size].
     """
     numerator = (2 * jnp.arange(size, dtype=jnp.int32) + 1) * side - size
-    first, rest = numerator // (2 * size), numerator % (2 * size)
-    # OpenCV stores the position as a float32 before it takes the fraction: so do we.
-    position = first.astype(jnp.float32) + rest.astype(jnp.float32) / (2 * size)
-    fraction = position - jnp.floor(position)
-    first = jnp.floor(position).astype(jnp.int32)
-    fraction = jnp.where((first < 0) | (first >= side - 1), 0.0, fraction)
-    first = jnp.clip(first, 0, side - 1)
-    offsets = jnp.stack([first, jnp.minimum(first + 1, side - 1)])
+    whole, rest = numerator // (2 * size), numerator % (2 * size)
+    # OpenCV rounds the position to float32 before it takes the fraction: so do we.
+    position = whole.astype(jnp.float32) + rest.astype(jnp.float32) / (2 * size)
+    first = jnp.floor(position)
+    fraction = position - first
     weights = jnp.round(jnp.stack([1 - fraction, fraction]) * _WEIGHT_ONE).astype(jnp.int32)
-    positions = start + offsets
+    offsets = first.astype(jnp.int32) + jnp.arange(2, dtype=jnp.int32)[:, None]
+    positions = start + jnp.clip(offsets, 0, side - 1)
     inside = (positions >= 0) & (positions < extent - 1)
     return jnp.clip(positions, 0, extent - 1), jnp.where(inside, weights, 0)
 
@@ -158,8 +178,8 @@ def crop_box_to_frame(
 
     As in the official tracker, the crop's middle is taken to lie on the unrounded centre of the previous box.
     """
-    xp = jnp if any(isinstance(a, jax.Array) for a in (box_cxcywh, previous_box_xywh, scale)) else np
-    side = size / xp.asarray(scale)[..., None]
+    xp = namespace(box_cxcywh, previous_box_xywh, scale)
+    side = size / _column(scale, xp.result_type(box_cxcywh, previous_box_xywh), xp)
     box = box_cxcywh * side
     previous_centre = xywh_to_cxcywh(previous_box_xywh)[..., :2]
     centre = box[..., :2] + (previous_centre - 0.5 * side)
@@ -173,15 +193,26 @@ def frame_box_to_crop(
     size: int,
     normalised: bool = True,
 ) -> Float[Array, "*n 4"]:
-    """A box on the frame -> `x, y, w, h` in a crop taken around `crop_box_xywh`: the ground truth in training.
+    """A box on the frame -> `x, y, w, h` in a crop taken around `crop_box_xywh`: training's ground truth.
 
-    Normalised to the crop (divided by `size`), or else in crop pixels. The official code puts the centre of the crop
-    box at (size - 1) / 2 here and at size / 2 in `crop_box_to_frame`; both are kept, so the round trip is off by half
-    a crop pixel.
+    Args:
+      box_xywh: in frame pixels.
+      crop_box_xywh: the box around which the crop was taken.
+      scale: of that crop (size / side).
+      size: side of the crop in crop pixels.
+      normalised: divide by `size`; otherwise the result is in crop pixels.
+
+    The official code puts the centre of the crop box at (size - 1) / 2 here and at size / 2 in
+    `crop_box_to_frame`; both are kept, so the way there and back is off by half a crop pixel.
     """
-    xp = jnp if any(isinstance(a, jax.Array) for a in (box_xywh, crop_box_xywh, scale)) else np
-    factor = xp.asarray(scale)[..., None]
+    xp = namespace(box_xywh, crop_box_xywh, scale)
+    factor = _column(scale, xp.result_type(box_xywh, crop_box_xywh), xp)
     offset = xywh_to_cxcywh(box_xywh)[..., :2] - xywh_to_cxcywh(crop_box_xywh)[..., :2]
     extent = box_xywh[..., 2:] * factor
     box = cxcywh_to_xywh(xp.concatenate([(size - 1) / 2 + offset * factor, extent], axis=-1))
     return box / size if normalised else box
+
+
+def _column(scale: float | Array, dtype: np.dtype, xp: ModuleType) -> Array:
+    """The scale with an axis to meet a box's four numbers; a Python float must not widen float32 boxes."""
+    return xp.asarray(scale, dtype=dtype)[..., None]

@@ -1,0 +1,104 @@
+"""Losses of the box head (paper, section 3.5): L1 x 5 plus CIoU x 2 for MixViT, GIoU x 2 for MixCvT."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from mixformer_jax.boxes import ciou, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
+
+IouKind = Literal["ciou", "giou"]
+
+
+def ciou_loss(
+    pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
+) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
+    """Mean of 1 - CIoU, and the IoU of each pair.
+
+    For equal boxes the official code divides 0 by 0 and gives NaN, in the loss and in its gradient; here the
+    loss is 0 and the gradient finite. Everything else is equal to it.
+    """
+    pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
+    return jnp.mean(1 - ciou(pred_xyxy, target_xyxy)), iou(pred_xyxy, target_xyxy)
+
+
+def giou_loss(
+    pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
+) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
+    """Mean of 1 - GIoU, and the IoU of each pair.
+
+    Predictions whose corners are in the wrong order, which the official code refuses, count as empty boxes.
+    """
+    pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
+    return jnp.mean(1 - giou(pred_xyxy, target_xyxy)), iou(pred_xyxy, target_xyxy)
+
+
+def box_loss(
+    pred_cxcywh: Float[Array, "b 4"],
+    target_xywh: Float[Array, "b 4"],
+    iou_kind: IouKind,
+    l1_weight: float = 5.0,
+    iou_weight: float = 2.0,
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
+    """The loss of section 3.5, `l1_weight` * L1 + `iou_weight` * IoU loss, and its parts for the log.
+
+    Args:
+      pred_cxcywh: predicted boxes, normalised to the search crop; used as they are.
+      target_xywh: ground truth, normalised to the search crop. What sticks out of the crop is cut off:
+        corners are clamped to [0, 1].
+      iou_kind: "ciou" (MixViT) or "giou" (MixCvT).
+
+    Returns:
+      The loss, and its metrics: "loss", "loss_iou" and "loss_l1" (both before weighting), "iou" (mean).
+      L1 is the mean over batch and corners (xyxy).
+
+    Raises:
+      ValueError: `iou_kind` is neither.
+    """
+    pred_xyxy = cxcywh_to_xyxy(pred_cxcywh.astype(jnp.float32))
+    target_xyxy = jnp.clip(xywh_to_xyxy(target_xywh.astype(jnp.float32)), 0, 1)
+    match iou_kind:
+        case "ciou":
+            iou_term, overlaps = ciou_loss(pred_xyxy, target_xyxy)
+        case "giou":
+            iou_term, overlaps = giou_loss(pred_xyxy, target_xyxy)
+        case _:
+            raise ValueError(f'iou_kind is {iou_kind!r}; expected "ciou" or "giou"')
+    l1 = jnp.mean(jnp.abs(pred_xyxy - target_xyxy))
+    loss = l1_weight * l1 + iou_weight * iou_term
+    return loss, {"loss": loss, "loss_iou": iou_term, "loss_l1": l1, "iou": jnp.mean(overlaps)}
+
+
+def corner_cross_entropy(
+    logits_tl: Float[Array, "b h w"], logits_br: Float[Array, "b h w"], target_xyxy: Float[Array, "b 4"]
+) -> Float32[Array, ""]:
+    """Cross entropy of the two corner score maps with the ground truth's corners, mean over maps and batch.
+
+    Not in the paper: a denser signal than the expected corner alone, for training from scratch. The target
+    distribution lies on the two by two cells around the corner, with bilinear weights, so that its
+    expectation is the corner itself and a perfect map also gives a perfect box. Cell (row i, column j) stands
+    for the point (j / w, i / h) of the crop, as in the corner head; a corner outside is clamped to the
+    outermost cells. The smallest possible value is the entropy of the target, between 0 and log 4.
+
+    Args:
+      logits_tl, logits_br: score maps of the top left and bottom right corner, before the softmax.
+      target_xyxy: ground truth, normalised to the search crop.
+    """
+    _, height, width = logits_tl.shape
+    logits = jnp.stack([logits_tl, logits_br], axis=1).astype(jnp.float32)  # [b, corner, h, w]
+    corners = target_xyxy.astype(jnp.float32).reshape(-1, 2, 2)  # [b, corner, (x, y)]
+    columns = _bilinear_weights(corners[..., 0], width)
+    rows = _bilinear_weights(corners[..., 1], height)
+    log_probabilities = jax.nn.log_softmax(logits, axis=(-2, -1))
+    # Elementwise, not an einsum: an accelerator would round a matrix product's inputs to fewer bits.
+    target = rows[..., :, None] * columns[..., None, :]
+    return -jnp.mean(jnp.sum(target * log_probabilities, axis=(-2, -1)))
+
+
+def _bilinear_weights(
+    position: Float32[Array, "b corner"], num_cells: int
+) -> Float32[Array, "b corner {num_cells}"]:
+    """Weights over the cells of one axis whose mean cell is `position` * num_cells, clamped to the cells."""
+    cell = jnp.clip(position * num_cells, 0, num_cells - 1)
+    return jnp.maximum(1 - jnp.abs(cell[..., None] - jnp.arange(num_cells, dtype=jnp.float32)), 0)
