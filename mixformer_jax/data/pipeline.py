@@ -174,10 +174,12 @@ def batches(
     """Endless batches (arrays of `samples.sample` stacked on a new first axis) from batch `start_step` on.
 
     Batch k holds samples k * batch_size ... (k + 1) * batch_size - 1, so a run resumes by its step number
-    alone. `num_threads` 0 renders in the calling thread.
+    alone. `num_threads` 0 renders in the calling thread. OpenCV's own threads are switched off for the whole
+    process: crops are small, and the threads here already fill the cores.
     """
     if batch_size < 1 or start_step < 0:
         raise ValueError(f"batch_size {batch_size} must be at least 1 and start_step {start_step} at least 0")
+    cv2.setNumThreads(1)
     indices = grain.MapDataset.range(start_step * batch_size, sys.maxsize)
     dataset = indices.map(samples.sample).batch(batch_size)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)

@@ -96,7 +96,7 @@ def test_placement_stays_within_its_limits():
 
 def test_seen_share_counts_the_black_border():
     view = target_view(box_outline(np.array([0.0, 0.0, 20.0, 20.0])), linear_map(), 2.0, 64)
-    # The crop covers -10..30 of a picture of 0..20 by 0..100: half of its width, three quarters of its height.
+    # The crop covers -10..30 of a picture of 0..20 by 0..100: half across, three quarters down.
     assert seen_share(view.matrix, 64, (20, 100)) == pytest.approx(0.5 * 0.75, abs=1e-4)
     rendered = warp((np.full((100, 20, 3), 255, np.uint8),), view.matrix, (64, 64))
     assert (rendered[..., 0] > 127).mean() == pytest.approx(0.375, abs=0.02)
