@@ -1,0 +1,1 @@
+"""Running trackers over benchmarks and scoring what they wrote; the two meet only at text files."""

@@ -1,0 +1,143 @@
+"""Result files: what a tracker said about a sequence, as the toolkits lay it out.
+
+    <results>/<tracker>/<sequence>.txt        x,y,w,h in pixels, one line a frame; the first is the given box
+    <results>/<tracker>/<sequence>_time.txt   seconds of each frame inside the tracker, decoding left out
+    <results>/<tracker>/<sequence>_score.txt  the tracker's confidence (1 for the given box), if it has one
+    <results>/<tracker>/run.json              what made these files; see `claim_folder`
+
+Every file appears whole or not at all, and the boxes come last: where they are, the sequence is finished.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from mixformer_jax.data.sequences import DatasetError, read_groundtruth
+from mixformer_jax.evaluation.metrics import MAX_COORDINATE
+
+SIDE_FILES = ("_time", "_score")
+
+
+class ResultsError(ValueError):
+    """Result files that cannot be read, scored or written; the message names file, line and the mend."""
+
+
+class SequenceResult(NamedTuple):
+    """One tracker on one sequence."""
+
+    boxes_xywh: Float64[np.ndarray, "n 4"]
+    times_s: Float64[np.ndarray, " n"]
+    scores: Float64[np.ndarray, " n"] | None
+
+
+def read_boxes(path: str | Path) -> Float64[np.ndarray, "n 4"]:
+    """Boxes of a result file, comma, tab or space separated, one line a frame.
+
+    The format is that of a ground truth, except that a tracker always has a box: NaN is an error.
+
+    Raises:
+        ResultsError: missing, empty or not text; a line that is not four finite numbers or has a negative
+            size (the line is named).
+    """
+    try:
+        boxes_xywh = read_groundtruth(path)
+    except DatasetError as error:
+        raise ResultsError(f"result file {error}") from error
+    unusable = np.flatnonzero(~(np.abs(boxes_xywh) <= MAX_COORDINATE).all(1))
+    if unusable.size:
+        row = unusable[0]
+        raise ResultsError(
+            f"result file {path}, line {row + 1}: {boxes_xywh[row].tolist()} is no box in pixels; "
+            f"expected finite x,y,w,h of at most {MAX_COORDINATE:g}"
+        )
+    return boxes_xywh
+
+
+def write_result(folder: Path, sequence_name: str, result: SequenceResult) -> None:
+    """Writes a finished sequence into the tracker's folder, boxes last."""
+    columns = {"_time": result.times_s, "_score": result.scores}
+    for suffix in SIDE_FILES:
+        values = columns[suffix]
+        if values is not None:
+            write_atomically(folder / f"{sequence_name}{suffix}.txt", _rows(values[:, None], decimals=8))
+    write_atomically(folder / f"{sequence_name}.txt", _rows(result.boxes_xywh, decimals=4))
+
+
+def is_finished(
+    folder: Path, sequence_name: str, first_box_xywh: Float[np.ndarray, " 4"], length: int
+) -> bool:
+    """Whether the folder holds the sequence's boxes: one for each frame, from the same first box.
+
+    A file that cannot be read counts as unfinished.
+    """
+    path = folder / f"{sequence_name}.txt"
+    if not path.exists():
+        return False
+    try:
+        boxes_xywh = read_boxes(path)
+    except ResultsError:
+        return False
+    return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
+
+
+def claim_folder(folder: Path, settings: Mapping[str, str]) -> None:
+    """Makes the tracker's folder, or makes sure that what it holds was made with the same settings.
+
+    Finished sequences are not run again, so without this check a table could mix two trackers, or show
+    yesterday's weights under today's name.
+
+    Raises:
+        ResultsError: the folder holds results of other settings, or of unknown ones.
+    """
+    record = folder / "run.json"
+    mend = "give another --tracker-name or --out, or delete that folder"
+    if record.exists():
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ResultsError(f"{record}: not JSON ({error}); {mend}") from error
+        if found != dict(settings):
+            raise ResultsError(
+                f"{folder} holds results made with {json.dumps(found)}, and this run has "
+                f"{json.dumps(dict(settings))}; {mend}"
+            )
+        return
+    if folder.exists() and any(folder.glob("*.txt")):
+        raise ResultsError(f"{folder} holds results without a run.json, so their origin is unknown; {mend}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(record, json.dumps(dict(settings), indent=2) + "\n")
+
+
+def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
+    """Refuses names whose files would overwrite each other or lie outside the results.
+
+    Raises:
+        ResultsError: naming them.
+    """
+    names = (tracker_name, *sequence_names)
+    astray = [repr(name) for name in names if name in ("", ".", "..") or Path(name).name != name]
+    if astray:
+        raise ResultsError(
+            f"trackers and sequences need plain file names, and these are none: {', '.join(astray)}"
+        )
+    uses = Counter(name + suffix for name in sequence_names for suffix in ("", *SIDE_FILES))
+    clashes = [file for file, count in uses.items() if count > 1]
+    if clashes:
+        raise ResultsError(f"several sequences would write the same files: {', '.join(clashes)}; rename one")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Puts a file in place in one step, so that a reader or a restart never sees half of it."""
+    # A fixed name: what a killed run left behind is overwritten by the next one.
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    temporary.replace(path)
+
+
+def _rows(values: Float64[np.ndarray, "n k"], decimals: int) -> str:
+    return "".join(",".join(f"{value:.{decimals}f}" for value in row) + "\n" for row in values)

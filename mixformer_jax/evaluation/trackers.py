@@ -1,0 +1,66 @@
+"""Opening a tracker for a benchmark by what the user typed, with a record of which weights it was."""
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import mixformer_jax
+from mixformer_jax.evaluation.runner import FirstBoxTracker, TrackerLike
+
+TRACKERS = ("mixformer", "first-box")
+
+
+class OpenedTracker(NamedTuple):
+    tracker: TrackerLike
+    name: str  # the folder of its results, unless the user gives another
+    settings: dict[str, str]  # what makes its results different from another's, see results.claim_folder
+
+
+def open_tracker(
+    kind: str, weights: str | None = None, device: Literal["cpu", "gpu"] | None = None
+) -> OpenedTracker:
+    """A tracker of one of the TRACKERS.
+
+    Args:
+        kind: "mixformer", or "first-box", which returns the first box forever and takes neither weights nor
+            device.
+        weights: name, folder or .safetensors file; None is the embedded tracker.
+        device: None for JAX's default.
+
+    Raises:
+        ValueError: an unknown kind, first-box with weights or device, or weights that cannot be loaded.
+    """
+    if kind == "first-box":
+        if weights is not None or device is not None:
+            raise ValueError("the first-box tracker has no model: leave weights and device out")
+        return OpenedTracker(FirstBoxTracker(), kind, {"tracker": kind})
+    if kind != "mixformer":
+        raise ValueError(f"unknown tracker {kind!r}; known: {', '.join(TRACKERS)}")
+    tracker = mixformer_jax.load(weights, device=device)
+    name = "default" if weights is None else Path(weights).name.removesuffix(".safetensors")
+    # The device decides the compute type as well, and with it the last digits of every box.
+    settings = {"tracker": kind, "weights": weights_digest(weights), "device": tracker.device.platform}
+    return OpenedTracker(tracker, name, settings)
+
+
+def weights_digest(weights: str | None) -> str:
+    """SHA-256 of the weights' bytes: a path may hold other weights tomorrow, and so may a name.
+
+    Of a folder it takes all .safetensors files together, and so it does of the package's own for a name or None,
+    which stand for one of those.
+    """
+    if weights is not None and Path(weights).is_file():
+        return _digest([Path(weights)])
+    if weights is not None and Path(weights).is_dir():
+        return _digest(sorted(Path(weights).glob("*.safetensors")))
+    assets = Path(str(resources.files(mixformer_jax))) / "assets"
+    return f"{weights or 'embedded'} {_digest(sorted(assets.glob('*.safetensors')))}"
+
+
+def _digest(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

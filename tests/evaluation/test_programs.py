@@ -1,0 +1,67 @@
+"""eval/run.py and eval/report.py, the two ends of a benchmark, from their command lines."""
+
+import json
+
+import pytest
+
+from eval.report import main as report
+from eval.run import main as run
+
+
+def _arguments(dataset, *rest):
+    return ["--dataset", "folder", "--root", str(dataset), *map(str, rest)]
+
+
+def test_from_a_folder_to_a_table(folder_dataset, tmp_path, capsys):
+    results, out = tmp_path / "results", tmp_path / "report"
+    first = _arguments(folder_dataset, "--tracker", "first-box", "--out", results)
+    assert run(first) == 0
+    assert "3 sequences tracked, 0 were finished before, 0 failed" in capsys.readouterr().out
+    assert run(first) == 0
+    assert "0 sequences tracked, 3 were finished before, 0 failed" in capsys.readouterr().out
+    assert run([*first, "--tracker-name", "again"]) == 0
+    assert json.loads((results / "again" / "run.json").read_text()) == {
+        "dataset": "folder",
+        "tracker": "first-box",
+    }
+    capsys.readouterr()
+
+    assert report(_arguments(folder_dataset, "--results", results)) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    scores = {row[0]: row[1:] for row in table if row and row[0] in ("again", "first-box")}
+    assert scores["again"] == scores["first-box"] and len(scores["again"]) == 5
+
+    options = ("--trackers", "again", "--out", out, "--validity", "pytracking", "--exclude-invalid-frames")
+    assert report(_arguments(folder_dataset, "--results", results, *options)) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {out / 'report.md'}" in printed and "first-box" not in printed
+    rules = json.loads((out / "report.json").read_text())["rules"]
+    assert rules["validity"] == "pytracking" and rules["exclude_invalid_frames"] is True
+
+
+def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
+    (folder_dataset / "drift" / "groundtruth.txt").write_text("nan,nan,nan,nan\n" + "10,12,10,10\n" * 4)
+    assert run(_arguments(folder_dataset, "--tracker", "first-box", "--out", tmp_path / "out")) == 1
+    printed = capsys.readouterr().out
+    assert "2 sequences tracked, 0 were finished before, 1 failed" in printed
+    assert "FAILED drift: ValueError: drift: the target is absent (NaN) in the first frame" in printed
+    with pytest.raises(SystemExit, match=r"error: 1 result files are missing.*drift\.txt"):
+        report(_arguments(folder_dataset, "--results", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tracker", "first-box", "--weights", "x"), "no model"),
+        (("--tracker", "first-box", "--tracker-name", "a/../../b"), "plain file name"),
+    ],
+)
+def test_mistakes_of_the_user_end_with_a_line(folder_dataset, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=rf"error: .*{message}"):
+        run(_arguments(folder_dataset, "--out", tmp_path / "out", *options))
+
+
+def test_a_missing_data_set_ends_with_a_line(tmp_path):
+    for program, folder in ((run, "--out"), (report, "--results")):
+        with pytest.raises(SystemExit, match=r"error: .*gone"):
+            program(_arguments(tmp_path / "gone", folder, tmp_path))
