@@ -47,8 +47,8 @@ def open_tracker(
 def weights_digest(weights: str | None) -> str:
     """SHA-256 of the weights' bytes: a path may hold other weights tomorrow, and so may a name.
 
-    Of a folder it takes all .safetensors files together, and so it does of the package's own for a name or None,
-    which stand for one of those.
+    Of a folder it takes all .safetensors files together. A name, or None, stands for one of the files in the
+    package, and those are taken together.
     """
     if weights is not None and Path(weights).is_file():
         return _digest([Path(weights)])
