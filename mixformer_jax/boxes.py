@@ -158,7 +158,7 @@ def _aspect_angle(boxes_xyxy: Array) -> Values:
 
 
 def clip_box_xywh(
-    box_xywh: Float[Array, "*n 4"], height: int, width: int, margin: int = 0
+    box_xywh: Float[Array, "*n 4"], height: int | jax.Array, width: int | jax.Array, margin: int = 0
 ) -> Float[Array, "*n 4"]:
     """Brings boxes back into a frame of `height` x `width` pixels, as the official tracker does.
 

@@ -1,0 +1,45 @@
+"""The embedded default tracker."""
+
+from ml_collections import ConfigDict
+
+from mixformer_jax.models.config import size_config
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.model = size_config("mixvit_tiny").to_dict()
+    config.tracker = {"template_factor": 2.0, "search_factor": 4.0, "num_online_templates": 0}
+    config.data = {
+        "root": "../shared/data/train",
+        "exclude": (
+            "uav123__car16_1",
+            "uav123__car16_2",
+            "davis16__libby",
+            "tinytlp__Drone1",
+            "vot15__car1",
+            "davis16__dance-twirl",
+            "uav123__wakeboard7",
+        ),
+        "groups": (
+            ("uav123__truck4_1", "uav123__truck4_2"),
+            ("uav123__wakeboard3", "uav123__wakeboard4", "uav123__wakeboard5"),
+            ("uav123__person12_1", "uav123__group1_4"),
+        ),
+        "mix": {"video": 0.4, "still": 0.2, "pasted": 0.35, "region": 0.05},
+        "crops": {"scale_jitter": 0.3, "centre_jitter": 2.5},
+    }
+    config.train = {
+        "steps": 4000,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "backbone_rate": 1.0,
+        "weight_decay": 0.05,
+        "schedule": "cosine",
+        "warmup_steps": 150,
+        "clip_norm": 1.0,
+        "ema_decay": 0.998,
+        "corner_weight": 0.2,
+        "validate_every": 500,
+        "checkpoint_every": 500,
+    }
+    return config

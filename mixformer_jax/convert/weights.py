@@ -1,0 +1,144 @@
+"""Our weights file: one .safetensors that holds every variable and the settings to rebuild the tracker.
+
+Tensor names are the paths of the variable tree (`params/backbone/blocks_0/attention/qkv/kernel`). The header holds
+the model's and the tracker's settings as JSON, so a file needs no config beside it.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.mixformer import build_model, init_variables
+
+FORMAT = "mixformer_jax"
+FORMAT_VERSION = "1"
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be read, or that belongs to another model."""
+
+
+class Weights(NamedTuple):
+    """The content of a weights file: variables as float32 numpy arrays, and the settings they were made for."""
+
+    variables: dict[str, Any]
+    model: MixFormerConfig
+    tracker: TrackerConfig
+
+
+def save_weights(
+    path: str | Path,
+    variables: Mapping[str, Any],
+    model: MixFormerConfig,
+    tracker: TrackerConfig,
+    store: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes a weights file atomically.
+
+    Args:
+        path: ends in `.safetensors`.
+        variables: the model's variable tree.
+        model, tracker: settings stored in the header. The compute dtype is not part of a model's weights and is
+            stored as float32.
+        store: `float16` halves the file; loading gives float32 either way.
+
+    Raises:
+        WeightsError: if a value does not fit into float16.
+    """
+    path = Path(path)
+    # safetensors 0.8.0 scrambles arrays that are not C-contiguous.
+    tensors = {
+        name: np.ascontiguousarray(np.asarray(value, dtype=store))
+        for name, value in _flatten(variables).items()
+    }
+    broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if broken:
+        raise WeightsError(f"{path}: not finite as {store}, not saved: {', '.join(broken)}")
+    header = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
+        "tracker": json.dumps(tracker.to_dict()),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata=header)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Reads a weights file and checks it against the model that its header names.
+
+    Raises:
+        WeightsError: no such file, no safetensors file, not written by this project, or tensors that are not the
+            model's: one error that lists all missing, unexpected and misshapen names.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no such file; expected weights written by `mixformer train` (.safetensors)"
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+    if header.get("format") != FORMAT:
+        some = ", ".join(sorted(tensors)[:3])
+        raise WeightsError(
+            f"{path}: a .safetensors file of another program (its tensors: {some}, ...); expected weights written by "
+            "`mixformer train`"
+        )
+    if header.get("version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path}: format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}: "
+            "update mixformer-jax"
+        )
+    try:
+        model = MixFormerConfig.from_dict(json.loads(header["model"]))
+        tracker = TrackerConfig.from_dict(json.loads(header["tracker"]))
+    except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
+        raise WeightsError(
+            f"{path}: settings in the header are damaged or of another release: {error}"
+        ) from error
+    _check_names(path, tensors, model)
+    variables = unflatten_dict(
+        {tuple(name.split("/")): value.astype(np.float32) for name, value in tensors.items()}
+    )
+    return Weights(variables, model, tracker)
+
+
+def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {"/".join(path): value for path, value in flatten_dict(variables).items()}
+
+
+def _check_names(path: Path, tensors: Mapping[str, np.ndarray], model: MixFormerConfig) -> None:
+    shapes = jax.eval_shape(lambda: init_variables(build_model(model), jax.random.key(0)))
+    expected = {name: value.shape for name, value in _flatten(shapes).items()}
+    complaints = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
+    complaints += [
+        f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected
+    ]
+    complaints += [
+        f"misshapen {name}: {value.shape}, expected {expected[name]}"
+        for name, value in tensors.items()
+        if name in expected and value.shape != expected[name]
+    ]
+    if complaints:
+        listed = "\n  ".join(complaints)
+        raise WeightsError(
+            f"{path}: weights do not belong to the model {model.name!r} of their header:\n  {listed}"
+        )

@@ -1,0 +1,1 @@
+"""Tracking: explicit state, pure per-frame steps, and the host loop around them."""
