@@ -1,4 +1,4 @@
-"""Images on disk: reading them whole or not at all, and the order in which a folder's images are frames."""
+"""Images on disk: read whole or not at all, written the same way, and the order in which they are frames."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,8 @@ class SourceError(ValueError):
 def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order of their names (frame2 before frame10), hidden ones left out.
 
-    Raises SourceError when two images differ in their suffix only: one of them would be a frame too many.
+    Raises:
+        SourceError: two images differ in their suffix only, so one of them would be a frame too many.
     """
     paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
     paths.sort(key=_natural_order)
@@ -40,8 +41,9 @@ def _natural_order(path: Path) -> tuple[list[int | str], str]:
 def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     """Reads one image as HWC uint8 RGB, turned by its EXIF orientation; grey and 16-bit images are converted.
 
-    Raises SourceError when the file is missing, is no image, or ends early. Some JPEG decoders fill what is
-    missing with grey and only warn, so completeness is checked here before a decoder sees the file.
+    Raises:
+        SourceError: the file is missing, is no image, or ends early. Some JPEG decoders fill what is missing
+            with grey and only warn, so completeness is checked here before a decoder sees the file.
     """
     path = Path(path)
     try:
@@ -90,3 +92,11 @@ def _has_png_end(data: bytes) -> bool:
             return True
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     return False
+
+
+def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Writes an HWC uint8 RGB image as a PNG; the file appears whole or not at all."""
+    encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(encoded.tobytes())
+    partial.replace(path)

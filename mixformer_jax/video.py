@@ -18,23 +18,6 @@ from jaxtyping import UInt8
 
 from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
 
-__all__ = [
-    "CODECS",
-    "DEFAULT_FPS",
-    "ArrayFrames",
-    "Camera",
-    "FrameSource",
-    "ImageFolder",
-    "OutputError",
-    "SourceError",
-    "VideoFile",
-    "VideoWriter",
-    "list_images",
-    "open_source",
-    "prepare_output",
-    "read_image",
-]
-
 # What OpenCV's wheels can encode: H.264 ("avc1") is not among it, and VP9 takes 0.3 s a frame.
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # Images on disk carry no rate; a video made of them has to have one.
@@ -55,10 +38,10 @@ class FrameSource(ABC):
     """Frames of one size, in order. Each `iter()` starts again at the first frame (a camera goes on instead).
 
     Attributes:
-      name: short name for messages and output files (the stem of the file, the name of the folder).
-      fps: frames a second; DEFAULT_FPS where the source does not know.
-      num_frames: how many frames the source promises; None for a camera or a stream without a count.
-      size: (height, width) of every frame.
+        name: short name for messages and output files (the stem of the file, the name of the folder).
+        fps: frames a second; DEFAULT_FPS where the source does not know.
+        num_frames: how many frames the source promises; None for a camera or a stream without a count.
+        size: (height, width) of every frame.
     """
 
     name: str
@@ -221,8 +204,10 @@ class ArrayFrames(FrameSource):
 def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) -> FrameSource:
     """Opens a video file, a folder of images, a camera (an index: 0 or "0"), or frames in memory.
 
-    Digits as text mean a camera unless a file or folder has that name. Raises SourceError when the source
-    does not exist, holds nothing, or its first frame cannot be decoded.
+    Digits as text mean a camera unless a file or folder has that name.
+
+    Raises:
+        SourceError: the source does not exist, holds nothing, or its first frame cannot be decoded.
     """
     if isinstance(source, (int, np.integer)):
         return Camera(int(source))
@@ -261,7 +246,8 @@ def _checked(frame: np.ndarray, size: tuple[int, int], name: str, number: int) -
 def prepare_output(path: str | Path) -> Path:
     """Makes the folder of an output file and tries it, so that no long run ends at a folder it cannot use.
 
-    Raises OutputError naming the folder, or the path when that is a folder itself.
+    Raises:
+        OutputError: naming the folder, or the path when that is a folder itself.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -283,10 +269,12 @@ class VideoWriter:
     frames get their last row or column once more. Closing without a frame leaves no file.
 
     Args:
-      fps: frames a second.
-      size: (height, width) of the frames.
+        path: file to write; its folder is made.
+        fps: frames a second.
+        size: (height, width) of the frames.
 
-    Raises OutputError when the folder cannot be written, or the suffix or the size has no encoder.
+    Raises:
+        OutputError: the folder cannot be written, or the suffix or the size has no encoder.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
@@ -318,7 +306,8 @@ class VideoWriter:
     def close(self) -> None:
         """Finishes the file and gives it its name.
 
-        Raises OutputError when it holds less than was written: OpenCV itself says nothing on a full disk.
+        Raises:
+            OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
         """
         if not self._writer.isOpened():
             return

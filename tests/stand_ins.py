@@ -1,0 +1,50 @@
+"""A clip and a tracker without a model: a red square wanders over grey, and the tracker boxes what is red."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+HEIGHT, WIDTH, SIDE = 60, 90, 12
+
+
+def square_boxes(num_frames: int) -> Float[np.ndarray, "n 4"]:
+    """Where the square is on each frame."""
+    time = np.arange(num_frames)
+    x, y = np.rint(35 + 25 * np.sin(time / 5)), np.rint(24 + 18 * np.cos(time / 7))
+    return np.stack([x, y, np.full(num_frames, SIDE), np.full(num_frames, SIDE)], axis=1).astype(np.float64)
+
+
+def square_clip(num_frames: int) -> list[np.ndarray]:
+    """RGB frames of the wandering square."""
+    frames = []
+    for x, y, w, h in square_boxes(num_frames).astype(int):
+        frame = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
+        frame[y : y + h, x : x + w] = (230, 20, 20)
+        frames.append(frame)
+    return frames
+
+
+class Seen(NamedTuple):
+    box_xywh: Float[np.ndarray, "4"]
+    score: float | None
+
+
+class RedTracker:
+    """Boxes the red pixels; state is the number of frames seen. May be told to press Ctrl-C for the user."""
+
+    def __init__(
+        self, interrupt_at: int | None = None, error: type[BaseException] = KeyboardInterrupt
+    ) -> None:
+        self.interrupt_at, self.error = interrupt_at, error
+
+    def start(self, frame: np.ndarray, box_xywh: np.ndarray) -> int:
+        return 1
+
+    def step(self, state: int, frame: np.ndarray) -> tuple[int, Seen]:
+        if state == self.interrupt_at:
+            raise self.error
+        rows, columns = np.nonzero(frame[..., 0].astype(int) - frame[..., 1] > 100)
+        x, y = columns.min(), rows.min()
+        box_xywh = np.array([x, y, columns.max() + 1 - x, rows.max() + 1 - y], np.float64)
+        return state + 1, Seen(box_xywh, 0.75)

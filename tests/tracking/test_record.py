@@ -1,0 +1,120 @@
+"""A recording leaves video and boxes, whatever ends it."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from mixformer_jax.images import SourceError
+from mixformer_jax.tracking.draw import GROUND_TRUTH, TARGET
+from mixformer_jax.tracking.record import annotate, format_box, record, write_boxes
+from mixformer_jax.video import OutputError, open_source
+from tests.stand_ins import HEIGHT, WIDTH, RedTracker, square_boxes, square_clip
+
+
+def run(folder, tracker=None, frames=None, **options):
+    frames = square_clip(20) if frames is None else frames
+    source = open_source(frames)
+    box = square_boxes(1)[0]
+    return record(tracker or RedTracker(), source, box, folder / "out.mp4", folder / "out.txt", **options)
+
+
+def read_boxes(recording) -> np.ndarray:
+    return np.loadtxt(recording.boxes, delimiter=",", ndmin=2)
+
+
+def test_one_line_and_one_picture_a_frame(tmp_path):
+    recording = run(tmp_path)
+    np.testing.assert_array_equal(recording.boxes_xywh, square_boxes(20))
+    np.testing.assert_array_equal(read_boxes(recording), square_boxes(20))
+    assert recording.boxes.read_text().startswith("35,42,12,12\n")
+    video = open_source(recording.video)
+    assert (video.num_frames, video.fps, video.size) == (20, 30.0, (HEIGHT, WIDTH))
+    x, y, w, _ = square_boxes(20)[7].astype(int)
+    edge = list(itertools.islice(video, 8))[7][y, x : x + w].mean(axis=0)
+    assert edge[1] > edge[0] and edge[1] > edge[2], "the box is green, on a red square"
+    assert recording.stopped_by is None
+    assert recording.warm_up_s > 0 and recording.tracking_fps > recording.overall_fps > 0
+
+
+def test_every_third_frame(tmp_path):
+    recording = run(tmp_path, every=3)
+    np.testing.assert_array_equal(read_boxes(recording), square_boxes(20)[::3])
+    video = open_source(recording.video)
+    assert (video.num_frames, video.fps) == (7, 10.0)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2])
+def test_too_few_frames_for_a_rate(tmp_path, num_frames):
+    recording = run(tmp_path, frames=square_clip(num_frames))
+    assert len(read_boxes(recording)) == num_frames
+    assert math.isnan(recording.tracking_fps) and math.isnan(recording.overall_fps)
+    assert math.isnan(recording.warm_up_s) == (num_frames == 1)
+
+
+def test_interrupt_keeps_what_was_computed(tmp_path):
+    recording = run(tmp_path, RedTracker(interrupt_at=9))
+    assert isinstance(recording.stopped_by, KeyboardInterrupt)
+    np.testing.assert_array_equal(read_boxes(recording), square_boxes(9))
+    assert open_source(recording.video).num_frames == 9
+
+
+def test_source_that_breaks_off_keeps_what_was_computed(tmp_path):
+    frames = [*square_clip(6), np.zeros((4, 4, 3), np.uint8)]
+    recording = run(tmp_path, frames=frames)
+    assert "frame 7 has 4x4" in str(recording.stopped_by)
+    assert len(read_boxes(recording)) == open_source(recording.video).num_frames == 6
+
+
+def test_bug_in_a_tracker_is_raised_and_keeps_what_was_computed(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, RedTracker(interrupt_at=4, error=ZeroDivisionError))
+    assert len((tmp_path / "out.txt").read_text().splitlines()) == 4
+    assert open_source(tmp_path / "out.mp4").num_frames == 4
+
+
+def test_boxes_are_on_disk_while_it_runs(tmp_path):
+    class Watching(RedTracker):
+        def step(self, state, frame):
+            assert len((tmp_path / "out.txt").read_text().splitlines()) == state
+            return super().step(state, frame)
+
+    assert len(run(tmp_path, Watching()).boxes_xywh) == 20
+
+
+def test_refused_box_leaves_nothing_behind(tmp_path):
+    class Refusing(RedTracker):
+        def start(self, frame, box_xywh):
+            raise ValueError("no such box")
+
+    with pytest.raises(ValueError, match="no such box"):
+        run(tmp_path, Refusing())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_calls(tmp_path):
+    with pytest.raises(ValueError, match="every is 0"):
+        run(tmp_path, every=0)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write into this folder"):
+        run(tmp_path / "file")
+    with pytest.raises(SourceError, match="no frames"):
+        run(tmp_path, frames=[])
+
+
+def test_ground_truth_is_drawn_beside_the_box():
+    frame = square_clip(1)[0]
+    truth = np.array([[5.0, 40.0, 20.0, 15.0]])
+    picture = annotate(frame, 0, np.array([50.0, 30.0, 20.0, 15.0]), 0.5, truth)
+    assert tuple(picture[40, 15]) == GROUND_TRUTH and tuple(picture[45, 60]) == TARGET
+    without = annotate(frame, 1, np.array([50.0, 30.0, 20.0, 15.0]), 0.5, truth)
+    np.testing.assert_array_equal(without[40, 15], frame[40, 15])
+
+
+def test_box_lines(tmp_path):
+    assert format_box(np.array([1.0, 20.5, 0.12345, 1000.0])) == "1,20.5,0.123,1000"
+    assert format_box(np.full(4, np.nan)) == "nan,nan,nan,nan"
+    boxes = np.random.default_rng(0).uniform(-50, 900, (30, 4))
+    write_boxes(tmp_path / "new" / "boxes.txt", boxes)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "new" / "boxes.txt", delimiter=","), boxes, atol=5.1e-4)
