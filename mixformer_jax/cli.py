@@ -1,0 +1,329 @@
+"""The `mixformer` command: each subcommand calls one function of the library and prints what it says.
+
+Imports stay inside the subcommands: `mixformer --help` is quick, and an extra is needed only by who uses it.
+"""
+
+import argparse
+import contextlib
+import datetime
+import math
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import mixformer_jax
+
+if TYPE_CHECKING:
+    from mixformer_jax.tracking.record import Recording
+
+USER_ERROR = 2
+# Shells report a program that ended by a signal as 128 + its number.
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+# Which extra brings a package, by the name under which it is imported.
+EXTRAS = {
+    "grain": "train",
+    "matplotlib": "eval",
+    "optax": "train",
+    "orbax": "train",
+    "skimage": "demo",
+    "tensorflow_datasets": "train",
+    "torch": "torch",
+}
+
+
+class UsageError(ValueError):
+    """A command line that makes no sense; the message says how to write it."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated like Ctrl-C: finish the files, then go."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit status: 0, or 2 after a message on stderr, or 128 + signal."""
+    # A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    arguments = _join_negative_box(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    try:
+        args, rest = parser.parse_known_args(arguments)
+        args.overrides = [text for text in rest if text.startswith("--config.")]
+        unknown = [text for text in rest if text not in args.overrides or args.run is not run_train]
+        if unknown:
+            raise UsageError(f"unknown arguments: {' '.join(unknown)}; see mixformer --help")
+        with _sigterm_as_interrupt():
+            return args.run(args)
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _complain(f'{package} is not installed: pip install "mixformer-jax[{EXTRAS[package]}]"')
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        return _complain(str(error))
+
+
+def run_track(args: argparse.Namespace) -> int:
+    """Tracks one target through a source."""
+    from mixformer_jax.tracking.record import record
+    from mixformer_jax.video import open_source, prepare_output
+
+    if args.box is None:
+        raise UsageError(
+            "--box X,Y,W,H is needed: the target in the first frame, in pixels from its left upper corner, "
+            "such as --box 120,80,60,90"
+        )
+    with open_source(args.source) as source:
+        video = args.out or Path(f"{source.name}_tracked.mp4")
+        boxes = args.boxes or Path(f"{source.name}_boxes.txt")
+        _check_distinct(Path(args.source), video, boxes)
+        prepare_output(video)
+        prepare_output(boxes)
+        box_xywh = _checked_box(args.box, source.size)
+        tracker = _load(args)
+        recording = record(tracker, source, box_xywh, video, boxes, args.every, progress=True)
+    return _report(recording, [])
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Renders the demo clip and tracks it."""
+    from mixformer_jax.demo import run_demo
+
+    report = run_demo(_load(args), args.out, args.seed, progress=True)
+    return _report(
+        report.recording,
+        [
+            ("ground truth", str(report.groundtruth)),
+            ("picture", f"{report.picture} (first, middle and last frame)"),
+            ("mean IoU", f"{report.mean_iou:.3f}"),
+        ],
+    )
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Measures where the time of a frame goes."""
+    from mixformer_jax.bench import append_row, measure, table
+    from mixformer_jax.tracking.tracker import Tracker
+
+    size = _checked_size(args.size)
+    tracker = (
+        _load(args) if args.model is None else _user(ValueError, Tracker.random, args.model, args.device)
+    )
+    timing = measure(tracker, args.frames, size, progress=True)
+    markdown = table(timing, datetime.date.today())
+    print(
+        f"{timing.device}; warm-up (compilation and first steps): {timing.warm_up_s:.1f} s, not counted below"
+    )
+    print(markdown, end="")
+    if args.append is not None:
+        append_row(args.append, markdown)
+        print(f"added to {args.append}")
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Trains one experiment."""
+    from mixformer_jax.config_files import default_settings, load_config
+    from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.loop import train
+
+    config = load_config(args.config, args.overrides, default_settings(Experiment))
+    weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    print(f"weights  {weights}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mixformer", description="Track objects in video with MixFormer.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"mixformer-jax {mixformer_jax.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    track = command("track", run_track, "Track one target through a video, a folder of images or a camera.")
+    track.add_argument("source", metavar="SOURCE", help="video file, folder of images, or camera index")
+    track.add_argument("--box", metavar="X,Y,W,H", help="the target in the first frame, in pixels")
+    track.add_argument("--out", type=Path, metavar="FILE", help="annotated video (default: NAME_tracked.mp4)")
+    track.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="one x,y,w,h line a tracked frame (default: NAME_boxes.txt)",
+    )
+    track.add_argument(
+        "--every",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="only every N-th frame is tracked, drawn and written: frames 1, N + 1, 2 N + 1, ...; the video "
+        "keeps its speed (default: 1, every frame)",
+    )
+    _add_model(track)
+
+    demo = command("demo", run_demo, "Render a clip with exact ground truth, track it, and show how well.")
+    demo.add_argument(
+        "--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s"
+    )
+    demo.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
+    _add_model(demo)
+
+    bench = command("bench", run_bench, "Measure decoding, cropping, the model and the rest, a frame.")
+    _add_model(bench).add_argument(
+        "--model", metavar="NAME", help="a size (mixvit_tiny, mixvit_b, mixvit_l) with random weights"
+    )
+    bench.add_argument("--frames", type=_positive, default=100, metavar="N", help="default: %(default)s")
+    bench.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
+    bench.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
+
+    train = command("train", run_train, "Train a tracker. Started again on the same folder, it goes on.")
+    train.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py"
+    )
+    train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
+    train.epilog = (
+        "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
+    )
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--weights", metavar="W", help="name, run folder or .safetensors file (default: the embedded tracker)"
+    )
+    return group
+
+
+def _load(args: argparse.Namespace) -> Any:
+    return _user(ValueError, mixformer_jax.load, args.weights, device=args.device)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _checked_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 16):
+        raise UsageError(f"--size {text}: expected WIDTHxHEIGHT, such as 640x360, and 16 or more each")
+    return int(height), int(width)
+
+
+def _checked_box(text: str, size: tuple[int, int]) -> Any:
+    from mixformer_jax.boxes import check_box_xywh
+
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--box {text}: expected four numbers X,Y,W,H in pixels") from None
+    return _user(ValueError, check_box_xywh, numbers, size)
+
+
+def _check_distinct(source: Path, video: Path, boxes: Path) -> None:
+    """An output must not overwrite the input, or the other output."""
+    resolved = [path.expanduser().resolve() for path in (source, video, boxes)]
+    if len(set(resolved)) < len(resolved):
+        raise UsageError(
+            f"{source}, {video} and {boxes} must be three different files: see --out and --boxes"
+        )
+
+
+def _join_negative_box(argv: Sequence[str]) -> list[str]:
+    """`--box -5,3,40,40` -> `--box=-5,3,40,40`, which argparse would take for an option."""
+    joined: list[str] = []
+    for text in argv:
+        if joined and joined[-1] == "--box" and re.match(r"-[\d.]", text):
+            joined[-1] = f"--box={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
+def _report(recording: "Recording", more: list[tuple[str, str]]) -> int:
+    """Prints what a recording left behind; the status tells whether it reached the end of its source."""
+    count = len(recording.boxes_xywh)
+    speed = "too few frames to tell"
+    if math.isfinite(recording.tracking_fps):
+        speed = (
+            f"{recording.tracking_fps:.1f} FPS tracking, {recording.overall_fps:.1f} FPS with reading, "
+            f"drawing and writing (after a warm-up of {recording.warm_up_s:.1f} s)"
+        )
+    lines = [("frames", str(count)), ("speed", speed)]
+    lines += [("video", str(recording.video)), ("boxes", str(recording.boxes)), *more]
+    for name, value in lines:
+        print(f"{name:<13}{value}")
+    kept = f"the {count} frames tracked until then are in {recording.boxes} and {recording.video}"
+    if isinstance(recording.stopped_by, KeyboardInterrupt):
+        return _interrupted(recording.stopped_by, kept)
+    if recording.stopped_by is not None:
+        return _complain(f"{recording.stopped_by}; {kept}")
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"mixformer: error: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _interrupted(interrupt: KeyboardInterrupt, kept: str | None = None) -> int:
+    terminated = isinstance(interrupt, Terminated)
+    message = "terminated" if terminated else "interrupted"
+    print(f"mixformer: {message}" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    return TERMINATED if terminated else INTERRUPTED
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Errors of our own classes and of the file system are messages; others are bugs, with a traceback."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == mixformer_jax.__name__
+
+
+def _user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function whose errors of this builtin kind are about what the user typed."""
+    try:
+        return function(*args, **kwargs)
+    except kind as error:
+        raise error if _is_for_the_user(error) else UsageError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Config files: `configs/NAME.py` defines get_config(); `--config.train.steps=100` changes a setting."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mixformer_jax.models.config import ConfigError
+
+PREFIX = "--config."
+
+
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), defaults: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Runs `get_config()` of a Python file and applies overrides.
+
+    Args:
+        path: the file; it may import its neighbours, as a script may.
+        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces.
+        defaults: settings that the file may leave out, by dotted name, see `default_settings`.
+
+    Raises:
+        ConfigError: no such file, a file without get_config(), an unknown setting (the closest known ones are
+            named), or a value of another type.
+    """
+    config = _run_get_config(Path(path))
+    settings = dict(defaults or {}) | flatten(config.to_dict())
+    for override in overrides:
+        name, text = _split(override)
+        _set(config, name, _parse(name, text, _current(name, settings)))
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name: {"train": {"steps": 1}} -> {"train.steps": 1}."""
+    settings: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            settings |= flatten(value, f"{prefix}{key}.")
+        else:
+            settings[f"{prefix}{key}"] = value
+    return settings
+
+
+def default_settings(record_type: type, prefix: str = "") -> dict[str, Any]:
+    """The fields of nested dataclasses by dotted name, with their defaults (None where they have none)."""
+    settings: dict[str, Any] = {}
+    hints = typing.get_type_hints(record_type)
+    for field in dataclasses.fields(record_type):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            settings |= default_settings(kind, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            settings[f"{prefix}{field.name}"] = field.default
+        else:
+            settings[f"{prefix}{field.name}"] = None
+    return settings
+
+
+def _run_get_config(path: Path) -> ConfigDict:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; the ones that come with the project are in configs/")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path}: not a Python file; expected one that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, NameError, ImportError) as error:
+        raise ConfigError(f"{path}: does not run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    if not callable(getattr(module, "get_config", None)):
+        raise ConfigError(f"{path}: defines no get_config()")
+    config = module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config() returned {type(config).__name__}; expected an ml_collections.ConfigDict"
+        )
+    return config
+
+
+def _split(override: str) -> tuple[str, str]:
+    name, equals, text = override.removeprefix(PREFIX).partition("=")
+    if not (override.startswith(PREFIX) and equals and name):
+        raise ConfigError(
+            f"{override}: expected --config.SECTION.SETTING=VALUE, with an equals sign and no spaces"
+        )
+    return name, text
+
+
+def _current(name: str, settings: Mapping[str, Any]) -> Any:
+    if name in settings:
+        return settings[name]
+    inside = sorted(known for known in settings if known.startswith(f"{name}."))
+    if inside:
+        raise ConfigError(f"{PREFIX}{name} is a section, not a setting; it has: {', '.join(inside)}")
+    last = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, settings, n=3, cutoff=0.7)
+    close += [known for known in settings if known.rpartition(".")[2] == last and known not in close]
+    meant = (
+        f"did you mean {' or '.join(close)}?" if close else f"known settings: {', '.join(sorted(settings))}"
+    )
+    raise ConfigError(f"{PREFIX}{name}: no such setting; {meant}")
+
+
+def _parse(name: str, text: str, current: Any) -> Any:
+    """`text` as the type of the value it replaces; where that is None, as a Python literal or as text."""
+    try:
+        if isinstance(current, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(current, int):
+            return int(text)
+        if isinstance(current, float):
+            return float(text)
+        if isinstance(current, (tuple, list)):
+            value = ast.literal_eval(text)
+            if not isinstance(value, (tuple, list)):
+                raise ValueError(text)
+            return type(current)(value)
+    except (KeyError, ValueError, SyntaxError) as error:
+        kind = type(current).__name__
+        raise ConfigError(
+            f"{PREFIX}{name}={text}: expected {kind}, such as the present {current!r}"
+        ) from error
+    if current is None:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+    return text
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        if section not in config:
+            config[section] = ConfigDict()
+        config = config[section]
+    with config.ignore_type():  # a list may become longer, None a number; other types are checked above
+        config[key] = value

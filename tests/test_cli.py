@@ -1,0 +1,274 @@
+"""The command: what it prints, what it leaves, and one clear message for everything that can go wrong."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mixformer_jax
+from mixformer_jax import cli
+from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.video import VideoWriter, open_source
+from tests.stand_ins import HEIGHT, WIDTH, RedTracker, square_boxes, square_clip
+
+BOX = "--box=35,42,12,12"
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    tracker = RedTracker()
+    loaded = []
+
+    def load(weights=None, device=None):
+        loaded.append((weights, device))
+        return tracker
+
+    monkeypatch.setattr(mixformer_jax, "load", load, raising=False)
+    tracker.loaded = loaded
+    return tracker
+
+
+@pytest.fixture
+def video(tmp_path, monkeypatch):
+    """`clip.mp4` of 20 frames in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    with VideoWriter(tmp_path / "clip.mp4", 30.0, (HEIGHT, WIDTH)) as writer:
+        for frame in square_clip(20):
+            writer.write(frame)
+    return tmp_path / "clip.mp4"
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    # Without the progress bar, which goes to stderr as well.
+    messages = [line for line in re.split(r"[\r\n]", captured.err) if "frames/s" not in line and line.strip()]
+    return status, captured.out, "\n".join(messages)
+
+
+def fails(capsys, *arguments) -> str:
+    """The one message of a call that must fail."""
+    status, _, message = run(capsys, *arguments)
+    assert status == 2 and message.startswith("mixformer: error: ") and message.count("\n") == 0, message
+    return message
+
+
+def test_track_leaves_video_and_boxes(capsys, tracker, video):
+    status, out, message = run(capsys, "track", "clip.mp4", BOX)
+    assert (status, message) == (0, "")
+    boxes = np.loadtxt("clip_boxes.txt", delimiter=",")
+    np.testing.assert_array_equal(boxes[0], [35, 42, 12, 12])
+    np.testing.assert_allclose(boxes, square_boxes(20), atol=3)  # the codec blurs edges
+    assert open_source("clip_tracked.mp4").num_frames == 20
+    assert re.search(r"frames +20\n", out) and "clip_tracked.mp4" in out and "clip_boxes.txt" in out
+    assert re.search(r"[0-9.]+ FPS tracking, [0-9.]+ FPS with .*warm-up of [0-9.]+ s", out)
+    assert tracker.loaded == [(None, None)]
+
+
+def test_track_options(capsys, tracker, video):
+    options = (
+        "--out",
+        "new/a.avi",
+        "--boxes",
+        "new/b.txt",
+        "--every",
+        "5",
+        "--device",
+        "cpu",
+        "--weights",
+        "w",
+    )
+    status, out, _ = run(capsys, "track", "clip.mp4", BOX, *options)
+    assert status == 0 and re.search(r"frames +4\n", out)
+    assert open_source("new/a.avi").fps == 6.0
+    assert len(Path("new/b.txt").read_text().splitlines()) == 4
+    assert tracker.loaded == [("w", "cpu")]
+
+
+def test_track_a_folder_of_images(capsys, tracker, video, tmp_path):
+    import cv2
+
+    (tmp_path / "walk").mkdir()
+    for index, frame in enumerate(square_clip(5)):
+        cv2.imwrite(str(tmp_path / "walk" / f"{index}.png"), frame[..., ::-1])
+    assert run(capsys, "track", tmp_path / "walk", BOX)[0] == 0
+    np.testing.assert_array_equal(np.loadtxt("walk_boxes.txt", delimiter=","), square_boxes(5))
+
+
+def test_box_partly_left_of_the_frame(capsys, tracker, video):
+    assert run(capsys, "track", "clip.mp4", "--box", "-5,3,40,40")[0] == 0
+    assert Path("clip_boxes.txt").read_text().startswith("-5,3,40,40\n")
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (cli.Terminated, 143)])
+def test_interrupt_keeps_what_was_computed(capsys, tracker, video, error, status):
+    tracker.interrupt_at, tracker.error = 8, error
+    result, _, message = run(capsys, "track", "clip.mp4", BOX)
+    assert result == status and "8 frames tracked until then are in clip_boxes.txt" in message
+    assert len(Path("clip_boxes.txt").read_text().splitlines()) == 8
+    assert open_source("clip_tracked.mp4").num_frames == 8
+
+
+def test_sigterm_is_an_interrupt_while_a_command_runs(capsys, tracker, video, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def step(state, frame):
+        if state == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return RedTracker.step(tracker, state, frame)
+
+    monkeypatch.setattr(tracker, "step", step)
+    status, _, message = run(capsys, "track", "clip.mp4", BOX)
+    assert status == 143 and "terminated; the" in message
+    assert len(Path("clip_boxes.txt").read_text().splitlines()) in (5, 6)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_interrupt_before_any_result(capsys, tracker, video, monkeypatch):
+    def load(weights=None, device=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mixformer_jax, "load", load)
+    assert run(capsys, "track", "clip.mp4", BOX) == (130, "", "mixformer: interrupted")
+
+
+def test_truncated_video_keeps_what_was_computed(capsys, tracker, video):
+    with VideoWriter("long.avi", 30.0, (HEIGHT, WIDTH)) as writer:
+        for frame in square_clip(40):
+            writer.write(frame)
+    data = Path("long.avi").read_bytes()
+    Path("long.avi").write_bytes(data[: int(len(data) * 0.7)])
+    message = fails(capsys, "track", "long.avi", BOX)
+    count = len(Path("long_boxes.txt").read_text().splitlines())
+    assert 5 < count < 36 and open_source("long_tracked.mp4").num_frames == count
+    assert f"frame {count + 1} cannot be decoded; the {count} frames tracked until then" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "COMMAND"),
+        (["trak"], "'trak'"),
+        (["track"], "SOURCE"),
+        (["track", "clip.mp4"], "--box X,Y,W,H is needed"),
+        (["track", "nowhere.mp4", BOX], "nowhere.mp4: does not exist"),
+        (["track", "clip.mp4", "--box", "1,2,3"], "four numbers"),
+        (["track", "clip.mp4", "--box", "1,2,3,wide"], "four numbers"),
+        (["track", "clip.mp4", "--box", "1,2,nan,4"], "NaN"),
+        (["track", "clip.mp4", "--box", "1,2,0,4"], "no area"),
+        (["track", "clip.mp4", "--box", "95,2,10,4"], "outside the frame"),
+        (["track", "clip.mp4", BOX, "--every", "0"], "--every"),
+        (["track", "clip.mp4", BOX, "--every", "two"], "'two'"),
+        (["track", "clip.mp4", BOX, "--device", "abacus"], "abacus"),
+        (["track", "clip.mp4", BOX, "--out", "clip.mp4"], "different files"),
+        (["track", "clip.mp4", BOX, "--boxes", "./clip.mp4"], "different files"),
+        (["track", "clip.mp4", BOX, "--out", "a.txt", "--boxes", "a.txt"], "different files"),
+        (["track", "clip.mp4", BOX, "--out", "clip.gif"], "cannot write this kind of video"),
+        (["track", "clip.mp4", BOX, "--out", "clip.mp4/a.mp4"], "cannot write into this folder"),
+        (["track", "clip.mp4", BOX, "--boxes", "clip.mp4/a.txt"], "cannot write into this folder"),
+        (["track", "clip.mp4", BOX, "--frobnicate"], "--frobnicate"),
+        (["track", "clip.mp4", BOX, "--config.train.steps=3"], "--config.train.steps=3"),
+        (["demo", "--out", "clip.mp4/demo"], "cannot write into this folder"),
+        (["bench", "--model", "mixvit_huge"], "mixvit_tiny"),
+        (["bench", "--model", "mixvit_b", "--weights", "w"], "not allowed with"),
+        (["bench", "--size", "640"], "--size 640"),
+        (["train"], "--config"),
+        (["train", "--config", "nowhere.py"], "nowhere.py"),
+    ],
+)
+def test_one_clear_message(capsys, tracker, video, arguments, complaint):
+    assert complaint in fails(capsys, *arguments)
+    assert sorted(path.name for path in Path().iterdir()) == ["clip.mp4"], "and nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    "error", [WeightsError("w: weights of another model"), ValueError("no device of kind 'gpu'")]
+)
+def test_errors_of_loading(capsys, video, monkeypatch, error):
+    def load(weights=None, device=None):
+        raise error
+
+    monkeypatch.setattr(mixformer_jax, "load", load, raising=False)
+    assert str(error) in fails(capsys, "track", "clip.mp4", BOX)
+
+
+def test_bug_keeps_its_traceback(tracker, video):
+    tracker.interrupt_at, tracker.error = 3, ValueError
+    with pytest.raises(ValueError):
+        cli.main(["track", "clip.mp4", BOX])
+
+
+def test_missing_extra_is_named(capsys, video, monkeypatch):
+    def without_optax(name, *rest):
+        raise ModuleNotFoundError("No module named 'optax'", name="optax")
+
+    monkeypatch.setattr(cli, "run_train", without_optax)
+    assert 'pip install "mixformer-jax[train]"' in fails(capsys, "train", "--config", "c.py")
+
+
+def test_train_hands_config_and_folder_on(capsys, tmp_path, monkeypatch):
+    from mixformer_jax.training import loop
+
+    seen = []
+    monkeypatch.setattr(
+        loop, "train", lambda config, out: seen.append((config, out)) or out / "model.safetensors"
+    )
+    config = Path(__file__).parents[1] / "configs" / "mixvit_tiny.py"
+    status, out, _ = run(
+        capsys, "train", "--config", config, "--config.train.steps=4", "--config.train.seed=2"
+    )
+    assert status == 0 and str(Path("runs/mixvit_tiny/model.safetensors")) in out
+    assert (seen[0][0]["train"]["steps"], seen[0][0]["train"]["seed"]) == (4, 2)
+    run(capsys, "train", "--config", config, "--out", tmp_path)
+    assert seen[1][1] == tmp_path
+    assert "did you mean train.steps" in fails(capsys, "train", "--config", config, "--config.train.stpes=4")
+
+
+def test_help_is_quick():
+    # In a fresh interpreter: neither JAX nor OpenCV is imported for it.
+    code = (
+        "import sys\nfrom mixformer_jax import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "slow = {'jax', 'cv2', 'numpy', 'flax'} & set(sys.modules)\nassert not slow, slow\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in ("track", "demo", "bench", "train"):
+        assert name in result.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0 and mixformer_jax.__version__ in capsys.readouterr().out
+
+
+def test_demo_reports_even_when_interrupted(capsys, tracker, tmp_path):
+    tracker.interrupt_at = 4
+    status, out, message = run(capsys, "demo", "--out", tmp_path)
+    assert status == 130 and "4 frames tracked until then" in message
+    assert re.search(r"mean IoU +0\.\d{3}\n", out)
+    for name in ("demo.mp4", "boxes.txt", "groundtruth.txt", "demo.png"):
+        assert str(tmp_path / name) in out and (tmp_path / name).exists()
+
+
+def test_bench_prints_and_appends(capsys, tracker, tmp_path, monkeypatch):
+    from mixformer_jax import bench
+
+    seen = []
+
+    def measure(tracker, num_frames, size, progress):
+        seen.append((tracker, num_frames, size))
+        return bench.Timing("mixvit_b", "float32", "abacus", size, 1.0, 2.0, 3.0, 0.0, 150.0, 7.5)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    path = tmp_path / "benchmarks.md"
+    status, out, _ = run(capsys, "bench", "--frames", "9", "--size", "320x180", "--append", path)
+    assert status == 0 and seen == [(tracker, 9, (180, 320))]
+    assert "abacus" in out and "7.5 s, not counted" in out
+    row = next(line for line in out.splitlines() if "| mixvit_b |" in line)
+    assert "| 320x180 |" in row and row in path.read_text()
