@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [text for text in rest if text not in args.overrides or args.run is not run_train]
         if unknown:
             raise UsageError(f"unknown arguments: {' '.join(unknown)}; see mixformer --help")
-        with _sigterm_as_interrupt():
+        with _stop_signals():
             return args.run(args)
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
@@ -311,18 +311,25 @@ def _user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) 
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does; and so does SIGINT where a script started it in the background.
+
+    Shells start such jobs with SIGINT ignored, and Python then leaves it so: `kill -INT` would do nothing.
+    """
+
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -114,19 +114,22 @@ def test_interrupt_keeps_what_was_computed(capsys, tracker, video, error, status
     assert open_source("clip_tracked.mp4").num_frames == 8
 
 
-def test_sigterm_is_an_interrupt_while_a_command_runs(capsys, tracker, video, monkeypatch):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_signals_end_a_running_command(capsys, tracker, video, monkeypatch, number, status, word):
+    outer = signal.signal(number, signal.SIG_IGN)  # as a shell does for jobs in the background
 
     def step(state, frame):
         if state == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return RedTracker.step(tracker, state, frame)
 
     monkeypatch.setattr(tracker, "step", step)
-    status, _, message = run(capsys, "track", "clip.mp4", BOX)
-    assert status == 143 and "terminated; the" in message
+    result, _, message = run(capsys, "track", "clip.mp4", BOX)
+    assert signal.signal(number, outer) is signal.SIG_IGN, "the handler is put back"
+    assert result == status and f"{word}; the" in message
     assert len(Path("clip_boxes.txt").read_text().splitlines()) in (5, 6)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_interrupt_before_any_result(capsys, tracker, video, monkeypatch):
