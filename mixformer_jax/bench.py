@@ -131,9 +131,7 @@ def device_name(device: jax.Device) -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
         models = [
-            line.partition(":")[2].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         name = models[0] if models else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

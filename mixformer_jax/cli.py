@@ -118,14 +118,10 @@ def run_bench(args: argparse.Namespace) -> int:
     from mixformer_jax.tracking.tracker import Tracker
 
     size = _checked_size(args.size)
-    tracker = (
-        _load(args) if args.model is None else _user(ValueError, Tracker.random, args.model, args.device)
-    )
+    tracker = _load(args) if args.model is None else _user(ValueError, Tracker.random, args.model, args.device)
     timing = measure(tracker, args.frames, size, progress=True)
     markdown = table(timing, datetime.date.today())
-    print(
-        f"{timing.device}; warm-up (compilation and first steps): {timing.warm_up_s:.1f} s, not counted below"
-    )
+    print(f"{timing.device}; warm-up (compilation and first steps): {timing.warm_up_s:.1f} s, not counted below")
     print(markdown, end="")
     if args.append is not None:
         append_row(args.append, markdown)
@@ -146,9 +142,7 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="mixformer", description="Track objects in video with MixFormer.", allow_abbrev=False
-    )
+    parser = _Parser(prog="mixformer", description="Track objects in video with MixFormer.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mixformer-jax {mixformer_jax.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -178,9 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(track)
 
     demo = command("demo", run_demo, "Render a clip with exact ground truth, track it, and show how well.")
-    demo.add_argument(
-        "--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s"
-    )
+    demo.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
     _add_model(demo)
 
@@ -193,13 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
 
     train = command("train", run_train, "Train a tracker. Started again on the same folder, it goes on.")
-    train.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py"
-    )
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
     train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
-    train.epilog = (
-        "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
-    )
+    train.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
     return parser
 
 
@@ -248,9 +236,7 @@ def _check_distinct(source: Path, video: Path, boxes: Path) -> None:
     """An output must not overwrite the input, or the other output."""
     resolved = [path.expanduser().resolve() for path in (source, video, boxes)]
     if len(set(resolved)) < len(resolved):
-        raise UsageError(
-            f"{source}, {video} and {boxes} must be three different files: see --out and --boxes"
-        )
+        raise UsageError(f"{source}, {video} and {boxes} must be three different files: see --out and --boxes")
 
 
 def _join_negative_box(argv: Sequence[str]) -> list[str]:

@@ -93,9 +93,7 @@ def _run_get_config(path: Path) -> ConfigDict:
 def _split(override: str) -> tuple[str, str]:
     name, equals, text = override.removeprefix(PREFIX).partition("=")
     if not (override.startswith(PREFIX) and equals and name):
-        raise ConfigError(
-            f"{override}: expected --config.SECTION.SETTING=VALUE, with an equals sign and no spaces"
-        )
+        raise ConfigError(f"{override}: expected --config.SECTION.SETTING=VALUE, with an equals sign and no spaces")
     return name, text
 
 
@@ -108,9 +106,7 @@ def _current(name: str, settings: Mapping[str, Any]) -> Any:
     last = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, settings, n=3, cutoff=0.7)
     close += [known for known in settings if known.rpartition(".")[2] == last and known not in close]
-    meant = (
-        f"did you mean {' or '.join(close)}?" if close else f"known settings: {', '.join(sorted(settings))}"
-    )
+    meant = f"did you mean {' or '.join(close)}?" if close else f"known settings: {', '.join(sorted(settings))}"
     raise ConfigError(f"{PREFIX}{name}: no such setting; {meant}")
 
 
@@ -130,9 +126,7 @@ def _parse(name: str, text: str, current: Any) -> Any:
             return type(current)(value)
     except (KeyError, ValueError, SyntaxError) as error:
         kind = type(current).__name__
-        raise ConfigError(
-            f"{PREFIX}{name}={text}: expected {kind}, such as the present {current!r}"
-        ) from error
+        raise ConfigError(f"{PREFIX}{name}={text}: expected {kind}, such as the present {current!r}") from error
     if current is None:
         try:
             return ast.literal_eval(text)

@@ -46,9 +46,7 @@ def normalise(images: UInt8[Array, "*n h w 3"]) -> Float32[Array, "*n h w 3"]:
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
-def context_crop(
-    frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int
-) -> Crop:
+def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
     """The crop of `size` x `size` pixels around a box, on the host.
 
     Args:
@@ -118,16 +116,13 @@ def context_crop_on_device(
         return pixels.astype(jnp.int32) * column_weights[column][:, None]
 
     upper, lower = (
-        (row_weights[row][:, None, None] * ((neighbour(row, 0) + neighbour(row, 1)) >> 4)) >> 16
-        for row in (0, 1)
+        (row_weights[row][:, None, None] * ((neighbour(row, 0) + neighbour(row, 1)) >> 4)) >> 16 for row in (0, 1)
     )
     pixels = ((upper + lower + 2) >> 2).astype(jnp.uint8)
     return pixels, size / side.astype(jnp.float32)
 
 
-def _square_in_float32(
-    box_xywh: jax.Array, factor: float, size: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _square_in_float32(box_xywh: jax.Array, factor: float, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Left, top and side of the square as int32."""
     x, y, w, h = box_xywh
     exact_side = jnp.sqrt(w * h) * factor

@@ -86,12 +86,8 @@ class DemoFrames(Sequence):
         index %= NUM_FRAMES
         time = index / FPS
         centre, zoom = self._camera(time)
-        to_frame = np.array(
-            [[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]]
-        )
-        picture = cv2.warpAffine(self._world, to_frame, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(
-            np.float32
-        )
+        to_frame = np.array([[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]])
+        picture = cv2.warpAffine(self._world, to_frame, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(np.float32)
         for placed in self.layers(time):
             _paste(picture, placed)
         picture *= 1 + 0.08 * math.sin(2 * math.pi * time / 7 + self._phases[5])
@@ -209,9 +205,7 @@ def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None
     middle = (np.array(placed.cutout.mask.shape[1::-1]) - 1) / 2
     matrix[:, 2] -= matrix[:, :2] @ middle + (left, top)
     size = (right - left, bottom - top)
-    pixels = cv2.warpAffine(
-        placed.cutout.pixels, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    pixels = cv2.warpAffine(placed.cutout.pixels, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     mask = cv2.warpAffine(placed.cutout.mask, matrix, size, flags=cv2.INTER_LINEAR)[..., None]
     region = picture[top:bottom, left:right]
     region += mask * (pixels - region)

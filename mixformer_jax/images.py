@@ -59,9 +59,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     except cv2.error as error:
         raise SourceError(f"{path}: cannot be decoded as an image: {error}") from error
     if image is None:
-        raise SourceError(
-            f"{path}: cannot be decoded as an image ({len(data)} bytes): damaged, truncated or no image"
-        )
+        raise SourceError(f"{path}: cannot be decoded as an image ({len(data)} bytes): damaged, truncated or no image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

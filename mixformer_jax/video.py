@@ -319,9 +319,7 @@ class VideoWriter:
         held = max(int(written.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         written.release()
         if held < self.num_frames:
-            raise OutputError(
-                f"{self._partial}: holds {held} of {self.num_frames} frames written; is the disk full?"
-            )
+            raise OutputError(f"{self._partial}: holds {held} of {self.num_frames} frames written; is the disk full?")
         self._partial.replace(self.path)
 
     def __enter__(self) -> "VideoWriter":

@@ -28,6 +28,13 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _GOLDEN = _REPOSITORY / "tests" / "data" / "golden"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests that run one program twice (a killed and a resumed training, say) compile it once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Iterator[Callable[[str], np.lib.npyio.NpzFile]]:
     """`golden("heads/corner__bn.npz")`: arrays measured on the official implementation, by name."""

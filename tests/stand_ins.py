@@ -33,9 +33,7 @@ class Seen(NamedTuple):
 class RedTracker:
     """Boxes the red pixels; state is the number of frames seen. May be told to press Ctrl-C for the user."""
 
-    def __init__(
-        self, interrupt_at: int | None = None, error: type[BaseException] = KeyboardInterrupt
-    ) -> None:
+    def __init__(self, interrupt_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.interrupt_at, self.error = interrupt_at, error
 
     def start(self, frame: np.ndarray, box_xywh: np.ndarray) -> int:

@@ -80,9 +80,7 @@ def test_overlaps_of_jax_arrays_equal_numpy_and_trace(overlap, golden):
 
 def test_giou_equals_the_official_one(golden):
     losses = golden("losses.npz")
-    np.testing.assert_allclose(
-        boxes.giou(losses["pred_xyxy"], losses["gt_xyxy"]), losses["giou_value"], atol=1e-6
-    )
+    np.testing.assert_allclose(boxes.giou(losses["pred_xyxy"], losses["gt_xyxy"]), losses["giou_value"], atol=1e-6)
 
 
 def test_disjoint_boxes_get_worse_with_distance():

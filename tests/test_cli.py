@@ -189,9 +189,7 @@ def test_one_clear_message(capsys, tracker, video, arguments, complaint):
     assert sorted(path.name for path in Path().iterdir()) == ["clip.mp4"], "and nothing is left behind"
 
 
-@pytest.mark.parametrize(
-    "error", [WeightsError("w: weights of another model"), ValueError("no device of kind 'gpu'")]
-)
+@pytest.mark.parametrize("error", [WeightsError("w: weights of another model"), ValueError("no device of kind 'gpu'")])
 def test_errors_of_loading(capsys, video, monkeypatch, error):
     def load(weights=None, device=None):
         raise error
@@ -218,13 +216,9 @@ def test_train_hands_config_and_folder_on(capsys, tmp_path, monkeypatch):
     from mixformer_jax.training import loop
 
     seen = []
-    monkeypatch.setattr(
-        loop, "train", lambda config, out: seen.append((config, out)) or out / "model.safetensors"
-    )
+    monkeypatch.setattr(loop, "train", lambda config, out: seen.append((config, out)) or out / "model.safetensors")
     config = Path(__file__).parents[1] / "configs" / "mixvit_tiny.py"
-    status, out, _ = run(
-        capsys, "train", "--config", config, "--config.train.steps=4", "--config.train.seed=2"
-    )
+    status, out, _ = run(capsys, "train", "--config", config, "--config.train.steps=4", "--config.train.seed=2")
     assert status == 0 and str(Path("runs/mixvit_tiny/model.safetensors")) in out
     assert (seen[0][0]["train"]["steps"], seen[0][0]["train"]["seed"]) == (4, 2)
     run(capsys, "train", "--config", config, "--out", tmp_path)

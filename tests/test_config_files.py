@@ -138,8 +138,6 @@ def test_configs_of_the_project_load():
     from mixformer_jax.training.experiment import Experiment
 
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py")):
-        config = load_config(
-            path, ["--config.train.seed=5", "--config.train.steps=900"], default_settings(Experiment)
-        )
+        config = load_config(path, ["--config.train.seed=5", "--config.train.steps=900"], default_settings(Experiment))
         experiment = Experiment.from_mapping(config.to_dict())
         assert (experiment.train.seed, experiment.train.steps) == (5, 900)

@@ -111,9 +111,7 @@ def test_device_crop_compiles_once_for_a_frame_shape():
 
 def test_device_crop_maps_over_boxes():
     many = jnp.array([[10.0, 10, 5, 5], [60.0, 40, 80, 70], [-20.3, -20, 31, 30]])
-    pixels, scales = jax.jit(
-        jax.vmap(lambda box: crops.context_crop_on_device(jnp.asarray(NOISE), box, 4.5, 32))
-    )(many)
+    pixels, scales = jax.jit(jax.vmap(lambda box: crops.context_crop_on_device(jnp.asarray(NOISE), box, 4.5, 32)))(many)
     for i, box in enumerate(many):
         one, scale = crop_on_device(NOISE, box, factor=4.5, size=32)
         np.testing.assert_array_equal(pixels[i], one)
@@ -122,9 +120,7 @@ def test_device_crop_maps_over_boxes():
 
 def test_last_row_and_column_of_the_frame_count_as_outside():
     frame = np.full((40, 50, 3), 200, np.uint8)
-    touching = crops.context_crop(
-        frame, np.array([35.0, 25.0, 10, 10]), 2.0, 20
-    )  # the square [30, 50) x [20, 40)
+    touching = crops.context_crop(frame, np.array([35.0, 25.0, 10, 10]), 2.0, 20)  # the square [30, 50) x [20, 40)
     assert touching.side == 20
     assert (touching.pixels[-1] == 0).all() and (touching.pixels[:, -1] == 0).all()
     assert (touching.pixels[:-1, :-1] == 200).all()
@@ -132,9 +128,7 @@ def test_last_row_and_column_of_the_frame_count_as_outside():
     assert (short.pixels == 200).all()
 
 
-@pytest.mark.parametrize(
-    "box", [[500.0, 20, 10, 10], [-500.0, 20, 10, 10], [20.0, 500, 10, 10], [20.0, -500, 9, 9]]
-)
+@pytest.mark.parametrize("box", [[500.0, 20, 10, 10], [-500.0, 20, 10, 10], [20.0, 500, 10, 10], [20.0, -500, 9, 9]])
 def test_crop_wholly_outside_the_frame_is_black(box):
     assert not crops.context_crop(NOISE, np.array(box), 4.5, 32).pixels.any()
     assert not np.asarray(crop_on_device(NOISE, jnp.array(box), factor=4.5, size=32)[0]).any()

@@ -31,9 +31,7 @@ def numbers(frames) -> list[int]:
     return [round((float(frame[..., 2].mean()) - 10) / 8) for frame in frames]
 
 
-def write_video(
-    path: Path, num_frames: int = 20, height: int = 48, width: int = 64, fps: float = 25.0
-) -> Path:
+def write_video(path: Path, num_frames: int = 20, height: int = 48, width: int = 64, fps: float = 25.0) -> Path:
     with VideoWriter(path, fps, (height, width)) as writer:
         for number in range(num_frames):
             writer.write(picture(number, height, width))
@@ -191,9 +189,7 @@ def test_jpeg_end_is_its_own_not_its_thumbnails(tmp_path):
 
 def test_progressive_jpeg_is_whole(tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2])[
-        1
-    ].tobytes()
+    data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 2])[1].tobytes()
     path = tmp_path / "image.jpg"
     path.write_bytes(data)
     assert read_image(path).shape == (48, 64, 3)

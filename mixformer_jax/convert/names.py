@@ -76,9 +76,7 @@ def _head(config: MixFormerConfig) -> list[Entry]:
             blocks |= {f"adjust4_{suffix}.{i}": f"adjust4_{i}" for i in range(2)}
         for official, block in blocks.items():
             entries += _affine(f"box_head.{official}.0", ("params", *ours, block, "conv"), "conv")
-            entries += _batch_norm(
-                f"box_head.{official}.1", (*ours, block, "norm"), config.head_norm == "frozen"
-            )
+            entries += _batch_norm(f"box_head.{official}.1", (*ours, block, "norm"), config.head_norm == "frozen")
         entries += _affine(f"box_head.conv5_{suffix}", ("params", *ours, "conv5"), "conv")
     return entries
 
@@ -131,11 +129,7 @@ def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerCo
             expected = sincos_positions(position[name], config.width)
             if value.shape[1:] != expected.shape or np.abs(value[0] - expected).max() > 1e-5:
                 complaints.append(f"{name} is not the sin-cos table; use positions='interpolated_frozen'")
-        elif (
-            name not in known
-            and not name.startswith(UNUSED_PREFIXES)
-            and not name.endswith("num_batches_tracked")
-        ):
+        elif name not in known and not name.startswith(UNUSED_PREFIXES) and not name.endswith("num_batches_tracked"):
             complaints.append(f"unexpected {name} {tuple(value.shape)}")
     if complaints:
         raise WeightsError(f"not an official {config.name} state dict:\n  " + "\n  ".join(complaints))

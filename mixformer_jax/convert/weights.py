@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
-from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.models.mixformer import build_model, variable_shapes
 
 FORMAT = "mixformer_jax"
 FORMAT_VERSION = "1"
@@ -58,8 +57,7 @@ def save_weights(
     path = Path(path)
     # safetensors 0.8.0 scrambles arrays that are not C-contiguous.
     tensors = {
-        name: np.ascontiguousarray(np.asarray(value, dtype=store))
-        for name, value in _flatten(variables).items()
+        name: np.ascontiguousarray(np.asarray(value, dtype=store)) for name, value in _flatten(variables).items()
     }
     broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if broken:
@@ -87,9 +85,7 @@ def load_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(
-            f"{path}: no such file; expected weights written by `mixformer train` (.safetensors)"
-        )
+        raise WeightsError(f"{path}: no such file; expected weights written by `mixformer train` (.safetensors)")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -111,13 +107,9 @@ def load_weights(path: str | Path) -> Weights:
         model = MixFormerConfig.from_dict(json.loads(header["model"]))
         tracker = TrackerConfig.from_dict(json.loads(header["tracker"]))
     except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
-        raise WeightsError(
-            f"{path}: settings in the header are damaged or of another release: {error}"
-        ) from error
+        raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
     _check_names(path, tensors, model)
-    variables = unflatten_dict(
-        {tuple(name.split("/")): value.astype(np.float32) for name, value in tensors.items()}
-    )
+    variables = unflatten_dict({tuple(name.split("/")): value.astype(np.float32) for name, value in tensors.items()})
     return Weights(variables, model, tracker)
 
 
@@ -126,12 +118,9 @@ def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(path: Path, tensors: Mapping[str, np.ndarray], model: MixFormerConfig) -> None:
-    shapes = jax.eval_shape(lambda: init_variables(build_model(model), jax.random.key(0)))
-    expected = {name: value.shape for name, value in _flatten(shapes).items()}
+    expected = {name: value.shape for name, value in _flatten(variable_shapes(build_model(model))).items()}
     complaints = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    complaints += [
-        f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected
-    ]
+    complaints += [f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected]
     complaints += [
         f"misshapen {name}: {value.shape}, expected {expected[name]}"
         for name, value in tensors.items()
@@ -139,6 +128,4 @@ def _check_names(path: Path, tensors: Mapping[str, np.ndarray], model: MixFormer
     ]
     if complaints:
         listed = "\n  ".join(complaints)
-        raise WeightsError(
-            f"{path}: weights do not belong to the model {model.name!r} of their header:\n  {listed}"
-        )
+        raise WeightsError(f"{path}: weights do not belong to the model {model.name!r} of their header:\n  {listed}")

@@ -109,9 +109,7 @@ def degrade(
     if blur < config.blur_probability:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, max(config.max_blur, 0.4)))
     if motion < config.motion_blur_probability:
-        image = cv2.filter2D(
-            image, -1, line_kernel(rng.uniform(3, config.max_motion_blur), rng.uniform(0, math.pi))
-        )
+        image = cv2.filter2D(image, -1, line_kernel(rng.uniform(3, config.max_motion_blur), rng.uniform(0, math.pi)))
     if noise < config.noise_probability:
         channels = 3 if rng.random() < 0.5 else 1
         deviation = np.float32(rng.uniform(0.2, 1.0) * config.max_noise)

@@ -91,13 +91,9 @@ def _parse_box(line: str, path: Path, number: int) -> list[float]:
     if num_nan == 4:
         return box_xywh
     if num_nan:
-        raise DatasetError(
-            f"{where}: NaN in part, {line!r}; a target is absent with four nan, or has four numbers"
-        )
+        raise DatasetError(f"{where}: NaN in part, {line!r}; a target is absent with four nan, or has four numbers")
     if any(math.isinf(value) for value in box_xywh):
         raise DatasetError(f"{where}: infinite value in {line!r}")
     if box_xywh[2] < 0 or box_xywh[3] < 0:
-        raise DatasetError(
-            f"{where}: negative width or height in {line!r}; columns are x,y,w,h and not corners"
-        )
+        raise DatasetError(f"{where}: negative width or height in {line!r}; columns are x,y,w,h and not corners")
     return box_xywh

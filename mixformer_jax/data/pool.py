@@ -69,9 +69,7 @@ class VideoPool:
         known = {sequence.name for sequence in sequences}
         unknown = sorted((set(include or ()) | set(exclude)) - known)
         if unknown:
-            raise ValueError(
-                f"{Path(root) / 'videos'} has no sequence named {unknown}; it has {sorted(known)}"
-            )
+            raise ValueError(f"{Path(root) / 'videos'} has no sequence named {unknown}; it has {sorted(known)}")
         chosen = [s for s in sequences if (include is None or s.name in include) and s.name not in exclude]
 
         def decode(sequence: Sequence) -> Clip:
@@ -105,9 +103,7 @@ def _pool_clip(sequence: Sequence, max_side: float, min_side: float, context: fl
         frames.append(frame)
         boxes.append(box)
         times.append(time)
-    return Clip(
-        sequence.name, tuple(frames), np.array(boxes, np.float64).reshape(-1, 4), np.array(times, np.int64)
-    )
+    return Clip(sequence.name, tuple(frames), np.array(boxes, np.float64).reshape(-1, 4), np.array(times, np.int64))
 
 
 def surroundings(
@@ -244,10 +240,6 @@ def _hull(mask: UInt8[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
     return cv2.convexHull(corners).reshape(-1, 2).astype(np.float64)
 
 
-def _in_threads(
-    function: Callable[[Item], Result], items: list[Item], num_threads: int, unit: str
-) -> Iterable[Result]:
+def _in_threads(function: Callable[[Item], Result], items: list[Item], num_threads: int, unit: str) -> Iterable[Result]:
     with ThreadPoolExecutor(num_threads) as threads:
-        yield from tqdm(
-            threads.map(function, items), total=len(items), unit=f" {unit}", desc="loading", mininterval=1
-        )
+        yield from tqdm(threads.map(function, items), total=len(items), unit=f" {unit}", desc="loading", mininterval=1)

@@ -102,9 +102,7 @@ class VideoFrames:
         while self._position < index:
             current = next(self._decoded, None)
             if current is None:
-                raise IndexError(
-                    f"{self.path}: frame {index}, but the video ends after {self._position + 1} frames"
-                )
+                raise IndexError(f"{self.path}: frame {index}, but the video ends after {self._position + 1} frames")
             self._current = current
             self._position += 1
         assert self._current is not None

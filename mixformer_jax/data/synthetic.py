@@ -62,9 +62,7 @@ class PastedPairs:
     the object.
     """
 
-    def __init__(
-        self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig
-    ) -> None:
+    def __init__(self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig) -> None:
         if not pool.cutouts:
             raise ValueError(
                 "pasted pairs need photographs with instance masks (NAME.png beside NAME.jpg); none usable"
@@ -134,9 +132,7 @@ class PastedPairs:
             # Two objects of one photograph may be parts of one thing.
             if other.photo != target.photo:
                 return other
-        raise UnusableSampleError(
-            f"no cut-out of another photograph than {target.photo} to serve as a distractor"
-        )
+        raise UnusableSampleError(f"no cut-out of another photograph than {target.photo} to serve as a distractor")
 
     def _placed(
         self, rng: np.random.Generator, other: CutOut, view: View, centre_xy: np.ndarray, ratio: float
@@ -149,9 +145,7 @@ class PastedPairs:
         matrix[:, 2] += np.asarray(centre_xy) - size / 2
         return matrix
 
-    def _paste_distractor(
-        self, rng: np.random.Generator, search: np.ndarray, target: CutOut, view: View
-    ) -> None:
+    def _paste_distractor(self, rng: np.random.Generator, search: np.ndarray, target: CutOut, view: View) -> None:
         other = self._other(rng, target)
         matrix = self._placed(rng, other, view, rng.random(2) * self.crops.search_size, rng.uniform(0.6, 1.6))
         paste(search, other, matrix, self._object_light(rng), _finer(rng, self.config))
@@ -173,9 +167,7 @@ class PastedPairs:
 class StillPairs:
     """An annotated object in its own photograph: template and search are two affine views of it."""
 
-    def __init__(
-        self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig
-    ) -> None:
+    def __init__(self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig) -> None:
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
         usable = [c for c in pool.cutouts if self._share(c) <= config.max_still_side]
         if not usable:
@@ -206,9 +198,7 @@ class StillPairs:
 class RegionPairs:
     """A random textured box of any photograph as the target: no annotation at all."""
 
-    def __init__(
-        self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig
-    ) -> None:
+    def __init__(self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig) -> None:
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
 
     def __call__(self, rng: np.random.Generator) -> Sample:

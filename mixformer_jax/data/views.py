@@ -157,9 +157,7 @@ def pyramid(image: UInt8[np.ndarray, "h w c"], levels: int = 3) -> tuple[np.ndar
     chain = [image]
     while len(chain) < levels and min(chain[-1].shape[:2]) >= 32:
         height, width = chain[-1].shape[:2]
-        chain.append(
-            cv2.resize(chain[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
-        )
+        chain.append(cv2.resize(chain[-1], ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA))
     return tuple(chain)
 
 

@@ -70,9 +70,7 @@ BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
 )
 
 
-def benchmark_rules(
-    benchmark: str, validity: Validity = "mixformer", exclude_invalid_frames: bool = False
-) -> OpeRules:
+def benchmark_rules(benchmark: str, validity: Validity = "mixformer", exclude_invalid_frames: bool = False) -> OpeRules:
     """The rules of a benchmark by name.
 
     Raises:
@@ -230,15 +228,11 @@ def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.nd
         raise ValueError("the ground truth has no rows")
     absent = np.isnan(truth).any(1)
     if absent.any() and not rules.nan_is_absent:
-        raise ValueError(
-            f"ground truth row {np.flatnonzero(absent)[0] + 1} holds NaN, which these rules do not allow"
-        )
+        raise ValueError(f"ground truth row {np.flatnonzero(absent)[0] + 1} holds NaN, which these rules do not allow")
     broken = np.flatnonzero(~absent & ~(np.abs(truth) <= MAX_COORDINATE).all(1))
     if broken.size:
         row = broken[0]
-        raise ValueError(
-            f"ground truth row {row + 1} is {truth[row].tolist()}: infinite or too large for pixels"
-        )
+        raise ValueError(f"ground truth row {row + 1} is {truth[row].tolist()}: infinite or too large for pixels")
     return absent
 
 

@@ -56,9 +56,7 @@ def write_plots(overall: Mapping[str, Curves], benchmark: str, out_dir: Path) ->
                 linestyle=("-", "--", ":")[rank // 10 % 3],
                 label=f"{name} [{getattr(curves, number):.1f}]",
             )
-        axes.set(
-            xlabel=x_label, ylabel=y_label, title=f"{benchmark}, [{number_name}]", xlim=(0, thresholds[-1])
-        )
+        axes.set(xlabel=x_label, ylabel=y_label, title=f"{benchmark}, [{number_name}]", xlim=(0, thresholds[-1]))
         axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

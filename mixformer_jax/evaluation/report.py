@@ -185,9 +185,7 @@ def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     documents = {"report.txt": to_text, "report.md": to_markdown, "report.json": to_json}
     for name, render in documents.items():
         write_atomically(out_dir / name, render(report))
-    plots = write_plots(
-        {tracker.name: tracker.overall for tracker in report.trackers}, report.benchmark, out_dir
-    )
+    plots = write_plots({tracker.name: tracker.overall for tracker in report.trackers}, report.benchmark, out_dir)
     return [*(out_dir / name for name in documents), *plots]
 
 

@@ -68,9 +68,7 @@ def write_result(folder: Path, sequence_name: str, result: SequenceResult) -> No
     write_atomically(folder / f"{sequence_name}.txt", _rows(result.boxes_xywh, decimals=4))
 
 
-def is_finished(
-    folder: Path, sequence_name: str, first_box_xywh: Float[np.ndarray, " 4"], length: int
-) -> bool:
+def is_finished(folder: Path, sequence_name: str, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
     """Whether the folder holds the sequence's boxes: one for each frame, from the same first box.
 
     A file that cannot be read counts as unfinished.
@@ -122,9 +120,7 @@ def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
     names = (tracker_name, *sequence_names)
     astray = [repr(name) for name in names if name in ("", ".", "..") or Path(name).name != name]
     if astray:
-        raise ResultsError(
-            f"trackers and sequences need plain file names, and these are none: {', '.join(astray)}"
-        )
+        raise ResultsError(f"trackers and sequences need plain file names, and these are none: {', '.join(astray)}")
     uses = Counter(name + suffix for name in sequence_names for suffix in ("", *SIDE_FILES))
     clashes = [file for file, count in uses.items() if count > 1]
     if clashes:

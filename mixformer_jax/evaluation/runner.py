@@ -51,9 +51,7 @@ class FirstBoxPrediction(NamedTuple):
 class FirstBoxTracker:
     """Says forever what it was told first: tests the harness with no model, and is the floor of a table."""
 
-    def start(
-        self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, " 4"]
-    ) -> Float64[np.ndarray, " 4"]:
+    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
         return np.array(box_xywh, np.float64)
 
     def step(
@@ -170,9 +168,7 @@ def describe(summary: RunSummary) -> str:
     )
     lines = [counts]
     if summary.step_times_s.size:
-        lines.append(
-            f"{1 / np.median(summary.step_times_s):.1f} frames/s in the tracker (median step, no decoding)"
-        )
+        lines.append(f"{1 / np.median(summary.step_times_s):.1f} frames/s in the tracker (median step, no decoding)")
     lines += [f"FAILED {failure.sequence}: {failure.reason}" for failure in summary.failures]
     return "\n".join(lines)
 

@@ -1,12 +1,12 @@
 """Opening a tracker for a benchmark by what the user typed, with a record of which weights it was."""
 
 import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import mixformer_jax
 from mixformer_jax.evaluation.runner import FirstBoxTracker, TrackerLike
+from mixformer_jax.tracking.tracker import find_weights
 
 TRACKERS = ("mixformer", "first-box")
 
@@ -17,9 +17,7 @@ class OpenedTracker(NamedTuple):
     settings: dict[str, str]  # what makes its results different from another's, see results.claim_folder
 
 
-def open_tracker(
-    kind: str, weights: str | None = None, device: Literal["cpu", "gpu"] | None = None
-) -> OpenedTracker:
+def open_tracker(kind: str, weights: str | None = None, device: Literal["cpu", "gpu"] | None = None) -> OpenedTracker:
     """A tracker of one of the TRACKERS.
 
     Args:
@@ -45,22 +43,6 @@ def open_tracker(
 
 
 def weights_digest(weights: str | None) -> str:
-    """SHA-256 of the weights' bytes: a path may hold other weights tomorrow, and so may a name.
-
-    Of a folder it takes all .safetensors files together. A name, or None, stands for one of the files in the
-    package, and those are taken together.
-    """
-    if weights is not None and Path(weights).is_file():
-        return _digest([Path(weights)])
-    if weights is not None and Path(weights).is_dir():
-        return _digest(sorted(Path(weights).glob("*.safetensors")))
-    assets = Path(str(resources.files(mixformer_jax))) / "assets"
-    return f"{weights or 'embedded'} {_digest(sorted(assets.glob('*.safetensors')))}"
-
-
-def _digest(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    """SHA-256 of the weights file: a path may hold other weights tomorrow, and so may a name."""
+    with find_weights(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

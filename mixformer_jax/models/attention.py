@@ -121,9 +121,9 @@ class MixedAttentionBlock(nn.Module):
         """
         norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         drop_path = DropPath(self.drop_path, name="drop_path")
-        mixed, own = MixedAttention(
-            self.width, self.num_heads, self.mimetic_init, self.dtype, name="attention"
-        )(norm(name="norm1")(tokens), templates, key_mask)
+        mixed, own = MixedAttention(self.width, self.num_heads, self.mimetic_init, self.dtype, name="attention")(
+            norm(name="norm1")(tokens), templates, key_mask
+        )
         tokens = tokens + drop_path(mixed, train=train)
         hidden = Mlp(self.width * self.mlp_ratio, self.dtype, name="mlp")(norm(name="norm2")(tokens))
         return tokens + drop_path(hidden, train=train), own

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 PatchEmbedKind = Literal["linear", "convolutional"]
 PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable"]
@@ -26,7 +26,7 @@ def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any])
     """Builds a settings record, naming every unknown key and its closest known one.
 
     Raises:
-        ConfigError: for unknown keys, or where the record itself refuses a value.
+        ConfigError: for unknown keys, choices that do not exist, or where the record itself refuses a value.
     """
     known = [field.name for field in dataclasses.fields(record_type)]  # type: ignore[arg-type]
     unknown = [key for key in values if key not in known]
@@ -35,9 +35,11 @@ def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any])
         for key in unknown:
             close = difflib.get_close_matches(key, known, n=1)
             hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-        raise ConfigError(
-            f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}"
-        )
+        raise ConfigError(f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}")
+    for key, hint in get_type_hints(record_type).items():
+        if get_origin(hint) is Literal and values.get(key, get_args(hint)[0]) not in get_args(hint):
+            choices = ", ".join(get_args(hint))
+            raise ConfigError(f"{record_type.__name__}.{key} is {values[key]!r}; expected one of {choices}")
     return record_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -80,7 +82,7 @@ class MixFormerConfig:
     positions: PositionKind = "sincos"
     head: HeadKind = "corner_pyramid"
     head_width: int = 384
-    head_norm: HeadNormKind = "frozen"
+    head_norm: HeadNormKind = "batch"
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
 
@@ -96,16 +98,6 @@ class MixFormerConfig:
             raise ConfigError(f"width {self.width} must be a multiple of 4 for two-axis sin-cos positions")
         if not 0.0 <= self.drop_path < 1.0:
             raise ConfigError(f"drop_path is {self.drop_path}; expected a share in [0, 1)")
-        allowed = {
-            "patch_embed": ("linear", "convolutional"),
-            "positions": ("sincos", "interpolated_frozen", "interpolated_learnable"),
-            "head": ("corner", "corner_pyramid"),
-            "head_norm": ("frozen", "batch"),
-            "dtype": ("float32", "bfloat16"),
-        }
-        for key, choices in allowed.items():
-            if getattr(self, key) not in choices:
-                raise ConfigError(f"{key} is {getattr(self, key)!r}; expected one of {', '.join(choices)}")
 
     @property
     def search_grid(self) -> int:
@@ -184,7 +176,6 @@ SIZES: Mapping[str, MixFormerConfig] = MappingProxyType(
             drop_path=0.0,
             head="corner_pyramid",
             head_width=96,
-            head_norm="batch",
             mimetic_init=True,
         ),
     }

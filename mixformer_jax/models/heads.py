@@ -66,9 +66,7 @@ class PyramidCornerBranch(nn.Module):
         def conv(name: str, divisor: int, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
             return ConvNormRelu(self.width // divisor, self.norm, self.dtype, name=name)(x, train=train)
 
-        def to_score(
-            name: str, divisors: tuple[int, ...], x: Float[Array, "b h w c"]
-        ) -> Float[Array, "b h w 1"]:
+        def to_score(name: str, divisors: tuple[int, ...], x: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
             for i, divisor in enumerate(divisors):
                 x = conv(f"{name}_{i}", divisor, x)
             return ConvNormRelu(1, self.norm, self.dtype, name=f"{name}_{len(divisors)}")(x, train=train)

@@ -1,5 +1,6 @@
 """MixFormer: a backbone of mixed attention and a box head; `build_model` makes one of a config."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -56,9 +57,7 @@ class MixFormer(nn.Module):
         """
         return self.backbone.encode_templates(templates, filled, train=train)
 
-    def locate(
-        self, cache: TemplateCache, search: Float[Array, "b S S 3"], *, train: bool = False
-    ) -> Prediction:
+    def locate(self, cache: TemplateCache, search: Float[Array, "b S S 3"], *, train: bool = False) -> Prediction:
         """Finds the cached target in normalised search crops."""
         features = self.backbone.locate(cache, search, train=train)
         corners = self.head(features, train=train)
@@ -88,7 +87,17 @@ def build_model(config: MixFormerConfig) -> MixFormer:
 
 def init_variables(model: MixFormer, key: Array) -> dict:
     """Fresh variables (`params`, and `batch_stats` or `constants` of the head's norms) for a model."""
+    # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(functools.partial(_init, model), compiler_options=options)(key)
+
+
+def variable_shapes(model: MixFormer) -> dict:
+    """The tree of `init_variables` as shapes and types, at no cost."""
+    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+
+
+def _init(model: MixFormer, key: Array) -> dict:
     config = model.config
     templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-    search = jnp.zeros((1, config.search_size, config.search_size, 3))
-    return jax.jit(lambda k: model.init(k, templates, search))(key)
+    return dict(model.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))

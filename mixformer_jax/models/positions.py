@@ -27,9 +27,7 @@ def sincos_positions(grid: int, width: int) -> Float[np.ndarray, "n c"]:
     return np.concatenate([encode(columns.astype(np.float64)), encode(rows.astype(np.float64))], axis=1)
 
 
-def resize_positions(
-    table: Float[Array | np.ndarray, "n c"], grid: int, prefix_tokens: int = 0
-) -> Float[Array, "m c"]:
+def resize_positions(table: Float[Array | np.ndarray, "n c"], grid: int, prefix_tokens: int = 0) -> Float[Array, "m c"]:
     """Resizes a square position table to `grid * grid` tokens, bicubically as PyTorch does (a = -0.75).
 
     The first `prefix_tokens` rows (a class token) pass through untouched.
@@ -42,9 +40,7 @@ def resize_positions(
     if source * source != len(cells):
         raise ValueError(f"a position table of {len(cells)} rows is no square grid (prefix {prefix_tokens})")
     square = cells.reshape(source, source, -1)
-    resized = jax.image.resize(
-        square, (grid, grid, square.shape[-1]), method="cubic-pytorch", antialias=False
-    )
+    resized = jax.image.resize(square, (grid, grid, square.shape[-1]), method="cubic-pytorch", antialias=False)
     return jnp.concatenate([prefix, resized.reshape(grid * grid, -1)])
 
 

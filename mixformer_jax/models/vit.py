@@ -65,9 +65,7 @@ class MixViTBackbone(nn.Module):
         features = rearrange(tokens, "b (s h w) c -> b s h w c", s=slots, h=grid)
         return TemplateCache(tuple(cache), features, filled)
 
-    def locate(
-        self, cache: TemplateCache, search: Float[Array, "b S S 3"], *, train: bool
-    ) -> Float[Array, "b h w c"]:
+    def locate(self, cache: TemplateCache, search: Float[Array, "b S S 3"], *, train: bool) -> Float[Array, "b h w c"]:
         """Runs the search stream against the cache; returns the search region's feature map."""
         grid = self.config.search_grid
         embedded = self.patch_embed(search)

@@ -74,9 +74,7 @@ def step_from_crops(
         frame_size: height and width of the frame, pixels.
     """
     prediction = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
-    boxes_xywh = crop_box_to_frame(
-        prediction.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size
-    )
+    boxes_xywh = crop_box_to_frame(prediction.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[0], frame_size[1], settings.clip_margin)
     state = state._replace(boxes_xywh=boxes_xywh, frame_index=state.frame_index + 1)
     return state, TrackPrediction(boxes_xywh, prediction.boxes_cxcywh, prediction.scores)
@@ -103,9 +101,7 @@ def refresh_from_crops(
     templates = state.templates.at[:, slot].set(crops)
     filled = state.filled.at[:, slot].set(True)
     cache = _encode(model, settings, variables, templates, filled)
-    return state._replace(
-        templates=templates, filled=filled, cache=cache, num_refreshes=state.num_refreshes + 1
-    )
+    return state._replace(templates=templates, filled=filled, cache=cache, num_refreshes=state.num_refreshes + 1)
 
 
 def is_refresh_due(settings: TrackerConfig, frame_index: Array | int) -> Array | bool:

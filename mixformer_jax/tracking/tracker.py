@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -81,13 +80,8 @@ class Tracker:
         _check_frame(frame)
         box = check_box_xywh(box_xywh, frame.shape)
         crop = context_crop(frame, box, self.settings.template_factor, self.config.template_size)
-        return start_from_crops(
-            self._model,
-            self.settings,
-            self._variables,
-            jnp.asarray(crop.pixels[None]),
-            jnp.asarray(box[None], jnp.float32),
-        )
+        boxes_xywh = box[None].astype(np.float32)
+        return start_from_crops(self._model, self.settings, self._variables, crop.pixels[None], boxes_xywh)
 
     def step(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> tuple[TrackState, Tracked]:
         """Finds the target on the next frame.
@@ -103,37 +97,31 @@ class Tracker:
 
     def search_crop(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> Crop:
         """The first half of a step: the search crop around the last box."""
-        box_xywh = np.asarray(state.boxes_xywh[0], np.float64)
+        box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
         return context_crop(frame, box_xywh, self.settings.search_factor, self.config.search_size)
 
-    def locate_crop(
-        self, state: TrackState, crop: Crop, frame_size: tuple[int, int]
-    ) -> tuple[TrackState, Tracked]:
+    def locate_crop(self, state: TrackState, crop: Crop, frame_size: tuple[int, int]) -> tuple[TrackState, Tracked]:
         """The second half of a step: from the search crop to the box on a frame of (height, width) pixels."""
         state, prediction = step_from_crops(
             self._model,
             self.settings,
             self._variables,
             state,
-            jnp.asarray(crop.pixels[None]),
-            jnp.asarray([crop.scale], jnp.float32),
-            jnp.asarray(frame_size, jnp.int32),
+            crop.pixels[None],
+            np.asarray([crop.scale], np.float32),
+            np.asarray(frame_size, np.int32),
         )
-        box_xywh = np.asarray(prediction.boxes_xywh[0], np.float64)
+        box_xywh = np.asarray(prediction.boxes_xywh, np.float64)[0]
         score = None if prediction.scores is None else float(prediction.scores[0])
         return state, Tracked(box_xywh, score)
 
     def _refresh(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> TrackState:
-        box_xywh = np.asarray(state.boxes_xywh[0], np.float64)
+        box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
         crop = context_crop(frame, box_xywh, self.settings.template_factor, self.config.template_size)
-        return refresh_from_crops(
-            self._model, self.settings, self._variables, state, jnp.asarray(crop.pixels[None])
-        )
+        return refresh_from_crops(self._model, self.settings, self._variables, state, crop.pixels[None])
 
 
-def load(
-    weights: str | Path | None = None, device: Device | None = None, dtype: ComputeDtype | None = None
-) -> Tracker:
+def load(weights: str | Path | None = None, device: Device | None = None, dtype: ComputeDtype | None = None) -> Tracker:
     """A tracker with trained weights.
 
     Args:
@@ -147,31 +135,30 @@ def load(
         ValueError: no such device.
     """
     found = _find_device(device)
-    file = load_weights(_find_weights(weights))
+    file = load_weights(find_weights(weights))
     if dtype is None:
         dtype = "float32" if found.platform == "cpu" else "bfloat16"
     return Tracker(dataclasses.replace(file.model, dtype=dtype), file.tracker, file.variables, found)
 
 
-def _find_weights(weights: str | Path | None) -> Path:
+def find_weights(weights: str | Path | None) -> Path:
+    """The file that `load` reads for what the user gave.
+
+    Raises:
+        WeightsError: neither a file nor a run's folder nor the name of embedded weights.
+    """
     assets = Path(str(resources.files("mixformer_jax") / "assets"))
-    if weights is None:
-        weights = DEFAULT_WEIGHTS
-    path = Path(weights)
+    path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if path.is_dir():
         if not (path / "model.safetensors").is_file():
-            raise WeightsError(
-                f"{path}: a folder without model.safetensors; expected the folder of a training run"
-            )
+            raise WeightsError(f"{path}: a folder without model.safetensors; expected the folder of a training run")
         return path / "model.safetensors"
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    if path.is_file():
         return path
     embedded = assets / f"{path}.safetensors"
     if not embedded.is_file():
         known = ", ".join(sorted(file.stem for file in assets.glob("*.safetensors")))
-        raise WeightsError(
-            f"{weights}: neither a file, nor a folder, nor embedded weights; embedded: {known}"
-        )
+        raise WeightsError(f"{path}: no such file, folder or embedded weights; embedded: {known}")
     return embedded
 
 

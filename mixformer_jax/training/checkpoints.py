@@ -13,9 +13,7 @@ class Checkpoints:
     """The checkpoints in one run's folder. The data need no state: batch k of a seed is a function of k."""
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(Path(folder).resolve(), options=options)
 
     def latest_step(self) -> int | None:

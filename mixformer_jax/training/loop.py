@@ -27,6 +27,23 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where its evidence lies."""
 
 
+class MetricsFile:
+    """JSON lines, one an event, that survive a kill: what a lost part of a run wrote is taken back."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends one event."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+
 def train(config: Mapping[str, Any], out: str | Path) -> Path:
     """Trains one experiment; returns the weights file. Started again on the same folder, it goes on.
 
@@ -51,7 +68,7 @@ def train(config: Mapping[str, Any], out: str | Path) -> Path:
     validation_step = make_validation_step(model)
     schedule = learning_rate_schedule(settings)
 
-    with Checkpoints(out / "checkpoints") as checkpoints, (out / "metrics.jsonl").open("a") as metrics_file:
+    with Checkpoints(out / "checkpoints") as checkpoints:
         # --- resume: 1. this run's checkpoint, 2. the weights file of train.init, 3. fresh weights ---
         state = new_train_state(variables, optimizer)
         if checkpoints.latest_step() is not None:
@@ -69,6 +86,7 @@ def train(config: Mapping[str, Any], out: str | Path) -> Path:
         validation = _validation_batches(experiment)
 
         # --- loop ---
+        log = MetricsFile(out / "metrics.jsonl", first_step)
         recent: list[dict[str, jax.Array]] = []
         waited, since = 0.0, time.perf_counter()
         progress = tqdm(total=settings.steps, initial=first_step, unit="step", desc="train", smoothing=0.05)
@@ -90,7 +108,7 @@ def train(config: Mapping[str, Any], out: str | Path) -> Path:
                     "samples_per_s": len(recent) * settings.batch_size / elapsed,
                     "waiting_for_data": waited / elapsed,
                 }
-                _log(metrics_file, "train", done, line)
+                log.write("train", done, line)
                 progress.set_postfix(loss=f"{line['loss']:.3f}", iou=f"{line['iou']:.3f}")
                 recent, waited, since = [], 0.0, time.perf_counter()
             if validation and (done % settings.validate_every == 0 or done == settings.steps):
@@ -99,7 +117,7 @@ def train(config: Mapping[str, Any], out: str | Path) -> Path:
                     "iou": float(np.mean(overlaps)),
                     "iou_above_half": float(np.mean(np.stack(overlaps) > 0.5)),
                 }
-                _log(metrics_file, "validation", done, line)
+                log.write("validation", done, line)
                 shown = f"IoU {line['iou']:.3f}, above 0.5: {line['iou_above_half']:.3f}"
                 progress.write(f"step {done}: held-out pairs: {shown}")
             if done % settings.checkpoint_every == 0 or done == settings.steps:
@@ -118,13 +136,13 @@ def _claim_folder(path: Path, experiment: Experiment) -> None:
         os.replace(temporary, path)
         return
     theirs = json.loads(path.read_text())
-    # What may change between two parts of one run: its length and its housekeeping.
-    free = {"log_every", "validate_every", "checkpoint_every", "num_threads", "validation_pairs"}
+    # What may change between two parts of one run: where the data lie, and housekeeping.
+    free = {"root", "log_every", "validate_every", "checkpoint_every", "num_threads", "validation_pairs"}
     differences = [
         f"{section}.{key}: {theirs.get(section, {}).get(key)!r} there, {value!r} now"
         for section, values in mine.items()
         for key, value in values.items()
-        if theirs.get(section, {}).get(key) != value and not (section == "train" and key in free)
+        if theirs.get(section, {}).get(key) != value and key not in free
     ]
     if differences:
         listed = "\n  ".join(differences)
@@ -174,9 +192,7 @@ def _export(out: Path, state: TrainState, experiment: Experiment) -> Path:
     return path
 
 
-def _save_evidence(
-    out: Path, step: int, batch: Mapping[str, np.ndarray], metrics: Mapping[str, jax.Array]
-) -> str:
+def _save_evidence(out: Path, step: int, batch: Mapping[str, np.ndarray], metrics: Mapping[str, jax.Array]) -> str:
     path = out / f"not_finite_step_{step}.npz"
     arrays = dict(batch) | {f"metrics/{key}": np.asarray(value) for key, value in metrics.items()}
     np.savez_compressed(path, allow_pickle=False, **arrays)
@@ -184,8 +200,3 @@ def _save_evidence(
         f"the loss of step {step} is {float(metrics['loss'])}; its batch and metrics are in {path}. "
         "Lower train.learning_rate or train.clip_norm, or look at the batch."
     )
-
-
-def _log(file: Any, kind: str, step: int, values: Mapping[str, float]) -> None:
-    file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-    file.flush()

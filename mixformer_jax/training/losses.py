@@ -96,9 +96,7 @@ def corner_cross_entropy(
     return -jnp.mean(jnp.sum(target * log_probabilities, axis=(-2, -1)))
 
 
-def _bilinear_weights(
-    position: Float32[Array, "b corner"], num_cells: int
-) -> Float32[Array, "b corner {num_cells}"]:
+def _bilinear_weights(position: Float32[Array, "b corner"], num_cells: int) -> Float32[Array, "b corner {num_cells}"]:
     """Weights over the cells of one axis whose mean cell is `position` * num_cells, clamped to the cells."""
     cell = jnp.clip(position * num_cells, 0, num_cells - 1)
     return jnp.maximum(1 - jnp.abs(cell[..., None] - jnp.arange(num_cells, dtype=jnp.float32)), 0)

@@ -25,11 +25,9 @@ def make_optimizer(config: TrainConfig, frozen_positions: bool) -> optax.Gradien
     schedule = learning_rate_schedule(config)
 
     def adamw(rate: float) -> optax.GradientTransformation:
-        return optax.adamw(
-            lambda step: rate * schedule(step), weight_decay=config.weight_decay, mask=_has_decay
-        )
+        return optax.adamw(lambda step: rate * schedule(step), weight_decay=config.weight_decay, mask=_has_decay)
 
-    def group(path: tuple, _value: jax.Array) -> str:
+    def group(path: tuple, _value: object) -> str:
         names = [key.key for key in path]
         if frozen_positions and names[-1] == "table":
             return "frozen"

@@ -52,9 +52,7 @@ def tracking_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The paper's box loss (section 3.5), and where asked for the corner maps' cross entropy."""
     boxes_xywh = cxcywh_to_xywh(boxes_cxcywh)
-    loss, metrics = box_loss(
-        prediction.boxes_cxcywh, boxes_xywh, config.iou_loss, config.l1_weight, config.iou_weight
-    )
+    loss, metrics = box_loss(prediction.boxes_cxcywh, boxes_xywh, config.iou_loss, config.l1_weight, config.iou_weight)
     if config.corner_weight:
         corner = corner_cross_entropy(
             prediction.top_left_logits, prediction.bottom_right_logits, cxcywh_to_xyxy(boxes_cxcywh)
@@ -85,7 +83,7 @@ def make_train_step(
             return loss, (metrics, cast(dict[str, Any], updates))
 
         gradients, (metrics, updates) = jax.grad(loss_of, has_aux=True)(state.params)
-        metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
         changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         model_state = {**state.model_state, **updates}

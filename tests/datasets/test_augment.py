@@ -54,9 +54,7 @@ def test_relight_multiplies_and_turns_grey():
 
 def test_grey_is_joint():
     config = AugmentConfig(grey_probability=1.0, noise_probability=0.0)
-    templates, search = disturb(
-        np.random.default_rng(3), np.stack([picture(16), picture(16, 1)]), picture(32), config
-    )
+    templates, search = disturb(np.random.default_rng(3), np.stack([picture(16), picture(16, 1)]), picture(32), config)
     for image in (templates, search):
         np.testing.assert_array_equal(image[..., 0], image[..., 1])
         np.testing.assert_array_equal(image[..., 0], image[..., 2])

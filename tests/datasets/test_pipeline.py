@@ -38,9 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source, count in (("cats", 3), ("plain", 2)):
         (root / "images" / source).mkdir(parents=True)
         for number in range(count):
-            photo = cv2.resize(
-                rng.integers(0, 256, (9, 12, 3), np.uint8), (120, 90), interpolation=cv2.INTER_CUBIC
-            )
+            photo = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (120, 90), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(root / "images" / source / f"{number}.jpg"), photo)
             if source == "cats":
                 mask = cv2.ellipse(np.zeros((90, 120), np.uint8), (60, 45), (14, 12), 0, 0, 360, 3, -1)

@@ -69,9 +69,7 @@ def test_the_box_bounds_the_target_in_every_pair():
         assert sample["search"].shape == (64, 64, 3) and sample["search"].dtype == np.uint8
         assert sample["box_cxcywh"].shape == (4,) and sample["box_cxcywh"].dtype == np.float32
         box = sample["box_cxcywh"].astype(float) * 64
-        expected = np.array(
-            [box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2]
-        )
+        expected = np.array([box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2])
         seen = sample["search"][..., 0]
         x, y, w, h = cv2.boundingRect((seen > seen.max() / 2).astype(np.uint8))
         np.testing.assert_allclose([x, y, x + w, y + h], np.clip(expected, 0, 64), atol=1.0)

@@ -101,9 +101,7 @@ def test_paste_blends_by_alpha_and_tolerates_the_outside():
 
 def test_pasted_pairs_show_the_target_where_the_box_says():
     # Distractors and backgrounds are black, so what is bright is the target or the lit part of it.
-    material = ImagePool(
-        pool().photos, (ellipse_cutout(255, 0, "cats"), ellipse_cutout(254, 0, "cats")), (0, 1)
-    )
+    material = ImagePool(pool().photos, (ellipse_cutout(255, 0, "cats"), ellipse_cutout(254, 0, "cats")), (0, 1))
     config = SyntheticConfig(max_distractors=0, occluder=0.0)
     pairs = PastedPairs(material, CROPS, NO_LIGHT, config)
     rng = np.random.default_rng(0)

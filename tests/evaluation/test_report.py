@@ -115,9 +115,7 @@ def test_missing_results_are_all_named(scored):
     results, _ = scored
     (results / "perfect" / "hide.txt").unlink()
     (results / "first-box" / "drift.txt").unlink()
-    with pytest.raises(
-        ResultsError, match=r"2 result files are missing.*first-box/drift\.txt.*perfect/hide\.txt"
-    ):
+    with pytest.raises(ResultsError, match=r"2 result files are missing.*first-box/drift\.txt.*perfect/hide\.txt"):
         _score(scored)
     (results / "first-box" / "hide.txt").unlink()
     with pytest.raises(ResultsError, match=r"1 result files are missing.*nobody"):
@@ -128,9 +126,7 @@ def test_a_result_of_another_length(scored):
     path = scored[0] / "perfect" / "still.txt"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines, lines[-1]]))
-    assert _score(scored).trackers[0].headline["AUC"] == pytest.approx(
-        89.947, abs=1e-3
-    )  # the toolkits' rule: cut
+    assert _score(scored).trackers[0].headline["AUC"] == pytest.approx(89.947, abs=1e-3)  # the toolkits' rule: cut
     path.write_text("".join(lines[:-1]))
     with pytest.raises(ResultsError, match=r"still\.txt.*3 predicted boxes for 4 frames"):
         _score(scored)

@@ -122,19 +122,13 @@ _breakages = {
 @pytest.mark.parametrize("number", [1, 3])  # not the last line: blank lines may end a file
 def test_a_broken_line_is_named(folder, breakage, number):
     rows = [("1", "2.5", "30", "4e1")] * 4
-    lines = [
-        ",".join(_breakages[breakage](row) if i == number else row) for i, row in enumerate(rows, start=1)
-    ]
+    lines = [",".join(_breakages[breakage](row) if i == number else row) for i, row in enumerate(rows, start=1)]
     path = _write(folder, "\n".join(lines))
     with pytest.raises(ResultsError, match=rf"boxes\.txt, line {number}: "):
         read_boxes(path)
 
 
-@given(
-    content=st.one_of(
-        st.binary(max_size=60), st.text("0123456789.,-+ \t\nenaif", max_size=60).map(str.encode)
-    )
-)
+@given(content=st.one_of(st.binary(max_size=60), st.text("0123456789.,-+ \t\nenaif", max_size=60).map(str.encode)))
 def test_any_bytes_are_boxes_or_a_clear_error(folder, content):
     path = _write(folder, content)
     try:

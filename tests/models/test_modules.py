@@ -39,11 +39,7 @@ def test_corner_heads(golden, kind, norm):
 
 def test_block_epsilon(golden):
     arrays = golden("modules_small_variance.npz")
-    state = {
-        name.removeprefix("vit_block/state/"): arrays[name]
-        for name in arrays.files
-        if "vit_block/state" in name
-    }
+    state = {name.removeprefix("vit_block/state/"): arrays[name] for name in arrays.files if "vit_block/state" in name}
     params = {}
     for norm in ("norm1", "norm2"):
         params[norm] = {"scale": state[f"{norm}.weight"], "bias": state[f"{norm}.bias"]}

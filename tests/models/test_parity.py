@@ -34,9 +34,7 @@ def close(ours, golden, tolerance):
 
 
 def check_prediction(prediction, features, arrays, case):
-    close(
-        prediction.features, rearrange(arrays[f"{case}/feat_search"], "b c h w -> b h w c"), FEATURE_TOLERANCE
-    )
+    close(prediction.features, rearrange(arrays[f"{case}/feat_search"], "b c h w -> b h w c"), FEATURE_TOLERANCE)
     close(prediction.top_left_logits, arrays[f"{case}/score_map_tl"][:, 0], FEATURE_TOLERANCE)
     close(prediction.bottom_right_logits, arrays[f"{case}/score_map_br"][:, 0], FEATURE_TOLERANCE)
     close(prediction.boxes_cxcywh, arrays[f"{case}/pred_boxes"][:, 0], BOX_TOLERANCE)
@@ -91,9 +89,7 @@ def test_every_stage(golden, golden_model, file):
 def test_empty_slots_change_nothing(golden, golden_model):
     arrays = golden(FILES[0])
     model, variables = golden_model(arrays)
-    template, online = (
-        jnp.asarray(nhwc(arrays[f"in/{name}"]))[:, None] for name in ("template", "online_template")
-    )
+    template, online = (jnp.asarray(nhwc(arrays[f"in/{name}"]))[:, None] for name in ("template", "online_template"))
     junk = jnp.full_like(template, 7.0)
     search = nhwc(arrays["in/search"])
     two = model.apply(variables, jnp.concatenate([template, online], axis=1), search)

@@ -18,5 +18,5 @@ def test_bicubic_resize(golden, grid):
 
 
 def test_a_table_that_is_no_grid():
-    with pytest.raises(ValueError, match="196 rows is no square grid"):
+    with pytest.raises(ValueError, match="195 rows is no square grid"):
         resize_positions(np.zeros((196, 8), np.float32), 4, prefix_tokens=1)

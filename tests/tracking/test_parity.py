@@ -66,9 +66,7 @@ def test_host_loop(case):
 def test_one_program_from_frames_to_boxes(case):
     arrays, model, settings, variables, frames = case
     network = build_model(model)
-    state = start(
-        network, settings, variables, jnp.asarray(frames[0]), jnp.asarray(arrays["init_bbox"][None])
-    )
+    state = start(network, settings, variables, jnp.asarray(frames[0]), jnp.asarray(arrays["init_bbox"][None]))
     _, found = jax.lax.scan(
         lambda state, frame: step(network, settings, variables, state, frame), state, jnp.asarray(frames[1:])
     )
@@ -99,15 +97,13 @@ def test_several_targets_at_once(case):
     together = start(network, settings, variables, jnp.asarray(frames[0]), jnp.asarray(boxes))
     _, both = step(network, settings, variables, together, jnp.asarray(frames[1]))
     for index in range(2):
-        alone = start(
-            network, settings, variables, jnp.asarray(frames[0]), jnp.asarray(boxes[index : index + 1])
-        )
+        alone = start(network, settings, variables, jnp.asarray(frames[0]), jnp.asarray(boxes[index : index + 1]))
         _, one = step(network, settings, variables, alone, jnp.asarray(frames[1]))
         np.testing.assert_allclose(both.boxes_xywh[index], one.boxes_xywh[0], atol=1e-3)
 
 
 def test_bad_input_is_met_at_the_door(case):
-    arrays, model, settings, variables, frames = case
+    _arrays, model, settings, variables, frames = case
     tracker = Tracker(model, settings, variables)
     with pytest.raises(ValueError, match="no area"):
         tracker.start(frames[0], (10, 10, 0, 5))

@@ -30,9 +30,7 @@ def test_iou_losses_and_gradients_equal_the_official_ones(golden, name):
     np.testing.assert_allclose(value, arrays[f"{name}/mean"], atol=1e-6)
     np.testing.assert_allclose(overlaps, arrays[f"{name}/iou"], atol=1e-6)
     np.testing.assert_allclose(gradient, arrays[f"{name}/grad_mean"], atol=1e-5)
-    each, _, gradients = jax.vmap(lambda p, t: value_iou_gradient(LOSSES[name], p[None], t[None]))(
-        pred, target
-    )
+    each, _, gradients = jax.vmap(lambda p, t: value_iou_gradient(LOSSES[name], p[None], t[None]))(pred, target)
     np.testing.assert_allclose(each, arrays[f"{name}/each"], atol=1e-5)
     np.testing.assert_allclose(gradients[:, 0], arrays[f"{name}/grad_each"], rtol=1e-5, atol=1e-5)
 
@@ -78,9 +76,7 @@ def test_box_loss_equals_the_official_actor(golden):
     arrays = golden("losses.npz")
     pred = jnp.asarray(arrays["actor/pred_boxes_cxcywh"])[:, 0]
     target = jnp.asarray(arrays["actor/gt_xywh"])
-    (value, metrics), gradient = jax.jit(
-        jax.value_and_grad(lambda p: box_loss(p, target, "ciou"), has_aux=True)
-    )(pred)
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(lambda p: box_loss(p, target, "ciou"), has_aux=True))(pred)
     np.testing.assert_allclose(value, arrays["actor/loss"], atol=1e-6)
     np.testing.assert_allclose(gradient, arrays["actor/grad"][:, 0], atol=1e-5)
     status = json.loads(str(arrays["actor/status"]))

@@ -43,8 +43,7 @@ def _list_sequences(root: Path) -> list[str]:
         missing = [name for name in names if not (root / name).is_dir()]
         if missing:
             raise DatasetError(
-                f"{listing}: {len(missing)} of {len(names)} listed sequences have no folder, "
-                f"the first is {missing[0]}"
+                f"{listing}: {len(missing)} of {len(names)} listed sequences have no folder, the first is {missing[0]}"
             )
     else:
         names = sorted(path.parent.name for path in root.glob("*/groundtruth.txt"))

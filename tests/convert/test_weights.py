@@ -1,0 +1,121 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
+from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
+from mixformer_jax.models.mixformer import build_model, init_variables
+
+MODEL = MixFormerConfig(
+    name="small",
+    search_size=32,
+    template_size=16,
+    width=24,
+    depth=1,
+    num_heads=3,
+    head="corner",
+    head_width=16,
+    head_norm="batch",
+)
+TRACKER = TrackerConfig(search_factor=4.0, num_online_templates=2)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.device_get(init_variables(build_model(MODEL), jax.random.key(0)))
+
+
+@pytest.fixture
+def saved(tmp_path, variables):
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, variables, MODEL, TRACKER)
+    return path
+
+
+def rewrite(path, change, header_change=None):
+    """The file again, after `change` to its tensors and `header_change` to its header."""
+    with safe_open(path, framework="numpy") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    change(tensors)
+    save_file(tensors, path, metadata=header | (header_change or {}))
+
+
+def test_round_trip(saved, variables):
+    weights = load_weights(saved)
+    assert (weights.model, weights.tracker) == (MODEL, TRACKER)
+    found, expected = flatten_dict(weights.variables), flatten_dict(variables)
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+    assert [file.name for file in saved.parent.iterdir()] == [saved.name]
+
+
+def test_transposed_arrays_survive(tmp_path, variables):
+    turned = jax.tree.map(lambda x: np.asarray(x).T.copy().T, variables)
+    save_weights(tmp_path / "w.safetensors", turned, MODEL, TRACKER)
+    found = flatten_dict(load_weights(tmp_path / "w.safetensors").variables)
+    for path, value in flatten_dict(variables).items():
+        np.testing.assert_array_equal(found[path], value)
+
+
+def test_half_precision_halves_the_file(tmp_path, saved, variables):
+    path = tmp_path / "half.safetensors"
+    save_weights(path, variables, MODEL, TRACKER, store="float16")
+    assert path.stat().st_size < 0.6 * saved.stat().st_size
+    found = flatten_dict(load_weights(path).variables)
+    for name, value in flatten_dict(variables).items():
+        assert found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path, variables):
+    spoilt = jax.tree.map(np.array, variables)
+    spoilt["params"]["head"]["top_left"]["conv5"]["bias"][0] = np.nan
+    with pytest.raises(WeightsError, match="top_left/conv5/bias"):
+        save_weights(tmp_path / "w.safetensors", spoilt, MODEL, TRACKER)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_wrong_tensors_are_listed_at_once(saved):
+    def change(tensors):
+        del tensors["params/head/top_left/conv5/bias"]
+        tensors["params/head/extra"] = np.zeros(3, np.float32)
+        tensors["params/backbone/blocks_0/norm1/scale"] = np.ones(7, np.float32)
+
+    rewrite(saved, change)
+    with pytest.raises(WeightsError) as caught:
+        load_weights(saved)
+    message = str(caught.value)
+    assert "missing params/head/top_left/conv5/bias" in message
+    assert "unexpected params/head/extra" in message
+    assert "misshapen params/backbone/blocks_0/norm1/scale: (7,), expected (24,)" in message
+
+
+def test_foreign_and_damaged_files(tmp_path, saved):
+    with pytest.raises(WeightsError, match="no such file"):
+        load_weights(tmp_path / "nothing.safetensors")
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"layer.weight": np.zeros(3, np.float32)}, foreign)
+    with pytest.raises(WeightsError, match="another program"):
+        load_weights(foreign)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="not a readable"):
+        load_weights(cut)
+    later = {"version": "99"}
+    rewrite(saved, lambda tensors: None, later)
+    with pytest.raises(WeightsError, match="update mixformer-jax"):
+        load_weights(saved)
+
+
+def test_a_header_of_another_release(saved):
+    settings = json.dumps(MODEL.to_dict() | {"wings": 2})
+    rewrite(saved, lambda tensors: None, {"model": settings})
+    with pytest.raises(WeightsError, match="'wings'"):
+        load_weights(saved)

@@ -1,0 +1,112 @@
+"""What training switches on: stochastic depth, batch statistics, learnable positions, bfloat16."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.layers import DropPath
+from mixformer_jax.models.mixformer import build_model, init_variables
+
+SMALL = MixFormerConfig(
+    name="small",
+    search_size=64,
+    template_size=32,
+    width=48,
+    depth=2,
+    num_heads=3,
+    head="corner",
+    head_width=16,
+    head_norm="batch",
+)
+
+
+@pytest.fixture(scope="module")
+def images():
+    keys = jax.random.split(jax.random.key(1), 2)
+    return jax.random.normal(keys[0], (4, 2, 32, 32, 3)), jax.random.normal(keys[1], (4, 64, 64, 3))
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    branch = jnp.ones((4000, 2, 3))
+    dropped = DropPath(0.25).apply({}, branch, train=True, rngs={"drop_path": jax.random.key(0)})
+    per_sample = np.asarray(dropped).reshape(4000, -1)
+    assert set(np.unique(per_sample)) == {0.0, np.float32(1 / 0.75)}
+    assert (per_sample == per_sample[:, :1]).all()
+    assert abs(per_sample.mean() - 1) < 0.05
+    np.testing.assert_array_equal(DropPath(0.25).apply({}, branch, train=False), branch)
+
+
+def test_drop_path_grows_with_depth(images):
+    templates, search = images
+    model = build_model(dataclasses.replace(SMALL, drop_path=0.9))
+    variables = init_variables(model, jax.random.key(0))
+
+    def features(seed):
+        prediction, _ = model.apply(
+            variables,
+            templates,
+            search,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            rngs={"drop_path": jax.random.key(seed)},
+        )
+        return prediction.features
+
+    assert np.abs(features(0) - features(1)).max() > 1e-3
+    np.testing.assert_array_equal(features(0), features(0))
+    assert [block.drop_path for block in model.bind(variables).backbone.blocks] == [0.0, 0.9]
+
+
+def test_batch_statistics_move_in_training_alone(images):
+    templates, search = images
+    model = build_model(SMALL)
+    variables = init_variables(model, jax.random.key(0))
+    _, updates = model.apply(variables, templates, search, train=True, mutable=["batch_stats"])
+    before = variables["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
+    after = updates["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
+    assert np.abs(before - after).max() > 0
+    _, kept = model.apply(variables, templates, search, train=False, mutable=["batch_stats"])
+    np.testing.assert_array_equal(kept["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"], before)
+
+
+@pytest.mark.parametrize(("kind", "learns"), [("interpolated_frozen", False), ("interpolated_learnable", True)])
+def test_position_tables(images, kind, learns):
+    templates, search = images
+    model = build_model(dataclasses.replace(SMALL, positions=kind))
+    variables = init_variables(model, jax.random.key(0))
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def loss(params):
+        return model.apply({"params": params, **rest}, templates, search).features.sum()
+
+    gradient = jax.grad(loss)(variables["params"])["backbone"]["search_positions"]["table"]
+    assert gradient.shape == (16, 48)
+    assert bool(np.abs(gradient).max() > 0) == learns
+
+
+def test_bfloat16_stays_near_float32(images):
+    templates, search = images
+    variables = init_variables(build_model(SMALL), jax.random.key(0))
+    exact = build_model(SMALL).apply(variables, templates, search)
+    rough = build_model(dataclasses.replace(SMALL, dtype="bfloat16")).apply(variables, templates, search)
+    assert rough.features.dtype == jnp.bfloat16
+    assert rough.boxes_cxcywh.dtype == jnp.float32
+    assert jax.tree.leaves(variables)[0].dtype == jnp.float32
+    assert 0 < np.abs(rough.boxes_cxcywh - exact.boxes_cxcywh).max() < 0.01
+
+
+def test_the_cache_is_the_templates_alone(images):
+    """Asymmetric attention (eq. 2): the search region leaves no trace in the template stream."""
+    templates, search = images
+    model = build_model(SMALL)
+    variables = init_variables(model, jax.random.key(0))
+    cache = model.apply(variables, templates, method="encode_templates")
+    joint = model.apply(variables, templates, search)
+    cached = model.apply(variables, cache, search, method="locate")
+    np.testing.assert_allclose(cached.boxes_cxcywh, joint.boxes_cxcywh, atol=1e-6)
+    tokens = templates.shape[1] * SMALL.template_grid**2
+    assert all(block.keys.shape == (4, tokens, 3, 16) for block in cache.blocks)

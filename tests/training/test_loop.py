@@ -1,0 +1,200 @@
+"""Whole runs on a data set of a few small frames: learning, resuming, and failing loudly."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from mixformer_jax.convert.weights import WeightsError, load_weights
+from mixformer_jax.models.config import ConfigError
+from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.training import loop
+from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.loop import TrainingError, train
+from mixformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mixformer_jax.training.steps import make_train_step, make_validation_step, new_train_state
+
+
+def write_sequence(folder, seed, frames=8):
+    """A bright textured square that wanders over a dark noisy background."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    background = rng.integers(0, 90, (96, 128, 3), dtype=np.uint8)
+    target = rng.integers(150, 255, (20, 24, 3), dtype=np.uint8)
+    lines = []
+    for index in range(frames):
+        x, y = 20 + 5 * index, 30 + 3 * index
+        frame = background.copy()
+        frame[y : y + 20, x : x + 24] = target
+        cv2.imwrite(str(folder / f"{index + 1:08d}.jpg"), frame)
+        lines.append(f"{x},{y},24,20")
+    (folder / "groundtruth.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("training_data")
+    for seed, name in enumerate(("a", "b", "held_out")):
+        write_sequence(root / "videos" / name, seed)
+    return root
+
+
+@pytest.fixture
+def config(root):
+    return {
+        "model": {
+            "name": "small",
+            "search_size": 64,
+            "template_size": 32,
+            "width": 48,
+            "depth": 1,
+            "num_heads": 3,
+            "head": "corner",
+            "head_width": 16,
+            "head_norm": "batch",
+            "mimetic_init": True,
+        },
+        "tracker": {"search_factor": 4.0, "num_online_templates": 1},
+        "data": {
+            "root": str(root),
+            "exclude": ("held_out",),
+            "mix": {"video": 1.0, "still": 0.0, "pasted": 0.0, "region": 0.0},
+            "crops": {"centre_jitter": 2.0},
+        },
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "backbone_rate": 1.0,
+            "clip_norm": 1.0,
+            "ema_decay": 0.9,
+            "corner_weight": 0.2,
+            "log_every": 2,
+            "validate_every": 3,
+            "checkpoint_every": 3,
+            "validation_pairs": 4,
+            "num_threads": 0,
+        },
+    }
+
+
+def tensors(path):
+    return {"/".join(name): value for name, value in flatten_dict(load_weights(path).variables).items()}
+
+
+def test_a_killed_run_resumes_without_a_trace(config, tmp_path, monkeypatch):
+    whole = train(config, tmp_path / "whole")
+
+    real = loop.make_train_step
+
+    def dying(*args):
+        step = real(*args)
+
+        def run(state, batch):
+            if int(state.step) == 4:
+                raise KeyboardInterrupt
+            return step(state, batch)
+
+        return run
+
+    monkeypatch.setattr(loop, "make_train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "killed")
+    monkeypatch.undo()
+    resumed = train(config, tmp_path / "killed")
+
+    expected, found = tensors(whole), tensors(resumed)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    # What was logged after the last checkpoint of the killed part is logged once.
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6]
+    assert [line["step"] for line in lines if line["kind"] == "validation"] == [3, 6]
+    assert 0 <= lines[-1]["iou"] <= 1
+
+
+def test_a_folder_holds_one_experiment(config, tmp_path):
+    train(config, tmp_path)
+    config["train"]["learning_rate"] = 5e-4
+    with pytest.raises(TrainingError, match=r"train.learning_rate: 0.001 there, 0.0005 now"):
+        train(config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config["train"]["learning_rate"] = 1e30
+    with pytest.raises(TrainingError, match="loss of step") as caught:
+        train(config, tmp_path)
+    evidence = next(tmp_path.glob("not_finite_step_*.npz"))
+    assert evidence.name in str(caught.value)
+    assert np.load(evidence)["search"].shape == (4, 64, 64, 3)
+
+
+def test_initial_weights_must_be_of_the_same_model(config, tmp_path):
+    weights = train(config, tmp_path / "first")
+    config["train"] |= {"init": str(weights), "steps": 1, "learning_rate": 0.0}
+    continued = tensors(train(config, tmp_path / "second"))
+    first = tensors(weights)
+    moved = [name for name in first if "batch_stats" not in name and (first[name] != continued[name]).any()]
+    assert moved == []
+    config["model"]["width"] = 24
+    with pytest.raises(WeightsError, match="width: 48 there, 24 here"):
+        train(config, tmp_path / "third")
+
+
+def test_unknown_keys_are_errors(config):
+    config["train"]["learning_rat"] = 1
+    with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+        Experiment.from_mapping(config)
+    del config["train"]["learning_rat"]
+    config["data"]["crops"]["search_size"] = 128
+    with pytest.raises(ConfigError, match="search_size"):
+        Experiment.from_mapping(config)
+    del config["data"]
+    with pytest.raises(ConfigError, match="sections"):
+        Experiment.from_mapping(config)
+
+
+def test_a_small_model_learns_eight_samples_by_heart(config):
+    config["model"] |= {"depth": 2, "head": "corner_pyramid"}
+    config["tracker"]["num_online_templates"] = 0
+    config["train"] |= {"steps": 300, "learning_rate": 2e-3, "warmup_steps": 20, "schedule": "cosine"}
+    experiment = Experiment.from_mapping(config)
+    rng = np.random.default_rng(0)
+    centres, sides = rng.uniform(0.3, 0.6, (8, 2)), rng.uniform(0.2, 0.4, (8, 2))
+    search = rng.integers(0, 80, (8, 64, 64, 3), dtype=np.uint8)
+    for image, centre, side in zip(search, centres, sides, strict=True):
+        (left, top), (right, bottom) = (
+            np.round((centre - side / 2) * 64).astype(int),
+            np.round((centre + side / 2) * 64).astype(int),
+        )
+        image[top:bottom, left:right] += 150
+    batch = {
+        "templates": search[:, None, 16:48, 16:48],
+        "search": search,
+        "box_cxcywh": np.concatenate([centres, sides], axis=1).astype(np.float32),
+    }
+    model = build_model(experiment.model)
+    optimizer = make_optimizer(experiment.train, frozen_positions=False)
+    state = new_train_state(init_variables(model, jax.random.key(0)), optimizer)
+    step = make_train_step(model, optimizer, experiment.train)
+    for _ in range(300):
+        state, _metrics = step(state, batch)
+    assert make_validation_step(model)(state.ema, batch).mean() > 0.8
+
+
+def test_rates_of_backbone_and_head(config):
+    config["train"] |= {"backbone_rate": 0.1, "weight_decay": 0.0, "steps": 100, "decay_at": 0.8}
+    settings = Experiment.from_mapping(config).train
+    schedule = learning_rate_schedule(settings)
+    np.testing.assert_allclose([schedule(0), schedule(79), schedule(80)], [1e-3, 1e-3, 1e-4], rtol=1e-5)
+    params = {"backbone": {"kernel": np.ones(3)}, "head": {"kernel": np.ones(3)}}
+    params["backbone"]["search_positions"] = {"table": np.ones(3)}
+    optimizer = make_optimizer(settings, frozen_positions=True)
+    gradients = jax.tree.map(lambda x: 0.01 * np.ones_like(x), params)
+    changes, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(changes["head"]["kernel"], -1e-3, rtol=1e-4)
+    np.testing.assert_allclose(changes["backbone"]["kernel"], -1e-4, rtol=1e-4)
+    np.testing.assert_array_equal(changes["backbone"]["search_positions"]["table"], 0)
