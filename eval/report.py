@@ -1,6 +1,6 @@
 """Score result files and print the tables; with --out also write them, as text, Markdown, JSON and plots.
 
-    python eval/report.py --dataset folder --root ../shared/data/smoke --results results/ --out report/
+    python eval/report.py --dataset folder --root DATA --results results/ --out report/
 
 The rules of scoring are in docs/evaluation.md.
 """

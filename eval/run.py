@@ -1,7 +1,7 @@
 """Run a tracker over a benchmark and leave its result files.
 
-    python eval/run.py --dataset folder --root ../shared/data/smoke --out results/
-    python eval/report.py --dataset folder --root ../shared/data/smoke --results results/
+    python eval/run.py --dataset folder --root DATA --out results/
+    python eval/report.py --dataset folder --root DATA --results results/
 
 Finished sequences are not run again. The exit status is 1 when a sequence failed.
 """

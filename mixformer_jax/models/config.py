@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 PatchEmbedKind = Literal["linear", "convolutional"]
-PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable"]
+PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable", "learnable"]
 HeadKind = Literal["corner", "corner_pyramid"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -52,14 +52,15 @@ class MixFormerConfig:
         search_size: side of the square search crop, pixels.
         template_size: side of the square template crops, pixels.
         patch_size: side of a token, pixels (the backbone's stride).
-        patch_embed: `linear` is ViT's strided projection; `convolutional` a patchify layer with two strided
-            3x3 convolutions (Xiao et al. 2021, "Early convolutions help transformers see better").
+        patch_embed: `linear` is ViT's strided projection; `convolutional` a 4x4 patchify layer and
+            strided 3x3 convolutions (Xiao et al. 2021, "Early convolutions help transformers see better").
         width: token channels.
         depth: number of mixed attention blocks.
         num_heads: attention heads.
         mlp_ratio: hidden width of the MLP over `width`.
         drop_path: stochastic depth of the last block; grows linearly from 0 at the first.
-        positions: position embeddings of section 3.3.
+        positions: position embeddings of section 3.3; and `learnable`, tables that start at random, for training from
+            scratch.
         head: box head, section 3.2 (corner) or 3.3 (pyramidal corner).
         head_width: channels of the head's first convolution.
         head_norm: batch norm of the head: `batch` learns and tracks statistics, `frozen` holds them constant.
@@ -94,6 +95,8 @@ class MixFormerConfig:
                 )
         if self.width % self.num_heads:
             raise ConfigError(f"width {self.width} does not divide into {self.num_heads} heads")
+        if self.patch_embed == "convolutional" and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
+            raise ConfigError(f"patch_size {self.patch_size} must be 4, 8, 16, ... for a convolutional patch_embed")
         if self.width % 4:
             raise ConfigError(f"width {self.width} must be a multiple of 4 for two-axis sin-cos positions")
         if not 0.0 <= self.drop_path < 1.0:
@@ -174,7 +177,9 @@ SIZES: Mapping[str, MixFormerConfig] = MappingProxyType(
             depth=6,
             num_heads=3,
             drop_path=0.0,
-            head="corner_pyramid",
+            # With the other kinds, template and search tokens of like positions look alike: attention then matches
+            # places instead of content, and a small model trained from scratch takes long to unlearn that.
+            positions="learnable",
             head_width=96,
             mimetic_init=True,
         ),

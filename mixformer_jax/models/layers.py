@@ -91,18 +91,22 @@ class PatchEmbed(nn.Module):
 
 
 class ConvPatchEmbed(nn.Module):
-    """Patch embedding in three strided steps (4, 2, 2), for small models trained from scratch.
+    """Patch embedding by a 4x4 patchify layer and strided 3x3 convolutions, for small models trained from scratch.
 
-    Xiao et al. 2021: early convolutions make a transformer easier to train. Channels grow width/4, width/2, width.
+    Xiao et al. 2021: early convolutions make a transformer easier to train. Channels double with every halving of
+    the grid, up to `width`.
     """
 
     width: int
+    patch: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
-        x = PatchEmbed(self.width // 4, 4, self.dtype, name="patchify")(images)
-        for i, features in enumerate((self.width // 2, self.width)):
+        halvings = (self.patch // 4).bit_length() - 1
+        x = PatchEmbed(self.width // 2**halvings, 4, self.dtype, name="patchify")(images)
+        for i in range(halvings):
             x = nn.gelu(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}")(x), approximate=False)
+            features = self.width // 2 ** (halvings - 1 - i)
             x = nn.Conv(features, (3, 3), strides=2, padding=1, dtype=self.dtype, name=f"conv{i}")(x)
         return x

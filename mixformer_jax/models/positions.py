@@ -55,6 +55,9 @@ class PositionEmbedding(nn.Module):
     def __call__(self, tokens: Float[Array, "... n c"]) -> Float[Array, "... n c"]:
         if self.kind == "sincos":
             table = jnp.asarray(sincos_positions(self.grid, self.width), dtype=jnp.float32)
+        elif self.kind == "learnable":
+            # As large as content and sin-cos tables are, and independent of the other grid's table.
+            table = self.param("table", nn.initializers.normal(0.5), (self.grid**2, self.width))
         else:
             # Without a checkpoint, the table that would have been interpolated is MAE's own initialisation.
             pretrained = sincos_positions(PRETRAINED_GRID, self.width).astype(np.float32)

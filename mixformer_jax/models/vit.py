@@ -36,7 +36,7 @@ class MixViTBackbone(nn.Module):
         self.patch_embed = (
             PatchEmbed(config.width, config.patch_size, dtype)
             if config.patch_embed == "linear"
-            else ConvPatchEmbed(config.width, dtype)
+            else ConvPatchEmbed(config.width, config.patch_size, dtype)
         )
         self.template_positions = PositionEmbedding(config.positions, config.template_grid, config.width)
         self.search_positions = PositionEmbedding(config.positions, config.search_grid, config.width)

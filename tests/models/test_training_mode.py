@@ -73,7 +73,9 @@ def test_batch_statistics_move_in_training_alone(images):
     np.testing.assert_array_equal(kept["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"], before)
 
 
-@pytest.mark.parametrize(("kind", "learns"), [("interpolated_frozen", False), ("interpolated_learnable", True)])
+@pytest.mark.parametrize(
+    ("kind", "learns"), [("interpolated_frozen", False), ("interpolated_learnable", True), ("learnable", True)]
+)
 def test_position_tables(images, kind, learns):
     templates, search = images
     model = build_model(dataclasses.replace(SMALL, positions=kind))
