@@ -8,7 +8,7 @@ import pytest
 
 from mixformer_jax.bench import COLUMNS, Timing, append_row, device_name, measure, table
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
-from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.tracking.tracker import Tracker
 
 DATE = datetime.date(2026, 1, 2)
@@ -18,7 +18,7 @@ TIMING = Timing("mixvit_b", "bfloat16", "H200", (360, 640), 1.234, 2.0, 3.0, 0.5
 def test_measure():
     config = MixFormerConfig("small", 64, 32, width=16, depth=1, num_heads=2, head_width=16)
     # Any numbers will do, and compiling an initialisation takes longer than everything else here.
-    shapes = jax.eval_shape(lambda: init_variables(build_model(config), jax.random.key(0)))
+    shapes = variable_shapes(build_model(config))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, leaf.dtype), shapes)
     tracker = Tracker(config, TrackerConfig(num_online_templates=0), variables)
     timing = measure(tracker, num_frames=6, size=(90, 160))

@@ -67,11 +67,11 @@ class Tracker:
         variables = init_variables(build_model(config), jax.random.key(seed))
         return cls(config, TrackerConfig(), variables, _find_device(device))
 
-    def start(self, frame: UInt8[np.ndarray, "H W 3"], box_xywh: Any) -> TrackState:
+    def start(self, frame: np.ndarray, box_xywh: Any) -> TrackState:
         """Begins to track the target that a box marks on a frame.
 
         Args:
-            frame: RGB.
+            frame: RGB, uint8 [height, width, 3].
             box_xywh: x, y, w, h in pixels; must overlap the frame.
 
         Raises:
@@ -83,8 +83,8 @@ class Tracker:
         boxes_xywh = box[None].astype(np.float32)
         return start_from_crops(self._model, self.settings, self._variables, crop.pixels[None], boxes_xywh)
 
-    def step(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> tuple[TrackState, Tracked]:
-        """Finds the target on the next frame.
+    def step(self, state: TrackState, frame: np.ndarray) -> tuple[TrackState, Tracked]:
+        """Finds the target on the next frame, which is RGB, uint8 [height, width, 3].
 
         Raises:
             ValueError: the frame is no RGB image of bytes.

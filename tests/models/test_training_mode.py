@@ -18,6 +18,7 @@ SMALL = MixFormerConfig(
     width=48,
     depth=2,
     num_heads=3,
+    drop_path=0.0,
     head="corner",
     head_width=16,
     head_norm="batch",

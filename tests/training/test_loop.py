@@ -190,8 +190,8 @@ def test_rates_of_backbone_and_head(config):
     settings = Experiment.from_mapping(config).train
     schedule = learning_rate_schedule(settings)
     np.testing.assert_allclose([schedule(0), schedule(79), schedule(80)], [1e-3, 1e-3, 1e-4], rtol=1e-5)
-    params = {"backbone": {"kernel": np.ones(3)}, "head": {"kernel": np.ones(3)}}
-    params["backbone"]["search_positions"] = {"table": np.ones(3)}
+    params = {"backbone": {"kernel": np.ones(3, np.float32)}, "head": {"kernel": np.ones(3, np.float32)}}
+    params["backbone"]["search_positions"] = {"table": np.ones(3, np.float32)}
     optimizer = make_optimizer(settings, frozen_positions=True)
     gradients = jax.tree.map(lambda x: 0.01 * np.ones_like(x), params)
     changes, _ = optimizer.update(gradients, optimizer.init(params), params)
