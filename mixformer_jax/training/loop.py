@@ -89,42 +89,41 @@ def train(config: Mapping[str, Any], out: str | Path) -> Path:
         log = MetricsFile(out / "metrics.jsonl", first_step)
         recent: list[dict[str, jax.Array]] = []
         waited, since = 0.0, time.perf_counter()
-        progress = tqdm(total=settings.steps, initial=first_step, unit="step", desc="train", smoothing=0.05)
-        for step in range(first_step, settings.steps):
-            batch_at = time.perf_counter()
-            batch = next(stream)
-            waited += time.perf_counter() - batch_at
-            state, metrics = train_step(state, batch)
-            recent.append(metrics)
-            if not np.isfinite(float(metrics["loss"])):
-                raise TrainingError(_save_evidence(out, step, batch, metrics))
-            progress.update()
-            done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
-                elapsed = time.perf_counter() - since
-                line = {key: float(np.mean([m[key] for m in recent])) for key in recent[0]}
-                line |= {
-                    "learning_rate": float(schedule(step)),
-                    "samples_per_s": len(recent) * settings.batch_size / elapsed,
-                    "waiting_for_data": waited / elapsed,
-                }
-                log.write("train", done, line)
-                progress.set_postfix(loss=f"{line['loss']:.3f}", iou=f"{line['iou']:.3f}")
-                recent, waited, since = [], 0.0, time.perf_counter()
-            if validation and (done % settings.validate_every == 0 or done == settings.steps):
-                overlaps = [validation_step(state.ema, pairs) for pairs in validation]
-                line = {
-                    "iou": float(np.mean(overlaps)),
-                    "iou_above_half": float(np.mean(np.stack(overlaps) > 0.5)),
-                }
-                log.write("validation", done, line)
-                shown = f"IoU {line['iou']:.3f}, above 0.5: {line['iou_above_half']:.3f}"
-                progress.write(f"step {done}: held-out pairs: {shown}")
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                checkpoints.save(state)
-                _export(out, state, experiment)
-        progress.close()
-        return _export(out, state, experiment)
+        with tqdm(total=settings.steps, initial=first_step, unit="step", desc="train", smoothing=0.05) as progress:
+            for step in range(first_step, settings.steps):
+                batch_at = time.perf_counter()
+                batch = next(stream)
+                waited += time.perf_counter() - batch_at
+                state, metrics = train_step(state, batch)
+                recent.append(metrics)
+                if not np.isfinite(float(metrics["loss"])):
+                    raise TrainingError(_save_evidence(out, step, batch, metrics))
+                progress.update()
+                done = step + 1
+                if done % settings.log_every == 0 or done == settings.steps:
+                    elapsed = time.perf_counter() - since
+                    line = {key: float(np.mean([m[key] for m in recent])) for key in recent[0]}
+                    line |= {
+                        "learning_rate": float(schedule(step)),
+                        "samples_per_s": len(recent) * settings.batch_size / elapsed,
+                        "waiting_for_data": waited / elapsed,
+                    }
+                    log.write("train", done, line)
+                    progress.set_postfix(loss=f"{line['loss']:.3f}", iou=f"{line['iou']:.3f}")
+                    recent, waited, since = [], 0.0, time.perf_counter()
+                if validation and (done % settings.validate_every == 0 or done == settings.steps):
+                    overlaps = [validation_step(state.ema, pairs) for pairs in validation]
+                    line = {
+                        "iou": float(np.mean(overlaps)),
+                        "iou_above_half": float(np.mean(np.stack(overlaps) > 0.5)),
+                    }
+                    log.write("validation", done, line)
+                    shown = f"IoU {line['iou']:.3f}, above 0.5: {line['iou_above_half']:.3f}"
+                    progress.write(f"step {done}: held-out pairs: {shown}")
+                if done % settings.checkpoint_every == 0 or done == settings.steps:
+                    checkpoints.save(state)
+                    _export(out, state, experiment)
+    return out / WEIGHTS_NAME
 
 
 def _claim_folder(path: Path, experiment: Experiment) -> None:
