@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, UInt8
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.images import read_image, write_image
 from mixformer_jax.tracking.draw import contact_sheet
-from mixformer_jax.tracking.record import Follows, Recording, annotate, record, write_boxes
+from mixformer_jax.tracking.record import Recording, TrackerLike, annotate, record, write_boxes
 from mixformer_jax.video import ArrayFrames, prepare_output
 
 HEIGHT, WIDTH = 360, 640
@@ -227,7 +227,7 @@ class DemoReport(NamedTuple):
     mean_iou: float
 
 
-def run_demo(tracker: Follows, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
+def run_demo(tracker: TrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
     """Renders the demo clip and tracks it; leaves video, boxes, ground truth and a picture in a folder.
 
     An interrupt ends the demo early; the report covers the frames tracked by then.

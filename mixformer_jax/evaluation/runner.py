@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
@@ -19,28 +19,9 @@ from mixformer_jax.evaluation.results import (
     is_finished,
     write_result,
 )
+from mixformer_jax.tracking.record import TrackerLike
 
 logger = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class PredictionLike(Protocol):
-    """What a tracker says about a frame."""
-
-    @property
-    def box_xywh(self) -> Float[np.ndarray, " 4"]: ...
-
-    @property
-    def score(self) -> float | None: ...
-
-
-@runtime_checkable
-class TrackerLike(Protocol):
-    """Anything that follows one target: state in, state out. The state is the tracker's own affair."""
-
-    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, " 4"]) -> Any: ...
-
-    def step(self, state: Any, frame: UInt8[np.ndarray, "h w 3"]) -> tuple[Any, PredictionLike]: ...
 
 
 class FirstBoxPrediction(NamedTuple):

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import mixformer_jax
-from mixformer_jax.evaluation.runner import FirstBoxTracker, TrackerLike
+from mixformer_jax.evaluation.runner import FirstBoxTracker
+from mixformer_jax.tracking.record import TrackerLike
 from mixformer_jax.tracking.tracker import find_weights
 
 TRACKERS = ("mixformer", "first-box")

@@ -20,7 +20,7 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 
 @runtime_checkable
-class Followed(Protocol):
+class PredictionLike(Protocol):
     """What a tracker says about a frame."""
 
     @property
@@ -31,12 +31,12 @@ class Followed(Protocol):
 
 
 @runtime_checkable
-class Follows(Protocol):
+class TrackerLike(Protocol):
     """Anything that follows one target: state in, state out."""
 
     def start(self, frame: Frame, box_xywh: Any) -> Any: ...
 
-    def step(self, state: Any, frame: Frame) -> tuple[Any, Followed]: ...
+    def step(self, state: Any, frame: Frame) -> tuple[Any, PredictionLike]: ...
 
 
 class Recording(NamedTuple):
@@ -62,7 +62,7 @@ class Recording(NamedTuple):
 
 
 def record(
-    tracker: Follows,
+    tracker: TrackerLike,
     source: FrameSource,
     box_xywh: Float64[np.ndarray, "4"],
     video: str | Path,
