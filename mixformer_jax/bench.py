@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.demo import render_demo_clip
+from mixformer_jax.files import write_atomically
 from mixformer_jax.tracking.state import TrackState
 from mixformer_jax.tracking.tracker import Tracker
 from mixformer_jax.video import VideoWriter, open_source, prepare_output
@@ -162,6 +163,4 @@ def append_row(path: str | Path, markdown: str) -> None:
     header, _rule, row = markdown.splitlines()
     last_table = text.rpartition("\n\n")[2]
     text += f"{row}\n" if last_table.startswith(header) else f"\n{markdown}"
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, text)

@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from mixformer_jax.files import write_atomically
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill);
 # anything else is a marker.
@@ -95,6 +97,4 @@ def _has_png_end(data: bytes) -> bool:
 def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes an HWC uint8 RGB image as a PNG; the file appears whole or not at all."""
     encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(encoded.tobytes())
-    partial.replace(path)
+    write_atomically(path, encoded.tobytes())

@@ -6,7 +6,6 @@ the model's and the tracker's settings as JSON, so a file needs no config beside
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 
@@ -68,13 +68,8 @@ def save_weights(
         "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
         "tracker": json.dumps(tracker.to_dict()),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Not safetensors' own save_file: its files are for the owner's eyes only.
-        temporary.write_bytes(save(tensors, metadata=header))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not safetensors' own save_file: its files are for the owner's eyes only.
+    write_atomically(path, save(tensors, metadata=header))
 
 
 def load_weights(path: str | Path) -> Weights:

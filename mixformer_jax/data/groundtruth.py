@@ -84,6 +84,9 @@ def _parse_box(line: str, path: Path, number: int) -> list[float]:
         hint = "; polygons must be turned into boxes first" if len(columns) == 8 else ""
         raise DatasetError(f"{where}: expected 4 columns x,y,w,h, found {len(columns)} in {line!r}{hint}")
     try:
+        # float() would read 1_0 as 10, and digits of other scripts.
+        if "_" in line or not line.isascii():
+            raise ValueError(line)
         box_xywh = [float(column) for column in columns]
     except ValueError:
         raise DatasetError(f"{where}: expected four numbers x,y,w,h, found {line!r}") from None

@@ -11,7 +11,7 @@ from mixformer_jax.evaluation.metrics import (
     OVERLAP_THRESHOLDS,
     Curves,
 )
-from mixformer_jax.evaluation.results import write_atomically
+from mixformer_jax.files import write_atomically
 
 
 def write_plots(overall: Mapping[str, Curves], benchmark: str, out_dir: Path) -> list[Path]:

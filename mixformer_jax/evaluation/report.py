@@ -22,7 +22,8 @@ from mixformer_jax.evaluation.metrics import (
     stack_curves,
 )
 from mixformer_jax.evaluation.plots import write_plots
-from mixformer_jax.evaluation.results import ResultsError, read_boxes, write_atomically
+from mixformer_jax.evaluation.results import ResultsError, read_boxes
+from mixformer_jax.files import write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

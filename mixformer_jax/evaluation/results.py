@@ -19,6 +19,7 @@ from jaxtyping import Float, Float64
 
 from mixformer_jax.data.sequences import DatasetError, read_groundtruth
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
+from mixformer_jax.files import write_atomically
 
 SIDE_FILES = ("_time", "_score")
 
@@ -125,14 +126,6 @@ def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
     clashes = [file for file, count in uses.items() if count > 1]
     if clashes:
         raise ResultsError(f"several sequences would write the same files: {', '.join(clashes)}; rename one")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Puts a file in place in one step, so that a reader or a restart never sees half of it."""
-    # A fixed name: what a killed run left behind is overwritten by the next one.
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    temporary.replace(path)
 
 
 def _rows(values: Float64[np.ndarray, "n k"], decimals: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 from tqdm import tqdm
 
+from mixformer_jax.files import write_atomically
 from mixformer_jax.images import SourceError
 from mixformer_jax.tracking.draw import GROUND_TRUTH, TARGET, draw_box
 from mixformer_jax.video import FrameSource, VideoWriter, prepare_output
@@ -165,10 +166,7 @@ def format_box(box_xywh: Float[np.ndarray, "4"]) -> str:
 
 def write_boxes(path: str | Path, boxes_xywh: Sequence | np.ndarray) -> None:
     """Writes one `x,y,w,h` line a frame, at once: the file appears whole or not at all."""
-    path = prepare_output(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(format_box(box) + "\n" for box in boxes_xywh), encoding="ascii")
-    partial.replace(path)
+    write_atomically(prepare_output(path), "".join(format_box(box) + "\n" for box in boxes_xywh))
 
 
 def _rate(count: int, seconds: float) -> float:

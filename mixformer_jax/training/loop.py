@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
+from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.pipeline import DataConfig, Mix, Pools, TrackingSamples, batches
+from mixformer_jax.files import write_atomically
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.experiment import Experiment
@@ -34,9 +35,7 @@ class MetricsFile:
         self._path = path
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_atomically(path, "".join(line + "\n" for line in kept))
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one event."""
@@ -130,9 +129,7 @@ def _claim_folder(path: Path, experiment: Experiment) -> None:
     """Writes the experiment into a new run's folder; refuses to go on with a different one."""
     mine = json.loads(json.dumps(dataclasses.asdict(experiment)))
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(mine, indent=2))
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(mine, indent=2))
         return
     theirs = json.loads(path.read_text())
     # What may change between two parts of one run: where the data lie, and housekeeping.
@@ -162,13 +159,11 @@ def _initial_weights(path: str, experiment: Experiment) -> dict[str, Any]:
 
 
 def _validation_batches(experiment: Experiment) -> list[dict[str, np.ndarray]]:
-    """Fixed frame pairs of the held-out sequences (`data.exclude`), without photometric augmentation."""
+    """Fixed frame pairs of the held-out sequences (`data.exclude`): the training jitter, nothing else disturbed."""
     data, settings = experiment.data, experiment.train
     if not data.exclude:
         return []
-    quiet = dataclasses.replace(
-        data.augment, **{f.name: 0.0 for f in dataclasses.fields(data.augment) if "probability" in f.name}
-    )
+    undisturbed = AugmentConfig(**{field.name: 0.0 for field in dataclasses.fields(AugmentConfig)})
     held_out = DataConfig(
         root=data.root,
         include=data.exclude,
@@ -177,7 +172,7 @@ def _validation_batches(experiment: Experiment) -> list[dict[str, np.ndarray]]:
         min_target_side=data.min_target_side,
         mix=Mix(video=1.0, still=0.0, pasted=0.0, region=0.0),
         crops=data.crops,
-        augment=quiet,
+        augment=undisturbed,
     )
     samples = TrackingSamples(Pools.load(held_out), held_out, seed=0)
     size = min(settings.batch_size, settings.validation_pairs)

@@ -80,6 +80,8 @@ def test_groundtruth_round_trip(tmp_path_factory, rows, separator):
         ("1,,3,4", "four numbers"),
         ("1 2,3 4,5,6", "four numbers"),
         ("1,2,three,4", "three"),
+        ("1_0,2,3,4", "four numbers"),
+        ("1,2,٣,4", "four numbers"),
         ("1,nan,3,4", "NaN in part"),
         ("1,2,inf,4", "infinite"),
         ("1,2,-3,4", "negative"),
@@ -88,7 +90,7 @@ def test_groundtruth_round_trip(tmp_path_factory, rows, separator):
 )
 def test_bad_line_is_named(tmp_path, line, what):
     path = tmp_path / "groundtruth.txt"
-    path.write_text(f"1,2,3,4\n{line}\n5,6,7,8\n")
+    path.write_text(f"1,2,3,4\n{line}\n5,6,7,8\n", encoding="utf-8")
     with pytest.raises(DatasetError, match=what) as error:
         read_groundtruth(path)
     assert f"{path}, line 2" in str(error.value)
