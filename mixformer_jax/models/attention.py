@@ -1,7 +1,9 @@
-"""Mixed attention (the paper, section 3.1) and its cache.
+"""Mixed attention (the paper, section 3.1): what every block does, whatever its projections and its neighbours.
 
-Asymmetric mixed attention (eq. 2) in two calls of one function: template tokens attend to template tokens, search
-tokens to [template tokens, search tokens]. What the second call needs of the first are keys and values: the cache.
+A block works on one stream of tokens, template or search, in two halves: `project` makes its queries, keys and values,
+`advance` attends and runs the MLP. What the queries see is decided between the halves, by whoever drives the
+blocks (`backbone.py`): own tokens alone, or cached template keys and values before the own ones (eq. 2), or both
+streams' (eq. 1).
 """
 
 import functools
@@ -15,29 +17,49 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.layers import TRUNCATED_NORMAL, DropPath, Mlp
+from mixformer_jax.models.layers import TRUNCATED_NORMAL, Activation, DropPath, Mlp
 
 
 class KeysValues(NamedTuple):
-    """Keys and values of one block's template tokens, `[batch, tokens, heads, head_dim]`."""
+    """Keys and values of one block's tokens, heads before tokens, as the matrix products want them."""
 
-    keys: Float[Array, "b n heads d"]
-    values: Float[Array, "b n heads d"]
+    keys: Float[Array, "b heads n d"]
+    values: Float[Array, "b heads n d"]
+
+    def then(self, other: "KeysValues") -> "KeysValues":
+        """These tokens, followed by the other's."""
+        return KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(self, other, strict=True)))
+
+
+class Grid(NamedTuple):
+    """How a stream's tokens lie: so many square images of `side * side` tokens each, row-major; then extra tokens."""
+
+    images: int
+    side: int
+
+    @property
+    def tokens(self) -> int:
+        return self.images * self.side**2
 
 
 def attend(
-    queries: Float[Array, "b q heads d"],
-    keys: Float[Array, "b k heads d"],
-    values: Float[Array, "b k heads d"],
+    queries: Float[Array, "b heads q d"],
+    keys: Float[Array, "b heads k d"],
+    values: Float[Array, "b heads k d"],
     key_mask: Bool[Array, "b k"] | None,
-) -> Float[Array, "b q heads d"]:
-    """Scaled dot-product attention, softmax in float32; keys where `key_mask` is False get no weight."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", queries, keys, preferred_element_type=jnp.float32)
-    logits = logits / math.sqrt(queries.shape[-1])
+    scale: float,
+) -> Float[Array, "b heads q d"]:
+    """Scaled dot-product attention; keys where `key_mask` is False get no weight.
+
+    The exponentials are summed in float32 and divide the product with the values, which is smaller than the map.
+    """
+    logits = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32) * scale
     if key_mask is not None:
         logits = jnp.where(key_mask[:, None, None, :], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (mixed / total).astype(values.dtype)
 
 
 def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: int) -> Array:
@@ -66,64 +88,107 @@ def mimetic_output_init(_key: Array, shape: Sequence[int], dtype: Any) -> Array:
 
 
 class MixedAttention(nn.Module):
-    """Multi-head attention of one token stream over its own tokens and, where given, cached template tokens."""
+    """Multi-head attention in two halves, with one dense layer for queries, keys and values (S-MAM's).
+
+    Attributes:
+        width: channels.
+        num_heads: heads.
+        scale: of the logits.
+        mimetic_init: see `MixFormerConfig`.
+        dtype: compute type.
+    """
 
     width: int
     num_heads: int
+    scale: float
     mimetic_init: bool
     dtype: jnp.dtype
 
-    @nn.compact
-    def __call__(
-        self, tokens: Float[Array, "b n c"], templates: KeysValues | None, key_mask: Bool[Array, "b k"] | None
-    ) -> tuple[Float[Array, "b n c"], KeysValues]:
+    def setup(self) -> None:
         qkv_init: nn.initializers.Initializer = TRUNCATED_NORMAL
         output_init: nn.initializers.Initializer = TRUNCATED_NORMAL
         if self.mimetic_init:
             qkv_init = functools.partial(mimetic_qkv_init, num_heads=self.num_heads)
             output_init = mimetic_output_init
-        qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=qkv_init, name="qkv")(tokens)
-        queries, keys, values = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
-        own = KeysValues(keys, values)
-        if templates is not None:
-            keys = jnp.concatenate([templates.keys, keys], axis=1)
-            values = jnp.concatenate([templates.values, values], axis=1)
-        mixed = rearrange(attend(queries, keys, values, key_mask), "b n h d -> b n (h d)")
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=output_init, name="proj")(mixed), own
+        self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=qkv_init)
+        self.proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=output_init)
+
+    def project(
+        self, tokens: Float[Array, "b n c"], grid: Grid, *, train: bool
+    ) -> tuple[Float[Array, "b heads q d"], KeysValues]:
+        """Queries, and the keys and values that these tokens offer to others."""
+        qkv = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        return qkv[0], KeysValues(qkv[1], qkv[2])
+
+    def mix(
+        self, queries: Float[Array, "b heads q d"], seen: KeysValues, key_mask: Bool[Array, "b k"] | None
+    ) -> Float[Array, "b q c"]:
+        """What the queries gather of the keys and values that they see."""
+        self.sow("intermediates", "queries", queries)
+        self.sow("intermediates", "keys", seen.keys)
+        mixed = attend(queries, seen.keys, seen.values, key_mask, self.scale)
+        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
 
 class MixedAttentionBlock(nn.Module):
-    """S-MAM (section 3.3): a pre-norm ViT block whose attention is mixed attention."""
+    """A pre-norm transformer block in two halves.
 
-    width: int
-    num_heads: int
+    Attributes:
+        attention: `MixedAttention` or a subclass, unbound.
+        mlp_ratio: hidden width of the MLP over the width.
+        activation: of the MLP.
+        epsilon: of the layer norms.
+        drop_path: rate of stochastic depth.
+        layer_scale: learn a factor per channel on both branches.
+    """
+
+    attention: MixedAttention
     mlp_ratio: int
+    activation: Activation
+    epsilon: float
     drop_path: float
-    mimetic_init: bool
-    dtype: jnp.dtype
+    layer_scale: bool
 
-    @nn.compact
-    def __call__(
+    def setup(self) -> None:
+        width, dtype = self.attention.width, self.attention.dtype
+        self.norm1 = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
+        self.norm2 = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
+        self.mlp = Mlp(width * self.mlp_ratio, self.activation, dtype)
+        self.drop = DropPath(self.drop_path)
+        if self.layer_scale:
+            small = nn.initializers.constant(1e-4)  # DeiT3's start
+            self.scale1, self.scale2 = (self.param(f"scale{i}", small, (width,)) for i in (1, 2))
+
+    def project(
+        self, tokens: Float[Array, "b n c"], grid: Grid, *, train: bool
+    ) -> tuple[Float[Array, "b heads q d"], KeysValues]:
+        """The first half: queries, keys and values of a stream's tokens."""
+        return self.attention.project(self.norm1(tokens), grid, train=train)
+
+    def advance(
         self,
         tokens: Float[Array, "b n c"],
-        templates: KeysValues | None,
+        queries: Float[Array, "b heads n d"],
+        seen: KeysValues,
         key_mask: Bool[Array, "b k"] | None,
         *,
         train: bool,
-    ) -> tuple[Float[Array, "b n c"], KeysValues]:
-        """Advances one stream by one block; returns its tokens and their keys and values.
+    ) -> Float[Array, "b n c"]:
+        """The second half: the stream's tokens after attention and MLP.
 
         Args:
-            tokens: the stream: template tokens of all slots, or search tokens.
-            templates: cached keys and values of the template stream; None for the template stream itself.
-            key_mask: False for keys that nobody may attend to (empty slots), `[templates, own]` order.
+            tokens: as they went into `project`.
+            queries: as they came out of it.
+            seen: all keys and values that the queries may attend to.
+            key_mask: False for those that nobody may attend to (empty slots); None when there are none.
             train: whether stochastic depth draws.
         """
-        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
-        drop_path = DropPath(self.drop_path, name="drop_path")
-        mixed, own = MixedAttention(self.width, self.num_heads, self.mimetic_init, self.dtype, name="attention")(
-            norm(name="norm1")(tokens), templates, key_mask
-        )
-        tokens = tokens + drop_path(mixed, train=train)
-        hidden = Mlp(self.width * self.mlp_ratio, self.dtype, name="mlp")(norm(name="norm2")(tokens))
-        return tokens + drop_path(hidden, train=train), own
+        mixed = self.attention.mix(queries, seen, key_mask)
+        tokens = tokens + self.drop(self._scaled(mixed, 1), train=train)
+        hidden = self.mlp(self.norm2(tokens))
+        return tokens + self.drop(self._scaled(hidden, 2), train=train)
+
+    def _scaled(self, branch: Float[Array, "b n c"], which: int) -> Float[Array, "b n c"]:
+        if not self.layer_scale:
+            return branch
+        return branch * (self.scale1 if which == 1 else self.scale2).astype(branch.dtype)

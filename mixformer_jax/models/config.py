@@ -1,4 +1,4 @@
-"""Model and tracker settings as frozen values, and the one table of sizes.
+"""Model and tracker settings as frozen values.
 
 These records travel inside every weights file, so that a file alone is enough to rebuild its tracker.
 """
@@ -6,14 +6,21 @@ These records travel inside every weights file, so that a file alone is enough t
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-PatchEmbedKind = Literal["linear", "convolutional"]
+BackboneKind = Literal["vit", "cvt"]
+PatchEmbedKind = Literal["linear", "convolutional", "convmae"]
 PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable", "learnable"]
-HeadKind = Literal["corner", "corner_pyramid"]
+ProjectionKind = Literal["linear", "depthwise"]
+NormKind = Literal["frozen", "batch", "layer"]
+AttentionKind = Literal["asymmetric", "symmetric"]
+HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
+
+# MAE's decoder (He et al. 2022, section 4.1) and TransT's feature fusion (Chen et al. 2021, section 3.1).
+DECODER_WIDTH, DECODER_HEADS = 512, 16
+CONTEXT_AUGMENT_WIDTH, CONTEXT_AUGMENT_HEADS = 256, 8
 
 Record = TypeVar("Record")
 
@@ -45,25 +52,44 @@ def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any])
 
 @dataclasses.dataclass(frozen=True)
 class MixFormerConfig:
-    """Architecture of one MixFormer (the paper's Table 2 for MixViT).
+    """Architecture of one MixFormer; `sizes.SIZES` holds those of the paper.
 
     Attributes:
         name: the size's name, shown to users.
         search_size: side of the square search crop, pixels.
         template_size: side of the square template crops, pixels.
-        patch_size: side of a token, pixels (the backbone's stride).
-        patch_embed: `linear` is ViT's strided projection; `convolutional` a 4x4 patchify layer and
-            strided 3x3 convolutions (Xiao et al. 2021, "Early convolutions help transformers see better").
-        width: token channels.
-        depth: number of mixed attention blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden width of the MLP over `width`.
-        drop_path: stochastic depth of the last block; grows linearly from 0 at the first.
-        positions: position embeddings of section 3.3; and `learnable`, tables that start at random, for training from
-            scratch.
-        head: box head, section 3.2 (corner) or 3.3 (pyramidal corner).
-        head_width: channels of the head's first convolution.
-        head_norm: batch norm of the head: `batch` learns and tracks statistics, `frozen` holds them constant.
+        backbone: `vit` is one stage on a grid of patches (MixViT, section 3.3); `cvt` a hierarchy of stages with
+            convolutional embeddings between them (MixCvT, section 3.2).
+        patch_size: side of a token of the last stage, pixels (the backbone's stride).
+        patch_embed: ViT only. `linear` is the strided projection; `convmae` ConvMAE's two convolutional stages;
+            `convolutional` a 4x4 patchify layer and strided 3x3 convolutions (Xiao et al. 2021, "Early convolutions
+            help transformers see better").
+        early_widths: channels of the stages before the last one (`convmae` and `cvt`).
+        early_depths: their blocks.
+        early_heads: their attention heads (`cvt`).
+        width: token channels of the last stage.
+        depth: mixed attention blocks of the last stage.
+        num_heads: attention heads of the last stage.
+        mlp_ratio: hidden width of the MLP over the block's width.
+        drop_path: stochastic depth of the last block; grows linearly from 0 over the last stage.
+        layer_scale: a learned factor per channel on both residual branches (Touvron et al. 2021), as in DeiT3.
+        positions: position embeddings of section 3.3 (ViT only); and `learnable`, tables that start at random, for
+            training from scratch.
+        projection: how queries, keys and values are made: `linear` (S-MAM), or `depthwise`, by 3x3 depth-wise
+            convolutions with stride 2 for keys and values first (W-MAM, section 3.1; `cvt` only).
+        projection_norm: norm after the depth-wise convolutions; `layer` for Table 5.
+        attention: `asymmetric` is eq. 2, templates do not see the search region; `symmetric` is eq. 1.
+        mixed_blocks: only the last so many blocks, counted through all stages, mix; the earlier ones attend within
+            each image alone (Table 3, rows 4-7). None: all.
+        cross_attention_blocks: blocks after the backbone in which the search region attends to the templates
+            (Table 3, rows 1 and 2).
+        context_augment_layers: TransT's ECA + CFA layers after the backbone (Table 3, row 3).
+        decoder_blocks: blocks after the encoder in the shape of MAE's decoder (512 channels, 16 heads), with mixed
+            attention (Fig. 7, "+DN").
+        head: box head, section 3.2 (corner, query) or 3.3 (pyramidal corner).
+        head_width: channels of a corner head's first convolution.
+        head_norm: batch norm of a corner head: `batch` learns and tracks statistics, `frozen` holds them constant.
+        score_heads: attention heads of the score prediction module (section 3.5); 0 is a model without one.
         mimetic_init: initialise query/key and value/output products near the identity (Trockman & Kolter 2023,
             "Mimetic initialization of self-attention layers"): at birth, tokens attend to tokens alike. For
             training from scratch.
@@ -73,17 +99,30 @@ class MixFormerConfig:
     name: str = "mixvit_b"
     search_size: int = 288
     template_size: int = 128
+    backbone: BackboneKind = "vit"
     patch_size: int = 16
     patch_embed: PatchEmbedKind = "linear"
+    early_widths: tuple[int, ...] = ()
+    early_depths: tuple[int, ...] = ()
+    early_heads: tuple[int, ...] = ()
     width: int = 768
     depth: int = 12
     num_heads: int = 12
     mlp_ratio: int = 4
     drop_path: float = 0.1
+    layer_scale: bool = False
     positions: PositionKind = "sincos"
+    projection: ProjectionKind = "linear"
+    projection_norm: NormKind = "frozen"
+    attention: AttentionKind = "asymmetric"
+    mixed_blocks: int | None = None
+    cross_attention_blocks: int = 0
+    context_augment_layers: int = 0
+    decoder_blocks: int = 0
     head: HeadKind = "corner_pyramid"
     head_width: int = 384
     head_norm: HeadNormKind = "batch"
+    score_heads: int = 0
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
 
@@ -93,14 +132,60 @@ class MixFormerConfig:
                 raise ConfigError(
                     f"{key} is {getattr(self, key)}; expected a positive multiple of patch_size {self.patch_size}"
                 )
-        if self.width % self.num_heads:
-            raise ConfigError(f"width {self.width} does not divide into {self.num_heads} heads")
-        if self.patch_embed == "convolutional" and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
-            raise ConfigError(f"patch_size {self.patch_size} must be 4, 8, 16, ... for a convolutional patch_embed")
-        if self.width % 4:
-            raise ConfigError(f"width {self.width} must be a multiple of 4 for two-axis sin-cos positions")
+        counts = ("mlp_ratio", "depth", "num_heads", "head_width")
+        for key in (*counts, "cross_attention_blocks", "context_augment_layers", "decoder_blocks", "score_heads"):
+            if getattr(self, key) < (key in counts):
+                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {int(key in counts)}")
+        self._check_stages()
+        self._check_mixing()
+        if self.output_width % max(1, self.score_heads):
+            raise ConfigError(f"width {self.output_width} does not divide into {self.score_heads} score_heads")
         if not 0.0 <= self.drop_path < 1.0:
             raise ConfigError(f"drop_path is {self.drop_path}; expected a share in [0, 1)")
+
+    def _check_stages(self) -> None:
+        early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
+        if self.backbone == "cvt":
+            if self.patch_embed != "linear" or self.positions != "sincos":
+                raise ConfigError("patch_embed and positions are settings of the backbone 'vit', not of 'cvt'")
+            if len({len(values) for values in early.values()}) > 1:
+                raise ConfigError(f"expected one value for each early stage, got {early}")
+            if self.patch_size != 4 * 2 ** len(self.early_widths):
+                raise ConfigError(
+                    f"patch_size is {self.patch_size}; with {len(self.early_widths)} early stages the backbone 'cvt' "
+                    f"has stride {4 * 2 ** len(self.early_widths)}"
+                )
+        else:
+            if self.projection != "linear":
+                raise ConfigError("projection 'depthwise' is a setting of the backbone 'cvt'")
+            stages = 2 if self.patch_embed == "convmae" else 0
+            if (len(self.early_widths), len(self.early_depths), len(self.early_heads)) != (stages, stages, 0):
+                raise ConfigError(
+                    f"patch_embed {self.patch_embed!r} has {stages} early stages and no heads; got {early}"
+                )
+            if self.patch_embed == "convmae" and self.patch_size != 16:
+                raise ConfigError(f"patch_size is {self.patch_size}; patch_embed 'convmae' has stride 16")
+            if self.patch_embed == "convolutional" and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
+                raise ConfigError(f"patch_size {self.patch_size} must be 4, 8, 16, ... for patch_embed 'convolutional'")
+            if self.width % 4:
+                raise ConfigError(f"width {self.width} must be a multiple of 4 for two-axis sin-cos positions")
+        widths, heads = (*self.early_widths, self.width), (*self.early_heads, self.num_heads)
+        for width, num_heads in zip(reversed(widths), reversed(heads), strict=False):
+            if width % num_heads:
+                raise ConfigError(f"width {width} does not divide into {num_heads} heads")
+
+    def _check_mixing(self) -> None:
+        blocks = self.num_blocks
+        if self.mixed_blocks is not None and not 0 <= self.mixed_blocks <= blocks:
+            raise ConfigError(f"mixed_blocks is {self.mixed_blocks}; expected 0 to {blocks}, or None for all")
+        if self.mixed_blocks == 0 and not (self.cross_attention_blocks or self.context_augment_layers):
+            raise ConfigError("mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen")
+        if self.decoder_blocks and (
+            self.backbone != "vit" or self.cross_attention_blocks or self.context_augment_layers
+        ):
+            raise ConfigError("decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else")
+        if self.context_augment_layers and (self.cross_attention_blocks or self.head == "query" or self.score_heads):
+            raise ConfigError("context_augment_layers go with a corner head alone")
 
     @property
     def search_grid(self) -> int:
@@ -111,6 +196,24 @@ class MixFormerConfig:
     def template_grid(self) -> int:
         """Tokens along one side of a template crop."""
         return self.template_size // self.patch_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Attention blocks of the backbone through all stages; ConvMAE's convolutional ones are not counted."""
+        early = sum(self.early_depths) if self.backbone == "cvt" else 0
+        return early + self.depth + self.decoder_blocks
+
+    @property
+    def output_width(self) -> int:
+        """Channels of the features that the head reads."""
+        if self.decoder_blocks:
+            return DECODER_WIDTH
+        return CONTEXT_AUGMENT_WIDTH if self.context_augment_layers else self.width
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether templates can be encoded without the search region."""
+        return self.attention == "asymmetric" and not self.context_augment_layers
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -159,40 +262,3 @@ class TrackerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrackerConfig":
         return dataclass_from_mapping(cls, values)
-
-
-# The paper, Table 2 (layers, width, input sizes); heads and head norms from the official experiments.
-SIZES: Mapping[str, MixFormerConfig] = MappingProxyType(
-    {
-        "mixvit_b": MixFormerConfig(name="mixvit_b"),
-        "mixvit_l": MixFormerConfig(
-            name="mixvit_l", search_size=384, template_size=192, width=1024, depth=24, num_heads=16
-        ),
-        "mixvit_tiny": MixFormerConfig(
-            name="mixvit_tiny",
-            search_size=128,
-            template_size=64,
-            patch_embed="convolutional",
-            width=192,
-            depth=6,
-            num_heads=3,
-            drop_path=0.0,
-            # With the other kinds, template and search tokens of like positions look alike: attention then matches
-            # places instead of content, and a small model trained from scratch takes long to unlearn that.
-            positions="learnable",
-            head_width=96,
-            mimetic_init=True,
-        ),
-    }
-)
-
-
-def size_config(name: str) -> MixFormerConfig:
-    """Looks a size up in the table.
-
-    Raises:
-        ConfigError: for a name that is not in it.
-    """
-    if name not in SIZES:
-        raise ConfigError(f"unknown model {name!r}; known: {', '.join(SIZES)}")
-    return SIZES[name]

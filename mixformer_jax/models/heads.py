@@ -1,4 +1,4 @@
-"""Box heads: the corner head (the paper, section 3.2) and the pyramidal corner head (section 3.3, Fig. 4 c)."""
+"""Box heads: corner and query (the paper, section 3.2), and pyramidal corner (section 3.3, Fig. 4 c)."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mixformer_jax.models.config import HeadKind, HeadNormKind
-from mixformer_jax.models.layers import ConvNormRelu
+from mixformer_jax.models.layers import ConvNormRelu, perceptron
 
 
 class CornerPrediction(NamedTuple):
@@ -96,3 +96,14 @@ class CornerHead(nn.Module):
         bottom_right = branch(*args, name="bottom_right")(features, train=train).astype(jnp.float32)
         boxes_xyxy = jnp.concatenate([soft_argmax(top_left), soft_argmax(bottom_right)], axis=-1)
         return CornerPrediction(boxes_xyxy, top_left, bottom_right)
+
+
+class QueryHead(nn.Module):
+    """Three dense layers on the regression token, and a sigmoid: a box without a map."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, token: Float[Array, "b c"]) -> Float[Array, "b 4"]:
+        """Boxes as cx, cy, w, h, normalised to the search crop."""
+        return jax.nn.sigmoid(perceptron(token, 4, self.dtype).astype(jnp.float32))

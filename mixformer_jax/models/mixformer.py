@@ -1,4 +1,4 @@
-"""MixFormer: a backbone of mixed attention and a box head; `build_model` makes one of a config."""
+"""MixFormer: a backbone of mixed attention, a box head, and a score module; `build_model` makes one of a config."""
 
 import functools
 from typing import NamedTuple
@@ -8,38 +8,53 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.boxes import xyxy_to_cxcywh
-from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.heads import CornerHead
-from mixformer_jax.models.vit import MixViTBackbone, TemplateCache
+from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from mixformer_jax.models.backbone import SearchFeatures, TemplateCache
+from mixformer_jax.models.config import ConfigError, MixFormerConfig
+from mixformer_jax.models.context_augment import ContextAugment
+from mixformer_jax.models.cvt import MixCvTBackbone
+from mixformer_jax.models.heads import CornerHead, QueryHead
+from mixformer_jax.models.score import ScorePrediction
+from mixformer_jax.models.vit import MixViTBackbone
 
 
 class Prediction(NamedTuple):
     """What a search crop shows: the target's box, normalised to the crop, and what it was read from.
 
-    `scores` is None as long as the model has no score prediction module.
+    The corners' maps are None for the query head, `score_logits` for a model without a score prediction module.
     """
 
     boxes_cxcywh: Float[Array, "b 4"]
-    top_left_logits: Float[Array, "b h w"]
-    bottom_right_logits: Float[Array, "b h w"]
+    top_left_logits: Float[Array, "b map_h map_w"] | None
+    bottom_right_logits: Float[Array, "b map_h map_w"] | None
     features: Float[Array, "b h w c"]
-    scores: Float[Array, " b"] | None = None
+    score_logits: Float[Array, " b"] | None = None
+
+    @property
+    def scores(self) -> Float[Array, " b"] | None:
+        """Confidence in [0, 1] that the box holds the target."""
+        return None if self.score_logits is None else jax.nn.sigmoid(self.score_logits)
 
 
 class MixFormer(nn.Module):
     """The end-to-end tracker of the paper's section 3.
 
-    Two calls make a forward pass, in training and in tracking alike: `encode_templates`, then `locate`.
+    Two calls make a forward pass, in training and in tracking alike: `encode_templates`, then `locate`. Models whose
+    templates depend on the search region (`config.is_cacheable` is False) have the joint call alone.
     Images come in normalised (`crops.normalise`), NHWC float32.
     """
 
     config: MixFormerConfig
 
     def setup(self) -> None:
-        config = self.config
-        self.backbone = MixViTBackbone(config)
-        self.head = CornerHead(config.head, config.head_width, config.head_norm, jnp.dtype(config.dtype))
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        self.backbone = MixViTBackbone(config) if config.backbone == "vit" else MixCvTBackbone(config)
+        if config.context_augment_layers:
+            self.context_augment = ContextAugment(config.context_augment_layers, dtype)
+        corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
+        self.head = QueryHead(dtype) if config.head == "query" else corner_head(config.head)
+        if config.score_heads:
+            self.score = ScorePrediction(config.output_width, config.score_heads, dtype)
 
     def encode_templates(
         self,
@@ -54,30 +69,69 @@ class MixFormer(nn.Module):
             templates: normalised crops, slot 0 the initial template, the others online templates.
             filled: which slots hold a template; None for all. At least one slot must be filled.
             train: whether stochastic depth draws.
+
+        Raises:
+            ConfigError: for models that have the joint call alone.
         """
+        if self.config.context_augment_layers:
+            raise ConfigError("context_augment_layers have no template cache: call the model on templates and search")
         return self.backbone.encode_templates(templates, filled, train=train)
 
-    def locate(self, cache: TemplateCache, search: Float[Array, "b S S 3"], *, train: bool = False) -> Prediction:
-        """Finds the cached target in normalised search crops."""
-        features = self.backbone.locate(cache, search, train=train)
-        corners = self.head(features, train=train)
-        return Prediction(
-            boxes_cxcywh=xyxy_to_cxcywh(corners.boxes_xyxy),
-            top_left_logits=corners.top_left_logits,
-            bottom_right_logits=corners.bottom_right_logits,
-            features=features,
-        )
+    def locate(
+        self,
+        cache: TemplateCache,
+        search: Float[Array, "b S S 3"],
+        score_boxes_xyxy: Float[Array, "b 4"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Prediction:
+        """Finds the cached target in normalised search crops.
+
+        Args:
+            cache: from `encode_templates`.
+            search: the crops.
+            score_boxes_xyxy: boxes, normalised to the crops, to score instead of the predicted ones.
+            train: whether stochastic depth draws and batch norms learn.
+        """
+        found = self.backbone.locate(cache, search, train=train)
+        return self._read_off(cache, found, score_boxes_xyxy, train=train)
 
     def __call__(
         self,
         templates: Float[Array, "b slots T T 3"],
         search: Float[Array, "b S S 3"],
         filled: Bool[Array, "b slots"] | None = None,
+        score_boxes_xyxy: Float[Array, "b 4"] | None = None,
         *,
         train: bool = False,
     ) -> Prediction:
-        """The training call: both steps for every sample."""
-        return self.locate(self.encode_templates(templates, filled, train=train), search, train=train)
+        """The joint call: templates and search crops of every sample."""
+        cache, found = self.backbone.joint(templates, search, filled, train=train)
+        return self._read_off(cache, found, score_boxes_xyxy, train=train)
+
+    def _read_off(
+        self,
+        cache: TemplateCache,
+        found: SearchFeatures,
+        score_boxes_xyxy: Float[Array, "b 4"] | None,
+        *,
+        train: bool,
+    ) -> Prediction:
+        config, features = self.config, found.features
+        if config.context_augment_layers:
+            features = self.context_augment(cache.features, features, cache.filled)
+        if isinstance(self.head, QueryHead):
+            assert found.token is not None
+            boxes_cxcywh = self.head(found.token)
+            prediction = Prediction(boxes_cxcywh, None, None, features)
+        else:
+            corners = self.head(features, train=train)
+            boxes_cxcywh = xyxy_to_cxcywh(corners.boxes_xyxy)
+            prediction = Prediction(boxes_cxcywh, corners.top_left_logits, corners.bottom_right_logits, features)
+        if not config.score_heads:
+            return prediction
+        boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh) if score_boxes_xyxy is None else score_boxes_xyxy
+        return prediction._replace(score_logits=self.score(features, cache.features[:, 0], boxes_xyxy))
 
 
 def build_model(config: MixFormerConfig) -> MixFormer:

@@ -44,24 +44,26 @@ def resize_positions(table: Float[Array | np.ndarray, "n c"], grid: int, prefix_
     return jnp.concatenate([prefix, resized.reshape(grid * grid, -1)])
 
 
-class PositionEmbedding(nn.Module):
-    """The position table of one token grid, added to every image of that grid."""
+def add_positions(maps: Float[Array, "b h w c"], table: Float[Array | np.ndarray, "n c"]) -> Float[Array, "b h w c"]:
+    """Adds the table of a token grid to every image of that grid."""
+    return maps + jnp.asarray(table, maps.dtype).reshape(maps.shape[1:])
+
+
+class PositionTable(nn.Module):
+    """The position table of one token grid, `[grid * grid, width]`."""
 
     kind: PositionKind
     grid: int
     width: int
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "... n c"]) -> Float[Array, "... n c"]:
+    def __call__(self) -> Float[Array, "n c"]:
         if self.kind == "sincos":
-            table = jnp.asarray(sincos_positions(self.grid, self.width), dtype=jnp.float32)
-        elif self.kind == "learnable":
+            return jnp.asarray(sincos_positions(self.grid, self.width), dtype=jnp.float32)
+        if self.kind == "learnable":
             # As large as content and sin-cos tables are, and independent of the other grid's table.
-            table = self.param("table", nn.initializers.normal(0.5), (self.grid**2, self.width))
-        else:
-            # Without a checkpoint, the table that would have been interpolated is MAE's own initialisation.
-            pretrained = sincos_positions(PRETRAINED_GRID, self.width).astype(np.float32)
-            table = self.param("table", lambda _key: resize_positions(pretrained, self.grid))
-            if self.kind == "interpolated_frozen":
-                table = jax.lax.stop_gradient(table)
-        return tokens + table.astype(tokens.dtype)
+            return self.param("table", nn.initializers.normal(0.5), (self.grid**2, self.width))
+        # Without a checkpoint, the table that would have been interpolated is MAE's own initialisation.
+        pretrained = sincos_positions(PRETRAINED_GRID, self.width).astype(np.float32)
+        table = self.param("table", lambda _key: resize_positions(pretrained, self.grid))
+        return jax.lax.stop_gradient(table) if self.kind == "interpolated_frozen" else table

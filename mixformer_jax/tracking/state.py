@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from mixformer_jax.models.vit import TemplateCache
+from mixformer_jax.models.backbone import TemplateCache
 
 
 class TrackState(NamedTuple):

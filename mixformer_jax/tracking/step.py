@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from mixformer_jax.boxes import clip_box_xywh
 from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, normalise
+from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
-from mixformer_jax.models.vit import TemplateCache
 from mixformer_jax.tracking.state import TrackPrediction, TrackState
 
 Variables = dict[str, Any]

@@ -12,8 +12,9 @@ from jaxtyping import Float, UInt8
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.weights import WeightsError, load_weights
 from mixformer_jax.crops import Crop, context_crop
-from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, TrackerConfig, size_config
+from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.state import TrackState
 from mixformer_jax.tracking.step import (
     is_refresh_due,

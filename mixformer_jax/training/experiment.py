@@ -118,9 +118,12 @@ class Experiment:
         nested = {"mix": Mix, "augment": AugmentConfig, "synthetic": SyntheticConfig}
         data |= {key: dataclass_from_mapping(kind, data[key]) for key, kind in nested.items() if key in data}
         data["crops"] = dataclass_from_mapping(CropConfig, crops | derived)
-        return cls(
-            model=model,
-            tracker=tracker,
-            data=dataclass_from_mapping(DataConfig, data),
-            train=dataclass_from_mapping(TrainConfig, config["train"]),
-        )
+        train = dataclass_from_mapping(TrainConfig, config["train"])
+        if train.corner_weight and model.head == "query":
+            raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
+        if model.score_heads:
+            raise ConfigError(
+                f"model.score_heads is {model.score_heads}: the box loss would leave the score module as it was "
+                "initialised; train with 0"
+            )
+        return cls(model=model, tracker=tracker, data=dataclass_from_mapping(DataConfig, data), train=train)

@@ -54,6 +54,8 @@ def tracking_loss(
     boxes_xywh = cxcywh_to_xywh(boxes_cxcywh)
     loss, metrics = box_loss(prediction.boxes_cxcywh, boxes_xywh, config.iou_loss, config.l1_weight, config.iou_weight)
     if config.corner_weight:
+        # `Experiment` has refused a head without maps.
+        assert prediction.top_left_logits is not None and prediction.bottom_right_logits is not None
         corner = corner_cross_entropy(
             prediction.top_left_logits, prediction.bottom_right_logits, cxcywh_to_xyxy(boxes_cxcywh)
         )

@@ -1,8 +1,9 @@
 import jax
 import pytest
 
-from mixformer_jax.models.config import SIZES, ConfigError, MixFormerConfig, TrackerConfig, size_config
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.models.sizes import SIZES, size_config
 
 
 def count(name):

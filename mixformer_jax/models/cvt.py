@@ -1,0 +1,122 @@
+"""MixCvT's backbone (the paper, sections 3.1 and 3.2): convolutional embeddings and W-MAM blocks in stages."""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from mixformer_jax.models.attention import Grid, KeysValues, MixedAttention, MixedAttentionBlock
+from mixformer_jax.models.backbone import Backbone, Stream
+from mixformer_jax.models.config import MixFormerConfig, NormKind
+from mixformer_jax.models.layers import TRUNCATED_NORMAL, FrozenBatchNorm, depthwise_convolution, depthwise_kernel
+
+EPSILON = 1e-5
+
+
+class DepthwiseProjection(nn.Module):
+    """3x3 depth-wise convolution and norm: what stands before a linear projection in W-MAM."""
+
+    stride: int
+    norm: NormKind
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b out_h out_w c"]:
+        kernel = depthwise_kernel(self, 3, x.shape[-1])
+        maps = depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
+        match self.norm:
+            case "frozen":
+                return FrozenBatchNorm(name="norm")(maps)
+            case "batch":
+                return nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
+            case "layer":
+                return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
+
+
+class WideMixedAttention(MixedAttention):
+    """W-MAM's attention: every image of a stream goes through depth-wise convolutions before the projections.
+
+    Keys and values have half the resolution of the queries. Tokens beyond the images pass the convolutions by.
+    """
+
+    norm: NormKind
+
+    def setup(self) -> None:
+        def convolution(stride: int) -> DepthwiseProjection:
+            return DepthwiseProjection(stride, self.norm, self.dtype)
+
+        def dense() -> nn.Dense:
+            return nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL)
+
+        self.depthwise_q, self.depthwise_k, self.depthwise_v = convolution(1), convolution(2), convolution(2)
+        self.q, self.k, self.v, self.proj = dense(), dense(), dense(), dense()
+
+    def project(
+        self, tokens: Float[Array, "b n c"], grid: Grid, *, train: bool
+    ) -> tuple[Float[Array, "b heads q d"], KeysValues]:
+        images, extra = tokens[:, : grid.tokens], tokens[:, grid.tokens :]
+        maps = rearrange(images, "b (s h w) c -> (b s) h w c", s=grid.images, h=grid.side)
+
+        def projected(convolution: DepthwiseProjection, dense: nn.Dense) -> Float[Array, "b heads n d"]:
+            local = rearrange(convolution(maps, train=train), "(b s) h w c -> b (s h w) c", s=grid.images)
+            if extra.shape[1]:
+                local = jnp.concatenate([local, extra], axis=1)
+            return rearrange(dense(local), "b n (h d) -> b h n d", h=self.num_heads)
+
+        keys_values = KeysValues(projected(self.depthwise_k, self.k), projected(self.depthwise_v, self.v))
+        return projected(self.depthwise_q, self.q), keys_values
+
+
+class ConvEmbed(nn.Module):
+    """Overlapping convolution with stride, and layer norm: the entry of a stage."""
+
+    width: int
+    size: int
+    stride: int
+    padding: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, maps: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
+        window = (self.size, self.size)
+        conv = nn.Conv(self.width, window, self.stride, self.padding, dtype=self.dtype, name="proj")
+        return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(conv(maps))
+
+
+class MixCvTBackbone(Backbone):
+    """Stages of a convolutional embedding and W-MAM blocks (Table 1); with linear projections, S-MAM in stages."""
+
+    def setup(self) -> None:
+        super().setup()
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        first, *others = (*config.early_widths, config.width)
+        self.embed = [ConvEmbed(first, 7, 4, 2, dtype), *(ConvEmbed(width, 3, 2, 1, dtype) for width in others)]
+
+    def make_blocks(self) -> list[MixedAttentionBlock]:
+        config = self.config
+        early = zip(config.early_widths, config.early_depths, config.early_heads, strict=True)
+        blocks = [_block(config, width, heads, 0.0) for width, depth, heads in early for _ in range(depth)]
+        return blocks + [self.last_stage_block(float(r)) for r in np.linspace(0.0, config.drop_path, config.depth)]
+
+    def last_stage_block(self, drop_path: float) -> MixedAttentionBlock:
+        return _block(self.config, self.config.width, self.config.num_heads, drop_path)
+
+    def stage_depths(self) -> tuple[int, ...]:
+        return (*self.config.early_depths, self.config.depth)
+
+    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
+        return self.embed[stage](maps)
+
+
+def _block(config: MixFormerConfig, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
+    """Logits are scaled by the full width, not by a head's: so CvT was trained."""
+    dtype, scale = jnp.dtype(config.dtype), width**-0.5
+    attention: MixedAttention
+    if config.projection == "depthwise":
+        attention = WideMixedAttention(
+            width, num_heads, scale, config.mimetic_init, dtype, config.projection_norm, parent=None
+        )
+    else:
+        attention = MixedAttention(width, num_heads, scale, config.mimetic_init, dtype, parent=None)
+    return MixedAttentionBlock(attention, config.mlp_ratio, "quick_gelu", EPSILON, drop_path, config.layer_scale)
