@@ -225,30 +225,50 @@ class MixFormerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrackerConfig:
-    """How a tracker cuts its crops and renews its templates.
+    """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
         search_factor: the same for the search region.
         num_online_templates: online template slots beside the initial template.
         update_interval: frames between renewals of an online template.
+        max_score_decay: what the best score of an interval is multiplied by on each frame, so that a later crop may
+            take the place of an earlier one that was a little better.
         clip_margin: pixels by which a box must reach into the frame.
+        lost_below: a target counts as lost after `lost_after` frames in a row with a score below this.
+        lost_after: see `lost_below`.
+        found_above: it counts as found again after `found_after` frames in a row with a score above this.
+        found_after: see `found_above`.
+
+    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`), are those of models with a score
+    prediction module. Losing and finding are not in the paper, and change no box.
     """
 
     template_factor: float = 2.0
     search_factor: float = 4.5
     num_online_templates: int = 1
     update_interval: int = 200
+    max_score_decay: float = 1.0
     clip_margin: int = 10
+    lost_below: float = 0.25
+    lost_after: int = 5
+    found_above: float = 0.5
+    found_after: int = 2
 
     def __post_init__(self) -> None:
         for key in ("template_factor", "search_factor"):
             if not getattr(self, key) >= 1.0:
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least 1")
-        if self.num_online_templates < 0 or self.update_interval < 1 or self.clip_margin < 0:
+        least = {"num_online_templates": 0, "update_interval": 1, "clip_margin": 0, "lost_after": 1, "found_after": 1}
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {value}")
+        if not 0.0 < self.max_score_decay <= 1.0:
+            raise ConfigError(f"max_score_decay is {self.max_score_decay}; expected a factor in (0, 1]")
+        if not 0.0 <= self.lost_below <= self.found_above <= 1.0:
             raise ConfigError(
-                "expected num_online_templates >= 0, update_interval >= 1, clip_margin >= 0; got "
-                f"{self.num_online_templates}, {self.update_interval}, {self.clip_margin}"
+                f"lost_below is {self.lost_below} and found_above {self.found_above}; expected scores in [0, 1], the "
+                "first not above the second"
             )
 
     @property
