@@ -1,136 +1,198 @@
-"""Official PyTorch names and our variable tree, from one table.
+"""Official PyTorch names and our variable tree, from one table for both directions.
 
-The table lists, for a config, every tensor of the official state dict that the network uses, the path of our
-variable, and how the layouts differ. Tensors that official checkpoints carry but no forward pass reads are named in
-`UNUSED_PREFIXES`.
+The table of a config lists the official state dict in its own order. An `Entry` is a tensor that the network uses: its
+official name, the path of our variable, and how the layouts differ. A `Carried` is one that official checkpoints hold
+and no forward pass reads; our weights files keep it aside, and `variables_to_official` puts it back or makes it up.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-from einops import rearrange
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.positions import sincos_positions
-
-Layout = Literal["same", "linear", "conv", "patches", "positions"]
-
-UNUSED_PREFIXES = (
-    "backbone.cls_token",
-    "backbone.pos_embed",  # the 14 x 14 table of pre-training; pos_embed_s and pos_embed_t are the ones in use
-    "backbone.norm.",
-    "backbone.head.",
+from mixformer_jax.convert.backbone_names import backbone_table
+from mixformer_jax.convert.entries import (
+    Carried,
+    Entry,
+    affine,
+    batch_norm,
+    norm,
+    official_shape,
+    sincos,
+    to_official,
+    to_ours,
 )
+from mixformer_jax.convert.weights import WeightsError, expected_shapes
+from mixformer_jax.models.config import MixFormerConfig
+
+COUNTER = "num_batches_tracked"
 
 
-class Entry(NamedTuple):
-    """One tensor under both names."""
-
-    official: str
-    path: tuple[str, ...]
-    layout: Layout
-
-
-def name_table(config: MixFormerConfig) -> list[Entry]:
-    """Every tensor that the forward pass of `config` reads, in the official order.
+def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
+    """The whole official state dict of a config.
 
     Raises:
         WeightsError: for an architecture that the official code does not have.
     """
-    if config.patch_embed != "linear":
-        raise WeightsError(f"{config.name}: patch_embed {config.patch_embed!r} has no official counterpart")
-    return [*_backbone(config), *_head(config)]
-
-
-def _backbone(config: MixFormerConfig) -> list[Entry]:
-    root = ("params", "backbone")
-    entries: list[Entry] = []
-    if config.positions != "sincos":
-        for suffix, images in (("s", "search"), ("t", "template")):
-            path = (*root, f"{images}_positions", "table")
-            entries.append(Entry(f"backbone.pos_embed_{suffix}", path, "positions"))
-    entries += _affine("backbone.patch_embed.proj", (*root, "patch_embed", "proj"), "patches")
-    for index in range(config.depth):
-        official, ours = f"backbone.blocks.{index}", (*root, f"blocks_{index}")
-        for norm in ("norm1", "norm2"):
-            entries.append(Entry(f"{official}.{norm}.weight", (*ours, norm, "scale"), "same"))
-            entries.append(Entry(f"{official}.{norm}.bias", (*ours, norm, "bias"), "same"))
-        entries += _affine(f"{official}.attn.qkv", (*ours, "attention", "qkv"), "linear")
-        entries += _affine(f"{official}.attn.proj", (*ours, "attention", "proj"), "linear")
-        entries += _affine(f"{official}.mlp.fc1", (*ours, "mlp", "fc1"), "linear")
-        entries += _affine(f"{official}.mlp.fc2", (*ours, "mlp", "fc2"), "linear")
-    return entries
-
-
-def _head(config: MixFormerConfig) -> list[Entry]:
-    entries = []
-    for suffix, branch in (("tl", "top_left"), ("br", "bottom_right")):
-        ours = ("head", branch)
-        blocks = {f"conv{i}_{suffix}": f"conv{i}" for i in range(1, 5)}
-        if config.head == "corner_pyramid":
-            blocks |= {f"adjust{i}_{suffix}": f"adjust{i}" for i in (1, 2)}
-            blocks |= {f"adjust3_{suffix}.{i}": f"adjust3_{i}" for i in range(3)}
-            blocks |= {f"adjust4_{suffix}.{i}": f"adjust4_{i}" for i in range(2)}
-        for official, block in blocks.items():
-            entries += _affine(f"box_head.{official}.0", ("params", *ours, block, "conv"), "conv")
-            entries += _batch_norm(f"box_head.{official}.1", (*ours, block, "norm"), config.head_norm == "frozen")
-        entries += _affine(f"box_head.conv5_{suffix}", ("params", *ours, "conv5"), "conv")
-    return entries
-
-
-def _affine(official: str, path: tuple[str, ...], layout: Layout) -> list[Entry]:
-    return [
-        Entry(f"{official}.weight", (*path, "kernel"), layout),
-        Entry(f"{official}.bias", (*path, "bias"), "same"),
-    ]
-
-
-def _batch_norm(official: str, path: tuple[str, ...], frozen: bool) -> list[Entry]:
-    affine, statistics = ("constants", "constants") if frozen else ("params", "batch_stats")
-    return [
-        Entry(f"{official}.weight", (affine, *path, "scale"), "same"),
-        Entry(f"{official}.bias", (affine, *path, "bias"), "same"),
-        Entry(f"{official}.running_mean", (statistics, *path, "mean"), "same"),
-        Entry(f"{official}.running_var", (statistics, *path, "var"), "same"),
-    ]
-
-
-def _to_ours(value: np.ndarray, layout: Layout) -> np.ndarray:
-    match layout:
-        case "same":
-            ours = value
-        case "linear":
-            ours = value.T
-        case "conv":
-            ours = rearrange(value, "o i h w -> h w i o")
-        case "patches":
-            ours = rearrange(value, "o i h w -> (h w i) o")
-        case "positions":
-            ours = value[0]
-    return np.ascontiguousarray(ours)
+    _check_official(config)
+    entries = [*backbone_table(config), *_head(config), *(_score() if config.score_heads else [])]
+    return list(_with_counters(entries))
 
 
 def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
     """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables.
 
+    The variables are views of the official arrays wherever a transposition is all it takes.
+
     Raises:
-        WeightsError: names of the table that are missing, names that nothing uses, or position tables that the
-            config takes for sin-cos and that are not; one error lists them all.
+        WeightsError: names of the table that are missing or have another shape, names that nothing uses, or position
+            tables that the config takes for sin-cos and that are not; one error lists them all. Tensors that no
+            forward pass reads may be missing.
     """
     table = name_table(config)
+    shapes = expected_shapes(config)
     known = {entry.official for entry in table}
-    complaints = [f"missing {entry.official}" for entry in table if entry.official not in state]
-    for name, value in state.items():
-        position = {"backbone.pos_embed_s": config.search_grid, "backbone.pos_embed_t": config.template_grid}
-        if config.positions == "sincos" and name in position:
-            expected = sincos_positions(position[name], config.width)
-            if value.shape[1:] != expected.shape or np.abs(value[0] - expected).max() > 1e-5:
-                complaints.append(f"{name} is not the sin-cos table; use positions='interpolated_frozen'")
-        elif name not in known and not name.startswith(UNUSED_PREFIXES) and not name.endswith("num_batches_tracked"):
-            complaints.append(f"unexpected {name} {tuple(value.shape)}")
+    complaints = [f"unexpected {name} {value.shape}" for name, value in state.items() if name not in known]
+    for entry in table:
+        found = state.get(entry.official)
+        if isinstance(entry, Carried):
+            complaints += _carried_complaints(entry, found)
+            continue
+        expected = official_shape(entry, shapes[entry.name])
+        if found is None:
+            complaints.append(f"missing {entry.official} {expected}")
+        elif found.shape != expected:
+            complaints.append(f"misshapen {entry.official}: {found.shape}, expected {expected}")
     if complaints:
         raise WeightsError(f"not an official {config.name} state dict:\n  " + "\n  ".join(complaints))
-    return unflatten_dict({entry.path: _to_ours(state[entry.official], entry.layout) for entry in table})
+    used = (entry for entry in table if isinstance(entry, Entry))
+    return unflatten_dict({entry.path: to_ours(state[entry.official], entry.layout) for entry in used})
+
+
+def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
+    """The tensors of an official state dict that no forward pass reads, by their official names."""
+    unread = (entry.official for entry in name_table(config) if isinstance(entry, Carried))
+    return {name: state[name] for name in unread if name in state}
+
+
+def variables_to_official(
+    variables: Mapping[str, Any],
+    config: MixFormerConfig,
+    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> dict[str, np.ndarray]:
+    """Our variables as an official state dict, in the official order.
+
+    What no forward pass reads is taken from `carried`. Where that has nothing, sin-cos position tables are computed
+    (MAE's 14 x 14 table for `pos_embed`), `norm` is the identity, class token, classifier and batch counters are zero:
+    the official modules load the result with `strict=True`, and compute with it what our model computes.
+
+    Raises:
+        WeightsError: an architecture without official counterpart, or variables or carried tensors that are missing,
+            unexpected or misshapen; one error lists them all.
+    """
+    table = name_table(config)
+    shapes = expected_shapes(config)
+    ours = {"/".join(path): np.asarray(value) for path, value in flatten_dict(variables).items()}
+    unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
+    complaints = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in ours]
+    complaints += [f"unexpected {name} {value.shape}" for name, value in ours.items() if name not in shapes]
+    complaints += [
+        f"misshapen {name}: {value.shape}, expected {shapes[name]}"
+        for name, value in ours.items()
+        if name in shapes and value.shape != shapes[name]
+    ]
+    for name, value in carried.items():
+        if name in unread:
+            complaints += _carried_complaints(unread[name], value)
+        else:
+            complaints.append(f"unexpected carried {name} {value.shape}")
+    if complaints:
+        raise WeightsError(f"not the weights of the model {config.name!r}:\n  " + "\n  ".join(complaints))
+    return {
+        entry.official: to_official(ours[entry.name], entry)
+        if isinstance(entry, Entry)
+        else carried.get(entry.official, entry.make(entry.shape))
+        for entry in table
+    }
+
+
+def count_parameters(config: MixFormerConfig) -> int:
+    """Parameters of the official module, those that no forward pass reads included; buffers are none."""
+    shapes = expected_shapes(config)
+    used = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
+    unread = [entry for entry in name_table(config) if isinstance(entry, Carried)]
+    return used + sum(math.prod(entry.shape) for entry in unread if not entry.official.endswith(COUNTER))
+
+
+def _carried_complaints(entry: Carried, found: np.ndarray | None) -> Iterator[str]:
+    if found is None:
+        return
+    if not entry.fits(found.shape):
+        yield f"misshapen {entry.official}: {found.shape}, expected {entry.shape}"
+    elif entry.make is sincos and np.abs(found - entry.make(entry.shape)).max() > 1e-5:
+        yield f"{entry.official} is not the sin-cos table; use positions='interpolated_frozen'"
+
+
+def _check_official(config: MixFormerConfig) -> None:
+    missing = {
+        "head 'query'": config.head == "query",
+        "head 'corner_pyramid' on the backbone 'cvt'": config.head == "corner_pyramid" and config.backbone == "cvt",
+        f"patch_embed {config.patch_embed!r}": config.patch_embed == "convolutional",
+        "attention 'symmetric'": config.attention == "symmetric",
+        "layer_scale": config.layer_scale,
+        "mixed_blocks": config.mixed_blocks is not None,
+        "cross_attention_blocks": config.cross_attention_blocks > 0,
+        "context_augment_layers": config.context_augment_layers > 0,
+        "decoder_blocks": config.decoder_blocks > 0,
+        "projection 'linear' on the backbone 'cvt'": config.backbone == "cvt" and config.projection == "linear",
+        "projection_norm 'layer'": config.projection == "depthwise" and config.projection_norm == "layer",
+    }
+    if any(missing.values()):
+        listed = ", ".join(text for text, is_missing in missing.items() if is_missing)
+        raise WeightsError(f"the model {config.name!r} has no official counterpart: the official code has no {listed}")
+
+
+def _head(config: MixFormerConfig) -> list[Entry]:
+    blocks = {f"conv{i}_*": f"conv{i}" for i in range(1, 6)}
+    if config.head == "corner_pyramid":
+        blocks |= {f"adjust{i}_*": f"adjust{i}" for i in (1, 2)}
+        blocks |= {f"adjust3_*.{i}": f"adjust3_{i}" for i in range(3)}
+        blocks |= {f"adjust4_*.{i}": f"adjust4_{i}" for i in range(2)}
+    entries = []
+    for suffix, branch in (("tl", "top_left"), ("br", "bottom_right")):
+        for pattern, block in blocks.items():
+            official, path = f"box_head.{pattern.replace('*', suffix)}", ("head", branch, block)
+            if block == "conv5":
+                entries += affine(official, ("params", *path), "conv")
+                continue
+            entries += affine(f"{official}.0", ("params", *path, "conv"), "conv")
+            entries += batch_norm(f"{official}.1", (*path, "norm"), config.head_norm == "frozen")
+    return entries
+
+
+def _score() -> list[Entry]:
+    """The score prediction module: projections are lists by kind there, and by attention here."""
+    official, ours = "score_branch", ("params", "score")
+    entries = [Entry(f"{official}.score_token", (*ours, "token"), "token")]
+    for i in range(3):
+        entries += affine(f"{official}.score_head.layers.{i}", (*ours, f"fc{i}"), "linear")
+    for theirs, name in (("proj_q", "q"), ("proj_k", "k"), ("proj_v", "v"), ("proj", "proj")):
+        for i in range(2):
+            entries += affine(f"{official}.{theirs}.{i}", (*ours, f"attention_{i}", name), "linear")
+    entries += norm(f"{official}.norm1", (*ours, "norm_token"))
+    for i in range(2):
+        entries += norm(f"{official}.norm2.{i}", (*ours, f"norm_{i}"))
+    return entries
+
+
+def _with_counters(entries: list[Entry | Carried]) -> Iterator[Entry | Carried]:
+    """PyTorch's batch norms count the batches they saw; frozen ones do not."""
+    for entry in entries:
+        yield entry
+        if isinstance(entry, Entry) and entry.path[0] == "batch_stats" and entry.path[-1] == "var":
+            name = entry.official.replace("running_var", COUNTER)
+            yield Carried(name, (), functools.partial(np.zeros, dtype=np.int64))

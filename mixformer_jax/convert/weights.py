@@ -1,26 +1,31 @@
 """Our weights file: one .safetensors that holds every variable and the settings to rebuild the tracker.
 
 Tensor names are the paths of the variable tree (`params/backbone/blocks_0/attention/qkv/kernel`). The header holds
-the model's and the tracker's settings as JSON, so a file needs no config beside it.
+the model's and the tracker's settings as JSON, so a file needs no config beside it. A file that was converted from an
+official checkpoint also carries, under `official/` and their official names, the tensors that no forward pass reads:
+converted back, it is the checkpoint again, bit for bit.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
+from mixformer_jax.convert.safetensors_bytes import to_safetensors
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 
 FORMAT = "mixformer_jax"
 FORMAT_VERSION = "1"
+CARRIED_PREFIX = "official/"
 
 
 class WeightsError(ValueError):
@@ -28,11 +33,15 @@ class WeightsError(ValueError):
 
 
 class Weights(NamedTuple):
-    """The content of a weights file: variables as float32 numpy arrays, and the settings they were made for."""
+    """The content of a weights file: variables as float32 numpy arrays, and the settings they were made for.
+
+    `carried` are tensors of an official checkpoint that the model does not use, by their official names.
+    """
 
     variables: dict[str, Any]
     model: MixFormerConfig
     tracker: TrackerConfig
+    carried: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def save_weights(
@@ -41,6 +50,7 @@ def save_weights(
     model: MixFormerConfig,
     tracker: TrackerConfig,
     store: Literal["float32", "float16"] = "float32",
+    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Writes a weights file atomically.
 
@@ -50,15 +60,16 @@ def save_weights(
         model, tracker: settings stored in the header. The compute dtype is not part of a model's weights and is
             stored as float32.
         store: `float16` halves the file; loading gives float32 either way.
+        carried: see `Weights`; floats are stored like the variables, whole numbers as they are.
 
     Raises:
         WeightsError: if a value does not fit into float16.
     """
     path = Path(path)
-    # safetensors 0.8.0 scrambles arrays that are not C-contiguous.
-    tensors = {
-        name: np.ascontiguousarray(np.asarray(value, dtype=store)) for name, value in _flatten(variables).items()
-    }
+    tensors = {name: np.asarray(value, dtype=store) for name, value in _flatten(variables).items()}
+    for name, value in carried.items():
+        is_float = np.issubdtype(value.dtype, np.floating)
+        tensors[CARRIED_PREFIX + name] = value.astype(store if is_float else value.dtype, copy=False)
     broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if broken:
         raise WeightsError(f"{path}: not finite as {store}, not saved: {', '.join(broken)}")
@@ -68,8 +79,7 @@ def save_weights(
         "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
         "tracker": json.dumps(tracker.to_dict()),
     }
-    # Not safetensors' own save_file: its files are for the owner's eyes only.
-    write_atomically(path, save(tensors, metadata=header))
+    write_atomically(path, to_safetensors(tensors, header))
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -104,9 +114,23 @@ def load_weights(path: str | Path) -> Weights:
         tracker = TrackerConfig.from_dict(json.loads(header["tracker"]))
     except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
         raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
+    carried = {name: _widen(tensors.pop(name)) for name in list(tensors) if name.startswith(CARRIED_PREFIX)}
     _check_names(path, tensors, model)
-    variables = unflatten_dict({tuple(name.split("/")): value.astype(np.float32) for name, value in tensors.items()})
-    return Weights(variables, model, tracker)
+    variables = unflatten_dict({tuple(name.split("/")): _widen(value) for name, value in tensors.items()})
+    return Weights(
+        variables, model, tracker, {name.removeprefix(CARRIED_PREFIX): value for name, value in carried.items()}
+    )
+
+
+@functools.lru_cache(maxsize=4)  # tracing a large model takes seconds, and a conversion asks twice
+def expected_shapes(model: MixFormerConfig) -> Mapping[str, tuple[int, ...]]:
+    """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
+    shapes = _flatten(variable_shapes(build_model(model)))
+    return MappingProxyType({name: value.shape for name, value in shapes.items()})
+
+
+def _widen(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32, copy=False) if np.issubdtype(value.dtype, np.floating) else value
 
 
 def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +138,7 @@ def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_names(path: Path, tensors: Mapping[str, np.ndarray], model: MixFormerConfig) -> None:
-    expected = {name: value.shape for name, value in _flatten(variable_shapes(build_model(model))).items()}
+    expected = expected_shapes(model)
     complaints = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
     complaints += [f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected]
     complaints += [

@@ -1,0 +1,234 @@
+"""Official checkpoints in files: `.pth` and its kin, and `.safetensors` with official names.
+
+A `.pth` is a pickle, and a pickle is a program. It is read by PyTorch's restricted unpickler, which builds tensors and
+plain containers and runs nothing else. The records that the official trainers keep beside the weights become objects
+that hold nothing; any other class is refused by its name.
+"""
+
+import functools
+import io
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401 (makes bfloat16 a type that NumPy and safetensors know)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mixformer_jax.convert.safetensors_bytes import to_safetensors
+from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.files import write_atomically
+
+# Where checkpoints keep the state dict: MixFormer's trainer; MAE, ConvMAE, DeiT; CvT, timm.
+STATE_KEYS = ("net", "model", "state_dict")
+
+# What those trainers save beside it: MixFormer's statistics and settings, MAE's command line, NumPy's scalars.
+BOOKKEEPING = (
+    "lib.train.admin.stats.AverageMeter",
+    "lib.train.admin.stats.StatValue",
+    "lib.train.admin.settings.Settings",
+    "lib.train.admin.local.EnvironmentSettings",
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+
+
+class OfficialState(NamedTuple):
+    """A state dict from a file, and what else the file held.
+
+    Attributes:
+        tensors: arrays by official name: floats as float32, whole numbers as they are. Read as they are asked for.
+        left_behind: what stood beside the state dict (`optimizer`, `epoch`, ...).
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    left_behind: tuple[str, ...]
+
+
+class Inert:
+    """Stands in for a class of a training program: takes whatever it is given and keeps nothing."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """Tensors of a file by name, each read when it is asked for: a file need not fit into memory."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]) -> None:
+        # What DataParallel puts before every name.
+        skipped = len("module.") if all(name.startswith("module.") for name in readers) else 0
+        self._readers = {name[skipped:]: reader for name, reader in readers.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def read_official(path: str | Path) -> OfficialState:
+    """Reads a state dict from `.safetensors`, or from what `torch.save` wrote.
+
+    Raises:
+        WeightsError: no such file; an empty, truncated, damaged or foreign one; a pickle that is more than tensors and
+            the known records of training; a file without a state dict.
+        ModuleNotFoundError: a file of PyTorch's where PyTorch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected a checkpoint of PyTorch's (.pth, .pth.tar) or .safetensors")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise WeightsError(f"{path}: an empty file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if start[8:9] == b"{":
+        raise WeightsError(f"{path}: holds .safetensors data; rename it to end in .safetensors")
+    return _read_torch(path, start)
+
+
+def is_safetensors_of(format_name: str, path: Path) -> bool:
+    """Whether the header of a .safetensors file names this format.
+
+    Raises:
+        WeightsError: not a readable .safetensors file.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == format_name
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+
+
+def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Writes a checkpoint as the official trackers load it: `{"net": state dict}`.
+
+    Args:
+        path: ends in `.pth` or `.pth.tar`.
+        tensors: name and value, in order; each is read once, so that a caller may let go of it then.
+
+    Raises:
+        ModuleNotFoundError: PyTorch is not installed.
+    """
+    import torch
+
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    state = {name: torch.from_numpy(np.require(value, requirements=["C", "W"])) for name, value in tensors}
+    file = io.BytesIO()
+    torch.save({STATE_KEYS[0]: state}, file)
+    write_atomically(Path(path), file.getvalue())
+
+
+def write_official_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes official names and layouts as .safetensors, as `safetensors.torch.load_file` reads them."""
+    write_atomically(Path(path), to_safetensors(tensors, {"format": "pt"}))
+
+
+def _read_safetensors(path: Path) -> OfficialState:
+    try:
+        file = safe_open(path, framework="numpy")
+        names = list(file.keys())
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+
+    def read(name: str) -> np.ndarray:
+        value = file.get_tensor(name)
+        return value if np.issubdtype(value.dtype, np.integer) else value.astype(np.float32, copy=False)
+
+    return OfficialState(_Tensors({name: functools.partial(read, name) for name in names}), ())
+
+
+def _read_torch(path: Path, start: bytes) -> OfficialState:
+    import torch
+
+    is_zip = start.startswith(b"PK")
+    if is_zip:
+        _check_archive(path)
+    elif start[:1] != pickle.PROTO:
+        raise WeightsError(f"{path}: not a file of PyTorch's, nor .safetensors")
+    with torch.serialization.safe_globals([(Inert, name) for name in BOOKKEEPING]):
+        try:
+            # Files from before PyTorch 1.6 cannot be mapped into memory.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except Exception as error:  # a damaged pickle can fail in every way there is
+            raise WeightsError(_failure(path, error)) from error
+    return _find_state(path, content)
+
+
+def _check_archive(path: Path) -> None:
+    """A file of PyTorch's is a zip archive; memory-mapped, nobody would look at its checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            is_packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+            broken = None if is_packed else archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise WeightsError(f"{path}: truncated or damaged: copy or download it again ({error})") from error
+    if not any(name.endswith("/data.pkl") for name in names):
+        raise WeightsError(f"{path}: a zip archive, but none of PyTorch's (it holds: {', '.join(names[:3])})")
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise WeightsError(f"{path}: a TorchScript program; expected the state dict of its module")
+    if is_packed:
+        raise WeightsError(f"{path}: an archive that was packed again with compression; expected torch.save's own")
+    if broken is not None:
+        raise WeightsError(f"{path}: damaged: the checksum of {broken} is wrong; copy or download it again")
+
+
+def _failure(path: Path, error: Exception) -> str:
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is None:
+        # PyTorch's own text goes on to advise reading the file without protection.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0] or type(error).__name__
+        return f"{path}: truncated, damaged, or not written by torch.save ({reason})"
+    return (
+        f"{path}: refused: beside tensors it holds {foreign[1]}, and to load such a thing is to run a program; nothing "
+        "of it was run. If you trust where it comes from, keep the weights alone, in the environment that wrote it: "
+        "torch.save({'net': torch.load(PATH, weights_only=False)['net']}, 'weights.pth')"
+    )
+
+
+def _find_state(path: Path, content: Any) -> OfficialState:
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path}: holds a {type(content).__name__}; expected a dictionary with a state dict")
+    nested = [key for key in STATE_KEYS if isinstance(content.get(key), Mapping) and content[key]]
+    state = content[nested[0]] if nested else content
+    odd = [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_array(value))]
+    if odd:
+        where = f"its {nested[0]!r} holds" if nested else f"no state dict under {' or '.join(STATE_KEYS)}, but"
+        raise WeightsError(f"{path}: {where} {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}; expected tensors")
+    left_behind = tuple(str(key) for key in content if key not in nested[:1]) if nested else ()
+    return OfficialState(
+        _Tensors({name: functools.partial(_to_array, value) for name, value in state.items()}), left_behind
+    )
+
+
+def _is_array(value: Any) -> bool:
+    """Whether this is a plain tensor with values in memory."""
+    import torch
+
+    is_tensor = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return is_tensor and not (value.is_quantized or value.is_complex())
+
+
+def _to_array(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
