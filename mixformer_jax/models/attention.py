@@ -42,6 +42,10 @@ class Grid(NamedTuple):
         return self.images * self.side**2
 
 
+# An attention map beyond the processor's cache is written to memory and read back; CvT's first stage has one of 54 MB.
+CPU_MAP_BYTES = 8 * 2**20
+
+
 def attend(
     queries: Float[Array, "b heads q d"],
     keys: Float[Array, "b heads k d"],
@@ -51,9 +55,39 @@ def attend(
 ) -> Float[Array, "b heads q d"]:
     """Scaled dot-product attention; keys where `key_mask` is False get no weight.
 
-    The exponentials are summed in float32 and divide the product with the values, which is smaller than the map.
+    The exponentials are summed in float32 and divide the product with the values, which is smaller than the map. On
+    CPUs a large map is made for a few queries at a time.
     """
-    logits = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32) * scale
+    queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
+    chunks = query_chunks(queries.shape, keys.shape[2])
+    if chunks == 1:
+        return _attend_at_once(queries, keys, values, key_mask)
+
+    def in_chunks(queries: Array, keys: Array, values: Array) -> Array:
+        parts = rearrange(queries, "b h (n q) d -> n b h q d", n=chunks)
+        mixed = jax.lax.map(lambda part: _attend_at_once(part, keys, values, key_mask), parts)
+        return rearrange(mixed, "n b h q d -> b h (n q) d")
+
+    def at_once(queries: Array, keys: Array, values: Array) -> Array:
+        return _attend_at_once(queries, keys, values, key_mask)
+
+    return jax.lax.platform_dependent(queries, keys, values, cpu=in_chunks, default=at_once)
+
+
+def query_chunks(queries_shape: tuple[int, ...], num_keys: int) -> int:
+    """Into how many equal parts to cut the queries so that a float32 map of one part fits `CPU_MAP_BYTES`."""
+    batch, heads, num_queries, _ = queries_shape
+    parts = -(-batch * heads * num_queries * num_keys * 4 // CPU_MAP_BYTES)
+    return next((n for n in range(parts, num_queries) if num_queries % n == 0), num_queries)
+
+
+def _attend_at_once(
+    queries: Float[Array, "b heads q d"],
+    keys: Float[Array, "b heads k d"],
+    values: Float[Array, "b heads k d"],
+    key_mask: Bool[Array, "b k"] | None,
+) -> Float[Array, "b heads q d"]:
+    logits = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
     if key_mask is not None:
         logits = jnp.where(key_mask[:, None, None, :], logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))

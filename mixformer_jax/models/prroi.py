@@ -16,20 +16,21 @@ def hat_integrals(
     The hat of cell j rises from 0 at j - 1 to 1 at j and falls to 0 at j + 1; beyond the first and last cell values
     fade to zero. An interval without extent, or with a negative one, has mean 0.
     """
-    # Integrating each slope between the bin's ends clipped to it, not differences of an antiderivative: those
-    # cancel for small bins in float32.
-    length = (end - start) / bins
-    low = (start[:, None] + length[:, None] * jnp.arange(bins))[:, :, None]
-    high = low + length[:, None, None]
+    # Each slope of the hat is integrated over the part of the bin that it covers, as shares of the bin: differences of
+    # an antiderivative, or of the bins' ends, would cancel for small bins in float32.
+    length = ((end - start) / bins)[:, None, None]
+    has_extent = length > 0
+    safe_length = jnp.where(has_extent, length, 1.0)
+    low = start[:, None, None] + length * jnp.arange(bins)[:, None]
     centre = jnp.arange(cells, dtype=start.dtype)
 
-    def slope(left: Array, right: Array, height_at_left: float, direction: float) -> Array:
-        a, b = jnp.clip(low, left, right), jnp.clip(high, left, right)
-        return (b - a) * (height_at_left + direction * (0.5 * (a + b) - left))
+    def slope(left: Array, height_at_left: float, direction: float) -> Array:
+        a, b = (jnp.clip((x - low) / safe_length, 0.0, 1.0) for x in (left, left + 1))
+        middle = low - left + 0.5 * (a + b) * safe_length
+        return (b - a) * (height_at_left + direction * middle)
 
-    integral = slope(centre - 1, centre, 0.0, 1.0) + slope(centre, centre + 1, 1.0, -1.0)
-    has_extent = (length > 0)[:, None, None]
-    return jnp.where(has_extent, integral / jnp.where(has_extent, length[:, None, None], 1.0), 0.0)
+    mean = slope(centre - 1, 0.0, 1.0) + slope(centre, 1.0, -1.0)
+    return jnp.where(has_extent, mean, 0.0)
 
 
 def precise_roi_pool(

@@ -3,20 +3,60 @@ import pytest
 
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.sizes import SIZES, size_config
+from mixformer_jax.models.sizes import SIZES, STUDIES, size_config
 
 
 def count(name):
-    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(build_model(size_config(name)))))
+    """Learned parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(build_model(size_config(name)))["params"]))
 
 
-def test_parameters_of_the_sizes():
-    # The official baseline without the tensors that no forward pass reads: class token, 197-row position table, final
-    # norm, 1000-way classifier, and the two sin-cos tables, which are constants here (324 and 64 tokens).
-    unused = 768 + 197 * 768 + 2 * 768 + 769 * 1000 + (324 + 64) * 768
-    running_statistics = 4830 - 22  # the official buffers without the batch counters of 22 norms
-    assert count("mixvit_b") == 98_403_894 - unused + running_statistics
+def unused(width, tokens):
+    """Official parameters of MixViT that are none here: what no forward pass reads (class token, 197-row position
+    table, final norm, 1000-way classifier), and the sin-cos tables, which are constants."""
+    return width + 197 * width + 2 * width + (width + 1) * 1000 + tokens * width
+
+
+@pytest.mark.parametrize(
+    ("name", "official", "not_here"),
+    [
+        ("mixvit_b", 98_403_894, unused(768, 18**2 + 8**2)),
+        ("mixvit_l", 319_698_742, unused(1024, 24**2 + 12**2)),
+        ("mixvit_b_online", 104_311_151, unused(768, 18**2 + 8**2)),
+        ("mixvit_b_convmae", 96_291_534, 2 * 768 + (18**2 + 8**2) * 768),
+        ("mixvit_l_convmae", 287_529_422, 2 * 1024 + (24**2 + 12**2) * 1024),
+        ("mixcvt", 35_980_906, 2 * 384 + 385 * 1000),
+        ("mixcvt_l", 184_894_122, 2 * 1024 + 1025 * 1000),
+    ],
+)
+def test_parameters_of_the_sizes(name, official, not_here):
+    assert count(name) == official - not_here
+
+
+def test_the_shipped_size_is_small():
     assert count("mixvit_tiny") <= 6_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # Table 3
+        *(("sam21_cam1", 37.35), ("sam21_cam3", 40.92), ("sam21_transt4", 49.75), ("sam20_mam1", 35.57)),
+        *(("sam15_mam6", 35.67), ("sam10_mam11", 35.77), ("sam5_mam16", 35.87), ("mixcvt_symmetric", 35.97)),
+        ("mixcvt_symmetric_query", 31.46),
+        # Tables 1 and 2
+        *(("mixcvt", 35.61), ("mixcvt_l", 183.89), ("mixvit_b", 97.0), ("mixvit_l", 318.0)),
+        *(("mixvit_b_convmae", 96.0), ("mixvit_l_convmae", 286.0)),
+    ],
+)
+def test_parameters_of_the_paper(name, millions):
+    assert count(name) / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_can_be_built(name):
+    assert STUDIES[name].name == name
+    assert count(name) > 1e6
 
 
 def test_sizes_follow_table_2():
@@ -24,7 +64,7 @@ def test_sizes_follow_table_2():
     for name, row in rows.items():
         size = SIZES[name]
         assert (size.depth, size.width, size.search_size, size.template_size) == row
-    with pytest.raises(ConfigError, match="mixvit_b, mixvit_l, mixvit_tiny"):
+    with pytest.raises(ConfigError, match="mixvit_b, mixvit_b_online, mixvit_l"):
         size_config("mixvit_xxl")
 
 
@@ -36,6 +76,17 @@ def test_sizes_follow_table_2():
         ({"num_heads": 5}, "does not divide"),
         ({"drop_path": 1.0}, "drop_path"),
         ({"head": "query3"}, "corner, corner_pyramid"),
+        ({"depth": 0}, "depth is 0; expected at least 1"),
+        ({"score_heads": 7}, "7 score_heads"),
+        ({"backbone": "cvt", "positions": "learnable"}, "settings of the backbone 'vit'"),
+        ({"backbone": "cvt", "early_widths": (64, 192)}, "one value for each early stage"),
+        ({"backbone": "cvt"}, "has stride 4"),
+        ({"projection": "depthwise"}, "setting of the backbone 'cvt'"),
+        ({"patch_embed": "convmae"}, "2 early stages"),
+        ({"mixed_blocks": 13}, "mixed_blocks is 13; expected 0 to 12"),
+        ({"mixed_blocks": 0}, "the target would never be seen"),
+        ({"context_augment_layers": 4, "score_heads": 4}, "corner head alone"),
+        ({"decoder_blocks": 2, "cross_attention_blocks": 1}, "decoder_blocks continue"),
         ({"dtype": "float64"}, "float32, bfloat16"),
     ],
 )
