@@ -74,6 +74,22 @@ def test_half_precision_halves_the_file(tmp_path, saved, variables):
         np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("store", ["float32", "float16"])
+def test_carried_tensors_stand_apart(tmp_path, variables, store):
+    carried = {
+        "backbone.cls_token": np.arange(24, dtype=np.float32).reshape(24, 1, 1).T,
+        "box_head.conv1_tl.1.num_batches_tracked": np.asarray(1 << 40, np.int64),
+    }
+    path = tmp_path / "w.safetensors"
+    save_weights(path, variables, MODEL, TRACKER, store=store, carried=carried)
+    weights = load_weights(path)
+    assert flatten_dict(weights.variables).keys() == flatten_dict(variables).keys()
+    assert weights.carried.keys() == carried.keys()
+    for name, value in carried.items():
+        assert weights.carried[name].dtype == value.dtype and weights.carried[name].shape == value.shape
+        np.testing.assert_array_equal(weights.carried[name], value)
+
+
 def test_what_is_not_finite_is_not_saved(tmp_path, variables):
     spoilt = jax.tree.map(np.array, variables)
     spoilt["params"]["head"]["top_left"]["conv5"]["bias"][0] = np.nan
