@@ -1,0 +1,377 @@
+"""A PyTorch peer of MixFormer: what the models of this project are measured against.
+
+Plain eager PyTorch, written for the benchmark: the shapes, the parameter names and the numbers of the official models
+(MixViT, MixViT with ConvMAE, MixCvT, with and without score module), so that `variables_to_official` of our weights
+loads with `strict=True`. Images are NCHW. Like the official code, the modules remember the templates:
+`set_online` once, then `forward_test` for every frame.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from eval.torch_heads import CornerHead, ScoreModule, batch_norm
+from mixformer_jax.models.config import MixFormerConfig
+
+NUM_CLASSES = 1000  # of the classifier that official backbones carry and no forward pass reads
+
+
+class Output(NamedTuple):
+    """What a search crop shows; maps are NCHW, boxes normalised to the crop."""
+
+    boxes_cxcywh: Tensor
+    top_left_logits: Tensor
+    bottom_right_logits: Tensor
+    features: Tensor
+    score_logits: Tensor | None
+
+
+class Part(NamedTuple):
+    """What a sequence of tokens consists of: first `templates` square template grids, then a search grid.
+
+    Without templates, those of the last sequence without search region are remembered.
+    """
+
+    templates: int
+    template_side: int
+    search_side: int
+
+    def images(self) -> list[tuple[int, int]]:
+        """(how many, side) of the grids that there are."""
+        grids = [(self.templates, self.template_side), (1, self.search_side)]
+        return [(count, side) for count, side in grids if count * side]
+
+
+class MixedAttention(nn.Module):
+    """Asymmetric mixed attention; subclasses say how queries, keys and values are made.
+
+    Attributes:
+        fused: `scaled_dot_product_attention` instead of products and softmax.
+        memory: keys and values of the templates [b, heads, n, d].
+    """
+
+    def __init__(self, width: int, num_heads: int, scale: float, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.scale, self.fused = num_heads, scale, fused
+        self.proj = nn.Linear(width, width)
+        self.memory: tuple[Tensor, Tensor] | None = None
+
+    def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        """Queries, keys, values [b, heads, n, d], and how many queries and keys are the templates'."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, part: Part) -> Tensor:
+        q, k, v, (num_queries, num_keys) = self.project(x, part)
+        if not part.search_side:
+            self.memory = k, v
+            mixed = self._attend(q, k, v)
+        elif part.templates:
+            templates = self._attend(q[:, :, :num_queries], k[:, :, :num_keys], v[:, :, :num_keys])
+            mixed = torch.cat([templates, self._attend(q[:, :, num_queries:], k, v)], dim=2)
+        else:
+            if self.memory is None:
+                raise RuntimeError("no template is known: call set_online first")
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(self.memory, (k, v), strict=True))
+            mixed = self._attend(q, keys, values)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.fused:
+            return functional.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return (q @ k.transpose(2, 3) * self.scale).softmax(dim=-1) @ v
+
+
+class LinearAttention(MixedAttention):
+    """S-MAM's: one linear layer."""
+
+    def __init__(self, width: int, num_heads: int, fused: bool) -> None:
+        super().__init__(width, num_heads, (width // num_heads) ** -0.5, fused)
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        templates = part.templates * part.template_side**2
+        return q, k, v, (templates, templates)
+
+
+class ConvolutionalAttention(MixedAttention):
+    """W-MAM's: 3x3 depth-wise convolutions, with stride 2 for keys and values, before linear layers."""
+
+    def __init__(self, width: int, num_heads: int, frozen: bool, fused: bool) -> None:
+        super().__init__(width, num_heads, width**-0.5, fused)
+        for name, stride in (("q", 1), ("k", 2), ("v", 2)):
+            projection = nn.Sequential()
+            projection.add_module("conv", nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False))
+            projection.add_module("bn", batch_norm(width, frozen))
+            self.add_module(f"conv_proj_{name}", projection)
+            self.add_module(f"proj_{name}", nn.Linear(width, width))
+
+    def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+        sizes = [count * side**2 for count, side in part.images()]
+        maps = [
+            tokens.reshape(-1, side, side, x.shape[2]).permute(0, 3, 1, 2)
+            for tokens, (_count, side) in zip(x.split(sizes, dim=1), part.images(), strict=True)
+        ]
+
+        def projected(name: str) -> Tensor:
+            convolution = self.get_submodule(f"conv_proj_{name}")
+            local = [convolution(m).permute(0, 2, 3, 1).reshape(len(x), -1, x.shape[2]) for m in maps]
+            tokens = local[0] if len(local) == 1 else torch.cat(local, dim=1)
+            return self.get_submodule(f"proj_{name}")(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+        counts = part.templates * part.template_side**2, part.templates * ((part.template_side + 1) // 2) ** 2
+        return projected("q"), projected("k"), projected("v"), counts
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers, or 1x1 convolutions."""
+
+    def __init__(self, width: int, hidden: int, quick: bool = False, convolutional: bool = False) -> None:
+        super().__init__()
+        self.quick = quick
+        self.fc1 = nn.Conv2d(width, hidden, 1) if convolutional else nn.Linear(width, hidden)
+        self.fc2 = nn.Conv2d(hidden, width, 1) if convolutional else nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(quick_gelu(x) if self.quick else functional.gelu(x))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, width: int, attn: MixedAttention, mlp: Mlp, epsilon: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=epsilon)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(width, eps=epsilon)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, part: Part) -> Tensor:
+        x = x + self.attn(self.norm1(x), part)
+        return x + self.mlp(self.norm2(x))
+
+
+class ConvBlock(nn.Module):
+    """ConvMAE's block: a 5x5 depth-wise convolution between 1x1 ones, then an MLP; maps in, maps out."""
+
+    def __init__(self, width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-5)
+        self.conv1 = nn.Conv2d(width, width, 1)
+        self.attn = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.conv2 = nn.Conv2d(width, width, 1)
+        self.norm2 = nn.LayerNorm(width, eps=1e-5)
+        self.mlp = Mlp(width, width * mlp_ratio, convolutional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.conv2(self.attn(self.conv1(norm_channels(self.norm1, x))))
+        return x + self.mlp(norm_channels(self.norm2, x))
+
+
+def norm_channels(norm: nn.Module, x: Tensor) -> Tensor:
+    """A layer norm over the channels of NCHW maps."""
+    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution with stride, and a layer norm where there is one."""
+
+    def __init__(self, inputs: int, width: int, kernel: int, stride: int, padding: int, normed: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(inputs, width, kernel, stride, padding)
+        if normed:
+            self.norm = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.proj(images)
+        return norm_channels(self.norm, maps) if hasattr(self, "norm") else maps
+
+
+class Backbone(nn.Module):
+    """Stages of an embedding and blocks, over templates, search region, or both."""
+
+    def stages(self) -> Iterable[nn.ModuleList]:
+        raise NotImplementedError
+
+    def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, templates: Tensor | None, search: Tensor | None) -> list[Tensor | None]:
+        """Templates [b, t, 3, T, T] and search crops [b, 1, 3, S, S] to feature maps of the same two axes."""
+        maps = [templates, search]
+        for stage, blocks in enumerate(self.stages()):
+            maps = [
+                None if m is None else self.embed(stage, m.flatten(0, 1), which == 1).unflatten(0, m.shape[:2])
+                for which, m in enumerate(maps)
+            ]
+            images = [(0, 0) if m is None else (m.shape[1], m.shape[-1]) for m in maps]
+            (count, side), (_, search_side) = images
+            part = Part(count, side, search_side)
+            streams = [m.permute(0, 1, 3, 4, 2).flatten(1, 3) for m in maps if m is not None]
+            tokens = torch.cat(streams, dim=1) if len(streams) > 1 else streams[0]
+            for block in blocks:
+                tokens = block(tokens, part)
+            parts = iter(tokens.split([count * side**2 for count, side in part.images()], dim=1))
+            maps = [
+                None if m is None else next(parts).unflatten(1, (count, side, side)).permute(0, 1, 4, 2, 3)
+                for m, (count, side) in zip(maps, images, strict=True)
+            ]
+        return maps
+
+
+class ViTBackbone(Backbone):
+    """MixViT's: one stage on 16x16 patches."""
+
+    def __init__(self, config: MixFormerConfig, fused: bool, num_classes: int) -> None:
+        super().__init__()
+        width = config.width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 197, width))
+        self.pos_embed_s = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
+        self.pos_embed_t = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
+        self.patch_embed = PatchEmbed(3, width, config.patch_size, config.patch_size, 0, normed=False)
+        self.blocks = _vit_blocks(config, fused)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, num_classes)
+
+    def stages(self) -> Iterable[nn.ModuleList]:
+        return [self.blocks]
+
+    def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
+        return _add_positions(self.patch_embed(maps), self.pos_embed_s if is_search else self.pos_embed_t)
+
+
+class ConvMaeBackbone(Backbone):
+    """MixViT's with ConvMAE's progressive embedding."""
+
+    def __init__(self, config: MixFormerConfig, fused: bool) -> None:
+        super().__init__()
+        first, second, width = *config.early_widths, config.width
+        self.pos_embed_s = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
+        self.pos_embed_t = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
+        self.patch_embed1 = PatchEmbed(3, first, 4, 4, 0, normed=True)
+        self.patch_embed2 = PatchEmbed(first, second, 2, 2, 0, normed=True)
+        self.patch_embed3 = PatchEmbed(second, width, 2, 2, 0, normed=True)
+        self.patch_embed4 = nn.Linear(width, width)
+        early1, early2 = config.early_depths
+        self.blocks1 = nn.ModuleList(ConvBlock(first, config.mlp_ratio) for _ in range(early1))
+        self.blocks2 = nn.ModuleList(ConvBlock(second, config.mlp_ratio) for _ in range(early2))
+        self.blocks3 = _vit_blocks(config, fused)
+        self.norm = nn.LayerNorm(width)
+
+    def stages(self) -> Iterable[nn.ModuleList]:
+        return [self.blocks3]
+
+    def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
+        maps = functional.gelu(self.patch_embed1(maps))
+        for block in self.blocks1:
+            maps = block(maps)
+        maps = functional.gelu(self.patch_embed2(maps))
+        for block in self.blocks2:
+            maps = block(maps)
+        maps = norm_channels(self.patch_embed4, functional.gelu(self.patch_embed3(maps)))
+        return _add_positions(maps, self.pos_embed_s if is_search else self.pos_embed_t)
+
+
+class CvTBackbone(Backbone):
+    """MixCvT's: three stages, each with an overlapping convolution before it."""
+
+    def __init__(self, config: MixFormerConfig, fused: bool, num_classes: int) -> None:
+        super().__init__()
+        frozen = config.projection_norm == "frozen"
+        widths = (*config.early_widths, config.width)
+        depths, heads = (*config.early_depths, config.depth), (*config.early_heads, config.num_heads)
+        for stage, (width, depth, num_heads) in enumerate(zip(widths, depths, heads, strict=True)):
+            blocks = (
+                Block(
+                    width,
+                    ConvolutionalAttention(width, num_heads, frozen, fused),
+                    Mlp(width, width * config.mlp_ratio, quick=True),
+                    1e-5,
+                )
+                for _ in range(depth)
+            )
+            module = nn.Module()
+            module.patch_embed = (
+                PatchEmbed(widths[stage - 1], width, 3, 2, 1, normed=True)
+                if stage
+                else PatchEmbed(3, width, 7, 4, 2, normed=True)
+            )
+            module.blocks = nn.ModuleList(blocks)
+            self.add_module(f"stage{stage}", module)
+        self.num_stages = len(widths)
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, num_classes)
+
+    def stages(self) -> Iterable[nn.ModuleList]:
+        for stage in range(self.num_stages):
+            blocks = self.get_submodule(f"stage{stage}.blocks")
+            assert isinstance(blocks, nn.ModuleList)
+            yield blocks
+
+    def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
+        return self.get_submodule(f"stage{stage}.patch_embed")(maps)
+
+
+def _vit_blocks(config: MixFormerConfig, fused: bool) -> nn.ModuleList:
+    width = config.width
+    return nn.ModuleList(
+        Block(width, LinearAttention(width, config.num_heads, fused), Mlp(width, width * config.mlp_ratio), 1e-6)
+        for _ in range(config.depth)
+    )
+
+
+def _add_positions(maps: Tensor, table: Tensor) -> Tensor:
+    return maps + table.transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+class MixFormerPeer(nn.Module):
+    """Backbone, box head, and a score module where the config has one."""
+
+    def __init__(self, config: MixFormerConfig, fused_attention: bool = False, num_classes: int = NUM_CLASSES) -> None:
+        super().__init__()
+        if config.backbone == "cvt":
+            self.backbone: Backbone = CvTBackbone(config, fused_attention, num_classes)
+        elif config.patch_embed == "convmae":
+            self.backbone = ConvMaeBackbone(config, fused_attention)
+        else:
+            self.backbone = ViTBackbone(config, fused_attention, num_classes)
+        self.box_head = CornerHead(config)
+        self.score_branch = ScoreModule(config.output_width, config.score_heads) if config.score_heads else None
+        self.template: Tensor | None = None
+
+    def set_online(self, template: Tensor, online: Tensor) -> None:
+        """Remembers a template [b, 3, T, T] and online templates [b, k, 3, T, T]."""
+        maps, _ = self.backbone(torch.cat([template[:, None], online], dim=1), None)
+        self.template = maps[:, 0].contiguous()
+
+    def forward_test(self, search: Tensor, score_boxes_xyxy: Tensor | None = None) -> Output:
+        """One frame, search [b, 3, S, S], against the remembered templates; other boxes may be scored."""
+        _, features = self.backbone(None, search[:, None])
+        if self.template is None:
+            raise RuntimeError("no template is known: call set_online first")
+        return self._read_off(self.template, features[:, 0].contiguous(), score_boxes_xyxy)
+
+    def forward(
+        self, template: Tensor, online: Tensor, search: Tensor, score_boxes_xyxy: Tensor | None = None
+    ) -> Output:
+        """Templates and search region in one sequence of tokens."""
+        templates, features = self.backbone(torch.cat([template[:, None], online], dim=1), search[:, None])
+        return self._read_off(templates[:, 0], features[:, 0].contiguous(), score_boxes_xyxy)
+
+    def _read_off(self, template: Tensor, features: Tensor, score_boxes_xyxy: Tensor | None) -> Output:
+        boxes, top_left, bottom_right = self.box_head(features)
+        score = None
+        if self.score_branch is not None:
+            score = self.score_branch(features, template, boxes if score_boxes_xyxy is None else score_boxes_xyxy)
+        x1, y1, x2, y2 = boxes.unbind(dim=1)
+        boxes_cxcywh = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=1)
+        return Output(boxes_cxcywh, top_left, bottom_right, features, score)
