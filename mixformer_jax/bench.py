@@ -118,9 +118,9 @@ def measure(
 
 def _time_halves(tracker: Tracker, state: TrackState, frame: np.ndarray) -> tuple[float, float]:
     before = time.perf_counter()
-    crop = tracker.search_crop(state, frame)
+    crops = tracker.search_crops(state, frame)
     between = time.perf_counter()
-    tracker.locate_crop(state, crop, frame.shape[:2])
+    tracker.locate_crops(state, crops, frame.shape[:2])
     return between - before, time.perf_counter() - between
 
 

@@ -7,17 +7,18 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.weights import WeightsError, load_weights
-from mixformer_jax.crops import Crop, context_crop
+from mixformer_jax.crops import context_crop
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
-from mixformer_jax.tracking.state import TrackState
+from mixformer_jax.tracking.state import Tracked, TrackPrediction, TrackState
 from mixformer_jax.tracking.step import (
     is_refresh_due,
+    keep_candidates,
     refresh_from_crops,
     start_from_crops,
     step_from_crops,
@@ -27,21 +28,28 @@ Device = Literal["cpu", "gpu", "tpu"]
 DEFAULT_WEIGHTS = "mixvit_tiny"
 
 
-class Tracked(NamedTuple):
-    """The target on one frame: its box in pixels, and the model's confidence in [0, 1] where it has one."""
+class Crops(NamedTuple):
+    """Search crops of the targets on one frame, and their scales (crop pixels per frame pixel)."""
 
-    box_xywh: Float[np.ndarray, "4"]
-    score: float | None
+    pixels: UInt8[np.ndarray, "n S S 3"]
+    scales: Float32[np.ndarray, " n"]
 
 
 class Tracker:
-    """Tracks one target through a video; holds nothing that changes from frame to frame.
+    """Tracks targets through a video; holds nothing that changes from frame to frame.
 
         state = tracker.start(frame, box_xywh)
-        state, prediction = tracker.step(state, frame)
+        state, tracked = tracker.step(state, frame)
 
     Crops are cut on the host, bit for bit as the official code cuts them, so that one compiled program serves videos
-    of every size. `mixformer_jax.tracking.step` has the same steps from frame to box on the device.
+    of every size, and every target; another number of targets is another program. `tracking.step` and
+    `tracking.sequence` have the same from frame to box on the device.
+
+    Attributes:
+        model: the network.
+        settings: how it tracks.
+        variables: the network's weights, on the device.
+        device: where it runs.
     """
 
     def __init__(
@@ -53,13 +61,13 @@ class Tracker:
     ) -> None:
         self.settings = settings
         self.device = jax.devices()[0] if device is None else device
-        self._model = build_model(model)
-        self._variables = jax.device_put(variables, self.device)
+        self.model = build_model(model)
+        self.variables = jax.device_put(variables, self.device)
 
     @property
     def config(self) -> MixFormerConfig:
         """The model's settings."""
-        return self._model.config
+        return self.model.config
 
     @classmethod
     def random(cls, name: str, device: Device | None = None, seed: int = 0) -> "Tracker":
@@ -68,58 +76,88 @@ class Tracker:
         variables = init_variables(build_model(config), jax.random.key(seed))
         return cls(config, TrackerConfig(), variables, _find_device(device))
 
-    def start(self, frame: np.ndarray, box_xywh: Any) -> TrackState:
-        """Begins to track the target that a box marks on a frame.
+    def with_settings(self, **changes: Any) -> "Tracker":
+        """The same weights, tracking otherwise: `tracker.with_settings(search_factor=5.05)`.
+
+        Raises:
+            ConfigError: unknown settings (the closest known ones are named), or values that cannot work.
+        """
+        settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
+        return Tracker(self.config, settings, self.variables, self.device)
+
+    def start(self, frame: np.ndarray, boxes_xywh: Any) -> TrackState:
+        """Begins to track the targets that boxes mark on a frame.
 
         Args:
             frame: RGB, uint8 [height, width, 3].
-            box_xywh: x, y, w, h in pixels; must overlap the frame.
+            boxes_xywh: one box x, y, w, h in pixels, or [n, 4] of them; each must overlap the frame.
 
         Raises:
-            ValueError: the frame is no RGB image of bytes, or the box is unusable.
+            ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
         _check_frame(frame)
-        box = check_box_xywh(box_xywh, frame.shape)
-        crop = context_crop(frame, box, self.settings.template_factor, self.config.template_size)
-        boxes_xywh = box[None].astype(np.float32)
-        return start_from_crops(self._model, self.settings, self._variables, crop.pixels[None], boxes_xywh)
+        boxes = _check_boxes(boxes_xywh, frame.shape)
+        # On the device from the first frame on: arrays that JAX may still move would compile another program.
+        arrays = (self._template_crops(frame, boxes), boxes.astype(np.float32))
+        return start_from_crops(self.model, self.settings, self.variables, *jax.device_put(arrays, self.device))
 
     def step(self, state: TrackState, frame: np.ndarray) -> tuple[TrackState, Tracked]:
-        """Finds the target on the next frame, which is RGB, uint8 [height, width, 3].
+        """Finds the targets on the next frame, which is RGB, uint8 [height, width, 3].
 
         Raises:
             ValueError: the frame is no RGB image of bytes.
         """
         _check_frame(frame)
-        state, tracked = self.locate_crop(state, self.search_crop(state, frame), frame.shape[:2])
+        state, prediction = self._locate(state, self.search_crops(state, frame), frame.shape[:2])
+        boxes_xywh = _boxes(state)
+        if self.settings.num_online_templates > 0 and prediction.is_candidate is not None:
+            state = self._keep_candidates(state, frame, np.asarray(prediction.is_candidate))
         if is_refresh_due(self.settings, int(state.frame_index)):
-            state = self._refresh(state, frame)
-        return state, tracked
+            crops = self._template_crops(frame, boxes_xywh) if state.memory is None else state.memory.candidates
+            state = refresh_from_crops(self.model, self.settings, self.variables, state, crops)
+        return state, _tracked(boxes_xywh, prediction)
 
-    def search_crop(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> Crop:
-        """The first half of a step: the search crop around the last box."""
-        box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
-        return context_crop(frame, box_xywh, self.settings.search_factor, self.config.search_size)
+    def search_crops(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> Crops:
+        """The first half of a step: the search crops around the last boxes."""
+        factor, size = self.settings.search_factor, self.config.search_size
+        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in _boxes(state)]
+        scales = np.array([crop.scale for crop in crops], np.float32)
+        return Crops(_stack([crop.pixels for crop in crops]), scales)
 
-    def locate_crop(self, state: TrackState, crop: Crop, frame_size: tuple[int, int]) -> tuple[TrackState, Tracked]:
-        """The second half of a step: from the search crop to the box on a frame of (height, width) pixels."""
+    def locate_crops(self, state: TrackState, crops: Crops, frame_size: tuple[int, int]) -> tuple[TrackState, Tracked]:
+        """The second half of a step: from the search crops to the boxes on a frame of (height, width) pixels.
+
+        Online templates are the business of `step`: here none is renewed.
+        """
+        state, prediction = self._locate(state, crops, frame_size)
+        return state, _tracked(_boxes(state), prediction)
+
+    def _locate(
+        self, state: TrackState, crops: Crops, frame_size: tuple[int, int]
+    ) -> tuple[TrackState, TrackPrediction]:
+        size = np.asarray(frame_size, np.int32)
         state, prediction = step_from_crops(
-            self._model,
-            self.settings,
-            self._variables,
-            state,
-            crop.pixels[None],
-            np.asarray([crop.scale], np.float32),
-            np.asarray(frame_size, np.int32),
+            self.model, self.settings, self.variables, state, crops.pixels, crops.scales, size
         )
-        box_xywh = np.asarray(prediction.boxes_xywh, np.float64)[0]
-        score = None if prediction.scores is None else float(prediction.scores[0])
-        return state, Tracked(box_xywh, score)
+        # One wait for all that the host reads of this step; each array keeps its value for the next reader.
+        jax.device_get((state.boxes_xywh, state.frame_index, prediction._replace(boxes_cxcywh=None)))
+        return state, prediction
 
-    def _refresh(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> TrackState:
-        box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
-        crop = context_crop(frame, box_xywh, self.settings.template_factor, self.config.template_size)
-        return refresh_from_crops(self._model, self.settings, self._variables, state, crop.pixels[None])
+    def _keep_candidates(
+        self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"], is_candidate: Bool[np.ndarray, " n"]
+    ) -> TrackState:
+        if not is_candidate.any():
+            return state
+        size = self.config.template_size
+        crops = np.zeros((len(is_candidate), size, size, 3), np.uint8)
+        crops[is_candidate] = self._template_crops(frame, _boxes(state)[is_candidate])
+        return keep_candidates(state, crops, is_candidate)
+
+    def _template_crops(
+        self, frame: UInt8[np.ndarray, "H W 3"], boxes_xywh: Float64[np.ndarray, "n 4"]
+    ) -> UInt8[np.ndarray, "n T T 3"]:
+        factor, size = self.settings.template_factor, self.config.template_size
+        return _stack([context_crop(frame, box_xywh, factor, size).pixels for box_xywh in boxes_xywh])
 
 
 def load(weights: str | Path | None = None, device: Device | None = None, dtype: ComputeDtype | None = None) -> Tracker:
@@ -171,6 +209,38 @@ def _find_device(kind: Device | None) -> jax.Device:
     except RuntimeError as error:
         have = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise ValueError(f"no device of kind {kind!r} here; JAX sees: {have}") from error
+
+
+def _boxes(state: TrackState) -> Float64[np.ndarray, "n 4"]:
+    return np.asarray(state.boxes_xywh, np.float64)
+
+
+def _tracked(boxes_xywh: Float64[np.ndarray, "n 4"], prediction: TrackPrediction) -> Tracked:
+    scores = None if prediction.scores is None else np.asarray(prediction.scores)
+    return Tracked(boxes_xywh, scores, None if prediction.lost is None else np.asarray(prediction.lost))
+
+
+def _stack(pixels: list[UInt8[np.ndarray, "size size 3"]]) -> UInt8[np.ndarray, "n size size 3"]:
+    return pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+
+
+def _check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "n 4"]:
+    """One box, or several, as [n, 4]."""
+    try:
+        are_several = np.ndim(boxes_xywh) == 2
+    except ValueError:  # rows of different lengths, which are no box either
+        are_several = False
+    if not are_several:
+        return check_box_xywh(boxes_xywh, frame_shape)[None]
+    if len(boxes_xywh) == 0:
+        raise ValueError("no boxes; give x,y,w,h of at least one target")
+    checked = []
+    for number, box_xywh in enumerate(boxes_xywh, 1):
+        try:
+            checked.append(check_box_xywh(box_xywh, frame_shape))
+        except ValueError as error:
+            raise ValueError(f"target {number}: {error}") from error
+    return np.stack(checked)
 
 
 def _check_frame(frame: np.ndarray) -> None:

@@ -29,7 +29,7 @@ def test_the_default_fits_the_package():
     path = find_weights(None)
     assert path.stat().st_size < 12e6
     assert path.with_suffix(".md").is_file()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(mixformer_jax.load()._variables["params"]))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(mixformer_jax.load().variables["params"]))
     assert parameters <= 6_000_000
 
 
