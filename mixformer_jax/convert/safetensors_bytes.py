@@ -25,14 +25,16 @@ def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str
     Raises:
         KeyError: for an array of another type.
     """
+    # Each tensor is asked for twice: it may have to be read from a file.
+    specs = {name: (tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
     # As the library orders them: wide types first, so that every tensor is aligned without padding.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    names = sorted(specs, key=lambda name: (-specs[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype.name], "shape": tensor.shape, "data_offsets": (start, end)}
+        dtype, shape, size = specs[name]
+        start, end = end, end + size
+        header[name] = {"dtype": DTYPES[dtype.name], "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     file = io.BytesIO()

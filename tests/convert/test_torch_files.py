@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.convert.torch_files import read_official, write_official_safetensors, write_torch
@@ -97,6 +97,15 @@ def test_half_precision_safetensors(torch, tmp_path):
     for name in ("half", "bfloat"):
         assert found[name].dtype == np.float32
         np.testing.assert_array_equal(found[name], values.numpy())
+
+
+def test_files_without_checksums(torch, tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"net": tensors(torch)}, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check(read_official(tmp_path / "w.pth").tensors)
 
 
 @pytest.fixture
@@ -279,7 +288,6 @@ def checkpoints(torch, tmp_path_factory):
     return folder, trap, found
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3), st.floats(0, 1), st.binary(max_size=12), st.booleans())
 def test_damage_is_an_error_and_never_runs(checkpoints, which, where, junk, is_cut):
     folder, trap, found = checkpoints
