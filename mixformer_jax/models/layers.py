@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -80,14 +81,14 @@ class FrozenBatchNorm(nn.Module):
         return (x * factor + (bias.value - mean.value * factor)).astype(x.dtype)
 
 
-def depthwise_kernel(module: nn.Module, size: int, channels: int) -> Float[Array, "k l c"]:
+def depthwise_kernel(module: nn.Module, size: int, channels: int) -> Float[Array | np.ndarray, "k l c"]:
     """The parameter `kernel` of a depth-wise convolution; its fan-in is the window alone."""
     init = nn.initializers.truncated_normal(1 / size)
     return module.param("kernel", init, (size, size, channels))
 
 
 def depthwise_convolution(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k l c"], stride: int
+    x: Float[Array, "b h w c"], kernel: Float[Array | np.ndarray, "k l c"], stride: int
 ) -> Float[Array, "b out_h out_w c"]:
     """A convolution of every channel by itself, padded by half a window, as the sum of shifted images that it is.
 

@@ -57,7 +57,7 @@ class PositionTable(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self) -> Float[Array, "n c"]:
+    def __call__(self) -> Float[Array | np.ndarray, "n c"]:
         if self.kind == "sincos":
             return jnp.asarray(sincos_positions(self.grid, self.width), dtype=jnp.float32)
         if self.kind == "learnable":
