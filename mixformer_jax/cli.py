@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         args, rest = parser.parse_known_args(arguments)
-        args.overrides = [text for text in rest if text.startswith("--config.")]
-        unknown = [text for text in rest if text not in args.overrides or args.run is not run_train]
+        args.overrides = [text for text in rest if text.startswith(args.override_prefix)]
+        unknown = [text for text in rest if text not in args.overrides]
         if unknown:
             raise UsageError(f"unknown arguments: {' '.join(unknown)}; see mixformer --help")
         with _stop_signals():
@@ -76,24 +76,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_track(args: argparse.Namespace) -> int:
-    """Tracks one target through a source."""
+    """Tracks the targets that boxes mark through a source."""
+    import numpy as np
+
+    from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
     from mixformer_jax.tracking.record import record
+    from mixformer_jax.tracking.result_files import numbered_paths
     from mixformer_jax.video import open_source, prepare_output
 
     if args.box is None:
         raise UsageError(
             "--box X,Y,W,H is needed: the target in the first frame, in pixels from its left upper corner, "
-            "such as --box 120,80,60,90"
+            "such as --box 120,80,60,90; once for each target"
         )
     with open_source(args.source) as source:
         video = args.out or Path(f"{source.name}_tracked.mp4")
         boxes = args.boxes or Path(f"{source.name}_boxes.txt")
-        _check_distinct(Path(args.source), video, boxes)
+        _check_distinct(Path(args.source), video, numbered_paths(boxes, len(args.box)))
         prepare_output(video)
         prepare_output(boxes)
-        box_xywh = _checked_box(args.box, source.size)
+        boxes_xywh = np.stack([_checked_box(text, source.size) for text in args.box])
         tracker = _load(args)
-        recording = record(tracker, source, box_xywh, video, boxes, args.every, progress=True)
+        if args.overrides:
+            tracker = tracker.with_settings(
+                **parse_overrides(args.overrides, tracker.settings.to_dict(), TRACKER_PREFIX)
+            )
+        recording = record(tracker, source, boxes_xywh, video, boxes, args.every, progress=True)
     return _report(recording, [])
 
 
@@ -129,6 +137,17 @@ def run_bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_convert(args: argparse.Namespace) -> int:
+    """Converts weights between official files and ours."""
+    from mixformer_jax.convert.convert import convert
+    from mixformer_jax.convert.infer import Hints
+
+    hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size)
+    report = convert(args.source, args.target, official=args.official, hints=hints)
+    _print_table(report.lines())
+    return 0
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Trains one experiment."""
     from mixformer_jax.config_files import default_settings, load_config
@@ -148,18 +167,26 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(run=run)
+        # Settings by dotted name are not argparse's to know; NUL begins no argument.
+        added.set_defaults(run=run, override_prefix="\0")
         return added
 
-    track = command("track", run_track, "Track one target through a video, a folder of images or a camera.")
+    track = command("track", run_track, "Track targets through a video, a folder of images or a camera.")
+    track.set_defaults(override_prefix="--tracker.")
     track.add_argument("source", metavar="SOURCE", help="video file, folder of images, or camera index")
-    track.add_argument("--box", metavar="X,Y,W,H", help="the target in the first frame, in pixels")
+    track.add_argument(
+        "--box",
+        action="append",
+        metavar="X,Y,W,H",
+        help="the target in the first frame, in pixels; again for each further target",
+    )
     track.add_argument("--out", type=Path, metavar="FILE", help="annotated video (default: NAME_tracked.mp4)")
     track.add_argument(
         "--boxes",
         type=Path,
         metavar="FILE",
-        help="one x,y,w,h line a tracked frame (default: NAME_boxes.txt)",
+        help="one x,y,w,h line a tracked frame, x,y,w,h,score,lost where the model gives scores (default: "
+        "NAME_boxes.txt; NAME_boxes_1.txt, NAME_boxes_2.txt, ... for several targets)",
     )
     track.add_argument(
         "--every",
@@ -169,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only every N-th frame is tracked, drawn and written: frames 1, N + 1, 2 N + 1, ...; the video "
         "keeps its speed (default: 1, every frame)",
     )
+    track.epilog = "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.search_factor=5)."
     _add_model(track)
 
     demo = command("demo", run_demo, "Render a clip with exact ground truth, track it, and show how well.")
@@ -178,15 +206,25 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = command("bench", run_bench, "Measure decoding, cropping, the model and the rest, a frame.")
     _add_model(bench).add_argument(
-        "--model", metavar="NAME", help="a size (mixvit_tiny, mixvit_b, mixvit_l) with random weights"
+        "--model", metavar="NAME", help="a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
     )
     bench.add_argument("--frames", type=_positive, default=100, metavar="N", help="default: %(default)s")
     bench.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
     bench.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
 
+    convert = command("convert", run_convert, "Convert weights between official PyTorch files and ours.")
+    convert.add_argument("source", type=Path, metavar="IN", help="weights, or the folder of a training run")
+    convert.add_argument("target", type=Path, metavar="OUT", help="ends in .safetensors, .pth or .pth.tar")
+    convert.add_argument("--official", action="store_true", help="official names in a .safetensors OUT too")
+    hints = convert.add_argument_group("hints", "what names and shapes in official files do not tell")
+    for name in ("--num-heads", "--score-heads", "--search-size", "--template-size"):
+        hints.add_argument(name, type=_positive, metavar="N")
+    hints.add_argument("--early-heads", type=_positives, metavar="N,N", help="of the stages before the last (MixCvT)")
+
     train = command("train", run_train, "Train a tracker. Started again on the same folder, it goes on.")
     train.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
     train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
+    train.set_defaults(override_prefix="--config.")
     train.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
     return parser
 
@@ -215,6 +253,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(_positive(number) for number in text.split(","))
+
+
 def _checked_size(text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= 16):
@@ -232,11 +274,12 @@ def _checked_box(text: str, size: tuple[int, int]) -> Any:
     return _user(ValueError, check_box_xywh, numbers, size)
 
 
-def _check_distinct(source: Path, video: Path, boxes: Path) -> None:
-    """An output must not overwrite the input, or the other output."""
-    resolved = [path.expanduser().resolve() for path in (source, video, boxes)]
-    if len(set(resolved)) < len(resolved):
-        raise UsageError(f"{source}, {video} and {boxes} must be three different files: see --out and --boxes")
+def _check_distinct(source: Path, video: Path, texts: Sequence[Path]) -> None:
+    """An output must not overwrite the input, or another output."""
+    paths = [source, video, *texts]
+    if len({path.expanduser().resolve() for path in paths}) < len(paths):
+        listed = ", ".join(map(str, paths))
+        raise UsageError(f"{listed} must be different files: see --out and --boxes")
 
 
 def _join_negative_box(argv: Sequence[str]) -> list[str]:
@@ -259,16 +302,24 @@ def _report(recording: "Recording", more: list[tuple[str, str]]) -> int:
             f"{recording.tracking_fps:.1f} FPS tracking, {recording.overall_fps:.1f} FPS with reading, "
             f"drawing and writing (after a warm-up of {recording.warm_up_s:.1f} s)"
         )
+    files = ", ".join(map(str, recording.boxes))
     lines = [("frames", str(count)), ("speed", speed)]
-    lines += [("video", str(recording.video)), ("boxes", str(recording.boxes)), *more]
-    for name, value in lines:
-        print(f"{name:<13}{value}")
-    kept = f"the {count} frames tracked until then are in {recording.boxes} and {recording.video}"
+    if recording.lost is not None:
+        lost = ", ".join(f"{share} of {count} frames" for share in recording.lost.sum(axis=0))
+        lines.append(("lost", lost))
+    lines += [("video", str(recording.video)), ("boxes", files)]
+    _print_table([*lines, *more])
+    kept = f"the {count} frames tracked until then are in {files} and {recording.video}"
     if isinstance(recording.stopped_by, KeyboardInterrupt):
         return _interrupted(recording.stopped_by, kept)
     if recording.stopped_by is not None:
         return _complain(f"{recording.stopped_by}; {kept}")
     return 0
+
+
+def _print_table(lines: Sequence[tuple[str, str]]) -> None:
+    for name, value in lines:
+        print(f"{name:<13}{value}")
 
 
 def _complain(message: str) -> int:

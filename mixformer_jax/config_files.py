@@ -1,4 +1,7 @@
-"""Config files: `configs/NAME.py` defines get_config(); `--config.train.steps=100` changes a setting."""
+"""Settings on the command line: config files, `configs/NAME.py` with get_config(), and changes to single settings.
+
+`--config.train.steps=100` changes a setting of a config file, `--tracker.search_factor=5` one of a tracker.
+"""
 
 import ast
 import dataclasses
@@ -15,6 +18,7 @@ from ml_collections import ConfigDict
 from mixformer_jax.models.config import ConfigError
 
 PREFIX = "--config."
+TRACKER_PREFIX = "--tracker."
 
 
 def load_config(
@@ -33,10 +37,27 @@ def load_config(
     """
     config = _run_get_config(Path(path))
     settings = dict(defaults or {}) | flatten(config.to_dict())
-    for override in overrides:
-        name, text = _split(override)
-        _set(config, name, _parse(name, text, _current(name, settings)))
+    for name, value in parse_overrides(overrides, settings, PREFIX).items():
+        _set(config, name, value)
     return config
+
+
+def parse_overrides(overrides: Iterable[str], settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """New values of settings by dotted name; the last one of a name counts.
+
+    Args:
+        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces.
+        settings: present values by dotted name.
+        prefix: what stands before the names, such as `--config.`.
+
+    Raises:
+        ConfigError: an unknown setting (the closest known ones are named), or a value of another type.
+    """
+    values = {}
+    for override in overrides:
+        name, text = _split(override, prefix)
+        values[name] = _parse(name, text, _current(name, settings, prefix), prefix)
+    return values
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,27 +111,28 @@ def _run_get_config(path: Path) -> ConfigDict:
     return config
 
 
-def _split(override: str) -> tuple[str, str]:
-    name, equals, text = override.removeprefix(PREFIX).partition("=")
-    if not (override.startswith(PREFIX) and equals and name):
-        raise ConfigError(f"{override}: expected --config.SECTION.SETTING=VALUE, with an equals sign and no spaces")
+def _split(override: str, prefix: str) -> tuple[str, str]:
+    name, equals, text = override.removeprefix(prefix).partition("=")
+    if not (override.startswith(prefix) and equals and name):
+        section = "SECTION." if prefix == PREFIX else ""
+        raise ConfigError(f"{override}: expected {prefix}{section}SETTING=VALUE, with an equals sign and no spaces")
     return name, text
 
 
-def _current(name: str, settings: Mapping[str, Any]) -> Any:
+def _current(name: str, settings: Mapping[str, Any], prefix: str) -> Any:
     if name in settings:
         return settings[name]
     inside = sorted(known for known in settings if known.startswith(f"{name}."))
     if inside:
-        raise ConfigError(f"{PREFIX}{name} is a section, not a setting; it has: {', '.join(inside)}")
+        raise ConfigError(f"{prefix}{name} is a section, not a setting; it has: {', '.join(inside)}")
     last = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, settings, n=3, cutoff=0.7)
     close += [known for known in settings if known.rpartition(".")[2] == last and known not in close]
     meant = f"did you mean {' or '.join(close)}?" if close else f"known settings: {', '.join(sorted(settings))}"
-    raise ConfigError(f"{PREFIX}{name}: no such setting; {meant}")
+    raise ConfigError(f"{prefix}{name}: no such setting; {meant}")
 
 
-def _parse(name: str, text: str, current: Any) -> Any:
+def _parse(name: str, text: str, current: Any, prefix: str) -> Any:
     """`text` as the type of the value it replaces; where that is None, as a Python literal or as text."""
     try:
         if isinstance(current, bool):
@@ -126,7 +148,7 @@ def _parse(name: str, text: str, current: Any) -> Any:
             return type(current)(value)
     except (KeyError, ValueError, SyntaxError) as error:
         kind = type(current).__name__
-        raise ConfigError(f"{PREFIX}{name}={text}: expected {kind}, such as the present {current!r}") from error
+        raise ConfigError(f"{prefix}{name}={text}: expected {kind}, such as the present {current!r}") from error
     if current is None:
         try:
             return ast.literal_eval(text)

@@ -19,7 +19,9 @@ from jaxtyping import Float, Float64, UInt8
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.images import read_image, write_image
 from mixformer_jax.tracking.draw import contact_sheet
-from mixformer_jax.tracking.record import Recording, TrackerLike, annotate, record, write_boxes
+from mixformer_jax.tracking.interface import MultiTrackerLike
+from mixformer_jax.tracking.record import Recording, annotate, record
+from mixformer_jax.tracking.result_files import write_boxes
 from mixformer_jax.video import ArrayFrames, prepare_output
 
 HEIGHT, WIDTH = 360, 640
@@ -227,7 +229,7 @@ class DemoReport(NamedTuple):
     mean_iou: float
 
 
-def run_demo(tracker: TrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
+def run_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
     """Renders the demo clip and tracks it; leaves video, boxes, ground truth and a picture in a folder.
 
     An interrupt ends the demo early; the report covers the frames tracked by then.
@@ -242,16 +244,16 @@ def run_demo(tracker: TrackerLike, folder: str | Path, seed: int = 0, progress: 
     recording = record(
         tracker,
         ArrayFrames(clip.frames, "demo", clip.fps),
-        truth[0],
+        truth[:1],
         folder / "demo.mp4",
         folder / "boxes.txt",
         groundtruth_xywh=truth,
         progress=progress,
     )
     write_boxes(folder / "groundtruth.txt", truth)
-    boxes = recording.boxes_xywh
+    boxes = recording.boxes_xywh[:, 0]
     shown = (0, (len(boxes) - 1) // 2, len(boxes) - 1)
-    pictures = [annotate(clip.frames[i], i, boxes[i], groundtruth_xywh=truth) for i in shown]
+    pictures = [annotate(clip.frames[i], i, boxes[i, None], groundtruth_xywh=truth) for i in shown]
     write_image(folder / "demo.png", contact_sheet(pictures))
     overlaps = iou(xywh_to_xyxy(boxes[1:]), xywh_to_xyxy(truth[1 : len(boxes)]))
     mean_iou = float(overlaps.mean()) if len(overlaps) else math.nan

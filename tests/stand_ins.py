@@ -1,9 +1,9 @@
 """A clip and a tracker without a model: a red square wanders over grey, and the tracker boxes what is red."""
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Float
+
+from mixformer_jax.tracking.state import Tracked
 
 HEIGHT, WIDTH, SIDE = 60, 90, 12
 
@@ -25,24 +25,32 @@ def square_clip(num_frames: int) -> list[np.ndarray]:
     return frames
 
 
-class Seen(NamedTuple):
-    box_xywh: Float[np.ndarray, "4"]
-    score: float | None
-
-
 class RedTracker:
     """Boxes the red pixels; state is the number of frames seen. May be told to press Ctrl-C for the user."""
+
+    has_scores = False
 
     def __init__(self, interrupt_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.interrupt_at, self.error = interrupt_at, error
 
-    def start(self, frame: np.ndarray, box_xywh: np.ndarray) -> int:
+    def start(self, frame: np.ndarray, boxes_xywh: np.ndarray) -> int:
         return 1
 
-    def step(self, state: int, frame: np.ndarray) -> tuple[int, Seen]:
+    def step(self, state: int, frame: np.ndarray) -> tuple[int, Tracked]:
         if state == self.interrupt_at:
             raise self.error
         rows, columns = np.nonzero(frame[..., 0].astype(int) - frame[..., 1] > 100)
         x, y = columns.min(), rows.min()
-        box_xywh = np.array([x, y, columns.max() + 1 - x, rows.max() + 1 - y], np.float64)
-        return state + 1, Seen(box_xywh, 0.75)
+        boxes_xywh = np.array([[x, y, columns.max() + 1 - x, rows.max() + 1 - y]], np.float64)
+        return state + 1, Tracked(boxes_xywh, None, None)
+
+
+class PairTracker(RedTracker):
+    """Boxes the red pixels, and as a second target, which it counts as lost on odd frames, what lies right of them."""
+
+    has_scores = True
+
+    def step(self, state: int, frame: np.ndarray) -> tuple[int, Tracked]:
+        following, found = super().step(state, frame)
+        boxes_xywh = np.concatenate([found.boxes_xywh, found.boxes_xywh + [SIDE, 0, 0, 0]])
+        return following, Tracked(boxes_xywh, np.array([0.9, 0.125]), np.array([False, state % 2 == 1]))

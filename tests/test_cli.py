@@ -13,8 +13,9 @@ import pytest
 import mixformer_jax
 from mixformer_jax import cli
 from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.video import VideoWriter, open_source
-from tests.stand_ins import HEIGHT, WIDTH, RedTracker, square_boxes, square_clip
+from tests.stand_ins import HEIGHT, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
 BOX = "--box=35,42,12,12"
 
@@ -88,6 +89,28 @@ def test_track_options(capsys, tracker, video):
     assert open_source("new/a.avi").fps == 6.0
     assert len(Path("new/b.txt").read_text().splitlines()) == 4
     assert tracker.loaded == [("w", "cpu")]
+
+
+def test_track_two_targets(capsys, video, monkeypatch):
+    monkeypatch.setattr(mixformer_jax, "load", lambda *_, **__: PairTracker(), raising=False)
+    status, out, message = run(capsys, "track", "clip.mp4", BOX, "--box", "47,42,12,12")
+    assert (status, message) == (0, "")
+    assert "clip_boxes_1.txt, clip_boxes_2.txt" in out and re.search(r"lost +0 of 20 frames, 10 of 20 frames\n", out)
+    for name in ("clip_boxes_1.txt", "clip_boxes_2.txt"):
+        lines = np.loadtxt(name, delimiter=",")
+        assert lines.shape == (20, 6) and set(lines[:, 5]) <= {0, 1}
+    assert "different files" in fails(capsys, "track", "clip.mp4", BOX, BOX, "--out", "b_2.txt", "--boxes", "b.txt")
+
+
+def test_track_with_other_settings(capsys, tracker, video, monkeypatch):
+    seen = []
+    tracker.settings = TrackerConfig()
+    tracker.with_settings = lambda **changes: seen.append(changes) or tracker
+    assert run(capsys, "track", "clip.mp4", BOX, "--tracker.search_factor=5", "--tracker.update_interval=10")[0] == 0
+    assert seen == [{"search_factor": 5.0, "update_interval": 10}]
+    assert "did you mean search_factor" in fails(capsys, "track", "clip.mp4", BOX, "--tracker.search_facter=5")
+    assert "expected --tracker.SETTING=VALUE" in fails(capsys, "track", "clip.mp4", BOX, "--tracker.search_factor")
+    assert "unknown arguments" in fails(capsys, "demo", "--tracker.search_factor=5")
 
 
 def test_track_a_folder_of_images(capsys, tracker, video, tmp_path):

@@ -9,8 +9,8 @@ from mixformer_jax import demo
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, run_demo
 from mixformer_jax.images import read_image
+from mixformer_jax.tracking.state import Tracked
 from mixformer_jax.video import OutputError, open_source
-from tests.stand_ins import Seen
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +94,18 @@ def test_distractor_comes_close(clip):
 class Following:
     """Knows the truth and lags by a frame."""
 
+    has_scores = False
+
     def __init__(self, boxes_xywh: np.ndarray, interrupt_at: int | None = None) -> None:
         self.boxes_xywh, self.interrupt_at = boxes_xywh, interrupt_at
 
-    def start(self, frame: np.ndarray, box_xywh: np.ndarray) -> int:
+    def start(self, frame: np.ndarray, boxes_xywh: np.ndarray) -> int:
         return 0
 
-    def step(self, state: int, frame: np.ndarray) -> tuple[int, Seen]:
+    def step(self, state: int, frame: np.ndarray) -> tuple[int, Tracked]:
         if state + 1 == self.interrupt_at:
             raise KeyboardInterrupt
-        return state + 1, Seen(self.boxes_xywh[state], None)
+        return state + 1, Tracked(self.boxes_xywh[state, None], None, None)
 
 
 def test_demo_leaves_its_files(clip, tmp_path):
@@ -113,7 +115,7 @@ def test_demo_leaves_its_files(clip, tmp_path):
     assert open_source(report.recording.video).num_frames == 300
     truth = np.loadtxt(report.groundtruth, delimiter=",")
     np.testing.assert_allclose(truth, clip.boxes_xywh, atol=5.1e-4)
-    boxes = np.loadtxt(report.recording.boxes, delimiter=",")
+    boxes = np.loadtxt(report.recording.boxes[0], delimiter=",")
     np.testing.assert_allclose(boxes, truth[[0, *range(299)]], atol=1e-9)
     corners = xywh_to_xyxy(clip.boxes_xywh)
     assert report.mean_iou == pytest.approx(iou(corners[1:], corners[:-1]).mean(), abs=1e-6)

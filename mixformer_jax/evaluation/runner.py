@@ -19,7 +19,7 @@ from mixformer_jax.evaluation.results import (
     is_finished,
     write_result,
 )
-from mixformer_jax.tracking.record import TrackerLike
+from mixformer_jax.tracking.interface import TrackerLike
 
 logger = logging.getLogger(__name__)
 

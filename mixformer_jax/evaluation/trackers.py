@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import mixformer_jax
 from mixformer_jax.evaluation.runner import FirstBoxTracker
-from mixformer_jax.tracking.record import TrackerLike
+from mixformer_jax.tracking.interface import TrackerLike
 from mixformer_jax.tracking.tracker import find_weights
 
 TRACKERS = ("mixformer", "first-box")

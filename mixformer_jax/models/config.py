@@ -5,6 +5,7 @@ These records travel inside every weights file, so that a file alone is enough t
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -257,7 +258,7 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         for key in ("template_factor", "search_factor"):
-            if not getattr(self, key) >= 1.0:
+            if not 1.0 <= getattr(self, key) < math.inf:
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least 1")
         least = {"num_online_templates": 0, "update_interval": 1, "clip_margin": 0, "lost_after": 1, "found_after": 1}
         for key, value in least.items():

@@ -11,8 +11,24 @@ Colour = tuple[int, int, int]
 TARGET: Colour = (80, 255, 60)
 GROUND_TRUTH: Colour = (255, 210, 40)
 RIM: Colour = (16, 16, 16)
+# Of several targets; then from the start again. Apart from each other for colour-blind eyes as well, where that can be.
+TARGETS: tuple[Colour, ...] = (
+    TARGET,
+    (64, 160, 255),
+    (255, 110, 60),
+    (240, 90, 220),
+    (60, 230, 230),
+    (170, 130, 255),
+    (200, 220, 90),
+    (255, 255, 255),
+)
 # Drawing wraps around far outside the frame (OpenCV holds 16-bit coordinates); nothing visible is lost.
 _FAR = 16_000
+
+
+def target_colour(index: int) -> Colour:
+    """The colour of a target, counted from 0."""
+    return TARGETS[index % len(TARGETS)]
 
 
 def draw_box(
@@ -21,11 +37,12 @@ def draw_box(
     colour: Colour = TARGET,
     label: str | None = None,
     thickness: int | None = None,
+    dashed: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Returns a copy of an RGB frame with a box around `x, y, w, h` (pixels) and a label on its upper edge.
 
-    The thickness grows with the frame unless it is given. A box that holds NaN (an absent target) leaves the
-    frame as it is; parts outside the frame are not drawn.
+    The thickness grows with the frame unless it is given. `dashed` leaves gaps in the four edges. A box that holds
+    NaN (an absent target) leaves the frame as it is; parts outside the frame are not drawn.
     """
     picture = frame.copy()
     if not np.isfinite(box_xywh).all():
@@ -33,8 +50,11 @@ def draw_box(
     x, y, w, h = (float(value) for value in box_xywh)
     corner, opposite = _pixel(x, y), _pixel(x + w, y + h)
     thickness = thickness or max(1, round(min(frame.shape[:2]) / 180))
-    cv2.rectangle(picture, corner, opposite, RIM, thickness + 2)
-    cv2.rectangle(picture, corner, opposite, colour, thickness)
+    for ink, weight in ((RIM, thickness + 2), (colour, thickness)):
+        if dashed:
+            _draw_dashes(picture, corner, opposite, ink, weight)
+        else:
+            cv2.rectangle(picture, corner, opposite, ink, weight)
     if label:
         _draw_label(picture, label, corner, colour)
     return picture
@@ -71,6 +91,20 @@ def contact_sheet(
 
 def _pixel(x: float, y: float) -> tuple[int, int]:
     return round(min(max(x, -_FAR), _FAR)), round(min(max(y, -_FAR), _FAR))
+
+
+def _draw_dashes(
+    picture: np.ndarray, corner: tuple[int, int], opposite: tuple[int, int], colour: Colour, weight: int
+) -> None:
+    """The corners of a rectangle and the middles of its edges; a third of each edge is left out."""
+    (left, top), (right, bottom) = corner, opposite
+    for start, end in ((0.0, 1 / 6), (1 / 3, 2 / 3), (5 / 6, 1.0)):
+        x1, x2 = round(left + start * (right - left)), round(left + end * (right - left))
+        y1, y2 = round(top + start * (bottom - top)), round(top + end * (bottom - top))
+        for y in (top, bottom):
+            cv2.line(picture, (x1, y), (x2, y), colour, weight)
+        for x in (left, right):
+            cv2.line(picture, (x, y1), (x, y2), colour, weight)
 
 
 def _draw_label(picture: np.ndarray, text: str, corner: tuple[int, int], colour: Colour) -> None:

@@ -1,61 +1,41 @@
-"""Following one target through a source, and leaving the annotated video and the boxes on disk as it goes."""
+"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes."""
 
 import itertools
 import math
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64
 from tqdm import tqdm
 
-from mixformer_jax.files import write_atomically
 from mixformer_jax.images import SourceError
-from mixformer_jax.tracking.draw import GROUND_TRUTH, TARGET, draw_box
+from mixformer_jax.tracking.draw import GROUND_TRUTH, draw_box, draw_caption, target_colour
+from mixformer_jax.tracking.interface import Frame, MultiTrackerLike
+from mixformer_jax.tracking.result_files import ResultFiles
 from mixformer_jax.video import FrameSource, VideoWriter, prepare_output
-
-Frame = UInt8[np.ndarray, "height width 3"]
-
-
-@runtime_checkable
-class PredictionLike(Protocol):
-    """What a tracker says about a frame."""
-
-    @property
-    def box_xywh(self) -> Float[np.ndarray, "4"]: ...
-
-    @property
-    def score(self) -> float | None: ...
-
-
-@runtime_checkable
-class TrackerLike(Protocol):
-    """Anything that follows one target: state in, state out."""
-
-    def start(self, frame: Frame, box_xywh: Any) -> Any: ...
-
-    def step(self, state: Any, frame: Frame) -> tuple[Any, PredictionLike]: ...
 
 
 class Recording(NamedTuple):
     """What `record` left behind.
 
     Attributes:
-        boxes_xywh: one row a tracked frame, pixels; the first is the given box.
+        boxes_xywh: one row a tracked frame, pixels; the first holds the given boxes.
+        lost: whether the targets counted as lost; None where the tracker gives no scores.
         video: the annotated video.
-        boxes: the text file, one `x,y,w,h` line a tracked frame.
+        boxes: the text files of boxes (and scores), one a target; see `result_files`.
         warm_up_s: seconds for `start` and the first `step`, compilation included; NaN after a single frame.
         tracking_fps: frames a second inside `step`, without the first call; NaN when there was no other.
         overall_fps: the same with decoding, drawing and writing.
         stopped_by: why it ended before the source did; None when it did not.
     """
 
-    boxes_xywh: Float64[np.ndarray, "n 4"]
+    boxes_xywh: Float64[np.ndarray, "frames n 4"]
+    lost: Bool[np.ndarray, "frames n"] | None
     video: Path
-    boxes: Path
+    boxes: tuple[Path, ...]
     warm_up_s: float
     tracking_fps: float
     overall_fps: float
@@ -63,16 +43,16 @@ class Recording(NamedTuple):
 
 
 def record(
-    tracker: TrackerLike,
+    tracker: MultiTrackerLike,
     source: FrameSource,
-    box_xywh: Float64[np.ndarray, "4"],
+    boxes_xywh: Float64[np.ndarray, "n 4"],
     video: str | Path,
     boxes: str | Path,
     every: int = 1,
     groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None,
     progress: bool = False,
 ) -> Recording:
-    """Tracks the target that `box_xywh` marks on the first frame, to the end of the source.
+    """Tracks the targets that `boxes_xywh` mark on the first frame, to the end of the source.
 
     A source that breaks off and Ctrl-C end the recording early, but not in vain: boxes are flushed line by
     line, the video is finished, and `stopped_by` in the result tells why. The caller must look at it.
@@ -80,15 +60,15 @@ def record(
     Args:
         tracker: anything with `start` and `step`.
         source: where the frames come from.
-        box_xywh: the target on the first frame, pixels.
-        video: file to write: each frame with the box, the frame's number, and the score where there is one.
-        boxes: file to write.
+        boxes_xywh: the targets on the first frame, pixels.
+        video: file to write: each frame with the boxes, the frame's number, and the scores where there are.
+        boxes: file to write for one target; for several, the name before the numbers (`result_files`).
         every: only every N-th frame is tracked, drawn and written. The video's rate is divided by it.
         groundtruth_xywh: boxes to draw beside the tracker's, one row a frame of the source.
         progress: show a bar with the rate on stderr.
 
     Raises:
-        ValueError: the box is unusable (from `tracker.start`), or `every` is below 1. Nothing is left behind.
+        ValueError: a box is unusable (from `tracker.start`), or `every` is below 1. Nothing is left behind.
         SourceError: there is no first frame.
         OutputError: a file cannot be written.
     """
@@ -101,33 +81,43 @@ def record(
         raise SourceError(f"{source.name}: there is no frame")
 
     rows: list[np.ndarray] = []
+    lost_rows: list[np.ndarray] = []
     step_seconds: list[float] = []
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(video, source.fps / every, source.size))
         started = time.perf_counter()
-        state = tracker.start(first[1], box_xywh)
+        state = tracker.start(first[1], boxes_xywh)
         start_s = time.perf_counter() - started
 
-        # Not under a temporary name: whoever kills the run, or watches it, finds every line written so far.
-        lines = stack.enter_context(boxes.open("w", encoding="ascii"))
+        files = stack.enter_context(ResultFiles(boxes, len(boxes_xywh)))
         total = None if source.num_frames is None else -(-source.num_frames // every)
         bar = stack.enter_context(tqdm(total=total, unit=" frames", desc=source.name, disable=not progress))
 
-        def keep(index: int, frame: Frame, box: Float[np.ndarray, "4"], score: float | None) -> None:
-            rows.append(np.asarray(box, np.float64))
-            print(format_box(box), file=lines, flush=True)
-            writer.write(annotate(frame, index, box, score, groundtruth_xywh))
+        def keep(
+            index: int,
+            frame: Frame,
+            boxes_xywh: Float[np.ndarray, "n 4"],
+            scores: Float[np.ndarray, " n"] | None,
+            lost: Bool[np.ndarray, " n"] | None,
+        ) -> None:
+            rows.append(np.asarray(boxes_xywh, np.float64))
+            if lost is not None:
+                lost_rows.append(lost)
+            files.write(boxes_xywh, scores, lost)
+            writer.write(annotate(frame, index, boxes_xywh, scores, lost, groundtruth_xywh))
             bar.update()
 
         try:
-            keep(*first, box_xywh, None)
+            # What was given is certain.
+            certain = np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)
+            keep(*first, boxes_xywh, *(certain if tracker.has_scores else (None, None)))
             for index, frame in frames:
                 before = time.perf_counter()
-                state, prediction = tracker.step(state, frame)
+                state, found = tracker.step(state, frame)
                 step_seconds.append(time.perf_counter() - before)
-                keep(index, frame, prediction.box_xywh, prediction.score)
+                keep(index, frame, found.boxes_xywh, found.scores, found.lost)
                 finished_at = time.perf_counter()
                 if len(step_seconds) == 1:
                     warm_at = finished_at
@@ -136,8 +126,9 @@ def record(
 
     return Recording(
         boxes_xywh=np.stack(rows),
+        lost=np.stack(lost_rows) if lost_rows else None,
         video=video,
-        boxes=boxes,
+        boxes=files.paths,
         warm_up_s=start_s + step_seconds[0] if step_seconds else math.nan,
         tracking_fps=_rate(len(step_seconds) - 1, math.fsum(step_seconds[1:])),
         overall_fps=_rate(len(step_seconds) - 1, finished_at - warm_at),
@@ -148,25 +139,25 @@ def record(
 def annotate(
     frame: Frame,
     index: int,
-    box_xywh: Float[np.ndarray, "4"],
-    score: float | None = None,
+    boxes_xywh: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, " n"] | None = None,
+    lost: Bool[np.ndarray, " n"] | None = None,
     groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None,
 ) -> Frame:
-    """A copy of frame `index` (shown counted from 1) with the tracker's box over the thinner ground truth."""
+    """A copy of frame `index` (shown counted from 1) with the tracker's boxes over the thinner ground truth.
+
+    Several targets have colours and numbers of their own. The box of a target that counts as lost is dashed.
+    """
     if groundtruth_xywh is not None and index < len(groundtruth_xywh):
         frame = draw_box(frame, groundtruth_xywh[index], GROUND_TRUTH, thickness=1)
-    label = f"frame {index + 1}" if score is None else f"frame {index + 1}  score {score:.2f}"
-    return draw_box(frame, box_xywh, TARGET, label)
-
-
-def format_box(box_xywh: Float[np.ndarray, "4"]) -> str:
-    """`x,y,w,h` to a thousandth of a pixel, without superfluous zeros."""
-    return ",".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in box_xywh)
-
-
-def write_boxes(path: str | Path, boxes_xywh: Sequence | np.ndarray) -> None:
-    """Writes one `x,y,w,h` line a frame, at once: the file appears whole or not at all."""
-    write_atomically(prepare_output(path), "".join(format_box(box) + "\n" for box in boxes_xywh))
+    several = len(boxes_xywh) > 1
+    for target, box_xywh in enumerate(boxes_xywh):
+        is_lost = lost is not None and bool(lost[target])
+        words = [str(target + 1) if several else f"frame {index + 1}"]
+        words += [] if scores is None else [f"{scores[target]:.2f}" if several else f"score {scores[target]:.2f}"]
+        words += ["lost"] if is_lost else []
+        frame = draw_box(frame, box_xywh, target_colour(target), "  ".join(words), dashed=is_lost)
+    return draw_caption(frame, f"frame {index + 1}") if several else frame
 
 
 def _rate(count: int, seconds: float) -> float:

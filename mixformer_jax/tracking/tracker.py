@@ -69,6 +69,11 @@ class Tracker:
         """The model's settings."""
         return self.model.config
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether predictions carry scores: models with a score prediction module."""
+        return self.config.score_heads > 0
+
     @classmethod
     def random(cls, name: str, device: Device | None = None, seed: int = 0) -> "Tracker":
         """A tracker of a size in the table with random weights: for measuring speed, not for tracking."""

@@ -7,28 +7,31 @@ import numpy as np
 import pytest
 
 from mixformer_jax.images import SourceError
-from mixformer_jax.tracking.draw import GROUND_TRUTH, TARGET
-from mixformer_jax.tracking.record import annotate, format_box, record, write_boxes
+from mixformer_jax.tracking.draw import GROUND_TRUTH, TARGET, target_colour
+from mixformer_jax.tracking.record import annotate, record
+from mixformer_jax.tracking.result_files import format_box, write_boxes
 from mixformer_jax.video import OutputError, open_source
-from tests.stand_ins import HEIGHT, WIDTH, RedTracker, square_boxes, square_clip
+from tests.stand_ins import HEIGHT, SIDE, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
 
 def run(folder, tracker=None, frames=None, **options):
     frames = square_clip(20) if frames is None else frames
     source = open_source(frames)
-    box = square_boxes(1)[0]
-    return record(tracker or RedTracker(), source, box, folder / "out.mp4", folder / "out.txt", **options)
+    boxes = square_boxes(1)
+    return record(tracker or RedTracker(), source, boxes, folder / "out.mp4", folder / "out.txt", **options)
 
 
 def read_boxes(recording) -> np.ndarray:
-    return np.loadtxt(recording.boxes, delimiter=",", ndmin=2)
+    (path,) = recording.boxes
+    return np.loadtxt(path, delimiter=",", ndmin=2)
 
 
 def test_one_line_and_one_picture_a_frame(tmp_path):
     recording = run(tmp_path)
-    np.testing.assert_array_equal(recording.boxes_xywh, square_boxes(20))
+    np.testing.assert_array_equal(recording.boxes_xywh[:, 0], square_boxes(20))
     np.testing.assert_array_equal(read_boxes(recording), square_boxes(20))
-    assert recording.boxes.read_text().startswith("35,42,12,12\n")
+    assert recording.lost is None
+    assert recording.boxes[0].read_text().startswith("35,42,12,12\n")
     video = open_source(recording.video)
     assert (video.num_frames, video.fps, video.size) == (20, 30.0, (HEIGHT, WIDTH))
     x, y, w, _ = square_boxes(20)[7].astype(int)
@@ -36,6 +39,20 @@ def test_one_line_and_one_picture_a_frame(tmp_path):
     assert edge[1] > edge[0] and edge[1] > edge[2], "the box is green, on a red square"
     assert recording.stopped_by is None
     assert recording.warm_up_s > 0 and recording.tracking_fps > recording.overall_fps > 0
+
+
+def test_several_targets_with_scores(tmp_path):
+    given = np.concatenate([square_boxes(1), square_boxes(1) + [SIDE, 0, 0, 0]])
+    source = open_source(square_clip(5))
+    recording = record(PairTracker(), source, given, tmp_path / "out.mp4", tmp_path / "out.txt")
+    assert recording.boxes == (tmp_path / "out_1.txt", tmp_path / "out_2.txt")
+    assert recording.boxes[0].read_text().startswith("35,42,12,12,1.0000,0\n")
+    first, second = (np.loadtxt(path, delimiter=",") for path in recording.boxes)
+    np.testing.assert_array_equal(first[:, :4], square_boxes(5))
+    np.testing.assert_array_equal(second[:, :4], square_boxes(5) + [SIDE, 0, 0, 0])
+    np.testing.assert_array_equal(second[:, 4:], [[1, 0], [0.125, 1], [0.125, 0], [0.125, 1], [0.125, 0]])
+    np.testing.assert_array_equal(recording.lost[:, 1], [False, True, False, True, False])
+    assert not recording.lost[:, 0].any() and recording.boxes_xywh.shape == (5, 2, 4)
 
 
 def test_every_third_frame(tmp_path):
@@ -106,10 +123,21 @@ def test_wrong_calls(tmp_path):
 def test_ground_truth_is_drawn_beside_the_box():
     frame = square_clip(1)[0]
     truth = np.array([[5.0, 40.0, 20.0, 15.0]])
-    picture = annotate(frame, 0, np.array([50.0, 30.0, 20.0, 15.0]), 0.5, truth)
+    boxes_xywh = np.array([[50.0, 30.0, 20.0, 15.0]])
+    picture = annotate(frame, 0, boxes_xywh, groundtruth_xywh=truth)
     assert tuple(picture[40, 15]) == GROUND_TRUTH and tuple(picture[45, 60]) == TARGET
-    without = annotate(frame, 1, np.array([50.0, 30.0, 20.0, 15.0]), 0.5, truth)
+    without = annotate(frame, 1, boxes_xywh, groundtruth_xywh=truth)
     np.testing.assert_array_equal(without[40, 15], frame[40, 15])
+
+
+def test_lost_targets_are_dashed_and_every_target_has_its_colour():
+    frame = np.zeros((200, 300, 3), np.uint8)
+    boxes_xywh = np.array([[20.0, 60.0, 90.0, 90.0], [160.0, 60.0, 90.0, 90.0]])
+    picture = annotate(frame, 0, boxes_xywh, np.array([0.9, 0.1]), np.array([False, True]))
+    bottoms = [picture[150, left : left + 90] for left in (20, 160)]
+    share = [(row == target_colour(target)).all(axis=1).mean() for target, row in enumerate(bottoms)]
+    assert share[0] > 0.95 and 0.5 < share[1] < 0.8
+    assert target_colour(0) != target_colour(1)
 
 
 def test_box_lines(tmp_path):

@@ -1,0 +1,99 @@
+"""Times several functions that compete, in turns, so that whatever else the machine does hits all alike."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+WARM_UP_CALLS = 2
+SHORTEST_TURN_S = 0.2
+# A turn in which other processes had more of the machine than this is left out, as long as enough others remain.
+OTHERS_LIMIT = 0.05
+ENOUGH_TURNS = 3
+
+
+class Timed(NamedTuple):
+    """The turns of one contender.
+
+    Attributes:
+        seconds: of a call, mean over the turn.
+        others: share of the machine's processor time that other processes had in the meantime; NaN where the
+            operating system does not tell.
+    """
+
+    seconds: np.ndarray
+    others: np.ndarray
+
+    @property
+    def is_disturbed(self) -> np.ndarray:
+        return self.others > OTHERS_LIMIT
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Seconds of the undisturbed turns; of all, where there are too few of those."""
+        quiet = self.seconds[~self.is_disturbed]
+        return quiet if len(quiet) >= ENOUGH_TURNS else self.seconds
+
+    def quartiles(self) -> tuple[float, float, float]:
+        """First quartile, median, third quartile, in seconds."""
+        first, median, third = np.percentile(self.counted, [25, 50, 75])
+        return float(first), float(median), float(third)
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], object]], num_turns: int, title: str = "", progress: bool = False
+) -> dict[str, Timed]:
+    """Times every call in `num_turns` turns; the contenders alternate, and begin by turns.
+
+    A turn is one call that is not timed (the threads of the contender before may still spin, and its data fills the
+    caches), then as many timed ones as take `SHORTEST_TURN_S`. A call must return only when its work is done.
+
+    Args:
+        calls: the contenders by name; their first calls, in which they compile and allocate, are not timed either.
+        num_turns: turns of each.
+        title: of the progress bar.
+        progress: whether to show one.
+
+    Raises:
+        ValueError: fewer than one turn.
+    """
+    if num_turns < 1:
+        raise ValueError(f"{num_turns} turns; expected at least 1")
+    calls_a_turn = {}
+    for name, call in calls.items():
+        for _ in range(WARM_UP_CALLS):
+            call()
+        before = time.perf_counter()
+        call()
+        calls_a_turn[name] = math.ceil(SHORTEST_TURN_S / (time.perf_counter() - before))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    others: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    with tqdm(total=num_turns * len(calls), unit=" turns", desc=title, disable=not progress) as bar:
+        for turn in range(num_turns):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                calls[name]()
+                busy, before = _busy_others(), time.perf_counter()
+                for _ in range(calls_a_turn[name]):
+                    calls[name]()
+                elapsed = time.perf_counter() - before
+                seconds[name].append(elapsed / calls_a_turn[name])
+                others[name].append((_busy_others() - busy) / (elapsed * (os.cpu_count() or 1)))
+                bar.update()
+    return {name: Timed(np.array(seconds[name]), np.array(others[name])) for name in calls}
+
+
+def _busy_others() -> float:
+    """Processor seconds that processes other than this one have used since the machine started, or NaN."""
+    statistics = Path("/proc/stat")
+    if not statistics.is_file():
+        return math.nan
+    user, nice, system, _idle, _wait, *interrupts = map(int, statistics.read_text().split("\n", 1)[0].split()[1:8])
+    own = os.times()
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own.user - own.system

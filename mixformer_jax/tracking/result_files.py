@@ -1,0 +1,63 @@
+"""The text files that a recording leaves: a line a frame, a file a target.
+
+A line is `x,y,w,h` in pixels; where the tracker gives scores, `x,y,w,h,score,lost`, with lost 0 or 1. The first line is
+what was given: its score is 1.
+"""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mixformer_jax.files import write_atomically
+from mixformer_jax.video import prepare_output
+
+
+def numbered_paths(path: Path, count: int) -> tuple[Path, ...]:
+    """`boxes.txt` for one target; `boxes_1.txt`, `boxes_2.txt`, ... for several."""
+    if count == 1:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1))
+
+
+def format_box(box_xywh: Float[np.ndarray, "4"]) -> str:
+    """`x,y,w,h` to a thousandth of a pixel, without superfluous zeros."""
+    return ",".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in box_xywh)
+
+
+def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> None:
+    """Writes one `x,y,w,h` line a frame, at once: the file appears whole or not at all."""
+    write_atomically(prepare_output(path), "".join(format_box(box) + "\n" for box in boxes_xywh))
+
+
+class ResultFiles:
+    """Open text files, one a target. A context manager.
+
+    Not under temporary names: whoever kills the run, or watches it, finds every line written so far.
+    """
+
+    def __init__(self, path: Path, num_targets: int) -> None:
+        self.paths = numbered_paths(path, num_targets)
+        self._files: list[IO[str]] = []
+
+    def __enter__(self) -> "ResultFiles":
+        self._files = [path.open("w", encoding="ascii") for path in self.paths]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def write(
+        self,
+        boxes_xywh: Float[np.ndarray, "n 4"],
+        scores: Float[np.ndarray, " n"] | None,
+        lost: Bool[np.ndarray, " n"] | None,
+    ) -> None:
+        """A line in each file, on disk when this returns."""
+        for target, file in enumerate(self._files):
+            line = format_box(boxes_xywh[target])
+            if scores is not None and lost is not None:
+                line += f",{scores[target]:.4f},{int(lost[target])}"
+            print(line, file=file, flush=True)
