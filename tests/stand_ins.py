@@ -52,5 +52,5 @@ class PairTracker(RedTracker):
 
     def step(self, state: int, frame: np.ndarray) -> tuple[int, Tracked]:
         following, found = super().step(state, frame)
-        boxes_xywh = np.concatenate([found.boxes_xywh, found.boxes_xywh + [SIDE, 0, 0, 0]])
+        boxes_xywh = np.concatenate([found.boxes_xywh, found.boxes_xywh + np.array([SIDE, 0, 0, 0])])
         return following, Tracked(boxes_xywh, np.array([0.9, 0.125]), np.array([False, state % 2 == 1]))

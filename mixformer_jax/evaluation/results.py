@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -84,7 +84,7 @@ def is_finished(folder: Path, sequence_name: str, first_box_xywh: Float[np.ndarr
     return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
 
 
-def claim_folder(folder: Path, settings: Mapping[str, str]) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Makes the tracker's folder, or makes sure that what it holds was made with the same settings.
 
     Finished sequences are not run again, so without this check a table could mix two trackers, or show

@@ -98,7 +98,7 @@ def run_dataset(
     sequences: Sequence[TrackingSequence],
     out_dir: str | Path,
     tracker_name: str,
-    settings: Mapping[str, str],
+    settings: Mapping[str, Any],
 ) -> RunSummary:
     """Tracks every sequence that has no finished result in `<out_dir>/<tracker_name>` yet.
 

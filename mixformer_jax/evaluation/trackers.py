@@ -1,8 +1,9 @@
 """Opening a tracker for a benchmark by what the user typed, with a record of which weights it was."""
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mixformer_jax
 from mixformer_jax.evaluation.runner import FirstBoxTracker
@@ -15,10 +16,15 @@ TRACKERS = ("mixformer", "first-box")
 class OpenedTracker(NamedTuple):
     tracker: TrackerLike
     name: str  # the folder of its results, unless the user gives another
-    settings: dict[str, str]  # what makes its results different from another's, see results.claim_folder
+    settings: dict[str, Any]  # what makes its results different from another's, see results.claim_folder
 
 
-def open_tracker(kind: str, weights: str | None = None, device: Literal["cpu", "gpu"] | None = None) -> OpenedTracker:
+def open_tracker(
+    kind: str,
+    weights: str | None = None,
+    device: Literal["cpu", "gpu"] | None = None,
+    settings_of: Callable[[str], Mapping[str, Any]] = lambda model: {},
+) -> OpenedTracker:
     """A tracker of one of the TRACKERS.
 
     Args:
@@ -26,9 +32,11 @@ def open_tracker(kind: str, weights: str | None = None, device: Literal["cpu", "
             device.
         weights: name, folder or .safetensors file; None is the embedded tracker.
         device: None for JAX's default.
+        settings_of: from the model's name to tracker settings that take the place of the weights' own.
 
     Raises:
-        ValueError: an unknown kind, first-box with weights or device, or weights that cannot be loaded.
+        ValueError: an unknown kind, first-box with weights or device, weights that cannot be loaded, or settings that
+            cannot work.
     """
     if kind == "first-box":
         if weights is not None or device is not None:
@@ -37,9 +45,15 @@ def open_tracker(kind: str, weights: str | None = None, device: Literal["cpu", "
     if kind != "mixformer":
         raise ValueError(f"unknown tracker {kind!r}; known: {', '.join(TRACKERS)}")
     tracker = mixformer_jax.load(weights, device=device)
+    tracker = tracker.with_settings(**settings_of(tracker.config.name))
     name = "default" if weights is None else Path(weights).name.removesuffix(".safetensors")
     # The device decides the compute type as well, and with it the last digits of every box.
-    settings = {"tracker": kind, "weights": weights_digest(weights), "device": tracker.device.platform}
+    settings = {
+        "tracker": kind,
+        "weights": weights_digest(weights),
+        "device": tracker.device.platform,
+        "settings": tracker.settings.to_dict(),
+    }
     return OpenedTracker(tracker, name, settings)
 
 

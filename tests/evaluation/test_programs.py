@@ -54,6 +54,7 @@ def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
     [
         (("--tracker", "first-box", "--weights", "x"), "no model"),
         (("--tracker", "first-box", "--tracker-name", "a/../../b"), "plain file name"),
+        (("--tracker.search_facter=5",), "did you mean search_factor"),
     ],
 )
 def test_mistakes_of_the_user_end_with_a_line(folder_dataset, tmp_path, options, message):

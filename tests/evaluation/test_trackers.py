@@ -5,6 +5,7 @@ import pytest
 import mixformer_jax
 from mixformer_jax.evaluation.runner import FirstBoxTracker
 from mixformer_jax.evaluation.trackers import open_tracker, weights_digest
+from mixformer_jax.models.config import TrackerConfig
 
 
 def test_first_box_needs_no_model():
@@ -20,20 +21,34 @@ def test_first_box_needs_no_model():
 def test_weights_are_loaded_and_recorded(tmp_path, monkeypatch):
     calls = []
 
+    class Loaded(FirstBoxTracker):
+        device, config = types.SimpleNamespace(platform="cpu"), types.SimpleNamespace(name="mixvit_b")
+
+        def __init__(self, **settings):
+            self.settings = TrackerConfig(**settings)
+
+        def with_settings(self, **changes):
+            return Loaded(**self.settings.to_dict() | changes)
+
     def load(weights, device):
         calls.append((weights, device))
-        tracker = FirstBoxTracker()
-        tracker.device = types.SimpleNamespace(platform="cpu")
-        return tracker
+        return Loaded()
 
     monkeypatch.setitem(vars(mixformer_jax), "load", load)  # not setattr: it would import the model first
     path = tmp_path / "ours.safetensors"
     path.write_bytes(b"monday")
     opened = open_tracker("mixformer", str(path), "cpu")
     assert opened.name == "ours"
-    assert opened.settings == {"tracker": "mixformer", "weights": weights_digest(str(path)), "device": "cpu"}
+    assert opened.settings == {
+        "tracker": "mixformer",
+        "weights": weights_digest(str(path)),
+        "device": "cpu",
+        "settings": TrackerConfig().to_dict(),
+    }
+    opened = open_tracker("mixformer", str(path), "cpu", lambda model: {"update_interval": len(model)})
+    assert opened.settings["settings"] == TrackerConfig(update_interval=len("mixvit_b")).to_dict()
     assert open_tracker("mixformer").name == "default"
-    assert calls == [(str(path), "cpu"), (None, None)]
+    assert calls == [(str(path), "cpu"), (str(path), "cpu"), (None, None)]
 
 
 def test_the_digest_is_of_what_the_weights_are(tmp_path):

@@ -42,14 +42,14 @@ def test_one_line_and_one_picture_a_frame(tmp_path):
 
 
 def test_several_targets_with_scores(tmp_path):
-    given = np.concatenate([square_boxes(1), square_boxes(1) + [SIDE, 0, 0, 0]])
+    given = np.concatenate([square_boxes(1), square_boxes(1) + np.array([SIDE, 0, 0, 0])])
     source = open_source(square_clip(5))
     recording = record(PairTracker(), source, given, tmp_path / "out.mp4", tmp_path / "out.txt")
     assert recording.boxes == (tmp_path / "out_1.txt", tmp_path / "out_2.txt")
     assert recording.boxes[0].read_text().startswith("35,42,12,12,1.0000,0\n")
     first, second = (np.loadtxt(path, delimiter=",") for path in recording.boxes)
     np.testing.assert_array_equal(first[:, :4], square_boxes(5))
-    np.testing.assert_array_equal(second[:, :4], square_boxes(5) + [SIDE, 0, 0, 0])
+    np.testing.assert_array_equal(second[:, :4], square_boxes(5) + np.array([SIDE, 0, 0, 0]))
     np.testing.assert_array_equal(second[:, 4:], [[1, 0], [0.125, 1], [0.125, 0], [0.125, 1], [0.125, 0]])
     np.testing.assert_array_equal(recording.lost[:, 1], [False, True, False, True, False])
     assert not recording.lost[:, 0].any() and recording.boxes_xywh.shape == (5, 2, 4)
