@@ -2,14 +2,10 @@
 
 import gzip
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-if os.environ.get("CI") != "true":  # there, a test may not go without it
-    pytest.importorskip("torch")
 import torch
 
 from eval.torch_heads import precise_roi_pool
