@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from mixformer_jax.data.sequences import READERS, open_dataset
-from mixformer_jax.evaluation.metrics import Validity, benchmark_rules
 from mixformer_jax.evaluation.report import score_results, to_text, write_report
+from mixformer_jax.evaluation.rules import RuleSet, benchmark_rules
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,13 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
     parser.add_argument("--out", type=Path, help="write report.txt, .md, .json and plots there")
     parser.add_argument(
-        "--validity", choices=get_args(Validity), default="mixformer", help="when the ground truth counts"
+        "--rules", choices=get_args(RuleSet), default="mixformer", help="the toolkit whose numbers these are"
     )
     parser.add_argument("--exclude-invalid-frames", action="store_true", help="rates over valid frames")
     args = parser.parse_args(arguments)
 
     try:
-        rules = benchmark_rules(args.dataset, args.validity, args.exclude_invalid_frames)
+        rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
         sequences = open_dataset(args.dataset, args.root)
         trackers = args.trackers.split(",") if args.trackers else None
         report = score_results(args.results, args.dataset, sequences, rules, trackers)

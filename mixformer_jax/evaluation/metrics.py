@@ -1,86 +1,39 @@
 """One-pass evaluation (OPE): per-frame errors, curves and the numbers that papers print.
 
-The conventions are those of the pytracking and MixFormer analysis code, on which the published LaSOT, OTB,
-UAV123 and NFS tables rest. Where benchmarks differ, the difference is a field of `OpeRules`; the mathematics
-knows no benchmark names. All arithmetic is float64. Rates are fractions in `Curves`; the headline numbers
-(`Curves.auc` ...) are percentages.
+What benchmarks and toolkits do differently is a field of `rules.OpeRules`. All arithmetic is float64. Rates are
+fractions in `Curves`; the headline numbers (`Curves.auc` ...) are percentages.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-# i * 0.05, but made in blocks of four as in the toolkits: 0.65 and 0.75 are one ulp larger than the product.
+from mixformer_jax.evaluation.rules import OpeRules
+
+# i * 0.05, but made in blocks of four as in pytracking: 0.65 and 0.75 are one ulp larger than the product.
 _STEP = np.arange(21)
 OVERLAP_THRESHOLDS: Float[np.ndarray, " 21"] = (_STEP // 4 * 4) * 0.05 + (_STEP % 4) * 0.05
 CENTER_THRESHOLDS: Float[np.ndarray, " 51"] = np.arange(51.0)
 NORM_CENTER_THRESHOLDS: Float[np.ndarray, " 51"] = np.arange(51) / 100
-for _thresholds in (OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS):
+_LINSPACE_OVERLAP = np.linspace(0, 1, 21)
+_LINSPACE_NORM = np.linspace(0, 0.5, 51)
+for _thresholds in (OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS, _LINSPACE_OVERLAP, _LINSPACE_NORM):
     _thresholds.flags.writeable = False
 
-# No image is larger, and below it no product of two coordinates leaves float64.
-MAX_COORDINATE = 1e9
-
-Validity = Literal["mixformer", "pytracking"]
-
-
-@dataclasses.dataclass(frozen=True)
-class OpeRules:
-    """How a benchmark is scored where the benchmarks differ.
-
-    Attributes:
-        validity: which ground truth boxes count as present. "mixformer": w > 0 and h > 0. "pytracking": all
-            of x, y, w, h > 0, so that a visible target touching the left or top border counts as absent.
-        exclude_invalid_frames: divide by the number of valid frames instead of all frames. As in the toolkits
-            the numerator keeps all frames, so with `invalid_norm_error` = -1 a rate can exceed one.
-        nan_is_absent: a NaN ground truth row means that the target is absent; otherwise it is an error.
-        visibility_required: the benchmark is scored with visibility flags, and their absence is an error.
-        pad_short_results: missing last rows are filled up with empty boxes; otherwise they are an error.
-        invalid_center_error, invalid_norm_error: what an invalid frame gets. Infinity is a miss at every
-            threshold, -1 a hit at every threshold.
-        invisible_is_miss: frames flagged invisible get infinity in both errors, and not the two values above.
-    """
-
-    validity: Validity = "mixformer"
-    exclude_invalid_frames: bool = False
-    nan_is_absent: bool = False
-    visibility_required: bool = False
-    pad_short_results: bool = True
-    invalid_center_error: float = np.inf
-    invalid_norm_error: float = -1.0
-    invisible_is_miss: bool = False
-
-
-# pytracking decides by the exact benchmark name: "lasot" has rules that "lasot_extension_subset" has not.
-BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
+# By `OpeRules.thresholds`: of the overlap and of the normalised error.
+_THRESHOLDS: Mapping[str, tuple[Float[np.ndarray, " 21"], Float[np.ndarray, " 51"]]] = MappingProxyType(
     {
-        "folder": OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False),
-        "got10k": OpeRules(),
-        "lasot": OpeRules(visibility_required=True, pad_short_results=False, invisible_is_miss=True),
-        "lasot_extension_subset": OpeRules(),
-        "nfs": OpeRules(),
-        "otb": OpeRules(),
-        "trackingnet": OpeRules(),
-        "uav": OpeRules(nan_is_absent=True, invalid_center_error=-1.0),
+        "blocks": (OVERLAP_THRESHOLDS, NORM_CENTER_THRESHOLDS),
+        "linspace": (_LINSPACE_OVERLAP, _LINSPACE_NORM),
     }
 )
 
-
-def benchmark_rules(benchmark: str, validity: Validity = "mixformer", exclude_invalid_frames: bool = False) -> OpeRules:
-    """The rules of a benchmark by name.
-
-    Raises:
-        ValueError: no rules are known for that name.
-    """
-    if benchmark not in BENCHMARK_RULES:
-        known = ", ".join(BENCHMARK_RULES)
-        raise ValueError(f"no scoring rules for benchmark {benchmark!r}; known: {known}")
-    rules = BENCHMARK_RULES[benchmark]
-    return dataclasses.replace(rules, validity=validity, exclude_invalid_frames=exclude_invalid_frames)
+# No image is larger, and below it no product of two coordinates leaves float64.
+MAX_COORDINATE = 1e9
 
 
 class FrameErrors(NamedTuple):
@@ -134,6 +87,11 @@ class Curves:
         """Percent of frames with a normalised centre error of at most 0.20 ("P_norm")."""
         return np.asarray(100 * self.norm_precision[..., 20])
 
+    @property
+    def norm_precision_mean(self) -> Float[np.ndarray, " *batch"]:
+        """Percent. Plain mean of the 51 normalised precision values, which the got10k toolkit has in its place."""
+        return np.asarray(100 * self.norm_precision.mean(-1))
+
 
 def stack_curves(curves: Sequence[Curves]) -> Curves:
     """Curves of several sequences (or runs) along a new first axis.
@@ -150,6 +108,29 @@ def stack_curves(curves: Sequence[Curves]) -> Curves:
     )
 
 
+def mean_over_sequences(curves: Curves, rules: OpeRules) -> Curves:
+    """The benchmark's curves from those of its sequences (first axis), each with equal weight."""
+    if not rules.drop_zero_curves:
+        return curves.mean()
+    kept = [
+        curve[curve.sum(-1) > np.finfo(float).eps]
+        for curve in (curves.success, curves.precision, curves.norm_precision)
+    ]
+    return Curves(*(curve.mean(0) if len(curve) else np.zeros(curve.shape[1:]) for curve in kept))
+
+
+def headline(curves: Curves, rules: OpeRules) -> dict[str, Float[np.ndarray, " *batch"]]:
+    """The numbers that papers print, in percent: AUC, OP50, OP75, P and P_norm."""
+    norm_precision = {"at 0.2": curves.norm_precision20, "mean": curves.norm_precision_mean}
+    return {
+        "AUC": curves.auc,
+        "OP50": curves.op50,
+        "OP75": curves.op75,
+        "P": curves.precision20,
+        "P_norm": norm_precision[rules.norm_score],
+    }
+
+
 def frame_errors(
     boxes_xywh: Float[np.ndarray, "m 4"],
     groundtruth_xywh: Float[np.ndarray, "n 4"],
@@ -158,8 +139,8 @@ def frame_errors(
 ) -> FrameErrors:
     """Overlap and centre errors of one tracked sequence.
 
-    The first frame is scored as perfect and counted; empty boxes repeat the box before them; more rows than
-    the ground truth are cut, fewer follow `rules.pad_short_results`. The arguments are left as they are.
+    The first frame is scored as perfect and counted; more rows than the ground truth are cut. The arguments are left as
+    they are.
 
     Args:
         boxes_xywh: predictions in pixels, the first row standing for the frame on which the tracker was
@@ -168,21 +149,26 @@ def frame_errors(
         visible: False where the benchmark says that the target cannot be seen.
 
     Raises:
-        ValueError: predictions that are not finite, beyond `MAX_COORDINATE` or of negative size; a ground
-            truth that the rules do not allow; missing rows or visibility flags where the rules ask for them.
+        ValueError: predictions that are infinite or beyond `MAX_COORDINATE`, or that are NaN or of negative size where
+            the rules do not allow it; a ground truth that the rules do not allow; missing rows or visibility flags
+            where the rules ask for them.
     """
     truth = np.array(groundtruth_xywh, np.float64)
     absent = _absent_rows(truth, rules)
-    if visible is None and rules.visibility_required:
+    if visible is None and rules.visibility == "required":
         raise ValueError(
             "these rules need visibility flags (full_occlusion.txt, out_of_view.txt for LaSOT); none given"
         )
+    if rules.visibility == "ignored":
+        visible = None
 
     boxes = _settle_boxes(boxes_xywh, absent, rules)
     boxes[0] = truth[0]
 
-    valid = ~absent & (truth[:, 2:] > 0).all(1)
-    if rules.validity == "pytracking":
+    valid = ~absent
+    if rules.validity != "any":
+        valid &= (truth[:, 2:] > 0).all(1)
+    if rules.validity == "positive":
         valid &= (truth[:, :2] > 0).all(1)
     if visible is not None:
         valid &= visible
@@ -191,13 +177,22 @@ def frame_errors(
     # below.
     truth[~valid] = (0.0, 0.0, 1.0, 1.0)
     boxes[~valid] = (0.0, 0.0, 1.0, 1.0)
-    overlap = np.where(valid, _overlap(boxes, truth), -1.0)
+    # Unusable boxes from the first row on had nothing to repeat: misses.
+    lost = np.isnan(boxes).any(1) | (boxes[:, 2:] < 0).any(1)
+    boxes[lost] = (0.0, 0.0, 1.0, 1.0)
+    overlap = {"pixels": _pixel_overlap, "continuous": continuous_overlap}[rules.overlap](boxes, truth)
+    overlap = np.where(valid & ~lost, overlap, -1.0)
     box_center, true_center = _centers(boxes), _centers(truth)
-    center = np.where(valid, _distance(box_center, true_center), rules.invalid_center_error)
-    # Divided one by one, not their difference: on integer boxes errors fall exactly on thresholds, and the
-    # last bit decides.
+    center = np.where(lost, np.inf, _length(box_center - true_center))
+    center = np.where(valid, center, rules.invalid_center_error)
+    # Divided one by one or their difference: on integer boxes errors fall exactly on thresholds, and the last bit
+    # decides.
     true_size = truth[:, 2:]
-    norm_center = _distance(box_center / true_size, true_center / true_size)
+    if rules.norm_error == "separate":
+        norm_center = _length(box_center / true_size - true_center / true_size)
+    else:
+        norm_center = _length((box_center - true_center) / np.maximum(1.0, true_size))
+    norm_center = np.where(lost, np.inf, norm_center)
     norm_center = np.where(valid, norm_center, rules.invalid_norm_error)
     if rules.invisible_is_miss and visible is not None:
         center[~visible] = np.inf
@@ -216,11 +211,23 @@ def sequence_curves(errors: FrameErrors, rules: OpeRules) -> Curves:
     count = int(errors.valid.sum()) if rules.exclude_invalid_frames else len(errors.valid)
     if count == 0:
         raise ValueError("no valid frame in the sequence, so rates over valid frames alone are not defined")
+    overlap_thresholds, norm_thresholds = _THRESHOLDS[rules.thresholds]
     return Curves(
-        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, OVERLAP_THRESHOLDS)) / count,
+        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, overlap_thresholds)) / count,
         precision=1.0 * _rank(errors.center, CENTER_THRESHOLDS) / count,
-        norm_precision=1.0 * _rank(errors.norm_center, NORM_CENTER_THRESHOLDS) / count,
+        norm_precision=1.0 * _rank(errors.norm_center, norm_thresholds) / count,
     )
+
+
+def continuous_overlap(
+    boxes_xywh: Float[np.ndarray, "n 4"], truth_xywh: Float[np.ndarray, "n 4"]
+) -> Float[np.ndarray, " n"]:
+    """IoU as the got10k toolkit has it: machine epsilon added to the union, clipped to [0, 1]; two points have 0."""
+    left_top = np.maximum(boxes_xywh[:, :2], truth_xywh[:, :2])
+    right_bottom = np.minimum(boxes_xywh[:, :2] + boxes_xywh[:, 2:], truth_xywh[:, :2] + truth_xywh[:, 2:])
+    intersection = (right_bottom - left_top).clip(min=0).prod(1)
+    union = boxes_xywh[:, 2:].prod(1) + truth_xywh[:, 2:].prod(1) - intersection
+    return (intersection / (union + np.finfo(float).eps)).clip(0.0, 1.0)
 
 
 def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.ndarray, " n"]:
@@ -241,7 +248,11 @@ def _settle_boxes(
 ) -> Float[np.ndarray, "n 4"]:
     """A copy of the predictions, checked, with empty boxes replaced and as many rows as the ground truth."""
     boxes = np.array(boxes_xywh, np.float64)
-    broken = np.flatnonzero(~((np.abs(boxes) <= MAX_COORDINATE).all(1) & (boxes[:, 2:] >= 0).all(1)))
+    usable = (np.abs(boxes) <= MAX_COORDINATE).all(1) & (boxes[:, 2:] >= 0).all(1)
+    tolerated = usable
+    if rules.unusable_boxes == "repeat":
+        tolerated = (np.isnan(boxes) | (np.abs(boxes) <= MAX_COORDINATE)).all(1)
+    broken = np.flatnonzero(~tolerated)
     if broken.size:
         row = broken[0]
         raise ValueError(
@@ -249,13 +260,16 @@ def _settle_boxes(
             "expected finite x,y,w,h in pixels with w >= 0 and h >= 0"
         )
     length = len(absent)
-    boxes = boxes[:length]
+    boxes, usable = boxes[:length], usable[:length]
     if len(boxes) < length and not rules.pad_short_results:
         raise ValueError(f"{len(boxes)} predicted boxes for {length} frames; every frame needs one")
 
     # Rows to keep; the others take the nearest kept row before them. Where the target is absent the toolkits
     # leave an empty box alone, and a following empty box then copies it.
-    keep = (boxes[:, 2:] > 0).all(1) | absent[: len(boxes)]
+    keep = usable
+    if rules.repeat_empty_boxes:
+        keep = usable & (boxes[:, 2:] > 0).all(1)
+    keep = keep | absent[: len(boxes)]
     keep[:1] = True
     source = np.maximum.accumulate(np.where(keep, np.arange(len(boxes)), 0))
     settled = np.zeros((length, 4))
@@ -263,9 +277,9 @@ def _settle_boxes(
     return settled
 
 
-def _overlap(boxes: Float[np.ndarray, "n 4"], truth: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+def _pixel_overlap(boxes: Float[np.ndarray, "n 4"], truth: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
     # Not boxes.iou: a perfect frame counts at t = 1.0 or not by the last bit, so the order of operations is
-    # the toolkits' own, down to taking away a pixel and adding it again.
+    # pytracking's own, down to taking away a pixel and adding it again.
     left_top = np.maximum(boxes[:, :2], truth[:, :2])
     right_bottom = np.minimum(boxes[:, :2] + boxes[:, 2:] - 1, truth[:, :2] + truth[:, 2:] - 1)
     intersection = (right_bottom - left_top + 1).clip(min=0).prod(1)
@@ -276,8 +290,8 @@ def _centers(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:
     return boxes[:, :2] + 0.5 * (boxes[:, 2:] - 1)
 
 
-def _distance(a: Float[np.ndarray, "n 2"], b: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    return np.sqrt(((a - b) ** 2).sum(1))
+def _length(vectors: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
+    return np.sqrt((vectors**2).sum(1))
 
 
 def _rank(values: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " t"]) -> np.ndarray:

@@ -16,13 +16,15 @@ from mixformer_jax.evaluation.metrics import (
     NORM_CENTER_THRESHOLDS,
     OVERLAP_THRESHOLDS,
     Curves,
-    OpeRules,
     frame_errors,
+    headline,
+    mean_over_sequences,
     sequence_curves,
     stack_curves,
 )
 from mixformer_jax.evaluation.plots import write_plots
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
+from mixformer_jax.evaluation.rules import OpeRules, describe_rules
 from mixformer_jax.files import write_atomically
 
 
@@ -31,17 +33,18 @@ class TrackerScores:
     """One tracker over all sequences, in the report's order."""
 
     name: str
+    rules: OpeRules
     curves: Curves  # first axis: sequences
     average_overlap: Float[np.ndarray, " s"]  # fraction, over valid frames alone; NaN without any
 
     @property
     def overall(self) -> Curves:
-        return self.curves.mean()
+        return mean_over_sequences(self.curves, self.rules)
 
     @property
     def headline(self) -> dict[str, float]:
         """The numbers that papers print, in percent."""
-        return _headline(self.overall)
+        return {name: float(value) for name, value in headline(self.overall, self.rules).items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +127,6 @@ def tables(report: Report) -> list[Table]:
     ]
 
 
-def rules_line(rules: OpeRules) -> str:
-    """The choices under which the numbers were made; every table carries them."""
-    present = {"mixformer": "w > 0 and h > 0", "pytracking": "x, y, w and h > 0"}[rules.validity]
-    frames = "valid frames only" if rules.exclude_invalid_frames else "all frames"
-    return f"target present: {present} ({rules.validity} rule); rates over {frames}; first frame counted"
-
-
 def to_text(report: Report) -> str:
     blocks = []
     for table in tables(report):
@@ -144,7 +140,7 @@ def to_text(report: Report) -> str:
             for row in cells
         ]
         blocks.append("\n".join([table.title, *lines]))
-    return "\n\n".join([*blocks, rules_line(report.rules)]) + "\n"
+    return "\n\n".join([*blocks, describe_rules(report.rules)]) + "\n"
 
 
 def to_markdown(report: Report) -> str:
@@ -156,7 +152,7 @@ def to_markdown(report: Report) -> str:
             *(f"| {' | '.join(row)} |" for row in table.rows),
         ]
         blocks.append("\n".join([f"### {table.title}", "", *lines]))
-    return "\n\n".join([*blocks, rules_line(report.rules)]) + "\n"
+    return "\n\n".join([*blocks, describe_rules(report.rules)]) + "\n"
 
 
 def to_json(report: Report) -> str:
@@ -194,25 +190,23 @@ def _score_tracker(folder: Path, sequences: Sequence[TrackingSequence], rules: O
     curves, average_overlap = [], []
     for sequence in sequences:
         path = folder / f"{sequence.name}.txt"
-        boxes_xywh = read_boxes(path)
+        boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
         try:
             errors = frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
             curves.append(sequence_curves(errors, rules))
         except ValueError as error:
             raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}") from error
         average_overlap.append(errors.average_overlap)
-    return TrackerScores(folder.name, stack_curves(curves), np.array(average_overlap))
+    return TrackerScores(folder.name, rules, stack_curves(curves), np.array(average_overlap))
 
 
 def _tracker_record(tracker: TrackerScores, sequences: Sequence[str]) -> dict[str, object]:
     overall = tracker.overall
-    by_sequence = {}
-    for i, name in enumerate(sequences):
-        curves = Curves(*(curve[i] for curve in _curve_arrays(tracker.curves)))
-        by_sequence[name] = {
-            **_headline(curves),
-            "average_overlap": _finite(float(tracker.average_overlap[i])),
-        }
+    columns = {**headline(tracker.curves, tracker.rules), "average_overlap": tracker.average_overlap}
+    by_sequence = {
+        name: {column: _finite(float(values[i])) for column, values in columns.items()}
+        for i, name in enumerate(sequences)
+    }
     return {
         **tracker.headline,
         "curves": {
@@ -222,20 +216,6 @@ def _tracker_record(tracker: TrackerScores, sequences: Sequence[str]) -> dict[st
         },
         "by_sequence": by_sequence,
     }
-
-
-def _headline(curves: Curves) -> dict[str, float]:
-    return {
-        "AUC": float(curves.auc),
-        "OP50": float(curves.op50),
-        "OP75": float(curves.op75),
-        "P": float(curves.precision20),
-        "P_norm": float(curves.norm_precision20),
-    }
-
-
-def _curve_arrays(curves: Curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return curves.success, curves.precision, curves.norm_precision
 
 
 def _percent(value: float) -> str:

@@ -12,20 +12,16 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-from mixformer_jax.data.sequences import DatasetError, read_groundtruth
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
+from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
 from mixformer_jax.files import write_atomically
 
 SIDE_FILES = ("_time", "_score")
-
-
-class ResultsError(ValueError):
-    """Result files that cannot be read, scored or written; the message names file, line and the mend."""
 
 
 class SequenceResult(NamedTuple):
@@ -36,25 +32,28 @@ class SequenceResult(NamedTuple):
     scores: Float64[np.ndarray, " n"] | None
 
 
-def read_boxes(path: str | Path) -> Float64[np.ndarray, "n 4"]:
-    """Boxes of a result file, comma, tab or space separated, one line a frame.
+def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "error") -> Float64[np.ndarray, "n 4"]:
+    """Boxes of a result file, x,y,w,h separated by commas, tabs or spaces, one line a frame.
 
-    The format is that of a ground truth, except that a tracker always has a box: NaN is an error.
+    Args:
+        path: the text file.
+        unusable_boxes: whether NaN and negative sizes are an error, or are kept for rules that say what they count.
 
     Raises:
-        ResultsError: missing, empty or not text; a line that is not four finite numbers or has a negative
-            size (the line is named).
+        ResultsError: missing, empty or not text; a line that is not four numbers, is infinite or too large for
+            pixels, or unusable (the line is named).
     """
-    try:
-        boxes_xywh = read_groundtruth(path)
-    except DatasetError as error:
-        raise ResultsError(f"result file {error}") from error
-    unusable = np.flatnonzero(~(np.abs(boxes_xywh) <= MAX_COORDINATE).all(1))
-    if unusable.size:
-        row = unusable[0]
+    boxes_xywh = read_numbers(path, "x,y,w,h")
+    pixels = np.abs(boxes_xywh) <= MAX_COORDINATE
+    if unusable_boxes == "error":
+        fine, expected = pixels.all(1) & (boxes_xywh[:, 2:] >= 0).all(1), "finite x,y,w,h with w >= 0 and h >= 0"
+    else:
+        fine, expected = (pixels | np.isnan(boxes_xywh)).all(1), "x,y,w,h"
+    if not fine.all():
+        row = int(np.argmin(fine))
         raise ResultsError(
-            f"result file {path}, line {row + 1}: {boxes_xywh[row].tolist()} is no box in pixels; "
-            f"expected finite x,y,w,h of at most {MAX_COORDINATE:g}"
+            f"result file {path}, line {row + 1}: {boxes_xywh[row].tolist()} is no box in pixels; expected {expected}, "
+            f"of at most {MAX_COORDINATE:g}"
         )
     return boxes_xywh
 

@@ -31,12 +31,12 @@ def test_from_a_folder_to_a_table(folder_dataset, tmp_path, capsys):
     scores = {row[0]: row[1:] for row in table if row and row[0] in ("again", "first-box")}
     assert scores["again"] == scores["first-box"] and len(scores["again"]) == 5
 
-    options = ("--trackers", "again", "--out", out, "--validity", "pytracking", "--exclude-invalid-frames")
+    options = ("--trackers", "again", "--out", out, "--rules", "pytracking", "--exclude-invalid-frames")
     assert report(_arguments(folder_dataset, "--results", results, *options)) == 0
     printed = capsys.readouterr().out
     assert f"wrote {out / 'report.md'}" in printed and "first-box" not in printed
     rules = json.loads((out / "report.json").read_text())["rules"]
-    assert rules["validity"] == "pytracking" and rules["exclude_invalid_frames"] is True
+    assert rules["rule_set"] == "pytracking" and rules["exclude_invalid_frames"] is True
 
 
 def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):

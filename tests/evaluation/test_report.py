@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from mixformer_jax.data.sequences import open_dataset
-from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.report import (
     list_trackers,
     score_results,
@@ -15,6 +14,7 @@ from mixformer_jax.evaluation.report import (
     write_report,
 )
 from mixformer_jax.evaluation.results import ResultsError
+from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.runner import FirstBoxTracker, run_dataset
 
 HEADLINES = {"AUC": "AUC", "OP50": "OP50", "OP75": "OP75", "P": "Precision", "P_norm": "NormPrecision"}
@@ -82,7 +82,7 @@ def test_tables_say_the_same_in_every_form(scored):
         assert f"| {' | '.join(cells)} |" in markdown
         assert "  ".join(cells).split() in [line.split() for line in text.splitlines()]
     for document in (text, markdown):
-        assert "w > 0 and h > 0 (mixformer rule)" in document
+        assert "mixformer rules: target present where w > 0 and h > 0" in document
     record = json.loads(to_json(report))
     assert record["rules"]["invalid_norm_error"] == "inf"
     assert record["trackers"]["perfect"]["AUC"] == pytest.approx(89.947, abs=1e-3)
@@ -94,7 +94,7 @@ def test_the_rules_are_an_option_of_the_report(scored):
     rules = benchmark_rules("folder", "pytracking", exclude_invalid_frames=True)
     report = score_results(results, "folder", sequences, rules, ["perfect"])
     assert report.trackers[0].headline["AUC"] == pytest.approx(100 * 20 / 21)
-    assert "pytracking rule); rates over valid frames only" in to_text(report)
+    assert "pytracking rules: target present where x, y, w and h > 0; rates over valid frames only" in to_text(report)
 
 
 def test_the_written_report(scored, tmp_path):

@@ -1,0 +1,90 @@
+"""Result files as tables of numbers: read fast where they are well formed, and line by line where they are not."""
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+# What a well-formed file may hold. Others (nan, a byte order mark, typing errors) take the slow way.
+_PLAIN = b"0123456789.,-+eE \t\n"
+
+
+class ResultsError(ValueError):
+    """Result files that cannot be read, scored or written; the message names file, line and the mend."""
+
+
+def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
+    """A table of numbers, one row a line, its columns separated by commas, or by tabs or spaces.
+
+    Blank lines are allowed at the end only: one in the middle would shift every row after it. `nan` is read
+    as it is.
+
+    Args:
+        path: the text file.
+        columns: their names, separated by commas, such as "x,y,w,h".
+
+    Raises:
+        ResultsError: a missing, empty or unreadable file; a line with another number of columns, or with
+            something else than finite numbers and nan (file and line are named).
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(f"result file {path}: no such file; expected lines of {columns}") from None
+    except OSError as error:
+        raise ResultsError(f"result file {path}: cannot be read: {error}") from error
+    numbers = _parse_plain(content, columns.count(",") + 1)
+    return _parse_lines(path, content, columns) if numbers is None else numbers
+
+
+def _parse_plain(content: bytes, num_columns: int) -> Float64[np.ndarray, "n k"] | None:
+    """All lines at once; None where that is not certain to be what `_parse_lines` gives."""
+    content = content.replace(b"\r\n", b"\n").rstrip()
+    if not content or content.translate(None, _PLAIN):
+        return None
+    # A single column needs no separator, and one that is there is an error to be named.
+    if num_columns == 1 and b"," in content:
+        return None
+    delimiter = "," if b"," in content else None
+    try:
+        numbers = np.loadtxt(io.BytesIO(content), delimiter=delimiter, comments=None, ndmin=2)
+    except ValueError:
+        return None
+    # loadtxt passes over blank lines.
+    exact = numbers.shape == (content.count(b"\n") + 1, num_columns) and np.isfinite(numbers).all()
+    return numbers if exact else None
+
+
+def _parse_lines(path: Path, content: bytes, columns: str) -> Float64[np.ndarray, "n k"]:
+    try:
+        # utf-8-sig: tools on Windows put a byte order mark before the first number.
+        lines = content.decode("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ResultsError(f"result file {path}, line {line}: not text in UTF-8: {error}") from error
+    if not lines:
+        raise ResultsError(f"result file {path}: empty; expected one line of {columns} for every frame")
+    rows = [_parse_line(line.strip(), columns, f"result file {path}, line {i}") for i, line in enumerate(lines, 1)]
+    return np.array(rows, np.float64)
+
+
+def _parse_line(line: str, columns: str, where: str) -> list[float]:
+    # Splitting at commas alone keeps "1,,3,4" an error instead of three numbers.
+    cells = line.split(",") if "," in line else line.split()
+    expected = columns.count(",") + 1
+    if len(cells) != expected:
+        word = "column" if expected == 1 else "columns"
+        raise ResultsError(f"{where}: expected {expected} {word} {columns}, found {len(cells)} in {line!r}")
+    try:
+        # float() would read 1_0 as 10, and digits of other scripts.
+        if "_" in line or not line.isascii():
+            raise ValueError(line)
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        raise ResultsError(f"{where}: expected numbers {columns}, found {line!r}") from None
+    if any(map(math.isinf, numbers)):
+        raise ResultsError(f"{where}: infinite value in {line!r}")
+    return numbers
