@@ -23,7 +23,7 @@ def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
 
     Args:
         path: the text file.
-        columns: their names, separated by commas, such as "x,y,w,h".
+        columns: their names, separated by commas, such as "x,y,w,h"; with "..." at the end, one or more.
 
     Raises:
         ResultsError: a missing, empty or unreadable file; a line with another number of columns, or with
@@ -36,17 +36,15 @@ def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
         raise ResultsError(f"result file {path}: no such file; expected lines of {columns}") from None
     except OSError as error:
         raise ResultsError(f"result file {path}: cannot be read: {error}") from error
-    numbers = _parse_plain(content, columns.count(",") + 1)
-    return _parse_lines(path, content, columns) if numbers is None else numbers
+    num_columns = None if columns.endswith("...") else columns.count(",") + 1
+    numbers = _parse_plain(content, num_columns)
+    return _parse_lines(path, content, columns, num_columns) if numbers is None else numbers
 
 
-def _parse_plain(content: bytes, num_columns: int) -> Float64[np.ndarray, "n k"] | None:
+def _parse_plain(content: bytes, num_columns: int | None) -> Float64[np.ndarray, "n k"] | None:
     """All lines at once; None where that is not certain to be what `_parse_lines` gives."""
     content = content.replace(b"\r\n", b"\n").rstrip()
     if not content or content.translate(None, _PLAIN):
-        return None
-    # A single column needs no separator, and one that is there is an error to be named.
-    if num_columns == 1 and b"," in content:
         return None
     delimiter = "," if b"," in content else None
     try:
@@ -54,11 +52,11 @@ def _parse_plain(content: bytes, num_columns: int) -> Float64[np.ndarray, "n k"]
     except ValueError:
         return None
     # loadtxt passes over blank lines.
-    exact = numbers.shape == (content.count(b"\n") + 1, num_columns) and np.isfinite(numbers).all()
-    return numbers if exact else None
+    exact = len(numbers) == content.count(b"\n") + 1 and num_columns in (None, numbers.shape[1])
+    return numbers if exact and np.isfinite(numbers).all() else None
 
 
-def _parse_lines(path: Path, content: bytes, columns: str) -> Float64[np.ndarray, "n k"]:
+def _parse_lines(path: Path, content: bytes, columns: str, num_columns: int | None) -> Float64[np.ndarray, "n k"]:
     try:
         # utf-8-sig: tools on Windows put a byte order mark before the first number.
         lines = content.decode("utf-8-sig").rstrip().splitlines()
@@ -67,17 +65,26 @@ def _parse_lines(path: Path, content: bytes, columns: str) -> Float64[np.ndarray
         raise ResultsError(f"result file {path}, line {line}: not text in UTF-8: {error}") from error
     if not lines:
         raise ResultsError(f"result file {path}: empty; expected one line of {columns} for every frame")
-    rows = [_parse_line(line.strip(), columns, f"result file {path}, line {i}") for i, line in enumerate(lines, 1)]
+    rows: list[list[float]] = []
+    for number, line in enumerate(lines, start=1):
+        row = _parse_line(line.strip(), columns, f"result file {path}, line {number}")
+        # Without a given number, the first line says how many columns there are.
+        num_columns = num_columns or len(row)
+        if len(row) != num_columns:
+            word = "column" if num_columns == 1 else "columns"
+            raise ResultsError(
+                f"result file {path}, line {number}: expected {num_columns} {word} {columns}, found {len(row)} "
+                f"in {line!r}"
+            )
+        rows.append(row)
     return np.array(rows, np.float64)
 
 
 def _parse_line(line: str, columns: str, where: str) -> list[float]:
+    if not line:
+        raise ResultsError(f"{where}: blank; blank lines are allowed at the end only")
     # Splitting at commas alone keeps "1,,3,4" an error instead of three numbers.
     cells = line.split(",") if "," in line else line.split()
-    expected = columns.count(",") + 1
-    if len(cells) != expected:
-        word = "column" if expected == 1 else "columns"
-        raise ResultsError(f"{where}: expected {expected} {word} {columns}, found {len(cells)} in {line!r}")
     try:
         # float() would read 1_0 as 10, and digits of other scripts.
         if "_" in line or not line.isascii():
