@@ -4,8 +4,8 @@
     python eval/report.py --dataset folder --root DATA --results results/
 
 A model of the paper tracks with the official experiments' settings for the benchmark (configs/benchmarks.toml), any
-other with the settings of its weights; --tracker.SETTING=VALUE changes one. Finished sequences are not run again. The exit
-status is 1 when a sequence failed.
+other with the settings of its weights; --tracker.SETTING=VALUE changes one. Finished sequences are not run again. The
+exit status is 1 when a sequence failed.
 """
 
 import argparse

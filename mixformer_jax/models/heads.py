@@ -29,8 +29,9 @@ def soft_argmax(logits: Float[Array, "b h w"]) -> Float[Array, "b 2"]:
     _, height, width = logits.shape
     weights = jax.nn.softmax(rearrange(logits.astype(jnp.float32), "b h w -> b (h w)"), axis=-1)
     weights = rearrange(weights, "b (h w) -> b h w", h=height)
-    x = jnp.einsum("bhw,w->b", weights, jnp.arange(width) / width)
-    y = jnp.einsum("bhw,h->b", weights, jnp.arange(height) / height)
+    # Elementwise, not einsums: an accelerator would round a matrix product's inputs to fewer bits.
+    x = jnp.sum(weights.sum(axis=1) * (jnp.arange(width) / width), axis=-1)
+    y = jnp.sum(weights.sum(axis=2) * (jnp.arange(height) / height), axis=-1)
     return jnp.stack([x, y], axis=-1)
 
 
@@ -51,7 +52,7 @@ class CornerBranch(nn.Module):
         x = features
         for i in range(4):
             x = ConvNormRelu(self.width // 2**i, self.norm, self.dtype, name=f"conv{i + 1}")(x, train=train)
-        return nn.Conv(1, (1, 1), dtype=self.dtype, name="conv5")(x)[..., 0]
+        return nn.Conv(1, (1, 1), dtype=jnp.float32, name="conv5")(x)[..., 0]
 
 
 class PyramidCornerBranch(nn.Module):
@@ -69,12 +70,12 @@ class PyramidCornerBranch(nn.Module):
         def to_score(name: str, divisors: tuple[int, ...], x: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
             for i, divisor in enumerate(divisors):
                 x = conv(f"{name}_{i}", divisor, x)
-            return ConvNormRelu(1, self.norm, self.dtype, name=f"{name}_{len(divisors)}")(x, train=train)
+            return ConvNormRelu(1, self.norm, jnp.dtype(jnp.float32), name=f"{name}_{len(divisors)}")(x, train=train)
 
         stride1 = conv("conv2", 2, conv("conv1", 1, features))
         stride2 = conv("conv3", 4, upsample(stride1, 2) + upsample(conv("adjust1", 2, features), 2))
         stride4 = upsample(stride2, 2) + upsample(conv("adjust2", 4, features), 4)
-        score = nn.Conv(1, (1, 1), dtype=self.dtype, name="conv5")(conv("conv4", 8, stride4))
+        score = nn.Conv(1, (1, 1), dtype=jnp.float32, name="conv5")(conv("conv4", 8, stride4))
         score = score + upsample(to_score("adjust3", (4, 8), stride1), 4)
         score = score + upsample(to_score("adjust4", (8,), stride2), 2)
         return score[..., 0]

@@ -96,10 +96,13 @@ def test_bfloat16_stays_near_float32(images):
     variables = init_variables(build_model(SMALL), jax.random.key(0))
     exact = build_model(SMALL).apply(variables, templates, search)
     rough = build_model(dataclasses.replace(SMALL, dtype="bfloat16")).apply(variables, templates, search)
-    assert rough.features.dtype == jnp.bfloat16
-    assert rough.boxes_cxcywh.dtype == jnp.float32
     assert jax.tree.leaves(variables)[0].dtype == jnp.float32
-    assert 0 < np.abs(rough.boxes_cxcywh - exact.boxes_cxcywh).max() < 0.01
+    cache = build_model(dataclasses.replace(SMALL, dtype="bfloat16")).apply(
+        variables, templates, method="encode_templates"
+    )
+    assert cache.blocks[0].keys.dtype == jnp.bfloat16
+    assert rough.features.dtype == rough.boxes_cxcywh.dtype == jnp.float32, "the residual stream is not rounded"
+    assert 0 < np.abs(rough.boxes_cxcywh - exact.boxes_cxcywh).max() < 0.005
 
 
 def test_the_cache_is_the_templates_alone(images):
@@ -112,4 +115,4 @@ def test_the_cache_is_the_templates_alone(images):
     cached = model.apply(variables, cache, search, method="locate")
     np.testing.assert_allclose(cached.boxes_cxcywh, joint.boxes_cxcywh, atol=1e-6)
     tokens = templates.shape[1] * SMALL.template_grid**2
-    assert all(block.keys.shape == (4, tokens, 3, 16) for block in cache.blocks)
+    assert all(block.keys.shape == (4, 3, tokens, 16) for block in cache.blocks)
