@@ -19,9 +19,8 @@ HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
 
-# MAE's decoder (He et al. 2022, section 4.1) and TransT's feature fusion (Chen et al. 2021, section 3.1).
+# MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16
-CONTEXT_AUGMENT_WIDTH, CONTEXT_AUGMENT_HEADS = 256, 8
 
 Record = TypeVar("Record")
 
@@ -207,9 +206,7 @@ class MixFormerConfig:
     @property
     def output_width(self) -> int:
         """Channels of the features that the head reads."""
-        if self.decoder_blocks:
-            return DECODER_WIDTH
-        return CONTEXT_AUGMENT_WIDTH if self.context_augment_layers else self.width
+        return DECODER_WIDTH if self.decoder_blocks else self.width
 
     @property
     def is_cacheable(self) -> bool:
