@@ -137,6 +137,14 @@ def run_bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_profile(args: argparse.Namespace) -> int:
+    """Counts what models cost."""
+    from mixformer_jax.profile import PAPER, profile_models, tables
+
+    print(tables(profile_models(args.names or PAPER, args.templates, progress=True)), end="")
+    return 0
+
+
 def run_convert(args: argparse.Namespace) -> int:
     """Converts weights between official files and ours."""
     from mixformer_jax.convert.convert import convert
@@ -211,6 +219,20 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--frames", type=_positive, default=100, metavar="N", help="default: %(default)s")
     bench.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
     bench.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
+
+    profile = command("profile", run_profile, "Count parameters and FLOPs, beside the paper's.")
+    profile.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="a size or study model, see docs/models.md (default: all of the paper's Tables 1 to 3)",
+    )
+    profile.add_argument(
+        "--templates",
+        type=_positive,
+        metavar="N",
+        help="the initial and online templates (default: 1 for study models, else 2, as in the paper)",
+    )
 
     convert = command("convert", run_convert, "Convert weights between official PyTorch files and ours.")
     convert.add_argument("source", type=Path, metavar="IN", help="weights, or the folder of a training run")

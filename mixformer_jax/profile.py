@@ -1,0 +1,292 @@
+"""What a model costs: parameters and FLOPs by part, beside the figures of the paper's Tables 1-3.
+
+One FLOP is one multiply-accumulate of a matrix product or a convolution, as the paper counts. Norms, activations,
+softmax, biases and residual sums are left out: about one such operation for fifty FLOPs. Nothing is computed and no
+weight is allocated: the model is traced on shapes alone.
+"""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from tqdm import tqdm
+
+from mixformer_jax.convert.names import count_parameters
+from mixformer_jax.convert.weights import WeightsError, expected_shapes
+from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.mixformer import build_model
+from mixformer_jax.models.sizes import STUDIES, size_config
+
+DIFFERENCE_TO_EXPLAIN = 0.03
+PARAMETER_COLUMNS = ("backbone", "head", "score", "whole", "official", "paper", "difference")
+FLOP_COLUMNS = (
+    *("templates", "encoding", "search", "backbone", "head"),
+    *("score", "frame", "whole", "paper", "difference"),
+)
+
+Rows = list[tuple[str, ...]]
+
+
+class Published(NamedTuple):
+    """A row of the paper: parameters in millions and FLOPs in 10^9, None where the paper has no number."""
+
+    row: str = ""
+    parameters: float | None = None
+    flops: float | None = None
+
+
+PAPER: Mapping[str, Published] = MappingProxyType(
+    {
+        # Table 1 heads its parameters "MACs".
+        "mixcvt": Published("Table 1", 35.61, 23.04),
+        "mixcvt_l": Published("Table 1", 183.89, 127.81),
+        "mixvit_b": Published("Table 2", 97.0),
+        "mixvit_l": Published("Table 2", 318.0),
+        "mixvit_b_convmae": Published("Table 2", 96.0),
+        "mixvit_l_convmae": Published("Table 2", 286.0),
+        "sam21_cam1": Published("Table 3 #1", 37.35, 20.69),
+        "sam21_cam3": Published("Table 3 #2", 40.92, 22.20),
+        "sam21_transt4": Published("Table 3 #3", 49.75, 27.81),
+        "sam20_mam1": Published("Table 3 #4", 35.57, 19.97),
+        "sam15_mam6": Published("Table 3 #5", 35.67, 20.02),
+        "sam10_mam11": Published("Table 3 #6", 35.77, 20.07),
+        "sam5_mam16": Published("Table 3 #7", 35.87, 20.12),
+        "mixcvt_symmetric": Published("Table 3 #8", 35.97, 20.85),
+        "mixcvt_symmetric_query": Published("Table 3 #9", 31.46, 19.13),
+    }
+)
+
+
+class Cost(NamedTuple):
+    """What one part of a model costs.
+
+    Attributes:
+        parameters: numbers in it; constants (frozen norms, sin-cos tables) are none.
+        encoding: multiply-accumulates of `encode_templates`, once a template change; 0 where nothing can be cached.
+        frame: those of every frame.
+    """
+
+    parameters: int
+    encoding: int
+    frame: int
+
+    @property
+    def flops(self) -> int:
+        """Of templates and one search region together."""
+        return self.encoding + self.frame
+
+
+class Profile(NamedTuple):
+    """The cost of a model, for a batch of one.
+
+    Attributes:
+        config: the model.
+        templates: the initial template and online templates that were counted. An empty slot costs what a filled one
+            does.
+        backbone: all but head and score module.
+        head: the box head.
+        score: the score module; zeros for a model without one.
+        official_parameters: of the official module, which also holds tensors that no forward pass reads; None where
+            the official code has no such model.
+    """
+
+    config: MixFormerConfig
+    templates: int
+    backbone: Cost
+    head: Cost
+    score: Cost
+    official_parameters: int | None
+
+    @property
+    def whole(self) -> Cost:
+        return Cost(*map(sum, zip(self.backbone, self.head, self.score, strict=True)))
+
+
+def profile_models(names: Iterable[str], templates: int | None = None, progress: bool = False) -> list[Profile]:
+    """Profiles sizes and study models by name.
+
+    Raises:
+        ConfigError: for an unknown name, before anything is counted.
+        ValueError: fewer than one template.
+    """
+    configs = [size_config(name) for name in names]
+    bar = tqdm(configs, desc="profile", unit="model", disable=None if progress else True, leave=False)
+    return [profile_model(config, templates) for config in bar]
+
+
+def profile_model(config: MixFormerConfig, templates: int | None = None) -> Profile:
+    """Counts the parameters and multiply-accumulates of a model.
+
+    Args:
+        config: the model.
+        templates: how many, the initial one included. None: as many as the paper's FLOPs are for.
+
+    Raises:
+        ValueError: fewer than one template.
+    """
+    if templates is None:
+        templates = published_templates(config.name)
+    if templates < 1:
+        raise ValueError(f"templates is {templates}; expected at least 1")
+    model, shapes = build_model(config), expected_shapes(config)
+    variables = unflatten_dict({tuple(name.split("/")): _abstract(*shape) for name, shape in shapes.items()})
+    crops = _abstract(1, templates, config.template_size, config.template_size, 3)
+    region = _abstract(1, config.search_size, config.search_size, 3)
+    encoding = Counter[str]()
+    if config.is_cacheable:
+        encode = functools.partial(model.apply, method="encode_templates")
+        locate = functools.partial(model.apply, method="locate")
+        program, cache = jax.make_jaxpr(encode, return_shape=True)(variables, crops)
+        encoding = _by_part(count_macs(program))
+        frame = _by_part(count_macs(jax.make_jaxpr(locate)(variables, cache, region)))
+    else:
+        frame = _by_part(count_macs(jax.make_jaxpr(model.apply)(variables, crops, region)))
+    parameters = _by_part({name: math.prod(shape) for name, shape in shapes.items() if name.startswith("params/")})
+    backbone, head, score = (
+        Cost(parameters[part], encoding[part], frame[part]) for part in ("backbone", "head", "score")
+    )
+    return Profile(config, templates, backbone, head, score, _official_parameters(config))
+
+
+def published_templates(name: str) -> int:
+    """How many templates the paper's FLOPs of a model are for.
+
+    Found by counting: two (the initial and one online template) in Table 1, one in Table 3.
+    """
+    return 1 if name in STUDIES else 2
+
+
+def _official_parameters(config: MixFormerConfig) -> int | None:
+    try:
+        return count_parameters(config)
+    except WeightsError:
+        return None
+
+
+def _abstract(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _by_part(counts: Mapping[str, int]) -> Counter[str]:
+    """Counts by the path of a variable or the scope of a module, summed for backbone, head and score module."""
+    parts = Counter[str]()
+    for scope, count in counts.items():
+        modules = _modules(scope)
+        parts["head" if "head" in modules else "score" if "score" in modules else "backbone"] += count
+    return parts
+
+
+def _modules(scope: str) -> list[str]:
+    """`MixFormer.locate/blocks_3.project/mlp` -> `MixFormer`, `blocks_3`, `mlp`."""
+    return [module.partition(".")[0] for module in scope.split("/")]
+
+
+def count_macs(program: ClosedJaxpr) -> Counter[str]:
+    """Multiply-accumulates of a traced program, by the scope of the module that asks for them.
+
+    Counted are matrix products, convolutions (every position of the window, padding included), and the
+    multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
+    it is long, and of alternatives (one a platform) the last one counts.
+
+    Raises:
+        NotImplementedError: for a loop whose length is not known.
+    """
+    return _count_macs(program.jaxpr, "")
+
+
+def _count_macs(jaxpr: Jaxpr, outer: str) -> Counter[str]:
+    counts = Counter[str]()
+    for equation in jaxpr.eqns:
+        scope = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
+        times, size = 1, math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
+        match equation.primitive.name:
+            case "dot_general":
+                (contracted, _), _batch = equation.params["dimension_numbers"]
+                left = _shape(equation.invars[0])
+                counts[scope] += size * math.prod(left[axis] for axis in contracted)
+            case "conv_general_dilated":
+                kernel = _shape(equation.invars[1])
+                counts[scope] += size * math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            case "mul" if _modules(scope)[-1].startswith("depthwise"):
+                counts[scope] += size
+            case "scan":
+                times = equation.params["length"]
+            case "while":
+                raise NotImplementedError(f"a loop of unknown length in {scope or 'the program'}")
+        for inner in _programs_inside(equation.params):
+            for name, count in _count_macs(inner, scope).items():
+                counts[name] += times * count
+    return counts
+
+
+def _shape(operand: Any) -> tuple[int, ...]:
+    return operand.aval.shape
+
+
+def _programs_inside(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+    for key, value in params.items():
+        programs = value if isinstance(value, tuple | list) else (value,)
+        for program in programs[-1:] if key == "branches" else programs:
+            if isinstance(program, ClosedJaxpr):
+                yield program.jaxpr
+            elif isinstance(program, Jaxpr):
+                yield program
+
+
+def tables(profiles: Sequence[Profile]) -> str:
+    """Parameters and FLOPs beside the paper's, as two aligned tables."""
+    parameters: Rows = [("", *PARAMETER_COLUMNS, "")]
+    flops: Rows = [("", *FLOP_COLUMNS, "")]
+    numbers: tuple[int | None, ...]
+    for profile in profiles:
+        config, templates, backbone, head, score, official = profile
+        name, whole = config.name, profile.whole
+        published = PAPER.get(name, Published())
+        numbers = (backbone.parameters, head.parameters, score.parameters, whole.parameters, official)
+        beside = _beside(whole.parameters / 1e6, published.parameters)
+        parameters.append((name, *(_number(number, 1e6) for number in numbers), *beside, published.row))
+
+        numbers = backbone.encoding, backbone.frame, backbone.flops, head.flops, score.flops, whole.frame, whole.flops
+        comparable = published.flops if templates == published_templates(name) else None
+        beside = _beside(whole.flops / 1e9, comparable)
+        row = published.row if comparable else ""
+        flops.append((name, str(templates), *(_number(number, 1e9) for number in numbers), *beside, row))
+    text = (
+        "Parameters, millions. official: with the tensors that official files hold and no forward pass reads.\n"
+        f"{_aligned(parameters)}\n"
+        "FLOPs, 10^9 multiply-accumulates. encoding: the backbone on the templates, once a template change (-: with\n"
+        "the search region, on every frame); search: the backbone on a frame; frame: search, head, score; whole: all.\n"
+        f"{_aligned(flops)}"
+    )
+    if any(cell.endswith("*") for row in (*parameters, *flops) for cell in row):
+        text += f"\n* more than {DIFFERENCE_TO_EXPLAIN:.0%} from the paper: docs/models.md says why\n"
+    return text
+
+
+def _beside(ours: float, paper: float | None) -> tuple[str, str]:
+    """The paper's number, and by how much ours differs from it."""
+    if paper is None:
+        return "-", "- "
+    difference = ours / paper - 1
+    return f"{paper:.2f}", f"{difference:+.2%}{'*' if abs(difference) > DIFFERENCE_TO_EXPLAIN else ' '}"
+
+
+def _number(count: int | None, unit: float) -> str:
+    return f"{count / unit:.2f}" if count else "-"
+
+
+def _aligned(rows: Rows) -> str:
+    """Rows as lines: the first and last column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *numbers, last in rows:
+        cells = [f"{number:>{width}}" for number, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells, last]).rstrip())
+    return "\n".join(lines) + "\n"
