@@ -5,7 +5,9 @@ search regions: two calls, with `TemplateCache` between them. Symmetric attentio
 `joint`. Both use the same blocks; they differ in which keys and values are handed to them.
 """
 
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from mixformer_jax.models.attention import Grid, KeysValues, MixedAttentionBlock
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
+from mixformer_jax.models.masking import Masking
+from mixformer_jax.models.streams import cross_step, joint_step, search_step, step_runner, templates_step
 
 Stream = Literal["templates", "search"]
 
@@ -38,6 +42,18 @@ class SearchFeatures(NamedTuple):
     token: Float[Array, "b c"] | None
 
 
+class VisibleFeatures(NamedTuple):
+    """What the backbone makes of the visible cells of a masked search region.
+
+    Attributes:
+        tokens: of the visible cells, and behind them the extra ones.
+        early: the maps of ConvMAE's convolutional stages, a small one for each visible cell; empty for others.
+    """
+
+    tokens: Float[Array, "b n c"]
+    early: tuple[Float[Array, "bn _h _w _c"], ...]
+
+
 class _Tokens(NamedTuple):
     """A stream between two blocks."""
 
@@ -54,9 +70,11 @@ class Backbone(nn.Module):
 
     Attributes:
         config: of the whole model.
+        remat: in training, keep only what goes from block to block, and compute the rest again for the gradient.
     """
 
     config: MixFormerConfig
+    remat: bool = False
 
     def setup(self) -> None:
         config = self.config
@@ -82,6 +100,12 @@ class Backbone(nn.Module):
         """Images, or the maps of the stage before, as the tokens of a stage."""
         raise NotImplementedError
 
+    def embed_visible(
+        self, search: Float[Array, "b S S 3"], masking: Masking
+    ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "bn _h _w _c"], ...]]:
+        """The visible cells of a search region as the tokens of the first stage; see `VisibleFeatures`."""
+        raise NotImplementedError
+
     def encode_templates(
         self, templates: Float[Array, "b slots T T 3"], filled: Bool[Array, "b slots"] | None, *, train: bool
     ) -> TemplateCache:
@@ -95,7 +119,7 @@ class Backbone(nn.Module):
         cache: list[KeysValues | None] = []
         state = None
         for stage, blocks in self._stages():
-            state = self._enter(stage, templates, state, "templates")
+            state = self._enter(stage, templates, state, "templates", train=train)
             for index in blocks:
                 tokens, own = self._self_step(index, state, filled, train=train)
                 state = state._replace(tokens=tokens)
@@ -110,21 +134,17 @@ class Backbone(nn.Module):
         """Runs the search stream against the cache."""
         state = None
         for stage, blocks in self._stages():
-            state = self._enter(stage, search[:, None], state, "search")
+            state = self._enter(stage, search[:, None], state, "search", train=train)
             for index in blocks:
-                block, cached = self.blocks[index], cache.blocks[index]
-                queries, own = block.project(state.tokens, state.grid, train=train)
-                seen = own if cached is None else cached.then(own)
-                mask = _key_mask(cache.filled, cached, own)
-                state = state._replace(tokens=block.advance(state.tokens, queries, seen, mask, train=train))
+                tokens = self._search_step(index, state, cache, train=train)
+                state = state._replace(tokens=tokens)
                 self.sow("intermediates", f"search_block{index}", state.tokens)
             self.sow("intermediates", f"stage{stage}_search", state.maps())
         assert state is not None
         for block, cached in zip(self.cross_blocks, cache.blocks[len(self.blocks) :], strict=True):
             assert cached is not None
-            queries, _own = block.project(state.tokens, state.grid, train=train)
-            mask = _key_mask(cache.filled, cached, None)
-            state = state._replace(tokens=block.advance(state.tokens, queries, cached, mask, train=train))
+            tokens = cross_step(block, state.tokens, cached, cache.filled, grid=state.grid, train=train)
+            state = state._replace(tokens=tokens)
         return self._finish(state)
 
     def joint(
@@ -145,27 +165,63 @@ class Backbone(nn.Module):
         ours: _Tokens | None = None
         theirs: _Tokens | None = None
         for stage, blocks in self._stages():
-            ours = self._enter(stage, templates, ours, "templates")
-            theirs = self._enter(stage, search[:, None], theirs, "search")
+            ours = self._enter(stage, templates, ours, "templates", train=train)
+            theirs = self._enter(stage, search[:, None], theirs, "search", train=train)
             for index in blocks:
-                if not self._mixes(index):
-                    tokens, _own = self._self_step(index, ours, filled, train=train)
-                    found, _own = self._self_step(index, theirs, None, train=train)
-                else:
-                    block = self.blocks[index]
-                    our_queries, our_keys = block.project(ours.tokens, ours.grid, train=train)
-                    queries, keys = block.project(theirs.tokens, theirs.grid, train=train)
-                    seen, mask = our_keys.then(keys), _key_mask(filled, our_keys, keys)
-                    tokens = block.advance(ours.tokens, our_queries, seen, mask, train=train)
-                    found = block.advance(theirs.tokens, queries, seen, mask, train=train)
-                ours, theirs = ours._replace(tokens=tokens), theirs._replace(tokens=found)
+                ours, theirs = self._joint_step(index, ours, theirs, filled, train=train)
         assert ours is not None and theirs is not None
         for block in self.cross_blocks:
             seen = block.project(ours.tokens, ours.grid, train=train)[1]
-            queries, _own = block.project(theirs.tokens, theirs.grid, train=train)
-            mask = _key_mask(filled, seen, None)
-            theirs = theirs._replace(tokens=block.advance(theirs.tokens, queries, seen, mask, train=train))
+            found = cross_step(block, theirs.tokens, seen, filled, grid=theirs.grid, train=train)
+            theirs = theirs._replace(tokens=found)
         return TemplateCache((), ours.maps(), filled), self._finish(theirs)
+
+    def locate_visible(
+        self,
+        cache: TemplateCache | None,
+        search: Float[Array, "b S S 3"],
+        masking: Masking,
+        extra: Float[Array, "b k c"] | None,
+        *,
+        train: bool,
+    ) -> VisibleFeatures:
+        """Runs the search stream for the visible cells of a masked search region, and for them alone.
+
+        Args:
+            cache: of the templates; None for a stream that has only itself to look at.
+            search: whole crops; what is hidden in them is not read.
+            masking: the visible cells.
+            extra: tokens that go along with the visible ones.
+            train: whether stochastic depth draws.
+        """
+        state, early = self._enter_visible(search, masking, extra, train=train)
+        for index in range(len(self.blocks)):
+            state = state._replace(tokens=self._search_step(index, state, cache, train=train))
+        return VisibleFeatures(state.tokens, early)
+
+    def joint_visible(
+        self,
+        templates: Float[Array, "b slots T T 3"] | None,
+        search: Float[Array, "b S S 3"],
+        masking: Masking,
+        extra: Float[Array, "b k c"] | None,
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "b slots h w c"] | None, VisibleFeatures]:
+        """The templates, where there are any, and the visible cells of a search region: features of both.
+
+        As `joint` does it, one after the other or in step.
+        """
+        if templates is None:
+            return None, self.locate_visible(None, search, masking, extra, train=train)
+        if self.config.attention == "asymmetric":
+            cache = self.encode_templates(templates, None, train=train)
+            return cache.features, self.locate_visible(cache, search, masking, extra, train=train)
+        ours = self._enter(0, templates, None, "templates", train=train)
+        theirs, early = self._enter_visible(search, masking, extra, train=train)
+        for index in range(len(self.blocks)):
+            ours, theirs = self._joint_step(index, ours, theirs, None, train=train)
+        return ours.maps(), VisibleFeatures(theirs.tokens, early)
 
     def _stages(self) -> list[tuple[int, range]]:
         ends = np.cumsum(self.stage_depths()).tolist()
@@ -175,19 +231,56 @@ class Backbone(nn.Module):
         mixed = self.config.mixed_blocks
         return mixed is None or index >= len(self.blocks) - mixed
 
+    def _run(self, part: Callable[..., Any], module: nn.Module, *args: Any, train: bool) -> Any:
+        """`part(module, *args)`, computed again for the gradient where `remat` says so."""
+        return step_runner(part, self.remat and train)(module, *args)
+
     def _enter(
-        self, stage: int, images: Float[Array, "b images S S 3"], before: _Tokens | None, stream: Stream
+        self,
+        stage: int,
+        images: Float[Array, "b images S S 3"],
+        before: _Tokens | None,
+        stream: Stream,
+        *,
+        train: bool,
     ) -> _Tokens:
         """The tokens of a stage, from images for the first and from the stage before for the others."""
         maps = images if before is None else before.maps()
         count = maps.shape[1]
-        embedded = self.embed_stage(stage, rearrange(maps, "b s h w c -> (b s) h w c"), stream)
+
+        def embed(backbone: Backbone, maps: Array) -> Array:
+            return backbone.embed_stage(stage, maps, stream)
+
+        embedded = self._run(embed, self, rearrange(maps, "b s h w c -> (b s) h w c"), train=train)
         self.sow("intermediates", f"embed{stage}_{stream}", embedded)
-        tokens = rearrange(embedded, "(b s) h w c -> b (s h w) c", s=count)
+        # The residual stream is float32 whatever the compute type: in bfloat16 it would be rounded at every block.
+        tokens = rearrange(embedded, "(b s) h w c -> b (s h w) c", s=count).astype(jnp.float32)
         if stream == "search" and self.config.head == "query" and stage == len(self.stage_depths()) - 1:
             token = repeat(self.regression_token.astype(tokens.dtype), "c -> b 1 c", b=len(tokens))
             tokens = jnp.concatenate([tokens, token], axis=1)
         return _Tokens(tokens, Grid(count, embedded.shape[1]))
+
+    def _enter_visible(
+        self, search: Float[Array, "b S S 3"], masking: Masking, extra: Float[Array, "b k c"] | None, *, train: bool
+    ) -> tuple[_Tokens, tuple[Float[Array, "bn _h _w _c"], ...]]:
+        """Visible cells and extra tokens as a stream: each cell counts as an image of one token."""
+
+        def embed(backbone: Backbone, search: Array, masking: Masking) -> tuple[Array, tuple[Array, ...]]:
+            return backbone.embed_visible(search, masking)
+
+        tokens, early = self._run(embed, self, search, masking, train=train)
+        grid = Grid(tokens.shape[1], 1)
+        if extra is not None:
+            tokens = jnp.concatenate([tokens, extra.astype(tokens.dtype)], axis=1)
+        return _Tokens(tokens, grid), early
+
+    def _search_step(
+        self, index: int, state: _Tokens, cache: TemplateCache | None, *, train: bool
+    ) -> Float[Array, "b n c"]:
+        """A block in which the search region attends to the cached templates and to itself."""
+        step = functools.partial(search_step, grid=state.grid, train=train)
+        cached, filled = (None, None) if cache is None else (cache.blocks[index], cache.filled)
+        return self._run(step, self.blocks[index], state.tokens, cached, filled, train=train)
 
     def _self_step(
         self, index: int, state: _Tokens, filled: Bool[Array, "b slots"] | None, *, train: bool
@@ -195,29 +288,27 @@ class Backbone(nn.Module):
         """A block in which a stream attends to itself; where it does not mix, every image to itself."""
         block, (tokens, grid) = self.blocks[index], state
         if self._mixes(index):
-            queries, own = block.project(tokens, grid, train=train)
-            tokens = block.advance(tokens, queries, own, _key_mask(filled, own, None), train=train)
+            step = functools.partial(templates_step, grid=grid, train=train)
+            tokens, own = self._run(step, block, tokens, filled, train=train)
             self.sow("intermediates", f"templates_block{index}", tokens)
             return tokens, own
-        alone = Grid(1, grid.side)
+        step = functools.partial(templates_step, grid=Grid(1, grid.side), train=train)
         tokens = rearrange(tokens, "b (s n) c -> (b s) n c", s=grid.images)
-        queries, own = block.project(tokens, alone, train=train)
-        tokens = block.advance(tokens, queries, own, None, train=train)
+        tokens, _own = self._run(step, block, tokens, None, train=train)
         return rearrange(tokens, "(b s) n c -> b (s n) c", s=grid.images), None
+
+    def _joint_step(
+        self, index: int, ours: _Tokens, theirs: _Tokens, filled: Bool[Array, "b slots"] | None, *, train: bool
+    ) -> tuple[_Tokens, _Tokens]:
+        """A block for both streams at once: each attends to both, or where it does not mix, to itself."""
+        if self._mixes(index):
+            step = functools.partial(joint_step, template_grid=ours.grid, search_grid=theirs.grid, train=train)
+            tokens, found = self._run(step, self.blocks[index], ours.tokens, theirs.tokens, filled, train=train)
+        else:
+            tokens, _own = self._self_step(index, ours, filled, train=train)
+            found = self._search_step(index, theirs, None, train=train)
+        return ours._replace(tokens=tokens), theirs._replace(tokens=found)
 
     def _finish(self, state: _Tokens) -> SearchFeatures:
         token = state.tokens[:, -1] if self.config.head == "query" else None
         return SearchFeatures(state.maps()[:, 0], token)
-
-
-def _key_mask(
-    filled: Bool[Array, "b slots"] | None, templates: KeysValues | None, own: KeysValues | None
-) -> Bool[Array, "b k"] | None:
-    """Which keys may be attended to: those of filled slots, and all of the own ones behind them."""
-    if filled is None or templates is None:
-        return None
-    batch, slots = filled.shape
-    mask = repeat(filled, "b s -> b (s n)", n=templates.keys.shape[2] // slots)
-    if own is None:
-        return mask
-    return jnp.concatenate([mask, jnp.ones((batch, own.keys.shape[2]), bool)], axis=1)

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from mixformer_jax.models.config import HeadNormKind
+from mixformer_jax.models.masking import Masking
 
 TRUNCATED_NORMAL = nn.initializers.truncated_normal(0.02)
 
@@ -88,17 +89,23 @@ def depthwise_kernel(module: nn.Module, size: int, channels: int) -> Float[Array
 
 
 def depthwise_convolution(
-    x: Float[Array, "b h w c"], kernel: Float[Array | np.ndarray, "k l c"], stride: int
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array | np.ndarray, "k l c"],
+    stride: int,
+    masking: Masking | None = None,
 ) -> Float[Array, "b out_h out_w c"]:
     """A convolution of every channel by itself, padded by half a window, as the sum of shifted images that it is.
 
     XLA on CPUs has no fast depth-wise convolution (about 30 times slower than this); on accelerators the sum fuses
-    into one loop. Products are summed in float32.
+    into one loop. Products are summed in float32. With `masking`, `x` are the visible cells alone.
     """
     size = kernel.shape[0]
     reach = size // 2
     out_h, out_w = ((side - 1) // stride + 1 for side in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    if masking is None:
+        padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    else:
+        padded = masking.surround(x, reach)
 
     def tap(i: int, j: int) -> Float[Array, "b out_h out_w c"]:
         rows = slice(i, i + stride * (out_h - 1) + 1, stride)
@@ -115,10 +122,10 @@ class DepthwiseConv(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], masking: Masking | None = None) -> Float[Array, "b h w c"]:
         kernel = depthwise_kernel(self, self.size, x.shape[-1])
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return depthwise_convolution(x.astype(self.dtype), kernel, 1) + bias.astype(self.dtype)
+        return depthwise_convolution(x.astype(self.dtype), kernel, 1, masking) + bias.astype(self.dtype)
 
 
 class ConvNormRelu(nn.Module):
@@ -142,7 +149,8 @@ class ConvNormRelu(nn.Module):
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens: ViT's strided convolution, written as the matrix product that it is.
 
-    XLA's gradient of a strided 16x16 convolution is an order of magnitude slower on CPUs than this.
+    XLA's gradient of a strided 16x16 convolution is an order of magnitude slower on CPUs than this. Whole images and
+    visible cells are all one to it.
     """
 
     width: int
@@ -163,7 +171,7 @@ class ConvPatchEmbed(nn.Module):
     """Patch embedding by a 4x4 patchify layer and strided 3x3 convolutions, for small models trained from scratch.
 
     Xiao et al. 2021: early convolutions make a transformer easier to train. Channels double with every halving of
-    the grid, up to `width`.
+    the grid, up to `width`. With `masking`, the images are the visible cells alone.
     """
 
     width: int
@@ -171,11 +179,12 @@ class ConvPatchEmbed(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
+    def __call__(self, images: Float[Array, "b h w c"], masking: Masking | None = None) -> Float[Array, "b gh gw d"]:
         halvings = (self.patch // 4).bit_length() - 1
         x = PatchEmbed(self.width // 2**halvings, 4, self.dtype, name="patchify")(images)
         for i in range(halvings):
             x = gelu(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}")(x))
             features = self.width // 2 ** (halvings - 1 - i)
-            x = nn.Conv(features, (3, 3), strides=2, padding=1, dtype=self.dtype, name=f"conv{i}")(x)
+            x, padding = (x, 1) if masking is None else (masking.surround(x, 1), 0)
+            x = nn.Conv(features, (3, 3), strides=2, padding=padding, dtype=self.dtype, name=f"conv{i}")(x)
         return x

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -10,6 +11,7 @@ from mixformer_jax.models.backbone import Backbone, Stream
 from mixformer_jax.models.config import DECODER_HEADS, DECODER_WIDTH, MixFormerConfig
 from mixformer_jax.models.convmae import ConvMaePatchEmbed
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, ConvPatchEmbed, PatchEmbed
+from mixformer_jax.models.masking import Masking
 from mixformer_jax.models.positions import PositionTable, add_positions, sincos_positions
 
 
@@ -67,3 +69,19 @@ class MixViTBackbone(Backbone):
         self.sow("intermediates", f"patch_embed_{stream}", embedded)
         positions = self.search_positions if stream == "search" else self.template_positions
         return add_positions(embedded, positions())
+
+    def embed_visible(
+        self, search: Float[Array, "b S S 3"], masking: Masking
+    ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "bn _h _w _c"], ...]]:
+        cells = masking.take(search)
+        early: tuple[Array, ...] = ()
+        match self.patch_embed:
+            case ConvMaePatchEmbed():
+                embedded, early = self.patch_embed.stages(cells, masking)
+            case ConvPatchEmbed():
+                embedded = self.patch_embed(cells, masking)
+            case _:
+                embedded = self.patch_embed(cells)
+        table = jnp.asarray(self.search_positions(), embedded.dtype)
+        tokens = rearrange(embedded, "(b n) 1 1 d -> b n d", n=masking.visible.shape[1])
+        return tokens + table[masking.visible], early

@@ -117,9 +117,8 @@ def test_every_stage(golden, golden_model, file):
         seen[f"inter/{last}_online"] = stages["patch_embed_templates"][0][1:]
         seen[f"inter/{last}_search"] = stages["patch_embed_search"][0]
         for name, (both, found) in embedding.items():
-            golden_name = name.replace("embed", "patch_embed")
             for image, maps in (("template", both[:1]), ("online", both[1:]), ("search", found)):
-                seen[f"inter/{golden_name}_{image}"] = rearrange(maps, "b h w c -> b c h w")
+                seen[f"inter/{name}_{image}"] = rearrange(maps, "b h w c -> b c h w")
         for index in range(model.config.depth):
             tokens = (stages[f"templates_block{index}"][0], stages[f"search_block{index}"][0])
             seen[f"inter/block{index}"] = jnp.concatenate(tokens, axis=1)

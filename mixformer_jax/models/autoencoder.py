@@ -1,0 +1,264 @@
+"""Masked autoencoders around the tracker's own encoder (the paper, section 3.4).
+
+One model, three objectives: MAE on single images (He et al. 2022); TrackMAE, where a masked search region attends to
+fully visible templates through the mixed attention of the tracker's blocks (Fig. 5); and ConvMAE (Gao et al. 2022),
+which is either of them behind ConvMAE's patch embedding. The encoder is the tracker's backbone, variables and all;
+only visible tokens of the search region pass through it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from mixformer_jax.models.attention import Grid
+from mixformer_jax.models.backbone import VisibleFeatures
+from mixformer_jax.models.config import (
+    DECODER_HEADS,
+    DECODER_WIDTH,
+    ConfigError,
+    MixFormerConfig,
+    dataclass_from_mapping,
+)
+from mixformer_jax.models.layers import TRUNCATED_NORMAL
+from mixformer_jax.models.masking import Masking, count_visible, random_masking
+from mixformer_jax.models.positions import add_positions, sincos_positions
+from mixformer_jax.models.streams import joint_step, search_step, step_runner, templates_step
+from mixformer_jax.models.vit import MixViTBackbone, slimming_block
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """A masked autoencoder around the encoder of a tracker.
+
+    Attributes:
+        model: the tracker. Its backbone is built as far as the encoder goes; `search_size` is the size of the images
+            that are masked. `attention` holds for the decoder too.
+        num_templates: visible templates beside the masked search region (TrackMAE); 0 for single images (MAE).
+        mask_ratio: share of the search region's tokens that are hidden.
+        decoder_depth: blocks of the decoder.
+        decoder_width: its channels.
+        decoder_heads: its attention heads.
+        norm_pix_loss: the decoder is to tell each patch less its mean, over its deviation.
+        class_token: a learned token goes along with the visible ones, as in MAE. The tracker has none; it is for
+            going on with MAE's checkpoints, and for writing some.
+    """
+
+    model: MixFormerConfig
+    num_templates: int = 0
+    mask_ratio: float = 0.75
+    decoder_depth: int = 8
+    decoder_width: int = DECODER_WIDTH
+    decoder_heads: int = DECODER_HEADS
+    norm_pix_loss: bool = True
+    class_token: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model.backbone != "vit":
+            raise ConfigError(
+                f"model.backbone is {self.model.backbone!r}; masked autoencoders need 'vit': the convolutions between "
+                "the stages of 'cvt' want whole grids"
+            )
+        for key, least in (("num_templates", 0), ("decoder_depth", 1), ("decoder_heads", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads or self.decoder_width < 1:
+            raise ConfigError(
+                f"decoder_width is {self.decoder_width}; expected a multiple of 4 and of decoder_heads "
+                f"({self.decoder_heads})"
+            )
+        cells = self.model.search_grid**2
+        if not 0 < self.mask_ratio < 1 or not 0 < count_visible(cells, self.mask_ratio) < cells:
+            raise ConfigError(
+                f"mask_ratio is {self.mask_ratio}; expected a share in (0, 1) that hides some of the {cells} tokens of "
+                "a search region and leaves others"
+            )
+
+    @property
+    def encoder(self) -> MixFormerConfig:
+        """The model up to its encoder: nothing of what trackers put behind."""
+        return dataclasses.replace(
+            self.model,
+            decoder_blocks=0,
+            cross_attention_blocks=0,
+            context_augment_layers=0,
+            head="corner",
+            score_heads=0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":
+        """Raises ConfigError for unknown keys and for values that cannot work."""
+        nested = {"model": MixFormerConfig.from_dict(values["model"])} if "model" in values else {}
+        return dataclass_from_mapping(cls, {**values, **nested})
+
+
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of masked images.
+
+    Attributes:
+        patches: predicted pixels of all patches, see `models/patches.py`; with `norm_pix_loss`, normalised ones.
+        latent: visible tokens, and behind them the class token, as the decoder takes them in: after a layer norm.
+    """
+
+    patches: Float[Array, "b cells pixels"]
+    latent: Float[Array, "b n c"]
+
+
+class Decoder(nn.Module):
+    """Visible tokens to the pixels of all patches, with the templates' tokens in the tracker's mixed attention.
+
+    Attributes:
+        config: of the autoencoder.
+        remat: see `Backbone`.
+    """
+
+    config: AutoencoderConfig
+    remat: bool = False
+
+    def setup(self) -> None:
+        config, dtype = self.config, jnp.dtype(self.config.model.dtype)
+        width = config.decoder_width
+        dense = functools.partial(nn.Dense, dtype=dtype, kernel_init=TRUNCATED_NORMAL)
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=dtype)
+        # ConvMAE's decoder also reads the convolutional stages (Gao et al. 2022, section 3.2); others have none.
+        self.early = [dense(config.model.width) for _ in config.model.early_widths]
+        self.norm, self.embed = norm(), dense(width)
+        self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
+        self.blocks = [
+            slimming_block(config.model, width, config.decoder_heads, 0.0) for _ in range(config.decoder_depth)
+        ]
+        self.output_norm, self.pixels = norm(), dense(3 * config.model.patch_size**2)
+
+    def __call__(
+        self,
+        templates: Float[Array, "b slots h w c"] | None,
+        visible: VisibleFeatures,
+        masking: Masking,
+        *,
+        train: bool,
+    ) -> Reconstruction:
+        """Reconstructs the search region from what the encoder made of its visible cells and of the templates."""
+        latent = self.norm(self._fused(visible, masking))
+        search, grid = self._whole_grid(self.embed(latent), masking), Grid(1, masking.grid)
+        step = functools.partial(search_step, grid=grid, train=train)
+        if templates is None:
+            for block in self.blocks:
+                search = self._run(step, train)(block, search, None, None)
+        else:
+            target, template_grid = self._template_tokens(templates), Grid(*templates.shape[1:3])
+            own_step = functools.partial(templates_step, grid=template_grid, train=train)
+            both = functools.partial(joint_step, template_grid=template_grid, search_grid=grid, train=train)
+            for block in self.blocks:
+                if self.config.model.attention == "symmetric":
+                    target, search = self._run(both, train)(block, target, search, None)
+                else:
+                    target, keys_values = self._run(own_step, train)(block, target, None)
+                    search = self._run(step, train)(block, search, keys_values, None)
+        return Reconstruction(self.pixels(self.output_norm(search[:, : grid.tokens])), latent)
+
+    def _run(self, step: Callable[..., Any], train: bool) -> Callable[..., Any]:
+        return step_runner(step, self.remat and train)
+
+    def _fused(self, visible: VisibleFeatures, masking: Masking) -> Float[Array, "b n c"]:
+        """The encoder's tokens, with ConvMAE's early stages added to those of cells."""
+        count = masking.visible.shape[1]
+        cells = visible.tokens[:, :count]
+        for dense, maps in zip(self.early, visible.early, strict=True):
+            cells = cells + dense(rearrange(maps, "(b n) h w c -> b n (h w c)", n=count))
+        return jnp.concatenate([cells, visible.tokens[:, count:]], axis=1)
+
+    def _whole_grid(self, tokens: Float[Array, "b n c"], masking: Masking) -> Float[Array, "b m c"]:
+        """Tokens for all cells, the mask token where one is hidden, with positions; the class token as it is."""
+        count = masking.visible.shape[1]
+        cells = masking.fill(tokens[:, :count], jnp.asarray(self.mask_token))
+        cells = cells + jnp.asarray(sincos_positions(masking.grid, self.config.decoder_width), cells.dtype)
+        return jnp.concatenate([cells, tokens[:, count:]], axis=1)
+
+    def _template_tokens(self, templates: Float[Array, "b slots h w c"]) -> Float[Array, "b n d"]:
+        slots, grid = templates.shape[1:3]
+        maps = self.embed(self.norm(rearrange(templates, "b s h w c -> (b s) h w c")))
+        maps = add_positions(maps, sincos_positions(grid, self.config.decoder_width))
+        return rearrange(maps, "(b s) h w c -> b (s h w) c", s=slots)
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder. Images come in normalised (`crops.normalise`), NHWC float32.
+
+    Attributes:
+        config: the architecture.
+        remat: see `Backbone`.
+    """
+
+    config: AutoencoderConfig
+    remat: bool = False
+
+    def setup(self) -> None:
+        config = self.config
+        self.backbone = MixViTBackbone(config.encoder, self.remat)
+        self.decoder = Decoder(config, self.remat)
+        if config.class_token:
+            self.class_token = self.param("class_token", nn.initializers.normal(0.02), (config.model.width,))
+
+    def __call__(
+        self,
+        search: Float[Array, "b S S 3"],
+        masking: Masking,
+        templates: Float[Array, "b slots T T 3"] | None = None,
+        *,
+        train: bool = False,
+    ) -> Reconstruction:
+        """Reconstructs masked search regions, or single images.
+
+        Args:
+            search: the images that are masked; the encoder sees the visible cells of them alone.
+            masking: which; see `draw_masking` and `random_masking`.
+            templates: fully visible crops of the same targets, `num_templates` of them.
+            train: whether stochastic depth draws.
+
+        Raises:
+            ConfigError: another number of templates than the config's.
+        """
+        given = 0 if templates is None else templates.shape[1]
+        if given != self.config.num_templates:
+            raise ConfigError(f"num_templates is {self.config.num_templates}, and {given} templates came")
+        class_tokens = None
+        if self.config.class_token:
+            class_tokens = repeat(jnp.asarray(self.class_token), "c -> b 1 c", b=len(search))
+        features, visible = self.backbone.joint_visible(templates, search, masking, class_tokens, train=train)
+        return self.decoder(features, visible, masking, train=train)
+
+
+def draw_masking(config: AutoencoderConfig, key: Array, batch_size: int) -> Masking:
+    """A random masking for each sample of a batch."""
+    return random_masking(jax.random.uniform(key, (batch_size, config.model.search_grid**2)), config.mask_ratio)
+
+
+def init_autoencoder(model: Autoencoder, key: Array) -> dict[str, Any]:
+    """Fresh variables: `params/backbone` as trackers have them, `params/decoder`, and a class token where asked for."""
+    # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(functools.partial(_init, model), compiler_options=options)(key)
+
+
+def autoencoder_shapes(model: Autoencoder) -> dict[str, Any]:
+    """The tree of `init_autoencoder` as shapes and types, at no cost."""
+    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+
+
+def _init(model: Autoencoder, key: Array) -> dict[str, Any]:
+    config, tracker = model.config, model.config.model
+    search = jnp.zeros((1, tracker.search_size, tracker.search_size, 3))
+    templates = None
+    if config.num_templates:
+        templates = jnp.zeros((1, config.num_templates, tracker.template_size, tracker.template_size, 3))
+    return dict(model.init(key, search, draw_masking(config, key, 1), templates))
