@@ -79,7 +79,6 @@ def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
-    from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
     from mixformer_jax.tracking.record import record
     from mixformer_jax.tracking.result_files import numbered_paths
     from mixformer_jax.video import open_source, prepare_output
@@ -96,13 +95,34 @@ def run_track(args: argparse.Namespace) -> int:
         prepare_output(video)
         prepare_output(boxes)
         boxes_xywh = np.stack([_checked_box(text, source.size) for text in args.box])
-        tracker = _load(args)
-        if args.overrides:
-            tracker = tracker.with_settings(
-                **parse_overrides(args.overrides, tracker.settings.to_dict(), TRACKER_PREFIX)
-            )
+        tracker = _with_overrides(_load(args), args)
         recording = record(tracker, source, boxes_xywh, video, boxes, args.every, progress=True)
     return _report(recording, [])
+
+
+def run_attention(args: argparse.Namespace) -> int:
+    """Draws what attends to what on one frame."""
+    from mixformer_jax.attention_sheet import attention_sheet
+    from mixformer_jax.tracking.tracker import Tracker
+    from mixformer_jax.video import open_source
+
+    with open_source(args.source) as source:
+        box_xywh = _checked_box(args.box, source.size)
+        tracker = _load(args) if args.model is None else _user(ValueError, Tracker.random, args.model, args.device)
+        tracker = _with_overrides(tracker, args)
+        blocks = None if args.blocks is None else args.blocks.split(",")
+        sheet = attention_sheet(tracker, source, box_xywh, args.frame, args.out, blocks, over=args.over, progress=True)
+    lines = [
+        ("model", tracker.config.name + (" with random weights" if args.model else "")),
+        ("rows", ", ".join(sheet.maps.weights)),
+        ("blocks", ", ".join(sheet.maps.blocks)),
+        ("picture", str(sheet.picture)),
+        ("arrays", str(sheet.arrays)),
+    ]
+    if "online" not in sheet.maps.views:
+        lines.insert(2, ("", "none to or from online templates: for these, --tracker.num_online_templates=1"))
+    _print_table(lines)
+    return 0
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -207,6 +227,40 @@ def _parser() -> argparse.ArgumentParser:
     track.epilog = "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.search_factor=5)."
     _add_model(track)
 
+    attention = command("attention", run_attention, "Draw what attends to what on one frame (Figs. 8 and 9).")
+    attention.set_defaults(override_prefix="--tracker.")
+    attention.add_argument("source", metavar="SOURCE", help="video file, folder of images, or camera index")
+    attention.add_argument("--box", required=True, metavar="X,Y,W,H", help="the target in the first frame, in pixels")
+    attention.add_argument(
+        "--frame",
+        required=True,
+        type=_positive,
+        metavar="N",
+        help="tracked up to and shown; counted from 1, so from 2 on",
+    )
+    attention.add_argument(
+        "--out",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="gets NAME_frameN_attention.png and .npz (default: .)",
+    )
+    attention.add_argument(
+        "--blocks",
+        metavar="B,B",
+        help="such as B0,B11 (MixViT) or S1-B0,S2-B15 (MixCvT); all; default: at most 9 of the last stage",
+    )
+    attention.add_argument(
+        "--over",
+        choices=("keys", "queries"),
+        default="keys",
+        help="keys: where the target's tokens look; queries: who looks at the target's tokens (default: %(default)s)",
+    )
+    attention.epilog = (
+        "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.num_online_templates=1)."
+    )
+    _add_model(attention).add_argument("--model", metavar="NAME", help="a size (mixvit_b, mixcvt) with random weights")
+
     demo = command("demo", run_demo, "Render a clip with exact ground truth, track it, and show how well.")
     demo.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
@@ -267,6 +321,14 @@ def _add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGr
 
 def _load(args: argparse.Namespace) -> Any:
     return _user(ValueError, mixformer_jax.load, args.weights, device=args.device)
+
+
+def _with_overrides(tracker: Any, args: argparse.Namespace) -> Any:
+    from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
+
+    if not args.overrides:
+        return tracker
+    return tracker.with_settings(**parse_overrides(args.overrides, tracker.settings.to_dict(), TRACKER_PREFIX))
 
 
 def _positive(text: str) -> int:

@@ -1,19 +1,20 @@
-"""Who attends to what, measured: the numbers behind the paper's Figs. 8 and 9.
+"""Who attends to whom: the softmax weights behind the paper's Figs. 8 and 9, as one tracker uses them on one frame.
 
-A map lies on the image whose tokens ask (the query image). It shows how much of its attention each position gives to
-the target in the other image (the memory): to all memory tokens whose centre lies inside the target's box, together,
-as a share of 1, averaged over heads. In the template that box is the given one, in the search region the predicted
-one; of an online template only the area is known, so its box is a square. The official drawing takes the single token
-in the memory's middle instead; the sum over a target's tokens is less noisy.
+The blocks sow their queries and keys; from these the weights are computed again, with each block's own scale and with
+empty slots masked, and averaged over heads. What comes out is every pair of tokens: rows and columns of the tokens that
+ask (queries), then of those that are asked (keys), on the grids of their crops. `looked_at` and `looking_at` make the
+two kinds of pictures of it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xyxy
 from mixformer_jax.crops import context_crop, normalise
@@ -21,46 +22,48 @@ from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.tracking.state import TrackState
 from mixformer_jax.tracking.tracker import Tracker
 
-SEARCH_TO_TEMPLATE, SEARCH_TO_ONLINE = "search to template", "search to online template"
-SEARCH_TO_SEARCH, ONLINE_TO_TEMPLATE = "search to search", "online template to template"
-DEFAULT_COLUMNS = 8
+# Kinds of attention in the order of Figs. 8 and 9: the crop whose tokens ask, and the crop whose tokens are asked.
+KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "S-to-T": ("search", "template"),
+        "S-to-OT": ("search", "online"),
+        "S-to-S": ("search", "search"),
+        "OT-to-T": ("online", "template"),
+    }
+)
+MOST_BLOCKS = 9  # so many does Fig. 8 show
 
-Share = Float[np.ndarray, "side side"]
+Weights = Float[np.ndarray, "_query_rows _query_columns _key_rows _key_columns"]
 Box = Float[np.ndarray, "4"]  # x1, y1, x2, y2, normalised to a crop
 
 
 class View(NamedTuple):
-    """A crop and the target's box in it: x1, y1, x2, y2, normalised."""
+    """A crop, the target's box in it (x1, y1, x2, y2, normalised), and what it is in words."""
 
     pixels: UInt8[np.ndarray, "size size 3"]
     box_xyxy: Box
+    caption: str
 
 
 class AttentionMaps(NamedTuple):
-    """The maps of one moment.
+    """The attention of one moment.
 
     Attributes:
-        views: `template`, `search`, and `online` where a tracker has online templates (the last filled slot).
-        blocks: names of the blocks shown.
-        shares: for each kind of attention one map a block; None where a block has no such attention.
+        views: the crops `template`, `search`, and `online` where the tracker has online templates.
+        blocks: names of the blocks.
+        weights: for each of `KINDS` that the tracker has, one array a block; None where a block has no such attention.
+            Summed over all keys that a query sees they are 1.
         score: the model's confidence in what it found, where it has one.
     """
 
     views: dict[str, View]
     blocks: tuple[str, ...]
-    shares: dict[str, tuple[Share | None, ...]]
+    weights: dict[str, tuple[Weights | None, ...]]
     score: float | None
 
 
-class _Asked(NamedTuple):
-    """One block's queries and keys, as the model computed them."""
-
-    queries: Float[np.ndarray, "b heads q d"]
-    keys: Float[np.ndarray, "b heads k d"]
-
-
 def block_names(config: MixFormerConfig) -> tuple[str, ...]:
-    """Short names of all blocks that attend: `S2-B4` is block 4 of stage 2, both counted from 0 as in Fig. 8.
+    """Names of all blocks that attend: `S2-B4` is block 4 of stage 2, both counted from 0 as in Fig. 8.
 
     Blocks of a single stage are `B4`; cross-attention blocks behind the backbone `CAM0`.
     """
@@ -72,32 +75,43 @@ def block_names(config: MixFormerConfig) -> tuple[str, ...]:
     return (*named, *(f"CAM{index}" for index in range(config.cross_attention_blocks)))
 
 
-def mixing_blocks(config: MixFormerConfig) -> tuple[int, ...]:
-    """Indices into `block_names` of the blocks in which the search region sees templates."""
+def mixing_blocks(config: MixFormerConfig) -> tuple[str, ...]:
+    """Names of the blocks in which the search region sees templates."""
     mixed = config.num_blocks if config.mixed_blocks is None else config.mixed_blocks
-    return tuple(range(config.num_blocks - mixed, config.num_blocks + config.cross_attention_blocks))
+    return block_names(config)[config.num_blocks - mixed :]
 
 
-def choose_blocks(config: MixFormerConfig, blocks: Sequence[int] | None) -> tuple[int, ...]:
-    """The blocks to show: those asked for, or at most eight, evenly spread over the mixing ones of the last stage.
+def choose_blocks(config: MixFormerConfig, blocks: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The blocks to show: those asked for; for `["all"]` every mixing one; for None a choice.
+
+    The choice is among the mixing blocks of the last stage and after: every k-th and the last, at most `MOST_BLOCKS`.
+    For MixCvT it is that of Fig. 8.
 
     Raises:
         ConfigError: a block that does not exist or does not mix, or a model without any.
     """
     mixing = mixing_blocks(config)
     if not mixing:
-        raise ConfigError(f"no block of the model {config.name!r} mixes template and search region: nothing to show")
+        raise ConfigError(
+            f"no attention block of {config.name!r} sees both template and search region: there is nothing to show"
+        )
     if blocks is None:
-        last_stage = [index for index in mixing if index >= config.num_blocks - config.decoder_blocks - config.depth]
-        count = min(DEFAULT_COLUMNS, len(last_stage))
-        return tuple(last_stage[round(place)] for place in np.linspace(0, len(last_stage) - 1, count))
-    wrong = [index for index in blocks if index not in mixing]
+        names = block_names(config)
+        last = [
+            name for name in mixing if names.index(name) >= config.num_blocks - config.decoder_blocks - config.depth
+        ]
+        step = max(1, math.ceil((len(last) - 1) / (MOST_BLOCKS - 1)))
+        return tuple(dict.fromkeys([*last[::step], last[-1]]))
+    if [name.lower() for name in blocks] == ["all"]:
+        return mixing
+    known = {name.lower(): name for name in mixing}
+    wrong = [name for name in blocks if name.lower() not in known]
     if wrong or not blocks:
         raise ConfigError(
-            f"blocks {', '.join(map(str, wrong))}: expected some of {mixing[0]} to {mixing[-1]}, the blocks of "
-            f"{config.name!r} in which template and search region mix"
+            f"no blocks {', '.join(wrong)!r} in which template and search region of {config.name!r} mix; expected "
+            f"'all', or some of {', '.join(mixing)}"
         )
-    return tuple(blocks)
+    return tuple(known[name.lower()] for name in blocks)
 
 
 def attention_maps(
@@ -105,129 +119,150 @@ def attention_maps(
     state: TrackState,
     frame: UInt8[np.ndarray, "H W 3"],
     template_xyxy: Box,
-    blocks: Sequence[int] | None = None,
+    blocks: Sequence[str] | None = None,
 ) -> AttentionMaps:
-    """The maps for a frame, given the state after the frame before.
+    """The attention with which a tracker looks at a frame.
+
+    Of several online templates the newest is taken. Its box in its crop is not known any more, only its area: the box
+    given with its view is a square in the middle.
 
     Args:
         tracker: model and settings.
-        state: of a single target.
+        state: after the frame before, of a single target.
         frame: RGB.
         template_xyxy: the target's box in the initial template, normalised.
-        blocks: indices into `block_names`; None for a choice.
+        blocks: see `choose_blocks`.
 
     Raises:
         ConfigError: as `choose_blocks`.
     """
-    config = tracker.config
+    config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
-    names = block_names(config)
-    modules = [
-        f"blocks_{index}" if index < config.num_blocks else f"cross_blocks_{index - config.num_blocks}"
-        for index in chosen
-    ]
+    modules = {name: _module_name(config, name) for name in chosen}
+    scales = {name: _scale(tracker, module) for name, module in modules.items()}
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
-    crop = context_crop(frame, box_xywh, tracker.settings.search_factor, config.search_size).pixels
-    filled = np.asarray(state.filled)[0]
+    crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
 
-    def run(variables: dict, templates: jax.Array, search: jax.Array, filled: jax.Array) -> tuple[Any, Any, Any]:
-        prediction, captured = tracker.model.apply(
+    @jax.jit
+    def run(variables: dict, templates: Array, search: Array, filled: Array) -> tuple[Any, ...]:
+        prediction, sown = tracker.model.apply(
             variables, normalise(templates), normalise(search), filled, mutable=["intermediates"]
         )
-        found = captured["intermediates"]["backbone"]
-        asked = {name: found[name]["attention"] for name in modules}
-        return prediction.boxes_cxcywh, prediction.scores, asked
+        weights = {}
+        for name, module in modules.items():
+            asked = sown["intermediates"]["backbone"][module]["attention"]
+            # The template stream's, then the search stream's; cross-attention blocks have the second alone.
+            steps = list(zip(asked["queries"], asked["keys"], strict=True))
+            shape = (steps[-1][0].shape[2], steps[-1][1].shape[2])
+            slot_keys = _layout(config, shape, filled.shape[1], is_cross=len(steps) == 1).slot_keys
+            mask = jnp.repeat(filled[0], slot_keys)
+            weights[name] = [_mean_weights(queries, keys, scales[name], mask) for queries, keys in steps]
+        return prediction.boxes_cxcywh, prediction.scores, weights
 
-    boxes_cxcywh, scores, asked = jax.device_get(
-        jax.jit(run)(tracker.variables, state.templates, crop[None], filled[None])
-    )
-    views = {"template": View(np.asarray(state.templates)[0, 0], template_xyxy)}
-    slot = int(np.flatnonzero(filled)[-1])
-    if slot:
-        margin = 0.5 - 0.5 / tracker.settings.template_factor
+    boxes_cxcywh, scores, weights = jax.device_get(run(tracker.variables, state.templates, crop[None], state.filled))
+    templates = np.asarray(state.templates)[0]
+    views = {"template": View(templates[0], template_xyxy, "template")}
+    newest = 0
+    if settings.num_online_templates:
+        newest = 1 + int(state.num_refreshes) % settings.num_online_templates
+        margin = 0.5 - 0.5 / settings.template_factor
         square = np.array([margin, margin, 1 - margin, 1 - margin])
-        views["online"] = View(np.asarray(state.templates)[0, slot], square)
-    views["search"] = View(crop, cxcywh_to_xyxy(np.asarray(boxes_cxcywh, np.float64)[0]))
+        caption = "online template" if int(state.num_refreshes) else "online: still the first"
+        views["online"] = View(templates[newest], square, caption)
+    views["search"] = View(crop, cxcywh_to_xyxy(np.asarray(boxes_cxcywh, np.float64)[0]), "search region")
 
-    scales = _scales(tracker, modules)
-    columns = []
-    for name, scale in zip(modules, scales, strict=True):
-        steps = [_Asked(*step) for step in zip(asked[name]["queries"], asked[name]["keys"], strict=True)]
-        columns.append(_shares(config, steps, scale, filled, slot, views))
-    shares = {kind: tuple(column.get(kind) for column in columns) for kind in _kinds(slot)}
-    score = None if scores is None else float(scores[0])
-    return AttentionMaps(views, tuple(names[index] for index in chosen), shares, score)
+    split = [_split(config, weights[name], len(templates), newest) for name in chosen]
+    kinds = [kind for kind, crops in KINDS.items() if views.keys() >= set(crops)]
+    by_kind = {kind: tuple(of_block.get(kind) for of_block in split) for kind in kinds}
+    return AttentionMaps(views, chosen, by_kind, None if scores is None else float(scores[0]))
 
 
-def _kinds(slot: int) -> tuple[str, ...]:
-    if not slot:
-        return SEARCH_TO_TEMPLATE, SEARCH_TO_SEARCH
-    return SEARCH_TO_TEMPLATE, SEARCH_TO_ONLINE, SEARCH_TO_SEARCH, ONLINE_TO_TEMPLATE
-
-
-def _scales(tracker: Tracker, modules: Sequence[str]) -> list[float]:
-    backbone = tracker.model.bind(tracker.variables).backbone
-    found = []
-    for module in modules:
-        blocks, _, index = module.rpartition("_")
-        found.append(getattr(backbone, blocks)[int(index)].attention.scale)
-    return found
-
-
-def _shares(
-    config: MixFormerConfig,
-    steps: Sequence[_Asked],
-    scale: float,
-    filled: Bool[np.ndarray, " slots"],
-    slot: int,
-    views: dict[str, View],
-) -> dict[str, Share]:
-    """One block's maps, by kind. `steps` are its calls: the template stream (but for cross attention), the search."""
-    search = steps[-1]
-    has_own_keys = len(steps) == 2
-    grid = math.isqrt(search.queries.shape[2])  # a regression token stands behind the grid
-    own_side = (grid + 1) // 2 if config.projection == "depthwise" else grid
-    own_keys = has_own_keys * (own_side**2 + search.queries.shape[2] - grid**2)
-    slot_keys = (search.keys.shape[2] - own_keys) // len(filled)
-
-    def to_template(weights: Float[np.ndarray, "q k"], which: int, view: str) -> Share:
-        given = weights[:, which * slot_keys : (which + 1) * slot_keys]
-        return _given_to(given, views[view].box_xyxy)
-
-    weights = _weights(search, scale, filled, slot_keys)
-    shares = {SEARCH_TO_TEMPLATE: to_template(weights, 0, "template")}
-    if slot:
-        shares[SEARCH_TO_ONLINE] = to_template(weights, slot, "online")
-    if has_own_keys:
-        start = len(filled) * slot_keys
-        shares[SEARCH_TO_SEARCH] = _given_to(weights[:, start : start + own_side**2], views["search"].box_xyxy)
-    if slot and has_own_keys:
-        rows = steps[0].queries.shape[2] // len(filled)
-        online = steps[0].queries[:, :, slot * rows : (slot + 1) * rows]
-        weights = _weights(_Asked(online, steps[0].keys), scale, filled, slot_keys)
-        shares[ONLINE_TO_TEMPLATE] = to_template(weights, 0, "template")
-    return shares
-
-
-def _weights(
-    asked: _Asked, scale: float, filled: Bool[np.ndarray, " slots"], slot_keys: int
-) -> Float[np.ndarray, "q k"]:
-    """Softmax weights of one block, averaged over its heads; keys of empty slots get none."""
-    queries, keys = (np.asarray(array, np.float32)[0] for array in asked)
-    logits = queries @ keys.swapaxes(1, 2) * scale
-    visible = np.concatenate([np.repeat(filled, slot_keys), np.ones(keys.shape[1] - len(filled) * slot_keys, bool)])
-    logits[:, :, ~visible] = -np.inf
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=0)
-
-
-def _given_to(weights: Float[np.ndarray, "q k"], box_xyxy: Box) -> Share:
-    """What every query of a square grid gives to the keys inside a box; keys lie on a square grid of their own."""
-    key_side, query_side = math.isqrt(weights.shape[1]), math.isqrt(len(weights))
-    centres = (np.arange(key_side) + 0.5) / key_side
+def token_mask(side: int, box_xyxy: Box) -> Bool[np.ndarray, "{side} {side}"]:
+    """The tokens of a crop whose centre lies in a box; where there is none, the one in which the box's centre lies."""
     x1, y1, x2, y2 = box_xyxy
+    centres = (np.arange(side) + 0.5) / side
     inside = ((centres >= y1) & (centres <= y2))[:, None] & ((centres >= x1) & (centres <= x2))
-    if not inside.any():  # a target smaller than a token: the token in which its centre lies
-        row, column = (np.clip(int(c * key_side), 0, key_side - 1) for c in ((y1 + y2) / 2, (x1 + x2) / 2))
+    if not inside.any():
+        row, column = (min(max(int(c * side), 0), side - 1) for c in ((y1 + y2) / 2, (x1 + x2) / 2))
         inside[row, column] = True
-    return weights[: query_side**2, inside.ravel()].sum(axis=1).reshape(query_side, query_side)
+    return inside
+
+
+def looked_at(weights: Weights, query_xyxy: Box) -> Float[np.ndarray, "key_rows key_columns"]:
+    """Where the tokens in a box look: the mean of their weights, on the grid of the keys."""
+    return weights[token_mask(len(weights), query_xyxy)].mean(axis=0)
+
+
+def looking_at(weights: Weights, key_xyxy: Box) -> Float[np.ndarray, "query_rows query_columns"]:
+    """Who looks at the tokens in a box: the share of its attention that each query gives to all of them together."""
+    return weights[:, :, token_mask(weights.shape[2], key_xyxy)].sum(axis=-1)
+
+
+def _module_name(config: MixFormerConfig, name: str) -> str:
+    index = block_names(config).index(name)
+    return f"blocks_{index}" if index < config.num_blocks else f"cross_blocks_{index - config.num_blocks}"
+
+
+def _scale(tracker: Tracker, module: str) -> float:
+    blocks, _, index = module.rpartition("_")
+    backbone = tracker.model.bind(tracker.variables).backbone
+    return float(getattr(backbone, blocks)[int(index)].attention.scale)
+
+
+class _Layout(NamedTuple):
+    """How tokens lie in a block: the search region's queries in a square, and its keys, those of each slot first.
+
+    Behind the slots' keys are the search region's own, but not in a cross-attention block: there `own_side` is 0. The
+    regression token stands behind the square, with the queries and with the own keys.
+    """
+
+    search_side: int
+    slot_keys: int
+    own_side: int
+
+
+def _layout(config: MixFormerConfig, search_shape: tuple[int, ...], slots: int, is_cross: bool) -> _Layout:
+    num_queries, num_keys = search_shape
+    side = math.isqrt(num_queries)
+    if is_cross:
+        return _Layout(side, num_keys // slots, 0)
+    own_side = (side + 1) // 2 if config.projection == "depthwise" else side
+    own = own_side**2 + num_queries - side**2
+    return _Layout(side, (num_keys - own) // slots, own_side)
+
+
+def _mean_weights(
+    queries: Float[Array, "1 heads q d"], keys: Float[Array, "1 heads k d"], scale: float, filled: Bool[Array, " t"]
+) -> Float[Array, "q k"]:
+    """Softmax weights as `models.attention.attend` has them, averaged over heads.
+
+    `filled` is for the templates' keys, which come first; all keys behind them may be attended to.
+    """
+    queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
+    logits = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
+    mask = jnp.pad(filled, (0, keys.shape[2] - len(filled)), constant_values=True)
+    return jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1).mean(axis=(0, 1))
+
+
+def _split(
+    config: MixFormerConfig, steps: Sequence[Float[np.ndarray, "_q _k"]], slots: int, newest: int
+) -> dict[str, Weights]:
+    """One block's weights by kind. `steps` are those of the template stream, if it has one, and of the search."""
+    search = steps[-1]
+    side, slot_keys, own_side = _layout(config, search.shape, slots, is_cross=len(steps) == 1)
+
+    def part(weights: Float[np.ndarray, "q k"], first_key: int, key_side: int) -> Weights:
+        of_keys = weights[:, first_key : first_key + key_side**2]
+        query_side = math.isqrt(len(weights))
+        return of_keys.reshape(query_side, query_side, key_side, key_side)
+
+    queries, key_side = search[: side**2], math.isqrt(slot_keys)
+    found = {"S-to-T": part(queries, 0, key_side)}
+    if newest:
+        found["S-to-OT"] = part(queries, newest * slot_keys, key_side)
+    if own_side:
+        found["S-to-S"] = part(queries, slots * slot_keys, own_side)
+    if newest and len(steps) == 2:
+        rows = len(steps[0]) // slots
+        found["OT-to-T"] = part(steps[0][newest * rows : (newest + 1) * rows], 0, key_side)
+    return found
