@@ -17,6 +17,7 @@ from mixformer_jax.models.positions import PRETRAINED_GRID
 
 CLASSES = 1000  # of ImageNet, which the unused classifiers tell apart
 CONVMAE_PATCHES = (4, 2, 2)
+_NOT_SINCOS = "is not the sin-cos table; use positions='interpolated_frozen'"
 
 _BACKBONE = ("params", "backbone")
 
@@ -119,7 +120,7 @@ def _positions(config: MixFormerConfig) -> list[Entry | Carried]:
     for suffix, images, grid in (("s", "search", config.search_grid), ("t", "template", config.template_grid)):
         official = f"backbone.pos_embed_{suffix}"
         if config.positions == "sincos":
-            tables.append(Carried(official, (1, grid**2, config.width), sincos))
+            tables.append(Carried(official, (1, grid**2, config.width), sincos, objection=_NOT_SINCOS))
         else:
             tables.append(Entry(official, (*_BACKBONE, f"{images}_positions", "table"), "positions"))
     return tables

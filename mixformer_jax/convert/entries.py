@@ -49,12 +49,14 @@ class Carried(NamedTuple):
         shape: its shape in the official builds.
         make: the value where no checkpoint gave one, of such a shape.
         free: the axis whose length does not matter (the classes of a classifier, the rows of a position table).
+        objection: what is to be said of any other value than that of `make`; None: any will do.
     """
 
     official: str
     shape: tuple[int, ...]
     make: Callable[[tuple[int, ...]], np.ndarray]
     free: int | None = None
+    objection: str | None = None
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this shape can be the one."""

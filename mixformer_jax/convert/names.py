@@ -12,20 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.backbone_names import backbone_table
-from mixformer_jax.convert.entries import (
-    Carried,
-    Entry,
-    affine,
-    batch_norm,
-    norm,
-    official_shape,
-    sincos,
-    to_official,
-    to_ours,
-)
+from mixformer_jax.convert.entries import Carried, Entry, affine, batch_norm, norm
+from mixformer_jax.convert.tables import carried_by_table, read_by_table, write_by_table
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
 
@@ -53,30 +43,13 @@ def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerCo
             tables that the config takes for sin-cos and that are not; one error lists them all. Tensors that no
             forward pass reads may be missing.
     """
-    table = name_table(config)
-    shapes = expected_shapes(config)
-    known = {entry.official for entry in table}
-    complaints = [f"unexpected {name} {value.shape}" for name, value in state.items() if name not in known]
-    for entry in table:
-        found = state.get(entry.official)
-        if isinstance(entry, Carried):
-            complaints += _carried_complaints(entry, found)
-            continue
-        expected = official_shape(entry, shapes[entry.name])
-        if found is None:
-            complaints.append(f"missing {entry.official} {expected}")
-        elif found.shape != expected:
-            complaints.append(f"misshapen {entry.official}: {found.shape}, expected {expected}")
-    if complaints:
-        raise WeightsError(f"not an official {config.name} state dict:\n  " + "\n  ".join(complaints))
-    used = (entry for entry in table if isinstance(entry, Entry))
-    return unflatten_dict({entry.path: to_ours(state[entry.official], entry.layout) for entry in used})
+    title = f"an official {config.name} state dict"
+    return read_by_table(state, name_table(config), expected_shapes(config), title)
 
 
 def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
     """The tensors of an official state dict that no forward pass reads, by their official names."""
-    unread = (entry.official for entry in name_table(config) if isinstance(entry, Carried))
-    return {name: state[name] for name in unread if name in state}
+    return carried_by_table(state, name_table(config))
 
 
 def variables_to_official(
@@ -94,30 +67,8 @@ def variables_to_official(
         WeightsError: an architecture without official counterpart, or variables or carried tensors that are missing,
             unexpected or misshapen; one error lists them all.
     """
-    table = name_table(config)
-    shapes = expected_shapes(config)
-    ours = {"/".join(path): np.asarray(value) for path, value in flatten_dict(variables).items()}
-    unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
-    complaints = [f"missing {name} {shape}" for name, shape in shapes.items() if name not in ours]
-    complaints += [f"unexpected {name} {value.shape}" for name, value in ours.items() if name not in shapes]
-    complaints += [
-        f"misshapen {name}: {value.shape}, expected {shapes[name]}"
-        for name, value in ours.items()
-        if name in shapes and value.shape != shapes[name]
-    ]
-    for name, value in carried.items():
-        if name in unread:
-            complaints += _carried_complaints(unread[name], value)
-        else:
-            complaints.append(f"unexpected carried {name} {value.shape}")
-    if complaints:
-        raise WeightsError(f"not the weights of the model {config.name!r}:\n  " + "\n  ".join(complaints))
-    return {
-        entry.official: to_official(ours[entry.name], entry)
-        if isinstance(entry, Entry)
-        else carried.get(entry.official, entry.make(entry.shape))
-        for entry in table
-    }
+    title = f"the weights of the model {config.name!r}"
+    return write_by_table(variables, name_table(config), expected_shapes(config), carried, title)
 
 
 def count_parameters(config: MixFormerConfig) -> int:
@@ -126,15 +77,6 @@ def count_parameters(config: MixFormerConfig) -> int:
     used = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
     unread = [entry for entry in name_table(config) if isinstance(entry, Carried)]
     return used + sum(math.prod(entry.shape) for entry in unread if not entry.official.endswith(COUNTER))
-
-
-def _carried_complaints(entry: Carried, found: np.ndarray | None) -> Iterator[str]:
-    if found is None:
-        return
-    if not entry.fits(found.shape):
-        yield f"misshapen {entry.official}: {found.shape}, expected {entry.shape}"
-    elif entry.make is sincos and np.abs(found - entry.make(entry.shape)).max() > 1e-5:
-        yield f"{entry.official} is not the sin-cos table; use positions='interpolated_frozen'"
 
 
 def _check_official(config: MixFormerConfig) -> None:

@@ -7,13 +7,12 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.convert import convert, tracker_settings
-from mixformer_jax.convert.entries import Carried
+from mixformer_jax.convert.entries import Carried, official_shape
 from mixformer_jax.convert.infer import infer_config
 from mixformer_jax.convert.names import (
     carried_from_official,
     count_parameters,
     name_table,
-    official_shape,
     variables_from_official,
     variables_to_official,
 )
