@@ -1,8 +1,8 @@
 """What a model costs: parameters and FLOPs by part, beside the figures of the paper's Tables 1-3.
 
 One FLOP is one multiply-accumulate of a matrix product or a convolution, as the paper counts. Norms, activations,
-softmax, biases and residual sums are left out: about one such operation for fifty FLOPs. Nothing is computed and no
-weight is allocated: the model is traced on shapes alone.
+softmax, biases and residual sums are left out: one to two operations a hundred FLOPs. Nothing is computed and no weight
+is allocated: the model is traced on shapes alone.
 """
 
 import functools

@@ -53,6 +53,24 @@ def test_parameters_of_the_paper(name, millions):
     assert count(name) / 1e6 == pytest.approx(millions, rel=0.03)
 
 
+def test_studies_have_the_blocks_of_their_rows():
+    """Table 3: SAM(n) + W-MAM(m) of 21; Table 5: twelve in all; Fig. 7: 4 to 12, and N of the decoder."""
+    for separate, mixed in [(20, 1), (15, 6), (10, 11), (5, 16)]:
+        row = STUDIES[f"sam{separate}_mam{mixed}"]
+        assert (row.num_blocks, row.mixed_blocks, row.attention) == (separate + mixed, mixed, "symmetric")
+    for name, cross, context in [("sam21_cam1", 1, 0), ("sam21_cam3", 3, 0), ("sam21_transt4", 0, 4)]:
+        row = STUDIES[name]
+        assert (row.num_blocks, row.mixed_blocks) == (21, 0)
+        assert (row.cross_attention_blocks, row.context_augment_layers) == (cross, context)
+    for name, head in [("mixcvt_symmetric", "corner"), ("mixcvt_symmetric_query", "query")]:
+        assert (STUDIES[name].num_blocks, STUDIES[name].mixed_blocks, STUDIES[name].head) == (21, None, head)
+    assert {row.num_blocks for name, row in STUDIES.items() if name.startswith("scratch_")} == {12}
+    for depth in range(4, 13):
+        for name in (f"mixvit_b_depth{depth}", f"mixvit_b_deit3_depth{depth}"):
+            assert (STUDIES[name].num_blocks, STUDIES[name].head) == (depth, "corner")
+    assert [STUDIES[f"mixvit_b_depth12_d{n}"].num_blocks for n in (1, 2, 4)] == [13, 14, 16]
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_can_be_built(name):
     assert STUDIES[name].name == name
