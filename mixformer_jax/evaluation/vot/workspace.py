@@ -1,0 +1,187 @@
+"""A VOT workspace on disk: its sequences with anchors, and the results of its experiments.
+
+sequences/list.txt                  one sequence folder a line (a data set's root may be given instead)
+sequences/<s>/sequence              key=value: width, height, length, channels.color, ...
+sequences/<s>/groundtruth.txt       one region a line
+sequences/<s>/anchor.value          one number a frame: > 0 an anchor to run forward from, < 0 backward
+results/<tracker>/<experiment>/<s>/<s>_<anchor, 8 digits>.txt     a run from an anchor, in run order (or .bin)
+results/<tracker>/<experiment>/<s>/<s>_<repetition, 3 digits>.txt a run through the sequence (unsupervised)
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
+from mixformer_jax.evaluation.vot.measures import Run, SequenceRuns, find_progress, unsupervised_accuracy
+from mixformer_jax.evaluation.vot.overlaps import region_overlaps
+from mixformer_jax.evaluation.vot.regions import UNKNOWN, Region, Special, is_empty, read_regions
+from mixformer_jax.images import read_image
+
+
+class VotSequence(NamedTuple):
+    """A sequence with its ground truth regions, one a frame."""
+
+    name: str
+    groundtruth: tuple[Region, ...]
+    anchors: tuple[tuple[int, bool], ...]  # frame, and whether the run goes backward
+    size: tuple[int, int]  # width and height of the frames
+
+    def run_frames(self, anchor: int, backward: bool) -> range:
+        """The frames of a run in its own order."""
+        return range(anchor, -1, -1) if backward else range(anchor, len(self.groundtruth))
+
+
+def read_sequences(root: str | Path) -> list[VotSequence]:
+    """The sequences of a workspace, or of a folder with list.txt.
+
+    Raises:
+        DatasetError, ResultsError: no list, a sequence that is not there, or one of its files that cannot be read.
+    """
+    root = Path(root)
+    folder = root / "sequences" if (root / "sequences").is_dir() else root
+    listing = folder / "list.txt"
+    if not listing.is_file():
+        raise DatasetError(f"{listing}: no such file; expected the names of the VOT sequences, one a line")
+    names = listing.read_text(encoding="utf-8").split()
+    if not names:
+        raise DatasetError(f"{listing}: empty; expected the names of the VOT sequences, one a line")
+    return [_read_sequence(folder / name) for name in names]
+
+
+def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True) -> SequenceRuns:
+    """All runs of one tracker on a sequence: forward anchors first, as in the toolkit.
+
+    Args:
+        results: the folder `results/<tracker>/<experiment>`.
+        bounded: whether only pixels inside the frame count.
+
+    Raises:
+        ResultsError: the sequence has no anchors, or the result of one is missing, unreadable or of another length.
+    """
+    if not sequence.anchors:
+        raise ResultsError(f"sequence {sequence.name} has no anchors, from which runs would start")
+    runs = []
+    for anchor, backward in sequence.anchors:
+        frames = sequence.run_frames(anchor, backward)
+        truth = [sequence.groundtruth[frame] for frame in frames]
+        overlaps = _overlaps(Path(results) / sequence.name, f"{sequence.name}_{anchor:08d}", truth, sequence, bounded)[
+            1
+        ]
+        present = np.array([not is_empty(region) for region in truth])
+        runs.append(Run(overlaps, find_progress(overlaps, present)))
+    return SequenceRuns(sequence.name, len(sequence.groundtruth), tuple(runs))
+
+
+def score_unsupervised(results: str | Path, sequence: VotSequence, burn_in: int = 1) -> float:
+    """Mean accuracy of the repetitions <s>_001, <s>_002, ... of one tracker through a sequence.
+
+    A repetition without a frame that counts has accuracy 0, as in the toolkit.
+
+    Raises:
+        ResultsError: no repetition is there, or one is unreadable or of another length.
+    """
+    folder = Path(results) / sequence.name
+    accuracies = []
+    for repetition in _repetitions(folder, sequence.name):
+        truth = list(sequence.groundtruth)
+        predicted, overlaps = _overlaps(folder, repetition, truth, sequence, bounded=True)
+        accuracies.append(np.nan_to_num(unsupervised_accuracy(overlaps, predicted, truth, burn_in)))
+    return float(np.mean(accuracies))
+
+
+def average_unsupervised(accuracies: list[float], sequences: list[VotSequence]) -> float:
+    """Mean over sequences, weighted by their lengths."""
+    return float(np.average(accuracies, weights=[len(sequence.groundtruth) for sequence in sequences]))
+
+
+def _overlaps(
+    folder: Path, name: str, truth: list[Region], sequence: VotSequence, bounded: bool
+) -> tuple[list[Region], Float64[np.ndarray, " n"]]:
+    # The toolkit prefers text where both are there.
+    path = next((p for p in (folder / f"{name}.txt", folder / f"{name}.bin") if p.is_file()), None)
+    if path is None:
+        raise ResultsError(f"{folder / name}.txt (or .bin): no such file; run the tracker on this sequence again")
+    predicted = read_regions(path)
+    if len(predicted) != len(truth):
+        raise ResultsError(f"region file {path}: {len(predicted)} regions for a run of {len(truth)} frames")
+    return predicted, region_overlaps(predicted, truth, sequence.size if bounded else None)
+
+
+def _repetitions(folder: Path, name: str) -> Iterator[str]:
+    for number in range(1, 1000):
+        repetition = f"{name}_{number:03d}"
+        if not any((folder / f"{repetition}{suffix}").is_file() for suffix in (".txt", ".bin")):
+            if number == 1:
+                raise ResultsError(f"{folder / repetition}.txt (or .bin): no such file; run the tracker again")
+            return
+        yield repetition
+
+
+def _read_sequence(folder: Path) -> VotSequence:
+    metadata = _read_metadata(folder / "sequence")
+    groundtruth = read_regions(folder / "groundtruth.txt")
+    pattern = metadata.get("channels.color", "color/%08d.jpg")
+    length = _whole_number(metadata.get("length"), folder / "sequence", "length")
+    if length is None:
+        length = sum(1 for _ in _frame_paths(folder, pattern))
+    if len(groundtruth) > length:
+        raise DatasetError(f"{folder / 'groundtruth.txt'}: {len(groundtruth)} regions for {length} frames")
+    groundtruth += [Special(UNKNOWN)] * (length - len(groundtruth))
+    size = tuple(_whole_number(metadata.get(key), folder / "sequence", key) for key in ("width", "height"))
+    if None in size:
+        first = next(_frame_paths(folder, pattern), None)
+        if first is None:
+            raise DatasetError(
+                f"{folder}: neither width and height in the file `sequence` nor a first frame to measure"
+            )
+        size = read_image(first).shape[1::-1]
+    return VotSequence(folder.name, tuple(groundtruth), _read_anchors(folder / "anchor.value", length), size)
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file; expected key=value lines (name, fps, width, height, ...)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: cannot be read as text: {error}") from error
+    pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _read_anchors(path: Path, length: int) -> tuple[tuple[int, bool], ...]:
+    if not path.is_file():
+        return ()
+    values = read_numbers(path, "anchor")[:, 0]
+    if len(values) > length:
+        raise DatasetError(f"{path}: {len(values)} values for {length} frames")
+    forward, backward = np.flatnonzero(values > 0), np.flatnonzero(values < 0)
+    return (*((int(frame), False) for frame in forward), *((int(frame), True) for frame in backward))
+
+
+def _whole_number(text: str | None, path: Path, key: str) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise DatasetError(f"{path}: {key}={text}; expected a whole number from 1 on")
+    return int(text)
+
+
+def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:
+    """Frames are numbered from 1; a pattern may be a folder of %08d.jpg."""
+    if not Path(pattern).suffix:
+        pattern = f"{pattern}/%08d.jpg"
+    if re.fullmatch(r"[^%]*%\d*d[^%]*", pattern, re.ASCII) is None:
+        raise DatasetError(
+            f"{folder / 'sequence'}: channels.color={pattern}; expected a pattern such as color/%08d.jpg"
+        )
+    number = 1
+    while (path := folder / (pattern % number)).is_file():
+        yield path
+        number += 1
