@@ -248,10 +248,10 @@ def _settle_boxes(
 ) -> Float[np.ndarray, "n 4"]:
     """A copy of the predictions, checked, with empty boxes replaced and as many rows as the ground truth."""
     boxes = np.array(boxes_xywh, np.float64)
-    usable = (np.abs(boxes) <= MAX_COORDINATE).all(1) & (boxes[:, 2:] >= 0).all(1)
+    usable = np.asarray((np.abs(boxes) <= MAX_COORDINATE).all(1) & (boxes[:, 2:] >= 0).all(1))
     tolerated = usable
     if rules.unusable_boxes == "repeat":
-        tolerated = (np.isnan(boxes) | (np.abs(boxes) <= MAX_COORDINATE)).all(1)
+        tolerated = np.asarray((np.isnan(boxes) | (np.abs(boxes) <= MAX_COORDINATE)).all(1))
     broken = np.flatnonzero(~tolerated)
     if broken.size:
         row = broken[0]

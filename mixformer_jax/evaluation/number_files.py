@@ -61,8 +61,8 @@ def _parse_lines(path: Path, content: bytes, columns: str, num_columns: int | No
         # utf-8-sig: tools on Windows put a byte order mark before the first number.
         lines = content.decode("utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ResultsError(f"result file {path}, line {line}: not text in UTF-8: {error}") from error
+        number = content[: error.start].count(b"\n") + 1
+        raise ResultsError(f"result file {path}, line {number}: not text in UTF-8: {error}") from error
     if not lines:
         raise ResultsError(f"result file {path}: empty; expected one line of {columns} for every frame")
     rows: list[list[float]] = []

@@ -178,10 +178,10 @@ def _drawn_rectangle(
     first, last = _rectangle_ends(boxes)
     low, high = box[:, :2], box[:, 2:]
     extent = high - low + 1
-    missing = ((first > high) | (last < low)).any(1)
+    missing = ((first > high) | (last < low)).any(1, keepdims=True)
     start = np.maximum(0, first - low)
     stop = np.minimum(high, last - low) + 1
     stop = np.where(stop < 0, np.maximum(stop + extent, 0), np.minimum(stop, extent))
     start = np.minimum(start, extent)
     stop = np.maximum(stop, start)
-    return start, np.where(missing[:, None], start, stop)
+    return start, np.where(missing, start, stop)

@@ -114,8 +114,8 @@ def read_regions(path: str | Path) -> list[Region]:
     try:
         lines = content.decode("utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ResultsError(f"region file {path}, line {line}: not text in UTF-8: {error}") from error
+        number = content[: error.start].count(b"\n") + 1
+        raise ResultsError(f"region file {path}, line {number}: not text in UTF-8: {error}") from error
     if not lines:
         raise ResultsError(f"region file {path}: empty; expected one region a line")
     regions = []

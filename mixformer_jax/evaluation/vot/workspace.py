@@ -133,15 +133,15 @@ def _read_sequence(folder: Path) -> VotSequence:
     if len(groundtruth) > length:
         raise DatasetError(f"{folder / 'groundtruth.txt'}: {len(groundtruth)} regions for {length} frames")
     groundtruth += [Special(UNKNOWN)] * (length - len(groundtruth))
-    size = tuple(_whole_number(metadata.get(key), folder / "sequence", key) for key in ("width", "height"))
-    if None in size:
+    width, height = (_whole_number(metadata.get(key), folder / "sequence", key) for key in ("width", "height"))
+    if width is None or height is None:
         first = next(_frame_paths(folder, pattern), None)
         if first is None:
             raise DatasetError(
                 f"{folder}: neither width and height in the file `sequence` nor a first frame to measure"
             )
-        size = read_image(first).shape[1::-1]
-    return VotSequence(folder.name, tuple(groundtruth), _read_anchors(folder / "anchor.value", length), size)
+        height, width = read_image(first).shape[:2]
+    return VotSequence(folder.name, tuple(groundtruth), _read_anchors(folder / "anchor.value", length), (width, height))
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
