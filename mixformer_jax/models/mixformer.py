@@ -42,13 +42,19 @@ class MixFormer(nn.Module):
     Two calls make a forward pass, in training and in tracking alike: `encode_templates`, then `locate`. Models whose
     templates depend on the search region (`config.is_cacheable` is False) have the joint call alone.
     Images come in normalised (`crops.normalise`), NHWC float32.
+
+    Attributes:
+        config: the architecture.
+        remat: see `Backbone`.
     """
 
     config: MixFormerConfig
+    remat: bool = False
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.backbone = MixViTBackbone(config) if config.backbone == "vit" else MixCvTBackbone(config)
+        family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
+        self.backbone = family(config, self.remat)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -134,9 +140,9 @@ class MixFormer(nn.Module):
         return prediction._replace(score_logits=self.score(features, cache.features[:, 0], boxes_xyxy))
 
 
-def build_model(config: MixFormerConfig) -> MixFormer:
+def build_model(config: MixFormerConfig, remat: bool = False) -> MixFormer:
     """The model of a config; its variables come from `init_variables` or a weights file."""
-    return MixFormer(config)
+    return MixFormer(config, remat)
 
 
 def init_variables(model: MixFormer, key: Array) -> dict:

@@ -5,6 +5,7 @@ slots from the tracker, and the data section adds the jitters.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,72 +15,36 @@ from mixformer_jax.data.synthetic import SyntheticConfig
 from mixformer_jax.data.views import CropConfig
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.training.losses import IouKind
+from mixformer_jax.training.settings import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Schedule, losses and housekeeping of a run.
+class TrainConfig(RunConfig):
+    """A run that trains a tracker.
 
     Attributes:
-        steps: optimizer steps of the whole run.
-        batch_size: samples a step.
-        seed: of initialisation, samples and stochastic depth.
-        learning_rate: peak rate of the head.
-        backbone_rate: the backbone's rate over the head's (the paper: 0.1, pre-trained; 1 from scratch).
-        weight_decay: of kernels; biases, norms and positions have none.
-        schedule: `step` divides the rate by ten after `decay_at` of the run (the paper); `cosine` to zero.
-        decay_at: share of the run after which `step` decays.
-        warmup_steps: linear warm-up.
-        clip_norm: global norm to which gradients are clipped.
-        ema_decay: decay of the exponential moving average of the weights that are validated and exported; 0: none.
+        stage: `box` trains backbone and box head; `score` the score module alone (section 3.5).
         iou_loss: `ciou` for MixViT, `giou` for MixCvT (section 3.5).
         iou_weight, l1_weight: 2 and 5 in the paper.
         corner_weight: weight of the corner maps' cross entropy, an addition of ours for training from scratch.
-        log_every: steps between lines of metrics.
-        validate_every: steps between validations on held-out sequences.
-        checkpoint_every: steps between checkpoints.
-        validation_pairs: frame pairs of held-out sequences in a validation.
-        num_threads: threads that render samples.
-        init: weights file to start from instead of fresh weights.
+        freeze: patterns of names (`backbone/blocks_0/`), matched from the start, of parameters that stage `box` leaves
+            as they are.
     """
 
-    steps: int = 1000
-    batch_size: int = 32
-    seed: int = 0
-    learning_rate: float = 4e-4
-    backbone_rate: float = 0.1
-    weight_decay: float = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
-    decay_at: float = 0.8
-    warmup_steps: int = 0
-    clip_norm: float = 0.1
-    ema_decay: float = 0.0
+    stage: Literal["box", "score"] = "box"
     iou_loss: IouKind = "ciou"
     iou_weight: float = 2.0
     l1_weight: float = 5.0
     corner_weight: float = 0.0
-    log_every: int = 50
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-    validation_pairs: int = 256
-    num_threads: int = 2
-    init: str | None = None
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in (
-            "steps",
-            "batch_size",
-            "log_every",
-            "validate_every",
-            "checkpoint_every",
-            "validation_pairs",
-        ):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"train.{key} is {getattr(self, key)}; expected at least 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay is {self.ema_decay}; expected a share in [0, 1)")
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ConfigError(f"train.warmup_steps is {self.warmup_steps}; expected less than steps ({self.steps})")
+        super().__post_init__()
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"train.freeze: {pattern!r} is no regular expression: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +86,18 @@ class Experiment:
         train = dataclass_from_mapping(TrainConfig, config["train"])
         if train.corner_weight and model.head == "query":
             raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
-        if model.score_heads:
+        if train.stage == "box" and model.score_heads:
             raise ConfigError(
                 f"model.score_heads is {model.score_heads}: the box loss would leave the score module as it was "
-                "initialised; train with 0"
+                "initialised; train with 0, then with train.stage 'score'"
             )
+        if train.stage == "score":
+            if not model.score_heads:
+                raise ConfigError("train.stage is 'score', and the model has no score module: set model.score_heads")
+            if model.head_norm != "frozen":
+                raise ConfigError("train.stage 'score' leaves the box head as it is: set model.head_norm to 'frozen'")
+            if not (train.init or train.resume):
+                raise ConfigError(
+                    "train.stage 'score' trains the score module alone: train.init must name stage 1's run"
+                )
         return cls(model=model, tracker=tracker, data=dataclass_from_mapping(DataConfig, data), train=train)

@@ -1,9 +1,10 @@
-"""Losses of the box head (paper, section 3.5): L1 x 5 plus CIoU x 2 for MixViT, GIoU x 2 for MixCvT."""
+"""Losses of the paper's section 3.5: L1 x 5 plus CIoU x 2 (MixViT) or GIoU x 2 (MixCvT), cross entropy for scores."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Float32
 
 from mixformer_jax.boxes import ciou, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
@@ -68,6 +69,11 @@ def box_loss(
     l1 = jnp.mean(jnp.abs(pred_xyxy - target_xyxy))
     loss = l1_weight * l1 + iou_weight * iou_term
     return loss, {"loss": loss, "loss_iou": iou_term, "loss_l1": l1, "iou": jnp.mean(overlaps)}
+
+
+def score_losses(logits: Float[Array, " b"], labels: Float[Array, " b"]) -> Float32[Array, " b"]:
+    """Binary cross entropy of the score module's logits (eq. 4) for each sample; label 1: the target is there."""
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels.astype(jnp.float32))
 
 
 def corner_cross_entropy(

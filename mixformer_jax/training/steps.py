@@ -1,22 +1,16 @@
-"""The train step and the validation step: pure functions of explicit state."""
+"""The train step and the validation step: pure functions of explicit state, for any objective, on any mesh."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Int32
+from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, UInt32
 
-from mixformer_jax.boxes import cxcywh_to_xywh, cxcywh_to_xyxy, iou
-from mixformer_jax.crops import normalise
-from mixformer_jax.models.mixformer import MixFormer, Prediction
-from mixformer_jax.training.experiment import TrainConfig
-from mixformer_jax.training.losses import box_loss, corner_cross_entropy
-
-Batch = Mapping[str, Array | np.ndarray]
-"""templates uint8 [b, slots, T, T, 3], search uint8 [b, S, S, 3], box_cxcywh float32 [b, 4] (of the search)."""
+from mixformer_jax.training.objective import Batch, Objective, Variables
 
 
 class TrainState(NamedTuple):
@@ -24,87 +18,140 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: steps done.
-        params: trained variables.
+        key: of the run; a step's own key is this one, folded with the step.
+        params: all parameters, frozen ones too.
         model_state: the model's other collections (batch statistics, constants).
-        opt_state: the optimizer's.
-        ema: moving average of all variables, the ones to validate and to ship; equal to them where none is kept.
+        opt_state: the optimizer's, of the trained parameters alone.
+        ema: moving average of all variables; empty where none is kept.
     """
 
     step: Int32[Array, ""]
+    key: UInt32[Array, " words"]
     params: dict[str, Any]
     model_state: dict[str, Any]
     opt_state: optax.OptState
-    ema: dict[str, Any]
+    ema: Variables
+
+    @property
+    def variables(self) -> Variables:
+        """The model's variables, as the last step left them."""
+        return {"params": self.params, **self.model_state}
+
+    @property
+    def shipped(self) -> Variables:
+        """The variables to validate and to ship: the averaged ones where an average is kept."""
+        return self.ema or self.variables
 
 
-def new_train_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+class StepReport(NamedTuple):
+    """What a step tells about itself.
+
+    Attributes:
+        metrics: for the log; among them `loss` and `gradient_norm`.
+        gradient_squares: the sum of squares of every trained parameter's gradient, in the order of `trained_names`.
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    gradient_squares: Float[Array, " parameters"]
+
+
+def split_params(objective: Objective, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters that train, and the frozen ones, both as trees."""
+    flat = flatten_dict(params)
+    trained = {path: value for path, value in flat.items() if objective.group(path) != "frozen"}
+    frozen = {path: value for path, value in flat.items() if path not in trained}
+    return unflatten_dict(trained), unflatten_dict(frozen)
+
+
+def trained_names(objective: Objective, params: Mapping[str, Any]) -> list[str]:
+    """Names of the trained parameters in the order of the leaves of their tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(split_params(objective, params)[0])
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def new_train_state(
+    objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float, key: PRNGKeyArray
+) -> TrainState:
     """The state before the first step."""
-    model_state = {name: value for name, value in variables.items() if name != "params"}
-    # The average must own its buffers: the step donates the state.
-    ema = jax.tree.map(jnp.copy, variables)
+    variables = objective.init(key)
+    trained, _frozen = split_params(objective, variables["params"])
     return TrainState(
-        jnp.zeros((), jnp.int32), variables["params"], model_state, optimizer.init(variables["params"]), ema
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(key),
+        params=variables["params"],
+        model_state={name: value for name, value in variables.items() if name != "params"},
+        opt_state=optimizer.init(trained),
+        # The average must own its buffers: the step donates the state.
+        ema=jax.tree.map(jnp.copy, variables) if ema_decay else {},
     )
 
 
-def tracking_loss(
-    prediction: Prediction, boxes_cxcywh: Float[Array, "b 4"], config: TrainConfig
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The paper's box loss (section 3.5), and where asked for the corner maps' cross entropy."""
-    boxes_xywh = cxcywh_to_xywh(boxes_cxcywh)
-    loss, metrics = box_loss(prediction.boxes_cxcywh, boxes_xywh, config.iou_loss, config.l1_weight, config.iou_weight)
-    if config.corner_weight:
-        # `Experiment` has refused a head without maps.
-        assert prediction.top_left_logits is not None and prediction.bottom_right_logits is not None
-        corner = corner_cross_entropy(
-            prediction.top_left_logits, prediction.bottom_right_logits, cxcywh_to_xyxy(boxes_cxcywh)
-        )
-        loss = loss + config.corner_weight * corner
-        metrics = {**metrics, "loss": loss, "loss_corner": corner}
-    return loss, metrics
-
-
 def make_train_step(
-    model: MixFormer, optimizer: optax.GradientTransformation, config: TrainConfig
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """The jitted step `state, batch -> state, metrics`. The old state's buffers are given up."""
+    objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float = 0.0, accumulate: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """The step `state, batch -> state, report`, not jitted yet.
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    Args:
+        objective: gives the loss.
+        optimizer: of the trained parameters.
+        ema_decay: see `TrainConfig`.
+        accumulate: the batch goes through the model in so many parts, one after the other, and their mean gradient
+            makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating
+            optimizer, nothing in the state and in checkpoints. Batch norms see one part at a time.
+    """
 
-        def loss_of(params: dict[str, Any]) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-            prediction, updates = model.apply(
-                {"params": params, **state.model_state},
-                normalise(jnp.asarray(batch["templates"])),
-                normalise(jnp.asarray(batch["search"])),
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"drop_path": key},
-            )
-            loss, metrics = tracking_loss(prediction, jnp.asarray(batch["box_cxcywh"]), config)
-            return loss, (metrics, cast(dict[str, Any], updates))
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        trained, frozen = split_params(objective, state.params)
 
-        gradients, (metrics, updates) = jax.grad(loss_of, has_aux=True)(state.params)
-        metrics = {**metrics, "gradient_norm": optax.tree.norm(gradients)}
-        changes, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        model_state = {**state.model_state, **updates}
-        # A short memory at first: the average forgets the random initialisation.
-        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        decay = jnp.where(config.ema_decay > 0, decay, 0.0)
-        ema = optax.incremental_update({"params": params, **model_state}, state.ema, 1.0 - decay)
-        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+        def loss_of(
+            trained: dict[str, Any], model_state: dict[str, Any], batch: Batch, key: Array
+        ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
+            return objective.loss({"params": _joined(trained, frozen), **model_state}, batch, key)
 
-    return jax.jit(step, donate_argnums=0)
+        gradient_of = jax.grad(loss_of, has_aux=True)
+        if accumulate == 1:
+            gradients, (metrics, updates) = gradient_of(trained, state.model_state, batch, key)
+            model_state = {**state.model_state, **updates}
+        else:
+
+            def part(carry: tuple[Any, Any], of_part: tuple[Batch, Array]) -> tuple[tuple[Any, Any], Any]:
+                total, model_state = carry
+                gradients, (metrics, updates) = gradient_of(trained, model_state, *of_part)
+                return (jax.tree.map(jnp.add, total, gradients), {**model_state, **updates}), metrics
+
+            # Every part takes each `accumulate`-th sample: then every device has an equal share of it already.
+            parts = {name: rearrange(x, "(b k) ... -> k b ...", k=accumulate) for name, x in batch.items()}
+            start = jax.tree.map(jnp.zeros_like, trained), state.model_state
+            (total, model_state), each = jax.lax.scan(part, start, (parts, jax.random.split(key, accumulate)))
+            gradients = jax.tree.map(lambda x: x / accumulate, total)
+            metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+
+        squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)])
+        metrics = {**metrics, "gradient_norm": jnp.sqrt(jnp.sum(squares))}
+        changes, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = _joined(optax.apply_updates(trained, changes), frozen)
+        ema = state.ema
+        if ema_decay:
+            # A short memory at first: the average forgets the random initialisation.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update({"params": params, **model_state}, ema, 1.0 - decay)
+        new = TrainState(state.step + 1, state.key, params, model_state, opt_state, ema)
+        return new, StepReport(metrics, squares)
+
+    return step
 
 
-def make_validation_step(model: MixFormer) -> Callable[[dict[str, Any], Batch], Array]:
-    """The jitted IoU of each pair of a batch: `variables, batch -> [b]`."""
+def make_validation_step(
+    objective: Objective,
+) -> Callable[[Variables, Batch, Float[Array, " b"]], dict[str, Array]]:
+    """Sums of every metric over a batch, `variables, batch, weights -> sums`; weight 0 leaves a sample out."""
 
-    def overlaps(variables: dict[str, Any], batch: Batch) -> Array:
-        images = normalise(jnp.asarray(batch["templates"])), normalise(jnp.asarray(batch["search"]))
-        prediction = cast(Prediction, model.apply(variables, *images))
-        target_xyxy = jnp.clip(cxcywh_to_xyxy(jnp.asarray(batch["box_cxcywh"])), 0.0, 1.0)
-        return iou(cxcywh_to_xyxy(prediction.boxes_cxcywh), target_xyxy)
+    def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
+        return {name: jnp.sum(value * weights) for name, value in objective.measure(variables, batch).items()}
 
-    return jax.jit(overlaps)
+    return sums
+
+
+def _joined(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))

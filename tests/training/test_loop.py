@@ -10,12 +10,15 @@ from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.weights import WeightsError, load_weights
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.training import loop
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.loop import TrainingError, train
+from mixformer_jax.training.folder import TrainingError
+from mixformer_jax.training.loop import train
 from mixformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from mixformer_jax.training.steps import make_train_step, make_validation_step, new_train_state
+from mixformer_jax.training.program import train_program
+from mixformer_jax.training.sharding import make_mesh
+from mixformer_jax.training.steps import split_params
+from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.watch import StepWatch
 
 
 def write_sequence(folder, seed, frames=8):
@@ -76,7 +79,8 @@ def config(root):
             "validate_every": 3,
             "checkpoint_every": 3,
             "validation_pairs": 4,
-            "num_threads": 0,
+            "workers": 0,
+            "mesh": (1, 1, 1),
         },
     }
 
@@ -88,19 +92,14 @@ def tensors(path):
 def test_a_killed_run_resumes_without_a_trace(config, tmp_path, monkeypatch):
     whole = train(config, tmp_path / "whole")
 
-    real = loop.make_train_step
+    after_step = StepWatch.after_step
 
-    def dying(*args):
-        step = real(*args)
+    def dying(self, step, *args):
+        after_step(self, step, *args)
+        if step == 4:
+            raise KeyboardInterrupt
 
-        def run(state, batch):
-            if int(state.step) == 4:
-                raise KeyboardInterrupt
-            return step(state, batch)
-
-        return run
-
-    monkeypatch.setattr(loop, "make_train_step", dying)
+    monkeypatch.setattr(StepWatch, "after_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "killed")
     monkeypatch.undo()
@@ -160,7 +159,7 @@ def test_unknown_keys_are_errors(config):
 def test_a_small_model_learns_eight_samples_by_heart(config):
     config["model"] |= {"depth": 2, "head": "corner_pyramid"}
     config["tracker"]["num_online_templates"] = 0
-    config["train"] |= {"steps": 300, "learning_rate": 2e-3, "warmup_steps": 20, "schedule": "cosine"}
+    config["train"] |= {"batch_size": 8, "steps": 300, "learning_rate": 2e-3, "warmup_steps": 20, "schedule": "cosine"}
     experiment = Experiment.from_mapping(config)
     rng = np.random.default_rng(0)
     centres, sides = rng.uniform(0.3, 0.6, (8, 2)), rng.uniform(0.2, 0.4, (8, 2))
@@ -176,25 +175,27 @@ def test_a_small_model_learns_eight_samples_by_heart(config):
         "search": search,
         "box_cxcywh": np.concatenate([centres, sides], axis=1).astype(np.float32),
     }
-    model = build_model(experiment.model)
-    optimizer = make_optimizer(experiment.train, frozen_positions=False)
-    state = new_train_state(init_variables(model, jax.random.key(0)), optimizer)
-    step = make_train_step(model, optimizer, experiment.train)
+    program = train_program(tracking_objective(experiment), experiment.train, make_mesh((1, 1, 1)))
+    state = program.init(jax.random.key(0))
     for _ in range(300):
-        state, _metrics = step(state, batch)
-    assert make_validation_step(model)(state.ema, batch).mean() > 0.8
+        state, _report = program.step(state, batch)
+    sums = program.evaluate(state.shipped, batch, np.ones(8, np.float32))
+    assert sums["iou"] / 8 > 0.9
 
 
 def test_rates_of_backbone_and_head(config):
     config["train"] |= {"backbone_rate": 0.1, "weight_decay": 0.0, "steps": 100, "decay_at": 0.8}
-    settings = Experiment.from_mapping(config).train
-    schedule = learning_rate_schedule(settings)
+    config["model"] |= {"positions": "interpolated_frozen"}
+    experiment = Experiment.from_mapping(config)
+    schedule = learning_rate_schedule(experiment.train)
     np.testing.assert_allclose([schedule(0), schedule(79), schedule(80)], [1e-3, 1e-3, 1e-4], rtol=1e-5)
     params = {"backbone": {"kernel": np.ones(3, np.float32)}, "head": {"kernel": np.ones(3, np.float32)}}
     params["backbone"]["search_positions"] = {"table": np.ones(3, np.float32)}
-    optimizer = make_optimizer(settings, frozen_positions=True)
-    gradients = jax.tree.map(lambda x: 0.01 * np.ones_like(x), params)
-    changes, _ = optimizer.update(gradients, optimizer.init(params), params)
+    objective = tracking_objective(experiment)
+    trained, frozen = split_params(objective, params)
+    assert list(flatten_dict(frozen)) == [("backbone", "search_positions", "table")]
+    optimizer = make_optimizer(experiment.train, objective)
+    gradients = jax.tree.map(lambda x: 0.01 * np.ones_like(x), trained)
+    changes, _ = optimizer.update(gradients, optimizer.init(trained), trained)
     np.testing.assert_allclose(changes["head"]["kernel"], -1e-3, rtol=1e-4)
     np.testing.assert_allclose(changes["backbone"]["kernel"], -1e-4, rtol=1e-4)
-    np.testing.assert_array_equal(changes["backbone"]["search_positions"]["table"], 0)

@@ -1,0 +1,101 @@
+"""A run's metrics: JSON lines, TensorBoard, Weights & Biases where asked for, and the curve to look at."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+
+from mixformer_jax.files import write_atomically
+from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.curves import draw_curves
+
+LINES_NAME, CURVES_NAME = "metrics.jsonl", "curves.png"
+
+
+class MetricsLog:
+    """Writes events of a run into its folder. What a lost part of a run wrote is taken back."""
+
+    def __init__(self, folder: Path, first_step: int, config: Mapping[str, Any], wandb_project: str | None) -> None:
+        """Opens the log of a run that begins, or goes on, after `first_step` steps.
+
+        Raises:
+            ConfigError: Weights & Biases is asked for and not installed.
+        """
+        self._folder, self._lines = folder, folder / LINES_NAME
+        kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
+        write_atomically(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._wandb = _wandb_run(wandb_project, folder, config) if wandb_project else None
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Appends one event."""
+        with self._lines.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(named, step=step)
+
+    def picture(self, step: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Writes `pictures/step_N.png`."""
+        encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+        (self._folder / "pictures").mkdir(exist_ok=True)
+        write_atomically(self._folder / "pictures" / f"step_{step}.png", encoded)
+        self._board.add_image("validation", image, step, dataformats="HWC")
+
+    def draw(self) -> None:
+        """Writes the training curves, `curves.png`."""
+        write_atomically(self._folder / CURVES_NAME, draw_curves(read_lines(self._lines)))
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+
+class NoLog:
+    """What the other processes of a distributed run have in the place of a log."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def picture(self, step: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        pass
+
+    def draw(self) -> None:
+        pass
+
+    def __enter__(self) -> "NoLog":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The events of a log; a line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ConfigError("train.wandb_project is set, and wandb is not installed: pip install wandb") from error
+    # One run of theirs for one folder of ours, whatever was killed between.
+    name = folder.resolve().name
+    return wandb.init(project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow")

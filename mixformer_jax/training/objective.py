@@ -1,0 +1,107 @@
+"""What a run optimises: the protocol between the one training loop and the objectives plugged into it.
+
+An objective knows its model, its losses, its samples and how to start and to end; it knows nothing of meshes,
+optimizers, checkpoints and logs. Everything but the samples works on abstract values, without data and without a run's
+folder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+Variables = dict[str, Any]
+"""A model's collections: `params`, and those that no gradient changes (`batch_stats`, `constants`)."""
+
+Batch = Mapping[str, Array | np.ndarray]
+"""Arrays by name, samples along the first axis."""
+
+Group = Literal["backbone", "rest", "frozen"]
+"""How a parameter trains: at the backbone's rate, at the full rate, or not at all."""
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Training samples by index; what `data.pipeline.batches` makes batches of."""
+
+    def sample(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
+        ...
+
+
+class Start(NamedTuple):
+    """Variables that somebody else's training gives a model.
+
+    Attributes:
+        variables: the part of the model's variables that was taken, as numpy arrays.
+        taken, fresh: names (`params/backbone/...`) of what was taken and of what keeps its random start.
+        ignored: names in the source that the model has no use for.
+    """
+
+    variables: Variables
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """One way to train: a model with its loss."""
+
+    def init(self, key: PRNGKeyArray) -> Variables:
+        """Fresh variables; traced, so that they are made where a mesh wants them."""
+        ...
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a batch of samples looks like."""
+        ...
+
+    def group(self, path: tuple[str, ...]) -> Group:
+        """How the parameter at this path (`("backbone", "blocks_0", ...)`) trains."""
+        ...
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+        """The loss of a batch, a mean over its samples; with it metrics for the log, among them `loss`, and new values
+        of the collections that a forward pass changes (`batch_stats`)."""
+        ...
+
+    def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
+        """Metrics of every sample of a validation batch."""
+        ...
+
+    def rank(self, measured: Mapping[str, float]) -> float:
+        """What the best checkpoint has most of, out of the means of `measure`."""
+        ...
+
+    def samples(self) -> Samples:
+        """The training samples; reads data."""
+        ...
+
+    def validation_samples(self) -> Samples | None:
+        """Held-out samples, None where nothing is held out; reads data."""
+        ...
+
+    def show(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """What `draw` needs to know of a validation batch, by sample."""
+        ...
+
+    def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture for people to look at: validation samples and what the model makes of them."""
+        ...
+
+    def start_from(self, source: str | Path) -> Start:
+        """What a pre-trained model gives this one.
+
+        Raises:
+            WeightsError: a source that cannot be read, does not fit, or lacks what this objective cannot train.
+        """
+        ...
+
+    def export(self, path: Path, variables: Variables) -> None:
+        """Writes a file from which the trained model can be used; `variables` are numpy arrays."""
+        ...

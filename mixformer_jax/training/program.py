@@ -1,0 +1,86 @@
+"""The compiled programs of a run and the abstract arrays they take: all that `train` runs and `plan` weighs.
+
+Nothing here reads data, makes arrays or needs a folder: `train_program(...).step.lower(program.state, program.batch)`
+compiles the real step for whatever devices the mesh holds, present or not.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.objective import Objective
+from mixformer_jax.training.optimizer import make_optimizer
+from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.sharding import BATCH, batch_axis_size, tree_shardings, with_shardings
+from mixformer_jax.training.steps import TrainState, make_train_step, make_validation_step, new_train_state
+
+
+class TrainProgram(NamedTuple):
+    """Jitted functions with their shardings, and abstract arguments for them.
+
+    Attributes:
+        mesh: where it runs.
+        init: `key -> state`, every array made where it lives.
+        step: `state, batch -> state, report`. The old state's buffers are given up.
+        evaluate: `variables, batch, weights -> sums`.
+        show: `variables, batch -> what to draw`, whole on every process.
+        state: the state as abstract arrays with shardings.
+        batch: a global batch of `train.batch_size` samples, likewise.
+    """
+
+    mesh: Mesh
+    init: Any
+    step: Any
+    evaluate: Any
+    show: Any
+    state: TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+
+def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> TrainProgram:
+    """The programs of one run on one mesh.
+
+    Raises:
+        ConfigError: a batch that does not divide among the mesh's devices and the parts of `train.accumulate`.
+    """
+    parts = batch_axis_size(mesh) * settings.accumulate
+    if settings.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size {settings.batch_size} does not divide into {parts} parts: train.accumulate "
+            f"{settings.accumulate} for each of {batch_axis_size(mesh)} devices (data x fsdp)"
+        )
+    optimizer = make_optimizer(settings, objective)
+    start = functools.partial(new_train_state, objective, optimizer, settings.ema_decay)
+    shapes = jax.eval_shape(start, jax.random.key(settings.seed))
+    shardings = tree_shardings(shapes, mesh)
+    whole = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, BATCH)
+    batch = objective.batch_shapes(settings.batch_size)
+    batch_shardings = dict.fromkeys(batch, split)
+    shipped = shardings.shipped
+
+    step = make_train_step(objective, optimizer, settings.ema_decay, settings.accumulate)
+    # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
+    quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    return TrainProgram(
+        mesh=mesh,
+        init=jax.jit(start, out_shardings=shardings, compiler_options=quick),
+        step=jax.jit(
+            step, in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
+        ),
+        evaluate=jax.jit(
+            make_validation_step(objective), in_shardings=(shipped, batch_shardings, split), out_shardings=whole
+        ),
+        show=jax.jit(objective.show, in_shardings=(shipped, batch_shardings), out_shardings=whole),
+        state=with_shardings(shapes, shardings),
+        batch=with_shardings(batch, batch_shardings),
+    )
+
+
+def weights_shape(settings: RunConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The abstract `weights` of `TrainProgram.evaluate`."""
+    return jax.ShapeDtypeStruct((settings.batch_size,), jnp.float32, sharding=NamedSharding(mesh, BATCH))

@@ -1,0 +1,126 @@
+"""Where arrays live: one mesh, one table of rules from parameter paths to partition specs.
+
+The axes: `data` splits the batch; `fsdp` splits the batch and, with it, parameters and optimizer state; `tensor` splits
+the inner dimensions of attention and MLP. A program is written for whole arrays; `jax.jit` with these shardings
+divides it, so the result is the same on every mesh up to rounding, batch norm over the global batch included.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mixformer_jax.models.config import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+Tree = TypeVar("Tree")
+
+# The first pattern found at the end of a path decides; it also finds the path's moments in the optimizer state. The
+# axes are those of the last dimensions; one that does not divide its dimension is left out. What no pattern knows
+# (norms, biases, statistics) is small and stays whole.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    # Matrices into heads and into an MLP's hidden layer, and those back out of them.
+    (r"/(q|k|v|qkv|fc0|fc1)/kernel$", ("fsdp", "tensor")),
+    (r"/(attention(_\d+)?/proj|fc2)/kernel$", ("tensor", "fsdp")),
+    (r"/(q|k|v|qkv|fc0|fc1)/bias$", ("tensor",)),
+    # Embeddings, convolutions, position tables: the output channels.
+    (r"/(kernel|table)$", ("fsdp",)),
+)
+
+
+def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with `AXES`.
+
+    Args:
+        shape: devices along each axis; one of them may be -1, for as many as there are. A single process may use fewer
+            devices than it has.
+        devices: those to use; None for all, of all processes.
+
+    Raises:
+        ConfigError: a shape that the devices do not allow.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = list(shape)
+    if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ConfigError(f"train.mesh is {tuple(shape)}; expected three counts (data, fsdp, tensor), one may be -1")
+    if -1 in sizes:
+        rest = math.prod(size for size in sizes if size != -1)
+        sizes[sizes.index(-1)] = max(1, len(devices) // rest)
+    count = math.prod(sizes)
+    if count > len(devices) or (count < len(devices) and jax.process_count() > 1):
+        raise ConfigError(f"train.mesh {tuple(shape)} wants {count} devices; there are {len(devices)}")
+    return jax.make_mesh(sizes, AXES, (AxisType.Auto,) * len(AXES), devices=devices[:count])
+
+
+def batch_axis_size(mesh: Mesh) -> int:
+    """Into how many parts a mesh splits a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def partition_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """How one array is split: the first of `RULES` that fits its path, without the axes that do not divide."""
+    axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), ())
+    if len(axes) > len(shape):
+        return PartitionSpec()
+    aligned = (None,) * (len(shape) - len(axes)) + axes
+    return PartitionSpec(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(aligned, shape, strict=True))
+    )
+
+
+def tree_shardings(shapes: Tree, mesh: Mesh) -> Tree:
+    """The sharding of every array of a tree of shapes, such as `jax.eval_shape` gives; its structure is the tree's."""
+
+    def sharding(path: tuple[Any, ...], value: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(path_name(path), value.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`/params/head/conv1/kernel` for a path of `jax.tree_util`."""
+    return "".join(f"/{jax.tree_util.keystr((key,), simple=True)}" for key in path)
+
+
+def with_shardings(shapes: Tree, shardings: Any) -> Tree:
+    """Abstract arrays that know where they live."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, as one array of all of them."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, int]:
+    """Which of how many equal parts of a batch this process loads, as (index, count).
+
+    Processes that share samples (a `tensor` axis across them) load the same part.
+
+    Raises:
+        ConfigError: a batch that the mesh does not divide, or a mesh that scatters a process's rows.
+    """
+    parts = batch_axis_size(mesh)
+    if batch_size % parts:
+        raise ConfigError(f"train.batch_size {batch_size} does not divide among {parts} devices (data x fsdp)")
+    owned = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    starts = sorted({(rows or (slice(None),))[0].indices(batch_size)[0] for rows in owned.values()})
+    rows = batch_size // parts
+    first, count = starts[0], len(starts) * rows
+    if starts != list(range(first, first + count, rows)) or first % count:
+        raise ConfigError(f"train.mesh {dict(mesh.shape)}: the devices of a process must hold neighbouring samples")
+    return first // count, batch_size // count
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch as a part of the global one."""
+    sharding = NamedSharding(mesh, BATCH)
+    if jax.process_count() == 1:
+        return {name: jax.device_put(value, sharding) for name, value in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,165 @@
+"""How a run starts: its own checkpoint, another run's, what others trained, or fresh weights."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from mixformer_jax.convert.convert import RUN_WEIGHTS
+from mixformer_jax.convert.initial import init_from
+from mixformer_jax.convert.torch_files import is_safetensors_of
+from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, expected_shapes, load_weights
+from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
+from mixformer_jax.training.objective import Objective, Start
+from mixformer_jax.training.program import TrainProgram
+from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.sharding import place
+from mixformer_jax.training.steps import TrainState
+
+CHECKPOINTS_NAME = "checkpoints"
+
+# Settings that shapes do not tell and that change what the backbone's weights mean.
+_MEANING = (
+    *("backbone", "patch_embed", "patch_size", "width", "depth", "num_heads", "early_widths", "early_depths"),
+    *("early_heads", "layer_scale", "positions", "projection", "projection_norm", "attention", "mixed_blocks"),
+    *("cross_attention_blocks", "decoder_blocks"),
+)
+
+
+def first_state(
+    objective: Objective, settings: RunConfig, program: TrainProgram, checkpoints: Checkpoints
+) -> tuple[TrainState, str | None, str]:
+    """The state to go on from, the place in the data that belongs to it, and a text that says where they come from.
+
+    Raises:
+        CheckpointError: `train.resume` names a folder without a whole checkpoint.
+        WeightsError: `train.init` does not fit.
+    """
+    # The first of these that there is:
+    # 1. this run's own newest checkpoint that is whole;
+    own = checkpoints.restore(program.state)
+    if own is not None:
+        return own.state, own.data, f"goes on after step {int(own.state.step)}"
+    # 2. the newest checkpoint of another run, step and optimizer included (train.resume);
+    if settings.resume is not None:
+        with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
+            other = others.restore(program.state)
+        if other is None:
+            raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
+        return other.state, other.data, f"goes on from {settings.resume}, after step {int(other.state.step)}"
+    fresh = program.init(jax.random.key(settings.seed))
+    # 3. what somebody else trained, under a new optimizer (train.init);
+    if settings.init is not None:
+        start = objective.start_from(settings.init)
+        return _with_variables(fresh, start.variables), None, _report(settings.init, start)
+    # 4. fresh weights.
+    return fresh, None, "starts from fresh weights"
+
+
+def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Start:
+    """What a pre-trained model gives a tracker.
+
+    A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
+    taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way.
+
+    Args:
+        source: an official backbone (`.pth`, `.safetensors`), a weights file of ours, or the folder of a run.
+        config: the model.
+        may_be_fresh: parts that may start at random.
+
+    Raises:
+        WeightsError: a source that cannot be read, another backbone, or one that lacks a part: all names that are
+            missing or misshapen in one error.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / RUN_WEIGHTS
+        if not path.is_file():
+            raise WeightsError(
+                f"{source}: no {RUN_WEIGHTS} in this folder; expected the folder of a run that has trained"
+            )
+    if is_safetensors_of(FORMAT, path):
+        return _from_weights(path, load_weights(path), config, may_be_fresh)
+    start = init_from(path, config)
+    missing = sorted({_part(name) for name in start.fresh if _part(name) != "backbone"} - set(may_be_fresh))
+    if missing:
+        raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
+    return Start(*start)
+
+
+def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
+    """The state with these values in the place of its own, and of its average's."""
+    values = flatten_dict(given)
+
+    def replaced(variables: dict[str, Any]) -> dict[str, Any]:
+        flat = flatten_dict(variables)
+        # The average and the parameters must not share buffers: the step gives the state up.
+        return unflatten_dict(
+            {path: place(values[path], x.sharding) if path in values else x for path, x in flat.items()}
+        )
+
+    variables = replaced(state.variables)
+    model_state = {name: value for name, value in variables.items() if name != "params"}
+    return state._replace(
+        params=variables["params"], model_state=model_state, ema=replaced(state.ema) if state.ema else {}
+    )
+
+
+def _report(source: str, start: Start) -> str:
+    """What was taken and what starts fresh, by the parts of the model."""
+
+    def parts(names: Sequence[str]) -> str:
+        counts = Counter(_part(name) for name in names)
+        return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
+
+    ignored = f"; ignored: {len(start.ignored)} ({', '.join(start.ignored[:4])}, ...)" if start.ignored else ""
+    return f"starts from {source}: taken: {parts(start.taken)}; fresh: {parts(start.fresh)}{ignored}"
+
+
+def _from_weights(path: Path, weights: Weights, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Start:
+    theirs = weights.model
+    differences = [
+        f"{key}: {getattr(theirs, key)!r} there, {getattr(config, key)!r} here"
+        for key in _MEANING
+        if getattr(theirs, key) != getattr(config, key)
+    ]
+    if differences:
+        raise WeightsError(f"{path}: the backbone of another model: {'; '.join(differences)}")
+    expected = expected_shapes(config)
+    found = _as_wanted({"/".join(name): value for name, value in flatten_dict(weights.variables).items()}, expected)
+    complaints: dict[str, list[str]] = {}
+    for name, shape in expected.items():
+        if name not in found:
+            complaints.setdefault(_part(name), []).append(f"missing {name} {shape}")
+        elif found[name].shape != shape:
+            complaints.setdefault(_part(name), []).append(f"misshapen {name}: {found[name].shape}, expected {shape}")
+    if config.head != theirs.head:
+        complaints.setdefault("head", []).append(f"head: {theirs.head!r} there, {config.head!r} here")
+    fatal = [line for part, lines in complaints.items() if part not in may_be_fresh for line in lines]
+    if fatal:
+        raise WeightsError(f"{path}: does not fit {config.name!r}:\n  " + "\n  ".join(fatal))
+    taken = tuple(name for name in expected if _part(name) not in complaints)
+    variables = unflatten_dict({tuple(name.split("/")): found[name] for name in taken})
+    fresh = tuple(name for name in expected if name not in set(taken))
+    return Start(variables, taken, fresh, tuple(name for name in found if name not in set(taken)))
+
+
+def _part(name: str) -> str:
+    """`head` of `batch_stats/head/top_left/...`."""
+    return name.split("/")[1]
+
+
+def _as_wanted(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Batch norms in the collections where the model has them: learned and tracked, or constant."""
+    moved = {}
+    for name, value in found.items():
+        collection, _, rest = name.partition("/")
+        learned = "batch_stats" if rest.endswith(("/mean", "/var")) else "params"
+        other = "constants" if collection in ("params", "batch_stats") else learned
+        moved[f"{other}/{rest}" if name not in expected and f"{other}/{rest}" in expected else name] = value
+    return moved
