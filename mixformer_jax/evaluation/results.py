@@ -6,9 +6,15 @@
     <results>/<tracker>/run.json              what made these files; see `claim_folder`
 
 Every file appears whole or not at all, and the boxes come last: where they are, the sequence is finished.
+
+GOT-10k's layout is read as well, with repetitions of a tracker that is not deterministic:
+
+    <results>/<tracker>/<sequence>/<sequence>_001.txt, _002.txt, ...
+    <results>/<tracker>/<sequence>/<sequence>_time.txt    seconds, one column a repetition
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +62,38 @@ def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "err
             f"of at most {MAX_COORDINATE:g}"
         )
     return boxes_xywh
+
+
+def find_boxes(folder: Path, sequence_name: str) -> list[Path]:
+    """The box files of a sequence in a tracker's folder, one a repetition; none where there is no result.
+
+    Raises:
+        ResultsError: both layouts at once.
+    """
+    flat = folder / f"{sequence_name}.txt"
+    pattern = re.compile(re.escape(sequence_name) + r"_\d+\.txt", re.ASCII)
+    nested = folder / sequence_name
+    repetitions = sorted(p for p in nested.iterdir() if pattern.fullmatch(p.name)) if nested.is_dir() else []
+    if repetitions and flat.is_file():
+        raise ResultsError(f"{flat} and {repetitions[0]} are both results of {sequence_name}; remove one")
+    return [flat] if flat.is_file() else repetitions
+
+
+def read_times(folder: Path, sequence_name: str) -> Float64[np.ndarray, "n k"] | None:
+    """Seconds of each frame, one column a repetition; None where no times were kept.
+
+    Raises:
+        ResultsError: not a table of numbers, or a time below zero (file and line are named).
+    """
+    name = f"{sequence_name}_time.txt"
+    path = next((p for p in (folder / sequence_name / name, folder / name) if p.is_file()), None)
+    if path is None:
+        return None
+    times_s = read_numbers(path, "seconds,...")
+    wrong = np.flatnonzero((times_s < 0).any(1))
+    if wrong.size:
+        raise ResultsError(f"result file {path}, line {wrong[0] + 1}: a time below zero, {times_s[wrong[0]].tolist()}")
+    return times_s
 
 
 def write_result(folder: Path, sequence_name: str, result: SequenceResult) -> None:

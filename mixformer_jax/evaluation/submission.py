@@ -1,0 +1,168 @@
+"""Packing results for the evaluation servers of GOT-10k and TrackingNet, which keep their ground truth to themselves.
+
+    GOT-10k      <sequence>/<sequence>_001.txt ... (at most three repetitions), <sequence>/<sequence>_time.txt
+    TrackingNet  <sequence>.txt
+
+Boxes are x,y,w,h in pixels, one line a frame, the first the given box. Everything is checked before anything is
+written.
+"""
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from mixformer_jax.data.records import Sequence
+from mixformer_jax.evaluation.results import ResultsError, find_boxes, read_boxes, read_times
+from mixformer_jax.files import write_atomically
+
+MAX_REPETITIONS = 3
+# Sequences of the servers' test sets.
+TEST_SEQUENCES: Mapping[str, int] = MappingProxyType({"got10k": 180, "trackingnet": 511})
+# Trackers that write whole pixels move the given box by less than this.
+FIRST_BOX_TOLERANCE = 1.0
+# Beyond so many, a message lists no further problems.
+SHOWN_PROBLEMS = 20
+
+
+class Pack(NamedTuple):
+    """What a written archive holds."""
+
+    path: Path
+    sequences: int
+    frames: int
+    repetitions: int  # the most that a sequence has
+
+
+class _Result(NamedTuple):
+    boxes_xywh: list[Float64[np.ndarray, "n 4"]]  # by repetition
+    times_s: Float64[np.ndarray, "n k"] | None
+
+
+def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequence], out: str | Path) -> Pack:
+    """Writes the archive of one tracker that a server takes.
+
+    Args:
+        benchmark: one of BENCHMARKS.
+        folder: the tracker's results, in our layout or in GOT-10k's.
+        sequences: of the test set, with the first box of each; the frames are not read.
+        out: the archive, ending in .zip.
+
+    Raises:
+        ResultsError: anything that the server would refuse or take wrongly: sequences that are missing, of another
+            length than the video, from another first box, with unusable boxes or times. All are named.
+        ValueError: an unknown benchmark, or an archive of another kind.
+    """
+    if benchmark not in BENCHMARKS:
+        raise ValueError(f"no server for {benchmark!r} is known; known: {', '.join(BENCHMARKS)}")
+    folder, out = Path(folder), Path(out)
+    if out.suffix != ".zip":
+        raise ValueError(f"{out}: the servers take .zip archives")
+    if not folder.is_dir():
+        raise ResultsError(f"{folder}: no such folder; expected the results of one tracker")
+    check, members = BENCHMARKS[benchmark]
+    results: dict[str, _Result] = {}
+    problems = []
+    for sequence in sequences:
+        if sequence.name in results:
+            raise ResultsError(f"two sequences are named {sequence.name}; their files would overwrite each other")
+        try:
+            results[sequence.name] = check(folder, sequence)
+        except ResultsError as error:
+            problems.append(str(error))
+    if problems:
+        shown = "\n  ".join(problems[:SHOWN_PROBLEMS])
+        more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise ResultsError(f"{len(problems)} sequences cannot be submitted; nothing was written:\n  {shown}{more}")
+    if not results:
+        raise ResultsError("the data set has no sequences; nothing was written")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, result in results.items():
+            for member, text in members(name, result):
+                # A fixed date: the same results give the same bytes.
+                file.writestr(zipfile.ZipInfo(member), text, zipfile.ZIP_DEFLATED)
+    write_atomically(out, archive.getvalue())
+    return Pack(
+        out,
+        len(results),
+        sum(len(result.boxes_xywh[0]) for result in results.values()),
+        max(len(result.boxes_xywh) for result in results.values()),
+    )
+
+
+def _check_got10k(folder: Path, sequence: Sequence) -> _Result:
+    paths = find_boxes(folder, sequence.name)
+    if len(paths) > MAX_REPETITIONS:
+        raise ResultsError(f"{folder / sequence.name}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
+    boxes_xywh = _read_repetitions(folder, sequence, paths)
+    times_s = read_times(folder, sequence.name)
+    where = folder / sequence.name
+    if times_s is None:
+        raise ResultsError(f"{where}_time.txt: no such file; the server wants the seconds of every frame")
+    if times_s.shape != (len(sequence), len(paths)):
+        found, wanted = " x ".join(map(str, times_s.shape)), f"{len(sequence)} x {len(paths)}"
+        raise ResultsError(
+            f"{where}_time.txt: {found} times; expected {wanted}, a line a frame and a column a repetition"
+        )
+    if not np.isfinite(times_s).all():
+        raise ResultsError(f"{where}_time.txt: NaN among the times")
+    return _Result(boxes_xywh, times_s)
+
+
+def _check_trackingnet(folder: Path, sequence: Sequence) -> _Result:
+    paths = find_boxes(folder, sequence.name)
+    if len(paths) > 1:
+        raise ResultsError(f"{folder / sequence.name}: {len(paths)} repetitions; TrackingNet's server takes one")
+    return _Result(_read_repetitions(folder, sequence, paths), None)
+
+
+def _read_repetitions(folder: Path, sequence: Sequence, paths: list[Path]) -> list[Float64[np.ndarray, "n 4"]]:
+    if not paths:
+        raise ResultsError(f"{folder / sequence.name}.txt: no such file; run the tracker on this sequence")
+    repetitions = []
+    for path in paths:
+        boxes_xywh = read_boxes(path)
+        if len(boxes_xywh) != len(sequence):
+            raise ResultsError(f"result file {path}: {len(boxes_xywh)} boxes for {len(sequence)} frames")
+        first_xywh = sequence.boxes_xywh[0]
+        if not (np.abs(boxes_xywh[0] - first_xywh) <= FIRST_BOX_TOLERANCE).all():
+            raise ResultsError(
+                f"result file {path}, line 1: {boxes_xywh[0].tolist()} is not the given box {first_xywh.tolist()}"
+            )
+        repetitions.append(boxes_xywh)
+    return repetitions
+
+
+def _got10k_members(name: str, result: _Result) -> Iterable[tuple[str, str]]:
+    for number, boxes_xywh in enumerate(result.boxes_xywh, start=1):
+        yield f"{name}/{name}_{number:03d}.txt", _rows(boxes_xywh, "%.3f")
+    assert result.times_s is not None
+    yield f"{name}/{name}_time.txt", _rows(result.times_s, "%.8f")
+
+
+def _trackingnet_members(name: str, result: _Result) -> Iterable[tuple[str, str]]:
+    yield f"{name}.txt", _rows(result.boxes_xywh[0], "%.2f")
+
+
+def _rows(values: Float64[np.ndarray, "n k"], form: str) -> str:
+    line = ",".join([form] * values.shape[1]) + "\n"
+    return "".join(line % tuple(row) for row in values.tolist())
+
+
+# How a sequence is checked, and what its part of the archive is.
+BENCHMARKS: Mapping[
+    str, tuple[Callable[[Path, Sequence], _Result], Callable[[str, _Result], Iterable[tuple[str, str]]]]
+] = MappingProxyType(
+    {
+        "got10k": (_check_got10k, _got10k_members),
+        "trackingnet": (_check_trackingnet, _trackingnet_members),
+    }
+)
