@@ -65,7 +65,22 @@ def save_weights(
     Raises:
         WeightsError: if a value does not fit into float16.
     """
-    path = Path(path)
+    header = {
+        "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
+        "tracker": json.dumps(tracker.to_dict()),
+    }
+    write_variables(Path(path), FORMAT, variables, header, store, carried)
+
+
+def write_variables(
+    path: Path,
+    format_name: str,
+    variables: Mapping[str, Any],
+    header: Mapping[str, str],
+    store: Literal["float32", "float16"] = "float32",
+    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
+    """Writes variables of any model under a header of texts, atomically; see `save_weights`."""
     tensors = {name: np.asarray(value, dtype=store) for name, value in _flatten(variables).items()}
     for name, value in carried.items():
         is_float = np.issubdtype(value.dtype, np.floating)
@@ -73,13 +88,7 @@ def save_weights(
     broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if broken:
         raise WeightsError(f"{path}: not finite as {store}, not saved: {', '.join(broken)}")
-    header = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
-        "tracker": json.dumps(tracker.to_dict()),
-    }
-    write_atomically(path, to_safetensors(tensors, header))
+    write_atomically(path, to_safetensors(tensors, {"format": format_name, "version": FORMAT_VERSION, **header}))
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -90,35 +99,74 @@ def load_weights(path: str | Path) -> Weights:
             model's: one error that lists all missing, unexpected and misshapen names.
     """
     path = Path(path)
+    content = read_variables(path, FORMAT, "weights written by `mixformer train`")
+    try:
+        model = MixFormerConfig.from_dict(json.loads(content.header["model"]))
+        tracker = TrackerConfig.from_dict(json.loads(content.header["tracker"]))
+    except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
+        raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
+    return Weights(content.variables(path, model.name, expected_shapes(model)), model, tracker, content.carried)
+
+
+class Content(NamedTuple):
+    """What stands in a weights file: its header, and tensors by name, floats as float32."""
+
+    header: Mapping[str, str]
+    tensors: Mapping[str, np.ndarray]
+    carried: Mapping[str, np.ndarray]
+
+    def variables(self, path: Path, model_name: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The variable tree, if it is the expected one.
+
+        Raises:
+            WeightsError: names that are missing, unexpected or misshapen, in one error.
+        """
+        tensors = self.tensors
+        complaints = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
+        complaints += [f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected]
+        complaints += [
+            f"misshapen {name}: {value.shape}, expected {expected[name]}"
+            for name, value in tensors.items()
+            if name in expected and value.shape != expected[name]
+        ]
+        if complaints:
+            listed = "\n  ".join(complaints)
+            raise WeightsError(
+                f"{path}: weights do not belong to the model {model_name!r} of their header:\n  {listed}"
+            )
+        return unflatten_dict({tuple(name.split("/")): value for name, value in tensors.items()})
+
+
+def read_variables(path: Path, format_name: str, wanted: str) -> Content:
+    """Reads a file of `write_variables`.
+
+    Raises:
+        WeightsError: no such file, no safetensors file, or one of another format; `wanted` says what was expected.
+    """
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file; expected weights written by `mixformer train` (.safetensors)")
+        raise WeightsError(f"{path}: no such file; expected {wanted} (.safetensors)")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
-    if header.get("format") != FORMAT:
+    if header.get("format") != format_name:
         some = ", ".join(sorted(tensors)[:3])
         raise WeightsError(
-            f"{path}: a .safetensors file of another program (its tensors: {some}, ...); expected weights written by "
-            "`mixformer train`"
+            f"{path}: a .safetensors file of another program (its tensors: {some}, ...); expected {wanted}"
         )
     if header.get("version") != FORMAT_VERSION:
         raise WeightsError(
             f"{path}: format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}: "
             "update mixformer-jax"
         )
-    try:
-        model = MixFormerConfig.from_dict(json.loads(header["model"]))
-        tracker = TrackerConfig.from_dict(json.loads(header["tracker"]))
-    except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
-        raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
-    carried = {name: _widen(tensors.pop(name)) for name in list(tensors) if name.startswith(CARRIED_PREFIX)}
-    _check_names(path, tensors, model)
-    variables = unflatten_dict({tuple(name.split("/")): _widen(value) for name, value in tensors.items()})
-    return Weights(
-        variables, model, tracker, {name.removeprefix(CARRIED_PREFIX): value for name, value in carried.items()}
+    widened = {name: _widen(value) for name, value in tensors.items()}
+    carried = {name for name in widened if name.startswith(CARRIED_PREFIX)}
+    return Content(
+        header,
+        {name: value for name, value in widened.items() if name not in carried},
+        {name.removeprefix(CARRIED_PREFIX): widened[name] for name in widened if name in carried},
     )
 
 
@@ -135,17 +183,3 @@ def _widen(value: np.ndarray) -> np.ndarray:
 
 def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {"/".join(path): value for path, value in flatten_dict(variables).items()}
-
-
-def _check_names(path: Path, tensors: Mapping[str, np.ndarray], model: MixFormerConfig) -> None:
-    expected = expected_shapes(model)
-    complaints = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
-    complaints += [f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected]
-    complaints += [
-        f"misshapen {name}: {value.shape}, expected {expected[name]}"
-        for name, value in tensors.items()
-        if name in expected and value.shape != expected[name]
-    ]
-    if complaints:
-        listed = "\n  ".join(complaints)
-        raise WeightsError(f"{path}: weights do not belong to the model {model.name!r} of their header:\n  {listed}")
