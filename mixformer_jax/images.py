@@ -52,16 +52,25 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
         data = path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    """The image in an encoded file's bytes, as `read_image` gives it; `name` says in messages which file it is.
+
+    Raises:
+        SourceError: it is no image, or ends early.
+    """
     if not data:
-        raise SourceError(f"{path}: the file is empty")
+        raise SourceError(f"{name}: the file is empty")
     if _is_cut_off(data):
-        raise SourceError(f"{path}: truncated: ends inside its picture, at byte {len(data)}; copy it again")
+        raise SourceError(f"{name}: truncated: ends inside its picture, at byte {len(data)}; copy it again")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
-        raise SourceError(f"{path}: cannot be decoded as an image: {error}") from error
+        raise SourceError(f"{name}: cannot be decoded as an image: {error}") from error
     if image is None:
-        raise SourceError(f"{path}: cannot be decoded as an image ({len(data)} bytes): damaged, truncated or no image")
+        raise SourceError(f"{name}: cannot be decoded as an image ({len(data)} bytes): damaged, truncated or no image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 

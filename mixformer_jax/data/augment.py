@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -15,12 +15,15 @@ class AugmentConfig:
     """Strengths and probabilities. A strength of 0 or a probability of 0 turns its disturbance off.
 
     Light and colour are drawn once for the sample and once more for every crop, at `independent` times the
-    strength.
+    strength. The official trainer has other disturbances, see `AugmentConfig.official`.
     """
 
     flip_probability: float = 0.5  # joint
+    # Data sets on disk only: all templates, and the search, each once more by itself
+    separate_flip_probability: float = 0.0
     aspect: float = 0.08  # each crop: log of width / height uniform within +-aspect
     brightness: float = 0.2  # log of the gain uniform within +-brightness
+    separate_gain: float = 0.0  # gain uniform within 1 +-separate_gain, one for all templates, one for the search
     contrast: float = 0.2  # log of the gain about mid grey
     gamma: float = 0.2  # log of the exponent
     colour: float = 0.1  # log of the gain of each channel
@@ -44,6 +47,21 @@ class AugmentConfig:
                 raise ValueError(
                     f"AugmentConfig.{name} is {value}; expected a probability in [0, 1] or a strength >= 0"
                 )
+        if self.separate_gain >= 1:
+            raise ValueError(f"AugmentConfig.separate_gain is {self.separate_gain}; expected less than 1")
+
+    @classmethod
+    def official(cls) -> AugmentConfig:
+        """The disturbances of the official trainer: joint grey 0.05 and flip 0.5, then for the templates and for the
+        search by themselves a flip 0.5 and a gain in 0.8 to 1.2."""
+        none = {field.name: 0.0 for field in fields(cls)}
+        ours = {
+            "flip_probability": 0.5,
+            "separate_flip_probability": 0.5,
+            "separate_gain": 0.2,
+            "grey_probability": 0.05,
+        }
+        return cls(**none | ours)
 
     def draw_aspect(self, rng: np.random.Generator) -> float:
         """A factor on width / height."""
@@ -85,6 +103,8 @@ def draw_light(rng: np.random.Generator, config: AugmentConfig, strength: float 
 
 def relight(image: UInt8[np.ndarray, "h w 3"], light: Light) -> UInt8[np.ndarray, "h w 3"]:
     """Saturation, then gamma, contrast about mid grey, brightness and channel gains in one table look-up."""
+    if light == Light():
+        return image
     if light.saturation != 0:
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         gain = math.exp(light.saturation)
@@ -139,13 +159,19 @@ def disturb(
     joint = draw_light(rng, config)
     grey = rng.random() < config.grey_probability
 
-    def one(crop: np.ndarray) -> np.ndarray:
+    def one(crop: np.ndarray, joint: Light) -> np.ndarray:
         crop = relight(crop, joint + draw_light(rng, config, config.independent))
         if grey:
             crop = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         return degrade(rng, crop, config)
 
-    return np.stack([one(template) for template in templates]), one(search)
+    of_templates = of_search = joint
+    if config.separate_gain > 0:
+        gains = 1 + (2 * rng.random(2) - 1) * config.separate_gain
+        of_templates, of_search = (
+            replace(joint, brightness=joint.brightness + math.log(gain)) for gain in gains.tolist()
+        )
+    return np.stack([one(template, of_templates) for template in templates]), one(search, of_search)
 
 
 def occlude(

@@ -1,10 +1,14 @@
 """Annotation files of tracking data sets: one box, or one label, a line."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Int64
+
+# What a well-formed file of boxes holds; others (nan, a byte order mark, typing errors) are read line by line.
+_PLAIN = b"0123456789.,-\n"
 
 
 class DatasetError(ValueError):
@@ -27,8 +31,11 @@ def read_groundtruth(path: str | Path, expected_length: int | None = None) -> Fl
             named).
     """
     path = Path(path)
-    lines = _read_lines(path, "ground truth")
-    boxes_xywh = np.array([_parse_box(line, path, i) for i, line in enumerate(lines, start=1)], np.float64)
+    text = _read_text(path, "ground truth")
+    boxes_xywh = _parse_plain(text)
+    if boxes_xywh is None:
+        lines = _split_lines(text, path, "ground truth")
+        boxes_xywh = np.array([_parse_box(line, path, i) for i, line in enumerate(lines, start=1)], np.float64)
     if expected_length is not None:
         check_length(path, len(boxes_xywh), expected_length)
     return boxes_xywh
@@ -44,36 +51,83 @@ def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
 
 
 def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[np.ndarray, " n"]:
-    """One integer a line, as in GOT-10k's `absence.label`.
+    """One integer a line, as in GOT-10k's `absence.label`; or all in one line with commas, as in LaSOT.
 
     Raises:
-        DatasetError: missing file, a line which is not one integer, or a length other than `expected_length`.
+        DatasetError: missing file, something which is not an integer, or a length other than `expected_length`.
     """
     path = Path(path)
+    lines = _split_lines(_read_text(path, "label file"), path, "label file")
+    words = lines[0].split(",") if len(lines) == 1 else lines
     labels = []
-    for number, line in enumerate(_read_lines(path, "label file"), start=1):
+    for number, word in enumerate(words, start=1):
         try:
-            labels.append(int(line))
+            labels.append(int(word))
         except ValueError:
-            raise DatasetError(f"{path}, line {number}: expected one integer, found {line!r}") from None
+            where = f"line {number}" if len(lines) > 1 else f"line 1, column {number}"
+            raise DatasetError(f"{path}, {where}: expected one integer, found {word!r}") from None
     if expected_length is not None and len(labels) != expected_length:
         raise DatasetError(f"{path}: {len(labels)} labels for {expected_length} frames; it needs one a frame")
     return np.array(labels, np.int64)
 
 
-def _read_lines(path: Path, kind: str) -> list[str]:
-    """Stripped lines without the blank ones at the end; refuses an empty file."""
+def read_attributes(path: Path, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The challenges of a sequence: one 0 or 1 for each of `names`, in one line with commas. None without the file.
+
+    Raises:
+        DatasetError: another number of flags than of names, or something else than 0 and 1.
+    """
+    if not path.is_file():
+        return None
+    flags = read_labels(path)
+    if len(flags) != len(names) or not np.isin(flags, (0, 1)).all():
+        raise DatasetError(f"{path}: expected {len(names)} times 0 or 1 ({', '.join(names)}), found {flags.tolist()}")
+    return tuple(name for name, flag in zip(names, flags, strict=True) if flag)
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of sequences, one a line.
+
+    Raises:
+        DatasetError: missing or empty file, or a name that is there twice.
+    """
+    names = [line for line in _split_lines(_read_text(path, "list"), path, "list") if line]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise DatasetError(f"{path}: {twice} is listed twice")
+    return names
+
+
+def _read_text(path: Path, kind: str) -> str:
     try:
         # utf-8-sig: annotation tools on Windows put a byte order mark before the first number.
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig").rstrip()
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file; the {kind} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot read the {kind} as text: {error}") from error
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+
+
+def _split_lines(text: str, path: Path, kind: str) -> list[str]:
+    """Stripped lines; refuses an empty file."""
+    lines = [line.strip() for line in text.splitlines()]
     if not lines:
         raise DatasetError(f"{path}: the {kind} is empty; expected one line for every frame")
     return lines
+
+
+def _parse_plain(text: str) -> Float64[np.ndarray, "n 4"] | None:
+    """All boxes at once; None where that is not certain to be what `_parse_box` gives, line by line."""
+    if not text or not text.isascii() or text.encode().translate(None, _PLAIN):
+        return None
+    lines = text.split("\n")
+    if any(line.count(",") != 3 for line in lines):
+        return None
+    try:
+        boxes_xywh = np.array(",".join(lines).split(","), np.float64).reshape(-1, 4)
+    except ValueError:
+        return None
+    return boxes_xywh if np.isfinite(boxes_xywh).all() and (boxes_xywh[:, 2:] >= 0).all() else None
 
 
 def _parse_box(line: str, path: Path, number: int) -> list[float]:

@@ -1,213 +1,231 @@
-"""From pools of material to batches: sample i of seed s is one thing, whatever the order, threads or
-start."""
+"""From samples to batches: in threads or worker processes, for one process or many, and from any step on."""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from multiprocessing import connection, parent_process
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import grain
 import numpy as np
-from jaxtyping import UInt8
+from absl import flags
 
-from mixformer_jax.data.augment import AugmentConfig, disturb, occlude
-from mixformer_jax.data.pool import ImagePool, VideoPool
-from mixformer_jax.data.sampling import Sample, VideoPairs
-from mixformer_jax.data.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig
-from mixformer_jax.data.views import CropConfig, UnusableSampleError
+from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
+from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.sheet import contact_sheet
 
-MAX_REDRAWS = 50
+__all__ = [
+    "BadDataError",
+    "Batches",
+    "DataConfig",
+    "DatasetConfig",
+    "Mix",
+    "Pools",
+    "TrackingSamples",
+    "batches",
+    "contact_sheet",
+    "held_out",
+]
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Mix:
-    """Relative weights of the sources; 0 leaves a source out."""
-
-    video: float = 0.4
-    still: float = 0.2
-    pasted: float = 0.35
-    region: float = 0.05
-
-    def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0 or sum(vars(self).values()) <= 0:
-            raise ValueError(f"{self}: weights must be at least 0 and not all 0")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Everything that decides what sample i of a seed is, but for the files under `root`."""
-
-    root: str
-    include: tuple[str, ...] | None = None  # sequences to train on; None: all
-    exclude: tuple[str, ...] = ()  # sequences held out
-    groups: tuple[tuple[str, ...], ...] = ()  # sequences of one scene, drawn as often as one sequence
-    max_interval: int = 100  # frames between template and search
-    max_target_side: float = 64.0  # pooled video frames are shrunk until sqrt(w * h) is at most this
-    min_target_side: float = 8.0  # smaller targets are left out
-    mix: Mix = field(default_factory=Mix)
-    crops: CropConfig = field(default_factory=CropConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+Batch = dict[str, np.ndarray]
+# A share is judged once so many samples were drawn: one broken file among the first ten is not 10 % of a data set.
+MIN_JUDGED = 1000
+MAX_NAMED = 100  # faults that are written to the log; the rest is only counted
+FAULTS = "\0faults"  # the entry of a batch on its way from a worker that never reaches the caller
 
 
-@dataclass(frozen=True)
-class Pools:
-    """The material in memory; a pool that no source draws from may be None."""
-
-    videos: VideoPool | None = None
-    images: ImagePool | None = None
-
-    @classmethod
-    def load(cls, config: DataConfig, num_threads: int = 2) -> Pools:
-        """Read what the mix of `config` needs from ROOT/videos and ROOT/images."""
-        videos = images = None
-        if config.mix.video > 0:
-            videos = VideoPool.load(
-                config.root,
-                config.include,
-                config.exclude,
-                max_target_side=config.max_target_side,
-                min_target_side=config.min_target_side,
-                num_threads=num_threads,
-            )
-        if config.mix.still + config.mix.pasted + config.mix.region > 0:
-            images = ImagePool.load(config.root, num_threads=num_threads)
-        return cls(videos, images)
+class BadDataError(DatasetError):
+    """So many files of the data sets are broken that training on the rest would be another training."""
 
 
-class TrackingSamples:
-    """Training samples by index. Safe to call from several threads.
+@runtime_checkable
+class Samples(Protocol):
+    """Samples by index. `TrackingSamples` also has `render`, which tells of replaced ones."""
 
-    A drawn sample that cannot serve is drawn again from the same generator, so the index decides everything;
-    `redrawn()` counts them by source.
-    """
-
-    def __init__(self, pools: Pools, config: DataConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
-        self._pools = pools
-        self._sources = self._build_sources()
-        weights = np.array([getattr(config.mix, name) for name in self._sources])
-        self._cumulative = np.cumsum(weights / weights.sum())
-        self._redrawn: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def sample(self, index: int) -> Sample:
-        """Sample `index`: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
-
-        The box is normalised to the search crop and may reach beyond it.
-        """
-        return self.sample_with_source(index)[1]
-
-    def sample_with_source(self, index: int) -> tuple[str, Sample]:
-        """Sample `index` and the name of the source that it came from."""
-        rng = np.random.default_rng((self.seed, index))
-        names = list(self._sources)
-        name = names[min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(names) - 1)]
-        for _ in range(MAX_REDRAWS):
-            try:
-                sample = self._sources[name](rng)
-            except UnusableSampleError:
-                with self._lock:
-                    self._redrawn[name] += 1
-                continue
-            return name, self._augment(rng, name, sample)
-        raise ValueError(
-            f"sample {index} of seed {self.seed}: source {name!r} gave no usable sample in {MAX_REDRAWS} "
-            "draws; its material does not suit the crop sizes and jitters of the config"
-        )
-
-    def redrawn(self) -> dict[str, int]:
-        """How many unusable samples each source has given so far."""
-        with self._lock:
-            return dict(self._redrawn)
-
-    def _build_sources(self) -> dict[str, Callable[[np.random.Generator], Sample]]:
-        config, pools = self.config, self._pools
-        sources: dict[str, Callable[[np.random.Generator], Sample]] = {}
-        if config.mix.video > 0:
-            if pools.videos is None:
-                raise ValueError("the mix asks for video pairs, but no videos are loaded")
-            sources["video"] = VideoPairs(
-                pools.videos, config.crops, config.augment, config.max_interval, config.groups
-            )
-        for name, kind in (("still", StillPairs), ("pasted", PastedPairs), ("region", RegionPairs)):
-            if getattr(config.mix, name) > 0:
-                if pools.images is None:
-                    raise ValueError(f"the mix asks for {name} pairs, but no photographs are loaded")
-                sources[name] = kind(pools.images, config.crops, config.augment, config.synthetic)
-        return sources
-
-    def _augment(self, rng: np.random.Generator, name: str, sample: Sample) -> Sample:
-        config = self.config.augment
-        search = sample["search"]
-        # Pasted pairs bring occluders of their own.
-        if name != "pasted" and rng.random() < config.occluder_probability:
-            search = occlude(rng, search, sample["box_cxcywh"], self._texture(rng), config)
-        templates, search = disturb(rng, sample["templates"], search, config)
-        return {"templates": templates, "search": search, "box_cxcywh": sample["box_cxcywh"]}
-
-    def _texture(self, rng: np.random.Generator) -> np.ndarray:
-        """A piece of some picture, to serve as an occluder."""
-        if self._pools.images is not None:
-            image = self._pools.images.photos[int(rng.integers(len(self._pools.images.photos)))][-1]
-        else:
-            assert self._pools.videos is not None
-            clip = self._pools.videos.clips[int(rng.integers(len(self._pools.videos.clips)))]
-            image = clip.frames[int(rng.integers(len(clip)))]
-        height, width = image.shape[:2]
-        h, w = max(2, height // 3), max(2, width // 3)
-        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-        return image[top : top + h, left : left + w]
+    def sample(self, index: int) -> Mapping[str, np.ndarray]:
+        """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
+        ...
 
 
 def batches(
-    samples: TrackingSamples,
+    samples: Samples,
     batch_size: int,
     start_step: int = 0,
     num_threads: int = 2,
     prefetch: int = 4,
-) -> Iterator[dict[str, np.ndarray]]:
+    *,
+    workers: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
     """Endless batches (arrays of `samples.sample` stacked on a new first axis) from batch `start_step` on.
 
-    Batch k holds samples k * batch_size ... (k + 1) * batch_size - 1, so a run resumes by its step number
-    alone. `num_threads` 0 renders in the calling thread. OpenCV's own threads are switched off for the whole
-    process: crops are small, and the threads here already fill the cores.
+    Batch k holds samples k * batch_size ... (k + 1) * batch_size - 1, whatever the number of workers and processes, so
+    a run resumes by its step number alone. OpenCV's own threads are switched off for the whole process: crops are
+    small, and the threads or workers here already fill the cores.
+
+    Args:
+        samples: by index.
+        batch_size: of the whole batch, over all processes.
+        start_step: number of the first batch.
+        num_threads: threads that render; 0 renders in the calling thread.
+        prefetch: batches that are made ahead.
+        workers: what makes batches in the background, in place of `num_threads`: so many processes where
+            `samples.for_processes` says so, and so many threads otherwise. 0: the calling thread.
+        process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
+        process_count: of a distributed run.
+
+    Raises:
+        ValueError: numbers that do not go together.
     """
     if batch_size < 1 or start_step < 0:
         raise ValueError(f"batch_size {batch_size} must be at least 1 and start_step {start_step} at least 0")
+    if not 0 <= process_index < process_count or batch_size % process_count:
+        raise ValueError(
+            f"process {process_index} of {process_count} cannot have an equal part of a batch of {batch_size}"
+        )
+    if workers is None:
+        return Batches(samples, batch_size, start_step, num_threads, 0, prefetch, process_index, process_count)
+    processes = workers if getattr(samples, "for_processes", False) else 0
+    return Batches(
+        samples, batch_size, start_step, workers - processes, processes, prefetch, process_index, process_count
+    )
+
+
+class Batches(grain.DatasetIterator):
+    """The iterator of `batches`. A state is the number of the next batch, so it fits any workers and processes.
+
+    Replaced samples are counted and named in the log.
+
+    Attributes:
+        drawn: samples handed out.
+        replaced: faults met on the way to them.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        batch_size: int,
+        start_step: int,
+        num_threads: int,
+        num_processes: int,
+        prefetch: int,
+        process_index: int,
+        process_count: int,
+    ) -> None:
+        super().__init__()
+        self.drawn = self.replaced = 0
+        self._render = _RenderBatch(samples, batch_size, process_index, process_count)
+        self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
+        self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
+        self._named: set[str] = set()
+        self._step = start_step
+        self._running: grain.DatasetIterator | None = None
+        cv2.setNumThreads(1)
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            BadDataError: more than `DataConfig.max_bad_share` of at least 1,000 samples had to be replaced.
+        """
+        if self._running is None:
+            self._running = iter(self._pipeline())
+        batch = next(self._running)
+        self._step += 1
+        self._count(batch.pop(FAULTS), self._render.local_size)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the next batch stands: {"step": number}."""
+        return {"step": self._step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to where another iterator over the same samples was."""
+        self._stop()
+        self._step = int(state["step"])
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self._stop()
+        super().close()
+
+    def _pipeline(self) -> grain.IterDataset:
+        dataset = grain.MapDataset.range(self._step, sys.maxsize).map(self._render)
+        if not self._num_processes:
+            buffer = self._prefetch if self._num_threads else 0
+            options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
+            return dataset.to_iter_dataset(options)
+        # Grain reads its flags, which nobody has parsed outside absl's app.run.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+        ahead = max(1, self._prefetch // self._num_processes)
+        options = grain.MultiprocessingOptions(num_workers=self._num_processes, per_worker_buffer_size=ahead)
+        return one_by_one.mp_prefetch(options, worker_init_fn=_start_worker)
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    def _count(self, faults: str, drawn: int) -> None:
+        self.drawn += drawn
+        for fault in faults.split("\n") if faults else []:
+            self.replaced += 1
+            if fault not in self._named and len(self._named) < MAX_NAMED:
+                self._named.add(fault)
+                logger.warning("replaced a sample: %s", fault)
+        if self.replaced > self._max_bad_share * max(self.drawn, MIN_JUDGED):
+            raise BadDataError(
+                f"{self.replaced} of {self.drawn} samples had to be replaced, more than data.max_bad_share "
+                f"= {self._max_bad_share:g} allows; run `mixformer data check` on them. Among what was wrong:\n  "
+                + "\n  ".join(sorted(self._named)[:10])
+            )
+
+
+class _RenderBatch:
+    """Step -> this process's part of the batch."""
+
+    def __init__(self, samples: Samples, batch_size: int, process_index: int, process_count: int) -> None:
+        self.samples, self.batch_size = samples, batch_size
+        self.local_size = batch_size // process_count
+        self.offset = process_index * self.local_size
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        first = step * self.batch_size + self.offset
+        rows, faults = [], []
+        for index in range(first, first + self.local_size):
+            if isinstance(self.samples, TrackingSamples):
+                rendered = self.samples.render(index)
+                rows.append(rendered.sample)
+                faults += rendered.faults
+            else:
+                rows.append(dict(self.samples.sample(index)))
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return stacked | {FAULTS: "\n".join(fault.replace("\n", " ") for fault in faults)}
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Set up a worker process: it must not take an accelerator from its parent, nor outlive it."""
+    import jax
+
+    # Grain imports JAX in its workers; nothing here computes with it, but if anything did, it would be on the CPU.
+    jax.config.update("jax_platforms", "cpu")
     cv2.setNumThreads(1)
-    indices = grain.MapDataset.range(start_step * batch_size, sys.maxsize)
-    dataset = indices.map(samples.sample).batch(batch_size)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
-    return iter(dataset.to_iter_dataset(options))
+    parent = parent_process()
+    assert parent is not None
 
+    def leave_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
-def contact_sheet(
-    samples: Sequence[Sample], names: Sequence[str] | None = None, columns: int = 4
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Samples side by side: templates stacked at the left, the search crop with its box at the right."""
-    cells = [_cell(sample, names[i] if names else "") for i, sample in enumerate(samples)]
-    while len(cells) % columns:
-        cells.append(np.zeros_like(cells[0]))
-    rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
-    return np.concatenate(rows, axis=0)
-
-
-def _cell(sample: Sample, name: str) -> np.ndarray:
-    templates, search = sample["templates"], sample["search"].copy()
-    size, edge = search.shape[0], templates.shape[1]
-    cx, cy, w, h = sample["box_cxcywh"] * size
-    edges = (cx - w / 2 - 0.5, cy - h / 2 - 0.5, cx + w / 2 - 0.5, cy + h / 2 - 0.5)
-    corners = [round(float(edge) * 16) for edge in edges]
-    cv2.rectangle(search, corners[:2], corners[2:], (0, 255, 0), 1, cv2.LINE_AA, shift=4)
-    height = max(size, len(templates) * edge)
-    cell = np.full((height + 2, edge + size + 4, 3), 64, np.uint8)
-    for slot, template in enumerate(templates):
-        cell[slot * edge : (slot + 1) * edge, :edge] = template
-    cell[:size, edge : edge + size] = search
-    cv2.putText(cell, name, (edge + 2, 10), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 0), 1, cv2.LINE_AA)
-    return cell
+    threading.Thread(target=leave_with_parent, daemon=True).start()

@@ -5,30 +5,71 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mixformer_jax.data.groundtruth import DatasetError, read_groundtruth, read_labels
+from mixformer_jax.data.readers.coco import read_coco
 from mixformer_jax.data.readers.folder import read_folder
 from mixformer_jax.data.readers.got10k import read_got10k
-from mixformer_jax.data.records import Sequence
+from mixformer_jax.data.readers.lasot import read_lasot, read_lasot_ext
+from mixformer_jax.data.readers.layout import choose
+from mixformer_jax.data.readers.nfs import read_nfs
+from mixformer_jax.data.readers.otb import read_otb100
+from mixformer_jax.data.readers.packed import read_packed
+from mixformer_jax.data.readers.tfds import read_tfds
+from mixformer_jax.data.readers.trackingnet import read_trackingnet
+from mixformer_jax.data.readers.uav123 import read_uav123
+from mixformer_jax.data.readers.vot import read_vot
+from mixformer_jax.data.records import Dataset, Sequence
 
-__all__ = ["READERS", "DatasetError", "Sequence", "open_dataset", "read_groundtruth", "read_labels"]
+__all__ = [
+    "READERS",
+    "TRAINING_READERS",
+    "Dataset",
+    "DatasetError",
+    "Sequence",
+    "open_dataset",
+    "read_groundtruth",
+    "read_labels",
+]
 
-READERS: Mapping[str, Callable[[Path], list[Sequence]]] = MappingProxyType(
+Reader = Callable[[Path, str | None], Dataset]
+
+READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "folder": read_folder,
         "got10k": read_got10k,
+        "lasot": read_lasot,
+        "lasot_ext": read_lasot_ext,
+        "nfs": read_nfs,
+        "otb100": read_otb100,
+        "trackingnet": read_trackingnet,
+        "uav123": read_uav123,
+        "vot": read_vot,
     }
 )
+"""Videos: a tracker can run over them."""
+
+TRAINING_READERS: Mapping[str, Reader] = MappingProxyType(
+    {**READERS, "coco": read_coco, "packed": read_packed, "tfds": read_tfds}
+)
+"""And what one can train on only: stills, and crops cut from videos."""
 
 
-def open_dataset(name: str, root: str | Path) -> list[Sequence]:
-    """Sequences of the data set `name` under `root`, in its own order. Frames are read on demand.
+def open_dataset(name: str, root: str | Path, split: str | None = None, list_file: str | Path | None = None) -> Dataset:
+    """Sequences of the data set `name` under `root`, in its own order. Sequences and frames are read on demand.
+
+    Args:
+        name: of a reader, see TRAINING_READERS.
+        root: its folder.
+        split: a published part of the data set; each reader says which ones there are. None: its default.
+        list_file: a text file of the sequences to take, one a line: names, or positions counted from 0.
 
     Raises:
         DatasetError: unknown name (the known ones are listed), no such folder, or what the reader objects to.
     """
-    reader = READERS.get(name)
+    reader = TRAINING_READERS.get(name)
     if reader is None:
-        raise DatasetError(f"unknown data set {name!r}; known are: {', '.join(sorted(READERS))}")
+        raise DatasetError(f"unknown data set {name!r}; known are: {', '.join(sorted(TRAINING_READERS))}")
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected the root of a {name} data set")
-    return reader(root)
+    dataset = reader(root, split)
+    return dataset if list_file is None else choose(dataset, Path(list_file))

@@ -169,7 +169,7 @@ def test_got10k_test_subset_keeps_its_boxes_hidden(tmp_path):
 def test_got10k_lengths_differ(tmp_path, num_boxes):
     write_boxes(write_got10k(tmp_path, "seq", [0, 0, 0]), num_boxes)
     with pytest.raises(DatasetError, match=f"{num_boxes} boxes for 3 frames"):
-        open_dataset("got10k", tmp_path)
+        open_dataset("got10k", tmp_path)[0]
 
 
 def test_got10k_errors(tmp_path):
@@ -184,10 +184,10 @@ def test_got10k_errors(tmp_path):
     (tmp_path / "val" / "list.txt").unlink()
     (folder / "meta_info.ini").write_text("[METAINFO]\nanno_fps: fast\n")
     with pytest.raises(DatasetError, match="'fast'"):
-        open_dataset("got10k", tmp_path / "val")
+        open_dataset("got10k", tmp_path / "val")[0]
     (folder / "absence.label").write_text("0\n")
     with pytest.raises(DatasetError, match="1 labels for 2 frames"):
-        open_dataset("got10k", tmp_path / "val")
+        open_dataset("got10k", tmp_path / "val")[0]
 
 
 def test_real_sequences(shared_data):

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth
-from mixformer_jax.data.records import ImageFrames, Sequence, VideoFrames, count_video_frames
+from mixformer_jax.data.readers.layout import check_split
+from mixformer_jax.data.records import Dataset, ImageFrames, Sequence, VideoFrames, count_video_frames
 from mixformer_jax.images import list_images
 from mixformer_jax.video import DEFAULT_FPS, open_source
 
@@ -13,13 +14,21 @@ GROUNDTRUTH = "groundtruth.txt"
 VIDEO = "video.mp4"
 
 
-def read_folder(root: Path) -> list[Sequence]:
+def read_folder(root: Path, split: str | None = None) -> Dataset:
     """Every direct sub-folder with frames and a ground truth, by name; or `root` itself, if it is one.
+
+    All sequences are read at once: such folders are small, and a mistake in them is best met at the door.
 
     Raises:
         DatasetError: no sequences; frames without ground truth or ground truth without frames; or a ground
             truth that does not fit its frames.
     """
+    check_split("folder", split, ())
+    sequences = {sequence.name: sequence for sequence in _read_sequences(root)}
+    return Dataset("folder", root, list(sequences), sequences.__getitem__, kept=0)
+
+
+def _read_sequences(root: Path) -> list[Sequence]:
     if (root / GROUNDTRUTH).is_file():
         return [_read_sequence(root)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

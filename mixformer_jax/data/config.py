@@ -1,0 +1,126 @@
+"""The data section of an experiment: which material, in which shares, how it is drawn, cut and disturbed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.synthetic import SyntheticConfig
+from mixformer_jax.data.views import CropConfig
+
+FrameScheme = Literal["causal", "trident", "trident_pro"]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Relative weights of the sources; 0 leaves a source out."""
+
+    video: float = 0.4
+    still: float = 0.2
+    pasted: float = 0.35
+    region: float = 0.05
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0 or sum(vars(self).values()) <= 0:
+            raise ValueError(f"{self}: weights must be at least 0 and not all 0")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One data set on disk, in its published layout.
+
+    Attributes:
+        root: its folder.
+        ratio: how often it is drawn, relative to the other data sets (and to the weights of `Mix`, where there is a
+            pool, too).
+        reader: how it is read, see `sequences.TRAINING_READERS`; None: as its name in `DataConfig.datasets`.
+        split: a published part of it, such as got10k's `vottrain` or lasot's `train`.
+        list_file: a text file with the sequences to take, by name or by position.
+        min_side: targets with a shorter side, in pixels of the frame, are left out.
+    """
+
+    root: str
+    ratio: float = 1.0
+    reader: str | None = None
+    split: str | None = None
+    list_file: str | None = None
+    min_side: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 0:
+            raise ValueError(f"ratio {self.ratio} of data set {self.root} must be above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Everything that decides what sample i of a seed is, but for the files on disk.
+
+    Two kinds of material can be mixed. The pool under `root` is decoded into memory once, and rendered and disturbed
+    in many ways: for training from scratch on little data. `datasets` are the published ones, whose frames are read
+    when they are drawn, as in the official trainer.
+    """
+
+    root: str | None = None  # pool: holds videos/ and images/; None: no pool
+    include: tuple[str, ...] | None = None  # pool: sequences to train on; None: all
+    exclude: tuple[str, ...] = ()  # pool: sequences held out
+    groups: tuple[tuple[str, ...], ...] = ()  # pool: sequences of one scene, drawn as often as one sequence
+    max_interval: int = 100  # frames between template and search; the paper's runs have 200
+    max_target_side: float = 64.0  # pool: video frames are shrunk until sqrt(w * h) is at most this
+    min_target_side: float = 8.0  # pool: smaller targets are left out
+    mix: Mix = field(default_factory=Mix)  # pool
+    crops: CropConfig = field(default_factory=CropConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)  # pool
+    datasets: Mapping[str, DatasetConfig] = field(default_factory=dict)
+    validation: Mapping[str, DatasetConfig] = field(default_factory=dict)  # data sets held out
+    # Which frames of a sequence of `datasets` make a sample, see `pairs.draw_frames`. The official trainer has
+    # `causal` in stage 1 and `trident_pro` in stage 2.
+    frames: FrameScheme = "causal"
+    # Stage 2 (score module): share of samples whose search shows the target; the others show something else, and
+    # every sample has a `label`. None: no labels. The official trainer has 0.5.
+    positive_share: float | None = None
+    # Training stops when more than this share of samples had to be replaced because of unreadable or broken files
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.root is None and not self.datasets:
+            raise ValueError("data names neither a root with a pool nor datasets; there is nothing to train on")
+        if self.positive_share is not None:
+            if not 0 < self.positive_share < 1:
+                raise ValueError(f"data.positive_share is {self.positive_share}; expected a share between 0 and 1")
+            if self.root is not None:
+                raise ValueError("data.positive_share asks for labels, which the pool under data.root does not have")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"data.max_bad_share is {self.max_bad_share}; expected a share in [0, 1]")
+        if self.datasets and self.root is None and self.augment.occluder_probability > 0:
+            raise ValueError(
+                "data.augment.occluder_probability needs the pool under data.root, which occluders are cut from; "
+                "set it to 0"
+            )
+
+
+def held_out(config: DataConfig) -> DataConfig | None:
+    """What to validate on: frames that are not trained on, with the training jitter and nothing else disturbed.
+
+    That is `validation` where it is given, else the pool's `exclude`d sequences; None where nothing is held out.
+    """
+    undisturbed = AugmentConfig(**{each.name: 0.0 for each in dataclasses.fields(AugmentConfig)})
+    if config.validation:
+        return dataclasses.replace(
+            config, root=None, exclude=(), groups=(), augment=undisturbed, datasets=config.validation, validation={}
+        )
+    if not config.exclude:
+        return None
+    return DataConfig(
+        root=config.root,
+        include=config.exclude,
+        max_interval=config.max_interval,
+        max_target_side=config.max_target_side,
+        min_target_side=config.min_target_side,
+        mix=Mix(video=1.0, still=0.0, pasted=0.0, region=0.0),
+        crops=config.crops,
+        augment=undisturbed,
+    )

@@ -1,0 +1,251 @@
+"""Packing: the surroundings of every target, cut once and kept in ArrayRecord shards, for fast training.
+
+A frame is kept as up to three pieces around its target: what a template shows, what a search crop can show, and what it
+can show where it is zoomed out, at half the resolution. Larger targets are shrunk to `target_side`. Training decodes
+one small piece in place of a whole frame; the crops are drawn as from the folders, and differ by JPEG and resampling
+only (not at all with `lossless`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from mixformer_jax.data.frame_parts import Rectangle
+from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.pairs import centre_box, usable_frames
+from mixformer_jax.data.readers.packed import (
+    PACKING,
+    StoredPart,
+    encode_annotations,
+    encode_fault,
+    encode_frame,
+    shard_name,
+)
+from mixformer_jax.data.records import Dataset
+from mixformer_jax.files import write_atomically
+from mixformer_jax.images import SourceError
+
+MARGIN = 2  # pixels more on each side, for rounding
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """What is kept. The defaults serve every experiment of the paper.
+
+    Attributes:
+        target_side: targets are shrunk until sqrt(w * h) is at most this; 64 is what crops of the paper's sizes show at
+            no zoom (128 / 2 and 288 / 4.5), more is for those that are zoomed in.
+        quality: of the JPEGs, 1 to 100.
+        lossless: PNGs of full resolution instead; several times as large.
+        template_factor: of the crops, see `CropConfig`.
+        search_factor: the largest of the experiments.
+        centre_jitter: likewise.
+        max_zoom: likewise.
+        frames_per_shard: a shard ends with the sequence that brings it to so many frames.
+    """
+
+    target_side: float = 96.0
+    quality: int = 90
+    lossless: bool = False
+    template_factor: float = 2.0
+    search_factor: float = 5.0
+    centre_jitter: float = 4.5
+    max_zoom: float = 2.5
+    frames_per_shard: int = 4096
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100 or self.target_side < 16 or self.frames_per_shard < 1:
+            raise ValueError(
+                f"quality {self.quality} must be in 1..100, target_side {self.target_side} at least 16 and "
+                f"frames_per_shard {self.frames_per_shard} at least 1"
+            )
+
+
+class PackReport(NamedTuple):
+    """What packing has done.
+
+    Attributes:
+        frames: packed now.
+        kept_shards: were there already.
+        nbytes: written now.
+        faults: sequences and frames that could not be read, with their files.
+    """
+
+    frames: int
+    kept_shards: int
+    nbytes: int
+    faults: tuple[str, ...]
+
+
+def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, progress: bool = False) -> PackReport:
+    """Packs a data set. Started again on the same folder, it goes on; a shard is there whole or not at all.
+
+    What cannot be read is noted in its place, so that training meets it as it does in the folders.
+
+    Args:
+        dataset: an open data set.
+        out: folder of the shards; made where it is missing.
+        config: what is kept.
+        workers: processes.
+        progress: show a bar.
+
+    Raises:
+        DatasetError: `out` holds another data set, or one packed in another way.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    shards = _plan(dataset, out, config, progress)
+    todo = [number for number in range(len(shards)) if not (out / f"{shard_name(number)}.json").is_file()]
+    job = functools.partial(_pack_shard, dataset, out, config)
+    ranges = [(number, *shards[number][:2]) for number in todo]
+    frames, nbytes, faults = 0, 0, []
+    total = sum(shards[number][2] for number in todo)
+    with tqdm(total=total, unit=" frames", desc="packing", disable=not progress, mininterval=1) as bar:
+        for done in _run(job, ranges, workers):
+            frames += done.frames
+            nbytes += done.nbytes
+            faults += done.faults
+            bar.update(done.frames)
+    return PackReport(frames, len(shards) - len(todo), nbytes, tuple(faults))
+
+
+def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> list[tuple[int, int, int]]:
+    """First sequence, end and number of frames of every shard; written down, and read back where it already is."""
+    path = out / PACKING
+    settings = {
+        "dataset": dataset.name,
+        "root": str(dataset.root.resolve()),
+        "sequences": len(dataset),
+        **dataclasses.asdict(config),
+    }
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        different = [
+            f"{key}: {there.get(key)!r} there, {settings[key]!r} now"
+            for key in settings
+            if there.get(key) != settings[key]
+        ]
+        if different:
+            raise DatasetError(f"{out} holds something else; give another folder, or undo: {'; '.join(different)}")
+        return [tuple(shard) for shard in there["shards"]]
+    shards, first, frames = [], 0, 0
+    keys = tqdm(range(len(dataset)), unit=" sequences", desc="planning", disable=not progress, mininterval=1)
+    for index in keys:
+        frames += _length(dataset, index)
+        if frames >= config.frames_per_shard or index == len(dataset) - 1:
+            shards.append((first, index + 1, frames))
+            first, frames = index + 1, 0
+    write_atomically(path, json.dumps({**settings, "shards": shards}, indent=1))
+    return shards
+
+
+def _length(dataset: Dataset, index: int) -> int:
+    try:
+        return len(dataset[index])
+    except (DatasetError, SourceError):
+        return 0  # told when it is packed
+
+
+def _run(job: Any, ranges: list[tuple[int, int, int]], workers: int) -> Iterator[PackReport]:
+    if workers <= 1 or len(ranges) <= 1:
+        yield from map(job, ranges)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(ranges)), mp_context=context) as pool:
+        yield from pool.map(job, ranges)
+
+
+def _pack_shard(dataset: Dataset, out: Path, config: PackConfig, shard: tuple[int, int, int]) -> PackReport:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    cv2.setNumThreads(1)
+    number, first, end = shard
+    path = out / f"{shard_name(number)}.array_record"
+    unfinished = path.with_name(f".{path.name}.part")
+    # One record a group: any record is read without its neighbours. Images are compressed already.
+    writer = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
+    listing, faults = [], []
+    frames = nbytes = records = 0
+    for index in range(first, end):
+        listing.append((dataset.keys[index], records))
+        for record, fault in _sequence_records(dataset, index, config):
+            writer.write(record)
+            records += 1
+            nbytes += len(record)
+            if fault is not None:
+                faults.append(fault)
+        frames += records - listing[-1][1] - 1
+    writer.close()
+    unfinished.replace(path)
+    write_atomically(out / f"{shard_name(number)}.json", json.dumps(listing))
+    return PackReport(frames, 0, nbytes, tuple(faults))
+
+
+def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Iterator[tuple[bytes, str | None]]:
+    """Annotations, then frames; each with what was wrong, if anything was."""
+    try:
+        sequence = dataset[index]
+    except (DatasetError, SourceError) as error:
+        yield encode_fault(str(error)), str(error)
+        return
+    yield encode_annotations(sequence), None
+    known = usable_frames(sequence, hidden_too=True)
+    shown: tuple[int, np.ndarray] | None = None
+    for number in range(len(sequence)):
+        try:
+            if not (sequence.is_still and shown):
+                shown = number, sequence.frame(number)
+        except SourceError as error:
+            yield encode_fault(str(error)), str(error)
+            continue
+        pixels = shown[1]
+        box_xywh = sequence.boxes_xywh[number] if known[number] else centre_box(pixels.shape[:2])
+        yield pack_frame(pixels, box_xywh, config), None
+
+
+def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], config: PackConfig) -> bytes:
+    """The record of one frame: its pieces around a box."""
+    height, width = pixels.shape[:2]
+    x, y, w, h = box_xywh.tolist()
+    side = math.sqrt(w * h)
+    scale = 1.0 if config.lossless else min(1.0, config.target_side / side)
+    reach = config.search_factor + config.centre_jitter
+    levels = [
+        (config.template_factor, scale),
+        (reach, scale),
+        (reach * config.max_zoom, scale if config.lossless else scale / 2),
+    ]
+    parts: list[StoredPart] = []
+    for context, shrink in levels:
+        half = context * side / 2 + MARGIN
+        left, top = max(0, math.floor(x + w / 2 - half)), max(0, math.floor(y + h / 2 - half))
+        right, bottom = min(width, math.ceil(x + w / 2 + half)), min(height, math.ceil(y + h / 2 + half))
+        covers = Rectangle(left, top, right - left, bottom - top)
+        if min(covers.width, covers.height) <= 0 or (parts and parts[-1].covers == covers):
+            continue
+        piece = pixels[top:bottom, left:right]
+        if shrink < 1:
+            size = (max(1, round(piece.shape[1] * shrink)), max(1, round(piece.shape[0] * shrink)))
+            piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
+        parts.append(StoredPart(covers, _encode(piece, config)))
+    return encode_frame((height, width), parts)
+
+
+def _encode(piece: np.ndarray, config: PackConfig) -> bytes:
+    bgr = cv2.cvtColor(piece, cv2.COLOR_RGB2BGR)
+    if config.lossless:
+        return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.quality])[1].tobytes()

@@ -1,0 +1,265 @@
+"""Samples from data sets on disk, as the official trainer draws them (MixFormer section 4.1; STARK; pytracking)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.config import FrameScheme
+from mixformer_jax.data.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
+from mixformer_jax.data.records import Dataset, Sequence
+from mixformer_jax.data.sampling import Sample
+from mixformer_jax.data.views import (
+    CENTRED,
+    CropConfig,
+    Placement,
+    UnusableSampleError,
+    check_target,
+    draw_placement,
+)
+
+# Shorter videos are not drawn from, and neither are those with hardly more visible frames than a sample needs.
+MIN_FRAMES = 20
+# Frames by which the interval grows, each time no frame is found within it.
+INTERVAL_STEP = 5
+# Where the target of a negative sample is absent, the crop is cut around a box of this share of the frame.
+CENTRE_SHARE = 1 / 8
+# A crop must show this many of its pixels from inside the frame, across and down: one token.
+MIN_SHOWN = 16
+MAX_TRIES = 100
+
+
+class Source(NamedTuple):
+    """A data set to draw from."""
+
+    name: str
+    dataset: Dataset
+    ratio: float
+    min_side: float = 0.0
+
+
+class Shot(NamedTuple):
+    """One frame; with its box, or, where there is none, with the middle of the frame instead."""
+
+    sequence: Sequence
+    index: int
+    has_box: bool = True
+
+
+class Draw(NamedTuple):
+    """What a sample shows. `label` is 1 where the search shows the target of the templates, and 0 where not."""
+
+    source: str
+    templates: tuple[Shot, ...]
+    search: Shot
+    label: float
+
+    def __str__(self) -> str:
+        def say(shot: Shot) -> str:
+            return f"{shot.sequence.name} frame {shot.index}"
+
+        numbers = ", ".join(str(shot.index) for shot in self.templates)
+        return f"{self.source}: templates {self.templates[0].sequence.name} frames {numbers}; search {say(self.search)}"
+
+
+class SequencePairs:
+    """Samples by the official schemes.
+
+    A data set is drawn by its ratio, then one of its sequences, all alike; then frames by `draw_frames`. A still gives
+    template and search from the same image. Where labels are asked for, a share `positive_share` of the samples is as
+    ever; the others search where the target is not: in a frame in which it is absent, around the middle of the frame,
+    or, if there is none, around the target of another sequence.
+    """
+
+    def __init__(
+        self,
+        sources: AbstractSequence[Source],
+        crops: CropConfig,
+        augment: AugmentConfig,
+        scheme: FrameScheme = "causal",
+        max_interval: int = 200,
+        positive_share: float | None = None,
+    ) -> None:
+        if not sources:
+            raise ValueError("no data sets to draw from")
+        self.sources, self.crops, self.augment = sources, crops, augment
+        self.scheme, self.max_interval, self.positive_share = scheme, max_interval, positive_share
+        ratios = np.array([source.ratio for source in sources])
+        self._cumulative = np.cumsum(ratios / ratios.sum())
+
+    def __call__(self, rng: np.random.Generator) -> Sample:
+        return self.render(rng, self.draw(rng))
+
+    def draw(self, rng: np.random.Generator) -> Draw:
+        """Which frames make a sample; no frame is read.
+
+        Raises:
+            UnusableSampleError: the drawn sequence does not serve.
+            DatasetError: its annotations cannot be read.
+        """
+        source, sequence = self._draw_sequence(rng)
+        usable = usable_frames(sequence, source.min_side)
+        count = self.crops.num_online_templates
+        if sequence.is_still:
+            row = int(rng.choice(np.flatnonzero(usable)))
+            templates, search = [row] * (1 + count), row
+        else:
+            known = usable_frames(sequence, source.min_side, hidden_too=True)
+            templates, search = draw_frames(rng, self.scheme, usable, known, self.max_interval, count)
+        shots = tuple(Shot(sequence, index) for index in templates)
+        if self.positive_share is None or rng.random() < self.positive_share:
+            return Draw(source.name, shots, Shot(sequence, search), 1.0)
+        absent = np.flatnonzero(~usable)
+        if not sequence.is_still and len(absent):
+            return Draw(source.name, shots, Shot(sequence, int(rng.choice(absent)), has_box=False), 0.0)
+        return Draw(source.name, shots, self._draw_other(rng, sequence), 0.0)
+
+    def render(self, rng: np.random.Generator, draw: Draw) -> Sample:
+        """The crops of a sample, before light and colour are disturbed.
+
+        Raises:
+            UnusableSampleError: a crop that shows hardly any of its frame, or too small a target.
+            SourceError: a frame that cannot be read.
+        """
+        crops, augment = self.crops, self.augment
+        frames: dict[tuple[str, int], Frame] = {}
+        flip = rng.random() < augment.flip_probability
+        flips = [flip, flip]
+        if augment.separate_flip_probability > 0:
+            flips = [bool(flip ^ (rng.random() < augment.separate_flip_probability)) for flip in flips]
+
+        templates = np.empty((crops.slots, crops.template_size, crops.template_size, 3), np.uint8)
+        for slot, shot in enumerate(draw.templates):
+            pixels, _ = self._crop(rng, frames, shot, crops.template_factor, crops.template_size)
+            templates[slot] = pixels[:, ::-1] if flips[0] else pixels
+        placement = draw_placement(rng, crops)
+        search, box_cxcywh = self._crop(rng, frames, draw.search, crops.search_factor, crops.search_size, placement)
+        if draw.label:
+            check_target(box_cxcywh, crops)
+        if flips[1]:
+            search = np.ascontiguousarray(search[:, ::-1])
+            box_cxcywh[0] = 1 - box_cxcywh[0]
+        sample = {"templates": templates, "search": search, "box_cxcywh": box_cxcywh}
+        if self.positive_share is not None:
+            sample["label"] = np.array(draw.label, np.float32)
+        return sample
+
+    def _crop(
+        self,
+        rng: np.random.Generator,
+        frames: dict[tuple[str, int], Frame],
+        shot: Shot,
+        factor: float,
+        size: int,
+        placement: Placement = CENTRED,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sequence, index = shot.sequence, shot.index
+        # All targets of a still are on one image.
+        key = (sequence.name, 0 if sequence.is_still else index)
+        if key not in frames:
+            frames[key] = open_frame(sequence, index)
+        frame = frames[key]
+        box_xywh = sequence.boxes_xywh[index] if shot.has_box else centre_box(frame.size)
+        aspect = self.augment.draw_aspect(rng) if self.augment.aspect > 0 else 1.0
+        rectangle = context_rectangle(box_xywh, factor, placement, aspect)
+        if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
+            raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
+        pixels, shown = cut(frame, rectangle, size)
+        return pixels, box_within(box_xywh, shown)
+
+    def _draw_sequence(self, rng: np.random.Generator) -> tuple[Source, Sequence]:
+        """A data set by its ratio, and one of its sequences with enough visible frames."""
+        chosen = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
+        source = self.sources[min(chosen, len(self.sources) - 1)]
+        for _ in range(MAX_TRIES):
+            sequence = source.dataset[int(rng.integers(len(source.dataset)))]
+            num_usable = int(usable_frames(sequence, source.min_side).sum())
+            if sequence.is_still and num_usable:
+                return source, sequence
+            if len(sequence) >= MIN_FRAMES and num_usable > 2 * (1 + self.crops.slots):
+                return source, sequence
+        raise UnusableSampleError(
+            f"{source.name}: none of {MAX_TRIES} drawn sequences has {MIN_FRAMES} frames, and the target in more than "
+            f"{2 * (1 + self.crops.slots)} of them"
+        )
+
+    def _draw_other(self, rng: np.random.Generator, sequence: Sequence) -> Shot:
+        """A frame of another sequence, with its box."""
+        for _ in range(MAX_TRIES):
+            source, other = self._draw_sequence(rng)
+            if (other.root, other.name) != (sequence.root, sequence.name):
+                known = np.flatnonzero(usable_frames(other, source.min_side, hidden_too=True))
+                return Shot(other, int(rng.choice(known)))
+        raise UnusableSampleError(f"no other sequence than {sequence.name} to draw a negative sample from")
+
+
+def usable_frames(sequence: Sequence, min_side: float = 0.0, hidden_too: bool = False) -> Bool[np.ndarray, " n"]:
+    """Which frames have a box with both sides above `min_side`, and the target in view (unless `hidden_too`)."""
+    with np.errstate(invalid="ignore"):
+        usable = np.isfinite(sequence.boxes_xywh).all(axis=1) & (sequence.boxes_xywh[:, 2:] > min_side).all(axis=1)
+    return usable if hidden_too or sequence.visible is None else usable & sequence.visible
+
+
+def draw_frames(
+    rng: np.random.Generator,
+    scheme: FrameScheme,
+    usable: Bool[np.ndarray, " n"],
+    known: Bool[np.ndarray, " n"],
+    max_interval: int,
+    num_online: int,
+) -> tuple[list[int], int]:
+    """Frame numbers of template and online templates (in this order), and of the search.
+
+    causal: the template anywhere; online templates at most `max_interval` frames before it, the search at most as many
+        after it. Where there is no frame, the interval grows by 5 and the draw is repeated.
+    trident: template and search anywhere; the online templates at most `max_interval` frames from the search, on the
+        template's side.
+    trident_pro: likewise, and the target need not be in view in the online templates, as long as they have a box.
+
+    Args:
+        rng: the generator.
+        scheme: one of those.
+        usable: frames with the target in view.
+        known: frames with a box.
+        max_interval: in frames.
+        num_online: of online templates.
+
+    Raises:
+        UnusableSampleError: no such frames.
+    """
+    visible = np.flatnonzero(usable)
+    if scheme == "causal":
+        bases = _between(visible, num_online, len(usable) - 1)
+        for interval in range(max_interval, max_interval + len(usable) + INTERVAL_STEP, INTERVAL_STEP):
+            if not len(bases):
+                break
+            base = int(rng.choice(bases))
+            before = _between(visible, base - interval, base)
+            after = _between(visible, base + 1, base + interval)
+            if len(after) and (len(before) or not num_online):
+                online = rng.choice(before, num_online).tolist() if num_online else []
+                return [base, *online], int(rng.choice(after))
+        raise UnusableSampleError("no frames before and after a template")
+    for _ in range(MAX_TRIES):
+        template, search = (int(index) for index in rng.choice(visible, 2))
+        low, high = (search, search + max_interval) if template >= search else (search - max_interval, search)
+        near = _between(np.flatnonzero(known) if scheme == "trident_pro" else visible, low, high)
+        if len(near) or not num_online:
+            return [template, *(rng.choice(near, num_online).tolist() if num_online else [])], search
+    raise UnusableSampleError("no online template near a search frame")
+
+
+def _between(frames: Int64[np.ndarray, " n"], low: int, high: int) -> Int64[np.ndarray, " m"]:
+    """Those of ascending frame numbers that are in [low, high)."""
+    return frames[np.searchsorted(frames, low) : np.searchsorted(frames, high)]
+
+
+def centre_box(frame_size: tuple[int, int]) -> Float64[np.ndarray, "4"]:
+    """A box in the middle of a frame, an eighth of it wide and high, xywh."""
+    height, width = frame_size
+    w, h = width * CENTRE_SHARE, height * CENTRE_SHARE
+    return np.array([int(width / 2 - w / 2), int(height / 2 - h / 2), int(w), int(h)], np.float64)

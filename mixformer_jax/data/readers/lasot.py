@@ -1,0 +1,111 @@
+"""LaSOT (Fan et al. 2019) and its extension LaSOT-ext (Fan et al. 2021), http://vision.cs.stonybrook.edu/~lasot.
+
+The layout, as published; the folders of the classes may be missing:
+
+    airplane/airplane-1/
+        img/00000001.jpg ...        frames
+        groundtruth.txt             x,y,w,h a line
+        full_occlusion.txt          0 or 1 for each frame, in one line with commas
+        out_of_view.txt             likewise
+    training_set.txt, testing_set.txt   names, one a line; without them the published lists are used
+    att/airplane-1.txt              14 flags with commas, copied from the evaluation toolkit where wanted
+"""
+
+from pathlib import Path
+
+from mixformer_jax.data.groundtruth import DatasetError, read_attributes, read_groundtruth, read_labels, read_names
+from mixformer_jax.data.readers.layout import SPLITS, check_split, numbered_frames, sub_folders
+from mixformer_jax.data.records import Dataset, Sequence
+from mixformer_jax.video import DEFAULT_FPS
+
+# In the order of the toolkit's files.
+ATTRIBUTES = ("IV", "POC", "DEF", "MB", "CM", "ROT", "BC", "VC", "SV", "FOC", "FM", "OV", "LR", "ARC")
+PER_CLASS = 20
+EXTENSION_PER_CLASS = 10
+EXTENSION_CLASSES = (
+    *("atv", "badminton", "cosplay", "dancingshoe", "footbag", "frisbee", "jianzi", "lantern"),
+    *("misc", "opossum", "paddle", "raccoon", "rhino", "skatingshoe", "wingsuit"),
+)
+
+
+def read_lasot(root: Path, split: str | None = None) -> Dataset:
+    """Sequences by class and number: `train` (1,120), `test` (280), or all that are there.
+
+    `visible` is full_occlusion == 0 and out_of_view == 0; None where these files are missing.
+
+    Raises:
+        DatasetError: no sequences, or one of the split that is not there. When a sequence is read: files that are
+            missing or whose lengths disagree.
+    """
+    check_split("lasot", split, ("train", "test"))
+    if split is None:
+        names = _present(root)
+    else:
+        listing = root / ("training_set.txt" if split == "train" else "testing_set.txt")
+        names = read_names(listing) if listing.is_file() else _published(split)
+    return _dataset("lasot", root, names)
+
+
+def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
+    """The 150 sequences of LaSOT-ext, as `read_lasot`."""
+    check_split("lasot_ext", split, ())
+    names = [f"{kind}-{number}" for kind in EXTENSION_CLASSES for number in range(1, EXTENSION_PER_CLASS + 1)]
+    return _dataset("lasot_ext", root, names)
+
+
+def _dataset(dataset: str, root: Path, names: list[str]) -> Dataset:
+    there = set(_present(root))
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise DatasetError(
+            f"{root}: {len(missing)} of {len(names)} sequences have no folder, the first is {missing[0]}; "
+            "use list_file, or no split, for a part of the data set"
+        )
+    if not names:
+        raise DatasetError(f"{root}: no LaSOT sequences; expected airplane/airplane-1/groundtruth.txt, ...")
+    return Dataset(dataset, root, names, _Reader(root))
+
+
+def _present(root: Path) -> list[str]:
+    """Names of the sequence folders, classes alphabetically, numbers ascending; nothing inside is looked at."""
+    folders = sub_folders(root)
+    names = [name for name in folders if _is_name(name)]
+    names += [name for kind in folders if not _is_name(kind) for name in sub_folders(root / kind) if _is_name(name)]
+    return sorted(names, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
+
+
+def _is_name(folder: str) -> bool:
+    kind, dash, number = folder.rpartition("-")
+    return bool(kind and dash) and number.isdecimal()
+
+
+def _published(split: str) -> list[str]:
+    test = {
+        kind: {int(number) for number in numbers}
+        for kind, *numbers in (line.split() for line in (SPLITS / "lasot_test.txt").read_text().splitlines())
+    }
+    return [
+        f"{kind}-{number}"
+        for kind, of_test in test.items()
+        for number in range(1, PER_CLASS + 1)
+        if (number in of_test) == (split == "test")
+    ]
+
+
+class _Reader:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, name: str) -> Sequence:
+        in_class = self.root / name.rpartition("-")[0] / name
+        folder = in_class if in_class.is_dir() else self.root / name
+        groundtruth = folder / "groundtruth.txt"
+        boxes_xywh = read_groundtruth(groundtruth)
+        frames = numbered_frames(folder / "img", "%08d.jpg", len(boxes_xywh), groundtruth)
+        hidden = [folder / "full_occlusion.txt", folder / "out_of_view.txt"]
+        visible = None
+        if any(path.is_file() for path in hidden):
+            occluded, out_of_view = (read_labels(path, expected_length=len(boxes_xywh)) for path in hidden)
+            visible = (occluded == 0) & (out_of_view == 0)
+        attributes = read_attributes(self.root / "att" / f"{name}.txt", ATTRIBUTES)
+        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, visible, attributes)

@@ -1,0 +1,104 @@
+"""Image data sets of TensorFlow Datasets (https://www.tensorflow.org/datasets), read without TensorFlow.
+
+The root is the folder of one prepared version in ArrayRecord format, such as tensorflow_datasets/coco/2017/1.1.0, which
+holds dataset_info.json, features.json and the shards. Each example is a still; its targets are the boxes of its
+bounding box feature. Preparing a data set needs TensorFlow, reading it does not.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.readers.layout import check_split
+from mixformer_jax.data.records import Dataset, Sequence
+from mixformer_jax.images import decode_image
+
+DEFAULT_SPLIT = "train"
+
+
+def read_tfds(root: Path, split: str | None = None) -> Dataset:
+    """One still for each example of a split, `train` unless another is named.
+
+    Raises:
+        DatasetError: not a prepared data set in ArrayRecord format, or one without an image or without boxes. When an
+            example is read: an image that does not decode.
+    """
+    if not (root / "dataset_info.json").is_file():
+        raise DatasetError(
+            f"{root}: no dataset_info.json; expected one version of a prepared data set, such as coco/2017/1.1.0"
+        )
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(root))
+    check_split(f"{root}:", split, sorted(builder.info.splits))
+    split = split or DEFAULT_SPLIT
+    if split not in builder.info.splits:
+        raise DatasetError(f"{root}: no split {split!r}; name one of: {', '.join(sorted(builder.info.splits))}")
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise DatasetError(
+            f"{root}: its format is {builder.info.file_format}; prepare it with file_format='array_record', "
+            "which is read without TensorFlow"
+        )
+    images = _find(builder.info.features, tfds.features.Image)
+    boxes = _find(builder.info.features, tfds.features.BBoxFeature)
+    if not images or not boxes:
+        raise DatasetError(f"{root}: needs an image and bounding boxes; its features are {builder.info.features}")
+    keys = [str(index) for index in range(builder.info.splits[split].num_examples)]
+    # An example is read and decoded anew each time: kept images would fill the memory.
+    return Dataset("tfds", root, keys, _Reader(root, split, images[0], boxes[0]), kept=0)
+
+
+def _find(features: Any, kind: type, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of the features of a kind: ("image",), ("objects", "bbox")."""
+    if isinstance(features, kind):
+        return [path]
+    inside = getattr(features, "feature", features)  # a sequence of features wraps one
+    if not hasattr(inside, "items"):
+        return [path] if isinstance(inside, kind) else []
+    return [found for name, feature in inside.items() for found in _find(feature, kind, (*path, name))]
+
+
+class _Reader:
+    def __init__(self, root: Path, split: str, image: tuple[str, ...], boxes: tuple[str, ...]) -> None:
+        self.root, self.split, self.image, self.boxes = root, split, image, boxes
+        self._source: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_source": None}
+
+    def __call__(self, key: str) -> Sequence:
+        if self._source is None:
+            self._source = self._open()
+        example = self._source[int(key)]
+        pixels = decode_image(_at(example, self.image), f"{self.root}, {self.split} example {key}")
+        height, width = pixels.shape[:2]
+        # TFDS keeps ymin, xmin, ymax, xmax as shares of the image.
+        shares = np.asarray(_at(example, self.boxes), np.float64).reshape(-1, 4)
+        corners = shares[:, [1, 0, 3, 2]] * [width, height, width, height]
+        boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        return Sequence(f"{self.split}/{key}", boxes_xywh, _OneImage(pixels), 1.0, self.root, is_still=True)
+
+    def _open(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        decoders: Any = tfds.decode.SkipDecoding()
+        for name in reversed(self.image):
+            decoders = {name: decoders}
+        return tfds.builder_from_directory(str(self.root)).as_data_source(split=self.split, decoders=decoders)
+
+
+class _OneImage:
+    def __init__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        self.pixels = pixels
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self.pixels
+
+
+def _at(example: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        example = example[name]
+    return example

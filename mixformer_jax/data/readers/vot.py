@@ -1,0 +1,139 @@
+"""VOT short-term challenges (https://www.votchallenge.net), as the VOT toolkit's workspaces hold them.
+
+The layout, as the toolkit downloads it (VOT2020 and VOT2022 have masks, earlier years polygons):
+
+    sequences/                      or this folder itself
+        list.txt                    names of the sequences in order
+        agility/
+            sequence                channels.color=color/%08d.jpg, fps=30, length=100, ...
+            color/00000001.jpg ...
+            groundtruth.txt         a rectangle, polygon or mask a line
+            *.tag, *.label          0 or 1 a line for the challenges camera_motion, occlusion, ...
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+
+from mixformer_jax.data.groundtruth import DatasetError, read_labels, read_names
+from mixformer_jax.data.readers.layout import check_split, numbered_frames, sub_folders
+from mixformer_jax.data.records import Dataset, Sequence
+from mixformer_jax.video import DEFAULT_FPS
+
+DEFAULT_CHANNEL = "color/%08d.jpg"
+
+
+def read_vot(root: Path, split: str | None = None) -> Dataset:
+    """Sequences in the order of list.txt. `boxes_xywh` bound the masks or polygons; rows of NaN where there is none.
+
+    `attributes` are the tags that some frame carries.
+
+    Raises:
+        DatasetError: no sequences, or a listed one that is not there. When a sequence is read: files that are missing,
+            whose lengths disagree, or a region that is none (file and line are named).
+    """
+    check_split("vot", split, ())
+    folder = root / "sequences" if (root / "sequences").is_dir() else root
+    if (folder / "list.txt").is_file():
+        names = read_names(folder / "list.txt")
+        missing = [name for name in names if not (folder / name).is_dir()]
+        if missing:
+            raise DatasetError(f"{folder / 'list.txt'}: {missing[0]} has no folder")
+    else:
+        names = [name for name in sub_folders(folder) if (folder / name / "groundtruth.txt").is_file()]
+    if not names:
+        raise DatasetError(f"{root}: no VOT sequences; expected sequences/list.txt and a folder for each name")
+    return Dataset("vot", root, names, _Reader(folder))
+
+
+class _Reader:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, name: str) -> Sequence:
+        folder = self.root / name
+        settings = _read_settings(folder / "sequence")
+        groundtruth = folder / "groundtruth.txt"
+        try:
+            lines = groundtruth.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            raise DatasetError(f"{groundtruth}: no such file; the ground truth is missing") from None
+        boxes_xywh = np.array(
+            [region_box(line, f"{groundtruth}, line {number}") for number, line in enumerate(lines, start=1)],
+            np.float64,
+        ).reshape(-1, 4)
+        if not len(boxes_xywh):
+            raise DatasetError(f"{groundtruth}: the ground truth is empty; expected one region for every frame")
+        channel = settings.get("channels.color", settings.get("channels.default", DEFAULT_CHANNEL))
+        images, _, pattern = channel.rpartition("/")
+        if not re.fullmatch(r"[^%]*%0?\d*d[^%]*", pattern):
+            raise DatasetError(
+                f"{folder / 'sequence'}: channels.color is {channel!r}; expected such as {DEFAULT_CHANNEL}"
+            )
+        frames = numbered_frames(folder / images, pattern, len(boxes_xywh), groundtruth)
+        fps = float(settings.get("fps", DEFAULT_FPS))
+        return Sequence(name, boxes_xywh, frames, fps, folder, attributes=_read_tags(folder, len(boxes_xywh)))
+
+
+def region_box(text: str, where: str) -> Float64[np.ndarray, "4"]:
+    """The box around a region in the notation of the VOT toolkit, xywh; NaN for a special code or an empty mask.
+
+    Args:
+        text: `x,y,w,h`; `x1,y1,x2,y2,x3,y3,...`; `mX,Y,W,H,r0,r1,...` with row-major run lengths inside the window
+            W x H at X, Y that begin with zeros; or one number, a special code.
+        where: file and line, for messages.
+
+    Raises:
+        DatasetError: anything else.
+    """
+    is_mask = text.startswith("m")
+    try:
+        numbers = [float(word) for word in text.removeprefix("m").split(",")]
+    except ValueError:
+        raise DatasetError(f"{where}: expected a rectangle, polygon or mask, found {text[:60]!r}") from None
+    if is_mask:
+        return _mask_box(numbers, where)
+    if len(numbers) == 1 or not np.isfinite(numbers).all():
+        return np.full(4, np.nan)
+    if len(numbers) == 4:
+        if min(numbers[2:]) < 0:
+            raise DatasetError(f"{where}: negative width or height in {text!r}")
+        return np.array(numbers)
+    if len(numbers) < 6 or len(numbers) % 2:
+        raise DatasetError(f"{where}: {len(numbers)} numbers are neither a rectangle nor a polygon: {text[:60]!r}")
+    points = np.array(numbers).reshape(-1, 2)
+    return np.concatenate([points.min(axis=0), np.ptp(points, axis=0)])
+
+
+def _mask_box(numbers: list[float], where: str) -> np.ndarray:
+    values = np.array(numbers)
+    if len(values) < 4 or (values != np.floor(values)).any() or (values[2:] < 0).any():
+        raise DatasetError(f"{where}: a mask needs whole numbers mX,Y,W,H,r0,r1,...")
+    left, top, width, height = (int(value) for value in values[:4])
+    runs = values[4:].astype(np.int64)
+    if runs.sum() > width * height:
+        raise DatasetError(f"{where}: run lengths add up to {runs.sum()}, the mask has {width} x {height} pixels")
+    inside = np.zeros(width * height, bool)
+    inside[: runs.sum()] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    if not inside.any():
+        return np.full(4, np.nan)
+    rows, columns = np.nonzero(inside.reshape(height, width))
+    x, y = int(columns.min()), int(rows.min())
+    return np.array([left + x, top + y, int(columns.max()) - x + 1, int(rows.max()) - y + 1], np.float64)
+
+
+def _read_settings(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    pairs = (line.partition("=") for line in path.read_text(encoding="utf-8").splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _read_tags(folder: Path, count: int) -> tuple[str, ...] | None:
+    paths = sorted([*folder.glob("*.tag"), *folder.glob("*.label")])
+    if not paths:
+        return None
+    # Some published tags end before the last frame.
+    return tuple(path.stem for path in paths if read_labels(path)[:count].any())
