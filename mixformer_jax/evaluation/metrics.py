@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.evaluation.rules import OpeRules
 
@@ -153,46 +153,47 @@ def frame_errors(
             the rules do not allow it; a ground truth that the rules do not allow; missing rows or visibility flags
             where the rules ask for them.
     """
-    truth = np.array(groundtruth_xywh, np.float64)
-    absent = _absent_rows(truth, rules)
+    absent = _absent_rows(groundtruth_xywh, rules)
     if visible is None and rules.visibility == "required":
         raise ValueError(
             "these rules need visibility flags (full_occlusion.txt, out_of_view.txt for LaSOT); none given"
         )
     if rules.visibility == "ignored":
         visible = None
-
-    boxes = _settle_boxes(boxes_xywh, absent, rules)
-    boxes[0] = truth[0]
+    settled = _settle_boxes(boxes_xywh, absent, rules)
+    settled[0] = groundtruth_xywh[0]
+    # By column: x, y, w, h.
+    boxes, truth = np.array(settled.T, np.float64), np.array(groundtruth_xywh.T, np.float64)
 
     valid = ~absent
     if rules.validity != "any":
-        valid &= (truth[:, 2:] > 0).all(1)
+        valid &= (truth[2] > 0) & (truth[3] > 0)
     if rules.validity == "positive":
-        valid &= (truth[:, :2] > 0).all(1)
+        valid &= (truth[0] > 0) & (truth[1] > 0)
     if visible is not None:
         valid &= visible
 
     # Frames without a target are computed on a stand-in and overwritten, so that no NaN or zero size enters
     # below.
-    truth[~valid] = (0.0, 0.0, 1.0, 1.0)
-    boxes[~valid] = (0.0, 0.0, 1.0, 1.0)
+    stand_in = np.array([[0.0], [0.0], [1.0], [1.0]])
+    truth[:, ~valid] = stand_in
+    boxes[:, ~valid] = stand_in
     # Unusable boxes from the first row on had nothing to repeat: misses.
-    lost = np.isnan(boxes).any(1) | (boxes[:, 2:] < 0).any(1)
-    boxes[lost] = (0.0, 0.0, 1.0, 1.0)
-    overlap = {"pixels": _pixel_overlap, "continuous": continuous_overlap}[rules.overlap](boxes, truth)
-    overlap = np.where(valid & ~lost, overlap, -1.0)
-    box_center, true_center = _centers(boxes), _centers(truth)
-    center = np.where(lost, np.inf, _length(box_center - true_center))
+    found = np.isfinite(boxes[0] + boxes[1]) & (boxes[2] >= 0) & (boxes[3] >= 0)
+    boxes[:, ~found] = stand_in
+    overlap = {"pixels": _pixel_overlap, "continuous": _continuous_overlap}[rules.overlap](boxes, truth)
+    overlap = np.where(valid & found, overlap, -1.0)
+    (box_x, box_y), (true_x, true_y) = _centers(boxes), _centers(truth)
+    center = np.where(found, _length(box_x - true_x, box_y - true_y), np.inf)
     center = np.where(valid, center, rules.invalid_center_error)
     # Divided one by one or their difference: on integer boxes errors fall exactly on thresholds, and the last bit
     # decides.
-    true_size = truth[:, 2:]
+    w, h = truth[2:]
     if rules.norm_error == "separate":
-        norm_center = _length(box_center / true_size - true_center / true_size)
+        norm_center = _length(box_x / w - true_x / w, box_y / h - true_y / h)
     else:
-        norm_center = _length((box_center - true_center) / np.maximum(1.0, true_size))
-    norm_center = np.where(lost, np.inf, norm_center)
+        norm_center = _length((box_x - true_x) / np.maximum(1.0, w), (box_y - true_y) / np.maximum(1.0, h))
+    norm_center = np.where(found, norm_center, np.inf)
     norm_center = np.where(valid, norm_center, rules.invalid_norm_error)
     if rules.invisible_is_miss and visible is not None:
         center[~visible] = np.inf
@@ -223,20 +224,19 @@ def continuous_overlap(
     boxes_xywh: Float[np.ndarray, "n 4"], truth_xywh: Float[np.ndarray, "n 4"]
 ) -> Float[np.ndarray, " n"]:
     """IoU as the got10k toolkit has it: machine epsilon added to the union, clipped to [0, 1]; two points have 0."""
-    left_top = np.maximum(boxes_xywh[:, :2], truth_xywh[:, :2])
-    right_bottom = np.minimum(boxes_xywh[:, :2] + boxes_xywh[:, 2:], truth_xywh[:, :2] + truth_xywh[:, 2:])
-    intersection = (right_bottom - left_top).clip(min=0).prod(1)
-    union = boxes_xywh[:, 2:].prod(1) + truth_xywh[:, 2:].prod(1) - intersection
-    return (intersection / (union + np.finfo(float).eps)).clip(0.0, 1.0)
+    return _continuous_overlap(boxes_xywh.T, truth_xywh.T)
 
 
 def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.ndarray, " n"]:
     if len(truth) == 0:
         raise ValueError("the ground truth has no rows")
-    absent = np.isnan(truth).any(1)
+    fits = np.abs(truth) <= MAX_COORDINATE
+    if fits.all():
+        return np.zeros(len(truth), bool)
+    absent = np.asarray(np.isnan(truth).any(1))
     if absent.any() and not rules.nan_is_absent:
         raise ValueError(f"ground truth row {np.flatnonzero(absent)[0] + 1} holds NaN, which these rules do not allow")
-    broken = np.flatnonzero(~absent & ~(np.abs(truth) <= MAX_COORDINATE).all(1))
+    broken = np.flatnonzero(~absent & ~fits.all(1))
     if broken.size:
         row = broken[0]
         raise ValueError(f"ground truth row {row + 1} is {truth[row].tolist()}: infinite or too large for pixels")
@@ -244,54 +244,67 @@ def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.nd
 
 
 def _settle_boxes(
-    boxes_xywh: Float[np.ndarray, "m 4"], absent: Bool[np.ndarray, " n"], rules: OpeRules
-) -> Float[np.ndarray, "n 4"]:
-    """A copy of the predictions, checked, with empty boxes replaced and as many rows as the ground truth."""
-    boxes = np.array(boxes_xywh, np.float64)
-    usable = np.asarray((np.abs(boxes) <= MAX_COORDINATE).all(1) & (boxes[:, 2:] >= 0).all(1))
+    boxes: Float[np.ndarray, "m 4"], absent: Bool[np.ndarray, " n"], rules: OpeRules
+) -> Float64[np.ndarray, "n 4"]:
+    """The predictions, checked, with empty boxes replaced and as many rows as the ground truth."""
+    fits = np.abs(boxes) <= MAX_COORDINATE
+    w, h = boxes[:, 2], boxes[:, 3]
+    usable = np.asarray((w >= 0) & (h >= 0))
+    if not fits.all():
+        usable &= fits.all(1)
     tolerated = usable
     if rules.unusable_boxes == "repeat":
-        tolerated = np.asarray((np.isnan(boxes) | (np.abs(boxes) <= MAX_COORDINATE)).all(1))
-    broken = np.flatnonzero(~tolerated)
-    if broken.size:
-        row = broken[0]
+        tolerated = np.asarray((fits | np.isnan(boxes)).all(1))
+    if not tolerated.all():
+        row = int(np.argmin(tolerated))
         raise ValueError(
             f"predicted box in row {row + 1} is {boxes[row].tolist()}: "
             "expected finite x,y,w,h in pixels with w >= 0 and h >= 0"
         )
     length = len(absent)
-    boxes, usable = boxes[:length], usable[:length]
-    if len(boxes) < length and not rules.pad_short_results:
-        raise ValueError(f"{len(boxes)} predicted boxes for {length} frames; every frame needs one")
+    count = min(len(boxes), length)
+    if count < length and not rules.pad_short_results:
+        raise ValueError(f"{count} predicted boxes for {length} frames; every frame needs one")
 
     # Rows to keep; the others take the nearest kept row before them. Where the target is absent the toolkits
     # leave an empty box alone, and a following empty box then copies it.
-    keep = usable
-    if rules.repeat_empty_boxes:
-        keep = usable & (boxes[:, 2:] > 0).all(1)
-    keep = keep | absent[: len(boxes)]
+    keep = usable & (w > 0) & (h > 0) if rules.repeat_empty_boxes else usable
+    keep = keep[:count] | absent[:count]
     keep[:1] = True
-    source = np.maximum.accumulate(np.where(keep, np.arange(len(boxes)), 0))
     settled = np.zeros((length, 4))
-    settled[: len(boxes)] = boxes[source]
+    settled[:count] = boxes[:count]
+    if not keep.all():
+        source = np.maximum.accumulate(np.where(keep, np.arange(count), 0))
+        settled[:count] = boxes[source]
     return settled
 
 
-def _pixel_overlap(boxes: Float[np.ndarray, "n 4"], truth: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+def _pixel_overlap(boxes: Float[np.ndarray, "4 n"], truth: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, " n"]:
     # Not boxes.iou: a perfect frame counts at t = 1.0 or not by the last bit, so the order of operations is
     # pytracking's own, down to taking away a pixel and adding it again.
-    left_top = np.maximum(boxes[:, :2], truth[:, :2])
-    right_bottom = np.minimum(boxes[:, :2] + boxes[:, 2:] - 1, truth[:, :2] + truth[:, 2:] - 1)
-    intersection = (right_bottom - left_top + 1).clip(min=0).prod(1)
-    return intersection / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - intersection)
+    left_top = np.maximum(boxes[:2], truth[:2])
+    right_bottom = np.minimum(boxes[:2] + boxes[2:] - 1, truth[:2] + truth[2:] - 1)
+    width, height = np.maximum(right_bottom - left_top + 1, 0)
+    intersection = width * height
+    return intersection / (boxes[2] * boxes[3] + truth[2] * truth[3] - intersection)
 
 
-def _centers(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:
-    return boxes[:, :2] + 0.5 * (boxes[:, 2:] - 1)
+def _continuous_overlap(boxes: Float[np.ndarray, "4 n"], truth: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, " n"]:
+    left_top = np.maximum(boxes[:2], truth[:2])
+    right_bottom = np.minimum(boxes[:2] + boxes[2:], truth[:2] + truth[2:])
+    width, height = np.maximum(right_bottom - left_top, 0)
+    intersection = width * height
+    union = boxes[2] * boxes[3] + truth[2] * truth[3] - intersection
+    return (intersection / (union + np.finfo(float).eps)).clip(0.0, 1.0)
 
 
-def _length(vectors: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    return np.sqrt((vectors**2).sum(1))
+def _centers(boxes: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, "2 n"]:
+    return boxes[:2] + 0.5 * (boxes[2:] - 1)
+
+
+def _length(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    # Not np.hypot, which may differ in the last bit.
+    return np.sqrt(x**2 + y**2)
 
 
 def _rank(values: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " t"]) -> np.ndarray:

@@ -43,7 +43,9 @@ def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
 
 def _parse_plain(content: bytes, num_columns: int | None) -> Float64[np.ndarray, "n k"] | None:
     """All lines at once; None where that is not certain to be what `_parse_lines` gives."""
-    content = content.replace(b"\r\n", b"\n").rstrip()
+    if b"\r" in content:
+        content = content.replace(b"\r\n", b"\n")
+    content = content.rstrip()
     if not content or content.translate(None, _PLAIN):
         return None
     delimiter = "," if b"," in content else None

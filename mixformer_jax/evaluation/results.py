@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
+from mixformer_jax.evaluation.layouts import ResultPaths
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
 from mixformer_jax.files import write_atomically
@@ -52,6 +53,8 @@ def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "err
     boxes_xywh = read_numbers(path, "x,y,w,h")
     pixels = np.abs(boxes_xywh) <= MAX_COORDINATE
     if unusable_boxes == "error":
+        if pixels.all() and (boxes_xywh[:, 2:] >= 0).all():
+            return boxes_xywh
         fine, expected = pixels.all(1) & (boxes_xywh[:, 2:] >= 0).all(1), "finite x,y,w,h with w >= 0 and h >= 0"
     else:
         fine, expected = (pixels | np.isnan(boxes_xywh)).all(1), "x,y,w,h"
@@ -96,22 +99,38 @@ def read_times(folder: Path, sequence_name: str) -> Float64[np.ndarray, "n k"] |
     return times_s
 
 
-def write_result(folder: Path, sequence_name: str, result: SequenceResult) -> None:
-    """Writes a finished sequence into the tracker's folder, boxes last."""
-    columns = {"_time": result.times_s, "_score": result.scores}
-    for suffix in SIDE_FILES:
-        values = columns[suffix]
+def write_result(paths: ResultPaths, result: SequenceResult) -> None:
+    """Writes a finished sequence into a tracker's folder, boxes last."""
+    paths.boxes.parent.mkdir(parents=True, exist_ok=True)
+    for path, values in ((paths.times, result.times_s), (paths.scores, result.scores)):
         if values is not None:
-            write_atomically(folder / f"{sequence_name}{suffix}.txt", _rows(values[:, None], decimals=8))
-    write_atomically(folder / f"{sequence_name}.txt", _rows(result.boxes_xywh, decimals=4))
+            write_atomically(path, _rows(_beside_other_repetitions(path, values, paths.column), decimals=8))
+    write_atomically(paths.boxes, _rows(result.boxes_xywh, decimals=4))
 
 
-def is_finished(folder: Path, sequence_name: str, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
-    """Whether the folder holds the sequence's boxes: one for each frame, from the same first box.
+def _beside_other_repetitions(
+    path: Path, values: Float64[np.ndarray, " n"], column: int | None
+) -> Float64[np.ndarray, "n k"]:
+    """What the file of times or scores will hold: NaN, which the toolkit passes over, for repetitions still to come."""
+    if column is None:
+        return values[:, None]
+    try:
+        there = read_numbers(path, "seconds,...")
+    except ResultsError:  # missing, or of no use
+        there = np.empty((len(values), 0))
+    if len(there) != len(values):
+        there = np.empty((len(values), 0))
+    table = np.full((len(values), max(there.shape[1], column + 1)), np.nan)
+    table[:, : there.shape[1]] = there
+    table[:, column] = values
+    return table
+
+
+def is_finished(path: Path, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
+    """Whether the file holds a sequence's boxes: one for each frame, from the same first box.
 
     A file that cannot be read counts as unfinished.
     """
-    path = folder / f"{sequence_name}.txt"
     if not path.exists():
         return False
     try:
@@ -143,7 +162,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"{json.dumps(dict(settings))}; {mend}"
             )
         return
-    if folder.exists() and any(folder.glob("*.txt")):
+    if any(folder.glob("*.txt")) or any(folder.glob("*/*.txt")):
         raise ResultsError(f"{folder} holds results without a run.json, so their origin is unknown; {mend}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(record, json.dumps(dict(settings), indent=2) + "\n")
