@@ -69,7 +69,7 @@ class PackConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100 or self.target_side < 16 or self.frames_per_shard < 1:
-            raise ValueError(
+            raise DatasetError(
                 f"quality {self.quality} must be in 1..100, target_side {self.target_side} at least 16 and "
                 f"frames_per_shard {self.frames_per_shard} at least 1"
             )
