@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mixformer_jax
+from mixformer_jax.data_commands import add_commands
 
 if TYPE_CHECKING:
     from mixformer_jax.tracking.record import Recording
@@ -27,8 +28,11 @@ USER_ERROR = 2
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
+DATA = "Check a data set, pack it for fast training, or look at training samples."
+
 # Which extra brings a package, by the name under which it is imported.
 EXTRAS = {
+    "array_record": "train",
     "grain": "train",
     "matplotlib": "eval",
     "optax": "train",
@@ -287,6 +291,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the initial and online templates (default: 1 for study models, else 2, as in the paper)",
     )
+
+    data = commands.add_parser("data", help=DATA, description=DATA, allow_abbrev=False)
+    add_commands(data, _print_table)
 
     convert = command("convert", run_convert, "Convert weights between official PyTorch files and ours.")
     convert.add_argument("source", type=Path, metavar="IN", help="weights, or the folder of a training run")
