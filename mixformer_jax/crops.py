@@ -46,6 +46,14 @@ def normalise(images: UInt8[Array, "*n h w 3"]) -> Float32[Array, "*n h w 3"]:
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
+def denormalise(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
+    """What `normalise` made of RGB bytes as bytes again; values that no byte has go to the nearest one."""
+    xp = namespace(images)
+    mean = xp.asarray(IMAGENET_MEAN, dtype=np.float32)
+    std = xp.asarray(IMAGENET_STD, dtype=np.float32)
+    return xp.clip(xp.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
+
+
 def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
     """The crop of `size` x `size` pixels around a box, on the host.
 

@@ -110,6 +110,7 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
         if _TRACKERS_OWN.match(name):
             continue
         table = _TABLE.match(name)
+        value: np.ndarray | None
         if table:
             grid = target.search_grid if table[1] == "search" else target.template_grid
             origin, value = _position_table(theirs, source, table[1], grid)
