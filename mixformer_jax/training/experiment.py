@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.pipeline import DataConfig, Mix
+from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix
 from mixformer_jax.data.synthetic import SyntheticConfig
 from mixformer_jax.data.views import CropConfig
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig, dataclass_from_mapping
@@ -68,8 +68,6 @@ class Experiment:
             raise ConfigError(f"a config has the sections {sorted(sections)}; this one has {sorted(config)}")
         model = MixFormerConfig.from_dict(config["model"])
         tracker = TrackerConfig.from_dict(config["tracker"])
-        data = dict(config["data"])
-        crops = dict(data.pop("crops", {}))
         derived = {
             "template_size": model.template_size,
             "search_size": model.search_size,
@@ -77,12 +75,7 @@ class Experiment:
             "search_factor": tracker.search_factor,
             "num_online_templates": tracker.num_online_templates,
         }
-        clash = sorted(set(crops) & set(derived))
-        if clash:
-            raise ConfigError(f"data.crops may not set {', '.join(clash)}: the model and tracker sections do")
-        nested = {"mix": Mix, "augment": AugmentConfig, "synthetic": SyntheticConfig}
-        data |= {key: dataclass_from_mapping(kind, data[key]) for key, kind in nested.items() if key in data}
-        data["crops"] = dataclass_from_mapping(CropConfig, crops | derived)
+        data = data_section(config["data"], derived, "the model and tracker sections do")
         train = dataclass_from_mapping(TrainConfig, config["train"])
         if train.corner_weight and model.head == "query":
             raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
@@ -100,4 +93,24 @@ class Experiment:
                 raise ConfigError(
                     "train.stage 'score' trains the score module alone: train.init must name stage 1's run"
                 )
-        return cls(model=model, tracker=tracker, data=dataclass_from_mapping(DataConfig, data), train=train)
+        return cls(model=model, tracker=tracker, data=data, train=train)
+
+
+def data_section(values: Mapping[str, Any], derived: Mapping[str, Any], who: str) -> DataConfig:
+    """Reads the section `data`; `derived` settings of `crops` come from elsewhere, `who` says from where.
+
+    Raises:
+        ConfigError: an unknown key, or a value that cannot work.
+    """
+    data = dict(values)
+    crops = dict(data.pop("crops", {}))
+    clash = sorted(set(crops) & set(derived))
+    if clash:
+        raise ConfigError(f"data.crops may not set {', '.join(clash)}: {who}")
+    nested = {"mix": Mix, "augment": AugmentConfig, "synthetic": SyntheticConfig}
+    data |= {key: dataclass_from_mapping(kind, data[key]) for key, kind in nested.items() if key in data}
+    for key in ("datasets", "validation"):
+        if key in data:
+            data[key] = {name: dataclass_from_mapping(DatasetConfig, each) for name, each in data[key].items()}
+    data["crops"] = dataclass_from_mapping(CropConfig, {**crops, **derived})
+    return dataclass_from_mapping(DataConfig, data)
