@@ -52,7 +52,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit status: 0, or 2 after a message on stderr, or 128 + signal."""
+    """Runs one subcommand and returns the exit status.
+
+    0; 1 when `doctor` finds something wrong; 2 after a message on stderr; 128 + signal.
+    """
     # A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -166,6 +169,26 @@ def run_profile(args: argparse.Namespace) -> int:
     from mixformer_jax.profile import PAPER, profile_models, tables
 
     print(tables(profile_models(args.names or PAPER, args.templates, progress=True)), end="")
+    return 0
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Checks numbers, weights and video on this machine; the status is 1 when something is wrong."""
+    from mixformer_jax.doctor import environment, examine
+    from mixformer_jax.tracking.tracker import find_device
+
+    device = _user(ValueError, find_device, args.device)
+    _print_table(environment(device, EXTRAS))
+    print(f"\n{'':7}{'check':46}{'found':12}expected")
+    findings = []
+    for finding in examine(device):
+        print(finding, flush=True)
+        findings.append(finding)
+    wrong = sum(not finding.is_right for finding in findings)
+    if wrong:
+        print(f"\n{wrong} of {len(findings)} checks are WRONG: do not trust what is computed here.")
+        return 1
+    print(f"\nall {len(findings)} checks are right")
     return 0
 
 
@@ -291,6 +314,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the initial and online templates (default: 1 for study models, else 2, as in the paper)",
     )
+
+    doctor = command("doctor", run_doctor, "Check numbers, weights and video here; the status is 1 if any is wrong.")
+    doctor.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
 
     data = commands.add_parser("data", help=DATA, description=DATA, allow_abbrev=False)
     add_commands(data, _print_table)

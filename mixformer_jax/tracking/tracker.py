@@ -79,7 +79,7 @@ class Tracker:
         """A tracker of a size in the table with random weights: for measuring speed, not for tracking."""
         config = size_config(name)
         variables = init_variables(build_model(config), jax.random.key(seed))
-        return cls(config, TrackerConfig(), variables, _find_device(device))
+        return cls(config, TrackerConfig(), variables, find_device(device))
 
     def with_settings(self, **changes: Any) -> "Tracker":
         """The same weights, tracking otherwise: `tracker.with_settings(search_factor=5.05)`.
@@ -100,7 +100,7 @@ class Tracker:
         Raises:
             ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
-        _check_frame(frame)
+        check_frame(frame)
         boxes = _check_boxes(boxes_xywh, frame.shape)
         # On the device from the first frame on: arrays that JAX may still move would compile another program.
         arrays = (self._template_crops(frame, boxes), boxes.astype(np.float32))
@@ -112,7 +112,7 @@ class Tracker:
         Raises:
             ValueError: the frame is no RGB image of bytes.
         """
-        _check_frame(frame)
+        check_frame(frame)
         state, prediction = self._locate(state, self.search_crops(state, frame), frame.shape[:2])
         boxes_xywh = _boxes(state)
         if self.settings.num_online_templates > 0 and prediction.is_candidate is not None:
@@ -178,7 +178,7 @@ def load(weights: str | Path | None = None, device: Device | None = None, dtype:
         WeightsError: no such weights, an unreadable file, or weights of another model.
         ValueError: no such device.
     """
-    found = _find_device(device)
+    found = find_device(device)
     file = load_weights(find_weights(weights))
     if dtype is None:
         dtype = "float32" if found.platform == "cpu" else "bfloat16"
@@ -206,7 +206,12 @@ def find_weights(weights: str | Path | None) -> Path:
     return embedded
 
 
-def _find_device(kind: Device | None) -> jax.Device:
+def find_device(kind: Device | None) -> jax.Device:
+    """The first device of a kind; None for JAX's default.
+
+    Raises:
+        ValueError: no such device.
+    """
     if kind is None:
         return jax.devices()[0]
     try:
@@ -248,7 +253,7 @@ def _check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.nd
     return np.stack(checked)
 
 
-def _check_frame(frame: np.ndarray) -> None:
+def check_frame(frame: np.ndarray) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise ValueError(
             f"a frame of type {frame.dtype} and shape {frame.shape}; expected uint8 RGB of shape (height, width, 3)"
