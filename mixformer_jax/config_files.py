@@ -76,7 +76,8 @@ def default_settings(record_type: type, prefix: str = "") -> dict[str, Any]:
     settings: dict[str, Any] = {}
     hints = typing.get_type_hints(record_type)
     for field in dataclasses.fields(record_type):
-        kind = hints[field.name]
+        kinds = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
+        kind = kinds[0] if len(kinds) == 1 else hints[field.name]  # a section may be left out: Record | None
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             settings |= default_settings(kind, f"{prefix}{field.name}.")
         elif field.default is not dataclasses.MISSING:

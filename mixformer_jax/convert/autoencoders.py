@@ -137,6 +137,32 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
     )
 
 
+def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisation:
+    """What one autoencoder takes of another: the encoder, and class token and decoder where it has them alike.
+
+    Raises:
+        WeightsError: an encoder of another kind, or one that lacks something; one error lists all.
+    """
+    encoder = hand_over(found.variables, found.config, config.encoder)
+    expected = shapes_of_autoencoder(config)
+    theirs = {"/".join(path): np.asarray(value) for path, value in flatten_dict(found.variables).items()}
+    values = {"/".join(path): value for path, value in flatten_dict(encoder.variables).items()}
+    for part in ("params/class_token", "params/decoder/"):
+        wanted = {name: shape for name, shape in expected.items() if name.startswith(part)}
+        if wanted == {name: value.shape for name, value in theirs.items() if name.startswith(part)} and (
+            "decoder" not in part or found.config.decoder_heads == config.decoder_heads
+        ):
+            values |= {name: theirs[name] for name in wanted}
+    # The templates' position table has no place in an autoencoder of single images.
+    values = {name: values[name] for name in expected if name in values}
+    return Initialisation(
+        unflatten_dict({tuple(name.split("/")): value for name, value in values.items()}),
+        tuple(values),
+        tuple(name for name in expected if name not in values),
+        tuple(name for name in theirs if name not in values),
+    )
+
+
 def _origin(name: str, target: MixFormerConfig) -> str:
     """The autoencoder's name for a variable of the tracker's backbone."""
     name = re.sub(r"^params/backbone/decoder_(norm|embed)/", r"params/decoder/\1/", name)

@@ -247,15 +247,16 @@ def init_autoencoder(model: Autoencoder, key: Array) -> dict[str, Any]:
     """Fresh variables: `params/backbone` as trackers have them, `params/decoder`, and a class token where asked for."""
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(functools.partial(_init, model), compiler_options=options)(key)
+    return jax.jit(functools.partial(initial_values, model), compiler_options=options)(key)
 
 
 def autoencoder_shapes(model: Autoencoder) -> dict[str, Any]:
     """The tree of `init_autoencoder` as shapes and types, at no cost."""
-    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
+    return jax.eval_shape(functools.partial(initial_values, model), jax.random.key(0))
 
 
-def _init(model: Autoencoder, key: Array) -> dict[str, Any]:
+def initial_values(model: Autoencoder, key: Array) -> dict[str, Any]:
+    """What `init_autoencoder` computes, to be traced."""
     config, tracker = model.config, model.config.model
     search = jnp.zeros((1, tracker.search_size, tracker.search_size, 3))
     templates = None

@@ -33,13 +33,13 @@ def patch_moments(
     return mean, jnp.sqrt(variance + EPSILON)
 
 
-def reconstruction_loss(
+def reconstruction_losses(
     predicted: Float[Array, "b cells pixels"],
     images: Float[Array, "b h w c"],
     hidden: Bool[Array, "b cells"],
     norm_pix_loss: bool,
-) -> Float32[Array, ""]:
-    """Mean squared error of the hidden patches (He et al. 2022, section 3).
+) -> Float32[Array, " b"]:
+    """Mean squared error of each image's hidden patches (He et al. 2022, section 3).
 
     Args:
         predicted: patches.
@@ -52,7 +52,17 @@ def reconstruction_loss(
         mean, deviation = patch_moments(patches)
         patches = (patches - mean) / deviation
     errors = jnp.mean((predicted.astype(jnp.float32) - patches) ** 2, axis=-1)
-    return jnp.sum(errors, where=hidden) / hidden.sum()
+    return jnp.mean(errors, axis=1, where=hidden)
+
+
+def reconstruction_loss(
+    predicted: Float[Array, "b cells pixels"],
+    images: Float[Array, "b h w c"],
+    hidden: Bool[Array, "b cells"],
+    norm_pix_loss: bool,
+) -> Float32[Array, ""]:
+    """The mean of `reconstruction_losses`: MAE's loss, where every image has as many hidden patches."""
+    return reconstruction_losses(predicted, images, hidden, norm_pix_loss).mean()
 
 
 def reconstruct(

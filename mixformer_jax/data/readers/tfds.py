@@ -26,6 +26,39 @@ def read_tfds(root: Path, split: str | None = None) -> Dataset:
         DatasetError: not a prepared data set in ArrayRecord format, or one without an image or without boxes. When an
             example is read: an image that does not decode.
     """
+    builder, split = open_prepared(root, split)
+    import tensorflow_datasets as tfds
+
+    images = _find(builder.info.features, tfds.features.Image)
+    boxes = _find(builder.info.features, tfds.features.BBoxFeature)
+    if not images or not boxes:
+        raise DatasetError(f"{root}: needs an image and bounding boxes; its features are {builder.info.features}")
+    keys = [str(index) for index in range(builder.info.splits[split].num_examples)]
+    # An example is read and decoded anew each time: kept images would fill the memory.
+    return Dataset("tfds", root, keys, _Reader(TfdsImages(root, split, images[0]), boxes[0]), kept=0)
+
+
+def read_tfds_images(root: Path, split: str | None) -> "TfdsImages":
+    """The images of a split alone, whatever else the data set holds.
+
+    Raises:
+        DatasetError: not a prepared data set in ArrayRecord format, or one without an image.
+    """
+    builder, split = open_prepared(root, split)
+    import tensorflow_datasets as tfds
+
+    images = _find(builder.info.features, tfds.features.Image)
+    if not images:
+        raise DatasetError(f"{root}: needs an image; its features are {builder.info.features}")
+    return TfdsImages(root, split, images[0])
+
+
+def open_prepared(root: Path, split: str | None) -> tuple[Any, str]:
+    """The builder of a prepared data set, and the split, `train` unless another is named.
+
+    Raises:
+        DatasetError: not a prepared data set in ArrayRecord format, or no such split.
+    """
     if not (root / "dataset_info.json").is_file():
         raise DatasetError(
             f"{root}: no dataset_info.json; expected one version of a prepared data set, such as coco/2017/1.1.0"
@@ -42,13 +75,7 @@ def read_tfds(root: Path, split: str | None = None) -> Dataset:
             f"{root}: its format is {builder.info.file_format}; prepare it with file_format='array_record', "
             "which is read without TensorFlow"
         )
-    images = _find(builder.info.features, tfds.features.Image)
-    boxes = _find(builder.info.features, tfds.features.BBoxFeature)
-    if not images or not boxes:
-        raise DatasetError(f"{root}: needs an image and bounding boxes; its features are {builder.info.features}")
-    keys = [str(index) for index in range(builder.info.splits[split].num_examples)]
-    # An example is read and decoded anew each time: kept images would fill the memory.
-    return Dataset("tfds", root, keys, _Reader(root, split, images[0], boxes[0]), kept=0)
+    return builder, split
 
 
 def _find(features: Any, kind: type, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -61,33 +88,56 @@ def _find(features: Any, kind: type, path: tuple[str, ...] = ()) -> list[tuple[s
     return [found for name, feature in inside.items() for found in _find(feature, kind, (*path, name))]
 
 
-class _Reader:
-    def __init__(self, root: Path, split: str, image: tuple[str, ...], boxes: tuple[str, ...]) -> None:
-        self.root, self.split, self.image, self.boxes = root, split, image, boxes
+class TfdsImages:
+    """The images of a split by index; a copy in another process opens the data set anew."""
+
+    def __init__(self, root: Path, split: str, image: tuple[str, ...]) -> None:
+        self.root, self.split, self.image = root, split, image
         self._source: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_source": None}
 
-    def __call__(self, key: str) -> Sequence:
+    def __len__(self) -> int:
+        return len(self._opened())
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return self.pixels(self.example(index), index)
+
+    def example(self, index: int) -> Any:
+        """All features of an example, its image still encoded."""
+        return self._opened()[index]
+
+    def pixels(self, example: Any, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """The image of an example; `index` is for messages."""
+        return decode_image(_at(example, self.image), f"{self.root}, {self.split} example {index}")
+
+    def _opened(self) -> Any:
         if self._source is None:
-            self._source = self._open()
-        example = self._source[int(key)]
-        pixels = decode_image(_at(example, self.image), f"{self.root}, {self.split} example {key}")
+            import tensorflow_datasets as tfds
+
+            decoders: Any = tfds.decode.SkipDecoding()
+            for name in reversed(self.image):
+                decoders = {name: decoders}
+            builder = tfds.builder_from_directory(str(self.root))
+            self._source = builder.as_data_source(split=self.split, decoders=decoders)
+        return self._source
+
+
+class _Reader:
+    def __init__(self, images: TfdsImages, boxes: tuple[str, ...]) -> None:
+        self.images, self.boxes = images, boxes
+
+    def __call__(self, key: str) -> Sequence:
+        example = self.images.example(int(key))
+        pixels = self.images.pixels(example, int(key))
         height, width = pixels.shape[:2]
         # TFDS keeps ymin, xmin, ymax, xmax as shares of the image.
         shares = np.asarray(_at(example, self.boxes), np.float64).reshape(-1, 4)
         corners = shares[:, [1, 0, 3, 2]] * [width, height, width, height]
         boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-        return Sequence(f"{self.split}/{key}", boxes_xywh, _OneImage(pixels), 1.0, self.root, is_still=True)
-
-    def _open(self) -> Any:
-        import tensorflow_datasets as tfds
-
-        decoders: Any = tfds.decode.SkipDecoding()
-        for name in reversed(self.image):
-            decoders = {name: decoders}
-        return tfds.builder_from_directory(str(self.root)).as_data_source(split=self.split, decoders=decoders)
+        name, root = f"{self.images.split}/{key}", self.images.root
+        return Sequence(name, boxes_xywh, _OneImage(pixels), 1.0, root, is_still=True)
 
 
 class _OneImage:

@@ -1,0 +1,184 @@
+"""Single images for masked autoencoders: a folder of images or a prepared data set, cut at random (He et al. 2022)."""
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.readers.tfds import read_tfds_images
+from mixformer_jax.images import IMAGE_SUFFIXES, read_image
+
+CENTRE_SHARE = 224 / 256  # of the shorter side: what classifiers are validated on
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Single images and how they are cut.
+
+    Attributes:
+        root: a folder with images at any depth, or one version of a data set that TensorFlow Datasets prepared.
+        split: of a prepared data set; None: `train`.
+        validation_root: images to validate on, likewise.
+        validation_split: of the images to validate on; without `validation_root`, of `root`.
+        min_area: a crop's least share of the image; its greatest is 1 (MAE: 0.2).
+        max_aspect: greatest ratio of a crop's sides.
+        flip_probability: of mirrored crops.
+    """
+
+    root: str
+    split: str | None = None
+    validation_root: str | None = None
+    validation_split: str | None = None
+    min_area: float = 0.2
+    max_aspect: float = 4 / 3
+    flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"images.min_area is {self.min_area}; expected a share in (0, 1]")
+        if self.max_aspect < 1:
+            raise ValueError(f"images.max_aspect is {self.max_aspect}; expected at least 1")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"images.flip_probability is {self.flip_probability}; expected a share in [0, 1]")
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Images by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]: ...
+
+
+class ImageFolder:
+    """All images of a folder and its subfolders, in the order of their paths."""
+
+    def __init__(self, root: Path) -> None:
+        """Lists the folder.
+
+        Raises:
+            DatasetError: no such folder, or no image in it.
+        """
+        if not root.is_dir():
+            raise DatasetError(f"{root}: no such folder; expected one with images")
+        self.root = root
+        self._paths = sorted(
+            os.path.join(folder, name)  # noqa: PTH118 (a million paths)
+            for folder, _, names in os.walk(root)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        )
+        if not self._paths:
+            raise DatasetError(f"{root}: no images in this folder nor below; known are {', '.join(IMAGE_SUFFIXES)}")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return read_image(self._paths[index])
+
+
+def open_images(root: str, split: str | None) -> Images:
+    """A folder of images, or a prepared data set.
+
+    Raises:
+        DatasetError: neither of them, or no such split.
+    """
+    if (Path(root) / "dataset_info.json").is_file():
+        return read_tfds_images(Path(root), split)
+    if split is not None:
+        raise DatasetError(f"{root}: split {split!r} is asked for, but a folder of images has none")
+    return ImageFolder(Path(root))
+
+
+class ImageSamples:
+    """Crops by index: every image once an epoch, in an order of that epoch. Safe to call from several threads.
+
+    An image that cannot be read raises: it names the file, and which one it is does not depend on chance.
+    """
+
+    for_processes = True  # images are read when they are drawn
+
+    def __init__(self, config: ImagesConfig, images: Images, size: int, seed: int) -> None:
+        self.config, self.size, self.seed = config, size, seed
+        self._images = images
+        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def sample(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index`: search uint8 [size, size, 3].
+
+        Raises:
+            SourceError: an image that cannot be read.
+        """
+        rng = np.random.default_rng((self.seed, index))
+        image = self._images[self._position(index)]
+        crop = _resized(random_part(rng, image, self.config), self.size)
+        if rng.random() < self.config.flip_probability:
+            crop = np.ascontiguousarray(crop[:, ::-1])
+        return {"search": crop}
+
+    def _position(self, index: int) -> int:
+        epoch, position = divmod(index, len(self._images))
+        with self._lock:
+            if epoch not in self._orders:
+                self._orders[epoch] = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self._images))
+                while len(self._orders) > 2:  # batches are made ahead, across the border of two epochs
+                    self._orders.popitem(last=False)
+            return int(self._orders[epoch][position])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+
+class CentreCrops:
+    """Fixed crops from the middle of images, spread evenly over them, to validate on."""
+
+    for_processes = True
+
+    def __init__(self, images: Images, size: int) -> None:
+        self.size = size
+        self._images = images
+
+    def sample(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index`: search uint8 [size, size, 3]."""
+        # The golden ratio's multiples spread the first n of them over the whole list, whatever n is.
+        position = int(len(self._images) * math.modf((index + 0.5) * (math.sqrt(5) - 1) / 2)[0])
+        image = self._images[position]
+        side = max(1, round(min(image.shape[:2]) * CENTRE_SHARE))
+        top, left = ((extent - side) // 2 for extent in image.shape[:2])
+        return {"search": _resized(image[top : top + side, left : left + side], self.size)}
+
+
+def random_part(
+    rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"], config: ImagesConfig
+) -> UInt8[np.ndarray, "part_h part_w 3"]:
+    """A part of random area and aspect, where it fits; after ten draws that do not, the largest in the middle."""
+    height, width = image.shape[:2]
+    for _ in range(10):
+        area = height * width * rng.uniform(config.min_area, 1.0)
+        aspect = math.exp(rng.uniform(-1.0, 1.0) * math.log(config.max_aspect))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return image[top : top + h, left : left + w]
+    w, h = min(width, round(height * config.max_aspect)), min(height, round(width * config.max_aspect))
+    top, left = (height - h) // 2, (width - w) // 2
+    return image[top : top + h, left : left + w]
+
+
+def _resized(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    interpolation = cv2.INTER_AREA if min(image.shape[:2]) > size else cv2.INTER_CUBIC
+    return cv2.resize(image, (size, size), interpolation=interpolation)
