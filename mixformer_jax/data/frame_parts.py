@@ -102,7 +102,8 @@ def context_rectangle(
     side = math.sqrt(w * h) * placement.zoom
     stretch = math.sqrt(aspect)
     width, height = math.ceil(side * factor / stretch), math.ceil(side * factor * stretch)
-    centre_x, centre_y = x + 0.5 * w + placement.offset_xy[0] * side, y + 0.5 * h + placement.offset_xy[1] * side
+    centre_x = x + 0.5 * w + placement.offset_xy[0] * side / stretch
+    centre_y = y + 0.5 * h + placement.offset_xy[1] * side * stretch
     return Rectangle(round(centre_x - width * 0.5), round(centre_y - height * 0.5), width, height)
 
 
@@ -134,7 +135,7 @@ def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray
     return cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR), shown
 
 
-def _in_part(start: float, length: float, scale: float) -> tuple[int, int]:
+def _in_part(start: float | int, length: float | int, scale: float) -> tuple[int, int]:
     """Whole pixels of a part, from a start and a length in frame pixels."""
     if scale == 1:
         return round(start), round(length)

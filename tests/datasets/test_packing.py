@@ -1,0 +1,135 @@
+"""Packed shards: the same samples, atomic and resumable, faults in their place."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.config import DataConfig, DatasetConfig
+from mixformer_jax.data.packing import PackConfig, pack
+from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.sequences import DatasetError, open_dataset
+from mixformer_jax.data.views import CropConfig
+from mixformer_jax.images import SourceError
+
+COUNT = 24
+CROPS = CropConfig(template_size=32, search_size=64, search_factor=4.5, centre_jitter=4.5, scale_jitter=0.5)
+
+
+def write_got10k(root, names, count=COUNT, absent=(20, 21)):
+    rng = np.random.default_rng(1)
+    for name in names:
+        folder = root / name
+        folder.mkdir(parents=True)
+        background = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (160, 90))
+        lines = []
+        for number in range(count):
+            frame = background.copy()
+            x, y = 20 + 4 * number, 30
+            frame[y : y + 24, x : x + 30] = rng.integers(100, 255, (24, 30, 3), np.uint8)
+            cv2.imwrite(str(folder / f"{number + 1:08d}.jpg"), frame, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            lines.append("0,0,0,0" if number in absent else f"{x},{y},30,24")
+        (folder / "groundtruth.txt").write_text("\n".join(lines) + "\n")
+        (folder / "absence.label").write_text("\n".join(str(int(i in absent)) for i in range(count)) + "\n")
+    (root / "list.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_got10k(tmp_path_factory.mktemp("got10k"), ["one", "two", "three"])
+
+
+def samples(root, reader, seed=3, **changes):
+    config = DataConfig(
+        datasets={"got10k": DatasetConfig(str(root), reader=reader)},
+        crops=CROPS,
+        augment=AugmentConfig.official(),
+        max_interval=50,
+        **changes,
+    )
+    return TrackingSamples(Pools.load(config), config, seed)
+
+
+@pytest.mark.parametrize("labels", [{}, {"frames": "trident_pro", "positive_share": 0.5}])
+def test_lossless_shards_give_the_samples_of_the_folders(root, tmp_path, labels):
+    report = pack(open_dataset("got10k", root), tmp_path / "out", PackConfig(lossless=True, frames_per_shard=30))
+    assert (report.frames, report.kept_shards, report.faults) == (3 * COUNT, 0, ())
+    assert len(json.loads((tmp_path / "out" / "packing.json").read_text())["shards"]) == 2
+    ours, folders = samples(tmp_path / "out", "packed", **labels), samples(root, "got10k", **labels)
+    for index in range(40):
+        assert ours.describe(index) == folders.describe(index)
+        packed, whole = ours.sample(index), folders.sample(index)
+        assert packed.keys() == whole.keys()
+        for name in whole:
+            np.testing.assert_array_equal(packed[name], whole[name], err_msg=f"{name} of {index}")
+    assert ours.redrawn() == folders.redrawn()
+
+
+def test_jpeg_shards_differ_by_jpeg_and_resampling(root, tmp_path):
+    pack(open_dataset("got10k", root), tmp_path / "out", PackConfig(target_side=20.0))
+    ours, folders = samples(tmp_path / "out", "packed"), samples(root, "got10k")
+    for index in range(30):
+        packed, whole = ours.sample(index), folders.sample(index)
+        # Half a pixel of what was packed is at most this share of a crop.
+        np.testing.assert_allclose(packed["box_cxcywh"], whole["box_cxcywh"], atol=0.03)
+        blurred = [cv2.GaussianBlur(each["search"], (0, 0), 3).astype(float) for each in (packed, whole)]
+        assert np.abs(blurred[0] - blurred[1]).mean() < 8
+
+
+def test_packing_goes_on_where_it_stopped(root, tmp_path):
+    dataset, config = open_dataset("got10k", root), PackConfig(frames_per_shard=10)
+    pack(dataset, tmp_path, config)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(whole) == 1 + 2 * 3 and not [name for name in whole if name.startswith(".")]
+    # As a kill leaves it: the second shard half written, the third not begun.
+    (tmp_path / "shard-00001.json").unlink()
+    (tmp_path / "shard-00001.array_record").rename(tmp_path / ".shard-00001.array_record.part")
+    (tmp_path / "shard-00002.json").unlink()
+    with pytest.raises(DatasetError, match="2 of 3 shards are not there; pack again"):
+        open_dataset("packed", tmp_path)
+    report = pack(dataset, tmp_path, config)
+    assert (report.frames, report.kept_shards) == (2 * COUNT, 1)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+    with pytest.raises(DatasetError, match=r"holds something else.*quality: 90 there, 50 now"):
+        pack(dataset, tmp_path, PackConfig(frames_per_shard=10, quality=50))
+
+
+def test_what_cannot_be_read_stands_in_its_place(tmp_path):
+    root = write_got10k(tmp_path / "in", ["good", "torn", "short"])
+    (root / "torn" / "00000003.jpg").write_bytes(b"no image")
+    (root / "short" / "groundtruth.txt").write_text("1,2,3,4\n")
+    report = pack(open_dataset("got10k", root), tmp_path / "out", PackConfig(lossless=True))
+    assert len(report.faults) == 2 and "00000003.jpg" in report.faults[0] and "1 boxes for 24" in report.faults[1]
+    packed = open_dataset("packed", tmp_path / "out")
+    assert [len(packed[0]), len(packed[1])] == [COUNT, COUNT]
+    with pytest.raises(SourceError, match=r"torn frame 2: could not be read when it was packed.*00000003\.jpg"):
+        packed[1].frame(2)
+    with pytest.raises(DatasetError, match="1 boxes for 24 frames"):
+        packed[2]
+    # Training meets the same faults, and replaces them by the same samples.
+    ours, folders = samples(tmp_path / "out", "packed"), samples(root, "got10k")
+    met = 0
+    for index in range(30):
+        ours_rendered, folders_rendered = ours.render(index), folders.render(index)
+        met += len(folders_rendered.faults)
+        assert len(ours_rendered.faults) == len(folders_rendered.faults)
+        np.testing.assert_array_equal(ours_rendered.sample["search"], folders_rendered.sample["search"])
+    assert met > 5
+
+
+def test_a_packed_frame_is_shown_as_far_as_it_is_known(root, tmp_path):
+    pack(open_dataset("got10k", root), tmp_path, PackConfig(lossless=True))
+    packed, whole = open_dataset("packed", tmp_path)[0], open_dataset("got10k", root)[0]
+    assert packed.name == whole.name and packed.fps == whole.fps
+    np.testing.assert_array_equal(packed.visible, whole.visible)
+    np.testing.assert_array_equal(packed.frame(5), whole.frame(5))
+
+
+def test_not_a_packed_data_set(root, tmp_path):
+    with pytest.raises(DatasetError, match=r"no packing\.json"):
+        open_dataset("packed", root)
+    with pytest.raises(DatasetError, match="quality 0 must be in"):
+        PackConfig(quality=0)
