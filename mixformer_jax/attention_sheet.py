@@ -80,7 +80,7 @@ def attention_sheet(
     frame_number: int,
     folder: str | Path,
     blocks: Sequence[str] | None = None,
-    over: Over = "keys",
+    over: Over = "queries",
     progress: bool = False,
 ) -> Sheet:
     """Tracks up to a frame and leaves its attention in a folder, as NAME_frameN_attention.png and .npz.
@@ -130,7 +130,7 @@ def attention_sheet(
     return Sheet(picture, arrays, maps)
 
 
-def draw_sheet(maps: AttentionMaps, title: str, over: Over = "keys") -> Picture:
+def draw_sheet(maps: AttentionMaps, title: str, over: Over = "queries") -> Picture:
     """Maps as a picture; blocks beyond `MOST_BLOCKS` go into bands below each other.
 
     Each map has colours of its own, from 0 to its maximum, which stands below it.

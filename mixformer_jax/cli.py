@@ -279,9 +279,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     attention.add_argument(
         "--over",
-        choices=("keys", "queries"),
-        default="keys",
-        help="keys: where the target's tokens look; queries: who looks at the target's tokens (default: %(default)s)",
+        choices=("queries", "keys"),
+        default="queries",
+        help="queries: who looks at the target's tokens; keys: where the target's tokens look (default: %(default)s)",
     )
     attention.epilog = (
         "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.num_online_templates=1)."
