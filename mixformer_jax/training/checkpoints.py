@@ -5,6 +5,7 @@ experiment, and a fingerprint of every array: what comes back is compared with w
 damaged file is found and passed over.
 """
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,11 +36,11 @@ class Restored(NamedTuple):
 
     Attributes:
         state: the train state, where the abstract one said.
-        data: the place in the data that `save` was given; None if this process did not write one.
+        data: the state of the data's iterator; None if this process did not write one.
     """
 
     state: TrainState
-    data: str | None
+    data: dict[str, Any] | None
 
 
 class Checkpoints:
@@ -68,12 +69,18 @@ class Checkpoints:
         """Steps of the whole checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, data: str, experiment: Mapping[str, Any], best: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        data: grain.DatasetIterator,
+        experiment: Mapping[str, Any],
+        best: float | None = None,
+    ) -> None:
         """Starts to write a checkpoint; `wait` ends it. One of the same step is left as it is.
 
         Args:
             state: may be given up to the next step at once.
-            data: this process's place in the data.
+            data: this process's batches; the next one is not drawn yet.
             experiment: JSON, for people and programs that find the folder.
             best: what the best checkpoint has most of; None where it was not measured.
 
@@ -86,7 +93,7 @@ class Checkpoints:
         about = {"experiment": dict(experiment), "fingerprints": _fingerprints(state)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state._asdict()),
-            data=grain.checkpoint.CheckpointSave(_Text(data)),
+            data=grain.checkpoint.CheckpointSave(data),
             about=ocp.args.JsonSave(about),
         )
         try:
@@ -151,9 +158,9 @@ class Checkpoints:
             raise ValueError(f"not what was saved: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
         return Restored(state, self._read_data(step))
 
-    def _read_data(self, step: int) -> str | None:
+    def _read_data(self, step: int) -> dict[str, Any] | None:
         file = self._folder / str(step) / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        return file.read_text() if file.is_file() else None
+        return json.loads(file.read_text()) if file.is_file() else None
 
     def _put_aside(self, step: int) -> None:
         barrier(f"damaged checkpoint {step}")
@@ -173,16 +180,6 @@ class Checkpoints:
         steps = self.steps()
         last = f"the last whole one is {self._folder / str(steps[-1])}" if steps else "there is none before it"
         return CheckpointError(f"{self._folder}: a checkpoint could not be written ({error}); {last}")
-
-
-class _Text:
-    """A text in the clothes of an iterator, for Grain's handler, which writes one file a process."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def get_state(self) -> bytes:
-        return self._text.encode()
 
 
 def _fingerprints(state: TrainState) -> dict[str, int]:

@@ -84,6 +84,11 @@ class Experiment:
                 f"model.score_heads is {model.score_heads}: the box loss would leave the score module as it was "
                 "initialised; train with 0, then with train.stage 'score'"
             )
+        if (train.stage == "score") != (data.positive_share is not None):
+            raise ConfigError(
+                f"train.stage is {train.stage!r} and data.positive_share {data.positive_share}: the score stage needs "
+                "labelled samples, a share such as 0.5 of them positive, and the box stage has no use for labels"
+            )
         if train.stage == "score":
             if not model.score_heads:
                 raise ConfigError("train.stage is 'score', and the model has no score module: set model.score_heads")

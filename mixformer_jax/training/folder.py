@@ -18,8 +18,7 @@ from mixformer_jax.training.steps import trained_names
 from mixformer_jax.training.watch import NotFinite
 
 CONFIG_NAME = "config.json"
-# Where the data lie is no part of what they are.
-_FREE = {("data", "root"), *(("train", name) for name in FREE_SETTINGS)}
+_FREE = {("train", name) for name in FREE_SETTINGS}
 
 
 class TrainingError(RuntimeError):
@@ -47,12 +46,17 @@ def claim_folder(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     differences = [
         f"{'.'.join(key)}: {others.get(key)!r} there, {ours.get(key)!r} now"
         for key in (*ours, *(key for key in others if key not in ours))
-        if key not in _FREE and ours.get(key) != others.get(key)
+        if not _is_free(key) and ours.get(key) != others.get(key)
     ]
     if differences:
         listed = "\n  ".join(differences)
         raise TrainingError(f"{folder} holds another experiment; give a new --out, or undo:\n  {listed}")
     return mine
+
+
+def _is_free(key: tuple[str, ...]) -> bool:
+    """Whether a setting may change between two parts of a run; where the data lie is no part of what they are."""
+    return key in _FREE or (key[0] == "data" and key[-1] == "root")
 
 
 @contextlib.contextmanager

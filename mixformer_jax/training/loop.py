@@ -3,6 +3,7 @@
 One loop for every objective (`objective.py`), on one device or many, in one process or several.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
+from mixformer_jax.data.pipeline import batches
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.distributed import connect, gather, is_first, naming_lost_peers
 from mixformer_jax.training.experiment import Experiment
@@ -25,7 +27,6 @@ from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch
 from mixformer_jax.training.signals import StopSignals
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
-from mixformer_jax.training.stream import BatchStream
 from mixformer_jax.training.tracking import tracking_objective
 from mixformer_jax.training.validation import Validation
 from mixformer_jax.training.watch import StepWatch
@@ -76,7 +77,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
     ):
         # --- start ---
-        state, place, origin = first_state(objective, settings, program, checkpoints)
+        state, data_state, origin = first_state(objective, settings, program, checkpoints)
         first_step = int(state.step)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
@@ -85,7 +86,16 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
             return weights
 
         # --- data ---
-        stream = BatchStream(objective.samples(), settings.batch_size, first_step, part, settings.workers, place)
+        stream = batches(
+            objective.samples(),
+            settings.batch_size,
+            first_step,
+            workers=settings.workers,
+            process_index=part[0],
+            process_count=part[1],
+        )
+        if data_state is not None:
+            stream.set_state(data_state)
         validation = Validation(objective, settings, program, part)
 
         # --- compile ---
@@ -97,7 +107,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         signals = StopSignals(settings.distributed)
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
         progress = Progress(settings, schedule, first_step, shown=is_first())
-        with signals, log, progress, StepWatch() as watch:
+        with contextlib.closing(stream), signals, log, progress, StepWatch() as watch:
             step = first_step
             while True:
                 last = step == settings.steps
@@ -122,7 +132,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
                             shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
                             tell(f"step {step}: held out: {shown}")
                         if save_now:
-                            checkpoints.save(state, stream.place(), record, best)
+                            checkpoints.save(state, stream, record, best)
                             _export(objective, weights, state.shipped)
                             log.draw()
                 if last or stopping:

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from mixformer_jax.data.pipeline import Samples
+
 Variables = dict[str, Any]
 """A model's collections: `params`, and those that no gradient changes (`batch_stats`, `constants`)."""
 
@@ -21,15 +23,6 @@ Batch = Mapping[str, Array | np.ndarray]
 
 Group = Literal["backbone", "rest", "frozen"]
 """How a parameter trains: at the backbone's rate, at the full rate, or not at all."""
-
-
-@runtime_checkable
-class Samples(Protocol):
-    """Training samples by index; what `data.pipeline.batches` makes batches of."""
-
-    def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
-        ...
 
 
 class Start(NamedTuple):

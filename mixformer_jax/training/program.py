@@ -15,7 +15,7 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.optimizer import make_optimizer
 from mixformer_jax.training.settings import RunConfig
-from mixformer_jax.training.sharding import BATCH, batch_axis_size, tree_shardings, with_shardings
+from mixformer_jax.training.sharding import BATCH, batch_axis_size, gather_params, tree_shardings, with_shardings
 from mixformer_jax.training.steps import TrainState, make_train_step, make_validation_step, new_train_state
 
 
@@ -63,7 +63,8 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
     batch_shardings = dict.fromkeys(batch, split)
     shipped = shardings.shipped
 
-    step = make_train_step(objective, optimizer, settings.ema_decay, settings.accumulate)
+    gather = functools.partial(gather_params, shardings=shardings.params)
+    step = make_train_step(objective, optimizer, gather, settings.ema_decay, settings.accumulate)
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
     quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     return TrainProgram(
@@ -73,7 +74,7 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
             step, in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
         ),
         evaluate=jax.jit(
-            make_validation_step(objective), in_shardings=(shipped, batch_shardings, split), out_shardings=whole
+            make_validation_step(objective, gather), in_shardings=(shipped, batch_shardings, split), out_shardings=whole
         ),
         show=jax.jit(objective.show, in_shardings=(shipped, batch_shardings), out_shardings=whole),
         state=with_shardings(shapes, shardings),

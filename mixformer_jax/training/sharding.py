@@ -5,6 +5,7 @@ the inner dimensions of attention and MLP. A program is written for whole arrays
 divides it, so the result is the same on every mesh up to rounding, batch norm over the global batch included.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from mixformer_jax.models.config import ConfigError
 
@@ -25,10 +27,11 @@ Tree = TypeVar("Tree")
 # axes are those of the last dimensions; one that does not divide its dimension is left out. What no pattern knows
 # (norms, biases, statistics) is small and stays whole.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    # Matrices into heads and into an MLP's hidden layer, and those back out of them.
-    (r"/(q|k|v|qkv|fc0|fc1)/kernel$", ("fsdp", "tensor")),
+    # Matrices into heads and into an MLP's hidden layer, and those back out of them. The one matrix for queries, keys
+    # and values cannot be cut between heads: it is whole where it is used.
+    (r"/(q|k|v|fc0|fc1)/kernel$", ("fsdp", "tensor")),
     (r"/(attention(_\d+)?/proj|fc2)/kernel$", ("tensor", "fsdp")),
-    (r"/(q|k|v|qkv|fc0|fc1)/bias$", ("tensor",)),
+    (r"/(q|k|v|fc0|fc1)/bias$", ("tensor",)),
     # Embeddings, convolutions, position tables: the output channels.
     (r"/(kernel|table)$", ("fsdp",)),
 )
@@ -81,6 +84,31 @@ def tree_shardings(shapes: Tree, mesh: Mesh) -> Tree:
         return NamedSharding(mesh, partition_spec(path_name(path), value.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
+
+
+def gather_params(params: Tree, shardings: Tree) -> Tree:
+    """Parameters about to be used: whole along `fsdp`; their gradients are split as the parameters are.
+
+    Left to itself the compiler may rather split activations by channels, and send whole batches about.
+    """
+    return jax.tree.map(_gathered, params, shardings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(param: Array, stored: NamedSharding) -> Array:
+    used = PartitionSpec(*(None if axis == "fsdp" else axis for axis in stored.spec))
+    return jax.lax.with_sharding_constraint(param, NamedSharding(stored.mesh, used))
+
+
+def _gathered_forward(param: Array, stored: NamedSharding) -> tuple[Array, None]:
+    return _gathered(param, stored), None
+
+
+def _gathered_backward(stored: NamedSharding, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, stored),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mixformer_jax.convert.autoencoders import AUTOENCODER_FORMAT, hand_over, load_autoencoder
 from mixformer_jax.convert.convert import RUN_WEIGHTS
 from mixformer_jax.convert.initial import init_from
 from mixformer_jax.convert.torch_files import is_safetensors_of
@@ -33,8 +34,8 @@ _MEANING = (
 
 def first_state(
     objective: Objective, settings: RunConfig, program: TrainProgram, checkpoints: Checkpoints
-) -> tuple[TrainState, str | None, str]:
-    """The state to go on from, the place in the data that belongs to it, and a text that says where they come from.
+) -> tuple[TrainState, dict[str, Any] | None, str]:
+    """The state to go on from, the data's state that belongs to it, and a text that says where they come from.
 
     Raises:
         CheckpointError: `train.resume` names a folder without a whole checkpoint.
@@ -68,13 +69,34 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
     taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way.
 
     Args:
-        source: an official backbone (`.pth`, `.safetensors`), a weights file of ours, or the folder of a run.
+        source: an official backbone (`.pth`, `.safetensors`), a weights file of ours, or the folder of a run; of a
+            pre-training too.
         config: the model.
         may_be_fresh: parts that may start at random.
 
     Raises:
         WeightsError: a source that cannot be read, another backbone, or one that lacks a part: all names that are
             missing or misshapen in one error.
+    """
+    path = weights_file(source)
+    if is_ours(FORMAT, path):
+        return _from_weights(path, load_weights(path), config, may_be_fresh)
+    if is_ours(AUTOENCODER_FORMAT, path):
+        found = load_autoencoder(path)
+        start = hand_over(found.variables, found.config, config)
+    else:
+        start = init_from(path, config)
+    missing = sorted({_part(name) for name in start.fresh if _part(name) != "backbone"} - set(may_be_fresh))
+    if missing:
+        raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
+    return Start(*start)
+
+
+def weights_file(source: str | Path) -> Path:
+    """The file itself, or the one in the folder of a run.
+
+    Raises:
+        WeightsError: no such file.
     """
     path = Path(source)
     if path.is_dir():
@@ -83,13 +105,18 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
             raise WeightsError(
                 f"{source}: no {RUN_WEIGHTS} in this folder; expected the folder of a run that has trained"
             )
-    if is_safetensors_of(FORMAT, path):
-        return _from_weights(path, load_weights(path), config, may_be_fresh)
-    start = init_from(path, config)
-    missing = sorted({_part(name) for name in start.fresh if _part(name) != "backbone"} - set(may_be_fresh))
-    if missing:
-        raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
-    return Start(*start)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected weights, or the folder of a run")
+    return path
+
+
+def is_ours(format_name: str, path: Path) -> bool:
+    """Whether this is a weights file of ours of this format.
+
+    Raises:
+        WeightsError: a .safetensors file that cannot be read.
+    """
+    return path.suffix == ".safetensors" and is_safetensors_of(format_name, path)
 
 
 def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:

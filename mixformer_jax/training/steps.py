@@ -87,13 +87,18 @@ def new_train_state(
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float = 0.0, accumulate: int = 1
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    gather: Callable[[dict[str, Any]], dict[str, Any]],
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step `state, batch -> state, report`, not jitted yet.
 
     Args:
         objective: gives the loss.
         optimizer: of the trained parameters.
+        gather: of all parameters about to be used, see `sharding.gather_params`.
         ema_decay: see `TrainConfig`.
         accumulate: the batch goes through the model in so many parts, one after the other, and their mean gradient
             makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating
@@ -107,7 +112,7 @@ def make_train_step(
         def loss_of(
             trained: dict[str, Any], model_state: dict[str, Any], batch: Batch, key: Array
         ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-            return objective.loss({"params": _joined(trained, frozen), **model_state}, batch, key)
+            return objective.loss({"params": gather(_joined(trained, frozen)), **model_state}, batch, key)
 
         gradient_of = jax.grad(loss_of, has_aux=True)
         if accumulate == 1:
@@ -143,12 +148,13 @@ def make_train_step(
 
 
 def make_validation_step(
-    objective: Objective,
+    objective: Objective, gather: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Callable[[Variables, Batch, Float[Array, " b"]], dict[str, Array]]:
     """Sums of every metric over a batch, `variables, batch, weights -> sums`; weight 0 leaves a sample out."""
 
     def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
-        return {name: jnp.sum(value * weights) for name, value in objective.measure(variables, batch).items()}
+        measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
+        return {name: jnp.sum(value * weights) for name, value in measured.items()}
 
     return sums
 

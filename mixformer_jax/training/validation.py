@@ -1,15 +1,17 @@
 """Validation inside the loop: fixed held-out samples, exact means over them, and a picture."""
 
+import contextlib
+
 import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from mixformer_jax.data.pipeline import batches
 from mixformer_jax.training.distributed import gather
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.program import TrainProgram
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sharding import put_batch
-from mixformer_jax.training.stream import BatchStream
 
 
 class Validation:
@@ -24,10 +26,11 @@ class Validation:
             return
         index, count = part
         size = settings.batch_size
-        stream = BatchStream(samples, size, 0, part, workers=0, place=None)
-        for first in range(0, self._pairs, size):
-            rows = first + index * (size // count) + np.arange(size // count)
-            self._batches.append((next(stream), (rows < self._pairs).astype(np.float32)))
+        stream = batches(samples, size, workers=settings.workers, process_index=index, process_count=count)
+        with contextlib.closing(stream):
+            for first in range(0, self._pairs, size):
+                rows = first + index * (size // count) + np.arange(size // count)
+                self._batches.append((next(stream), (rows < self._pairs).astype(np.float32)))
 
     def __bool__(self) -> bool:
         return bool(self._batches)
