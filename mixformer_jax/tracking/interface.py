@@ -1,5 +1,6 @@
 """What counts as a tracker, by what it does: state in, state out."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -52,3 +53,15 @@ class MultiTrackerLike(Protocol):
     def start(self, frame: Frame, boxes_xywh: Any) -> Any: ...
 
     def step(self, state: Any, frame: Frame) -> tuple[Any, MultiPredictionLike]: ...
+
+
+@runtime_checkable
+class LanesLike(Protocol):
+    """Anything that follows one target in each of several videos at once; see `tracking.lanes`."""
+
+    @property
+    def num_lanes(self) -> int: ...
+
+    def start(self, state: Any, lane: int, frame: Frame, box_xywh: Any) -> Any: ...
+
+    def step(self, state: Any, frames: Mapping[int, Frame]) -> tuple[Any, Mapping[int, PredictionLike]]: ...

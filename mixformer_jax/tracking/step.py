@@ -106,7 +106,7 @@ def step_from_crops(
     state: TrackState,
     crops: UInt8[Array, "n S S 3"],
     scales: Float[Array, " n"],
-    frame_size: Int32[Array, "2"],
+    frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackState, TrackPrediction]:
     """Finds the targets in search crops taken around `state.boxes_xywh`.
 
@@ -118,11 +118,11 @@ def step_from_crops(
         state: after the previous frame.
         crops: search crops.
         scales: of the crops (crop pixels per frame pixel).
-        frame_size: height and width of the frame, pixels.
+        frame_size: height and width of the frame, pixels; a row a target where they are in different videos.
     """
     prediction = _locate(model, settings, variables, state, crops)
     boxes_xywh = crop_box_to_frame(prediction.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
-    boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[0], frame_size[1], settings.clip_margin)
+    boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], settings.clip_margin)
     memory, scores, is_candidate = state.memory, prediction.scores, None
     if memory is not None and scores is not None:
         memory, is_candidate = score_rules.select(settings, memory, scores)
