@@ -1,65 +1,125 @@
-"""Run a tracker over a benchmark and leave its result files.
+"""Run trackers over a benchmark and leave their result files.
 
-    python eval/run.py --dataset folder --root DATA --out results/
+    python eval/run.py --dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/
+    python eval/run.py --dataset folder --root DATA --tracker mixformer,opencv:MIL,first-box --workers 2 --out results/
     python eval/report.py --dataset folder --root DATA --results results/
 
 A model of the paper tracks with the official experiments' settings for the benchmark (configs/benchmarks.toml), any
-other with the settings of its weights; --tracker.SETTING=VALUE changes one. Finished sequences are not run again. The
-exit status is 1 when a sequence failed.
+other with the settings of its weights; --tracker.SETTING=VALUE changes one. A run may be killed at any moment: the same
+command goes on, and finished sequences are not run again. The exit status is 1 when a sequence failed.
 """
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
 from mixformer_jax.data.sequences import READERS, open_dataset
-from mixformer_jax.evaluation.runner import describe, run_dataset
+from mixformer_jax.evaluation.runner import Alone, RunSummary, describe, run_dataset
 from mixformer_jax.evaluation.settings import read_benchmark_settings
-from mixformer_jax.evaluation.trackers import TRACKERS, open_tracker
+from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice
+from mixformer_jax.evaluation.workers import Workers
 from mixformer_jax.models.config import TrackerConfig
 
 SETTINGS = Path(__file__).resolve().parents[1] / "configs" / "benchmarks.toml"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[TrackerChoice]]:
+    """The command line, and the trackers that it names.
+
+    Raises:
+        ConfigError: settings of the tracker that do not exist or cannot work.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
     parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
-    parser.add_argument("--out", required=True, type=Path, help="results go to OUT/TRACKER_NAME/SEQUENCE.txt")
-    parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
+    parser.add_argument("--split", help="a published part of the data set; default: the one that the reader names")
+    parser.add_argument("--out", required=True, type=Path, help="results go to OUT/TRACKER_NAME/")
+    parser.add_argument(
+        "--tracker", default=TRACKERS[0], metavar="T,T", help=f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
+    )
     parser.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
     parser.add_argument("--device", choices=("cpu", "gpu"))
     parser.add_argument("--tracker-name", help="default: from the weights")
     parser.add_argument(
         "--settings-of", metavar="NAME", help="a table of configs/benchmarks.toml; default: the model's own name"
     )
+    parser.add_argument("--repeat", type=int, default=1, metavar="N", help="track every sequence N times")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that track (default: 1)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="videos in one step of a model (default: 1 on a CPU, 16 elsewhere)"
+    )
     args, rest = parser.parse_known_args(arguments)
     overrides = [text for text in rest if text.startswith(TRACKER_PREFIX)]
     if len(overrides) < len(rest):
         parser.error(f"unknown arguments: {' '.join(text for text in rest if text not in overrides)}")
-    logging.basicConfig(format="%(message)s")
+    for option in ("repeat", "workers", "batch"):
+        value = getattr(args, option)
+        if value is not None and value < 1:
+            parser.error(f"--{option} is {value}; expected at least 1")
+    kinds = args.tracker.split(",")
+    if len(kinds) > 1 and args.tracker_name:
+        parser.error("--tracker-name names one tracker, and --tracker several")
 
-    try:
-        known = read_benchmark_settings(SETTINGS)
-        changes = parse_overrides(overrides, TrackerConfig().to_dict(), TRACKER_PREFIX)
-        if args.settings_of and args.settings_of not in known:
-            parser.error(f"--settings-of {args.settings_of}: not in {SETTINGS}; it has {', '.join(known)}")
-        sequences = open_dataset(args.dataset, args.root)
-        tracker, name, settings = open_tracker(
-            args.tracker,
-            args.weights,
-            args.device,
-            lambda model: {**known.get(args.settings_of or model, {}).get(args.dataset, {}), **changes},
+    known = read_benchmark_settings(SETTINGS)
+    if args.settings_of and args.settings_of not in known:
+        parser.error(f"--settings-of {args.settings_of}: not in {SETTINGS}; it has {', '.join(known)}")
+    model_options = {
+        "weights": args.weights,
+        "device": args.device,
+        "batch": args.batch,
+        "settings": {model: benchmarks.get(args.dataset, {}) for model, benchmarks in known.items()},
+        "settings_of": args.settings_of,
+        "changes": parse_overrides(overrides, TrackerConfig().to_dict(), TRACKER_PREFIX),
+    }
+    # Beside a model, what has none takes no options of its.
+    alone = len(kinds) == 1
+    return args, [TrackerChoice(kind, **model_options if alone or kind == TRACKERS[0] else {}) for kind in kinds]
+
+
+def run(args: argparse.Namespace, choice: TrackerChoice) -> RunSummary:
+    sequences = open_dataset(args.dataset, args.root, args.split)
+    kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
+
+    def track(crew: Alone | Workers, name: str, settings: dict) -> RunSummary:
+        return run_dataset(
+            crew, sequences, args.out, args.tracker_name or name, settings | kept, args.dataset, args.repeat
         )
-        settings["dataset"] = args.dataset
-        summary = run_dataset(tracker, sequences, args.out, args.tracker_name or name, settings)
+
+    if args.workers == 1:
+        opened = choice.open()
+        return track(Alone(opened), opened.name, opened.settings)
+    with Workers(choice.open, args.workers) as workers:
+        return track(workers, workers.name, workers.settings)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s")
+    # Like Ctrl-C: what is open closes, and no process stays behind.
+    signal.signal(signal.SIGTERM, _stop)
+    failed = False
+    try:
+        args, choices = parse(arguments)
+        for choice in choices:
+            summary = run(args, choice)
+            print(describe(summary))
+            failed |= bool(summary.failures)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(describe(summary))
-    return 1 if summary.failures else 0
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 1 if failed else 0
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    print("stopped; the same command goes on where this one was", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,55 @@
-"""Running a tracker over sequences and leaving its result files; nothing is scored here."""
+"""Running a tracker over a data set and leaving its result files; nothing is scored here."""
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float64
 from tqdm import tqdm
 
-from mixformer_jax.data.sequences import Sequence as TrackingSequence
-from mixformer_jax.evaluation.metrics import MAX_COORDINATE
-from mixformer_jax.evaluation.results import (
-    SequenceResult,
-    check_names,
-    claim_folder,
-    is_finished,
-    write_result,
-)
-from mixformer_jax.tracking.interface import TrackerLike
+from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.records import Dataset
+from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, longest_first
+from mixformer_jax.evaluation.layouts import ResultPaths, layout_of, result_paths, tracker_folders
+from mixformer_jax.evaluation.results import check_names, claim_folder, is_finished, write_result
+from mixformer_jax.evaluation.trackers import OpenedTracker
 
 logger = logging.getLogger(__name__)
 
 
-class FirstBoxPrediction(NamedTuple):
-    box_xywh: Float64[np.ndarray, " 4"]
-    score: float | None = None
+@runtime_checkable
+class Crew(Protocol):
+    """Whoever tracks: this process, or several (`workers.Workers`)."""
+
+    @property
+    def num_workers(self) -> int: ...
+
+    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
+        """One outcome a job, as they come; every clock is added to `clock`."""
+        ...
 
 
-class FirstBoxTracker:
-    """Says forever what it was told first: tests the harness with no model, and is the floor of a table."""
+class Alone:
+    """Tracks in this process."""
 
-    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
-        return np.array(box_xywh, np.float64)
+    num_workers = 1
 
-    def step(
-        self, state: Float64[np.ndarray, " 4"], frame: UInt8[np.ndarray, "h w 3"]
-    ) -> tuple[Float64[np.ndarray, " 4"], FirstBoxPrediction]:
-        return state, FirstBoxPrediction(state.copy())
+    def __init__(self, opened: OpenedTracker) -> None:
+        self._opened = opened
+
+    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
+        if not jobs:
+            return
+        self._opened.warm_up()
+        waiting = iter(jobs if self._opened.lanes.num_lanes == 1 else longest_first(jobs))
+        loop = LaneLoop(self._opened.lanes, lambda: next(waiting, None), on_frames)
+        yield from loop.outcomes()
+        clock.add(loop.clock)
 
 
 class Failure(NamedTuple):
@@ -46,129 +57,156 @@ class Failure(NamedTuple):
     reason: str
 
 
-class RunSummary(NamedTuple):
-    """What a run did. `failures` is not empty where sequences are still missing."""
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+    """What a run did. `failures` is not empty where sequences are still missing.
 
-    folder: Path
-    finished: tuple[str, ...]
-    skipped: tuple[str, ...]  # were finished before
-    failures: tuple[Failure, ...]
-    step_times_s: Float64[np.ndarray, " n"]  # inside `step`, over the sequences finished in this run
-
-
-def run_sequence(
-    tracker: TrackerLike, sequence: TrackingSequence, on_frame: Callable[[], object] = lambda: None
-) -> SequenceResult:
-    """Tracks one sequence from its first ground truth box, which is also the first box of the result.
-
-    Frames are decoded outside the clock. The first time is that of `start`. `on_frame` is called after every
-    frame.
-
-    Raises:
-        ValueError: the first ground truth box is NaN; the tracker returns something that is no box, or a
-            score for some frames and none for others (the sequence and the frame are named).
+    Attributes:
+        folders: of the results, one a repetition; in GOT-10k's layout they share one.
+        finished: sequences tracked in this run; with several repetitions, each is one.
+        skipped: were finished before.
+        failures: have no result.
+        clock: of all workers together.
+        seconds: from the first job to the last result.
+        step_times_s: inside `step`, over the sequences finished in this run.
+        num_workers: processes that tracked.
+        equal_repetitions: of how many sequences all repetitions are equal; None for a single one.
     """
-    first_box_xywh = sequence.boxes_xywh[0]
-    if np.isnan(first_box_xywh).any():
-        raise ValueError(
-            f"{sequence.name}: the target is absent (NaN) in the first frame, nothing to start from; "
-            "cut the sequence to begin where the target is seen"
-        )
-    boxes_xywh = np.empty((len(sequence), 4))
-    times_s = np.empty(len(sequence))
-    scores: list[float | None] = []
-    state: Any = None
-    for index, frame in enumerate(sequence.frames()):
-        begin = time.perf_counter()
-        if index == 0:
-            state = tracker.start(frame, first_box_xywh.copy())
-            times_s[0] = time.perf_counter() - begin
-            boxes_xywh[0] = first_box_xywh
-        else:
-            state, prediction = tracker.step(state, frame)
-            times_s[index] = time.perf_counter() - begin
-            boxes_xywh[index] = _checked_box(prediction.box_xywh, f"{sequence.name}, frame {index}")
-            scores.append(prediction.score)
-        on_frame()
-    return SequenceResult(boxes_xywh, times_s, _join_scores(scores, sequence.name))
+
+    folders: tuple[Path, ...]
+    finished: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    clock: Clock
+    seconds: float
+    step_times_s: Float64[np.ndarray, " n"]
+    num_workers: int
+    equal_repetitions: int | None
+
+
+class _Planned(NamedTuple):
+    """A repetition on a sequence."""
+
+    label: str
+    sequence: TrackingSequence
+    paths: ResultPaths
+
+    @property
+    def is_finished(self) -> bool:
+        return is_finished(self.paths.boxes, self.sequence.boxes_xywh[0], len(self.sequence))
 
 
 def run_dataset(
-    tracker: TrackerLike,
+    crew: Crew,
     sequences: Sequence[TrackingSequence],
     out_dir: str | Path,
     tracker_name: str,
     settings: Mapping[str, Any],
+    dataset: str = "folder",
+    repetitions: int = 1,
 ) -> RunSummary:
-    """Tracks every sequence that has no finished result in `<out_dir>/<tracker_name>` yet.
+    """Tracks every sequence that has no finished result yet.
 
-    May be killed at any moment and called again: a sequence's files appear whole or not at all. A sequence
-    that fails leaves no result, its traceback goes to the log, and the others go on.
+    May be killed at any moment and called again: a sequence's files appear whole or not at all, and this process alone
+    writes them. A sequence that fails leaves no result, and the others go on.
 
     Args:
+        crew: tracks.
+        sequences: of the data set. One that cannot be read is a failure like others.
+        out_dir: gets the tracker's folders.
+        tracker_name: names them, see `layouts`.
         settings: what makes these results different from others (weights, data set); results made with other
             settings in the same folder are refused, see `claim_folder`.
+        dataset: decides the layout.
+        repetitions: how often each sequence is tracked.
 
     Raises:
         ResultsError: names that cannot be files or folders, or a folder that belongs to other settings.
+        ValueError: fewer than one repetition.
     """
-    names = [sequence.name for sequence in sequences]
-    check_names(names, tracker_name)
-    folder = Path(out_dir) / tracker_name
-    claim_folder(folder, settings)
+    if repetitions < 1:
+        raise ValueError(f"{repetitions} repetitions; expected at least 1")
+    layout = layout_of(dataset)
+    folders = [Path(out_dir) / folder for folder in tracker_folders(layout, tracker_name, repetitions)]
+    readable, failures = _read(sequences)
+    check_names([sequence.name for sequence in readable], tracker_name)
+    for folder in dict.fromkeys(folders):
+        claim_folder(folder, settings)
+    planned = [
+        _Planned(
+            sequence.name if repetitions == 1 else f"{sequence.name}, repetition {repetition + 1}",
+            sequence,
+            result_paths(layout, folder, sequence.name, repetition),
+        )
+        for repetition, folder in enumerate(folders)
+        for sequence in readable
+    ]
+    todo = [number for number, plan in enumerate(planned) if not plan.is_finished]
+    jobs = [Job(number, planned[number].sequence) for number in todo]
 
-    todo = [s for s in sequences if not is_finished(folder, s.name, s.boxes_xywh[0], len(s))]
-    finished: dict[str, Float64[np.ndarray, " n"]] = {}
-    failures = []
-    with tqdm(total=sum(map(len, todo)), unit="frame", desc=tracker_name, disable=not todo) as progress:
-        for sequence in todo:
-            progress.set_postfix_str(sequence.name)
-            try:
-                result = run_sequence(tracker, sequence, progress.update)
-                write_result(folder, sequence.name, result)
-            except Exception as error:  # one sequence must not cost the others; it ends up in `failures`
-                logger.exception("sequence %s failed", sequence.name)
-                failures.append(Failure(sequence.name, f"{type(error).__name__}: {error}"))
+    clock, began = Clock(), time.perf_counter()
+    times_s: dict[int, Float64[np.ndarray, " n"]] = {}
+    num_frames = sum(len(job.sequence) for job in jobs)
+    with tqdm(total=num_frames, unit="frame", desc=tracker_name, disable=not jobs) as progress:
+        for outcome in crew.track(jobs, clock, progress.update):
+            plan = planned[outcome.number]
+            if outcome.result is None:
+                failures.append(Failure(plan.label, outcome.reason))
             else:
-                finished[sequence.name] = result.times_s[1:]
-    attempted = {sequence.name for sequence in todo}
+                write_result(plan.paths, outcome.result)
+                times_s[outcome.number] = outcome.result.times_s[1:]
+            progress.set_postfix_str(f"{len(times_s)} of {len(jobs)} sequences")
     return RunSummary(
-        folder=folder,
-        finished=tuple(finished),
-        skipped=tuple(name for name in names if name not in attempted),
+        folders=tuple(dict.fromkeys(folders)),
+        finished=tuple(planned[number].label for number in sorted(times_s)),
+        skipped=tuple(plan.label for number, plan in enumerate(planned) if number not in set(todo)),
         failures=tuple(failures),
-        step_times_s=np.concatenate([np.empty(0), *finished.values()]),
+        clock=clock,
+        seconds=time.perf_counter() - began,
+        step_times_s=np.concatenate([np.empty(0), *times_s.values()]),
+        num_workers=crew.num_workers,
+        equal_repetitions=None if repetitions == 1 else _count_equal(planned),
     )
 
 
 def describe(summary: RunSummary) -> str:
-    """The end of a run in words: counts, speed, where the files are, and every failure with its reason."""
-    counts = (
-        f"{len(summary.finished)} sequences tracked, {len(summary.skipped)} were finished before, "
-        f"{len(summary.failures)} failed; results in {summary.folder}"
-    )
-    lines = [counts]
+    """The end of a run in words: counts, speed, where the time went, where the files are, and every failure."""
+    what = "sequences" if summary.equal_repetitions is None else "repetitions"
+    lines = [
+        f"{len(summary.finished)} {what} tracked, {len(summary.skipped)} were finished before, "
+        f"{len(summary.failures)} failed; results in {', '.join(map(str, summary.folders))}"
+    ]
+    clock = summary.clock
+    if summary.finished:
+        processes = "" if summary.num_workers == 1 else f" in {summary.num_workers} processes"
+        fps = clock.frames / summary.seconds
+        lines.append(f"{clock.frames} frames in {summary.seconds:.1f} s: {fps:.1f} frames/s{processes}")
+        tracker, wait, rest = (s / clock.total_s for s in (clock.tracker_s, clock.wait_s, clock.rest_s))
+        lines.append(f"time: {tracker:.1%} in the tracker, {wait:.1%} waiting for frames, {rest:.1%} rest")
     if summary.step_times_s.size:
         lines.append(f"{1 / np.median(summary.step_times_s):.1f} frames/s in the tracker (median step, no decoding)")
+    if summary.equal_repetitions is not None:
+        lines.append(f"{summary.equal_repetitions} sequences have the same boxes in all repetitions")
     lines += [f"FAILED {failure.sequence}: {failure.reason}" for failure in summary.failures]
     return "\n".join(lines)
 
 
-def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, " 4"]:
-    box = np.asarray(box_xywh, np.float64)
-    if box.shape != (4,) or not (np.abs(box) <= MAX_COORDINATE).all() or (box[2:] < 0).any():
-        raise ValueError(
-            f"{where}: the tracker returned {box.tolist()}; expected finite x,y,w,h with w >= 0 and h >= 0"
-        )
-    return box
+def _read(sequences: Sequence[TrackingSequence]) -> tuple[list[TrackingSequence], list[Failure]]:
+    """The sequences, and those whose annotations cannot be read."""
+    readable, failures = [], []
+    for index in range(len(sequences)):
+        try:
+            readable.append(sequences[index])
+        except DatasetError as error:
+            name = sequences.keys[index] if isinstance(sequences, Dataset) else f"number {index}"
+            failures.append(Failure(name, f"DatasetError: {error}"))
+    return readable, failures
 
 
-def _join_scores(scores: Sequence[float | None], sequence_name: str) -> Float64[np.ndarray, " n"] | None:
-    known = [score for score in scores if score is not None]
-    if not known:
-        return None
-    if len(known) < len(scores):
-        raise ValueError(
-            f"{sequence_name}: the tracker gave a score on {len(known)} of {len(scores)} frames; all or none"
-        )
-    return np.array([1.0, *known])
+def _count_equal(planned: Sequence[_Planned]) -> int:
+    """Sequences all of whose repetitions are finished, with the same boxes."""
+    files: dict[str, list[bytes | None]] = {}
+    for plan in planned:
+        content = plan.paths.boxes.read_bytes() if plan.paths.boxes.is_file() else None
+        files.setdefault(plan.sequence.name, []).append(content)
+    return sum(contents[0] is not None and len(set(contents)) == 1 for contents in files.values())

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import pytest
 
 from eval.report import main as report
@@ -49,10 +50,45 @@ def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
         report(_arguments(folder_dataset, "--results", tmp_path / "out"))
 
 
+def test_several_trackers_in_one_command(folder_dataset, tmp_path, capsys):
+    options = ("--tracker", "first-box,opencv:MIL", "--weights", "not looked at", "--out", tmp_path)
+    assert run(_arguments(folder_dataset, *options)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("3 sequences tracked") == 2 and "% in the tracker" in printed
+    assert sorted(path.name for path in tmp_path.glob("*/drift.txt")) == ["drift.txt"] * 2
+    record = json.loads((tmp_path / "opencv-MIL" / "run.json").read_text())
+    assert record == {"tracker": "opencv:MIL", "opencv": cv2.__version__, "dataset": "folder"}
+
+
+def test_processes_and_repetitions_from_the_command_line(folder_dataset, tmp_path, capsys):
+    options = ("--tracker", "first-box", "--out", tmp_path, "--workers", 2, "--repeat", 2)
+    assert run(_arguments(folder_dataset, *options)) == 0
+    printed = capsys.readouterr().out
+    assert "6 repetitions tracked" in printed and "3 sequences have the same boxes in all repetitions" in printed
+    assert "in 2 processes" in printed
+    assert len([*tmp_path.glob("first-box_00[01]/*_time.txt")]) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--workers", "0"), "--workers is 0; expected at least 1"),
+        (("--tracker", "first-box,opencv:MIL", "--tracker-name", "x"), "names one tracker"),
+        (("--settings-of", "magic"), "--settings-of magic: not in"),
+        (("--what",), "unknown arguments: --what"),
+    ],
+)
+def test_options_that_make_no_sense(folder_dataset, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit):
+        run(_arguments(folder_dataset, "--out", tmp_path / "out", *options))
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--tracker", "first-box", "--weights", "x"), "no model"),
+        (("--tracker", "magic"), "unknown tracker 'magic'"),
         (("--tracker", "first-box", "--tracker-name", "a/../../b"), "plain file name"),
         (("--tracker.search_facter=5",), "did you mean search_factor"),
     ],

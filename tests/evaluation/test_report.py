@@ -15,7 +15,8 @@ from mixformer_jax.evaluation.report import (
 )
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.rules import benchmark_rules
-from mixformer_jax.evaluation.runner import FirstBoxTracker, run_dataset
+from mixformer_jax.evaluation.runner import Alone, run_dataset
+from mixformer_jax.evaluation.trackers import TrackerChoice
 
 HEADLINES = {"AUC": "AUC", "OP50": "OP50", "OP75": "OP75", "P": "Precision", "P_norm": "NormPrecision"}
 
@@ -25,7 +26,7 @@ def scored(folder_dataset, tmp_path):
     """A perfect tracker and the first-box tracker on the tiny data set."""
     sequences = open_dataset("folder", folder_dataset)
     results = tmp_path / "results"
-    run_dataset(FirstBoxTracker(), sequences, results, "first-box", {})
+    run_dataset(Alone(TrackerChoice("first-box").open()), sequences, results, "first-box", {})
     (results / "perfect").mkdir()
     for sequence in sequences:
         rows = np.nan_to_num(sequence.boxes_xywh)  # where the target is away, the tracker has an empty box

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixformer_jax.evaluation.layouts import result_paths
 from mixformer_jax.evaluation.results import (
     ResultsError,
     SequenceResult,
@@ -24,7 +25,7 @@ def _result(scores=None):
 
 
 def test_files_are_the_toolkits(tmp_path):
-    write_result(tmp_path, "car", _result(np.array([1, 0.75, 0.5])))
+    write_result(result_paths("pytracking", tmp_path, "car"), _result(np.array([1, 0.75, 0.5])))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["car.txt", "car_score.txt", "car_time.txt"]
     assert (tmp_path / "car.txt").read_text() == (
         "1.0000,2.0000,30.0000,40.0000\n1.2346,2.5000,30.0000,40.0000\n-7.0000,0.0000,0.0000,100000.0000\n"
@@ -35,7 +36,7 @@ def test_files_are_the_toolkits(tmp_path):
 
 
 def test_without_scores_there_is_no_score_file(tmp_path):
-    write_result(tmp_path, "car", _result())
+    write_result(result_paths("pytracking", tmp_path, "car"), _result())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["car.txt", "car_time.txt"]
 
 
@@ -44,7 +45,7 @@ def test_the_boxes_come_last(tmp_path, monkeypatch):
     order = []
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: (order.append(to.name), replace(self, to))[1])
-    write_result(tmp_path, "car", _result(np.ones(3)))
+    write_result(result_paths("pytracking", tmp_path, "car"), _result(np.ones(3)))
     assert order == ["car_time.txt", "car_score.txt", "car.txt"]
 
 
@@ -141,13 +142,13 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_finished_means_all_frames_from_this_first_box(tmp_path):
-    assert not is_finished(tmp_path, "car", BOXES[0], 3)
-    write_result(tmp_path, "car", _result())
-    assert is_finished(tmp_path, "car", BOXES[0], 3)
-    assert not is_finished(tmp_path, "car", BOXES[0], 4)
-    assert not is_finished(tmp_path, "car", BOXES[0] + 1, 3)
+    assert not is_finished(tmp_path / "car.txt", BOXES[0], 3)
+    write_result(result_paths("pytracking", tmp_path, "car"), _result())
+    assert is_finished(tmp_path / "car.txt", BOXES[0], 3)
+    assert not is_finished(tmp_path / "car.txt", BOXES[0], 4)
+    assert not is_finished(tmp_path / "car.txt", BOXES[0] + 1, 3)
     (tmp_path / "car.txt").write_text("1,2,30,40\n1,2")
-    assert not is_finished(tmp_path, "car", BOXES[0], 2)
+    assert not is_finished(tmp_path / "car.txt", BOXES[0], 2)
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path):
@@ -163,7 +164,7 @@ def test_a_folder_belongs_to_its_settings(tmp_path):
 
 
 def test_results_of_unknown_origin_are_not_added_to(tmp_path):
-    write_result(tmp_path, "car", _result())
+    write_result(result_paths("pytracking", tmp_path, "car"), _result())
     with pytest.raises(ResultsError, match="origin is unknown"):
         claim_folder(tmp_path, {})
 

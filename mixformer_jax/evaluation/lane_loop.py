@@ -1,0 +1,271 @@
+"""The loop that tracks sequences in the lanes of a tracker, and measures where the time goes."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.evaluation.metrics import MAX_COORDINATE
+from mixformer_jax.evaluation.prefetch import FramesAhead
+from mixformer_jax.evaluation.results import SequenceResult
+from mixformer_jax.tracking.interface import Frame, LanesLike, PredictionLike, TrackerLike
+from mixformer_jax.tracking.lanes import LaneError
+
+logger = logging.getLogger(__name__)
+
+
+class Job(NamedTuple):
+    """A sequence to track; `number` tells it from other jobs on the same sequence."""
+
+    number: int
+    sequence: TrackingSequence
+
+
+class Outcome(NamedTuple):
+    """What became of the job `number`: a result, or the reason why there is none."""
+
+    number: int
+    result: SequenceResult | None
+    reason: str = ""
+
+
+@dataclasses.dataclass
+class Clock:
+    """Seconds of a loop from its first job to its last.
+
+    Attributes:
+        wait_s: waiting for frames that were not decoded in time.
+        tracker_s: inside the tracker.
+        total_s: all of it.
+        frames: tracked in that time.
+    """
+
+    wait_s: float = 0.0
+    tracker_s: float = 0.0
+    total_s: float = 0.0
+    frames: int = 0
+
+    @property
+    def rest_s(self) -> float:
+        """What running costs beyond decoding and the tracker."""
+        return self.total_s - self.wait_s - self.tracker_s
+
+    def add(self, other: "Clock") -> None:
+        self.wait_s += other.wait_s
+        self.tracker_s += other.tracker_s
+        self.total_s += other.total_s
+        self.frames += other.frames
+
+
+def longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """The order in which several lanes or processes end at about the same time."""
+    return sorted(jobs, key=lambda job: -len(job.sequence))
+
+
+class OneLane:
+    """A tracker of one target as a single lane."""
+
+    num_lanes = 1
+
+    def __init__(self, tracker: TrackerLike) -> None:
+        self.tracker = tracker
+
+    def start(self, state: object, lane: int, frame: Frame, box_xywh: Any) -> Any:
+        return self.tracker.start(frame, box_xywh)
+
+    def step(self, state: Any, frames: Mapping[int, Frame]) -> tuple[Any, dict[int, PredictionLike]]:
+        state, prediction = self.tracker.step(state, frames[0])
+        return state, {0: prediction}
+
+
+class LaneLoop:
+    """Tracks sequences, each from its first ground truth box, which is also the first box of its result.
+
+    A sequence fails if its target is absent in the first frame, a frame cannot be read, or the tracker raises, returns
+    something that is no box, or gives a score for some frames and none for others. Its traceback goes to the log, and
+    the others go on. Times are those inside the tracker, decoding left out: the first is that of `start`, and a step of
+    several lanes counts for each in equal parts.
+
+    Args:
+        lanes: the tracker.
+        next_job: gives a job for a free lane; None when there are no more.
+        on_frames: is called with a number of frames after they were tracked.
+
+    Attributes:
+        clock: complete when `outcomes` has ended.
+    """
+
+    def __init__(
+        self, lanes: LanesLike, next_job: Callable[[], Job | None], on_frames: Callable[[int], object]
+    ) -> None:
+        self.clock = Clock()
+        self._lanes, self._next_job, self._on_frames = lanes, next_job, on_frames
+        self._running: dict[int, _Running] = {}
+        self._state: Any = None
+        self._has_more = True
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Goes on while it is iterated, until every job that `next_job` gave has its outcome."""
+        began = time.perf_counter()
+        try:
+            while True:
+                yield from self._fill()
+                if not self._running:
+                    break
+                yield from self._step()
+        finally:
+            self.clock.total_s += time.perf_counter() - began
+            for run in self._running.values():
+                run.close()
+
+    def _fill(self) -> Iterator[Outcome]:
+        """Starts jobs in free lanes."""
+        while self._has_more and len(self._running) < self._lanes.num_lanes:
+            job = self._next_job()
+            if job is None:
+                self._has_more = False
+                return
+            lane = next(lane for lane in range(self._lanes.num_lanes) if lane not in self._running)
+            run = self._running[lane] = _Running(job)
+            try:
+                box_xywh = run.first_box()
+                frame = self._frame(run)
+                began = time.perf_counter()
+                self._state = self._lanes.start(self._state, lane, frame, box_xywh.copy())
+                run.keep(box_xywh, self._took(began))
+            except Exception as error:  # noqa: BLE001  one sequence must not cost the others
+                yield self._fail(lane, error)
+                continue
+            self._count(1)
+            if run.is_done:
+                yield self._finish(lane)
+
+    def _step(self) -> Iterator[Outcome]:
+        """Tracks on one frame in every lane."""
+        frames: dict[int, Frame] = {}
+        for lane, run in list(self._running.items()):
+            try:
+                frames[lane] = self._frame(run)
+            except Exception as error:  # noqa: BLE001
+                yield self._fail(lane, error)
+        if not frames:
+            return
+        began = time.perf_counter()
+        try:
+            self._state, found = self._lanes.step(self._state, frames)
+        except LaneError as error:
+            # Nothing was tracked in the other lanes either, and they keep their frames for the next step.
+            self._took(began)
+            yield self._fail(error.lane, error.__cause__ or error)
+            return
+        except Exception as error:  # noqa: BLE001
+            self._took(began)
+            for lane in frames:
+                yield self._fail(lane, error)
+            return
+        share_s = self._took(began) / len(frames)
+        self._count(len(frames))
+        for lane in frames:
+            run = self._running[lane]
+            try:
+                run.keep_prediction(found[lane], share_s)
+            except ValueError as error:
+                yield self._fail(lane, error)
+                continue
+            if run.is_done:
+                yield self._finish(lane)
+
+    def _frame(self, run: "_Running") -> Frame:
+        began = time.perf_counter()
+        try:
+            return run.frame()
+        finally:
+            self.clock.wait_s += time.perf_counter() - began
+
+    def _took(self, began: float) -> float:
+        seconds = time.perf_counter() - began
+        self.clock.tracker_s += seconds
+        return seconds
+
+    def _count(self, frames: int) -> None:
+        self.clock.frames += frames
+        self._on_frames(frames)
+
+    def _finish(self, lane: int) -> Outcome:
+        run = self._running.pop(lane)
+        run.close()
+        return Outcome(run.job.number, run.result())
+
+    def _fail(self, lane: int, error: BaseException) -> Outcome:
+        run = self._running.pop(lane)
+        run.close()
+        logger.error("sequence %s failed", run.job.sequence.name, exc_info=error)
+        return Outcome(run.job.number, None, f"{type(error).__name__}: {error}")
+
+
+class _Running:
+    """A sequence in a lane, as far as it has come."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._frames = FramesAhead(job.sequence.frames())
+        self._frame: Frame | None = None
+        self._boxes_xywh: list[Float64[np.ndarray, "4"]] = []
+        self._times_s: list[float] = []
+        self._scores: list[float | None] = []
+
+    @property
+    def is_done(self) -> bool:
+        return len(self._boxes_xywh) == len(self.job.sequence)
+
+    def first_box(self) -> Float64[np.ndarray, "4"]:
+        sequence = self.job.sequence
+        if np.isnan(sequence.boxes_xywh[0]).any():
+            raise ValueError(
+                f"{sequence.name}: the target is absent (NaN) in the first frame, nothing to start from; "
+                "cut the sequence to begin where the target is seen"
+            )
+        return sequence.boxes_xywh[0]
+
+    def frame(self) -> Frame:
+        """The next frame, until a box is kept for it."""
+        if self._frame is None:
+            self._frame = next(self._frames)
+        return self._frame
+
+    def keep(self, box_xywh: Float64[np.ndarray, "4"], seconds: float) -> None:
+        self._frame = None
+        self._boxes_xywh.append(box_xywh)
+        self._times_s.append(seconds)
+
+    def keep_prediction(self, prediction: PredictionLike, seconds: float) -> None:
+        where = f"{self.job.sequence.name}, frame {len(self._boxes_xywh)}"
+        self.keep(_checked_box(prediction.box_xywh, where), seconds)
+        self._scores.append(prediction.score)
+        if (self._scores[0] is None) != (prediction.score is None):
+            raise ValueError(f"{where}: the tracker gives a score on some frames and none on others; all or none")
+
+    def result(self) -> SequenceResult:
+        known = [score for score in self._scores if score is not None]
+        return SequenceResult(
+            np.array(self._boxes_xywh, np.float64),
+            np.array(self._times_s),
+            np.array([1.0, *known]) if known else None,
+        )
+
+    def close(self) -> None:
+        self._frames.close()
+
+
+def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, "4"]:
+    box = np.asarray(box_xywh, np.float64)
+    if box.shape != (4,) or not (np.abs(box) <= MAX_COORDINATE).all() or (box[2:] < 0).any():
+        raise ValueError(
+            f"{where}: the tracker returned {box.tolist()}; expected finite x,y,w,h with w >= 0 and h >= 0"
+        )
+    return box

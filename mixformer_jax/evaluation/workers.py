@@ -1,0 +1,244 @@
+"""Several processes that track, each with a tracker of its own.
+
+The parent hands out sequences and alone writes results, so that whatever happens to a worker, or to the parent, leaves
+no half result. Processes are spawned: a fork would inherit the locks of JAX's threads. Each has a pipe to the parent,
+and ends when that closes, as it does when the parent is killed.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+
+from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, longest_first
+from mixformer_jax.evaluation.trackers import OpenedTracker
+
+logger = logging.getLogger(__name__)
+
+OpenTracker = Callable[[], OpenedTracker]
+# How often a worker tells of its frames.
+REPORT_S = 0.1
+
+
+class _Opened(NamedTuple):
+    """A worker has its tracker."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+class _Refused(NamedTuple):
+    """A worker has no tracker."""
+
+    reason: str
+
+
+class _Warm(NamedTuple):
+    """A worker has compiled what it needs."""
+
+
+class _Wants(NamedTuple):
+    """A worker has a free lane."""
+
+
+class _Tracked(NamedTuple):
+    """A worker has tracked so many frames more."""
+
+    frames: int
+
+
+class _Worker:
+    """A process and its end of the pipe, as the parent sees them."""
+
+    def __init__(self, open_tracker: OpenTracker, index: int, num_workers: int, cache: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=_work, args=(theirs, open_tracker, index, num_workers, cache), name=f"tracker-{index}", daemon=True
+        )
+        self.process.start()
+        # So that the pipe closes with the process.
+        theirs.close()
+        self.jobs: dict[int, Job] = {}
+
+    def end(self) -> str:
+        """Waits for the process to go, and says how it went."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
+
+
+class Workers:
+    """A crew of processes. A context manager; the processes end with it.
+
+    The first process opens its tracker at once. The others start when it has compiled its programs, and take them from
+    a cache on disk: that of `jax_compilation_cache_dir`, or a temporary one.
+
+    Args:
+        open_tracker: opens a tracker; must pickle, as it is called in each process.
+        num_workers: processes. On Linux each has its share of the cores that this process may use.
+
+    Attributes:
+        name, settings: of the tracker, see `OpenedTracker`.
+
+    Raises:
+        ValueError: fewer than one worker, or what `open_tracker` objects to.
+    """
+
+    def __init__(self, open_tracker: OpenTracker, num_workers: int) -> None:
+        if num_workers < 1:
+            raise ValueError(f"{num_workers} workers; expected at least 1")
+        self.num_workers = num_workers
+        self._open_tracker = open_tracker
+        self._stack = ExitStack()
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> "Workers":
+        with ExitStack() as stack:
+            cache = jax.config.values["jax_compilation_cache_dir"]
+            self._cache = cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="compiled-"))
+            stack.callback(self._terminate)
+            self._start()
+            self.name, self.settings = self._receive_opened(self._workers[0])
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
+        """See `runner.Crew`. The sequences of a process that dies fail; when all have died, so do all that are left."""
+        if not jobs:
+            return
+        waiting = deque(longest_first(jobs))
+        live = list(self._workers)
+        reason = ""
+        while live:
+            for connection in wait([worker.connection for worker in live]):
+                worker = next(worker for worker in live if worker.connection is connection)
+                try:
+                    message = worker.connection.recv()
+                    if isinstance(message, _Wants):
+                        # Before it is sent: a process that dies of it has it.
+                        job = waiting.popleft() if waiting else None
+                        if job is not None:
+                            worker.jobs[job.number] = job
+                        worker.connection.send(job)
+                except (EOFError, OSError):
+                    live.remove(worker)
+                    reason = f"the process that tracked it ended with {worker.end()}"
+                    yield from (Outcome(number, None, reason) for number in worker.jobs)
+                    continue
+                match message:
+                    case _Warm() if len(self._workers) == 1:
+                        for _ in range(min(self.num_workers, len(jobs)) - 1):
+                            live.append(self._start())
+                    case _Tracked(frames):
+                        on_frames(frames)
+                    case Outcome():
+                        del worker.jobs[message.number]
+                        yield message
+                    case Clock():
+                        clock.add(message)
+                        live.remove(worker)
+                    case _Refused(refusal):
+                        live.remove(worker)
+                        reason = f"the tracker cannot be opened: {refusal}"
+                        logger.error("process %s: %s", worker.process.name, reason)
+        yield from (Outcome(job.number, None, f"not tracked: {reason}") for job in waiting)
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._open_tracker, len(self._workers), self.num_workers, self._cache)
+        self._workers.append(worker)
+        return worker
+
+    def _receive_opened(self, worker: _Worker) -> _Opened:
+        try:
+            message = worker.connection.recv()
+        except EOFError:
+            raise ValueError(f"the process that opens the tracker ended with {worker.end()}") from None
+        if isinstance(message, _Refused):
+            raise ValueError(message.reason)
+        assert isinstance(message, _Opened)
+        return message
+
+    def _terminate(self) -> None:
+        for worker in self._workers:
+            worker.connection.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+
+
+def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_workers: int, cache: str) -> None:
+    """The life of a worker."""
+    # Ctrl-C goes to the whole group of processes; the parent decides what becomes of it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _take_share(index, num_workers)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    try:
+        try:
+            opened = open_tracker()
+        except (ValueError, OSError) as error:
+            connection.send(_Refused(str(error)))
+            return
+        connection.send(_Opened(opened.name, opened.settings))
+        opened.warm_up()
+        connection.send(_Warm())
+        _Reporter(connection).track(opened)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        # The parent is gone, and there is nobody to tell.
+        return
+
+
+class _Reporter:
+    """A worker's loop, told to the parent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._frames, self._sent = 0, time.perf_counter()
+
+    def track(self, opened: OpenedTracker) -> None:
+        loop = LaneLoop(opened.lanes, self._next_job, self._count)
+        for outcome in loop.outcomes():
+            self._flush()
+            self._connection.send(outcome)
+        self._connection.send(loop.clock)
+
+    def _next_job(self) -> Job | None:
+        self._connection.send(_Wants())
+        job: Job | None = self._connection.recv()
+        return job
+
+    def _count(self, frames: int) -> None:
+        self._frames += frames
+        if time.perf_counter() - self._sent >= REPORT_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._connection.send(_Tracked(self._frames))
+        self._frames, self._sent = 0, time.perf_counter()
+
+
+def _take_share(index: int, num_workers: int) -> None:
+    """Keeps a worker to its part of the machine; before JAX starts its threads, one a core that it may use."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / num_workers:.2f}")
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        share = cores[index * len(cores) // num_workers : (index + 1) * len(cores) // num_workers]
+        if share:
+            os.sched_setaffinity(0, share)
+            cv2.setNumThreads(len(share))

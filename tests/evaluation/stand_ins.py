@@ -1,0 +1,69 @@
+"""Trackers without a model that work in other processes, and a program that runs them until somebody stops it."""
+
+import functools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.evaluation.first_box import BoxPrediction, FirstBoxTracker
+from mixformer_jax.evaluation.lane_loop import OneLane
+from mixformer_jax.evaluation.runner import Alone, run_dataset
+from mixformer_jax.evaluation.trackers import OpenedTracker
+from mixformer_jax.evaluation.workers import Workers
+
+
+class DiaryTracker(FirstBoxTracker):
+    """Writes `start X process` into a file, X of the first box, and takes its time for each frame."""
+
+    def __init__(self, diary, step_s=0.0, dies_at=None):
+        self.diary, self.step_s, self.dies_at = diary, step_s, dies_at
+
+    def start(self, frame, box_xywh):
+        with self.diary.open("a") as file:
+            file.write(f"start {box_xywh[0]:.0f} {os.getpid()}\n")
+        if box_xywh[0] == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.array(box_xywh, float)
+
+    def step(self, state, frame):
+        time.sleep(self.step_s)
+        state = state + np.array([1, 0, 0, 0])
+        return state, BoxPrediction(state, 0.5)
+
+
+def open_diary(diary, step_s=0.0, dies_at=None):
+    return OpenedTracker(OneLane(DiaryTracker(diary, step_s, dies_at)), "diary", {"tracker": "diary"})
+
+
+def refuse():
+    raise ValueError("no weights today")
+
+
+def refuse_later(diary):
+    """The first process gets a tracker, and others none."""
+    if diary.exists():
+        raise ValueError("no weights for the second")
+    diary.touch()
+    return open_diary(diary, 0.001)
+
+
+def main(root, out, diary, workers):
+    """Tracks a folder with DiaryTracker, and takes SIGTERM as eval/run.py does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    open_tracker = functools.partial(open_diary, Path(diary), 0.01)
+    sequences = open_dataset("folder", root)
+    if workers == "1":
+        summary = run_dataset(Alone(open_tracker()), sequences, out, "diary", {})
+    else:
+        with Workers(open_tracker, int(workers)) as crew:
+            summary = run_dataset(crew, sequences, out, "diary", {})
+    print(",".join(summary.finished), ",".join(summary.skipped), sep="|")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,169 @@
+"""Several processes, and runs that are killed at any moment: the same files, and nothing twice."""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.evaluation.lane_loop import Clock
+from mixformer_jax.evaluation.runner import describe, run_dataset
+from mixformer_jax.evaluation.workers import Workers
+from tests.evaluation.stand_ins import open_diary, refuse, refuse_later
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NUM_SEQUENCES = 6
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Six sequences of 12 to 17 frames; the first box of sequence i is at x = i."""
+    root = tmp_path_factory.mktemp("dataset")
+    for index in range(NUM_SEQUENCES):
+        folder = root / f"s{index}"
+        folder.mkdir()
+        for frame in range(12 + index):
+            cv2.imwrite(str(folder / f"{frame + 1:08d}.jpg"), np.zeros((16, 24, 3), np.uint8))
+        (folder / "groundtruth.txt").write_text(f"{index},2,8,8\n" * (12 + index))
+    return root
+
+
+def _results(folder):
+    """Content of what does not differ between two runs."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("_time.txt")}
+
+
+def _box_files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("s?.txt")}
+
+
+def _is_running(process):
+    """Whether a process is there and not a zombie; an orphan's parent may take a while to collect it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(condition, seconds=30.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.005)
+
+
+def _start(dataset, out, diary, workers):
+    program = REPOSITORY / "tests" / "evaluation" / "stand_ins.py"
+    command = [sys.executable, str(program), str(dataset), str(out), str(diary), str(workers)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
+
+
+def _processes(diary):
+    return {int(line.split()[2]) for line in diary.read_text().splitlines()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    program = _start(dataset, out, out / "starts", 1)
+    assert program.wait() == 0
+    return _results(out / "diary")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_at_any_moment_a_run_goes_on(dataset, uninterrupted, tmp_path, workers):
+    diary, folder = tmp_path / "starts", tmp_path / "out" / "diary"
+    moments = random.Random(workers)
+    for _ in range(2):
+        before = _box_files(folder)
+        started = diary.read_text().count("\n") if diary.exists() else 0
+        program = _start(dataset, tmp_path / "out", diary, workers)
+        # Somewhere in the first, or between two results: a sequence takes 0.2 s.
+        _wait_until(lambda: diary.exists() and diary.read_text().count("\n") > started)  # noqa: B023
+        time.sleep(moments.uniform(0, 0.5))
+        program.kill()
+        program.wait()
+        _wait_until(lambda: not any(map(_is_running, _processes(diary))))
+        after = _box_files(folder)
+        assert all(after[path] == changed for path, changed in before.items()), "a finished result was written again"
+
+    finished = {path.stem for path in _box_files(folder)}
+    starts = diary.read_text().splitlines()
+    program = _start(dataset, tmp_path / "out", diary, workers)
+    output, _ = program.communicate()
+    tracked, skipped = output.strip().split("|")
+    assert set(filter(None, skipped.split(","))) == finished
+    assert sorted(line.split()[1] for line in diary.read_text().splitlines()[len(starts) :]) == [
+        name.removeprefix("s") for name in tracked.split(",")
+    ]
+    assert {*tracked.split(","), *finished} == {f"s{index}" for index in range(NUM_SEQUENCES)}
+    assert _results(folder) == uninterrupted
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_all_processes(dataset, tmp_path, number):
+    diary, folder = tmp_path / "starts", tmp_path / "out" / "diary"
+    program = _start(dataset, tmp_path / "out", diary, 2)
+    _wait_until(lambda: _box_files(folder))
+    # Ctrl-C reaches the whole group.
+    os.killpg(program.pid, number) if number == signal.SIGINT else program.terminate()
+    assert program.wait() == (-signal.SIGINT if number == signal.SIGINT else 128 + signal.SIGTERM)
+    assert not any(map(_is_running, _processes(diary)))
+    assert not list(folder.glob(".*")), "no half file is left"
+
+
+def test_processes_share_the_work(dataset, tmp_path, monkeypatch):
+    diary = tmp_path / "starts"
+    sequences = open_dataset("folder", dataset)
+    before = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with Workers(functools.partial(open_diary, diary, 0.03), 2) as crew:
+        assert (crew.name, crew.settings) == ("diary", {"tracker": "diary"})
+        summary = run_dataset(crew, sequences, tmp_path / "out", "diary", crew.settings)
+        assert [*crew.track([], Clock(), print)] == []
+    assert len(summary.finished) == NUM_SEQUENCES and not summary.failures and summary.num_workers == 2
+    assert len(_processes(diary)) == 2 and os.getpid() not in _processes(diary)
+    assert summary.clock.frames == sum(map(len, sequences))
+    assert 0 < summary.clock.tracker_s <= summary.clock.total_s
+    assert "in 2 processes" in describe(summary) and "% in the tracker" in describe(summary)
+    if before is not None:
+        assert set(os.sched_getaffinity(0)) == before, "only workers are bound to cores"
+
+
+def test_a_process_that_dies_costs_its_sequence(dataset, tmp_path):
+    sequences = open_dataset("folder", dataset)
+    with Workers(functools.partial(open_diary, tmp_path / "starts", 0.01, dies_at=2), 2) as crew:
+        summary = run_dataset(crew, sequences, tmp_path / "out", "diary", {})
+    (failure,) = summary.failures
+    assert failure.sequence == "s2" and "signal 9 (SIGKILL)" in failure.reason
+    assert len(summary.finished) == NUM_SEQUENCES - 1
+
+
+def test_when_all_processes_die_nothing_is_forgotten(dataset, tmp_path):
+    with Workers(functools.partial(open_diary, tmp_path / "starts", dies_at=5), 1) as crew:
+        summary = run_dataset(crew, open_dataset("folder", dataset), tmp_path / "out", "diary", {})
+    # The longest comes first, and it is the one at x = 5.
+    assert not summary.finished and len(summary.failures) == NUM_SEQUENCES
+    assert sum("not tracked" in failure.reason for failure in summary.failures) == NUM_SEQUENCES - 1
+
+
+def test_a_tracker_that_cannot_be_opened_is_an_error(dataset, tmp_path, caplog):
+    with pytest.raises(ValueError, match="no weights today"), Workers(refuse, 2):
+        pass
+    with pytest.raises(ValueError, match="0 workers"):
+        Workers(refuse, 0)
+    with Workers(functools.partial(refuse_later, tmp_path / "opened"), 2) as crew:
+        summary = run_dataset(crew, open_dataset("folder", dataset), tmp_path / "out", "diary", {})
+    assert len(summary.finished) == NUM_SEQUENCES
