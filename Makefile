@@ -63,6 +63,11 @@ $(VENV)/.demo-installed: pyproject.toml | $(VENV)/.created
 $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@echo 'Installing into $(VENV), test tools and training libraries too (a few minutes) ...'
 	@$(PIP) --editable '.[test]'
+	@# What cannot share an environment with opencv-python-headless: OpenCV with all its trackers, and the VOT toolkit.
+	@$(PIP) --target $(VENV)/contrib --upgrade --no-deps opencv-contrib-python-headless
+	@$(BIN)/python -m venv $(VENV)/vot-toolkit
+	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
+	    vot-toolkit==0.7.4 vot-trax==4.0.2 attributee==0.1.9
 	@touch $@ $(VENV)/.demo-installed
 
 # A name on the path proves little (version managers leave stubs), so each candidate has to run and show what it can.

@@ -1,0 +1,104 @@
+"""Our entry point run by the real VOT toolkit, which lives in an environment of its own."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mixformer_jax.boxes import iou, xywh_to_xyxy
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Where `make test` installs the toolkit: its dependencies bring another OpenCV, which would replace ours.
+TOOLKIT = Path(sys.prefix) / "vot-toolkit" / "bin" / "vot"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A workspace with two tiny sequences, seven anchors, and the trackers of eval/vot/trackers.ini."""
+    pytest.importorskip("trax", reason="needs vot-trax: pip install 'mixformer-jax[vot]'")
+    if not TOOLKIT.is_file():
+        message = f"no {TOOLKIT}: make test installs the VOT toolkit there"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    folder = tmp_path_factory.mktemp("workspace")
+    with zipfile.ZipFile(REPOSITORY / "tests" / "data" / "evalgold" / "vot_workspace.zip") as archive:
+        archive.extractall(folder)
+    template = (REPOSITORY / "eval" / "vot" / "trackers.ini").read_text()
+    # What a user of another environment changes: the interpreter, and where the entry point is.
+    registry = template.replace("python = python", f"python = {sys.executable}")
+    registry = registry.replace("paths = .", f"paths = {REPOSITORY / 'eval' / 'vot'}")
+    (folder / "trackers.ini").write_text(registry)
+    (folder / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")
+    _toolkit(folder, "evaluate --workspace . FirstBox MixFormer")
+    return folder
+
+
+def _toolkit(folder, command):
+    environment = {**os.environ, "VOT_RESULTS_BINARY": "false", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [str(TOOLKIT), *shlex.split(command)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+
+
+def _rows(path):
+    """The boxes of a run; its first line is the code of an initialisation."""
+    first, *rows = path.read_text().splitlines()
+    assert first == "1"
+    return np.array([[float(number) for number in row.split(",")] for row in rows])
+
+
+def _runs(results):
+    return {str(path.relative_to(results)): _rows(path) for path in sorted(results.rglob("*.txt"))}
+
+
+def test_the_first_box_is_the_static_tracker_of_the_toolkits_own_bindings(workspace):
+    ours, theirs = _runs(workspace / "results" / "FirstBox"), _runs(workspace / "results" / "StaticBox")
+    assert list(ours) == list(theirs) and len(ours) == 10
+    for name, boxes_xywh in ours.items():
+        np.testing.assert_allclose(boxes_xywh, theirs[name], atol=1e-3)
+
+
+def test_mixformer_runs_forward_and_backward_from_every_anchor(workspace):
+    results = workspace / "results" / "MixFormer" / "baseline"
+    truths = {
+        name: np.loadtxt(workspace / "sequences" / name / "groundtruth.txt", delimiter=",") for name in ("ball", "box")
+    }
+    overlaps = []
+    for name, truth in truths.items():
+        for path in (results / name).glob("*.txt"):
+            anchor = int(path.stem.rpartition("_")[2])
+            backward = np.loadtxt(workspace / "sequences" / name / "anchor.value")[anchor] < 0
+            boxes_xywh = _rows(path)
+            run = truth[anchor::-1] if backward else truth[anchor:]
+            assert len(boxes_xywh) == len(run) - 1
+            overlaps.append(iou(xywh_to_xyxy(boxes_xywh), xywh_to_xyxy(run[1:])))
+            confidence = [float(line) for line in path.with_name(f"{path.stem}_confidence.value").read_text().split()]
+            assert len(confidence) >= len(boxes_xywh) and all(0 <= value <= 1 for value in confidence)
+    assert len(overlaps) == 8
+    assert np.mean(np.concatenate(overlaps)) > 0.5, "it follows the targets"
+
+
+def test_the_toolkits_analysis_takes_the_results(workspace):
+    _toolkit(workspace, "analysis --workspace . --format json --name ours FirstBox MixFormer")
+    (path,) = (workspace / "analysis").rglob("ours*.json")
+    found = json.loads(path.read_text())["results"]
+    expected = json.loads((workspace / "expected_analysis.json").read_text())["results"]
+    for experiment, analyses in expected.items():
+        for ours, theirs in zip(found[experiment]["results"], analyses["results"], strict=True):
+            first_box, mixformer = ours
+            assert _flat(first_box) == pytest.approx(_flat(theirs[0]), abs=1e-6)
+            assert _flat(mixformer)[0] >= _flat(first_box)[0]
+
+
+def _flat(value):
+    if isinstance(value, list):
+        return [number for item in value for number in _flat(item)]
+    return [float(value)]
