@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mixformer_jax.data.sequences import READERS
 from mixformer_jax.evaluation.settings import read_benchmark_settings
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.sizes import SIZES
@@ -33,6 +34,12 @@ def test_search_factors_of_the_published_runs():
 def test_every_table_is_of_a_model_that_there_is():
     names = {name.removesuffix("_got").removesuffix("_1k") for name in read_benchmark_settings(BENCHMARKS)}
     assert names <= set(SIZES) and len(names) == 12
+
+
+def test_every_benchmark_is_a_known_data_set():
+    named = {name for benchmarks in read_benchmark_settings(BENCHMARKS).values() for name in benchmarks}
+    assert named == {"got10k", "lasot", "otb100", "trackingnet", "uav123", "vot"}
+    assert named <= set(READERS)
 
 
 @pytest.mark.parametrize(
