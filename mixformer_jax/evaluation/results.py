@@ -26,6 +26,7 @@ from jaxtyping import Float, Float64
 from mixformer_jax.evaluation.layouts import ResultPaths
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
+from mixformer_jax.evaluation.vot.regions import read_regions
 from mixformer_jax.files import write_atomically
 
 SIDE_FILES = ("_time", "_score")
@@ -105,7 +106,10 @@ def write_result(paths: ResultPaths, result: SequenceResult) -> None:
     for path, values in ((paths.times, result.times_s), (paths.scores, result.scores)):
         if values is not None:
             write_atomically(path, _rows(_beside_other_repetitions(path, values, paths.column), decimals=8))
-    write_atomically(paths.boxes, _rows(result.boxes_xywh, decimals=4))
+    if paths.starts_with_code:
+        write_atomically(paths.boxes, "1\n" + _rows(result.boxes_xywh[1:], decimals=4))
+    else:
+        write_atomically(paths.boxes, _rows(result.boxes_xywh, decimals=4))
 
 
 def _beside_other_repetitions(
@@ -126,15 +130,17 @@ def _beside_other_repetitions(
     return table
 
 
-def is_finished(path: Path, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
+def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
     """Whether the file holds a sequence's boxes: one for each frame, from the same first box.
 
     A file that cannot be read counts as unfinished.
     """
-    if not path.exists():
+    if not paths.boxes.exists():
         return False
     try:
-        boxes_xywh = read_boxes(path)
+        if paths.starts_with_code:
+            return len(read_regions(paths.boxes)) == length
+        boxes_xywh = read_boxes(paths.boxes)
     except ResultsError:
         return False
     return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
@@ -162,7 +168,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"{json.dumps(dict(settings))}; {mend}"
             )
         return
-    if any(folder.glob("*.txt")) or any(folder.glob("*/*.txt")):
+    if any(folder.rglob("*.txt")):
         raise ResultsError(f"{folder} holds results without a run.json, so their origin is unknown; {mend}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(record, json.dumps(dict(settings), indent=2) + "\n")

@@ -16,7 +16,8 @@ from mixformer_jax.data.records import Dataset
 from mixformer_jax.data.records import Sequence as TrackingSequence
 from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, longest_first
 from mixformer_jax.evaluation.layouts import ResultPaths, layout_of, result_paths, tracker_folders
-from mixformer_jax.evaluation.results import check_names, claim_folder, is_finished, write_result
+from mixformer_jax.evaluation.passes import Pass, passes
+from mixformer_jax.evaluation.results import ResultsError, check_names, claim_folder, is_finished, write_result
 from mixformer_jax.evaluation.trackers import OpenedTracker
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class RunSummary:
 
     Attributes:
         folders: of the results, one a repetition; in GOT-10k's layout they share one.
-        finished: sequences tracked in this run; with several repetitions, each is one.
+        finished: sequences tracked in this run; with several repetitions or VOT's runs, each is one.
         skipped: were finished before.
         failures: have no result.
         clock: of all workers together.
@@ -85,7 +86,7 @@ class RunSummary:
 
 
 class _Planned(NamedTuple):
-    """A repetition on a sequence."""
+    """A repetition of a pass through a sequence."""
 
     label: str
     sequence: TrackingSequence
@@ -93,12 +94,12 @@ class _Planned(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        return is_finished(self.paths.boxes, self.sequence.boxes_xywh[0], len(self.sequence))
+        return is_finished(self.paths, self.sequence.boxes_xywh[0], len(self.sequence))
 
 
 def run_dataset(
     crew: Crew,
-    sequences: Sequence[TrackingSequence],
+    sequences: Dataset | Sequence[TrackingSequence],
     out_dir: str | Path,
     tracker_name: str,
     settings: Mapping[str, Any],
@@ -127,19 +128,22 @@ def run_dataset(
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
     layout = layout_of(dataset)
+    if layout == "vot" and repetitions > 1:
+        raise ValueError(f"{repetitions} repetitions; VOT runs from every anchor once")
     folders = [Path(out_dir) / folder for folder in tracker_folders(layout, tracker_name, repetitions)]
-    readable, failures = _read(sequences)
-    check_names([sequence.name for sequence in readable], tracker_name)
+    readable, failures = _read(dataset, sequences)
+    check_names([ways[0].sequence.name for ways in readable], tracker_name)
     for folder in dict.fromkeys(folders):
         claim_folder(folder, settings)
     planned = [
         _Planned(
-            sequence.name if repetitions == 1 else f"{sequence.name}, repetition {repetition + 1}",
-            sequence,
-            result_paths(layout, folder, sequence.name, repetition),
+            way.label if repetitions == 1 else f"{way.label}, repetition {repetition + 1}",
+            way.sequence,
+            result_paths(layout, folder, way.sequence.name, repetition, way.anchor),
         )
         for repetition, folder in enumerate(folders)
-        for sequence in readable
+        for ways in readable
+        for way in ways
     ]
     todo = [number for number, plan in enumerate(planned) if not plan.is_finished]
     jobs = [Job(number, planned[number].sequence) for number in todo]
@@ -171,7 +175,7 @@ def run_dataset(
 
 def describe(summary: RunSummary) -> str:
     """The end of a run in words: counts, speed, where the time went, where the files are, and every failure."""
-    what = "sequences" if summary.equal_repetitions is None else "repetitions"
+    what = "sequences" if summary.equal_repetitions is None else "repetitions of sequences"
     lines = [
         f"{len(summary.finished)} {what} tracked, {len(summary.skipped)} were finished before, "
         f"{len(summary.failures)} failed; results in {', '.join(map(str, summary.folders))}"
@@ -191,16 +195,16 @@ def describe(summary: RunSummary) -> str:
     return "\n".join(lines)
 
 
-def _read(sequences: Sequence[TrackingSequence]) -> tuple[list[TrackingSequence], list[Failure]]:
-    """The sequences, and those whose annotations cannot be read."""
-    readable, failures = [], []
+def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tuple[list[list[Pass]], list[Failure]]:
+    """What is to be tracked of each sequence, and the sequences whose annotations cannot be read."""
+    found, failures = [], []
     for index in range(len(sequences)):
         try:
-            readable.append(sequences[index])
-        except DatasetError as error:
+            found.append(passes(dataset, sequences[index]))
+        except (DatasetError, ResultsError) as error:
             name = sequences.keys[index] if isinstance(sequences, Dataset) else f"number {index}"
-            failures.append(Failure(name, f"DatasetError: {error}"))
-    return readable, failures
+            failures.append(Failure(name, f"{type(error).__name__}: {error}"))
+    return found, failures
 
 
 def _count_equal(planned: Sequence[_Planned]) -> int:

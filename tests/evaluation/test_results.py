@@ -142,13 +142,13 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_finished_means_all_frames_from_this_first_box(tmp_path):
-    assert not is_finished(tmp_path / "car.txt", BOXES[0], 3)
+    assert not is_finished(result_paths("pytracking", tmp_path, "car"), BOXES[0], 3)
     write_result(result_paths("pytracking", tmp_path, "car"), _result())
-    assert is_finished(tmp_path / "car.txt", BOXES[0], 3)
-    assert not is_finished(tmp_path / "car.txt", BOXES[0], 4)
-    assert not is_finished(tmp_path / "car.txt", BOXES[0] + 1, 3)
+    assert is_finished(result_paths("pytracking", tmp_path, "car"), BOXES[0], 3)
+    assert not is_finished(result_paths("pytracking", tmp_path, "car"), BOXES[0], 4)
+    assert not is_finished(result_paths("pytracking", tmp_path, "car"), BOXES[0] + 1, 3)
     (tmp_path / "car.txt").write_text("1,2,30,40\n1,2")
-    assert not is_finished(tmp_path / "car.txt", BOXES[0], 2)
+    assert not is_finished(result_paths("pytracking", tmp_path, "car"), BOXES[0], 2)
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path):

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from mixformer_jax.data.sequences import Sequence, open_dataset
 from mixformer_jax.evaluation.first_box import BoxPrediction, FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import Job, LaneLoop, OneLane
+from mixformer_jax.evaluation.passes import passes
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.runner import Alone, describe, run_dataset
 from mixformer_jax.evaluation.trackers import OpenedTracker
@@ -290,3 +292,53 @@ def test_an_error_in_a_lane_costs_its_sequence_and_another_costs_all_in_the_step
         present = ~np.isnan(sequence.boxes_xywh[:, 0])
         found = read_boxes(summary.folders[0] / f"{name}.txt")
         np.testing.assert_allclose(found[present], sequence.boxes_xywh[present])
+
+
+@pytest.fixture
+def vot_workspace(tmp_path):
+    with zipfile.ZipFile(Path(__file__).resolve().parents[1] / "data" / "evalgold" / "vot_workspace.zip") as archive:
+        archive.extractall(tmp_path / "workspace")
+    return tmp_path / "workspace"
+
+
+def test_vot_runs_from_every_anchor_in_its_direction(vot_workspace):
+    sequences = open_dataset("vot", vot_workspace)
+    results = vot_workspace / "results"
+    summary = run_dataset(alone(FirstBoxTracker()), sequences, results, "first", {}, "vot")
+    assert len(summary.finished) == 8 and summary.finished[3] == "ball, backward from frame 36"
+    theirs = sorted((results / "StaticBox" / "baseline").rglob("*.txt"))
+    for path in theirs:
+        ours = results / "first" / path.relative_to(results / "StaticBox")
+        first, *rows = ours.read_text().splitlines()
+        expected, *expected_rows = path.read_text().splitlines()
+        assert first == expected == "1"
+        boxes, expected_boxes = (
+            [[float(x) for x in row.split(",")] for row in lines] for lines in (rows, expected_rows)
+        )
+        np.testing.assert_allclose(boxes, expected_boxes, atol=1e-3)
+        assert len(ours.with_name(f"{ours.stem}_time.value").read_text().split()) == len(boxes) + 1
+    assert len(theirs) == 8
+
+    ours.write_text("1\n1,2,3\n")
+    again = run_dataset(alone(FirstBoxTracker()), sequences, results, "first", {}, "vot")
+    assert len(again.finished) == 1 and len(again.skipped) == 7
+
+
+def test_vot_needs_anchors_and_has_no_repetitions(vot_workspace):
+    (vot_workspace / "sequences" / "box" / "anchor.value").unlink()
+    sequences = open_dataset("vot", vot_workspace)
+    summary = run_dataset(alone(FirstBoxTracker()), sequences, vot_workspace / "results", "first", {}, "vot")
+    (failure,) = summary.failures
+    assert failure.sequence == "box" and "no anchors" in failure.reason and len(summary.finished) == 5
+    with pytest.raises(ValueError, match="from every anchor once"):
+        run_dataset(alone(FirstBoxTracker()), sequences, vot_workspace / "results", "first", {}, "vot", 2)
+
+
+def test_a_run_backward_shows_the_frames_backward(vot_workspace):
+    (ball, _) = open_dataset("vot", vot_workspace)
+    way = next(way for way in passes("vot", ball) if way.anchor == 36)
+    assert len(way.sequence) == 37
+    np.testing.assert_array_equal(way.sequence.boxes_xywh, ball.boxes_xywh[36::-1])
+    frames = list(way.sequence.frames())
+    np.testing.assert_array_equal(frames[0], ball.frame(36))
+    np.testing.assert_array_equal(frames[-1], ball.frame(0))
