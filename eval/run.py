@@ -1,8 +1,9 @@
 """Run trackers over a benchmark and leave their result files.
 
     python eval/run.py --dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/
-    python eval/run.py --dataset folder --root DATA --tracker mixformer,opencv:MIL,first-box --workers 2 --out results/
-    python eval/report.py --dataset folder --root DATA --results results/
+    python eval/run.py --dataset folder --root DATA --tracker mixformer,opencv:MIL --out results/ --report report/
+
+The second ends with the table that eval/report.py makes of both trackers.
 
 A model of the paper tracks with the official experiments' settings for the benchmark (configs/benchmarks.toml), any
 other with the settings of its weights; --tracker.SETTING=VALUE changes one. A run may be killed at any moment: the same
@@ -43,6 +44,9 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     parser.add_argument(
         "--tracker", default=TRACKERS[0], metavar="T,T", help=f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="then score these trackers, as eval/report.py --out DIR"
+    )
     parser.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
     parser.add_argument("--device", choices=("cpu", "gpu"))
     parser.add_argument("--tracker-name", help="default: from the weights")
@@ -82,14 +86,14 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     return args, [TrackerChoice(kind, **model_options if alone or kind == TRACKERS[0] else {}) for kind in kinds]
 
 
-def run(args: argparse.Namespace, choice: TrackerChoice) -> RunSummary:
+def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummary]:
+    """Runs one tracker, and says how its results are named."""
     sequences = open_dataset(args.dataset, args.root, args.split)
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
-    def track(crew: Alone | Workers, name: str, settings: dict) -> RunSummary:
-        return run_dataset(
-            crew, sequences, args.out, args.tracker_name or name, settings | kept, args.dataset, args.repeat
-        )
+    def track(crew: Alone | Workers, name: str, settings: dict) -> tuple[str, RunSummary]:
+        name = args.tracker_name or name
+        return name, run_dataset(crew, sequences, args.out, name, settings | kept, args.dataset, args.repeat)
 
     if args.workers == 1:
         opened = choice.open()
@@ -102,11 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     # Like Ctrl-C: what is open closes, and no process stays behind.
     signal.signal(signal.SIGTERM, _stop)
-    failed = False
+    failed, names = False, []
     try:
         args, choices = parse(arguments)
         for choice in choices:
-            summary = run(args, choice)
+            name, summary = run(args, choice)
+            names.append(name)
             print(describe(summary))
             failed |= bool(summary.failures)
     except (ValueError, OSError) as error:
@@ -114,6 +119,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 128 + signal.SIGINT
+    if args.report is not None and not failed:
+        from eval.report import main as report
+
+        options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]
+        options += [] if args.split is None else ["--split", args.split]
+        return report([*options, "--trackers", ",".join(names), "--out", str(args.report)])
     return 1 if failed else 0
 
 

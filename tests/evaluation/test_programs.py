@@ -51,22 +51,22 @@ def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
 
 
 def test_several_trackers_in_one_command(folder_dataset, tmp_path, capsys):
-    options = ("--tracker", "first-box,opencv:MIL", "--weights", "not looked at", "--out", tmp_path)
-    assert run(_arguments(folder_dataset, *options)) == 0
+    options = ("--tracker", "first-box,opencv:MIL", "--weights", "not looked at", "--out", tmp_path, "--repeat", 2)
+    assert run(_arguments(folder_dataset, *options, "--report", tmp_path / "report")) == 0
     printed = capsys.readouterr().out
-    assert printed.count("3 sequences tracked") == 2 and "% in the tracker" in printed
-    assert sorted(path.name for path in tmp_path.glob("*/drift.txt")) == ["drift.txt"] * 2
-    record = json.loads((tmp_path / "opencv-MIL" / "run.json").read_text())
+    assert "AUC" in printed and (tmp_path / "report" / "report.json").is_file()
+    assert printed.count("6 repetitions of sequences tracked") == 2 and "% in the tracker" in printed
+    assert printed.count("3 sequences have the same boxes in all repetitions") == 2
+    assert len([*tmp_path.glob("*/drift.txt")]) == 4
+    record = json.loads((tmp_path / "opencv-MIL_001" / "run.json").read_text())
     assert record == {"tracker": "opencv:MIL", "opencv": cv2.__version__, "dataset": "folder"}
 
 
-def test_processes_and_repetitions_from_the_command_line(folder_dataset, tmp_path, capsys):
-    options = ("--tracker", "first-box", "--out", tmp_path, "--workers", 2, "--repeat", 2)
-    assert run(_arguments(folder_dataset, *options)) == 0
+def test_processes_from_the_command_line(folder_dataset, tmp_path, capsys):
+    assert run(_arguments(folder_dataset, "--tracker", "first-box", "--out", tmp_path, "--workers", 2)) == 0
     printed = capsys.readouterr().out
-    assert "6 repetitions tracked" in printed and "3 sequences have the same boxes in all repetitions" in printed
-    assert "in 2 processes" in printed
-    assert len([*tmp_path.glob("first-box_00[01]/*_time.txt")]) == 6
+    assert "3 sequences tracked" in printed and "in 2 processes" in printed
+    assert len([*tmp_path.glob("first-box/*_time.txt")]) == 3
 
 
 @pytest.mark.parametrize(
