@@ -55,13 +55,6 @@ class Frame(Protocol):
         ...
 
 
-@runtime_checkable
-class OpensFrames(Protocol):
-    """Frames which need not be decoded whole, see `Sequence.frame`."""
-
-    def open(self, index: int) -> Frame: ...
-
-
 class WholeFrame:
     """A decoded frame."""
 
@@ -80,9 +73,8 @@ class WholeFrame:
 
 def open_frame(sequence: Sequence, index: int) -> Frame:
     """Frame `index` of a sequence."""
-    if isinstance(sequence.frame, OpensFrames):
-        return sequence.frame.open(index)
-    return WholeFrame(sequence.frame(index))
+    open_parts = getattr(sequence.frame, "open", None)
+    return WholeFrame(sequence.frame(index)) if open_parts is None else open_parts(index)
 
 
 def context_rectangle(

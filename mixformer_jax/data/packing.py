@@ -111,7 +111,8 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     todo = [number for number in range(len(shards)) if not (out / f"{shard_name(number)}.json").is_file()]
     job = functools.partial(_pack_shard, dataset, out, config)
     ranges = [(number, *shards[number][:2]) for number in todo]
-    frames, nbytes, faults = 0, 0, []
+    frames, nbytes = 0, 0
+    faults: list[str] = []
     total = sum(shards[number][2] for number in todo)
     with tqdm(total=total, unit=" frames", desc="packing", disable=not progress, mininterval=1) as bar:
         for done in _run(job, ranges, workers):

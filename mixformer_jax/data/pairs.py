@@ -46,7 +46,7 @@ class Shot(NamedTuple):
     """One frame; with its box, or, where there is none, with the middle of the frame instead."""
 
     sequence: Sequence
-    index: int
+    frame: int
     has_box: bool = True
 
 
@@ -60,9 +60,9 @@ class Draw(NamedTuple):
 
     def __str__(self) -> str:
         def say(shot: Shot) -> str:
-            return f"{shot.sequence.name} frame {shot.index}"
+            return f"{shot.sequence.name} frame {shot.frame}"
 
-        numbers = ", ".join(str(shot.index) for shot in self.templates)
+        numbers = ", ".join(str(shot.frame) for shot in self.templates)
         return f"{self.source}: templates {self.templates[0].sequence.name} frames {numbers}; search {say(self.search)}"
 
 
@@ -157,7 +157,7 @@ class SequencePairs:
         size: int,
         placement: Placement = CENTRED,
     ) -> tuple[np.ndarray, np.ndarray]:
-        sequence, index = shot.sequence, shot.index
+        sequence, index = shot.sequence, shot.frame
         # All targets of a still are on one image.
         key = (sequence.name, 0 if sequence.is_still else index)
         if key not in frames:

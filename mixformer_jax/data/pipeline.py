@@ -202,7 +202,8 @@ class _RenderBatch:
 
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size + self.offset
-        rows, faults = [], []
+        rows: list[dict[str, np.ndarray]] = []
+        faults: list[str] = []
         for index in range(first, first + self.local_size):
             if isinstance(self.samples, TrackingSamples):
                 rendered = self.samples.render(index)

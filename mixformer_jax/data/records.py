@@ -23,7 +23,8 @@ class Sequence:
         name: unique within its data set.
         boxes_xywh: ground truth in pixels, 0-based; a row of NaN where no box is known (target absent, or
             hidden test ground truth).
-        frame: index -> HWC uint8 RGB.
+        frame: index -> HWC uint8 RGB. Frames that need not be decoded whole also have `frame.open(index)`, see
+            `frame_parts`.
         fps: frames a second.
         root: the folder of the sequence.
         visible: False where the data set marks the target as absent; None where it has no such marks.

@@ -140,11 +140,11 @@ def test_draws_follow_ratios_and_leave_out_what_is_short():
 def test_a_still_is_template_and_search():
     still = sequence("still", 3, is_still=True)
     draw = pairs(dataset(still)).draw(np.random.default_rng(1))
-    assert {shot.index for shot in (*draw.templates, draw.search)} == {draw.search.index}
+    assert {shot.frame for shot in (*draw.templates, draw.search)} == {draw.search.frame}
     assert str(
         draw
-    ) == f"set0: templates still frames {draw.search.index}, {draw.search.index}; search still frame " + str(
-        draw.search.index
+    ) == f"set0: templates still frames {draw.search.frame}, {draw.search.frame}; search still frame " + str(
+        draw.search.frame
     )
 
 

@@ -88,7 +88,7 @@ def _read_table(annotations: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     if cache.is_file():
         try:
             with np.load(cache, allow_pickle=False) as table:
-                return tuple(table[name] for name in names)  # type: ignore[return-value]
+                return tuple(table[name] for name in names)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DatasetError(
                 f"{cache}: damaged; delete it, and it is made anew from {annotations}: {error}"
