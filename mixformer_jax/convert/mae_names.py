@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.autoencoders import shapes_of_autoencoder
+from mixformer_jax.convert.autoencoders import load_autoencoder, shapes_of_autoencoder
 from mixformer_jax.convert.backbone_names import block_entries
 from mixformer_jax.convert.entries import Carried, Entry, affine, norm, sincos_with_class
 from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.tables import carried_by_table, read_by_table, write_by_table
-from mixformer_jax.convert.torch_files import read_official
+from mixformer_jax.convert.torch_files import read_official, write_official_safetensors, write_torch
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.autoencoder import AutoencoderConfig
 
@@ -79,6 +79,24 @@ def autoencoder_to_mae(
     """
     title = f"the weights of an autoencoder around {config.model.name!r}"
     return write_by_table(variables, mae_table(config), shapes_of_autoencoder(config), carried, title)
+
+
+def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
+    """Writes the file of a pre-training as a checkpoint of MAE: `.pth`, or `.safetensors` with MAE's names.
+
+    Raises:
+        WeightsError: a source that is no autoencoder or has no counterpart, or a target of an unknown kind.
+        ModuleNotFoundError: for `.pth` files where PyTorch is not installed.
+    """
+    found, target = load_autoencoder(source), Path(target)
+    state = autoencoder_to_mae(found.variables, found.config, found.carried)
+    if target.suffix == ".safetensors":
+        write_official_safetensors(target, state)
+    elif target.suffix == ".pth":
+        write_torch(target, state.items(), key="model")
+    else:
+        raise WeightsError(f"{target}: expected a name that ends in .pth or .safetensors")
+    return found.config
 
 
 def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:

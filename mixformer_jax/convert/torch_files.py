@@ -119,12 +119,13 @@ def is_safetensors_of(format_name: str, path: Path) -> bool:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
 
 
-def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes a checkpoint as the official trackers load it: `{"net": state dict}`.
+def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]], key: str = STATE_KEYS[0]) -> None:
+    """Writes a checkpoint as official code loads it: `{"net": state dict}`.
 
     Args:
         path: ends in `.pth` or `.pth.tar`.
         tensors: name and value, in order; each is read once, so that a caller may let go of it then.
+        key: of the state dict: `net` for MixFormer, `model` for MAE.
 
     Raises:
         ModuleNotFoundError: PyTorch is not installed.
@@ -134,7 +135,7 @@ def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]]) -> 
     # Not ascontiguousarray, which makes a vector of a scalar.
     state = {name: torch.from_numpy(np.require(value, requirements=["C", "W"])) for name, value in tensors}
     file = io.BytesIO()
-    torch.save({STATE_KEYS[0]: state}, file)
+    torch.save({key: state}, file)
     write_atomically(Path(path), file.getvalue())
 
 

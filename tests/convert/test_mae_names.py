@@ -11,6 +11,7 @@ from mixformer_jax.convert.mae_names import (
     autoencoder_from_mae,
     autoencoder_to_mae,
     carried_from_mae,
+    export_to_mae,
     mae_table,
     start_from_mae,
 )
@@ -110,3 +111,22 @@ def test_start_of_another_objective_and_another_grid(state, tmp_path):
         start_from_mae(learned, CONFIG)
     with pytest.raises(WeightsError, match=r"missing decoder_pred\.bias"):
         start_from_mae({name: value for name, value in state.items() if name != "decoder_pred.bias"}, CONFIG)
+
+
+def test_export_as_mae_loads_it(state, tmp_path):
+    torch = pytest.importorskip("torch")
+    variables = autoencoder_from_mae(state, CONFIG)
+    save_autoencoder(tmp_path / "model.safetensors", variables, CONFIG, carried_from_mae(state, CONFIG))
+    assert export_to_mae(tmp_path / "model.safetensors", tmp_path / "mae.pth") == CONFIG
+    found = torch.load(tmp_path / "mae.pth", weights_only=True)["model"]
+    assert list(found) == list(state)
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name].numpy(), value, err_msg=name)
+    export_to_mae(tmp_path / "model.safetensors", tmp_path / "mae.safetensors")
+    for name in ("mae.pth", "mae.safetensors"):
+        again = start_from_mae(tmp_path / name, CONFIG)
+        assert not again.fresh
+        for path, value in flatten_dict(again.variables).items():
+            np.testing.assert_array_equal(value, flatten_dict(variables)[path])
+    with pytest.raises(WeightsError, match=r"expected a name that ends in \.pth or \.safetensors"):
+        export_to_mae(tmp_path / "model.safetensors", tmp_path / "mae.npz")

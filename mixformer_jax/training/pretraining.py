@@ -1,0 +1,234 @@
+"""Masked pre-training (the paper, section 3.4) as an objective of the training loop."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from mixformer_jax.convert.autoencoders import (
+    AUTOENCODER_FORMAT,
+    go_on,
+    load_autoencoder,
+    save_autoencoder,
+    shapes_of_autoencoder,
+)
+from mixformer_jax.convert.initial import init_from
+from mixformer_jax.convert.mae_names import start_from_mae
+from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
+from mixformer_jax.data.config import DataConfig, held_out
+from mixformer_jax.data.samples import Pools, Rendered, TrackingSamples
+from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
+from mixformer_jax.models.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    Reconstruction,
+    draw_masking,
+    initial_values,
+)
+from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
+from mixformer_jax.models.masking import Masking
+from mixformer_jax.models.patches import reconstruct, reconstruction_losses
+from mixformer_jax.training.experiment import data_section
+from mixformer_jax.training.loop import run
+from mixformer_jax.training.objective import Batch, Group, Samples, Start, Variables
+from mixformer_jax.training.reconstructions import reconstruction_sheet
+from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.start import is_ours, weights_file
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainExperiment:
+    """An autoencoder, what it trains on, and how.
+
+    Attributes:
+        autoencoder: the model.
+        data: tracking data: search regions, and with them templates where the autoencoder wants some.
+        images: single images. Exactly one of the two is given.
+        train: the run.
+    """
+
+    autoencoder: AutoencoderConfig
+    data: DataConfig | None
+    images: ImagesConfig | None
+    train: RunConfig
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, Any]) -> "PretrainExperiment":
+        """Reads the sections `autoencoder`, `train`, and either `data` or `images`.
+
+        Raises:
+            ConfigError: an unknown section or key (the closest known one is named), or a value that cannot work.
+        """
+        sources = {"data", "images"} & set(config)
+        if set(config) - sources != {"autoencoder", "train"} or len(sources) != 1:
+            raise ConfigError(
+                "a config for pre-training has the sections autoencoder and train, and one of data (tracking data) and "
+                f"images (single images); this one has {', '.join(sorted(config))}"
+            )
+        autoencoder = AutoencoderConfig.from_dict(config["autoencoder"])
+        train = dataclass_from_mapping(RunConfig, config["train"])
+        if "images" in config:
+            if autoencoder.num_templates:
+                raise ConfigError(
+                    f"autoencoder.num_templates is {autoencoder.num_templates}, and single images have no templates: "
+                    "give tracking data"
+                )
+            return cls(autoencoder, None, dataclass_from_mapping(ImagesConfig, config["images"]), train)
+        derived = {
+            "template_size": autoencoder.model.template_size,
+            "search_size": autoencoder.model.search_size,
+            "num_online_templates": max(0, autoencoder.num_templates - 1),
+        }
+        return cls(autoencoder, data_section(config["data"], derived, "the autoencoder does"), None, train)
+
+
+def pretrain(config: Mapping[str, Any], out: str | Path) -> Path:
+    """Pre-trains one autoencoder; returns its file, which a training takes as `train.init`. See `loop.run`.
+
+    Raises:
+        ConfigError: the config.
+    """
+    experiment = PretrainExperiment.from_mapping(config)
+    return run(MaskedPretraining(experiment), experiment.train, dataclasses.asdict(experiment), out)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPretraining:
+    """Reconstruction of masked search regions or images: MAE, TrackMAE or ConvMAE, as the autoencoder has it."""
+
+    experiment: PretrainExperiment
+
+    @functools.cached_property
+    def model(self) -> Autoencoder:
+        return Autoencoder(self.experiment.autoencoder, self.experiment.train.remat)
+
+    @property
+    def _config(self) -> AutoencoderConfig:
+        return self.experiment.autoencoder
+
+    def init(self, key: PRNGKeyArray) -> Variables:
+        return initial_values(self.model, key)
+
+    def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        model, slots = self._config.model, self._config.num_templates
+        search = (batch_size, model.search_size, model.search_size, 3)
+        shapes = {"search": jax.ShapeDtypeStruct(search, jnp.uint8)}
+        if slots:
+            templates = (batch_size, slots, model.template_size, model.template_size, 3)
+            shapes["templates"] = jax.ShapeDtypeStruct(templates, jnp.uint8)
+        return shapes
+
+    def group(self, path: tuple[str, ...]) -> Group:
+        frozen_table = path[-1] == "table" and self._config.model.positions == "interpolated_frozen"
+        return "frozen" if frozen_table else "rest"
+
+    def loss(
+        self, variables: Variables, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+        mask_key, drop_key = jax.random.split(key)
+        masking = draw_masking(self._config, mask_key, len(batch["search"]))
+        search, found = self._reconstruct(variables, batch, masking, drop_key)
+        loss = reconstruction_losses(found.patches, search, masking.hidden, self._config.norm_pix_loss).mean()
+        return loss, ({"loss": loss}, {})
+
+    def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
+        """The loss, and mean squared errors of the hidden pixels, RGB from 0 to 1: of the reconstruction, and of the
+        image's mean colour in its place. With `norm_pix_loss`, reconstructions know each patch's mean and deviation.
+        """
+        masking, norm = self._fixed_masking(batch), self._config.norm_pix_loss
+        search, found = self._reconstruct(variables, batch, masking, None)
+        restored = reconstruct(found.patches, search, masking.hidden, norm)
+        mean = jnp.mean(search, axis=(1, 2), keepdims=True)
+        return {
+            "loss": reconstruction_losses(found.patches, search, masking.hidden, norm),
+            "pixel_error": _pixel_errors(restored, search, masking),
+            "mean_colour_error": _pixel_errors(mean, search, masking),
+        }
+
+    def rank(self, measured: Mapping[str, float]) -> float:
+        return -measured["loss"]
+
+    def samples(self) -> Samples:
+        config, train = self._config, self.experiment.train
+        if self.experiment.images is not None:
+            images = open_images(self.experiment.images.root, self.experiment.images.split)
+            return ImageSamples(self.experiment.images, images, config.model.search_size, train.seed)
+        assert self.experiment.data is not None
+        return _Parts(self.experiment.data, train.seed, tuple(self.batch_shapes(1)))
+
+    def validation_samples(self) -> Samples | None:
+        data, images = self.experiment.data, self.experiment.images
+        if images is not None:
+            if images.validation_root is None and images.validation_split is None:
+                return None
+            held = open_images(images.validation_root or images.root, images.validation_split)
+            return CentreCrops(held, self._config.model.search_size)
+        assert data is not None
+        kept = held_out(data)
+        return None if kept is None else _Parts(kept, 0, tuple(self.batch_shapes(1)))
+
+    def show(self, variables: Variables, batch: Batch) -> dict[str, Array]:
+        masking = self._fixed_masking(batch)
+        search, found = self._reconstruct(variables, batch, masking, None)
+        restored = reconstruct(found.patches, search, masking.hidden, self._config.norm_pix_loss)
+        return {"reconstructed": denormalise(restored), "hidden": masking.hidden}
+
+    def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
+        return reconstruction_sheet(batch.get("templates"), batch["search"], shown["hidden"], shown["reconstructed"])
+
+    def start_from(self, source: str | Path) -> Start:
+        """Another pre-training; a checkpoint of MAE, whole or its encoder; or any backbone that trackers start from."""
+        path, config = weights_file(source), self._config
+        if is_ours(AUTOENCODER_FORMAT, path):
+            return Start(*go_on(load_autoencoder(path), config))
+        model = config.model
+        if model.patch_embed == "linear" and model.positions == "sincos" and not model.layer_scale:
+            return Start(*start_from_mae(path, config))
+        backbone, expected = init_from(path, config.encoder), shapes_of_autoencoder(config)
+        taken = tuple(name for name in backbone.taken if name in expected)
+        fresh = tuple(name for name in expected if name not in set(taken))
+        return Start(backbone.variables, taken, fresh, backbone.ignored)
+
+    def export(self, path: Path, variables: Variables) -> None:
+        save_autoencoder(path, variables, self._config)
+
+    def _fixed_masking(self, batch: Batch) -> Masking:
+        """The same for every validation: what changes from one to the next is the model."""
+        return draw_masking(self._config, jax.random.key(0), len(batch["search"]))
+
+    def _reconstruct(
+        self, variables: Variables, batch: Batch, masking: Masking, drop_key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, "b S S 3"], Reconstruction]:
+        """The normalised search regions, and what the model makes of them; with a key, as in training."""
+        search = normalise(jnp.asarray(batch["search"]))
+        templates = normalise(jnp.asarray(batch["templates"])) if "templates" in batch else None
+        rngs = None if drop_key is None else {"drop_path": drop_key}
+        found = self.model.apply(variables, search, masking, templates, train=drop_key is not None, rngs=rngs)
+        return search, cast(Reconstruction, found)
+
+
+class _Parts(TrackingSamples):
+    """Tracking samples without what no autoencoder reads."""
+
+    def __init__(self, config: DataConfig, seed: int, names: tuple[str, ...]) -> None:
+        super().__init__(Pools.load(config), config, seed)
+        self._names = names
+
+    def render(self, index: int) -> Rendered:
+        rendered = super().render(index)
+        return rendered._replace(sample={name: rendered.sample[name] for name in self._names})
+
+
+def _pixel_errors(
+    found: Float[Array, "b #S #S 3"], search: Float[Array, "b S S 3"], masking: Masking
+) -> Float[Array, " b"]:
+    side = search.shape[1] // masking.grid
+    hidden = masking.hidden.reshape(-1, masking.grid, masking.grid, 1).repeat(side, 1).repeat(side, 2)
+    errors = ((found - search) * jnp.asarray(IMAGENET_STD)) ** 2
+    return jnp.mean(errors, axis=(1, 2, 3), where=hidden)
