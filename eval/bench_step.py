@@ -255,11 +255,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def append_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+def append_rows(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
     """Adds rows below the table of the same columns in a Markdown file; without one, a table at its end."""
     path = prepare_output(path)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ["# Benchmarks"]
-    table = _markdown(rows)
+    table = _markdown(rows, columns)
     if table[0] in lines:
         end = lines.index(table[0]) + 1
         while end < len(lines) and lines[end].startswith("|"):
@@ -270,8 +270,8 @@ def append_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows)]
+def _markdown(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,225 @@
+"""Where the time of a frame goes: every stage alone, the whole step in the host's loop, and the step inside lax.scan.
+
+    python eval/speed.py --weights mixvit_tiny
+    python eval/speed.py --model mixvit_b_online --batch 1,8,32 --append docs/benchmarks.md
+
+Stages: decode (a JPEG), crop (the search crop, on the host), upload (of the crops), backbone (from bytes to features,
+on cached templates), head, SPM (the score), readback (boxes to the host), and encode (the templates, once an update
+interval). `step` is what `Tracker.step` takes from a frame to the boxes of all its targets; `scan` is the same on the
+device alone, a frame of a `lax.scan` over several. Stages take turns, so that other load hits all alike, and a turn
+that other processes disturbed is left out (`turns.py`); the table has medians.
+
+GMAC are 10^9 multiply-accumulates (the paper's FLOPs); a share of the device's peak counts two operations for each.
+Peaks are those that makers publish for dense products (`peaks.py`); a CPU's is measured with a large one.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mixformer_jax
+from eval.bench_step import append_rows, random_variables
+from eval.peaks import Peak, device_peak
+from eval.turns import Timed, time_in_turns
+from mixformer_jax.bench import device_name
+from mixformer_jax.crops import normalise
+from mixformer_jax.images import read_image
+from mixformer_jax.models.config import ComputeDtype
+from mixformer_jax.models.heads import QueryHead
+from mixformer_jax.models.mixformer import MixFormer
+from mixformer_jax.models.sizes import size_config
+from mixformer_jax.profile import profile_model
+from mixformer_jax.tracking.sequence import scan_frames
+from mixformer_jax.tracking.step import encode_templates
+from mixformer_jax.tracking.tracker import Tracker
+from mixformer_jax.video import prepare_output
+
+SCAN_FRAMES = 4
+COLUMNS = (
+    *("date", "model", "device", "dtype", "targets", "stage", "ms", "quartiles"),
+    *("targets/s", "GMAC", "peak", "turns", "jax"),
+)
+
+
+class Stage(NamedTuple):
+    """A part of a frame's work.
+
+    Attributes:
+        call: does it, and returns when it is done.
+        frames: of how many frames.
+        macs: multiply-accumulates of a call; None where there are no products to speak of.
+    """
+
+    call: Callable[[], object]
+    frames: int = 1
+    macs: int | None = None
+
+
+def stages(tracker: Tracker, targets: int, image: Path) -> dict[str, Stage]:
+    """The stages of one frame with so many targets, by name."""
+    config, settings, variables = tracker.config, tracker.settings, tracker.variables
+    frame = read_image(image)
+    height, width = frame.shape[:2]
+    boxes_xywh = np.tile(np.array([0.4 * width, 0.4 * height, 0.1 * width, 0.1 * height]), (targets, 1))
+    state = tracker.start(frame, boxes_xywh)
+    crops = tracker.search_crops(state, frame)
+    pixels = jax.device_put(crops.pixels, tracker.device)
+
+    find = jax.jit(lambda variables, state, crops: tracker.model.apply(variables, state, crops, method=_find))
+    cache, features, token = find(variables, state, pixels)
+    head = jax.jit(lambda variables, features, token: tracker.model.apply(variables, features, token, method=_head))
+    answer = head(variables, features, token)
+    costs = profile_model(config, settings.num_slots)
+    cost = {"backbone": costs.backbone, "head": costs.head, "SPM": costs.score, "step": costs.whole}
+    macs = {name: targets * part.frame for name, part in cost.items()}
+
+    def waits(call: Callable[[], Any]) -> Callable[[], object]:
+        return lambda: jax.block_until_ready(call())
+
+    found = {
+        "decode": Stage(lambda: read_image(image)),
+        "crop": Stage(lambda: tracker.search_crops(state, frame)),
+        "upload": Stage(waits(lambda: jax.device_put(crops.pixels, tracker.device))),
+        "backbone": Stage(waits(lambda: find(variables, state, pixels)), macs=macs["backbone"]),
+        "head": Stage(waits(lambda: head(variables, features, token)), macs=macs["head"]),
+    }
+    if config.score_heads:
+        score = jax.jit(
+            lambda variables, features, initial, boxes_xyxy: tracker.model.apply(
+                variables, features, initial, boxes_xyxy, method=lambda model, *given: model.score(*given)
+            )
+        )
+        inside_xyxy = jnp.tile(jnp.array([0.3, 0.3, 0.7, 0.7], answer.dtype), (targets, 1))
+        initial = cache.features[:, 0]
+        found["SPM"] = Stage(waits(lambda: score(variables, features, initial, inside_xyxy)), macs=macs["SPM"])
+    # An array keeps its copy on the host, so that each call reads another one.
+    add = jax.jit(lambda boxes: boxes + 0)
+    found["readback"] = Stage(lambda: jax.device_get(add(answer)))
+    if config.is_cacheable:
+        encode = waits(lambda: encode_templates(tracker.model, settings, variables, state.templates, state.filled))
+        found["encode"] = Stage(encode, macs=targets * costs.whole.encoding)
+    found["step"] = Stage(lambda: tracker.step(state, frame), macs=macs["step"])
+    frames = jax.device_put(np.repeat(frame[None], SCAN_FRAMES, axis=0), tracker.device)
+    scan = waits(lambda: scan_frames(tracker.model, settings, variables, state, frames))
+    found["scan"] = Stage(scan, SCAN_FRAMES, SCAN_FRAMES * macs["step"])
+    return found
+
+
+def _find(model: MixFormer, state: Any, crops: Any) -> Any:
+    """From bytes to what the head reads, with the templates."""
+    if state.cache is None:
+        cache, found = model.backbone.joint(normalise(state.templates), normalise(crops), state.filled, train=False)
+    else:
+        cache, found = state.cache, model.backbone.locate(state.cache, normalise(crops), train=False)
+    features = found.features
+    if model.config.context_augment_layers:
+        features = model.context_augment(cache.features, features, cache.filled)
+    return cache, features, found.token
+
+
+def _head(model: MixFormer, features: Any, token: Any) -> Any:
+    if isinstance(model.head, QueryHead):
+        return model.head(token)
+    return model.head(features, train=False).boxes_xyxy
+
+
+def measure(
+    tracker: Tracker, targets: int, size: tuple[int, int], num_turns: int, peak: Peak, progress: bool = False
+) -> list[tuple[str, ...]]:
+    """Rows of the table for one number of targets on a frame of (height, width) pixels."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "frame.jpg"
+        # About as many bytes a pixel as a photograph.
+        cv2.imwrite(str(image), cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 3))
+        parts = stages(tracker, targets, image)
+        timed = time_in_turns(
+            {name: part.call for name, part in parts.items()}, num_turns, f"{tracker.config.name} x{targets}", progress
+        )
+    return [_row(tracker, targets, name, part, timed[name], peak) for name, part in parts.items()]
+
+
+def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, peak: Peak) -> tuple[str, ...]:
+    first, median, third = (seconds / stage.frames for seconds in timed.quartiles())
+    quiet = len(timed.seconds) - int(timed.is_disturbed.sum())
+    gmac = share = ""
+    if stage.macs is not None:
+        macs = stage.macs / stage.frames
+        gmac = f"{macs / 1e9:.2f}"
+        share = "" if peak.flops is None else f"{2 * macs / median / peak.flops:.1%}"
+    return (
+        datetime.date.today().isoformat(),
+        tracker.config.name,
+        device_name(tracker.device),
+        tracker.config.dtype,
+        str(targets),
+        name,
+        f"{1e3 * median:.3f}",
+        f"{1e3 * first:.3f} to {1e3 * third:.3f}",
+        # A frame is decoded for all its targets.
+        f"{(1 if name == 'decode' else targets) / median:.1f}",
+        gmac,
+        share,
+        f"{quiet} undisturbed of {len(timed.seconds)}",
+        jax.__version__,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
+    which.add_argument("--model", help="a size with random weights, such as mixvit_b_online")
+    parser.add_argument("--batch", default="1", help="targets in one step, separated by commas (default: %(default)s)")
+    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "gpu"))
+    parser.add_argument("--turns", type=int, default=12, help="timed turns of every stage (default: %(default)s)")
+    parser.add_argument("--append", type=Path, help="Markdown file that gets the rows")
+    args = parser.parse_args(arguments)
+    try:
+        batches = [int(text) for text in args.batch.split(",")]
+        width, height = map(int, args.size.split("x"))
+    except ValueError:
+        parser.error(f"--batch {args.batch} --size {args.size}: expected whole numbers, such as 1,8,32 and 640x360")
+    if min(*batches, width, height, args.turns) < 1:
+        parser.error("--batch, --size and --turns need numbers of at least 1")
+    try:
+        if args.append:
+            prepare_output(args.append)
+        tracker = _open(args)
+        peak = device_peak(tracker.device, tracker.config.dtype)
+        print(f"{device_name(tracker.device)}; peak {peak}; frames of {width}x{height}")
+        for targets in batches:
+            rows = measure(tracker, targets, (height, width), args.turns, peak, progress=sys.stderr.isatty())
+            for row in rows:
+                cells = list(zip(COLUMNS, row, strict=True))[4:-1]
+                print("  ".join(f"{key}: {cell}" for key, cell in cells if cell), flush=True)
+            if args.append:
+                append_rows(args.append, rows, COLUMNS)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    return 0
+
+
+def _open(args: argparse.Namespace) -> Tracker:
+    if args.model is None:
+        return mixformer_jax.load(args.weights, device=args.device)
+    drawn = Tracker.random(args.model, args.device)
+    dtype: ComputeDtype = "float32" if drawn.device.platform == "cpu" else "bfloat16"
+    config = dataclasses.replace(size_config(args.model), dtype=dtype)
+    return Tracker(config, drawn.settings, random_variables(config), drawn.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
