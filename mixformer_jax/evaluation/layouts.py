@@ -63,12 +63,14 @@ def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 
         repetition: counted from 0.
         anchor: the frame from which a run of VOT starts.
     """
+    column = None
     if layout == "vot":
-        run = folder / "baseline" / sequence / f"{sequence}_{anchor:08d}"
-        times, scores = (run.with_name(f"{run.name}_{kind}.value") for kind in ("time", "confidence"))
-        return ResultPaths(run.with_name(f"{run.name}.txt"), times, scores, starts_with_code=True)
-    times, scores = f"{sequence}_time.txt", f"{sequence}_score.txt"
-    if layout == "pytracking":
-        return ResultPaths(folder / f"{sequence}.txt", folder / times, folder / scores)
-    folder /= sequence
-    return ResultPaths(folder / f"{sequence}_{repetition + 1:03d}.txt", folder / times, folder / scores, repetition)
+        stem = folder / "baseline" / sequence / f"{sequence}_{anchor:08d}"
+        ends = (".txt", "_time.value", "_confidence.value")
+    elif layout == "got10k":
+        stem, column = folder / sequence / sequence, repetition
+        ends = (f"_{repetition + 1:03d}.txt", "_time.txt", "_score.txt")
+    else:
+        stem, ends = folder / sequence, (".txt", "_time.txt", "_score.txt")
+    boxes, times, scores = (stem.with_name(stem.name + end) for end in ends)
+    return ResultPaths(boxes, times, scores, column, starts_with_code=layout == "vot")
