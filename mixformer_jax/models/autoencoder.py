@@ -149,7 +149,7 @@ class Decoder(nn.Module):
     ) -> Reconstruction:
         """Reconstructs the search region from what the encoder made of its visible cells and of the templates."""
         latent = self.norm(self._fused(visible, masking))
-        search, grid = self._whole_grid(self.embed(latent), masking), Grid(1, masking.grid)
+        search, grid = self._whole_grid(self._embedded(latent), masking), Grid(1, masking.grid)
         step = functools.partial(search_step, grid=grid, train=train)
         if templates is None:
             for block in self.blocks:
@@ -169,6 +169,10 @@ class Decoder(nn.Module):
     def _run(self, step: Callable[..., Any], train: bool) -> Callable[..., Any]:
         return step_runner(step, self.remat and train)
 
+    def _embedded(self, tokens: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        """In the decoder's width; its residual stream is float32, as the backbone's."""
+        return self.embed(tokens).astype(jnp.float32)
+
     def _fused(self, visible: VisibleFeatures, masking: Masking) -> Float[Array, "b n c"]:
         """The encoder's tokens, with ConvMAE's early stages added to those of cells."""
         count = masking.visible.shape[1]
@@ -186,7 +190,7 @@ class Decoder(nn.Module):
 
     def _template_tokens(self, templates: Float[Array, "b slots h w c"]) -> Float[Array, "b n d"]:
         slots, grid = templates.shape[1:3]
-        maps = self.embed(self.norm(rearrange(templates, "b s h w c -> (b s) h w c")))
+        maps = self._embedded(self.norm(rearrange(templates, "b s h w c -> (b s) h w c")))
         maps = add_positions(maps, sincos_positions(grid, self.config.decoder_width))
         return rearrange(maps, "(b s) h w c -> b (s h w) c", s=slots)
 

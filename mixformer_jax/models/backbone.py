@@ -269,9 +269,9 @@ class Backbone(nn.Module):
             return backbone.embed_visible(search, masking)
 
         tokens, early = self._run(embed, self, search, masking, train=train)
-        grid = Grid(tokens.shape[1], 1)
+        tokens, grid = tokens.astype(jnp.float32), Grid(tokens.shape[1], 1)
         if extra is not None:
-            tokens = jnp.concatenate([tokens, extra.astype(tokens.dtype)], axis=1)
+            tokens = jnp.concatenate([tokens, extra.astype(jnp.float32)], axis=1)
         return _Tokens(tokens, grid), early
 
     def _search_step(
