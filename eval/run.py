@@ -104,9 +104,9 @@ def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummar
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
-    # Like Ctrl-C: what is open closes, and no process stays behind.
-    signal.signal(signal.SIGTERM, _stop)
     failed, names = False, []
+    # Like Ctrl-C: what is open closes, and no process stays behind.
+    handler = signal.signal(signal.SIGTERM, _stop)
     try:
         args, choices = parse(arguments)
         for choice in choices:
@@ -119,6 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     if args.report is not None and not failed:
         from eval.report import main as report
 
