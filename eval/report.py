@@ -1,8 +1,10 @@
-"""Score result files and print the tables; with --out also write them, as text, Markdown, JSON and plots.
+"""Score result files and print the tables; with --out also write them, with plots and a page (HTML).
 
     python eval/report.py --dataset folder --root DATA --results results/ --out report/
+    python eval/report.py --dataset vot --root WORKSPACE --results WORKSPACE/results --out report/
 
-The rules of scoring are in docs/evaluation.md.
+GOT-10k, TrackingNet and VOT have measures of their own; --measures ope scores the first two as LaSOT. The rules are in
+docs/evaluation.md.
 """
 
 import argparse
@@ -11,8 +13,17 @@ from pathlib import Path
 from typing import get_args
 
 from mixformer_jax.data.sequences import READERS, open_dataset
-from mixformer_jax.evaluation.report import score_results, to_text, write_report
+from mixformer_jax.evaluation.report.content import Report
+from mixformer_jax.evaluation.report.got10k import got10k_report
+from mixformer_jax.evaluation.report.ope import ope_report
+from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
+from mixformer_jax.evaluation.report.vot import vot_report
+from mixformer_jax.evaluation.report.write import summary, write_report
 from mixformer_jax.evaluation.rules import RuleSet, benchmark_rules
+from mixformer_jax.evaluation.scoring import find_results
+from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
+
+OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,27 +31,53 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
     parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--split", help="a published part of the data set, such as LaSOT's test")
     parser.add_argument("--results", required=True, type=Path, help="holds TRACKER/SEQUENCE.txt")
     parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
-    parser.add_argument("--out", type=Path, help="write report.txt, .md, .json and plots there")
-    parser.add_argument(
-        "--rules", choices=get_args(RuleSet), default="mixformer", help="the toolkit whose numbers these are"
+    parser.add_argument("--out", type=Path, help="write the report there: index.html, tables, plots")
+    parser.add_argument("--worst", type=int, default=3, metavar="N", help="sequences a tracker with pictures (3)")
+    parser.add_argument("--measures", choices=("own", "ope"), default="own", help="of GOT-10k and TrackingNet")
+    ope = parser.add_argument_group("one-pass evaluation")
+    ope.add_argument("--rules", choices=get_args(RuleSet), default="mixformer", help="whose numbers (mixformer)")
+    ope.add_argument("--exclude-invalid-frames", action="store_true", help="rates over valid frames")
+    ope.add_argument("--separate-runs", action="store_true", help="NAME_000, NAME_001, ... are not averaged")
+    vot = parser.add_argument_group("VOT")
+    vot.add_argument(
+        "--eao-interval",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=(EAO_LOW, EAO_HIGH),
+        help=f"lengths over which EAO is averaged ({EAO_LOW} {EAO_HIGH}, VOT2020 to VOT2022)",
     )
-    parser.add_argument("--exclude-invalid-frames", action="store_true", help="rates over valid frames")
     args = parser.parse_args(arguments)
+    if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
+        parser.error("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
 
     try:
-        rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
-        sequences = open_dataset(args.dataset, args.root)
-        trackers = args.trackers.split(",") if args.trackers else None
-        report = score_results(args.results, args.dataset, sequences, rules, trackers)
-        print(to_text(report), end="")
+        report = _score(args)
+        print(summary(report), end="")
         if args.out is not None:
             for path in write_report(report, args.out):
                 print(f"wrote {path}")
     except (ValueError, ModuleNotFoundError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0
+
+
+def _score(args: argparse.Namespace) -> Report:
+    trackers = args.trackers.split(",") if args.trackers else None
+    # Pictures are for the page alone.
+    worst = args.worst if args.out else 0
+    if args.dataset == "vot":
+        sequences = open_dataset("vot", args.root, args.split) if worst else None
+        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), sequences, worst)
+    sequences = open_dataset(args.dataset, args.root, args.split)
+    files = find_results(args.results, [sequence.name for sequence in sequences], trackers, args.separate_runs)
+    if args.dataset in OWN_MEASURES and args.measures == "own":
+        return OWN_MEASURES[args.dataset](sequences, files, worst)
+    rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
+    return ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
 
 
 if __name__ == "__main__":

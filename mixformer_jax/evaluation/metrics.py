@@ -93,6 +93,16 @@ class Curves:
         return np.asarray(100 * self.norm_precision.mean(-1))
 
 
+def overlap_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 21"]:
+    """The thresholds of `Curves.success`."""
+    return _THRESHOLDS[rules.thresholds][0]
+
+
+def norm_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 51"]:
+    """The thresholds of `Curves.norm_precision`."""
+    return _THRESHOLDS[rules.thresholds][1]
+
+
 def stack_curves(curves: Sequence[Curves]) -> Curves:
     """Curves of several sequences (or runs) along a new first axis.
 
@@ -212,11 +222,10 @@ def sequence_curves(errors: FrameErrors, rules: OpeRules) -> Curves:
     count = int(errors.valid.sum()) if rules.exclude_invalid_frames else len(errors.valid)
     if count == 0:
         raise ValueError("no valid frame in the sequence, so rates over valid frames alone are not defined")
-    overlap_thresholds, norm_thresholds = _THRESHOLDS[rules.thresholds]
     return Curves(
-        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, overlap_thresholds)) / count,
+        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, overlap_thresholds(rules))) / count,
         precision=1.0 * _rank(errors.center, CENTER_THRESHOLDS) / count,
-        norm_precision=1.0 * _rank(errors.norm_center, norm_thresholds) / count,
+        norm_precision=1.0 * _rank(errors.norm_center, norm_thresholds(rules)) / count,
     )
 
 

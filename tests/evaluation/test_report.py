@@ -1,141 +1,229 @@
-import json
+"""Reports of every kind of measure, from golden files to documents."""
 
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import open_dataset
-from mixformer_jax.evaluation.report import (
-    list_trackers,
-    score_results,
-    tables,
-    to_json,
-    to_markdown,
-    to_text,
-    write_report,
-)
+from mixformer_jax.data.sequences import Sequence, open_dataset
+from mixformer_jax.evaluation.report.got10k import got10k_report
+from mixformer_jax.evaluation.report.ope import ope_report
+from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
+from mixformer_jax.evaluation.report.vot import vot_report
+from mixformer_jax.evaluation.report.write import report_json, summary, write_report
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.rules import benchmark_rules
-from mixformer_jax.evaluation.runner import Alone, run_dataset
-from mixformer_jax.evaluation.trackers import TrackerChoice
+from mixformer_jax.evaluation.scoring import TrackerFiles, find_results
 
-HEADLINES = {"AUC": "AUC", "OP50": "OP50", "OP75": "OP75", "P": "Precision", "P_norm": "NormPrecision"}
+DATA = Path(__file__).resolve().parents[1] / "data" / "evalgold"
+
+
+def _grey(index):
+    return np.full((48, 64, 3), 100, np.uint8)
 
 
 @pytest.fixture
-def scored(folder_dataset, tmp_path):
-    """A perfect tracker and the first-box tracker on the tiny data set."""
-    sequences = open_dataset("folder", folder_dataset)
-    results = tmp_path / "results"
-    run_dataset(Alone(TrackerChoice("first-box").open()), sequences, results, "first-box", {})
-    (results / "perfect").mkdir()
-    for sequence in sequences:
-        rows = np.nan_to_num(sequence.boxes_xywh)  # where the target is away, the tracker has an empty box
-        np.savetxt(results / "perfect" / f"{sequence.name}.txt", rows, delimiter="\t")
-    return results, sequences
+def drawn(tmp_path):
+    """Three sequences of two attributes, and two trackers' results."""
+    truth = np.tile([10.0, 12, 20, 10], (5, 1))
+    attributes = [("FM", "OV"), ("FM",), ()]
+    sequences = [
+        Sequence(f"s{i}", truth, _grey, 30.0, tmp_path, np.array([True] * 4 + [False]), names)
+        for i, names in enumerate(attributes)
+    ]
+    for tracker, shift in (("good", 0), ("b & <ad>", 8)):
+        (tmp_path / "results" / tracker).mkdir(parents=True)
+        for i, sequence in enumerate(sequences):
+            boxes = truth + np.array([shift * i, 0, 0, 0])
+            np.savetxt(tmp_path / "results" / tracker / f"{sequence.name}.txt", boxes, fmt="%.2f", delimiter=",")
+    return sequences, find_results(tmp_path / "results", [s.name for s in sequences])
 
 
-def _score(scored, **kwargs):
-    results, sequences = scored
-    return score_results(results, "folder", sequences, benchmark_rules("folder"), **kwargs)
+def test_one_pass_report(drawn):
+    sequences, files = drawn
+    report = ope_report("lasot", sequences, files, benchmark_rules("lasot"), worst=1)
+    assert report.title == "lasot, 3 sequences"
+    tables = {table.name: table for table in report.tables}
+    assert [row.label for row in tables["overall"].rows] == ["good", "b & <ad>"]
+    assert tables["overall"].rows[0].values == pytest.approx((100 * 20 / 21 * 0.8, 80, 80, 80, 80))
+    attributes = tables["attributes"]
+    assert attributes.header == ("tracker", "all", "FM (2)", "OV (1)")
+    assert attributes.rows[1].values[2] == pytest.approx(tables["sequences_AUC"].rows[0].values[1])
+    labels = [row.label for row in tables["rules"].rows]
+    assert labels[0] == "good, mixformer" and "good, pytracking, valid frames" in labels
+    assert "good, lasot-toolkit" in labels and "good, got10k-toolkit" in labels and len(labels) == 12
+    rules = {row.label: row.values for row in tables["rules"].rows}
+    assert rules["good, mixformer"] == tables["overall"].rows[0].values
+    assert rules["good, mixformer, valid frames"][1] == 100
+    assert tables["published_lasot"].rows[0].label == "good (measured)"
+    assert [figure.name for figure in report.figures] == ["success", "precision", "norm_precision", "attributes"]
+    assert [panel.title for panel in report.figures[3].panels] == ["FM (2 sequences)", "OV (1 sequences)"]
+    # The worst of `b & <ad>` is the one farthest off; of `good`, which are alike, the first.
+    assert [strip.title.split(":")[0] for strip in report.strips] == ["good on s0", "b & <ad> on s2"]
+    assert [frame.shape for frame in report.strips[0].frames] == [(240, 320, 3)] * 4
 
 
-@pytest.mark.parametrize("benchmark", ["otb", "lasot", "uav", "nfs"])
-def test_result_files_are_scored_like_the_toolkit(benchmark, ope_golden):
-    run = ope_golden.summary["runs"][f"mixformer_{benchmark}"]
-    names = ope_golden.summary["sequences"]
-    sequences = [ope_golden.sequence(benchmark, name) for name in names]
-    report = score_results(ope_golden.files / "results", benchmark, sequences, benchmark_rules(benchmark))
-    assert sorted(tracker.name for tracker in report.trackers) == sorted(run["trackers"])
-    aucs = [tracker.headline["AUC"] for tracker in report.trackers]
-    assert aucs == sorted(aucs, reverse=True)
-    record = json.loads(to_json(report))
-    for i, name in enumerate(run["trackers"]):
-        for ours, theirs in HEADLINES.items():
-            assert record["trackers"][name][ours] == pytest.approx(run[theirs][i], abs=1e-4)
-        by_sequence = [record["trackers"][name]["by_sequence"][s]["AUC"] for s in names]
-        np.testing.assert_allclose(by_sequence, np.array(run["per_sequence_AUC"])[:, i], rtol=0, atol=1e-4)
+def test_rules_that_do_not_apply_have_no_numbers(drawn):
+    sequences, files = drawn
+    hidden = [
+        Sequence(s.name, np.where(np.arange(5)[:, None] == 2, np.nan, s.boxes_xywh), _grey, 30.0, s.root)
+        for s in sequences
+    ]
+    report = ope_report("uav123", hidden, files, benchmark_rules("uav123"), worst=0)
+    rules = {row.label: row.values for row in next(t for t in report.tables if t.name == "rules").rows}
+    assert rules["good, got10k-toolkit"][1] == 100
+    assert "attributes" not in [table.name for table in report.tables] and report.strips == ()
+    visible_only = [Sequence(s.name, s.boxes_xywh, _grey, 30.0, s.root) for s in sequences]
+    report = ope_report("otb100", visible_only, files, benchmark_rules("otb100"), worst=0)
+    assert json.loads(report_json(report))["trackers"]["good"]["OP50"] == 100
 
 
-def test_a_perfect_tracker_scores_95_and_absent_frames_count_against_it(scored):
-    report = _score(scored)
-    assert [tracker.name for tracker in report.trackers] == ["perfect", "first-box"]
-    perfect, first = report.trackers
-    # drift, hide (one of six frames without target), still
-    np.testing.assert_allclose(perfect.curves.auc, 100 * 20 / 21 * np.array([1, 5 / 6, 1]), atol=1e-9)
-    np.testing.assert_allclose(perfect.average_overlap, 1, atol=1e-12)
-    assert perfect.headline["P_norm"] == pytest.approx(100 * (1 + 5 / 6 + 1) / 3)
-    # On the still target the first box is perfect; the drifting one moves by 3 px: IoU (10 - d) / (10 + d).
-    overlaps = np.array([(10 - d) / (10 + d) for d in (0, 3, 6, 9)] + [0])
-    assert first.curves.auc[2] == pytest.approx(100 * 20 / 21)
-    assert first.average_overlap[0] == pytest.approx(overlaps.mean())
-    assert first.curves.op50[0] == pytest.approx(100 * 2 / 5)
-
-
-def test_tables_say_the_same_in_every_form(scored):
-    report = _score(scored)
-    headline, by_sequence = tables(report)
-    assert headline.header == ("tracker", "AUC", "OP50", "OP75", "P", "P_norm")
-    assert headline.rows[0][:2] == ("perfect", "89.9")
-    assert [row[0] for row in by_sequence.rows] == ["drift", "hide", "still"]
-    assert by_sequence.rows[1][:2] == ("hide", "79.4")
-    text, markdown = to_text(report), to_markdown(report)
-    for cells in (*headline.rows, *by_sequence.rows):
-        assert f"| {' | '.join(cells)} |" in markdown
-        assert "  ".join(cells).split() in [line.split() for line in text.splitlines()]
-    for document in (text, markdown):
-        assert "mixformer rules: target present where w > 0 and h > 0" in document
-    record = json.loads(to_json(report))
-    assert record["rules"]["invalid_norm_error"] == "inf"
-    assert record["trackers"]["perfect"]["AUC"] == pytest.approx(89.947, abs=1e-3)
-    assert len(record["trackers"]["perfect"]["curves"]["success"]) == 21
-
-
-def test_the_rules_are_an_option_of_the_report(scored):
-    results, sequences = scored
-    rules = benchmark_rules("folder", "pytracking", exclude_invalid_frames=True)
-    report = score_results(results, "folder", sequences, rules, ["perfect"])
-    assert report.trackers[0].headline["AUC"] == pytest.approx(100 * 20 / 21)
-    assert "pytracking rules: target present where x, y, w and h > 0; rates over valid frames only" in to_text(report)
-
-
-def test_the_written_report(scored, tmp_path):
-    report = _score(scored)
-    out = scored[0] / "report"
+def test_the_written_report(drawn, tmp_path):
+    sequences, files = drawn
+    out = tmp_path / "out"
+    report = ope_report("lasot", sequences, files, benchmark_rules("lasot"), worst=1)
     paths = write_report(report, out)
     assert {path.name for path in paths} == {path.name for path in out.iterdir()}
-    assert (out / "report.txt").read_text() == to_text(report)
-    assert (out / "report.md").read_text() == to_markdown(report)
-    assert json.loads((out / "report.json").read_text())["benchmark"] == "folder"
-    for name in ("success.png", "precision.png", "norm_precision.png"):
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
-    # A report among the results is no tracker.
-    assert list_trackers(scored[0], report.sequences) == ["first-box", "perfect"]
+    text, markdown = (out / "report.txt").read_text(), (out / "report.md").read_text()
+    latex, page = (out / "report.tex").read_text(), (out / "index.html").read_text()
+    for table in report.tables:
+        rows = list(csv.reader((out / f"{table.name}.csv").open(newline="")))
+        assert len(rows) == len(table.rows) + 1
+        for row in table.rows:
+            if table.place != "detail":
+                assert "  ".join(table.cells(row)).split() in [line.split() for line in text.splitlines()]
+                assert row.label in markdown
+                assert row.label.replace("&", r"\&").replace("_", r"\_") in latex
+    for name in ("success", "precision", "norm_precision", "attributes"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("<img") == 4 + 8 and "b &amp; &lt;ad&gt; on s2" in page and "http" not in page
+    assert "mixformer rules: target present where w > 0 and h > 0" in text
+    record = json.loads((out / "report.json").read_text())
+    assert record["rules"]["invalid_center_error"] == "inf"
+    assert record["attributes"] == {"FM": ["s0", "s1"], "OV": ["s0"]}
+    assert len(record["trackers"]["good"]["curves"]["success"]) == 21
+    assert set(record["trackers"]["good"]["by_sequence"]["s0"]) == {
+        *("AUC", "OP50", "OP75", "P", "P_norm", "average_overlap")
+    }
+    assert "sequences" not in summary(report).splitlines()[1]
 
 
-def test_missing_results_are_all_named(scored):
-    results, _ = scored
-    (results / "perfect" / "hide.txt").unlink()
-    (results / "first-box" / "drift.txt").unlink()
-    with pytest.raises(ResultsError, match=r"2 result files are missing.*first-box/drift\.txt.*perfect/hide\.txt"):
-        _score(scored)
-    (results / "first-box" / "hide.txt").unlink()
-    with pytest.raises(ResultsError, match=r"1 result files are missing.*nobody"):
-        score_results(results, "folder", scored[1][:1], benchmark_rules("folder"), ["nobody"])
+def test_more_trackers_than_colours_and_legend_entries(drawn, tmp_path):
+    sequences, files = drawn
+    many = [TrackerFiles(f"tracker {i}", files[0].folders, files[0].boxes) for i in range(25)]
+    report = ope_report("otb100", sequences, many, benchmark_rules("otb100"), worst=0)
+    write_report(report, tmp_path / "out")
+    picture = cv2.imread(str(tmp_path / "out" / "success.png"))
+    assert picture.shape[0] > 400 and picture.std() > 1
 
 
-def test_a_result_of_another_length(scored):
-    path = scored[0] / "perfect" / "still.txt"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines, lines[-1]]))
-    assert _score(scored).trackers[0].headline["AUC"] == pytest.approx(89.947, abs=1e-3)  # the toolkits' rule: cut
-    path.write_text("".join(lines[:-1]))
-    with pytest.raises(ResultsError, match=r"still\.txt.*3 predicted boxes for 4 frames"):
-        _score(scored)
+def test_got10k_report(tmp_path):
+    with zipfile.ZipFile(DATA / "got10k.zip") as archive:
+        archive.extractall(tmp_path)
+    root = tmp_path / "GOT-10k" / "val"
+    names = (root / "list.txt").read_text().split()
+    sequences = [
+        Sequence(name, np.loadtxt(root / name / "groundtruth.txt", delimiter=","), _grey, 10.0, root / name)
+        for name in names
+    ]
+    report = got10k_report(sequences, find_results(tmp_path / "results" / "GOT-10k", names), worst=1)
+    golden = json.loads((tmp_path / "golden" / "got10k.json").read_text())
+    record = json.loads(report_json(report))
+    for tracker, values in golden["report"].items():
+        ours = record["trackers"][tracker]
+        overall = values["overall"]
+        assert ours["AO"] == pytest.approx(100 * overall["ao"], abs=1e-4)
+        assert ours["SR0.5"] == pytest.approx(100 * overall["sr"], abs=1e-4)
+        assert ours["SR0.75"] == pytest.approx(100 * golden["extended"][tracker]["overall"]["sr75"], abs=1e-4)
+        assert ours["FPS"] == pytest.approx(overall["speed_fps"], abs=1e-4)
+        np.testing.assert_allclose(ours["curves"]["success"], overall["succ_curve"], atol=1e-6)
+        for name in names:
+            assert ours["by_sequence"][name]["AO"] == pytest.approx(100 * values["seq_wise"][name]["ao"], abs=1e-4)
+            toolkit_speed = ours["by_sequence"][name]["toolkit_FPS"]
+            assert toolkit_speed == pytest.approx(values["seq_wise"][name]["speed_fps"], abs=1e-4)
+    assert record["trackers"]["laggy"]["by_sequence"][names[4]]["FPS"] is None
+    assert "laggy: no times for 1 sequences (GOT-10k_Val_000005)" in summary(report)
+    assert len(report.strips) == 5
+    short = tmp_path / "results" / "GOT-10k" / "steady" / names[0] / f"{names[0]}_001.txt"
+    short.write_text("1,2,3,4\n")
+    with pytest.raises(ResultsError, match=rf"{names[0]}_001\.txt on sequence .*1 predicted boxes for 60"):
+        got10k_report(sequences, find_results(tmp_path / "results" / "GOT-10k", names, ["steady"]), worst=0)
 
 
-def test_no_results_at_all(scored, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ResultsError, match=r"expected <tracker>/drift\.txt"):
-        score_results(tmp_path / "empty", "folder", scored[1], benchmark_rules("folder"))
-    with pytest.raises(ResultsError, match="no such folder"):
-        score_results(tmp_path / "gone", "folder", scored[1], benchmark_rules("folder"))
+def test_trackingnet_report(tmp_path):
+    truth = {}
+    with zipfile.ZipFile(DATA / "trackingnet" / "GT.zip") as archive:
+        for member in archive.namelist():
+            truth[Path(member).stem] = np.loadtxt(archive.open(member), delimiter=",")
+    for tracker in ("steady", "laggy"):
+        with zipfile.ZipFile(DATA / "trackingnet" / f"{tracker}.zip") as archive:
+            archive.extractall(tmp_path / tracker)
+    sequences = [Sequence(name, boxes, _grey, 30.0, tmp_path) for name, boxes in truth.items()]
+    report = trackingnet_report(sequences, find_results(tmp_path, list(truth)), worst=1)
+    golden = json.loads((DATA / "trackingnet" / "devkit.json").read_text())["results"]
+    for row in report.tables[0].rows:
+        expected = [golden[row.label][key] for key in ("success", "precision", "normalized_precision", "coverage")]
+        assert row.values == pytest.approx(expected, abs=1e-4)
+    assert {figure.name for figure in report.figures} == {"success", "precision", "norm_precision"}
+    assert len(report.strips) == 2
+    path = tmp_path / "steady" / f"{next(iter(truth))}.txt"
+    path.write_text(path.read_text() * 2)
+    with pytest.raises(ResultsError, match=r"boxes for \d+ frames"):
+        trackingnet_report(sequences, find_results(tmp_path, list(truth)), worst=0)
+
+
+def test_vot_report(tmp_path):
+    with zipfile.ZipFile(DATA / "vot.zip") as archive:
+        archive.extractall(tmp_path)
+    golden = json.loads((tmp_path / "golden" / "mask.json").read_text())
+    root = tmp_path / "mask"
+    frames = [
+        Sequence(name, np.full((info["length"], 4), np.nan), _grey, 30.0, root)
+        for name, info in golden["sequences"].items()
+    ]
+    report = vot_report(root, root / "results", interval=(30, 120), sequences=frames, worst=1)
+    record = json.loads(report_json(report))
+    baseline = golden["experiments"]["baseline"]
+    for index, tracker in enumerate(golden["trackers"]):
+        ours = record["trackers"][tracker]
+        assert ours["EAO"] == pytest.approx(baseline["eao_30_120"]["values"][index][0], abs=1e-6)
+        assert (ours["A"], ours["R"]) == pytest.approx(baseline["ar"]["values"][index][:2], abs=1e-6)
+        alone = golden["experiments"]["unsupervised"]["accuracy"]["values"][index][0]
+        assert ours["A, no restarts"] == pytest.approx(alone, abs=1e-6)
+        np.testing.assert_allclose(ours["eao_curve"], baseline["curve_120"]["values"][index][0], atol=1e-6)
+    assert [table.name for table in report.tables][:3] == ["overall", "published_vot2020", "published_vot2022"]
+    assert report.tables[0].cells(report.tables[0].rows[0])[1] == "0.755"
+    assert len(report.strips) == len(golden["trackers"])
+    paths = write_report(report, tmp_path / "out")
+    assert "eao.png" in [path.name for path in paths]
+
+
+def test_vot_results_of_one_experiment(tmp_path):
+    with zipfile.ZipFile(DATA / "vot.zip") as archive:
+        archive.extractall(tmp_path)
+    root = tmp_path / "mask"
+    (root / "results" / "good" / "baseline").rename(tmp_path / "elsewhere")
+    report = vot_report(root, root / "results", ["good"])
+    assert np.isnan(report.tables[0].rows[0].values[0]) and report.tables[0].rows[0].values[3] > 0
+    assert report.figures == ()
+    with pytest.raises(ResultsError, match=r"no results of nobody: expected .*nobody/baseline or"):
+        vot_report(root, root / "results", ["nobody"])
+    with pytest.raises(ResultsError, match="no results of VOT"):
+        vot_report(root, tmp_path / "out")
+
+
+def test_a_real_data_set_is_reported(folder_dataset, tmp_path):
+    sequences = open_dataset("folder", folder_dataset)
+    (tmp_path / "results" / "perfect").mkdir(parents=True)
+    for sequence in sequences:
+        np.savetxt(tmp_path / "results" / "perfect" / f"{sequence.name}.txt", np.nan_to_num(sequence.boxes_xywh))
+    files = find_results(tmp_path / "results", [sequence.name for sequence in sequences])
+    report = ope_report("folder", sequences, files, benchmark_rules("folder"), worst=2)
+    assert [strip.title for strip in report.strips] == ["perfect on hide: AUC 79.4", "perfect on drift: AUC 95.2"]
+    # Frame 2 of `drift`: a lit square of 10 x 10 pixels at 13, 12, drawn five times as large with a box around it.
+    frame = report.strips[1].frames[0]
+    assert frame.shape == (240, 320, 3) and frame[85, 90].min() > 240 and frame[200, 250].max() < 20

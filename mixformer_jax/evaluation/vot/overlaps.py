@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from mixformer_jax.evaluation.vot.regions import MAX_MASK_PIXELS, Mask, Polygon, Rectangle, Region
+from mixformer_jax.evaluation.vot.regions import MAX_MASK_PIXELS, Mask, Polygon, Rectangle, Region, Special
 
 # Left, top, right, bottom in whole pixels, the last two included.
 Box = tuple[int, int, int, int]
@@ -45,6 +45,14 @@ def region_overlaps(
         pairs = np.array(boxes)
         overlaps[chosen] = _rectangle_overlaps(pairs[:, 0], pairs[:, 1], size)
     return overlaps
+
+
+def bounding_box(region: Region) -> Float64[np.ndarray, " 4"]:
+    """The pixels that a region spans as x, y, w, h; NaN for a special code."""
+    if isinstance(region, Special):
+        return np.full(4, np.nan)
+    left, top, right, bottom = _box(region)
+    return np.array([left, top, right - left + 1, bottom - top + 1], np.float64)
 
 
 def _overlap(first: Region, second: Region, size: tuple[int, int] | None) -> float:

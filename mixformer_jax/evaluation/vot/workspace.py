@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
 
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
@@ -70,9 +69,8 @@ def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True)
     for anchor, backward in sequence.anchors:
         frames = sequence.run_frames(anchor, backward)
         truth = [sequence.groundtruth[frame] for frame in frames]
-        overlaps = _overlaps(Path(results) / sequence.name, f"{sequence.name}_{anchor:08d}", truth, sequence, bounded)[
-            1
-        ]
+        predicted = read_run(Path(results) / sequence.name, f"{sequence.name}_{anchor:08d}", len(frames))
+        overlaps = region_overlaps(predicted, truth, sequence.size if bounded else None)
         present = np.array([not is_empty(region) for region in truth])
         runs.append(Run(overlaps, find_progress(overlaps, present)))
     return SequenceRuns(sequence.name, len(sequence.groundtruth), tuple(runs))
@@ -89,9 +87,10 @@ def score_unsupervised(results: str | Path, sequence: VotSequence, burn_in: int 
     folder = Path(results) / sequence.name
     accuracies = []
     for repetition in _repetitions(folder, sequence.name):
-        truth = list(sequence.groundtruth)
-        predicted, overlaps = _overlaps(folder, repetition, truth, sequence, bounded=True)
-        accuracies.append(np.nan_to_num(unsupervised_accuracy(overlaps, predicted, truth, burn_in)))
+        predicted = read_run(folder, repetition, len(sequence.groundtruth))
+        overlaps = region_overlaps(predicted, sequence.groundtruth, sequence.size)
+        accuracy = unsupervised_accuracy(overlaps, predicted, sequence.groundtruth, burn_in)
+        accuracies.append(np.nan_to_num(accuracy))
     return float(np.mean(accuracies))
 
 
@@ -100,17 +99,20 @@ def average_unsupervised(accuracies: list[float], sequences: list[VotSequence]) 
     return float(np.average(accuracies, weights=[len(sequence.groundtruth) for sequence in sequences]))
 
 
-def _overlaps(
-    folder: Path, name: str, truth: list[Region], sequence: VotSequence, bounded: bool
-) -> tuple[list[Region], Float64[np.ndarray, " n"]]:
+def read_run(folder: Path, name: str, length: int) -> list[Region]:
+    """The regions of one run, from `<name>.txt` or `<name>.bin`.
+
+    Raises:
+        ResultsError: neither is there, or it is unreadable or of another length.
+    """
     # The toolkit prefers text where both are there.
     path = next((p for p in (folder / f"{name}.txt", folder / f"{name}.bin") if p.is_file()), None)
     if path is None:
         raise ResultsError(f"{folder / name}.txt (or .bin): no such file; run the tracker on this sequence again")
-    predicted = read_regions(path)
-    if len(predicted) != len(truth):
-        raise ResultsError(f"region file {path}: {len(predicted)} regions for a run of {len(truth)} frames")
-    return predicted, region_overlaps(predicted, truth, sequence.size if bounded else None)
+    regions = read_regions(path)
+    if len(regions) != length:
+        raise ResultsError(f"region file {path}: {len(regions)} regions for a run of {length} frames")
+    return regions
 
 
 def _repetitions(folder: Path, name: str) -> Iterator[str]:

@@ -1,0 +1,188 @@
+"""Scoring the result files of several trackers in one pass over a benchmark."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.evaluation.metrics import (
+    Curves,
+    frame_errors,
+    headline,
+    mean_over_sequences,
+    sequence_curves,
+    stack_curves,
+)
+from mixformer_jax.evaluation.results import ResultsError, find_boxes, read_boxes
+from mixformer_jax.evaluation.rules import OpeRules
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackerScores:
+    """One tracker over all sequences, in the benchmark's order."""
+
+    name: str
+    rules: OpeRules
+    curves: Curves  # first axis: sequences
+    average_overlap: Float[np.ndarray, " s"]  # fraction, over valid frames alone; NaN without any
+
+    @cached_property
+    def overall(self) -> Curves:
+        return mean_over_sequences(self.curves, self.rules)
+
+    @cached_property
+    def headline(self) -> dict[str, float]:
+        """The numbers that papers print, in percent."""
+        return {name: float(value) for name, value in headline(self.overall, self.rules).items()}
+
+    @cached_property
+    def by_sequence(self) -> dict[str, Float[np.ndarray, " s"]]:
+        """The same by sequence, in percent."""
+        return headline(self.curves, self.rules)
+
+    def subset(self, chosen: Sequence[int]) -> "TrackerScores":
+        """The tracker on some of the sequences, by their positions."""
+        index = np.array(chosen, np.intp)
+        curves = self.curves
+        part = Curves(curves.success[index], curves.precision[index], curves.norm_precision[index])
+        return TrackerScores(self.name, self.rules, part, self.average_overlap[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class OpeScores:
+    """A benchmark scored under one set of rules: the best AUC first."""
+
+    benchmark: str
+    rules: OpeRules
+    sequences: tuple[str, ...]
+    trackers: tuple[TrackerScores, ...]
+
+
+class TrackerFiles(NamedTuple):
+    """Where a tracker's results lie."""
+
+    name: str
+    folders: tuple[Path, ...]  # <name>, or those of its runs: <name>_000, <name>_001, ...
+    boxes: tuple[tuple[Path, ...], ...]  # by sequence: the box files of all runs and repetitions
+
+
+def list_trackers(results_dir: str | Path, sequence_names: Sequence[str]) -> list[str]:
+    """Sub-folders that hold a result for any of the sequences (a report may lie among them).
+
+    Raises:
+        ResultsError: there is none.
+    """
+    results_dir = Path(results_dir)
+    if not results_dir.is_dir():
+        raise ResultsError(f"{results_dir}: no such folder; expected the results of eval/run.py")
+    folders = sorted(path for path in results_dir.iterdir() if path.is_dir())
+    names = [folder.name for folder in folders if any(find_boxes(folder, name) for name in sequence_names)]
+    if not names:
+        raise ResultsError(f"{results_dir}: no results for these sequences; expected <tracker>/{sequence_names[0]}.txt")
+    return names
+
+
+def find_results(
+    results_dir: str | Path,
+    sequence_names: Sequence[str],
+    trackers: Sequence[str] | None = None,
+    separate_runs: bool = False,
+) -> list[TrackerFiles]:
+    """The box files of trackers (default: all that are there).
+
+    Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`.
+
+    Raises:
+        ResultsError: no trackers, or a sequence without result (all are named).
+    """
+    results_dir = Path(results_dir)
+    names = list(trackers) if trackers is not None else list_trackers(results_dir, sequence_names)
+    found, missing = [], []
+    for name, folders in _group_runs(results_dir, names, separate_runs).items():
+        boxes = []
+        for sequence in sequence_names:
+            paths = [find_boxes(results_dir / folder, sequence) for folder in folders]
+            missing += [
+                str(results_dir / folder / f"{sequence}.txt")
+                for folder, files in zip(folders, paths, strict=True)
+                if not files
+            ]
+            boxes.append(tuple(path for files in paths for path in files))
+        found.append(TrackerFiles(name, tuple(results_dir / folder for folder in folders), tuple(boxes)))
+    if missing:
+        raise ResultsError(
+            f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
+            f"{', '.join(missing)}; run the tracker again, or leave it out with --trackers"
+        )
+    return found
+
+
+def score_results(
+    files: Sequence[TrackerFiles],
+    benchmark: str,
+    sequences: Sequence[TrackingSequence],
+    rules: OpeRules,
+    progress: bool = False,
+) -> OpeScores:
+    """Scores trackers over the sequences. Runs and repetitions are averaged in each sequence.
+
+    Raises:
+        ResultsError: a result file cannot be read or scored (file, line and reason are named).
+    """
+    names = tuple(sequence.name for sequence in sequences)
+    total = len(files) * len(names)
+    with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress) as bar:
+        scored = [_score_tracker(tracker, sequences, rules, bar) for tracker in files]
+    scored.sort(key=lambda scores: -scores.headline["AUC"])
+    return OpeScores(benchmark, rules, names, tuple(scored))
+
+
+def _group_runs(results_dir: Path, names: Sequence[str], separate_runs: bool) -> dict[str, list[str]]:
+    """Folders by tracker: a tracker that has no folder of its name, but <name>_000 and so on, has several."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, number = name.rpartition("_")
+        is_run = re.fullmatch(r"\d{3}", number, re.ASCII) and not (results_dir / stem).is_dir()
+        if is_run and not separate_runs and _runs_of(results_dir, stem):
+            groups.setdefault(stem, []).append(name)
+        elif (results_dir / name).is_dir():
+            groups[name] = [name]
+        else:
+            groups[name] = _runs_of(results_dir, name) or [name]
+    return groups
+
+
+def _runs_of(results_dir: Path, name: str) -> list[str]:
+    """<name>_000, <name>_001, ... where there are two or more."""
+    runs: list[str] = []
+    while (results_dir / f"{name}_{len(runs):03d}").is_dir():
+        runs.append(f"{name}_{len(runs):03d}")
+    return runs if len(runs) > 1 else []
+
+
+def _score_tracker(
+    files: TrackerFiles, sequences: Sequence[TrackingSequence], rules: OpeRules, bar: tqdm
+) -> TrackerScores:
+    curves, average_overlap = [], []
+    for sequence, paths in zip(sequences, files.boxes, strict=True):
+        runs = [_score_file(path, sequence, rules) for path in paths]
+        curves.append(stack_curves([run for run, _ in runs]).mean())
+        average_overlap.append(np.mean([overlap for _, overlap in runs]))
+        bar.update()
+    return TrackerScores(files.name, rules, stack_curves(curves), np.array(average_overlap))
+
+
+def _score_file(path: Path, sequence: TrackingSequence, rules: OpeRules) -> tuple[Curves, float]:
+    boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
+    try:
+        errors = frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
+        return sequence_curves(errors, rules), errors.average_overlap
+    except ValueError as error:
+        raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}") from error
