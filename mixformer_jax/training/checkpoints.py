@@ -62,6 +62,7 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=not read_only,
+            best_fn=lambda metrics: metrics[_BEST],  # without it no metrics are written
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 

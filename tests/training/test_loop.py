@@ -2,7 +2,6 @@
 
 import json
 
-import cv2
 import jax
 import numpy as np
 import pytest
@@ -19,30 +18,6 @@ from mixformer_jax.training.sharding import make_mesh
 from mixformer_jax.training.steps import split_params
 from mixformer_jax.training.tracking import tracking_objective
 from mixformer_jax.training.watch import StepWatch
-
-
-def write_sequence(folder, seed, frames=8):
-    """A bright textured square that wanders over a dark noisy background."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    background = rng.integers(0, 90, (96, 128, 3), dtype=np.uint8)
-    target = rng.integers(150, 255, (20, 24, 3), dtype=np.uint8)
-    lines = []
-    for index in range(frames):
-        x, y = 20 + 5 * index, 30 + 3 * index
-        frame = background.copy()
-        frame[y : y + 20, x : x + 24] = target
-        cv2.imwrite(str(folder / f"{index + 1:08d}.jpg"), frame)
-        lines.append(f"{x},{y},24,20")
-    (folder / "groundtruth.txt").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("training_data")
-    for seed, name in enumerate(("a", "b", "held_out")):
-        write_sequence(root / "videos" / name, seed)
-    return root
 
 
 @pytest.fixture
