@@ -1,9 +1,7 @@
 """What a device could compute at best: the yardstick of a share of its peak."""
 
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,34 +28,17 @@ PUBLISHED: Mapping[str, tuple[float, float | None]] = MappingProxyType(
     }
 )
 MATRIX_SIDE = 2048
-TRIES = 7
+PRODUCT_MACS = MATRIX_SIDE**3
 
 
-class Peak(NamedTuple):
-    """FLOP/s of a device, None where nobody knows, and where that comes from."""
-
-    flops: float | None
-    source: str
-
-    def __str__(self) -> str:
-        return "unknown" if self.flops is None else f"{self.flops / 1e12:.3g} TFLOP/s ({self.source})"
-
-
-def device_peak(device: jax.Device, dtype: str) -> Peak:
-    """The published peak of an accelerator; for a CPU, the best of several products of large matrices."""
-    if device.platform == "cpu":
-        return Peak(_measured_flops(device, dtype), f"measured, {dtype} product of {MATRIX_SIDE} x {MATRIX_SIDE}")
+def published_peak(device: jax.Device, dtype: str) -> float | None:
+    """FLOP/s of an accelerator, two for each multiply-accumulate; None where nobody knows."""
     bfloat16, float32 = PUBLISHED.get(device.device_kind, (None, None))
-    return Peak(float32 if dtype == "float32" else bfloat16, f"published, {dtype}")
+    return float32 if dtype == "float32" else bfloat16
 
 
-def _measured_flops(device: jax.Device, dtype: str) -> float:
+def large_product(device: jax.Device, dtype: str) -> Callable[[], object]:
+    """A call that multiplies two matrices of PRODUCT_MACS multiply-accumulates: the best that a CPU does."""
     matrix = jax.device_put(jnp.ones((MATRIX_SIDE, MATRIX_SIDE), dtype), device)
     product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
-    seconds = []
-    for _ in range(TRIES):
-        before = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
-        seconds.append(time.perf_counter() - before)
-    return 2 * MATRIX_SIDE**3 / min(seconds)
+    return lambda: product(matrix, matrix).block_until_ready()

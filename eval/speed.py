@@ -9,8 +9,9 @@ interval). `step` is what `Tracker.step` takes from a frame to the boxes of all 
 device alone, a frame of a `lax.scan` over several. Stages take turns, so that other load hits all alike, and a turn
 that other processes disturbed is left out (`turns.py`); the table has medians.
 
-GMAC are 10^9 multiply-accumulates (the paper's FLOPs); a share of the device's peak counts two operations for each.
-Peaks are those that makers publish for dense products (`peaks.py`); a CPU's is measured with a large one.
+GMAC are 10^9 multiply-accumulates (the paper's FLOPs); a share of the device's peak counts two operations for each. An
+accelerator's peak is what its maker publishes for dense products (`peaks.py`); a CPU's is measured with a large one in
+turns with the stages, the row `product`.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import numpy as np
 
 import mixformer_jax
 from eval.bench_step import append_rows, random_variables
-from eval.peaks import Peak, device_peak
+from eval.peaks import PRODUCT_MACS, large_product, published_peak
 from eval.turns import Timed, time_in_turns
 from mixformer_jax.bench import device_name
 from mixformer_jax.crops import normalise
@@ -134,7 +135,7 @@ def _head(model: MixFormer, features: Any, token: Any) -> Any:
 
 
 def measure(
-    tracker: Tracker, targets: int, size: tuple[int, int], num_turns: int, peak: Peak, progress: bool = False
+    tracker: Tracker, targets: int, size: tuple[int, int], num_turns: int, progress: bool = False
 ) -> list[tuple[str, ...]]:
     """Rows of the table for one number of targets on a frame of (height, width) pixels."""
     rng = np.random.default_rng(0)
@@ -143,20 +144,26 @@ def measure(
         # About as many bytes a pixel as a photograph.
         cv2.imwrite(str(image), cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 3))
         parts = stages(tracker, targets, image)
+        if tracker.device.platform == "cpu":
+            parts["product"] = Stage(large_product(tracker.device, tracker.config.dtype), macs=PRODUCT_MACS)
         timed = time_in_turns(
             {name: part.call for name, part in parts.items()}, num_turns, f"{tracker.config.name} x{targets}", progress
         )
+    if "product" in parts:
+        peak: float | None = 2 * PRODUCT_MACS / timed["product"].quartiles()[1]
+    else:
+        peak = published_peak(tracker.device, tracker.config.dtype)
     return [_row(tracker, targets, name, part, timed[name], peak) for name, part in parts.items()]
 
 
-def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, peak: Peak) -> tuple[str, ...]:
+def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, peak: float | None) -> tuple[str, ...]:
     first, median, third = (seconds / stage.frames for seconds in timed.quartiles())
     quiet = len(timed.seconds) - int(timed.is_disturbed.sum())
     gmac = share = ""
     if stage.macs is not None:
         macs = stage.macs / stage.frames
         gmac = f"{macs / 1e9:.2f}"
-        share = "" if peak.flops is None else f"{2 * macs / median / peak.flops:.1%}"
+        share = "" if peak is None else f"{2 * macs / median / peak:.1%}"
     return (
         datetime.date.today().isoformat(),
         tracker.config.name,
@@ -167,7 +174,7 @@ def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, 
         f"{1e3 * median:.3f}",
         f"{1e3 * first:.3f} to {1e3 * third:.3f}",
         # A frame is decoded for all its targets.
-        f"{(1 if name == 'decode' else targets) / median:.1f}",
+        "" if name in ("decode", "product") else f"{targets / median:.1f}",
         gmac,
         share,
         f"{quiet} undisturbed of {len(timed.seconds)}",
@@ -198,10 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
         if args.append:
             prepare_output(args.append)
         tracker = _open(args)
-        peak = device_peak(tracker.device, tracker.config.dtype)
-        print(f"{device_name(tracker.device)}; peak {peak}; frames of {width}x{height}")
+        print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {width}x{height}")
         for targets in batches:
-            rows = measure(tracker, targets, (height, width), args.turns, peak, progress=sys.stderr.isatty())
+            rows = measure(tracker, targets, (height, width), args.turns, progress=sys.stderr.isatty())
             for row in rows:
                 cells = list(zip(COLUMNS, row, strict=True))[4:-1]
                 print("  ".join(f"{key}: {cell}" for key, cell in cells if cell), flush=True)

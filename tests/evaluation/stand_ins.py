@@ -17,15 +17,25 @@ from mixformer_jax.evaluation.trackers import OpenedTracker
 from mixformer_jax.evaluation.workers import Workers
 
 
-class DiaryTracker(FirstBoxTracker):
-    """Writes `start X process` into a file, X of the first box, and takes its time for each frame."""
+def processes(diary):
+    """Who wrote into it."""
+    return {int(line.split()[2]) for line in diary.read_text().splitlines()}
 
-    def __init__(self, diary, step_s=0.0, dies_at=None):
-        self.diary, self.step_s, self.dies_at = diary, step_s, dies_at
+
+class DiaryTracker(FirstBoxTracker):
+    """Writes `start X process` into a file, X of the first box, and takes its time for each frame.
+
+    Starts only when so many processes want to.
+    """
+
+    def __init__(self, diary, step_s=0.0, dies_at=None, together=1):
+        self.diary, self.step_s, self.dies_at, self.together = diary, step_s, dies_at, together
 
     def start(self, frame, box_xywh):
         with self.diary.open("a") as file:
             file.write(f"start {box_xywh[0]:.0f} {os.getpid()}\n")
+        while len(processes(self.diary)) < self.together:
+            time.sleep(0.005)
         if box_xywh[0] == self.dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return np.array(box_xywh, float)
@@ -36,8 +46,8 @@ class DiaryTracker(FirstBoxTracker):
         return state, BoxPrediction(state, 0.5)
 
 
-def open_diary(diary, step_s=0.0, dies_at=None):
-    return OpenedTracker(OneLane(DiaryTracker(diary, step_s, dies_at)), "diary", {"tracker": "diary"})
+def open_diary(diary, step_s=0.0, dies_at=None, together=1):
+    return OpenedTracker(OneLane(DiaryTracker(diary, step_s, dies_at, together)), "diary", {"tracker": "diary"})
 
 
 def refuse():

@@ -17,7 +17,7 @@ from mixformer_jax.data.sequences import open_dataset
 from mixformer_jax.evaluation.lane_loop import Clock
 from mixformer_jax.evaluation.runner import describe, run_dataset
 from mixformer_jax.evaluation.workers import Workers
-from tests.evaluation.stand_ins import open_diary, refuse, refuse_later
+from tests.evaluation.stand_ins import open_diary, processes, refuse, refuse_later
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_SEQUENCES = 6
@@ -53,7 +53,7 @@ def _is_running(process):
         return False
 
 
-def _wait_until(condition, seconds=30.0):
+def _wait_until(condition, seconds=120.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited too long"
@@ -67,10 +67,6 @@ def _start(dataset, out, diary, workers):
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
-
-
-def _processes(diary):
-    return {int(line.split()[2]) for line in diary.read_text().splitlines()}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +91,7 @@ def test_killed_at_any_moment_a_run_goes_on(dataset, uninterrupted, tmp_path, wo
         time.sleep(moments.uniform(0, 0.5))
         program.kill()
         program.wait()
-        _wait_until(lambda: not any(map(_is_running, _processes(diary))))
+        _wait_until(lambda: not any(map(_is_running, processes(diary))))
         after = _box_files(folder)
         assert all(after[path] == changed for path, changed in before.items()), "a finished result was written again"
 
@@ -121,22 +117,22 @@ def test_signals_end_all_processes(dataset, tmp_path, number):
     # Ctrl-C reaches the whole group.
     os.killpg(program.pid, number) if number == signal.SIGINT else program.terminate()
     assert program.wait() == (-signal.SIGINT if number == signal.SIGINT else 128 + signal.SIGTERM)
-    assert not any(map(_is_running, _processes(diary)))
+    assert not any(map(_is_running, processes(diary)))
     assert not list(folder.glob(".*")), "no half file is left"
 
 
-def test_processes_share_the_work(dataset, tmp_path, monkeypatch):
+def test_processes_share_the_work(dataset, tmp_path):
     diary = tmp_path / "starts"
     sequences = open_dataset("folder", dataset)
     before = set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    with Workers(functools.partial(open_diary, diary, 0.03), 2) as crew:
+    with Workers(functools.partial(open_diary, diary, together=2), 2) as crew:
         assert (crew.name, crew.settings) == ("diary", {"tracker": "diary"})
         summary = run_dataset(crew, sequences, tmp_path / "out", "diary", crew.settings)
         assert [*crew.track([], Clock(), print)] == []
     assert len(summary.finished) == NUM_SEQUENCES and not summary.failures and summary.num_workers == 2
-    assert len(_processes(diary)) == 2 and os.getpid() not in _processes(diary)
+    assert len(processes(diary)) == 2 and os.getpid() not in processes(diary)
     assert summary.clock.frames == sum(map(len, sequences))
-    assert 0 < summary.clock.tracker_s <= summary.clock.total_s
+    assert 0 < summary.clock.tracker_s <= summary.clock.total_s and summary.clock.rest_s > 0
     assert "in 2 processes" in describe(summary) and "% in the tracker" in describe(summary)
     if before is not None:
         assert set(os.sched_getaffinity(0)) == before, "only workers are bound to cores"
@@ -159,7 +155,7 @@ def test_when_all_processes_die_nothing_is_forgotten(dataset, tmp_path):
     assert sum("not tracked" in failure.reason for failure in summary.failures) == NUM_SEQUENCES - 1
 
 
-def test_a_tracker_that_cannot_be_opened_is_an_error(dataset, tmp_path, caplog):
+def test_a_tracker_that_cannot_be_opened_is_an_error(dataset, tmp_path):
     with pytest.raises(ValueError, match="no weights today"), Workers(refuse, 2):
         pass
     with pytest.raises(ValueError, match="0 workers"):
