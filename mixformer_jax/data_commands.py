@@ -33,7 +33,7 @@ def add_commands(parser: argparse.ArgumentParser, print_table: Callable[[Table],
     )
     _add_dataset(pack)
     pack.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; packing goes on where it stopped")
-    pack.add_argument("--target-side", type=float, default=96.0, metavar="PX", help=_SIDE)
+    pack.add_argument("--target-side", type=float, default=80.0, metavar="PX", help=_SIDE)
     pack.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: %(default)s)")
     pack.add_argument("--lossless", action="store_true", help="PNGs of full resolution; several times as large")
 

@@ -77,7 +77,8 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
 def _is_cut_off(data: bytes) -> bool:
     """Whether a JPEG or PNG stops before its end marker. Decoders of the other formats refuse such a file."""
     if data.startswith(b"\xff\xd8"):
-        return not _has_jpeg_end(data)
+        # Most files end with the marker. One that was cut there by chance holds no picture, and does not decode.
+        return not (data.endswith(b"\xff\xd9") or _has_jpeg_end(data))
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return not _has_png_end(data)
     return False

@@ -103,8 +103,8 @@ def draw_light(rng: np.random.Generator, config: AugmentConfig, strength: float 
 
 def relight(image: UInt8[np.ndarray, "h w 3"], light: Light) -> UInt8[np.ndarray, "h w 3"]:
     """Saturation, then gamma, contrast about mid grey, brightness and channel gains in one table look-up."""
-    if light == Light():
-        return image
+    if light == Light(brightness=light.brightness):
+        return image if light.brightness == 0 else cv2.convertScaleAbs(image, alpha=math.exp(light.brightness))
     if light.saturation != 0:
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         gain = math.exp(light.saturation)

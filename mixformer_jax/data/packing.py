@@ -1,9 +1,8 @@
 """Packing: the surroundings of every target, cut once and kept in ArrayRecord shards, for fast training.
 
 A frame is kept as up to three pieces around its target: what a template shows, what a search crop can show, and what it
-can show where it is zoomed out, at half the resolution. Larger targets are shrunk to `target_side`. Training decodes
-one small piece in place of a whole frame; the crops are drawn as from the folders, and differ by JPEG and resampling
-only (not at all with `lossless`).
+can show where it is zoomed out. Large targets are shrunk. Training decodes one small piece in place of a whole frame;
+the crops are drawn as from the folders, and differ by JPEG and resampling only (not at all with `lossless`).
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from mixformer_jax.files import write_atomically
 from mixformer_jax.images import SourceError
 
 MARGIN = 2  # pixels more on each side, for rounding
+TEMPLATE_SHARE, ZOOMED_OUT_SHARE = 1.2, 0.6  # of `target_side`
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class PackConfig:
     """What is kept. The defaults serve every experiment of the paper.
 
     Attributes:
-        target_side: targets are shrunk until sqrt(w * h) is at most this; 64 is what crops of the paper's sizes show at
-            no zoom (128 / 2 and 288 / 4.5), more is for those that are zoomed in.
+        target_side: targets are shrunk until sqrt(w * h) is at most this; for templates 1.2 times this, and where a
+            search crop is zoomed out 0.6 times. The paper's sizes show 64 pixels of a target in a template and in a
+            search crop that is not zoomed (128 / 2, 288 / 4.5), the large models 96 and 85 (192 / 2, 384 / 4.5).
         quality: of the JPEGs, 1 to 100.
         lossless: PNGs of full resolution instead; several times as large.
         template_factor: of the crops, see `CropConfig`.
@@ -58,7 +59,7 @@ class PackConfig:
         frames_per_shard: a shard ends with the sequence that brings it to so many frames.
     """
 
-    target_side: float = 96.0
+    target_side: float = 80.0
     quality: int = 90
     lossless: bool = False
     template_factor: float = 2.0
@@ -222,15 +223,11 @@ def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "
     height, width = pixels.shape[:2]
     x, y, w, h = box_xywh.tolist()
     side = math.sqrt(w * h)
-    scale = 1.0 if config.lossless else min(1.0, config.target_side / side)
     reach = config.search_factor + config.centre_jitter
-    levels = [
-        (config.template_factor, scale),
-        (reach, scale),
-        (reach * config.max_zoom, scale if config.lossless else scale / 2),
-    ]
+    zoomed_out = reach * config.max_zoom
+    levels = [(config.template_factor, TEMPLATE_SHARE), (reach, 1.0), (zoomed_out, ZOOMED_OUT_SHARE)]
     parts: list[StoredPart] = []
-    for context, shrink in levels:
+    for context, share in levels:
         half = context * side / 2 + MARGIN
         left, top = max(0, math.floor(x + w / 2 - half)), max(0, math.floor(y + h / 2 - half))
         right, bottom = min(width, math.ceil(x + w / 2 + half)), min(height, math.ceil(y + h / 2 + half))
@@ -238,8 +235,9 @@ def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "
         if min(covers.width, covers.height) <= 0 or (parts and parts[-1].covers == covers):
             continue
         piece = pixels[top:bottom, left:right]
-        if shrink < 1:
-            size = (max(1, round(piece.shape[1] * shrink)), max(1, round(piece.shape[0] * shrink)))
+        scale = 1.0 if config.lossless else config.target_side * share / side
+        if scale < 1:
+            size = (max(1, round(piece.shape[1] * scale)), max(1, round(piece.shape[0] * scale)))
             piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
         parts.append(StoredPart(covers, _encode(piece, config)))
     return encode_frame((height, width), parts)

@@ -1,0 +1,357 @@
+"""Speed of loading training samples: from JPEG folders and from packed shards, beside a PyTorch DataLoader.
+
+    python -m eval.bench_loading
+    python -m eval.bench_loading --root got10k/val --dataset got10k --turns 20
+    python -m eval.bench_loading --workers 2 --append docs/benchmarks.md
+
+All contenders load the same sequences and make the same samples: template, online template and search by the official
+`causal` scheme, crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated
+to batches of bytes. The PyTorch peer is the straightforward pipeline: `cv2.imread` of three whole frames, the official
+crop, numpy, `torch.utils.data.DataLoader`. A second peer also does what the official loader does beyond that: padding
+masks, and float tensors normalised on the host (ours are normalised on the device).
+
+On one core every contender makes its batches in this process, one thread each; the contenders take turns, and a turn
+in which other processes disturbed is left out. With --workers each has so many worker processes, and its steady rate is
+measured by itself. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import itertools
+import math
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from eval.turns import time_in_turns
+from mixformer_jax.bench import device_name
+from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.config import DataConfig, DatasetConfig
+from mixformer_jax.data.packing import PackConfig, pack
+from mixformer_jax.data.pairs import usable_frames
+from mixformer_jax.data.pipeline import batches
+from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.data.views import CropConfig
+from mixformer_jax.demo import render_demo_clip
+from mixformer_jax.files import write_atomically
+
+CROPS = CropConfig(
+    template_size=128,
+    template_factor=2.0,
+    search_size=288,
+    search_factor=4.5,
+    num_online_templates=1,
+    scale_jitter=0.5,
+    centre_jitter=4.5,
+)
+MAX_INTERVAL = 200
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+JPEG_QUALITY = 95
+CLIPS, FRAMES, STRIDE = 6, 60, 5  # of the demo clips
+WARM_UP_BATCHES, TIMED_BATCHES, PROCESS_TURNS = 8, 40, 3
+COLUMNS = (
+    "date",
+    "device",
+    "loader",
+    "cores",
+    "samples/s",
+    "ms a sample",
+    "quartiles",
+    "over PyTorch",
+    "turns",
+    "versions",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints a Markdown table."""
+    args = _parser().parse_args(argv)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        root, dataset = args.root, args.dataset
+        if root is None:
+            root, dataset = folder / "clips", "folder"
+            write_clips(root)
+        describe(root, dataset)
+        packed = folder / "packed"
+        pack(open_dataset(dataset, root), packed, PackConfig(), workers=2, progress=True)
+        contenders = make_contenders(root, dataset, packed, args.batch)
+        rows = on_one_core(contenders, args)
+        if args.workers:
+            rows += with_workers(contenders, args)
+    lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
+    print("\n".join(lines))
+    if args.append is not None:
+        before = args.append.read_text(encoding="utf-8") if args.append.is_file() else ""
+        write_atomically(args.append, before.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n")
+    return 0
+
+
+class Contender(NamedTuple):
+    """A loader: `start(workers)` gives its endless batches and a function that ends it."""
+
+    name: str
+    start: Callable[[int], tuple[Iterator[Any], Callable[[], None]]]
+
+
+def write_clips(root: Path) -> None:
+    """Demo clips as folders of JPEGs with a ground truth."""
+    numbers = itertools.product(range(CLIPS), range(FRAMES))
+    for seed, number in tqdm(list(numbers), unit=" frames", desc="rendering", disable=not sys.stderr.isatty()):
+        if number == 0:
+            clip = render_demo_clip(seed)
+            folder = root / f"clip{seed}"
+            folder.mkdir(parents=True)
+            chosen = clip.boxes_xywh[: FRAMES * STRIDE : STRIDE]
+            np.savetxt(folder / "groundtruth.txt", chosen, fmt="%.3f", delimiter=",")
+        frame = cv2.cvtColor(clip.frames[number * STRIDE], cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(folder / f"{number + 1:08d}.jpg"), frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+
+
+def describe(root: Path, dataset: str) -> None:
+    """Prints what is loaded."""
+    sequences = list(open_dataset(dataset, root))
+    frame = sequences[0].frame(0)
+    sides = np.concatenate([np.sqrt(each.boxes_xywh[:, 2] * each.boxes_xywh[:, 3]) for each in sequences])
+    print(
+        f"{len(sequences)} sequences, {sum(map(len, sequences))} frames of {frame.shape[1]} x {frame.shape[0]}; "
+        f"sqrt(w * h) of the targets: median {np.nanmedian(sides):.0f} px"
+    )
+
+
+def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> list[Contender]:
+    """The peers, and ours from both kinds of data."""
+    import torch
+
+    torch.set_num_threads(1)
+
+    def ours(reader: str, place: Path) -> Contender:
+        config = DataConfig(
+            datasets={"made": DatasetConfig(str(place), reader=reader)},
+            crops=CROPS,
+            augment=AugmentConfig.official(),
+            max_interval=MAX_INTERVAL,
+        )
+        samples = TrackingSamples(Pools.load(config), config, seed=0)
+
+        def start(workers: int) -> tuple[Iterator[Any], Callable[[], None]]:
+            stream = batches(samples, batch_size, workers=workers)
+            return stream, stream.close
+
+        return Contender("ours, packed" if reader == "packed" else "ours, folders", start)
+
+    def theirs(name: str, as_official: bool) -> Contender:
+        def start(workers: int) -> tuple[Iterator[Any], Callable[[], None]]:
+            loader = torch.utils.data.DataLoader(
+                PeerSamples(root, dataset, as_official), batch_size, num_workers=workers, drop_last=True
+            )
+            stream = iter(loader)
+            return stream, lambda: None
+
+        return Contender(name, start)
+
+    return [
+        theirs("PyTorch DataLoader", as_official=False),
+        theirs("PyTorch DataLoader, masks and floats as official", as_official=True),
+        ours(dataset, root),
+        ours("packed", packed),
+    ]
+
+
+def on_one_core(contenders: list[Contender], args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Rows: every contender makes its batches in the calling thread."""
+    streams = {each.name: each.start(0)[0] for each in contenders}
+    calls = {name: lambda stream=stream: next(stream) for name, stream in streams.items()}
+    timed = time_in_turns(calls, args.turns, "one core", progress=sys.stderr.isatty())
+    rows = []
+    peer = timed[contenders[0].name].quartiles()[1]
+    for name, each in timed.items():
+        first, median, third = (value / args.batch * 1e3 for value in each.quartiles())
+        undisturbed = int((~each.is_disturbed).sum())
+        turns = f"{undisturbed} undisturbed of {len(each.seconds)}"
+        rows.append(_row(name, 1, median, f"{first:.2f} to {third:.2f}", peer / args.batch * 1e3 / median, turns))
+    return rows
+
+
+def with_workers(contenders: list[Contender], args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Rows: the steady rate of every contender with worker processes."""
+    seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+    for _ in range(PROCESS_TURNS):
+        for each in contenders:
+            stream, stop = each.start(args.workers)
+            for _ in range(WARM_UP_BATCHES):
+                next(stream)
+            before = time.perf_counter()
+            for _ in range(TIMED_BATCHES):
+                next(stream)
+            seconds[each.name].append((time.perf_counter() - before) / (TIMED_BATCHES * args.batch))
+            del stream
+            stop()
+    peer = float(np.median(seconds[contenders[0].name]))
+    rows = []
+    for name, values in seconds.items():
+        median = float(np.median(values))
+        spread = f"{min(values) * 1e3:.2f} to {max(values) * 1e3:.2f}"
+        rows.append(_row(name, args.workers, median * 1e3, spread, peer / median, f"{PROCESS_TURNS} of all"))
+    return rows
+
+
+def _row(name: str, cores: int, milliseconds: float, quartiles: str, ratio: float, turns: str) -> tuple[str, ...]:
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("grain", "torch"))
+    return (
+        datetime.date.today().isoformat(),
+        device_name(jax.devices("cpu")[0]),
+        name,
+        str(cores),
+        f"{1e3 / milliseconds:.0f}",
+        f"{milliseconds:.2f}",
+        quartiles,
+        f"{ratio:.2f}",
+        turns,
+        f"{versions}, opencv {cv2.__version__}",
+    )
+
+
+class PeerSamples:
+    """A PyTorch data set (by its protocol) that does the same in the straightforward way.
+
+    Args:
+        root: of the sequences.
+        dataset: their reader.
+        as_official: also padding masks, and normalised float tensors.
+    """
+
+    def __init__(self, root: Path, dataset: str, as_official: bool) -> None:
+        self.as_official = as_official
+        self.sequences = [
+            (
+                [str(each.frame.path(index)) for index in range(len(each))],  # type: ignore[attr-defined]
+                each.boxes_xywh,
+                usable_frames(each).tolist(),
+            )
+            for each in open_dataset(dataset, root)
+        ]
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        while True:
+            paths, boxes_xywh, visible = random.choice(self.sequences)
+            chosen = _causal(visible)
+            if chosen is not None:
+                break
+        frames = [cv2.cvtColor(cv2.imread(paths[number]), cv2.COLOR_BGR2RGB) for number in chosen]
+        boxes = [boxes_xywh[number].copy() for number in chosen]
+        if random.random() < 0.05:
+            frames = [cv2.cvtColor(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for each in frames]
+        if random.random() < 0.5:
+            frames = [np.fliplr(each) for each in frames]
+            for frame, box in zip(frames, boxes, strict=True):
+                box[0] = frame.shape[1] - box[0] - box[2]
+        templates, _, template_masks = self._part(frames[:2], boxes[:2], boxes[:2], 2.0, 128)
+        around = _jittered(boxes[2])
+        searches, found, search_masks = self._part(frames[2:], boxes[2:], [around], 4.5, 288)
+        sample: dict[str, Any] = {"templates": np.stack(templates), "search": searches[0], "box_cxcywh": found[0]}
+        if self.as_official:
+            sample |= {"template_masks": np.stack(template_masks), "search_mask": search_masks[0]}
+        return sample
+
+    def _part(
+        self, frames: list[np.ndarray], boxes: list[np.ndarray], around: list[np.ndarray], factor: float, size: int
+    ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        """Crops of one kind, disturbed alike; boxes in them; masks of what is padding."""
+        cut = [
+            _sample_target(frame, each, factor, size, self.as_official)
+            for frame, each in zip(frames, around, strict=True)
+        ]
+        found = []
+        for (_, scale, _), box, each in zip(cut, boxes, around, strict=True):
+            centre = 0.5 + (box[:2] + box[2:] / 2 - each[:2] - each[2:] / 2) * scale / size
+            found.append(np.concatenate([centre, box[2:] * scale / size]).astype(np.float32))
+        gain, flip = random.uniform(0.8, 1.2), random.random() < 0.5
+        crops, masks = [], []
+        for pixels, _, mask in cut:
+            if self.as_official:
+                disturbed = np.clip(pixels.astype(np.float32) / 255 * gain, 0, 1)
+                disturbed = ((disturbed - MEAN) / STD).transpose(2, 0, 1)
+                crops.append(np.ascontiguousarray(disturbed[..., ::-1] if flip else disturbed))
+                masks.append(np.ascontiguousarray(mask[:, ::-1] if flip else mask))
+            else:
+                disturbed = np.clip(pixels.astype(np.float32) * gain, 0, 255).astype(np.uint8)
+                crops.append(np.ascontiguousarray(disturbed[:, ::-1] if flip else disturbed))
+        if flip:
+            for box in found:
+                box[0] = 1 - box[0]
+        return crops, found, masks
+
+
+def _causal(visible: list[bool]) -> tuple[int, int, int] | None:
+    """Template, an online template before it, a search after it."""
+    count = len(visible)
+    for interval in range(MAX_INTERVAL, MAX_INTERVAL + count, 5):
+        bases = [number for number in range(1, count - 1) if visible[number]]
+        if not bases:
+            return None
+        base = random.choice(bases)
+        before = [number for number in range(max(0, base - interval), base) if visible[number]]
+        after = [number for number in range(base + 1, min(count, base + interval)) if visible[number]]
+        if before and after:
+            return base, random.choice(before), random.choice(after)
+    return None
+
+
+def _jittered(box_xywh: np.ndarray) -> np.ndarray:
+    size = box_xywh[2:] * np.exp(np.random.randn(2) * CROPS.scale_jitter)  # noqa: NPY002
+    reach = math.sqrt(size[0] * size[1]) * CROPS.centre_jitter
+    centre = box_xywh[:2] + box_xywh[2:] / 2 + reach * (np.random.rand(2) - 0.5)  # noqa: NPY002
+    return np.concatenate([centre - size / 2, size])
+
+
+def _sample_target(
+    frame: np.ndarray, box_xywh: np.ndarray, factor: float, size: int, with_mask: bool
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """The square around a box, padded with black, at `size`; its scale; and which of its pixels are padding."""
+    x, y, w, h = box_xywh.tolist()
+    side = math.ceil(math.sqrt(w * h) * factor)
+    left, top = round(x + 0.5 * w - side * 0.5), round(y + 0.5 * h - side * 0.5)
+    height, width = frame.shape[:2]
+    pad_left, pad_right = max(0, -left), max(left + side - width + 1, 0)
+    pad_top, pad_bottom = max(0, -top), max(top + side - height + 1, 0)
+    inside = frame[top + pad_top : top + side - pad_bottom, left + pad_left : left + side - pad_right]
+    if not inside.size:
+        return np.zeros((size, size, 3), np.uint8), size / side, np.ones((size, size), bool)
+    padded = cv2.copyMakeBorder(inside, pad_top, pad_bottom, pad_left, pad_right, cv2.BORDER_CONSTANT)
+    mask = np.zeros(0, bool)
+    if with_mask:
+        outside = np.ones(padded.shape[:2])
+        outside[pad_top : side - pad_bottom, pad_left : side - pad_right] = 0
+        mask = cv2.resize(outside, (size, size)).astype(bool)
+    return cv2.resize(padded, (size, size)), size / side, mask
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="sequences of images; default: demo clips")
+    parser.add_argument("--dataset", default="folder", help="how to read them (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--turns", type=int, default=16, help="of each loader on one core (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="also with so many worker processes")
+    parser.add_argument("--append", type=Path, metavar="FILE", help="add the table to a Markdown file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
