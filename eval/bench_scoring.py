@@ -1,0 +1,175 @@
+"""How long scoring a benchmark of LaSOT's size takes, and in how much memory.
+
+    python eval/bench_scoring.py                     280 sequences x 2,500 frames x 10 trackers, synthetic
+    python eval/bench_scoring.py --frames 250        a tenth of it
+
+Result files are read and scored in a process of their own, so that the peak of memory is that of scoring alone. Where
+the got10k toolkit is installed (pip install 'mixformer-jax[got10k]'), its own OTB report reads and scores the same
+files in turns with ours; its plots are left out, and ours has the normalised precision besides.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mixformer_jax.data.groundtruth import read_groundtruth
+from mixformer_jax.data.records import Sequence
+from mixformer_jax.evaluation.rules import benchmark_rules
+from mixformer_jax.evaluation.scoring import find_results, score_results
+
+OURS, TOOLKIT = "ours", "got10k toolkit"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--sequences", type=_positive, default=280)
+    parser.add_argument("--frames", type=_positive, default=2500, help="a sequence")
+    parser.add_argument("--trackers", type=_positive, default=10)
+    parser.add_argument("--turns", type=_positive, default=3)
+    # One turn, called by this program itself.
+    parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.turn is not None:
+        print(json.dumps(_turn(args.turn[0], Path(args.turn[1]))))
+        return 0
+
+    contenders = [OURS]
+    if importlib.util.find_spec("got10k") is not None:
+        contenders.append(TOOLKIT)
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _write_files(root, args.sequences, args.frames, args.trackers)
+        for _ in range(args.turns):
+            for name in contenders:
+                measured[name].append(_run_turn(name, root))
+    print(f"{_device()}; {args.sequences} sequences x {args.frames} frames x {args.trackers} trackers")
+    seconds = {name: median(turn["seconds"] for turn in turns) for name, turns in measured.items()}
+    for name, turns in measured.items():
+        low, high = min(turn["seconds"] for turn in turns), max(turn["seconds"] for turn in turns)
+        peak = max(turn["peak_mb"] for turn in turns)
+        print(f"{name}: median {seconds[name]:.2f} s ({low:.2f} to {high:.2f}, {args.turns} turns), peak {peak:.0f} MB")
+    if TOOLKIT in seconds:
+        aucs = [measured[name][0]["auc"] for name in (OURS, TOOLKIT)]
+        gap = max(abs(a - b) for a, b in zip(*aucs, strict=True))
+        print(f"{TOOLKIT} takes {seconds[TOOLKIT] / seconds[OURS]:.2f} times as long; AUC differs by {gap:.1e} at most")
+    else:
+        print("the got10k toolkit is not installed, so there is nothing to compare with")
+    return 0
+
+
+def _run_turn(name: str, root: Path) -> dict[str, Any]:
+    repository = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": str(repository), "MPLBACKEND": "Agg"}
+    command = [sys.executable, __file__, "--turn", name, str(root)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _turn(name: str, root: Path) -> dict[str, Any]:
+    score = {OURS: _score, TOOLKIT: _score_with_toolkit}[name](root)
+    begin = time.perf_counter()
+    auc = score()
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "auc": auc}
+
+
+def _score(root: Path) -> Callable[[], list[float]]:
+    def run() -> list[float]:
+        paths = sorted((root / "groundtruth").iterdir())
+        sequences = [Sequence(path.stem, read_groundtruth(path), _no_frame, 30.0, root) for path in paths]
+        files = find_results(root / "results", [sequence.name for sequence in sequences])
+        scores = score_results(files, "otb100", sequences, benchmark_rules("otb100", "got10k-toolkit"))
+        return [tracker.headline["AUC"] / 100 for tracker in sorted(scores.trackers, key=lambda t: t.name)]
+
+    return run
+
+
+def _score_with_toolkit(root: Path) -> Callable[[], list[float]]:
+    from got10k.experiments import ExperimentOTB
+
+    names = sorted(path.stem for path in (root / "groundtruth").iterdir())
+
+    class Annotations:
+        """Stands in for the toolkit's data set, which would look for images."""
+
+        seq_names = names
+
+        def __len__(self) -> int:
+            return len(names)
+
+        def __getitem__(self, index: int) -> tuple[list[str], np.ndarray]:
+            if index >= len(names):
+                raise IndexError(index)
+            return [], np.loadtxt(root / "groundtruth" / f"{names[index]}.txt", delimiter=",")
+
+    class Experiment(ExperimentOTB):
+        def __init__(self) -> None:
+            self.dataset = Annotations()
+            self.result_dir, self.report_dir = str(root / "results"), str(root / "report")
+            self.nbins_iou, self.nbins_ce = 21, 51
+
+        def plot_curves(self, tracker_names: list[str]) -> None:
+            pass
+
+    def run() -> list[float]:
+        trackers = sorted(path.name for path in (root / "results").iterdir())
+        performance = Experiment().report(trackers)
+        return [float(performance[tracker]["overall"]["success_score"]) for tracker in trackers]
+
+    return run
+
+
+def _write_files(root: Path, sequences: int, frames: int, trackers: int) -> None:
+    """Boxes that wander, and trackers that are more and more off, four decimals a number."""
+    rng = np.random.default_rng(0)
+    (root / "groundtruth").mkdir()
+    for tracker in range(trackers):
+        (root / "results" / f"tracker{tracker:02d}").mkdir(parents=True)
+    for number in tqdm(range(sequences), unit="sequence", desc="writing"):
+        steps = rng.normal(0, 2, (frames, 4)).cumsum(0)
+        truth = np.abs(np.array([300, 200, 80, 60]) + steps).round() + 1
+        np.savetxt(root / "groundtruth" / f"s{number:03d}.txt", truth, fmt="%d", delimiter=",")
+        for tracker in range(trackers):
+            boxes = truth + rng.normal(0, 1 + tracker, (frames, 4))
+            boxes[:, 2:] = np.abs(boxes[:, 2:])
+            lines = "".join(f"{x:.4f},{y:.4f},{w:.4f},{h:.4f}\n" for x, y, w, h in boxes.tolist())
+            (root / "results" / f"tracker{tracker:02d}" / f"s{number:03d}.txt").write_text(lines)
+
+
+def _no_frame(index: int) -> np.ndarray:
+    raise AssertionError("scoring reads no frames")
+
+
+def _device() -> str:
+    models = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return f"{models[0] if models else 'unknown processor'}, {os.cpu_count()} cores"
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
