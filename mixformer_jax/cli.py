@@ -206,11 +206,17 @@ def run_convert(args: argparse.Namespace) -> int:
 def run_train(args: argparse.Namespace) -> int:
     """Trains one experiment."""
     from mixformer_jax.config_files import default_settings, load_config
+    from mixformer_jax.training.distributed import LostPeerError
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
-    weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    try:
+        weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    except LostPeerError as error:
+        _complain(str(error))
+        sys.stderr.flush()
+        os._exit(USER_ERROR)  # a regular exit would wait for the lost process
     print(f"weights  {weights}")
     return 0
 

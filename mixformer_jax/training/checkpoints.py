@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
-from mixformer_jax.training.distributed import all_agree, barrier, is_first
+from mixformer_jax.training.distributed import LostPeerError, all_agree, barrier, is_first
 from mixformer_jax.training.steps import TrainState
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -147,7 +147,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if not isinstance(error, LostPeerError):  # closing waits for all processes
+            self.close()
 
     def _read(self, step: int, like: TrainState) -> Restored:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict()), about=ocp.args.JsonRestore())

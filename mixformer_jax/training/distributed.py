@@ -20,8 +20,9 @@ class LostPeerError(RuntimeError):
 def connect(settings: RunConfig) -> None:
     """Joins the other processes of a distributed run; must come before JAX looks for devices.
 
-    JAX's own service watches the processes: a process that does not hear of another one for `train.peer_timeout_s`
-    seconds ends with a message of its own. Losing one while computing raises `LostPeerError`, see `naming_lost_peers`.
+    Losing one of them raises `LostPeerError`: where computing fails (`naming_lost_peers`), or where a step takes longer
+    than `train.peer_timeout_s` (`StepWatch`). JAX's own service watches too, and aborts a process that waits elsewhere,
+    in a checkpoint say, after twice that time.
 
     Raises:
         ConfigError: the other processes cannot be found, or not reached.
@@ -33,7 +34,7 @@ def connect(settings: RunConfig) -> None:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
             process_id=None if index is None else int(index),
-            heartbeat_timeout_seconds=settings.peer_timeout_s,
+            heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
@@ -81,8 +82,13 @@ def naming_lost_peers() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        raise LostPeerError(
-            f"process {jax.process_index()} of {jax.process_count()}: computing with the other processes failed, one "
-            f"of them is gone ({str(error).splitlines()[0]}). Start all of them again with the same command: the run "
-            "goes on from its last checkpoint"
-        ) from error
+        raise lost_peer(str(error).splitlines()[0]) from error
+
+
+def lost_peer(reason: str) -> LostPeerError:
+    """The error that says what to do."""
+    return LostPeerError(
+        f"process {jax.process_index()} of {jax.process_count()}: computing with the other processes failed "
+        f"({reason}): one of them is gone. Start all of them again with the same command: the run goes on from its last "
+        "checkpoint"
+    )

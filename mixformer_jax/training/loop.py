@@ -73,8 +73,8 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     schedule = learning_rate_schedule(settings)
 
     with (
-        naming_lost_peers(),
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
+        naming_lost_peers(),
     ):
         # --- start ---
         state, data_state, origin = first_state(objective, settings, program, checkpoints)
@@ -106,8 +106,9 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         # --- loop ---
         signals = StopSignals(settings.distributed)
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
+        peer_timeout_s = settings.peer_timeout_s if settings.distributed else None
         progress = Progress(settings, schedule, first_step, shown=is_first())
-        with contextlib.closing(stream), signals, log, progress, StepWatch() as watch:
+        with contextlib.closing(stream), signals, log, progress, StepWatch(peer_timeout_s) as watch:
             step = first_step
             while True:
                 last = step == settings.steps

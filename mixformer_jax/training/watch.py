@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mixformer_jax.training.distributed import lost_peer
 from mixformer_jax.training.steps import StepReport
 
 IN_FLIGHT = 2
@@ -57,8 +58,10 @@ class StepWatch:
         not_finite: the first bad step, once it is known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, peer_timeout_s: float | None = None) -> None:
+        """Watches; in a distributed run a step that takes longer than `peer_timeout_s` means a lost process."""
         self.not_finite: NotFinite | None = None
+        self._peer_timeout_s = peer_timeout_s
         self._failure: BaseException | None = None
         self._finished: list[Finished] = []
         self._idle_s = self._paused_s = 0.0
@@ -71,8 +74,7 @@ class StepWatch:
 
     def before_step(self) -> None:
         """Waits until another step may be dispatched; call it with the batch at hand, right before the step."""
-        self._slots.acquire()
-        self._raise()
+        self._acquire()
         with self._lock:
             if self._pending == 0:
                 self._idle_s += time.perf_counter() - self._idle_since
@@ -85,9 +87,8 @@ class StepWatch:
     def drain(self) -> None:
         """Waits until the device has done all of it."""
         for _ in range(IN_FLIGHT):
-            self._slots.acquire()
+            self._acquire()
         self._slots.release(IN_FLIGHT)
-        self._raise()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -139,6 +140,8 @@ class StepWatch:
             self._pending -= 1
             self._idle_since = time.perf_counter()
 
-    def _raise(self) -> None:
+    def _acquire(self) -> None:
+        if not self._slots.acquire(timeout=self._peer_timeout_s):
+            raise lost_peer(f"no step has ended for {self._peer_timeout_s:g} s")
         if self._failure is not None:
             raise self._failure

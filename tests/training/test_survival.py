@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 
 import numpy as np
@@ -59,7 +60,7 @@ def steps_logged(folder):
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def test_kill_at_any_moment_changes_no_bit(root, tmp_path, commands):
+def test_killed_or_stopped_at_any_moment_a_run_ends_with_the_same_bits(root, tmp_path, commands):
     config = config_file(tmp_path, root)
     log = tmp_path / "log.txt"
 
@@ -68,13 +69,15 @@ def test_kill_at_any_moment_changes_no_bit(root, tmp_path, commands):
 
     assert commands.wait(start("whole")) == 0, log.read_text()
     rng = random.Random(5)
-    for lines in sorted(rng.sample(range(11), 4)):
+    numbers = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
+    for number, lines in zip(numbers, sorted(rng.sample(range(11), 4)), strict=True):
         process = start("killed")
         while steps_logged(tmp_path / "killed") <= lines:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
-        os.kill(process, signal.SIGKILL)
-        assert commands.wait(process) == -signal.SIGKILL, log.read_text()
+        os.kill(process, number)
+        assert commands.wait(process) == (-number if number == signal.SIGKILL else 128 + number), log.read_text()
+    assert "the same command goes on from there" in log.read_text()
     assert commands.wait(start("killed")) == 0, log.read_text()
 
     expected, found = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
@@ -82,3 +85,51 @@ def test_kill_at_any_moment_changes_no_bit(root, tmp_path, commands):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     events = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events] == list(range(2, 25, 2))
+
+
+def together(commands, config, out, logs, **overrides):
+    """Two processes with four devices each that train one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = ["train", "--config", str(config), "--out", str(out), "--config.train.distributed=true"]
+    arguments += [f"--config.train.{name}={value}" for name, value in overrides.items()]
+    return [
+        commands.start(
+            arguments,
+            logs[index],
+            {"jax_num_cpu_devices": 2},
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_processes_agree_with_one(root, tmp_path, commands):
+    config = config_file(tmp_path, root, steps=4, workers=0)
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    alone = commands.start(["train", "--config", str(config), "--out", str(tmp_path / "one")], tmp_path / "one.txt")
+    pair = together(commands, config, tmp_path / "two", logs, mesh="(2,2,1)")
+    assert commands.wait(alone) == 0, (tmp_path / "one.txt").read_text()
+    assert [commands.wait(process) for process in pair] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for ours, theirs in zip(two, one, strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+        np.testing.assert_allclose(ours["gradient_norm"], theirs["gradient_norm"], rtol=1e-3)
+
+
+def test_a_lost_process_ends_the_other_one(root, tmp_path, commands):
+    config = config_file(tmp_path, root, steps=100_000, workers=0, checkpoint_every=100_000)
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    first, second = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=5)
+    while not steps_logged(tmp_path / "run"):
+        time.sleep(0.05)
+    os.kill(second, signal.SIGKILL)
+    assert commands.wait(second) == -signal.SIGKILL
+    assert commands.wait(first) == 2, logs[0].read_text()
+    assert "one of them is gone. Start all of them again" in logs[0].read_text()

@@ -1,0 +1,148 @@
+"""Checkpoints: which are kept, what a damaged one does, other meshes, and folders that cannot be written to."""
+
+import json
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixformer_jax.data.pipeline import batches
+from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
+from mixformer_jax.training.folder import TrainingError, claim_folder
+from mixformer_jax.training.sharding import make_mesh, tree_shardings, with_shardings
+from mixformer_jax.training.steps import TrainState
+
+
+class Numbers:
+    def sample(self, index):
+        return {"number": np.asarray(index)}
+
+
+def state_at(step, mesh=(1, 1, 1), width=64):
+    rng = np.random.default_rng(step)
+    state = TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        key=jnp.arange(2, dtype=jnp.uint32),
+        params={"fc1": {"kernel": jnp.asarray(rng.normal(size=(width, width)), jnp.float32)}},
+        model_state={},
+        opt_state=(),
+        ema={},
+    )
+    return jax.tree.map(jax.device_put, state, tree_shardings(state, make_mesh(mesh)))
+
+
+def abstract(mesh=(1, 1, 1), width=64):
+    shapes = jax.eval_shape(lambda: state_at(0, width=width))
+    return with_shardings(shapes, tree_shardings(shapes, make_mesh(mesh)))
+
+
+def save(checkpoints, step, best=None, **options):
+    stream = batches(Numbers(), 2, step, num_threads=0)
+    checkpoints.save(state_at(step, **options), stream, {"train": {}}, best)
+    checkpoints.wait()
+
+
+def kernel(state):
+    return np.asarray(state.params["fc1"]["kernel"])
+
+
+def test_newest_best_and_every_so_many_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2, keep_every=4) as checkpoints:
+        for step, best in ((1, 0.3), (2, 0.9), (3, 0.5), (4, None), (5, 0.1), (6, None), (7, 0.2)):
+            save(checkpoints, step, best)
+        assert checkpoints.steps() == [2, 4, 6, 7]
+        restored = checkpoints.restore(abstract())
+    assert int(restored.state.step) == 7 and restored.data == {"step": 7}
+    np.testing.assert_array_equal(kernel(restored.state), kernel(state_at(7)))
+
+
+def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 3, mesh=(2, 4, 1))
+        state = checkpoints.restore(abstract((2, 2, 2))).state
+    assert state.params["fc1"]["kernel"].addressable_shards[0].data.shape == (32, 32)
+    np.testing.assert_array_equal(kernel(state), kernel(state_at(3)))
+
+
+def flip_a_bit(folder):
+    """In the largest file, where the numbers are; random ones do not compress."""
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def lose_a_file(folder):
+    next(path for path in folder.rglob("manifest.ocdbt")).unlink()
+
+
+def cut_files_off(folder):
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, lose_a_file, cut_files_off, lambda folder: shutil.rmtree(folder / "state")]
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    damage(tmp_path / "2")
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.warns(UserWarning, match=f"{tmp_path}/2: a damaged checkpoint is passed over"):
+            state = checkpoints.restore(abstract()).state
+        np.testing.assert_array_equal(kernel(state), kernel(state_at(1)))
+        # It is put aside, and its step can be saved again.
+        assert (tmp_path / "2.damaged").is_dir()
+        save(checkpoints, 2)
+        assert checkpoints.steps() == [1, 2]
+        np.testing.assert_array_equal(kernel(checkpoints.restore(abstract()).state), kernel(state_at(2)))
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "1", half)
+    with pytest.warns(UserWarning, match=f"{half}: a checkpoint that was never finished is passed over"):
+        checkpoints = Checkpoints(tmp_path)
+    with checkpoints:
+        assert checkpoints.steps() == [1]
+
+
+def test_a_full_disk_loses_no_checkpoint(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        # No file may grow beyond this: writing fails as it does on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+        try:
+            with pytest.raises(CheckpointError, match=f"could not be written .*the last whole one is {tmp_path}/1"):
+                save(checkpoints, 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert list(tmp_path.glob("*tmp*")) == []
+        save(checkpoints, 3)
+        assert checkpoints.steps() == [1, 3]
+        np.testing.assert_array_equal(kernel(checkpoints.restore(abstract()).state), kernel(state_at(3)))
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(TrainingError, match=r"cannot be written to .*Nothing that was there before is lost"):
+        claim_folder(tmp_path / "file" / "run", {"train": {}})
+    with pytest.raises(TrainingError, match="cannot be written to"):
+        claim_folder(tmp_path.__class__("/proc/run"), {"train": {}})
+
+
+def test_a_folder_keeps_its_experiment(tmp_path):
+    record = {"data": {"root": "here", "datasets": {"a": {"root": "here"}}}, "train": {"steps": 3, "mesh": (1, 1, 1)}}
+    claim_folder(tmp_path, record)
+    moved = {"data": {"root": "there", "datasets": {"a": {"root": "there"}}}, "train": {"steps": 3, "mesh": (8, 1, 1)}}
+    assert json.loads((tmp_path / "config.json").read_text()) != claim_folder(tmp_path, moved)
+    with pytest.raises(TrainingError, match=r"train\.steps: 3 there, 4 now"):
+        claim_folder(tmp_path, {**record, "train": {"steps": 4}})
