@@ -3,8 +3,7 @@
     python eval/vot/mixformer_vot.py --weights mixvit_b.safetensors
 
 The toolkit starts it, see trackers.ini beside this file and docs/evaluation.md. One process serves all runs of an
-experiment, so that it compiles once. Masks come and go as the boxes around them. Needs vot-trax (pip install
-'mixformer-jax[vot]').
+experiment on a sequence. Masks come and go as the boxes around them. Needs vot-trax (pip install 'mixformer-jax[vot]').
 """
 
 import argparse
@@ -25,7 +24,7 @@ BENCHMARK = "vot"
 
 
 def serve(opened: OpenedTracker) -> None:
-    """Answers the toolkit until it has no more runs."""
+    """Answers the toolkit until it wants no more of this process."""
     server = trax.Server([trax.Region.RECTANGLE], [trax.Image.PATH], ["color"], tracker_name=opened.name)
     state: Any = None
     with server:

@@ -34,9 +34,11 @@ def workspace(tmp_path_factory):
     # What a user of another environment changes: the interpreter, and where the entry point is.
     registry = template.replace("python = python", f"python = {sys.executable}")
     registry = registry.replace("paths = .", f"paths = {REPOSITORY / 'eval' / 'vot'}")
+    registry = registry.replace("$HOME/.cache/mixformer-jax", str(folder / "compiled"))
     (folder / "trackers.ini").write_text(registry)
     (folder / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")
     _toolkit(folder, "evaluate --workspace . FirstBox MixFormer")
+    assert any((folder / "compiled").iterdir()), "programs are kept from one process to the next"
     return folder
 
 
