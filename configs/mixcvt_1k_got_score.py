@@ -1,0 +1,23 @@
+"""MixCvT from ImageNet-1k, on GOT-10k alone, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
+
+    mixformer train --config configs/mixcvt_1k_got_score.py --config.train.init=runs/mixcvt_1k_got
+
+40 epochs. Hardware in the paper: 8 V100; hours are not published.
+2.4 million samples of 0.04 TFLOP each, 0.09 EFLOP in all (counted, not run).
+Expected (the paper, Table 10): GOT-10k AO 71.2.
+"""
+
+from ml_collections import ConfigDict
+from paper import score_stage
+
+
+def get_config() -> ConfigDict:
+    return score_stage(
+        "mixcvt",
+        init="runs/mixcvt_1k_got",
+        name="mixcvt_online_1k_got",
+        epochs=40,
+        decay_epoch=30,
+        search_factor=5.0,
+        got10k_alone=True,
+    )

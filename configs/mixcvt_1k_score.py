@@ -1,0 +1,23 @@
+"""MixCvT from ImageNet-1k, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
+
+    mixformer train --config configs/mixcvt_1k_score.py --config.train.init=runs/mixcvt_1k
+
+Official experiment: mixformer_cvt_online/baseline_1k.yaml. 40 epochs.
+Hardware in the paper: 8 V100; hours are not published.
+2.4 million samples of 0.04 TFLOP each, 0.09 EFLOP in all (counted, not run).
+Expected (the paper, Table 10): LaSOT AUC 67.9, TrackingNet AUC 82.6, UAV123 AUC 68.7.
+"""
+
+from ml_collections import ConfigDict
+from paper import score_stage
+
+
+def get_config() -> ConfigDict:
+    return score_stage(
+        "mixcvt",
+        init="runs/mixcvt_1k",
+        name="mixcvt_online_1k",
+        epochs=40,
+        decay_epoch=30,
+        search_factor=5.0,
+    )

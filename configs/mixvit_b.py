@@ -1,0 +1,20 @@
+"""MixViT, stage 1: backbone and box head (the paper, Tables 2 and 10).
+
+    mixformer train --config configs/mixvit_b.py
+
+Official experiment: mixformer_vit/baseline.yaml. Hardware in the paper: 8 V100; hours are not published.
+30 million samples of 0.27 TFLOP each, 8.2 EFLOP in all (counted, not run).
+Expected after stage 2 (the paper, Table 10): LaSOT AUC 69.6, TrackingNet AUC 83.5, UAV123 AUC 68.1.
+"""
+
+from ml_collections import ConfigDict
+from paper import box_stage
+
+
+def get_config() -> ConfigDict:
+    return box_stage(
+        "mixvit_b",
+        init="pretrained/mae_pretrain_vit_base.pth",
+        batch_size=256,
+        learning_rate=4e-4,
+    )

@@ -1,0 +1,20 @@
+"""MixViT (ConvMAE), stage 1: backbone and box head (the paper, Tables 2 and 10).
+
+    mixformer train --config configs/mixvit_b_convmae.py
+
+Official experiment: mixformer_convmae/baseline.yaml. Hardware in the paper: 8 V100; hours are not published.
+30 million samples of 0.35 TFLOP each, 10.6 EFLOP in all (counted, not run).
+Expected after stage 2 (the paper, Table 10): LaSOT AUC 70.4, TrackingNet AUC 84.5, UAV123 AUC 69.0.
+"""
+
+from ml_collections import ConfigDict
+from paper import box_stage
+
+
+def get_config() -> ConfigDict:
+    return box_stage(
+        "mixvit_b_convmae",
+        init="pretrained/convmae_base.pth",
+        batch_size=256,
+        learning_rate=4e-4,
+    )
