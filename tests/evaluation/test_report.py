@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.report import main
 from mixformer_jax.data.sequences import Sequence, open_dataset
 from mixformer_jax.evaluation.report.got10k import got10k_report
 from mixformer_jax.evaluation.report.ope import ope_report
@@ -227,3 +228,51 @@ def test_a_real_data_set_is_reported(folder_dataset, tmp_path):
     # Frame 2 of `drift`: a lit square of 10 x 10 pixels at 13, 12, drawn five times as large with a box around it.
     frame = report.strips[1].frames[0]
     assert frame.shape == (240, 320, 3) and frame[85, 90].min() > 240 and frame[200, 250].max() < 20
+
+
+# The program ----------------------------------------------------------------------------------------------
+
+
+def _main_table(capsys):
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines[2 : lines.index("")]]
+    return lines[1].split(), {row[0]: [float(cell) for cell in row[1:]] for row in rows}
+
+
+def test_the_program_takes_the_measures_of_the_data_set(tmp_path, capsys):
+    for name in ("vot", "got10k"):
+        with zipfile.ZipFile(DATA / f"{name}.zip") as archive:
+            archive.extractall(tmp_path / name)
+    root = tmp_path / "vot" / "rect"
+    vot = ["--dataset", "vot", "--root", str(root), "--results", str(root / "results"), "--eao-interval", "30", "120"]
+    assert main([*vot, "--trackers", "good,lost"]) == 0
+    header, rows = _main_table(capsys)
+    assert header[:4] == ["tracker", "EAO", "A", "R"]
+    assert rows["good"][:3] == [0.861, 0.885, 0.987] and list(rows) == ["good", "lost"]
+
+    val = tmp_path / "got10k" / "GOT-10k" / "val"
+    for folder in val.glob("GOT-10k_Val_*"):  # the reader counts frames
+        for number in range(len((folder / "groundtruth.txt").read_text().splitlines())):
+            (folder / f"{number + 1:08d}.jpg").touch()
+    got10k = ["--dataset", "got10k", "--root", str(val), "--results", str(tmp_path / "got10k" / "results" / "GOT-10k")]
+    assert main(got10k) == 0
+    header, rows = _main_table(capsys)
+    assert header == ["tracker", "AO", "SR0.5", "SR0.75", "FPS"]
+    assert rows["steady"] == [90.2, 100, 99.9, 40.4]
+    assert main([*got10k, "--measures", "ope", "--trackers", "steady"]) == 0
+    assert _main_table(capsys)[0] == ["tracker", "AUC", "OP50", "OP75", "P", "P_norm"]
+
+
+@pytest.mark.parametrize("options", [("--worst", "-1"), ("--eao-interval", "30", "30"), ("--eao-interval", "0", "5")])
+def test_options_of_the_program_that_make_no_sense(tmp_path, capsys, options):
+    with pytest.raises(SystemExit):
+        main(["--dataset", "vot", "--root", str(tmp_path), "--results", str(tmp_path), *options])
+    assert "--eao-interval two from 1 on" in capsys.readouterr().err
+
+
+def test_the_program_ends_with_the_reason(tmp_path):
+    arguments = ["--root", str(tmp_path), "--results", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"error: .*list\.txt: no such file"):
+        main(["--dataset", "vot", *arguments])
+    with pytest.raises(SystemExit, match=r"error: .*no GOT-10k sequences"):
+        main(["--dataset", "got10k", *arguments])
