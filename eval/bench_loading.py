@@ -253,7 +253,7 @@ class PeerSamples:
             chosen = _causal(visible)
             if chosen is not None:
                 break
-        frames = [cv2.cvtColor(cv2.imread(paths[number]), cv2.COLOR_BGR2RGB) for number in chosen]
+        frames = [_read(paths[number]) for number in chosen]
         boxes = [boxes_xywh[number].copy() for number in chosen]
         if random.random() < 0.05:
             frames = [cv2.cvtColor(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for each in frames]
@@ -296,6 +296,13 @@ class PeerSamples:
             for box in found:
                 box[0] = 1 - box[0]
         return crops, found, masks
+
+
+def _read(path: str) -> np.ndarray:
+    pixels = cv2.imread(path)
+    if pixels is None:
+        raise OSError(f"{path}: cannot be read")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _causal(visible: list[bool]) -> tuple[int, int, int] | None:
