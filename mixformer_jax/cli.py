@@ -6,6 +6,7 @@ Imports stay inside the subcommands: `mixformer --help` is quick, and an extra i
 import argparse
 import contextlib
 import datetime
+import json
 import math
 import os
 import re
@@ -23,6 +24,7 @@ from mixformer_jax.data_commands import add_commands
 if TYPE_CHECKING:
     from mixformer_jax.tracking.record import Recording
 
+SAYS_NO = 1
 USER_ERROR = 2
 # Shells report a program that ended by a signal as 128 + its number.
 INTERRUPTED = 128 + signal.SIGINT
@@ -34,6 +36,7 @@ DATA = "Check a data set, pack it for fast training, or look at training samples
 EXTRAS = {
     "array_record": "train",
     "grain": "train",
+    "libtpu": "plan",
     "matplotlib": "eval",
     "optax": "train",
     "orbax": "train",
@@ -221,6 +224,34 @@ def run_train(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_plan(args: argparse.Namespace) -> int:
+    """Says what a train step needs of a topology; status 1 where it cannot run there."""
+    # The compiler is for chips that are elsewhere; whatever is here is left alone.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from mixformer_jax.config_files import default_settings, load_config
+    from mixformer_jax.files import write_atomically
+    from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.hardware import PlanError
+    from mixformer_jax.training.plan import plan
+    from mixformer_jax.training.plan_report import plan_lines
+
+    config = load_config(args.config, args.overrides, default_settings(Experiment))
+    try:
+        planned = plan(config.to_dict(), args.topology, args.global_batch, args.mesh, args.quick, _timed)
+        record = planned.to_dict()
+        _print_table(plan_lines(planned))
+        refusal = planned.refusal
+    except PlanError as error:
+        refusal = str(error)
+        record = {"fits": False, "topology": args.topology, "global_batch": args.global_batch}
+    if args.json is not None:
+        write_atomically(args.json, json.dumps({**record, "refusal": refusal}, indent=1) + "\n")
+    if refusal is not None:
+        print(f"mixformer: no: {refusal}", file=sys.stderr)
+        return SAYS_NO
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="mixformer", description="Track objects in video with MixFormer.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mixformer-jax {mixformer_jax.__version__}")
@@ -341,6 +372,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
     train.set_defaults(override_prefix="--config.")
     train.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
+
+    plan = command("plan", run_plan, "Say what a train step needs of TPUs or GPUs that are not here.")
+    plan.add_argument("--config", type=Path, required=True, metavar="FILE", help="as for train")
+    plan.add_argument("--topology", required=True, metavar="T", help="such as v5e:16x16, v5p:4x4x4, h100:8")
+    plan.add_argument("--global-batch", type=_positive, required=True, metavar="N", help="samples a step, all chips")
+    plan.add_argument(
+        "--mesh", type=_positives, metavar="D,F,T", help="chips along data, fsdp, tensor (default: one is proposed)"
+    )
+    plan.add_argument("--quick", action="store_true", help="let XLA optimise less: a quarter of the time, see docs")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers for programs")
+    plan.set_defaults(override_prefix="--config.")
+    plan.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.remat=true)."
     return parser
 
 
@@ -438,6 +481,31 @@ def _report(recording: "Recording", more: list[tuple[str, str]]) -> int:
     if recording.stopped_by is not None:
         return _complain(f"{recording.stopped_by}; {kept}")
     return 0
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+    """Says on stderr what is being done; on a terminal with the time it has taken so far."""
+    from tqdm import tqdm
+
+    if not sys.stderr.isatty():
+        print(what, file=sys.stderr, flush=True)
+        yield
+        return
+    done = threading.Event()
+    with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=True) as bar:
+
+        def tick() -> None:
+            while not done.wait(1.0):
+                bar.refresh()
+
+        ticking = threading.Thread(target=tick, daemon=True)
+        ticking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            ticking.join()
 
 
 def _print_table(lines: Sequence[tuple[str, str]]) -> None:

@@ -8,18 +8,18 @@ is allocated: the model is traced on shapes alone.
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from tqdm import tqdm
 
 from mixformer_jax.convert.names import count_parameters
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
+from mixformer_jax.macs import count_macs, scope_modules
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.mixformer import build_model
 from mixformer_jax.models.sizes import STUDIES, size_config
@@ -178,66 +178,9 @@ def _by_part(counts: Mapping[str, int]) -> Counter[str]:
     """Counts by the path of a variable or the scope of a module, summed for backbone, head and score module."""
     parts = Counter[str]()
     for scope, count in counts.items():
-        modules = _modules(scope)
+        modules = scope_modules(scope)
         parts["head" if "head" in modules else "score" if "score" in modules else "backbone"] += count
     return parts
-
-
-def _modules(scope: str) -> list[str]:
-    """`MixFormer.locate/blocks_3.project/mlp` -> `MixFormer`, `blocks_3`, `mlp`."""
-    return [module.partition(".")[0] for module in scope.split("/")]
-
-
-def count_macs(program: ClosedJaxpr) -> Counter[str]:
-    """Multiply-accumulates of a traced program, by the scope of the module that asks for them.
-
-    Counted are matrix products, convolutions (every position of the window, padding included), and the
-    multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
-    it is long, and of alternatives (one a platform) the last one counts.
-
-    Raises:
-        NotImplementedError: for a loop whose length is not known.
-    """
-    return _count_macs(program.jaxpr, "")
-
-
-def _count_macs(jaxpr: Jaxpr, outer: str) -> Counter[str]:
-    counts = Counter[str]()
-    for equation in jaxpr.eqns:
-        scope = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
-        times, size = 1, math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
-        match equation.primitive.name:
-            case "dot_general":
-                (contracted, _), _batch = equation.params["dimension_numbers"]
-                left = _shape(equation.invars[0])
-                counts[scope] += size * math.prod(left[axis] for axis in contracted)
-            case "conv_general_dilated":
-                kernel = _shape(equation.invars[1])
-                counts[scope] += size * math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            case "mul" if _modules(scope)[-1].startswith("depthwise"):
-                counts[scope] += size
-            case "scan":
-                times = equation.params["length"]
-            case "while":
-                raise NotImplementedError(f"a loop of unknown length in {scope or 'the program'}")
-        for inner in _programs_inside(equation.params):
-            for name, count in _count_macs(inner, scope).items():
-                counts[name] += times * count
-    return counts
-
-
-def _shape(operand: Any) -> tuple[int, ...]:
-    return operand.aval.shape
-
-
-def _programs_inside(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
-    for key, value in params.items():
-        programs = value if isinstance(value, tuple | list) else (value,)
-        for program in programs[-1:] if key == "branches" else programs:
-            if isinstance(program, ClosedJaxpr):
-                yield program.jaxpr
-            elif isinstance(program, Jaxpr):
-                yield program
 
 
 def tables(profiles: Sequence[Profile]) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from mixformer_jax.models.config import ConfigError
@@ -66,7 +66,7 @@ def batch_axis_size(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def partition_spec(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def partition_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """How one array is split: the first of `RULES` that fits its path, without the axes that do not divide."""
     axes = next((axes for pattern, axes in RULES if re.search(pattern, path)), ())
     if len(axes) > len(shape):

@@ -1,0 +1,137 @@
+"""The accelerators that `mixformer plan` knows: what a chip can do, and how the chips of a topology are connected.
+
+TPU figures: cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e (read 2026-11), which give the bandwidth of all links of a
+chip in both directions together; v4's links are those of Jouppi et al. 2023 ("TPU v4", 50 GB/s each way). HBM is what
+XLA lets a program have, a little less than the chip carries. GPU figures: NVIDIA's data sheets of the SXM modules,
+dense products, without sparsity; NVLink's figures there count both directions too.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+GIB = 2**30
+
+
+class PlanError(ValueError):
+    """A step that cannot run as asked; the message says why and what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+        name: as in a topology, `v5e` of `v5e:4x4`.
+        kind: `tpu` has a compiler here, `gpu` is planned on paper.
+        hbm_bytes: memory that a program may have.
+        hbm_bandwidth: bytes a second.
+        flops: peak operations a second of matrix products (a multiply-add is two) by compute type.
+        link_bandwidth: bytes a second of one link in one direction; for GPUs, of all links together.
+        topologies: TPU slices that exist, such as `4x4`.
+        clock_hz: of the matrix units, where the documented peak and their number give it.
+    """
+
+    name: str
+    kind: Literal["tpu", "gpu"]
+    hbm_bytes: float
+    hbm_bandwidth: float
+    flops: Mapping[str, float]
+    link_bandwidth: float
+    topologies: tuple[str, ...] = ()
+    clock_hz: float | None = None
+
+
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+# A wrapped axis of a flat pod is a whole side of it.
+_FLAT_SIDE = 16
+# A 128 x 128 unit does so many operations a cycle.
+_MXU = 128 * 128 * 2
+
+
+def _tpu(flops: float) -> Mapping[str, float]:
+    # JAX's default precision multiplies float32 matrices in one bfloat16 pass.
+    return MappingProxyType({"bfloat16": flops, "float32": flops})
+
+
+_CHIPS = (
+    Chip("v4", "tpu", 30.75 * GIB, 1200e9, _tpu(275e12), 50e9, _CUBES, 275e12 / (8 * _MXU)),
+    Chip("v5e", "tpu", 15.75 * GIB, 819e9, _tpu(197e12), 50e9, _FLAT, 197e12 / (4 * _MXU)),
+    Chip("v5p", "tpu", 95.74 * GIB, 2765e9, _tpu(459e12), 100e9, (*_CUBES, "16x16x16"), 459e12 / (8 * _MXU)),
+    Chip("v6e", "tpu", 31.25 * GIB, 1638e9, _tpu(918e12), 100e9, _FLAT),
+    # float32 goes through TF32, JAX's default there. V100 has neither TF32 nor bfloat16.
+    Chip("v100", "gpu", 32e9, 900e9, MappingProxyType({"bfloat16": 15.7e12, "float32": 15.7e12}), 150e9),
+    Chip("a100", "gpu", 80e9, 2039e9, MappingProxyType({"bfloat16": 312e12, "float32": 156e12}), 300e9),
+    Chip("h100", "gpu", 80e9, 3350e9, MappingProxyType({"bfloat16": 989e12, "float32": 494e12}), 450e9),
+    Chip("h200", "gpu", 141e9, 4800e9, MappingProxyType({"bfloat16": 989e12, "float32": 494e12}), 450e9),
+)
+CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in _CHIPS})
+MOST_GPUS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips and how they hang together.
+
+    Attributes:
+        chip: what they are.
+        shape: chips along each physical axis.
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def links(self, axis: int, length: int | None = None) -> int:
+        """Links along a physical axis that the chip with the fewest of them has.
+
+        Args:
+            axis: physical axis.
+            length: of the part of the axis that counts, from a chip to its last peer; None is all of it.
+        """
+        size = self.shape[axis]
+        length = size if length is None else length
+        if length == 1:
+            return 0
+        cubes = len(self.shape) == 3 and all(side % 4 == 0 for side in self.shape)
+        wraps = cubes if len(self.shape) == 3 else size == _FLAT_SIDE
+        return 2 if wraps and length == size else 1
+
+    def bandwidth(self, spans: Mapping[int, int] | None = None) -> float:
+        """Bytes a second that every chip can send at once.
+
+        Args:
+            spans: physical axes along which it talks, with the length of each; None is all axes.
+        """
+        if self.chip.kind == "gpu":
+            return self.chip.link_bandwidth
+        spans = dict(enumerate(self.shape)) if spans is None else spans
+        return self.chip.link_bandwidth * max(1, sum(self.links(axis, length) for axis, length in spans.items()))
+
+
+def parse_topology(text: str) -> Topology:
+    """`v5e:4x4` or `h100:8`.
+
+    Raises:
+        PlanError: one that is not known; those that are, are listed.
+    """
+    name, _, shape = text.partition(":")
+    chip = CHIPS.get(name)
+    if chip is not None and chip.kind == "tpu" and shape in chip.topologies:
+        return Topology(chip, tuple(map(int, shape.split("x"))))
+    if chip is not None and chip.kind == "gpu" and shape.isdecimal() and 1 <= int(shape) <= MOST_GPUS:
+        return Topology(chip, (int(shape),))
+    known = [
+        f"  {chip.name}:{{{', '.join(chip.topologies) or f'1 to {MOST_GPUS} (one node)'}}}" for chip in CHIPS.values()
+    ]
+    raise PlanError(f"--topology {text}: not one that exists; the known ones:\n" + "\n".join(known))

@@ -1,0 +1,236 @@
+"""What a plan says: the record of one train step on one topology, and what follows from it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+
+from mixformer_jax.macs import count_macs
+from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.hardware import Topology
+from mixformer_jax.training.program import TrainProgram, train_program
+from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
+from mixformer_jax.training.steps import TrainState
+from mixformer_jax.training.tracking import tracking_objective
+
+Stage = Callable[[str], AbstractContextManager[None]]
+
+
+class Memory(NamedTuple):
+    """Bytes of one chip.
+
+    Attributes:
+        parameters, optimizer, rest: the state: parameters; the optimizer's moments; statistics, averages, counters.
+        batch: the chip's samples.
+        temporaries: activations kept for the gradient, gradients, and what single operations need.
+        code: the program.
+        limit: what a program may have.
+    """
+
+    parameters: int
+    optimizer: int
+    rest: int
+    batch: int
+    temporaries: int
+    code: int
+    limit: float
+
+    @property
+    def state(self) -> int:
+        return self.parameters + self.optimizer + self.rest
+
+    @property
+    def total(self) -> int:
+        return self.state + self.batch + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step costs on one chip, and what that allows.
+
+    Attributes:
+        model: its name.
+        topology: where.
+        mesh: devices by axis.
+        global_batch: samples a step.
+        settings: what else matters: compute type, recomputing, parts.
+        on_paper: no compiler has seen the step.
+        memory: see there.
+        flops: operations of a step, recomputed ones too; a multiply-add is two.
+        model_flops: those of forward and backward pass alone.
+        hbm_bytes: traffic with memory, see `hlo.ProgramCost`; on paper operands and results of matrix products and
+            convolutions, and the state read and written.
+        accessed_bytes: as XLA counts, moves within the chip (or, on paper, operations that will be fused) included.
+        collectives: for each kind how many, their bytes, what a chip sends for them.
+        network_s: the time to send that.
+        estimate_s: the compiler's own estimate of a step without transfers; None where it has none.
+        seconds: what the planning took.
+        notes: what a reader must know of these numbers.
+    """
+
+    model: str
+    topology: Topology
+    mesh: Mapping[str, int]
+    global_batch: int
+    settings: Mapping[str, Any]
+    on_paper: bool
+    memory: Memory
+    flops: float
+    model_flops: float
+    hbm_bytes: float
+    accessed_bytes: float
+    collectives: Mapping[str, tuple[int, float, float]]
+    network_s: float
+    estimate_s: float | None
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak_flops(self) -> float:
+        return self.topology.chip.flops[self.settings["dtype"]]
+
+    @property
+    def bounds_s(self) -> dict[str, float]:
+        """The least time that each of three resources needs for a step."""
+        return {
+            "compute": self.flops / self.peak_flops,
+            "memory": self.hbm_bytes / self.topology.chip.hbm_bandwidth,
+            "network": self.network_s,
+        }
+
+    @property
+    def limited_by(self) -> str:
+        return max(self.bounds_s, key=lambda name: self.bounds_s[name])
+
+    @property
+    def step_s(self) -> float:
+        """No step is faster: all three at once, each at its peak."""
+        return max(self.bounds_s.values())
+
+    @property
+    def expected_s(self) -> float:
+        """The compiler's estimate, then the network; without an estimate the three bounds one after the other."""
+        if self.estimate_s is None:
+            return sum(self.bounds_s.values())
+        return max(self.step_s, self.estimate_s + self.network_s)
+
+    def mfu(self, step_s: float) -> float:
+        """Share of the chip's peak that the model's own operations use in a step of this length."""
+        return self.model_flops / (step_s * self.peak_flops)
+
+    @property
+    def excess_bytes(self) -> float:
+        """By how much the step is too big; 0 where it fits."""
+        return max(0.0, self.memory.total - self.memory.limit)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it does not fit, by how much, and what to change; None where it fits."""
+        if not self.excess_bytes:
+            return None
+        return does_not_fit(self.memory.total, self.memory.limit, self.topology, self.settings, self.mesh)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it, times in seconds, sizes in bytes."""
+        return {
+            "fits": not self.excess_bytes,
+            "model": self.model,
+            "topology": self.topology.name,
+            "chips": self.topology.size,
+            "mesh": dict(self.mesh),
+            "global_batch": self.global_batch,
+            **self.settings,
+            "on_paper": self.on_paper,
+            "memory": {**self.memory._asdict(), "total": self.memory.total},
+            "flops": self.flops,
+            "model_flops": self.model_flops,
+            "hbm_bytes": self.hbm_bytes,
+            "accessed_bytes": self.accessed_bytes,
+            "collectives": {
+                kind: {"count": count, "bytes": size, "sent_bytes": sent}
+                for kind, (count, size, sent) in self.collectives.items()
+            },
+            "bounds_s": self.bounds_s,
+            "limited_by": self.limited_by,
+            "step_s_at_least": self.step_s,
+            "step_s_expected": self.expected_s,
+            "samples_per_s_at_most": self.global_batch / self.step_s,
+            "samples_per_s_expected": self.global_batch / self.expected_s,
+            "mfu_ceiling": self.mfu(self.step_s),
+            "mfu_expected": self.mfu(self.expected_s),
+            "seconds": dict(self.seconds),
+            "notes": list(self.notes),
+        }
+
+
+def does_not_fit(
+    needed: float, limit: float, topology: Topology, settings: Mapping[str, Any], mesh: Mapping[str, int]
+) -> str:
+    """The message for a step that is too big."""
+    changes = []
+    if not settings["remat"]:
+        changes.append("recompute activations (--config.train.remat=true)")
+    if mesh["fsdp"] == 1 and mesh["data"] > 1:
+        changes.append(f"split the state (--mesh 1,{mesh['data']},{mesh['tensor']})")
+    changes += [
+        f"send the batch through in parts (--config.train.accumulate={2 * settings['accumulate']})",
+        "take a smaller --global-batch",
+    ]
+    return (
+        f"does not fit: a chip of {topology.name} would need {gigabytes(needed)} and has {gigabytes(limit)}, "
+        f"{int(needed - limit):,} bytes too many. What helps: {'; '.join(changes)}"
+    )
+
+
+def gigabytes(size: float) -> str:
+    """`12.3 GB`; smaller ones in MB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def program_alone(experiment: Experiment) -> TrainProgram:
+    """The program on one device, to look at shapes."""
+    settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
+    return train_program(tracking_objective(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))
+
+
+def tree_bytes(state: Any, mesh: AbstractMesh | None) -> int:
+    """Bytes of a part of the state on one device of a mesh."""
+
+    def on_device(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> int:
+        shape: tuple[int, ...] = leaf.shape
+        if mesh is not None:
+            shape = NamedSharding(mesh, partition_spec(path_name(path), shape, mesh)).shard_shape(shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(on_device(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state))
+
+
+def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
+    return AbstractMesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def memory_of(
+    state: TrainState, batch_bytes: int, shape: Sequence[int], topology: Topology, more: int, code: int
+) -> Memory:
+    mesh = abstract_mesh(shape)
+    parameters, optimizer = tree_bytes(state.params, mesh), tree_bytes(state.opt_state, mesh)
+    rest = tree_bytes(state, mesh) - parameters - optimizer
+    return Memory(parameters, optimizer, rest, batch_bytes, more, code, topology.chip.hbm_bytes)
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    train = experiment.train
+    return {"dtype": experiment.model.dtype, "remat": train.remat, "accumulate": train.accumulate}
+
+
+def count_model_flops(experiment: Experiment) -> float:
+    """Operations of forward and backward pass of the whole batch, nothing recomputed."""
+    plain = dataclasses.replace(experiment.train, remat=False, batch_size=1, accumulate=1)
+    alone = program_alone(dataclasses.replace(experiment, train=plain))
+    return (
+        2.0 * sum(count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).values()) * experiment.train.batch_size
+    )
