@@ -52,7 +52,9 @@ def test_box_bounds_the_rendered_target(rotation, log_aspect, shear, flip, zoom,
     linear = linear_map(flip, rotation, math.exp(log_aspect), shear)
     view = target_view(outline, linear, 3.0, 96, Placement(zoom, (dx, dy)))
     seen = warp((frame,), view.matrix, (96, 96)) > 127
-    np.testing.assert_allclose(bounds_of(seen[..., 0]), xyxy(view.box_cxcywh, 96), atol=1.0)
+    # The box may reach beyond the crop, what is rendered may not.
+    inside = np.clip(xyxy(view.box_cxcywh, 96), 0, 96)
+    np.testing.assert_allclose(bounds_of(seen[..., 0]), inside, atol=1.0)
 
 
 def test_unjittered_view_is_the_trackers_crop():
