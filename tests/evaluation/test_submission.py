@@ -6,6 +6,7 @@ import pytest
 
 from eval.pack import main as pack
 from mixformer_jax.data.sequences import Sequence
+from mixformer_jax.evaluation.layouts import result_paths
 from mixformer_jax.evaluation.results import ResultsError, SequenceResult, find_boxes, read_times, write_result
 from mixformer_jax.evaluation.submission import pack_results
 
@@ -26,7 +27,7 @@ def packed(tmp_path):
     folder = tmp_path / "ours"
     folder.mkdir()
     for sequence in sequences:
-        write_result(folder, sequence.name, SequenceResult(BOXES, TIMES, None))
+        write_result(result_paths("pytracking", folder, sequence.name), SequenceResult(BOXES, TIMES, None))
     return folder, sequences, tmp_path / "out" / "ours.zip"
 
 
@@ -160,7 +161,7 @@ def test_the_program(tmp_path, capsys):
     (root / "TEST" / "anno" / "abc_0.txt").write_text("11,21,31.5,41.25\n")
     folder = tmp_path / "ours"
     folder.mkdir()
-    write_result(folder, "abc_0", SequenceResult(BOXES, TIMES, None))
+    write_result(result_paths("pytracking", folder, "abc_0"), SequenceResult(BOXES, TIMES, None))
     arguments = ["--dataset", "trackingnet", "--root", str(root), "--results", str(folder)]
     assert pack([*arguments, "--out", str(tmp_path / "x.zip")]) == 0
     printed = capsys.readouterr()
