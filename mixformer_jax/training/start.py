@@ -177,8 +177,8 @@ def _from_weights(path: Path, weights: Weights, config: MixFormerConfig, may_be_
 
 
 def _part(name: str) -> str:
-    """`head` of `batch_stats/head/top_left/...`."""
-    return name.split("/")[1]
+    """`head` of `batch_stats/head/top_left/...`; the query head's token is the head's, wherever it lives."""
+    return "head" if name.endswith("/regression_token") else name.split("/")[1]
 
 
 def _as_wanted(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -104,6 +104,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     evidence = next(tmp_path.glob("not_finite_step_*.npz"))
     assert evidence.name in str(caught.value)
     assert np.load(evidence)["search"].shape == (4, 64, 64, 3)
+    about = json.loads(evidence.with_suffix(".json").read_text())
+    assert f"step_{about['step']}.npz" in evidence.name
+    assert "backbone/blocks_0/mlp/fc1/kernel" in about["gradients_not_finite"]
+    # Nothing of it was saved.
+    assert all(int(path.name) <= about["step"] for path in (tmp_path / "checkpoints").iterdir())
 
 
 def test_initial_weights_must_be_of_the_same_model(config, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
-from mixformer_jax.training.losses import box_loss, ciou_loss, corner_cross_entropy, giou_loss
+from mixformer_jax.training.losses import box_loss, ciou_loss, corner_cross_entropy, giou_loss, score_losses
 
 LOSSES = {"ciou_loss": ciou_loss, "giou_loss": giou_loss}
 
@@ -167,3 +167,11 @@ def test_xyxy_helpers_are_the_inverse_of_what_box_loss_does():
     box = jnp.array([[0.1, 0.2, 0.5, 0.9]])
     value, _ = box_loss(xyxy_to_cxcywh(box), xyxy_to_xywh(box), "ciou")
     np.testing.assert_allclose(value, 0, atol=1e-5)
+
+
+def test_score_loss_equals_the_official_actor(golden):
+    arrays = golden("losses.npz")
+    logits, labels = jnp.asarray(arrays["actor_score/logits"]), jnp.asarray(arrays["actor_score/labels"], jnp.float32)
+    value, gradient = jax.value_and_grad(lambda x: jnp.mean(score_losses(x, labels)))(logits)
+    np.testing.assert_allclose(value, arrays["actor_score/loss"], atol=1e-6)
+    np.testing.assert_allclose(gradient, arrays["actor_score/grad"], atol=1e-6)

@@ -1,0 +1,108 @@
+"""What a run writes down: lines, TensorBoard, Weights & Biases, curves; how it follows the device; its evidence."""
+
+import json
+import sys
+import types
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.distributed import LostPeerError
+from mixformer_jax.training.metrics_log import MetricsLog, read_lines
+from mixformer_jax.training.progress import Progress
+from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.steps import StepReport
+from mixformer_jax.training.watch import StepWatch
+
+
+def test_a_log_takes_back_what_a_lost_part_wrote(tmp_path):
+    with MetricsLog(tmp_path, 0, {}, None) as log:
+        for step in (10, 20, 30):
+            log.write("train", step, {"loss": 3.0 - step / 20, "iou": step / 40})
+        log.write("validation", 30, {"iou": 0.5})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # a kill in the middle of a line
+    with MetricsLog(tmp_path, 20, {}, None) as log:
+        log.write("train", 30, {"loss": 1.0, "iou": 0.7})
+        log.picture(30, np.zeros((8, 8, 3), np.uint8))
+        log.draw()
+    assert [(line["step"], line["iou"]) for line in read_lines(tmp_path / "metrics.jsonl")] == [
+        (10, 0.25),
+        (20, 0.5),
+        (30, 0.7),
+    ]
+    curves = cv2.imread(str(tmp_path / "curves.png"))
+    assert curves.shape[0] > 200 and curves.std() > 5
+    assert cv2.imread(str(tmp_path / "pictures" / "step_30.png")).shape == (8, 8, 3)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_weights_and_biases_get_the_metrics_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        MetricsLog(tmp_path, 0, {}, "project")
+    logged, finished = [], []
+    run = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda exit_code: finished.append(exit_code)
+    )
+    started = []
+
+    def init(**settings):
+        started.append(settings)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with MetricsLog(tmp_path, 0, {"train": {"steps": 3}}, "project") as log:
+        log.write("train", 2, {"loss": 1.0})
+    assert started[0]["project"] == "project" and started[0]["resume"] == "allow"
+    assert logged == [(2, {"train/loss": 1.0})] and finished == [0]
+
+
+def report(loss, squares=(1.0, 2.0)):
+    return StepReport({"loss": jnp.asarray(loss)}, jnp.asarray(squares))
+
+
+def test_the_watch_follows_without_holding_up():
+    settings = RunConfig(steps=6, batch_size=4, log_every=3)
+    progress = Progress(settings, lambda step: 0.1 * step, 0, shown=False)
+    with StepWatch() as watch, progress:
+        for step in range(6):
+            watch.before_step()
+            watch.after_step(step, {}, report(float(step)))
+        watch.drain()
+        with watch.paused():
+            pass
+        lines = list(progress.lines(watch.take()))
+    assert [(done, line["loss"]) for done, line in lines] == [(3, 1.0), (6, 4.0)]
+    assert lines[1][1]["learning_rate"] == pytest.approx(0.5)
+    assert all(0 <= line["outside_step"] <= 1 and line["samples_per_s"] > 0 for _, line in lines)
+    assert watch.not_finite is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "squares"), [(np.nan, (1.0, 2.0)), (np.inf, (1.0, 2.0)), (1.0, (1.0, np.inf)), (1.0, (np.nan, 1.0))]
+)
+def test_the_watch_keeps_the_batch_of_the_first_bad_step(loss, squares):
+    with StepWatch() as watch:
+        for step in range(4):
+            watch.before_step()
+            bad = step >= 1
+            watch.after_step(step, {"number": np.asarray(step)}, report(loss, squares) if bad else report(1.0))
+        watch.drain()
+    assert watch.not_finite.step == 1 and watch.not_finite.batch["number"] == 1
+    np.testing.assert_array_equal(watch.not_finite.gradient_squares, np.float32(squares))
+
+
+def test_a_step_that_never_ends_means_a_lost_process():
+    with pytest.raises(LostPeerError, match=r"no step has ended for 0\.05 s"), StepWatch(0.05) as watch:
+        for _ in range(3):  # dispatched, and never heard of again
+            watch.before_step()
+
+
+def test_lines_are_json_with_plain_numbers(tmp_path):
+    with MetricsLog(tmp_path, 0, {}, None) as log:
+        log.write("train", 1, {"loss": 0.1 + 0.2})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"kind": "train", "step": 1, "loss": 0.1 + 0.2}
