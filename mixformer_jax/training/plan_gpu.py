@@ -37,9 +37,9 @@ def plan_gpu(experiment: Experiment, topology: Topology, shape: tuple[int, ...],
         objective = tracking_objective(own_experiment)
         program = train_program(objective, own, make_mesh((1, 1, 1), jax.devices()[:1]))
         traced = program.step.trace(program.state, program.batch)
-        flops = 2.0 * sum(count_macs(traced.jaxpr).values())
+        flops = 2.0 * count_macs(traced.jaxpr).total()
         kept = _kept_bytes(own_experiment, program)
-        model_flops = count_model_flops(own_experiment)
+        model_flops = count_model_flops(own_experiment) if train.remat else flops
     with stage("count bytes"):
         accessed = traced.lower().cost_analysis()["bytes accessed"] * train.accumulate
         products = count_product_bytes(traced.jaxpr)

@@ -168,7 +168,7 @@ class Plan:
 
 
 def does_not_fit(
-    needed: float, limit: float, topology: Topology, settings: Mapping[str, Any], mesh: Mapping[str, int]
+    needed: int | float, limit: int | float, topology: Topology, settings: Mapping[str, Any], mesh: Mapping[str, int]
 ) -> str:
     """The message for a step that is too big."""
     changes = []
@@ -186,7 +186,7 @@ def does_not_fit(
     )
 
 
-def gigabytes(size: float) -> str:
+def gigabytes(size: int | float) -> str:
     """`12.3 GB`; smaller ones in MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
@@ -231,6 +231,4 @@ def count_model_flops(experiment: Experiment) -> float:
     """Operations of forward and backward pass of the whole batch, nothing recomputed."""
     plain = dataclasses.replace(experiment.train, remat=False, batch_size=1, accumulate=1)
     alone = program_alone(dataclasses.replace(experiment, train=plain))
-    return (
-        2.0 * sum(count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).values()) * experiment.train.batch_size
-    )
+    return 2.0 * count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).total() * experiment.train.batch_size

@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from mixformer_jax.macs import count_macs
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.hardware import PlanError, Topology
 from mixformer_jax.training.hlo import Collective, ProgramCost, by_kind, read_program
@@ -76,8 +77,10 @@ def plan_tpu(
     began = time.perf_counter()
     with stage("trace the step"):
         program = train_program(tracking_objective(experiment), experiment.train, mesh)
-        lowered = program.step.lower(program.state, program.batch)
-        model_flops = count_model_flops(experiment) / topology.size
+        step = program.step.trace(program.state, program.batch)
+        lowered = step.lower()
+        whole = count_model_flops(experiment) if experiment.train.remat else 2.0 * count_macs(step.jaxpr).total()
+        model_flops = whole / topology.size
     traced = time.perf_counter()
     with stage(f"compile it for {topology.size} x {topology.chip.name} (minutes)"):
         try:
@@ -144,7 +147,7 @@ def from_compiler(
         memory=memory,
         flops=counted["flops"] * parts,
         model_flops=model_flops,
-        hbm_bytes=cost.hbm_bytes,
+        hbm_bytes=float(cost.hbm_bytes),
         accessed_bytes=counted["bytes accessed"] * parts,
         collectives=by_kind(cost.collectives),
         network_s=network_seconds(cost.collectives, topology, [tuple(device.coords) for device in mesh.devices.flat]),
