@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -63,6 +64,14 @@ def root(tmp_path_factory):
     for seed, name in enumerate(("a", "b", "held_out")):
         write_sequence(root / "videos" / name, seed)
     return root
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(monkeypatch):
+    """Programs that run a few steps are compiled in haste; rounding is no worse."""
+    compile_well = jax.stages.Lowered.compile
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compile_well(self, options))
 
 
 class Commands:

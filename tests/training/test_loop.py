@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.weights import WeightsError, load_weights
+from mixformer_jax.convert.weights import load_weights
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError
@@ -27,11 +27,12 @@ def config(root):
             "name": "small",
             "search_size": 64,
             "template_size": 32,
-            "width": 48,
+            "width": 24,
             "depth": 1,
-            "num_heads": 3,
+            "num_heads": 2,
+            "mlp_ratio": 2,
             "head": "corner",
-            "head_width": 16,
+            "head_width": 8,
             "head_norm": "batch",
             "mimetic_init": True,
         },
@@ -74,10 +75,9 @@ def test_a_killed_run_resumes_without_a_trace(config, tmp_path, monkeypatch):
         if step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StepWatch, "after_step", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
+        killing.setattr(StepWatch, "after_step", dying)
         train(config, tmp_path / "killed")
-    monkeypatch.undo()
     resumed = train(config, tmp_path / "killed")
 
     expected, found = tensors(whole), tensors(resumed)
@@ -88,13 +88,6 @@ def test_a_killed_run_resumes_without_a_trace(config, tmp_path, monkeypatch):
     assert [line["step"] for line in lines if line["kind"] == "train"] == [2, 4, 6]
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [3, 6]
     assert 0 <= lines[-1]["iou"] <= 1
-
-
-def test_a_folder_holds_one_experiment(config, tmp_path):
-    train(config, tmp_path)
-    config["train"]["learning_rate"] = 5e-4
-    with pytest.raises(TrainingError, match=r"train.learning_rate: 0.001 there, 0.0005 now"):
-        train(config, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
@@ -111,18 +104,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     assert all(int(path.name) <= about["step"] for path in (tmp_path / "checkpoints").iterdir())
 
 
-def test_initial_weights_must_be_of_the_same_model(config, tmp_path):
-    weights = train(config, tmp_path / "first")
-    config["train"] |= {"init": str(weights), "steps": 1, "learning_rate": 0.0}
-    continued = tensors(train(config, tmp_path / "second"))
-    first = tensors(weights)
-    moved = [name for name in first if "batch_stats" not in name and (first[name] != continued[name]).any()]
-    assert moved == []
-    config["model"]["width"] = 24
-    with pytest.raises(WeightsError, match="width: 48 there, 24 here"):
-        train(config, tmp_path / "third")
-
-
 def test_unknown_keys_are_errors(config):
     config["train"]["learning_rat"] = 1
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
@@ -137,7 +118,7 @@ def test_unknown_keys_are_errors(config):
 
 
 def test_a_small_model_learns_eight_samples_by_heart(config):
-    config["model"] |= {"depth": 2, "head": "corner_pyramid"}
+    config["model"] |= {"width": 48, "mlp_ratio": 4, "depth": 2, "head": "corner_pyramid", "head_width": 16}
     config["tracker"]["num_online_templates"] = 0
     config["train"] |= {"batch_size": 8, "steps": 300, "learning_rate": 2e-3, "warmup_steps": 20, "schedule": "cosine"}
     experiment = Experiment.from_mapping(config)

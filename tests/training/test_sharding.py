@@ -63,9 +63,7 @@ def batch_of(objective, size=8, seed=0):
 
 
 def compiled(program):
-    # Quick to compile; rounding is no worse.
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return program.step.lower(program.state, program.batch).compile(options)
+    return program.step.lower(program.state, program.batch).compile()
 
 
 def placed(tree, like):
