@@ -6,6 +6,7 @@ damaged file is found and passed over.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -50,6 +51,8 @@ class Checkpoints:
         self._folder = Path(folder).resolve()
         for half in self._half_written():
             warnings.warn(f"{half}: a checkpoint that was never finished is passed over", stacklevel=2)
+        for step in [] if read_only else self._without_metrics():
+            self._pass_over(step, "its metrics cannot be read")
         policies = [
             LatestN(keep_latest),
             BestN(get_metric_fn=lambda metrics: metrics[_BEST], n=1, keep_checkpoints_without_metrics=False),
@@ -98,7 +101,7 @@ class Checkpoints:
             about=ocp.args.JsonSave(about),
         )
         try:
-            self._manager.save(step, args=args, metrics=None if best is None else {_BEST: best})
+            self._manager.save(step, args=args, metrics={_BEST: -math.inf if best is None else best})
         except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(error) from error
 
@@ -130,8 +133,8 @@ class Checkpoints:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if all_agree(found is not None):
                 return found
-            warnings.warn(f"{self._folder / str(step)}: a damaged checkpoint is passed over: {reason}", stacklevel=2)
-            self._put_aside(step)
+            self._pass_over(step, reason)
+            self._manager.reload()
         return None
 
     def reached_preemption(self, step: int) -> bool:
@@ -164,14 +167,27 @@ class Checkpoints:
         file = self._folder / str(step) / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def _put_aside(self, step: int) -> None:
+    def _pass_over(self, step: int, reason: str) -> None:
+        """Names a damaged checkpoint and gives it another name."""
+        warnings.warn(f"{self._folder / str(step)}: a damaged checkpoint is passed over: {reason}", stacklevel=3)
         barrier(f"damaged checkpoint {step}")
         if is_first():
             damaged = self._folder / str(step)
             names = (damaged.with_name(f"{step}.damaged{suffix}") for suffix in ("", *(f".{i}" for i in range(1, 100))))
             damaged.rename(next(name for name in names if not name.exists()))
         barrier(f"damaged checkpoint {step} put aside")
-        self._manager.reload()
+
+    def _without_metrics(self) -> list[int]:
+        """Steps whose metrics Orbax would stumble over as soon as it looks at the folder."""
+        damaged = []
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        for folder in (folder for folder in folders if folder.name.isdecimal()):
+            try:
+                json.loads((folder / "metrics" / "metrics").read_text())
+            except (OSError, ValueError):
+                damaged.append(int(folder.name))
+        barrier("metrics of checkpoints read")
+        return sorted(damaged)
 
     def _half_written(self) -> Iterable[Path]:
         return sorted(self._folder.glob(f"*{_TEMPORARY}*")) if self._folder.is_dir() else []

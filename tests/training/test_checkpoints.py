@@ -84,17 +84,23 @@ def cut_files_off(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def lose_the_metrics(folder):
+    shutil.rmtree(folder / "metrics")
+
+
 @pytest.mark.parametrize(
-    "damage", [flip_a_bit, lose_a_file, cut_files_off, lambda folder: shutil.rmtree(folder / "state")]
+    "damage",
+    [flip_a_bit, lose_a_file, cut_files_off, lose_the_metrics, lambda folder: shutil.rmtree(folder / "state")],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
         save(checkpoints, 2)
     damage(tmp_path / "2")
-    with Checkpoints(tmp_path) as checkpoints:
-        with pytest.warns(UserWarning, match=f"{tmp_path}/2: a damaged checkpoint is passed over"):
-            state = checkpoints.restore(abstract()).state
+    with pytest.warns(UserWarning, match=f"{tmp_path}/2: a damaged checkpoint is passed over"):
+        checkpoints = Checkpoints(tmp_path)
+        state = checkpoints.restore(abstract()).state
+    with checkpoints:
         np.testing.assert_array_equal(kernel(state), kernel(state_at(1)))
         # It is put aside, and its step can be saved again.
         assert (tmp_path / "2.damaged").is_dir()
