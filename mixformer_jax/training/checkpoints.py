@@ -6,6 +6,7 @@ damaged file is found and passed over.
 """
 
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ from mixformer_jax.training.steps import TrainState
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _BEST = "best"
+_ORBAX_LOG = logging.getLogger("absl")
 
 
 class CheckpointError(RuntimeError):
@@ -142,16 +144,34 @@ class Checkpoints:
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._not_written(error) from error
 
     def __enter__(self) -> "Checkpoints":
+        # What Orbax logs of a failure, with tracebacks from its threads, comes back as one error of ours.
+        self._log_level = _ORBAX_LOG.level
+        _ORBAX_LOG.setLevel(logging.CRITICAL)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, LostPeerError):  # closing waits for all processes
+        if isinstance(error, LostPeerError):
+            return  # closing would wait for all processes
+        try:
             self.close()
+        except CheckpointError:
+            if error is None:  # what went wrong first tells more
+                raise
+        finally:
+            _ORBAX_LOG.setLevel(self._log_level)
 
     def _read(self, step: int, like: TrainState) -> Restored:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict()), about=ocp.args.JsonRestore())
@@ -193,6 +213,8 @@ class Checkpoints:
         return sorted(self._folder.glob(f"*{_TEMPORARY}*")) if self._folder.is_dir() else []
 
     def _not_written(self, error: Exception) -> CheckpointError:
+        # Hundreds of Orbax's tasks have failed by now, and each would say the same again.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         for half in self._half_written() if is_first() else ():
             _remove(half)
         steps = self.steps()

@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and what is left in it when a run cannot go on."""
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ from mixformer_jax.training.watch import NotFinite
 
 CONFIG_NAME = "config.json"
 _FREE = {("train", name) for name in FREE_SETTINGS}
+
+
+# What no reading of data gives.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class TrainingError(RuntimeError):
@@ -60,8 +65,12 @@ def _is_free(key: tuple[str, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def writing(folder: Path, step: int | None = None) -> Iterator[None]:
+def writing(folder: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
     """Says what it means when a run's folder cannot be written to.
+
+    Args:
+        folder: the run's.
+        only: numbers of the errors that mean so; all others pass. Empty: all mean so.
 
     Raises:
         TrainingError: a full disk, a read-only folder, ...
@@ -69,10 +78,11 @@ def writing(folder: Path, step: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        when = "" if step is None else f" after step {step}"
+        if only and error.errno not in only:
+            raise
         raise TrainingError(
-            f"{folder}: cannot be written to{when} ({error.strerror or error}). Nothing that was there before is lost: "
-            "make room, or mend the permissions, and give the same command again"
+            f"{folder}: cannot be written to ({error.strerror or error}). Nothing that was there before is lost: make "
+            "room, or mend the permissions, and give the same command again"
         ) from error
 
 

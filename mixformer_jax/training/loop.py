@@ -17,7 +17,7 @@ from mixformer_jax.data.pipeline import batches
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.distributed import connect, gather, is_first, naming_lost_peers
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.folder import TrainingError, claim_folder, save_evidence, writing
+from mixformer_jax.training.folder import NO_ROOM, TrainingError, claim_folder, save_evidence, writing
 from mixformer_jax.training.metrics_log import MetricsLog, NoLog
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.optimizer import learning_rate_schedule
@@ -73,6 +73,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     schedule = learning_rate_schedule(settings)
 
     with (
+        writing(out, only=NO_ROOM),
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
         naming_lost_peers(),
     ):
@@ -123,7 +124,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
                     raise TrainingError(save_evidence(out, objective, program.state.params, watch.not_finite))
 
                 if evaluate_now or save_now:
-                    with watch.paused(), writing(out, step):
+                    with watch.paused(), writing(out):
                         best = None
                         if evaluate_now and validation:
                             measured, picture = validation(state.shipped)
