@@ -36,7 +36,7 @@ demo-arguments:
 	fi
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --quiet $(SOURCES)

@@ -111,7 +111,7 @@ def to_latex(table: Table) -> str:
 def to_csv(table: Table) -> str:
     """All digits; an unknown number is an empty cell."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)
     writer.writerow(table.header)
     for row in table.rows:
         writer.writerow([row.label, *("" if _unknown(value) else repr(value) for value in row.values)])
