@@ -89,6 +89,6 @@ def lost_peer(reason: str) -> LostPeerError:
     """The error that says what to do."""
     return LostPeerError(
         f"process {jax.process_index()} of {jax.process_count()}: computing with the other processes failed "
-        f"({reason}): one of them is gone. Start all of them again with the same command: the run goes on from its last "
-        "checkpoint"
+        f"({reason}): one of them is gone. Start all of them again with the same command: the run goes on from its "
+        "last checkpoint"
     )
