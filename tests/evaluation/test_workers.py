@@ -99,12 +99,13 @@ def test_killed_at_any_moment_a_run_goes_on(dataset, uninterrupted, tmp_path, wo
     starts = diary.read_text().splitlines()
     program = _start(dataset, tmp_path / "out", diary, workers)
     output, _ = program.communicate()
-    tracked, skipped = output.strip().split("|")
-    assert set(filter(None, skipped.split(","))) == finished
+    # On a slow machine the killed runs may have left nothing to do.
+    tracked, skipped = (list(filter(None, names.split(","))) for names in output.strip().split("|"))
+    assert set(skipped) == finished
     assert sorted(line.split()[1] for line in diary.read_text().splitlines()[len(starts) :]) == [
-        name.removeprefix("s") for name in tracked.split(",")
+        name.removeprefix("s") for name in tracked
     ]
-    assert {*tracked.split(","), *finished} == {f"s{index}" for index in range(NUM_SEQUENCES)}
+    assert {*tracked, *finished} == {f"s{index}" for index in range(NUM_SEQUENCES)}
     assert _results(folder) == uninterrupted
 
 
