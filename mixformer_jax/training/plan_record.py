@@ -57,7 +57,7 @@ class Plan:
         topology: where.
         mesh: devices by axis.
         global_batch: samples a step.
-        settings: what else matters: compute type, recomputing, parts.
+        settings: what else matters: compute type, recomputing, parts, and whether XLA was told to be quick.
         on_paper: no compiler has seen the step.
         memory: see there.
         flops: operations of a step, recomputed ones too; a multiply-add is two.
@@ -224,7 +224,7 @@ def memory_of(
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     train = experiment.train
-    return {"dtype": experiment.model.dtype, "remat": train.remat, "accumulate": train.accumulate}
+    return {"dtype": experiment.model.dtype, "remat": train.remat, "accumulate": train.accumulate, "quick": False}
 
 
 def count_model_flops(experiment: Experiment) -> float:

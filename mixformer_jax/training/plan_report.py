@@ -45,7 +45,8 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     for place, (name, seconds) in enumerate(plan.bounds_s.items()):
         limits = "  <- limits" if name == plan.limited_by else ""
         lines.append(("" if place else "at least", f"{_ms(seconds)} {name} at {peaks[name]}{limits}"))
-    lines.append(("", f"{_speed(plan, plan.step_s)}: the ceiling"))
+    ceiling = "no ceiling, see the note" if settings["quick"] else "the ceiling"
+    lines.append(("", f"{_speed(plan, plan.step_s)}: {ceiling}"))
     basis = "XLA's estimate of computing, then the network" if plan.estimate_s else "the three one after the other"
     lines.append(("expected", f"{_ms(plan.expected_s)} a step: {basis}"))
     lines.append(("", _speed(plan, plan.expected_s)))

@@ -95,7 +95,9 @@ def plan_tpu(
     seconds = {"trace": traced - began, "compile": done - traced}
     made = from_compiler(experiment, topology, mesh, program, cost, stats, counted, model_flops, seconds)
     if quick:
-        made = dataclasses.replace(made, estimate_s=None, notes=(*made.notes, QUICK_NOTE))
+        made = dataclasses.replace(
+            made, estimate_s=None, settings={**made.settings, "quick": True}, notes=(*made.notes, QUICK_NOTE)
+        )
     return made
 
 

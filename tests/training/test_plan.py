@@ -86,7 +86,7 @@ def of(topology="v5e:4x4", **changes):
         "topology": parse_topology(topology),
         "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
         "global_batch": 512,
-        "settings": {"dtype": "bfloat16", "remat": False, "accumulate": 1},
+        "settings": {"dtype": "bfloat16", "remat": False, "accumulate": 1, "quick": False},
         "on_paper": False,
         "memory": Memory(100, 200, 30, 4, 5000, 60, parse_topology(topology).chip.hbm_bytes),
         "flops": 19.7e12,
@@ -132,7 +132,7 @@ def test_a_step_that_is_too_big_is_told_by_how_much_and_what_helps():
     assert "1,000 bytes too many" in made.refusal
     for help_ in ("remat=true", "--mesh 1,16,1", "accumulate=2", "smaller --global-batch"):
         assert help_ in made.refusal
-    done = of(memory=made.memory, settings={"dtype": "bfloat16", "remat": True, "accumulate": 2})
+    done = of(memory=made.memory, settings={"dtype": "bfloat16", "remat": True, "accumulate": 2, "quick": False})
     assert done.refusal is not None
     assert "remat" not in done.refusal
     assert "accumulate=4" in done.refusal
@@ -268,4 +268,5 @@ def test_a_real_step_compiled_for_chips_that_are_not_here(tpu_compiler, config_f
     assert made["step_s_at_least"] == max(made["bounds_s"].values()) > 0
     printed = capsys.readouterr()
     assert "<- limits" in printed.out
+    assert "no ceiling" in printed.out
     assert "compile it for 4 x v5e" in printed.err
