@@ -2,7 +2,11 @@
 
 import contextlib
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,9 +24,8 @@ class LostPeerError(RuntimeError):
 def connect(settings: RunConfig) -> None:
     """Joins the other processes of a distributed run; must come before JAX looks for devices.
 
-    Losing one of them raises `LostPeerError`: where computing fails (`naming_lost_peers`), or where a step takes longer
-    than `train.peer_timeout_s` (`StepWatch`). JAX's own service watches too, and aborts a process that waits elsewhere,
-    in a checkpoint say, after twice that time.
+    JAX's own service watches the processes too, and aborts one that has not heard of another for twice the time that
+    `PeerWatch` allows: only where that one could not tell.
 
     Raises:
         ConfigError: the other processes cannot be found, or not reached.
@@ -68,6 +71,64 @@ def gather(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+class PeerWatch:
+    """While open, every process leaves signs of life in the run's folder, and looks for those of the others.
+
+    When one has been silent for too long, this process ends at once, with a message and exit code 2: it may be stuck in
+    a computation with the lost one, which no exception interrupts. In a run of one process it does nothing.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float, processes: tuple[int, int] | None = None) -> None:
+        """Prepares to watch.
+
+        Args:
+            folder: of the run; all processes have the same.
+            timeout_s: how long a process may be silent.
+            processes: this one's number, and how many there are; None: as JAX says.
+        """
+        self._own, self._count = processes or (jax.process_index(), jax.process_count())
+        self._folder, self._timeout_s = folder / ".alive", timeout_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
+
+    def silent(self, last_seen: dict[int, tuple[int, float]]) -> list[int]:
+        """Leaves a sign and returns the processes that left none for too long; `last_seen` is its memory."""
+        now = time.monotonic()
+        with contextlib.suppress(OSError):  # the others will say so
+            self._folder.mkdir(exist_ok=True)
+            self._sign(self._own).touch()
+        for process in (process for process in range(self._count) if process != self._own):
+            try:
+                sign = self._sign(process).stat().st_mtime_ns
+            except OSError:
+                sign = 0
+            # Clocks may differ: what counts is that the time changes.
+            if last_seen.get(process, (None, now))[0] != sign:
+                last_seen[process] = (sign, now)
+        return [process for process, (_, since) in last_seen.items() if now - since > self._timeout_s]
+
+    def __enter__(self) -> "PeerWatch":
+        if self._count > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed.set()
+
+    def _sign(self, process: int) -> Path:
+        return self._folder / f"process_{process}"
+
+    def _watch(self) -> None:
+        last_seen: dict[int, tuple[int, float]] = {}
+        while not self._closed.wait(min(1.0, self._timeout_s / 4)):
+            lost = self.silent(last_seen)
+            if lost:
+                names = ", ".join(f"process {process}" for process in lost)
+                message = lost_peer(f"nothing heard of {names} for {self._timeout_s:g} s")
+                print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
+                os._exit(2)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mixformer_jax.convert.convert import RUN_WEIGHTS
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.training.checkpoints import Checkpoints
-from mixformer_jax.training.distributed import connect, gather, is_first, naming_lost_peers
+from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, naming_lost_peers
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import NO_ROOM, TrainingError, claim_folder, save_evidence, writing
 from mixformer_jax.training.metrics_log import MetricsLog, NoLog
@@ -59,7 +59,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         TrainingError: numbers that are not finite (step, batch and names are saved), a folder of another experiment, or
             one that cannot be written to.
         CheckpointError: a checkpoint that could not be written.
-        LostPeerError: a process of a distributed run is gone.
+        LostPeerError: a process of a distributed run is gone; where nothing can be raised, see `PeerWatch`.
     """
     # --- processes, folder, mesh ---
     connect(settings)
@@ -73,6 +73,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     schedule = learning_rate_schedule(settings)
 
     with (
+        PeerWatch(out, settings.peer_timeout_s),
         writing(out, only=NO_ROOM),
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
         naming_lost_peers(),
@@ -107,9 +108,8 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         # --- loop ---
         signals = StopSignals(settings.distributed)
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
-        peer_timeout_s = settings.peer_timeout_s if settings.distributed else None
         progress = Progress(settings, schedule, first_step, shown=is_first())
-        with contextlib.closing(stream), signals, log, progress, StepWatch(peer_timeout_s) as watch:
+        with contextlib.closing(stream), signals, log, progress, StepWatch() as watch:
             step = first_step
             while True:
                 last = step == settings.steps

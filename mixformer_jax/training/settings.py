@@ -28,7 +28,7 @@ class RunConfig:
         mesh: devices along the axes data, fsdp and tensor, see `sharding.py`; -1 takes all that are left.
         distributed: this is one of several processes; JAX finds the others (TPU pods, Slurm, Open MPI, or the variables
             JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).
-        peer_timeout_s: seconds without the end of a step after which a process of a distributed run counts as lost.
+        peer_timeout_s: seconds without a sign of life after which a process of a distributed run counts as lost.
         log_every: steps between lines of metrics.
         validate_every: steps between validations on held-out samples.
         validation_pairs: samples in a validation.

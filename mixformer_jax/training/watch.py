@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mixformer_jax.training.distributed import lost_peer
 from mixformer_jax.training.steps import StepReport
 
 IN_FLIGHT = 2
@@ -58,10 +57,8 @@ class StepWatch:
         not_finite: the first bad step, once it is known.
     """
 
-    def __init__(self, peer_timeout_s: float | None = None) -> None:
-        """Watches; in a distributed run a step that takes longer than `peer_timeout_s` means a lost process."""
+    def __init__(self) -> None:
         self.not_finite: NotFinite | None = None
-        self._peer_timeout_s = peer_timeout_s
         self._failure: BaseException | None = None
         self._finished: list[Finished] = []
         self._idle_s = self._paused_s = 0.0
@@ -141,7 +138,6 @@ class StepWatch:
             self._idle_since = time.perf_counter()
 
     def _acquire(self) -> None:
-        if not self._slots.acquire(timeout=self._peer_timeout_s):
-            raise lost_peer(f"no step has ended for {self._peer_timeout_s:g} s")
+        self._slots.acquire()
         if self._failure is not None:
             raise self._failure

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.training.distributed import LostPeerError
+from mixformer_jax.training.distributed import PeerWatch
 from mixformer_jax.training.metrics_log import MetricsLog, read_lines
 from mixformer_jax.training.progress import Progress
 from mixformer_jax.training.settings import RunConfig
@@ -96,10 +97,17 @@ def test_the_watch_keeps_the_batch_of_the_first_bad_step(loss, squares):
     np.testing.assert_array_equal(watch.not_finite.gradient_squares, np.float32(squares))
 
 
-def test_a_step_that_never_ends_means_a_lost_process():
-    with pytest.raises(LostPeerError, match=r"no step has ended for 0\.05 s"), StepWatch(0.05) as watch:
-        for _ in range(3):  # dispatched, and never heard of again
-            watch.before_step()
+def test_a_silent_process_counts_as_lost(tmp_path):
+    first, second = (PeerWatch(tmp_path, 0.2, (index, 2)) for index in range(2))
+    seen = {}
+    for _ in range(3):
+        second.silent({})
+        assert first.silent(seen) == []
+        time.sleep(0.1)
+    time.sleep(0.25)  # the second one says no more
+    assert first.silent(seen) == [1]
+    second.silent({})
+    assert first.silent(seen) == []
 
 
 def test_lines_are_json_with_plain_numbers(tmp_path):

@@ -135,14 +135,14 @@ def test_two_processes_agree_with_one(root, tmp_path, commands):
 def test_two_processes_stop_together_go_on_and_end_together(root, tmp_path, commands):
     config = config_file(tmp_path, root, steps=100_000, workers=0, checkpoint_every=100_000)
     logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
-    pair = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=5)
+    pair = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=8)
     while not steps_logged(tmp_path / "run"):
         time.sleep(0.05)
     os.kill(pair[1], signal.SIGTERM)
     assert [commands.wait(process) for process in pair] == [128 + signal.SIGTERM] * 2, logs[1].read_text()
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
 
-    first, second = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=5)
+    first, second = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=8)
     lines = steps_logged(tmp_path / "run")
     while steps_logged(tmp_path / "run") <= lines:
         time.sleep(0.05)
