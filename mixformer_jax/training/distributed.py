@@ -80,7 +80,7 @@ class PeerWatch:
     a computation with the lost one, which no exception interrupts. In a run of one process it does nothing.
     """
 
-    def __init__(self, folder: Path, timeout_s: float, processes: tuple[int, int] | None = None) -> None:
+    def __init__(self, folder: Path, timeout_s: int | float, processes: tuple[int, int] | None = None) -> None:
         """Prepares to watch.
 
         Args:
@@ -88,7 +88,9 @@ class PeerWatch:
             timeout_s: how long a process may be silent.
             processes: this one's number, and how many there are; None: as JAX says.
         """
-        self._own, self._count = processes or (jax.process_index(), jax.process_count())
+        own, count = (jax.process_index(), jax.process_count()) if processes is None else processes
+        self._own: int = own
+        self._count: int = count
         self._folder, self._timeout_s = folder / ".alive", timeout_s
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
