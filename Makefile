@@ -65,6 +65,10 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@$(PIP) --editable '.[test]'
 	@# What cannot share an environment with opencv-python-headless: OpenCV with all its trackers, and the VOT toolkit.
 	@$(PIP) --target $(VENV)/contrib --upgrade --no-deps opencv-contrib-python-headless
+	@# The TPU compiler of this JAX: where it is installed, JAX complains at every start that there is no TPU.
+	@$(PIP) --target $(VENV)/tpu-compiler --upgrade --no-deps "$$($(BIN)/python -c \
+	    'from importlib.metadata import requires; \
+	    print(next(r.partition(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
 	@$(BIN)/python -m venv $(VENV)/vot-toolkit
 	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
 	    vot-toolkit==0.7.4 vot-trax==4.0.2 attributee==0.1.9
