@@ -17,6 +17,8 @@ def tiny_pretraining(num_templates: int) -> ConfigDict:
         "decoder_depth": 2,
         "decoder_width": 128,
         "decoder_heads": 4,
+        # Pixels as they are: the error then compares with that of the image's mean colour.
+        "norm_pix_loss": False,
     }
     config.data = tracker.data.to_dict()
     config.data.crops.update({key: tracker.tracker[key] for key in ("template_factor", "search_factor")})

@@ -47,6 +47,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
     `checkpoints/`, and `model.safetensors`: the weights of the last checkpoint, averaged where an average is kept.
+    Beside it stand those of the steps that `keep_every` keeps, `model_STEP.safetensors`.
 
     Args:
         objective: what to train.
@@ -136,6 +137,8 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
                         if save_now:
                             checkpoints.save(state, stream, record, best)
                             _export(objective, weights, state.shipped)
+                            if settings.keep_every and step % settings.keep_every == 0:
+                                _export(objective, weights.with_stem(f"{weights.stem}_{step}"), state.shipped)
                             log.draw()
                 if last or stopping:
                     checkpoints.wait()

@@ -34,7 +34,7 @@ class RunConfig:
         validation_pairs: samples in a validation.
         checkpoint_every: steps between checkpoints.
         keep_latest: newest checkpoints to keep, beside the best one.
-        keep_every: checkpoints of multiples of so many steps are kept for good; 0: none.
+        keep_every: checkpoints of multiples of so many steps are kept for good, and weights files with them; 0: none.
         workers: what makes samples in the background; 0 makes them between steps.
         init: pre-trained weights to start from: an official backbone, a weights file, or a run's folder.
         resume: folder of another run whose newest checkpoint this one goes on from, optimizer and step included.
