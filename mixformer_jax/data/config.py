@@ -79,8 +79,8 @@ class DataConfig:
     # Which frames of a sequence of `datasets` make a sample, see `pairs.draw_frames`. The official trainer has
     # `causal` in stage 1 and `trident_pro` in stage 2.
     frames: FrameScheme = "causal"
-    # Stage 2 (score module): share of samples whose search shows the target; the others show something else, and
-    # every sample has a `label`. None: no labels. The official trainer has 0.5.
+    # Stage 2 (score module): share of samples whose box holds the target; that of the others holds something else,
+    # and every sample has a `label`. None: no labels. The official trainer has 0.5.
     positive_share: float | None = None
     # Training stops when more than this share of samples had to be replaced because of unreadable or broken files
     max_bad_share: float = 0.01
@@ -88,11 +88,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.root is None and not self.datasets:
             raise ValueError("data names neither a root with a pool nor datasets; there is nothing to train on")
-        if self.positive_share is not None:
-            if not 0 < self.positive_share < 1:
-                raise ValueError(f"data.positive_share is {self.positive_share}; expected a share between 0 and 1")
-            if self.root is not None:
-                raise ValueError("data.positive_share asks for labels, which the pool under data.root does not have")
+        if self.positive_share is not None and not 0 < self.positive_share < 1:
+            raise ValueError(f"data.positive_share is {self.positive_share}; expected a share between 0 and 1")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"data.max_bad_share is {self.max_bad_share}; expected a share in [0, 1]")
         if self.datasets and self.root is None and self.augment.occluder_probability > 0:
@@ -117,10 +114,13 @@ def held_out(config: DataConfig) -> DataConfig | None:
     return DataConfig(
         root=config.root,
         include=config.exclude,
+        # Negative samples must not show another sequence of the target's scene.
+        groups=config.groups if config.positive_share is not None else (),
         max_interval=config.max_interval,
         max_target_side=config.max_target_side,
         min_target_side=config.min_target_side,
         mix=Mix(video=1.0, still=0.0, pasted=0.0, region=0.0),
         crops=config.crops,
         augment=undisturbed,
+        positive_share=config.positive_share,
     )

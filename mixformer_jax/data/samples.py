@@ -12,6 +12,7 @@ import numpy as np
 
 from mixformer_jax.data.augment import disturb, occlude
 from mixformer_jax.data.config import DataConfig
+from mixformer_jax.data.labelled import LabelledPairs, PoolPairs
 from mixformer_jax.data.pairs import SequencePairs, Source
 from mixformer_jax.data.pool import ImagePool, VideoPool
 from mixformer_jax.data.sampling import Sample, VideoPairs
@@ -133,11 +134,16 @@ class TrackingSamples:
         name = names[min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(names) - 1)]
         source = self._sources[name]
         faults: list[str] = []
+        # Drawn once: what is hard to place is drawn again and stays in its share.
+        kind = source.draw_kind(rng) if isinstance(source, LabelledPairs) else None
         for _ in range(MAX_REDRAWS):
             try:
                 if isinstance(source, SequencePairs):
                     draw = source.draw(rng)
                     label, text, sample = draw.source, str(draw), source.render(rng, draw)
+                elif isinstance(source, LabelledPairs):
+                    assert kind is not None
+                    label, text, sample = name, f"{name}, {kind}", source.draw(rng, kind)
                 else:
                     label, text, sample = name, name, source(rng)
             except UnusableSampleError:
@@ -182,7 +188,7 @@ class TrackingSamples:
 
     def _build_pool_sources(self) -> dict[str, Callable[[np.random.Generator], Sample]]:
         config, pools = self.config, self._pools
-        sources: dict[str, Callable[[np.random.Generator], Sample]] = {}
+        sources: dict[str, PoolPairs] = {}
         if config.mix.video > 0:
             if pools.videos is None:
                 raise ValueError("the mix asks for video pairs, but no videos are loaded")
@@ -194,7 +200,10 @@ class TrackingSamples:
                 if pools.images is None:
                     raise ValueError(f"the mix asks for {name} pairs, but no photographs are loaded")
                 sources[name] = kind(pools.images, config.crops, config.augment, config.synthetic)
-        return sources
+        if config.positive_share is None:
+            return dict(sources)
+        share = config.positive_share
+        return {name: LabelledPairs(name, source, config.crops, share) for name, source in sources.items()}
 
     def _augment(self, rng: np.random.Generator, name: str, sample: Sample) -> Sample:
         config = self.config.augment

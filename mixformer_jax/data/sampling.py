@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.pool import Clip, VideoPool
 from mixformer_jax.data.views import (
     CropConfig,
+    Placement,
     UnusableSampleError,
     box_outline,
     check_target,
@@ -24,6 +26,24 @@ from mixformer_jax.data.views import (
 Sample = dict[str, np.ndarray]
 """templates uint8 [slots, T, T, 3] (slot 0 the template), search uint8 [S, S, 3], box_cxcywh float32 [4] (of
 the search)."""
+
+
+class Drawn(NamedTuple):
+    """A sample of the pool, and what negative samples need to know of it.
+
+    Attributes:
+        sample: templates, search and box.
+        origin: what it shows: the sequence or its group, or the photograph.
+        matrix: float64 [2, 3], from the source image to the search crop.
+        width_height: of the source image in pixels; None where all of the crop shows something.
+        distractors_cxcywh: boxes of other objects that were put in the search crop, normalised to it.
+    """
+
+    sample: Sample
+    origin: int | str
+    matrix: np.ndarray
+    width_height: tuple[int, int] | None
+    distractors_cxcywh: tuple[np.ndarray, ...] = ()
 
 
 def clip_weights(clips: Sequence[Clip], groups: Sequence[Sequence[str]]) -> np.ndarray:
@@ -59,6 +79,15 @@ def draw_times(
     return template, search, between if template < search else between[::-1]
 
 
+def draw_beside(rng: np.random.Generator, placement: Placement, factor: float) -> Placement:
+    """A crop as large as `placement`'s, its centre half a side to a whole side from the target's along one axis, and
+    at most as far along the other: the target is at most partly in view."""
+    distance = rng.uniform(1.0, 2.0) * factor / 2
+    along = distance if rng.random() < 0.5 else -distance
+    across = rng.uniform(-1.0, 1.0) * distance
+    return placement._replace(offset_xy=(along, across) if rng.random() < 0.5 else (across, along))
+
+
 class VideoPairs:
     """Samples from annotated sequences: template, online templates and search from different frames of one
     clip."""
@@ -73,11 +102,23 @@ class VideoPairs:
     ) -> None:
         self.pool, self.crops, self.augment, self.max_interval = pool, crops, augment, max_interval
         self._cumulative = np.cumsum(clip_weights(pool.clips, groups))
+        group_of = {name: number for number, names in enumerate(groups) for name in names}
+        self._origins: list[int | str] = [group_of.get(clip.name, clip.name) for clip in pool.clips]
+
+    @property
+    def origins(self) -> set[int | str]:
+        """Groups, by their number, and sequences of no group, by their name."""
+        return set(self._origins)
 
     def __call__(self, rng: np.random.Generator) -> Sample:
+        return self.draw(rng).sample
+
+    def draw(self, rng: np.random.Generator, beside: bool = False) -> Drawn:
+        """One sample; with `beside` the target's centre is outside the search crop, by up to half of its side."""
         crops = self.crops
         chosen = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
-        clip = self.pool.clips[min(chosen, len(self.pool.clips) - 1)]
+        chosen = min(chosen, len(self.pool.clips) - 1)
+        clip = self.pool.clips[chosen]
         template, search, between = draw_times(rng, clip.times, self.max_interval, crops.num_online_templates)
         flip = bool(rng.random() < self.augment.flip_probability)
 
@@ -90,10 +131,15 @@ class VideoPairs:
         linear = linear_map(flip=flip, aspect=self.augment.draw_aspect(rng))
         outline = box_outline(clip.boxes_xywh[search])
         placement = draw_placement(rng, crops)
+        if beside:
+            placement = draw_beside(rng, placement, crops.search_factor)
         view = target_view(outline, linear, crops.search_factor, crops.search_size, placement)
-        check_target(view.box_cxcywh, crops)
+        if not beside:
+            check_target(view.box_cxcywh, crops)
         pixels = self._crop(clip.frames[search], view.matrix, crops.search_size)
-        return {"templates": templates, "search": pixels, "box_cxcywh": view.box_cxcywh}
+        sample = {"templates": templates, "search": pixels, "box_cxcywh": view.box_cxcywh}
+        height, width = clip.frames[search].shape[:2]
+        return Drawn(sample, self._origins[chosen], view.matrix, (width, height))
 
     def _crop(self, frame: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
         return warp((frame,), matrix, (size, size), border=cv2.BORDER_CONSTANT)

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float32, Float64, UInt8
 
 from mixformer_jax.data.augment import AugmentConfig, Light, draw_light, relight
 from mixformer_jax.data.pool import CutOut, ImagePool
-from mixformer_jax.data.sampling import Sample
+from mixformer_jax.data.sampling import Drawn, Sample
 from mixformer_jax.data.views import (
     CropConfig,
     UnusableSampleError,
@@ -70,7 +70,16 @@ class PastedPairs:
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
         self._cutouts = _ByFolder(pool.cutouts)
 
+    @property
+    def origins(self) -> set[int | str]:
+        """The photographs that targets are cut from, by their number."""
+        return {cutout.photo for cutout in self.pool.cutouts}
+
     def __call__(self, rng: np.random.Generator) -> Sample:
+        return self.draw(rng).sample
+
+    def draw(self, rng: np.random.Generator) -> Drawn:
+        """One sample, with the boxes of its distractors."""
         crops, config = self.crops, self.config
         target = self._cutouts.draw(rng)
         flip = bool(rng.random() < self.augment.flip_probability)
@@ -105,12 +114,15 @@ class PastedPairs:
         if rng.random() >= config.same_background:
             background = _Background(rng, self.pool)
         search = background.render(rng, crops.search_size, min(placement.zoom, 1.0))
-        for _ in range(int(rng.integers(config.max_distractors + 1))):
+        distractors = tuple(
             self._paste_distractor(rng, search, target, view)
+            for _ in range(int(rng.integers(config.max_distractors + 1)))
+        )
         covered = paste(search, target, view.matrix, light, _finer(rng, config))
         if rng.random() < config.occluder:
             search = self._occluded(rng, search, target, view, covered)
-        return {"templates": templates, "search": search, "box_cxcywh": view.box_cxcywh}
+        sample = {"templates": templates, "search": search, "box_cxcywh": view.box_cxcywh}
+        return Drawn(sample, target.photo, view.matrix, None, distractors)
 
     def _object_light(self, rng: np.random.Generator) -> Light:
         # Saturation costs more than all the rest, and the whole crop gets its own later.
@@ -145,10 +157,16 @@ class PastedPairs:
         matrix[:, 2] += np.asarray(centre_xy) - size / 2
         return matrix
 
-    def _paste_distractor(self, rng: np.random.Generator, search: np.ndarray, target: CutOut, view: View) -> None:
+    def _paste_distractor(
+        self, rng: np.random.Generator, search: np.ndarray, target: CutOut, view: View
+    ) -> Float32[np.ndarray, "4"]:
+        """Pastes in place; returns the distractor's box_cxcywh, normalised to the crop."""
         other = self._other(rng, target)
         matrix = self._placed(rng, other, view, rng.random(2) * self.crops.search_size, rng.uniform(0.6, 1.6))
         paste(search, other, matrix, self._object_light(rng), _finer(rng, self.config))
+        points = (other.pasted_outline_xy @ matrix[:, :2].T + matrix[:, 2]) / self.crops.search_size
+        low, high = points.min(0), points.max(0)
+        return np.concatenate([(low + high) / 2, high - low]).astype(np.float32)
 
     def _occluded(
         self, rng: np.random.Generator, search: np.ndarray, target: CutOut, view: View, covered: np.ndarray
@@ -176,11 +194,22 @@ class StillPairs:
                 f"photograph's side; none among {len(pool.cutouts)}"
             )
         self._cutouts = _ByFolder(usable)
+        self._photos = {cutout.photo for cutout in usable}
+
+    @property
+    def origins(self) -> set[int | str]:
+        """The photographs that targets are drawn from, by their number."""
+        return set(self._photos)
 
     def __call__(self, rng: np.random.Generator) -> Sample:
+        return self.draw(rng).sample
+
+    def draw(self, rng: np.random.Generator) -> Drawn:
+        """One sample."""
         target = self._cutouts.draw(rng)
         return _picture_pair(
             rng,
+            target.photo,
             self.pool.photos[target.photo],
             target.outline_xy,
             self.crops,
@@ -201,8 +230,18 @@ class RegionPairs:
     def __init__(self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig) -> None:
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
 
+    @property
+    def origins(self) -> set[int | str]:
+        """All photographs, by their number."""
+        return set(range(len(self.pool.photos)))
+
     def __call__(self, rng: np.random.Generator) -> Sample:
-        levels = self.pool.photos[int(rng.integers(len(self.pool.photos)))]
+        return self.draw(rng).sample
+
+    def draw(self, rng: np.random.Generator) -> Drawn:
+        """One sample."""
+        photo = int(rng.integers(len(self.pool.photos)))
+        levels = self.pool.photos[photo]
         boxes = [self._draw_box(rng, levels[0].shape) for _ in range(self.config.region_candidates)]
         texture = [_texture(levels[-1], box, levels[0].shape) for box in boxes]
         best = int(np.argmax(texture))
@@ -210,7 +249,7 @@ class RegionPairs:
             raise UnusableSampleError("flat region")
         # The box of a rotated box is larger than what was chosen, so the search view does not turn.
         return _picture_pair(
-            rng, levels, box_outline(boxes[best]), self.crops, self.augment, self.config, turn_search=False
+            rng, photo, levels, box_outline(boxes[best]), self.crops, self.augment, self.config, turn_search=False
         )
 
     def _draw_box(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Float64[np.ndarray, "4"]:
@@ -305,13 +344,14 @@ def _texture(image: np.ndarray, box_xywh: np.ndarray, full_shape: tuple[int, ...
 
 def _picture_pair(
     rng: np.random.Generator,
+    photo: int,
     levels: Sequence[np.ndarray],
     outline_xy: np.ndarray,
     crops: CropConfig,
     augment: AugmentConfig,
     config: SyntheticConfig,
     turn_search: bool,
-) -> Sample:
+) -> Drawn:
     flip = bool(rng.random() < augment.flip_probability)
 
     def deformation(turn: bool) -> np.ndarray:
@@ -334,4 +374,5 @@ def _picture_pair(
     for slot in range(crops.slots):
         template_view = target_view(outline_xy, deformation(True), crops.template_factor, crops.template_size)
         templates[slot] = render(template_view, crops.template_size)
-    return {"templates": templates, "search": render(view, crops.search_size), "box_cxcywh": view.box_cxcywh}
+    sample = {"templates": templates, "search": render(view, crops.search_size), "box_cxcywh": view.box_cxcywh}
+    return Drawn(sample, photo, view.matrix, (width, height))

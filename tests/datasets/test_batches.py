@@ -192,8 +192,8 @@ def test_configs_that_cannot_work(root):
         DataConfig()
     with pytest.raises(ValueError, match="occluder_probability needs the pool"):
         DataConfig(datasets={"made": DatasetConfig(str(root))})
-    with pytest.raises(ValueError, match="labels, which the pool"):
-        DataConfig(root="somewhere", positive_share=0.5, augment=plain)
+    with pytest.raises(ValueError, match=r"positive_share is 1\.0"):
+        DataConfig(root="somewhere", positive_share=1.0, augment=plain)
     with pytest.raises(ValueError, match=r"ratio 0\.0"):
         DatasetConfig(str(root), ratio=0.0)
     config = DataConfig(datasets={"made": DatasetConfig(str(root), reader="folder")}, augment=plain)
