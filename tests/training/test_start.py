@@ -96,8 +96,12 @@ def test_stage_two_has_the_boxes_of_stage_one(stage_one):
         np.testing.assert_array_equal(flatten_dict(again.variables)[name], value)
 
 
-def test_stage_two_trains_the_score_module_alone(root, tmp_path, stage_one):
+@pytest.mark.parametrize("pool", [False, True])
+def test_stage_two_trains_the_score_module_alone(root, tmp_path, stage_one, pool):
     settings = score_config(root / "videos", stage_one, learning_rate=1e-2)
+    if pool:
+        mix = {"video": 1.0, "still": 0.0, "pasted": 0.0, "region": 0.0}
+        settings["data"] |= {"datasets": {}, "root": str(root), "exclude": ("held_out",), "mix": mix}
     settings["data"]["validation"] = {"folder": {"root": str(root / "videos")}}
     weights = train(settings, tmp_path / "run")
     trained = flatten_dict(load_weights(weights).variables)
