@@ -1,4 +1,4 @@
-"""`mixformer data check`, `pack` and `show`: what they take on the command line, and what they print.
+"""`mixformer data check`, `pack`, `pool` and `show`: what they take on the command line, and what they print.
 
 Imports stay inside the commands, as in `cli`.
 """
@@ -36,6 +36,22 @@ def add_commands(parser: argparse.ArgumentParser, print_table: Callable[[Table],
     pack.add_argument("--target-side", type=float, default=80.0, metavar="PX", help=_SIDE)
     pack.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: %(default)s)")
     pack.add_argument("--lossless", action="store_true", help="PNGs of full resolution; several times as large")
+
+    pool = command("pool", run_pool, "Shrink videos/ and images/ into a few small files; data.root can name them, too.")
+    pool.add_argument("root", type=Path, metavar="ROOT", help="holds videos/ and images/, or one of them")
+    pool.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    # The defaults are those of `pool_folder.PoolFolderConfig`.
+    for name, default, text in (
+        ("target-side", 40.0, "larger targets of videos are shrunk to this side, sqrt(w * h)"),
+        ("context", 10.0, "side of what is kept around them, in sides of the target"),
+        ("max-frames", 96, "of a sequence, evenly in time"),
+        ("photo-side", 256, "photographs are shrunk until their longer side is at most this"),
+        ("cutout-side", 64.0, "cut-outs likewise, sqrt(w * h)"),
+        ("quality", 70, "of the WebP pictures"),
+    ):
+        pool.add_argument(
+            f"--{name}", type=type(default), default=default, metavar="N", help=f"{text} (default: %(default)s)"
+        )
 
     show = command("show", run_show, "Draw training samples with their boxes on one sheet.")
     show.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
@@ -86,19 +102,46 @@ def run_pack(args: argparse.Namespace) -> int:
     return int(bool(report.faults))
 
 
+def run_pool(args: argparse.Namespace) -> int:
+    """Writes a pool folder."""
+    from mixformer_jax.data.pool_folder import PoolFolderConfig, write_pool_folder
+
+    names = ("target_side", "context", "max_frames", "photo_side", "cutout_side", "quality")
+    config = PoolFolderConfig(**{name: getattr(args, name) for name in names})
+    report = write_pool_folder(args.root, args.out, config, os.cpu_count() or 1)
+    args.print_table(
+        [
+            ("sequences", f"{report.clips:,}"),
+            ("frames", f"{report.frames:,}; {report.frames_left_out:,} left out"),
+            ("photographs", f"{report.photos:,}, {report.cutouts:,} cut-outs"),
+            ("size", f"{report.nbytes / 2**20:,.1f} MiB in {report.files} files"),
+            ("use it", f'data.root = "{args.out}"'),
+        ]
+    )
+    return 0
+
+
 def run_show(args: argparse.Namespace) -> int:
     """Draws training samples."""
     from mixformer_jax.config_files import default_settings, load_config
-    from mixformer_jax.data.samples import Pools, TrackingSamples
+    from mixformer_jax.data.device_samples import DeviceSamples
     from mixformer_jax.data.sheet import contact_sheet
     from mixformer_jax.images import write_image
     from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.samples import training_samples
     from mixformer_jax.video import prepare_output
 
     prepare_output(args.out)
     config = load_config(args.config, args.overrides, default_settings(Experiment))
     experiment = Experiment.from_mapping(config.to_dict())
-    samples = TrackingSamples(Pools.load(experiment.data), experiment.data, experiment.train.seed)
+    samples = training_samples(experiment)
+    if isinstance(samples, DeviceSamples):
+        shown = samples.show(range(args.first, args.first + args.count))
+        names = [f"{index} {source}" for index, (source, _) in enumerate(shown, start=args.first)]
+        sheet = contact_sheet([sample for _, sample in shown], names, args.columns)
+        write_image(args.out, sheet)
+        args.print_table([("picture", f"{args.out} ({sheet.shape[1]} x {sheet.shape[0]})")])
+        return 0
     rendered = [samples.render(index) for index in range(args.first, args.first + args.count)]
     names = [f"{index} {each.source}" for index, each in enumerate(rendered, start=args.first)]
     sheet = contact_sheet([each.sample for each in rendered], names, args.columns)

@@ -82,6 +82,8 @@ class DataConfig:
     # Stage 2 (score module): share of samples whose box holds the target; that of the others holds something else,
     # and every sample has a `label`. None: no labels. The official trainer has 0.5.
     positive_share: float | None = None
+    # `device`: training samples of the pool are rendered on the accelerator; validation stays on the host
+    render: Literal["host", "device"] = "host"
     # Training stops when more than this share of samples had to be replaced because of unreadable or broken files
     max_bad_share: float = 0.01
 
@@ -90,6 +92,11 @@ class DataConfig:
             raise ValueError("data names neither a root with a pool nor datasets; there is nothing to train on")
         if self.positive_share is not None and not 0 < self.positive_share < 1:
             raise ValueError(f"data.positive_share is {self.positive_share}; expected a share between 0 and 1")
+        if self.render == "device" and self.datasets:
+            raise ValueError(
+                "data.render is 'device', which renders the pool under data.root; data.datasets are read from disk, so "
+                "leave them out, or set data.render to 'host'"
+            )
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"data.max_bad_share is {self.max_bad_share}; expected a share in [0, 1]")
         if self.datasets and self.root is None and self.augment.occluder_probability > 0:
@@ -107,7 +114,14 @@ def held_out(config: DataConfig) -> DataConfig | None:
     undisturbed = AugmentConfig(**{each.name: 0.0 for each in dataclasses.fields(AugmentConfig)})
     if config.validation:
         return dataclasses.replace(
-            config, root=None, exclude=(), groups=(), augment=undisturbed, datasets=config.validation, validation={}
+            config,
+            root=None,
+            exclude=(),
+            groups=(),
+            augment=undisturbed,
+            datasets=config.validation,
+            validation={},
+            render="host",
         )
     if not config.exclude:
         return None

@@ -58,27 +58,36 @@ class VideoPool:
         context: float = 16.0,
         num_threads: int = 2,
     ) -> VideoPool:
-        """Decode every sequence under ROOT/videos (folder layout) once.
+        """Decode every sequence under ROOT/videos (folder layout), or in the pool folder ROOT, once.
 
         `include` and `exclude` are sequence names; a name that does not exist is an error. Frames are shrunk
         until sqrt(w * h) of the target is at most `max_target_side` pixels, never enlarged, and cut to a
         window of `context` times that size around the target. Frames without a box, or with sqrt(w * h)
         below `min_target_side`, are left out; sequences with fewer than two frames left are dropped.
         """
-        sequences = open_dataset("folder", Path(root) / "videos")
-        known = {sequence.name for sequence in sequences}
-        unknown = sorted((set(include or ()) | set(exclude)) - known)
+        from mixformer_jax.data import pool_folder
+
+        packed = pool_folder.is_pool_folder(root)
+        place = Path(root) if packed else Path(root) / "videos"
+        sequences = [] if packed else open_dataset("folder", place)
+        names = pool_folder.clip_names(root) if packed else [sequence.name for sequence in sequences]
+        unknown = sorted((set(include or ()) | set(exclude)) - set(names))
         if unknown:
-            raise ValueError(f"{Path(root) / 'videos'} has no sequence named {unknown}; it has {sorted(known)}")
-        chosen = [s for s in sequences if (include is None or s.name in include) and s.name not in exclude]
+            raise ValueError(f"{place} has no sequence named {unknown}; it has {sorted(names)}")
+        chosen = [name for name in names if (include is None or name in include) and name not in exclude]
 
         def decode(sequence: Sequence) -> Clip:
             return _pool_clip(sequence, max_target_side, min_target_side, context)
 
-        clips = [clip for clip in _in_threads(decode, chosen, num_threads, "videos") if len(clip) >= 2]
-        if not clips:
-            raise ValueError(f"no usable sequence under {Path(root) / 'videos'} (of {len(sequences)} found)")
-        return cls(tuple(clips))
+        clips: Iterable[Clip]
+        if packed:
+            clips = pool_folder.read_clips(root, chosen, max_target_side, min_target_side, context, num_threads)
+        else:
+            clips = in_threads(decode, [s for s in sequences if s.name in chosen], num_threads, "videos")
+        usable = tuple(clip for clip in clips if len(clip) >= 2)
+        if not usable:
+            raise ValueError(f"no usable sequence under {place} (of {len(names)} found)")
+        return cls(usable)
 
     @property
     def nbytes(self) -> int:
@@ -91,19 +100,33 @@ def _pool_clip(sequence: Sequence, max_side: float, min_side: float, context: fl
     for time in range(len(sequence)):
         box = np.asarray(sequence.boxes_xywh[time], np.float64)
         hidden = sequence.visible is not None and not sequence.visible[time]
-        if hidden or not np.isfinite(box).all() or min(box[2:]) <= 1 or math.sqrt(box[2] * box[3]) < min_side:
+        if hidden or not is_large_enough(box, min_side):
             continue
-        frame, box = surroundings(sequence.frame(time), box, context)
-        scale = max_side / math.sqrt(box[2] * box[3])
-        if scale < 1:
-            height, width = frame.shape[:2]
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            box = box * np.tile([size[0] / width, size[1] / height], 2)
-            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        frame, box = fit_frame(sequence.frame(time), box, max_side, context)
         frames.append(frame)
         boxes.append(box)
         times.append(time)
     return Clip(sequence.name, tuple(frames), np.array(boxes, np.float64).reshape(-1, 4), np.array(times, np.int64))
+
+
+def is_large_enough(box_xywh: Float64[np.ndarray, "4"], min_side: float) -> bool:
+    """Whether a frame with this box is of use; NaN is not."""
+    _x, _y, w, h = (float(v) for v in box_xywh)
+    return bool(np.isfinite(box_xywh).all()) and min(w, h) > 1 and math.sqrt(w * h) >= min_side
+
+
+def fit_frame(
+    frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float64[np.ndarray, "4"], max_side: float, context: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The target's `surroundings`, shrunk until sqrt(w * h) of it is at most `max_side`, and the box within them."""
+    frame, box_xywh = surroundings(frame, box_xywh, context)
+    scale = max_side / math.sqrt(box_xywh[2] * box_xywh[3])
+    if scale >= 1:
+        return frame, box_xywh
+    height, width = frame.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    box_xywh = box_xywh * np.tile([size[0] / width, size[1] / height], 2)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA), box_xywh
 
 
 def surroundings(
@@ -147,13 +170,17 @@ class ImagePool:
     @classmethod
     def load(cls, root: str | Path, num_threads: int = 2) -> ImagePool:
         """Read every ROOT/images/**/NAME.jpg and the instance mask NAME.png beside it (0 background, then
-        instance ids)."""
+        instance ids); or the pool folder ROOT."""
+        from mixformer_jax.data import pool_folder
+
+        if pool_folder.is_pool_folder(root):
+            return pool_folder.read_images(root, num_threads)
         paths = sorted((Path(root) / "images").rglob("*.jpg"))
         if not paths:
             raise ValueError(
                 f"no NAME.jpg under {Path(root) / 'images'}; expected photographs, with masks NAME.png beside"
             )
-        loaded = list(_in_threads(_pool_photo, list(enumerate(paths)), num_threads, "photographs"))
+        loaded = list(in_threads(_pool_photo, list(enumerate(paths)), num_threads, "photographs"))
         photos = tuple(levels for levels, _ in loaded)
         unmasked = tuple(i for i, (_, cutouts) in enumerate(loaded) if cutouts is None)
         cutouts = tuple(cutout for _, found in loaded for cutout in found or ())
@@ -240,6 +267,9 @@ def _hull(mask: UInt8[np.ndarray, "h w"]) -> Float64[np.ndarray, "n 2"]:
     return cv2.convexHull(corners).reshape(-1, 2).astype(np.float64)
 
 
-def _in_threads(function: Callable[[Item], Result], items: list[Item], num_threads: int, unit: str) -> Iterable[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: list[Item], num_threads: int, unit: str, what: str = "loading"
+) -> Iterable[Result]:
+    """Results of a slow function in the order of the items, with a bar on the terminal."""
     with ThreadPoolExecutor(num_threads) as threads:
-        yield from tqdm(threads.map(function, items), total=len(items), unit=f" {unit}", desc="loading", mininterval=1)
+        yield from tqdm(threads.map(function, items), total=len(items), unit=f" {unit}", desc=what, mininterval=1)

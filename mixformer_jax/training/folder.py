@@ -15,6 +15,7 @@ from mixformer_jax.files import write_atomically
 from mixformer_jax.training.distributed import barrier, is_first
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.settings import FREE_SETTINGS
+from mixformer_jax.training.sharding import own_rows
 from mixformer_jax.training.steps import trained_names
 from mixformer_jax.training.watch import NotFinite
 
@@ -99,7 +100,9 @@ def save_evidence(folder: Path, objective: Objective, params: Mapping[str, Any],
     stem = folder / f"not_finite_step_{bad.step}{process}"
     names = trained_names(objective, params)
     offending = [name for name, value in zip(names, bad.gradient_squares, strict=True) if not np.isfinite(value)]
-    np.savez_compressed(f"{stem}.npz", allow_pickle=False, **bad.batch)
+    np.savez_compressed(
+        f"{stem}.npz", allow_pickle=False, **{name: own_rows(value) for name, value in bad.batch.items()}
+    )
     about = {
         "step": bad.step,
         "metrics": {name: repr(value) for name, value in bad.metrics.items()},

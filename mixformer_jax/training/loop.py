@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
 from mixformer_jax.data.pipeline import batches
+from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, naming_lost_peers
 from mixformer_jax.training.experiment import Experiment
@@ -24,7 +25,7 @@ from mixformer_jax.training.optimizer import learning_rate_schedule
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.progress import Progress
 from mixformer_jax.training.settings import RunConfig
-from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch
+from mixformer_jax.training.sharding import make_mesh, process_rows
 from mixformer_jax.training.signals import StopSignals
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
 from mixformer_jax.training.tracking import tracking_objective
@@ -89,8 +90,9 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
             return weights
 
         # --- data ---
+        samples = objective.samples()
         stream = batches(
-            objective.samples(),
+            samples,
             settings.batch_size,
             first_step,
             workers=settings.workers,
@@ -99,6 +101,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         )
         if data_state is not None:
             stream.set_state(data_state)
+        to_mesh = to_devices(samples, mesh)
         validation = Validation(objective, settings, program, part)
 
         # --- compile ---
@@ -144,10 +147,9 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
                     checkpoints.wait()
                     break
 
-                batch = next(stream)
-                on_device = put_batch(batch, mesh)
+                batch = to_mesh(next(stream))
                 watch.before_step()
-                state, report = step_program(state, on_device)
+                state, report = step_program(state, batch)
                 watch.after_step(step, batch, report)
                 step += 1
     if not last:

@@ -22,6 +22,7 @@ from mixformer_jax.convert.initial import init_from
 from mixformer_jax.convert.mae_names import start_from_mae
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig, held_out
+from mixformer_jax.data.device_samples import DeviceSamples
 from mixformer_jax.data.samples import Pools, Rendered, TrackingSamples
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
 from mixformer_jax.models.autoencoder import (
@@ -159,8 +160,11 @@ class MaskedPretraining:
         if self.experiment.images is not None:
             images = open_images(self.experiment.images.root, self.experiment.images.split)
             return ImageSamples(self.experiment.images, images, config.model.search_size, train.seed)
-        assert self.experiment.data is not None
-        return _Parts(self.experiment.data, train.seed, tuple(self.batch_shapes(1)))
+        data, names = self.experiment.data, tuple(self.batch_shapes(1))
+        assert data is not None
+        if data.render == "device":
+            return DeviceSamples(Pools.load(data), data, train.seed, names)
+        return _Parts(data, train.seed, names)
 
     def validation_samples(self) -> Samples | None:
         data, images = self.experiment.data, self.experiment.images

@@ -1,12 +1,14 @@
 """The samples of an experiment: those to train on, and fixed ones of held-out sequences."""
 
+from mixformer_jax.data.device_samples import DeviceSamples
 from mixformer_jax.data.pipeline import Pools, TrackingSamples, held_out
 from mixformer_jax.training.experiment import Experiment
 
 
-def training_samples(experiment: Experiment) -> TrackingSamples:
-    """The samples of `data`, by the run's seed."""
-    return TrackingSamples(Pools.load(experiment.data), experiment.data, experiment.train.seed)
+def training_samples(experiment: Experiment) -> TrackingSamples | DeviceSamples:
+    """The samples of `data`, by the run's seed, rendered where `data.render` says."""
+    kind = DeviceSamples if experiment.data.render == "device" else TrackingSamples
+    return kind(Pools.load(experiment.data), experiment.data, experiment.train.seed)
 
 
 def validation_samples(experiment: Experiment) -> TrackingSamples | None:

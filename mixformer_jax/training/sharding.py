@@ -152,3 +152,12 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     if jax.process_count() == 1:
         return {name: jax.device_put(value, sharding) for name, value in batch.items()}
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def own_rows(value: jax.Array | np.ndarray) -> np.ndarray:
+    """This process's part of an array of a global batch, as `put_batch` took it."""
+    if isinstance(value, np.ndarray) or value.is_fully_addressable:
+        return np.asarray(value)
+    # Devices along `tensor` hold the same rows.
+    parts = {shard.index[0].start: shard.data for shard in value.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -8,13 +8,14 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from mixformer_jax.training.objective import Batch
 from mixformer_jax.training.steps import StepReport
 
 IN_FLIGHT = 2
@@ -31,7 +32,7 @@ class NotFinite(NamedTuple):
     """A step whose loss or gradients are not finite, and what it was made of."""
 
     step: int
-    batch: Mapping[str, np.ndarray]
+    batch: Batch
     metrics: dict[str, float]
     gradient_squares: np.ndarray
 
@@ -66,7 +67,7 @@ class StepWatch:
         self._lock = threading.Lock()
         self._pending = 0
         self._idle_since = time.perf_counter()
-        self._steps: queue.SimpleQueue[tuple[int, Mapping[str, np.ndarray], StepReport] | None] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[tuple[int, Batch, StepReport] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, name="step watch", daemon=True)
 
     def before_step(self) -> None:
@@ -77,7 +78,7 @@ class StepWatch:
                 self._idle_s += time.perf_counter() - self._idle_since
             self._pending += 1
 
-    def after_step(self, step: int, batch: Mapping[str, np.ndarray], report: StepReport) -> None:
+    def after_step(self, step: int, batch: Batch, report: StepReport) -> None:
         """Hands over what was dispatched: the step's number counts from 0."""
         self._steps.put((step, batch, report))
 
@@ -128,7 +129,7 @@ class StepWatch:
                 self._note(Finished(step, metrics), batch, values.gradient_squares)
             self._slots.release()
 
-    def _note(self, finished: Finished, batch: Mapping[str, np.ndarray], gradient_squares: np.ndarray) -> None:
+    def _note(self, finished: Finished, batch: Batch, gradient_squares: np.ndarray) -> None:
         good = np.isfinite(finished.metrics["loss"]) and np.isfinite(gradient_squares).all()
         with self._lock:
             if not good and self.not_finite is None:

@@ -1,0 +1,266 @@
+"""Samples rendered on the device: independence of the batch, boxes that bind, settings that do what they say."""
+
+import dataclasses
+import math
+from dataclasses import fields, replace
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixformer_jax.data import augment as host_augment
+from mixformer_jax.data import device_augment, device_views, views
+from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix
+from mixformer_jax.data.device_pool import DevicePool, _pictures
+from mixformer_jax.data.device_samples import DeviceSamples
+from mixformer_jax.data.draws import Draws
+from mixformer_jax.data.pool import Clip, ImagePool, VideoPool, cut_out
+from mixformer_jax.data.rendering import inspector, renderer, sources_of
+from mixformer_jax.data.samples import Pools
+from mixformer_jax.data.synthetic import SyntheticConfig
+from mixformer_jax.data.views import CropConfig, pyramid
+
+CROPS = CropConfig(template_size=32, search_size=64, scale_jitter=0.2, centre_jitter=2.0)
+NONE = AugmentConfig(**{field.name: 0.0 for field in fields(AugmentConfig)})
+UNDISTURBED = replace(NONE, flip_probability=0.5, aspect=0.08)
+TARGET, GROUND = np.array([255, 32, 32], np.uint8), np.array([0, 64, 128], np.uint8)
+COUNT = 24
+
+
+def flat_clip(name: str, seed: int) -> Clip:
+    """A target of one colour on ground of another."""
+    rng = np.random.default_rng(seed)
+    frames, boxes = [], []
+    for _ in range(8):
+        x, y, w, h = rng.integers(50, 80), rng.integers(40, 60), rng.integers(16, 28), rng.integers(16, 28)
+        frame = np.empty((140, 160, 3), np.uint8)
+        frame[:] = GROUND
+        frame[y : y + h, x : x + w] = TARGET
+        frames.append(frame)
+        boxes.append([x, y, w, h])
+    return Clip(name, tuple(frames), np.array(boxes, np.float64), np.arange(8) * 10)
+
+
+@pytest.fixture(scope="module")
+def pools() -> Pools:
+    photos, cutouts = [], []
+    for number, source in enumerate(("cats", "cats", "dogs", "plain", "plain")):
+        photo = np.empty((160, 200, 3), np.uint8)
+        photo[:] = GROUND
+        if source != "plain":
+            centre, axes = (95 + 5 * number, 80), (24, 16 + 2 * number)
+            mask = cv2.ellipse(np.zeros(photo.shape[:2], np.uint8), centre, axes, 20.0, 0, 360, 1, -1)
+            photo[mask > 0] = TARGET
+            cutouts.append(cut_out(photo, mask, number, source))
+        photos.append(pyramid(photo))
+    return Pools(VideoPool((flat_clip("a", 0), flat_clip("b", 1))), ImagePool(tuple(photos), tuple(cutouts), (3, 4)))
+
+
+def config(source: str | None = None, **changes: object) -> DataConfig:
+    mix = Mix() if source is None else Mix(**{each.name: float(each.name == source) for each in fields(Mix)})
+    base = DataConfig(root="somewhere", crops=CROPS, mix=mix, render="device", max_interval=40)
+    return replace(base, **changes)
+
+
+def render(pools: Pools, settings: DataConfig, count: int = COUNT, seed: int = 0) -> dict[str, np.ndarray]:
+    pool = DevicePool.build(pools.videos, pools.images, settings)
+    return jax.device_get(jax.jit(renderer(settings, seed))(pool, {"index": jnp.arange(count, dtype=jnp.uint32)}))
+
+
+def found_box_cxcywh(image: np.ndarray) -> np.ndarray:
+    """Bounds of the target's colour, where it covers half a pixel or more."""
+    share = (image[..., 0].astype(float) - GROUND[0]) / (float(TARGET[0]) - GROUND[0])
+    rows, columns = np.nonzero(share.max(axis=1) >= 0.5)[0], np.nonzero(share.max(axis=0) >= 0.5)[0]
+    low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]]) + 1
+    return np.concatenate([(low + high) / 2, high - low]) / image.shape[0]
+
+
+@pytest.fixture(scope="module")
+def whole(pools):
+    """The whole mix, with all disturbances."""
+    settings = config(augment=AugmentConfig(flip_probability=0.5))
+    pool = DevicePool.build(pools.videos, pools.images, settings)
+    return pool, jax.jit(inspector(settings, 3))
+
+
+def test_a_number_is_one_sample_in_any_batch(whole):
+    pool, inspect = whole
+    numbers = np.arange(8, dtype=np.uint32)
+    first, about = inspect(pool, numbers)
+    assert first["templates"].shape == (8, 2, 32, 32, 3) and first["search"].shape == (8, 64, 64, 3)
+    assert first["templates"].dtype == first["search"].dtype == jnp.uint8
+    assert first["box_cxcywh"].shape == (8, 4) and first["box_cxcywh"].dtype == jnp.float32
+    again, _ = inspect(pool, np.concatenate([numbers[:3:-1], numbers[:4] + 100]).astype(np.uint32))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value[7:3:-1], again[name][:4], err_msg=name)
+        assert not np.array_equal(value[:4], again[name][4:])
+    assert about.served.all()
+
+
+def test_the_mix_is_kept_and_its_candidates_serve(pools):
+    settings = config()
+    samples = DeviceSamples(pools, settings, 0)
+    numbers = jnp.arange(2048, dtype=jnp.uint32)
+    about = jax.jit(lambda pool: inspector(settings, 0)(pool, numbers)[1])(samples.resident)
+    shares = np.bincount(np.asarray(about.source), minlength=4) / len(numbers)
+    np.testing.assert_allclose(shares, [getattr(settings.mix, name) for name in sources_of(settings)], atol=0.04)
+    # Regions of one colour have no texture.
+    unserved = ~np.asarray(about.served)
+    assert set(np.asarray(about.source)[unserved]) <= {sources_of(settings).index("region")}
+    with pytest.raises(ValueError, match="source 'region'"):
+        samples.check(samples.resident)
+
+
+@pytest.mark.parametrize("source", ["video", "still", "pasted"])
+def test_boxes_bind_the_target(pools, source):
+    synthetic = SyntheticConfig(max_distractors=0, occluder=0.0, finer=0.0)
+    batch = render(pools, config(source, augment=UNDISTURBED, synthetic=synthetic))
+    inside = 0
+    for image, box in zip(batch["search"], batch["box_cxcywh"], strict=True):
+        if (box[:2] - box[2:] / 2 < 0).any() or (box[:2] + box[2:] / 2 > 1).any():
+            continue
+        inside += 1
+        # The edge of what is pasted is soft.
+        np.testing.assert_allclose(found_box_cxcywh(image) * 64, box * 64, atol=1.6 if source == "pasted" else 1.1)
+    assert inside > COUNT / 2
+    for image in batch["templates"].reshape(-1, 32, 32, 3):
+        found = found_box_cxcywh(image)
+        np.testing.assert_allclose(found[:2], 0.5, atol=1.3 / 32)
+        # The template shows twice the target's side.
+        np.testing.assert_allclose(math.sqrt(found[2] * found[3]), 0.5, atol=2.5 / 32)
+
+
+def test_labels_tell_whether_the_box_holds_the_target(pools):
+    settings = config("video", augment=UNDISTURBED, positive_share=0.5)
+    batch = render(pools, settings, 64)
+    assert 16 < batch["label"].sum() < 48
+    held = np.zeros(64)
+    for row, (image, box) in enumerate(zip(batch["search"], batch["box_cxcywh"], strict=True)):
+        low, high = (box[:2] - box[2:] / 2) * 64, (box[:2] + box[2:] / 2) * 64
+        (x0, y0), (x1, y1) = np.clip(np.round(low), 0, 64).astype(int), np.clip(np.round(high), 0, 64).astype(int)
+        held[row] = (image[y0:y1, x0:x1, 0] > 128).mean()
+    assert (held[batch["label"] == 1] > 0.9).all()
+    # Half of the negatives show another clip's target, which has the same colour here.
+    negatives = held[batch["label"] == 0]
+    assert 0.2 < (negatives < 0.3).mean() < 0.8 and ((negatives < 0.3) | (negatives > 0.9)).all()
+
+
+def test_every_disturbance_changes_pixels_and_zero_leaves_them():
+    rng = np.random.default_rng(0)
+    search = jnp.asarray(rng.integers(0, 256, (32, 32, 3)), jnp.float32)
+    templates = jnp.asarray(rng.integers(0, 256, (2, 16, 16, 3)), jnp.float32)
+    key = jax.random.key(0)
+    for same, original in zip(device_augment.disturb(key, templates, search, NONE), (templates, search), strict=True):
+        np.testing.assert_allclose(same, original, atol=2e-4)
+    strengths = ("brightness", "separate_gain", "contrast", "gamma", "colour", "saturation")
+    chances = ("grey", "blur", "motion_blur", "coarse", "noise")
+    changes = [{name: 0.3, "independent": 0.5} for name in strengths]
+    changes += [
+        {f"{name}_probability": 1.0, "max_blur": 1.2, "max_motion_blur": 7.0, "max_noise": 9.0} for name in chances
+    ]
+    for change in changes:
+        disturbed = device_augment.disturb(key, templates, search, replace(NONE, **change))
+        for after, before in zip(disturbed, (templates, search), strict=True):
+            assert float(jnp.abs(after - before).mean()) > 0.5, change
+
+
+@pytest.mark.parametrize("change", [{"occluder_probability": 1.0, "max_occluded": 0.5}])
+def test_occluders_hide_a_part_of_the_target(pools, change):
+    bare = render(pools, config("video", augment=NONE))
+    hidden = render(pools, config("video", augment=replace(NONE, **change)))
+    np.testing.assert_array_equal(bare["box_cxcywh"], hidden["box_cxcywh"])
+    np.testing.assert_array_equal(bare["templates"], hidden["templates"])
+    red = [(batch["search"][..., 0] > 128).sum(axis=(1, 2)) for batch in (bare, hidden)]
+    assert (red[1] >= 0.4 * red[0]).all() and (red[1] < 0.95 * red[0]).mean() > 0.5
+
+
+def test_distractors_and_occluders_are_pasted(pools):
+    def red(**changes: object) -> np.ndarray:
+        synthetic = replace(SyntheticConfig(finer=0.0, same_source_distractor=0.0), **changes)
+        return (render(pools, config("pasted", augment=NONE, synthetic=synthetic))["search"][..., 0] > 128).sum((1, 2))
+
+    alone = red(max_distractors=0, occluder=0.0)
+    assert (red(max_distractors=3, occluder=0.0) > alone.max()).sum() > COUNT / 4
+    occluded = red(max_distractors=0, occluder=1.0)
+    assert (occluded != alone).mean() > 0.5 and (occluded >= alone).all()
+
+
+@given(
+    flip=st.booleans(),
+    rotation=st.floats(-0.4, 0.4),
+    log_aspect=st.floats(-0.3, 0.3),
+    shear=st.floats(-0.2, 0.2),
+    zoom=st.floats(0.5, 2.0),
+    offset=st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)),
+)
+def test_geometry_is_that_of_the_host(flip, rotation, log_aspect, shear, zoom, offset):
+    linear = views.linear_map(flip, rotation, math.exp(log_aspect), shear)
+    ours = device_views.linear_map(flip, rotation, math.exp(log_aspect), shear)
+    np.testing.assert_allclose(ours, linear, atol=1e-6)
+    outline = np.array([[30.0, 20.0], [60.0, 25.0], [55.0, 48.0], [28.0, 50.0]])
+    theirs = views.target_view(outline, linear, 4.0, 128, views.Placement(zoom, offset))
+    view = device_views.target_view(jnp.asarray(outline, jnp.float32), ours, 4.0, 128, zoom, jnp.asarray(offset))
+    np.testing.assert_allclose(view.matrix, theirs.matrix, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(view.box_cxcywh, theirs.box_cxcywh, atol=1e-5)
+    seen = device_views.seen_share(view.matrix, 128, jnp.array([90.0, 70.0]))
+    np.testing.assert_allclose(seen, views.seen_share(theirs.matrix, 128, (90, 70)), atol=0.07)
+
+
+def test_pixels_are_those_of_the_host():
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (90, 120, 3), np.uint8), (0, 0), 2.0)
+    levels = pyramid(image)
+    images = _pictures([levels])
+    look_up = jax.jit(device_views.warp, static_argnums=3)
+    for scale, finer, border in ((2.0, 0, False), (0.6, 0, True), (0.4, 0, False), (0.4, 1, True)):
+        linear = views.linear_map(True, 0.3, 1.2, 0.1) * scale
+        matrix = np.column_stack([linear, np.array([40.0, -10.0])])
+        kind = cv2.BORDER_REPLICATE if border else cv2.BORDER_CONSTANT
+        theirs = views.warp(levels, matrix, (64, 64), finer, kind)
+        ours = look_up(images, jnp.asarray(0), jnp.asarray(matrix, jnp.float32), 64, finer, border)[..., :3]
+        # OpenCV's weights are 32nds.
+        assert np.abs(np.asarray(ours) - theirs).max() < 6
+
+
+def test_disturbances_are_those_of_the_host():
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.integers(0, 256, (40, 40, 3), np.uint8), (0, 0), 1.0)
+    pixels = jnp.asarray(image, jnp.float32)
+    light = host_augment.Light(0.1, -0.2, 0.15, 0.3, (0.1, 0.0, -0.1))
+    ours = device_augment.relight(
+        pixels, device_augment.DeviceLight(*map(jnp.asarray, (0.1, -0.2, 0.15, 0.3)), jnp.asarray(light.colour))
+    )
+    assert np.abs(np.asarray(ours) - host_augment.relight(image, light)).max() < 3
+    for deviation in (0.5, 1.2):
+        matrix = device_augment.blur_matrix(40, jnp.asarray(deviation))
+        theirs = cv2.GaussianBlur(image, (0, 0), deviation)
+        assert np.abs(np.einsum("ij,kl,jlc->ikc", matrix, matrix, image) - theirs).max() < 1.6
+    for keep in (0.45, 0.8):
+        matrix = device_augment.coarse_matrix(40, jnp.asarray(keep))
+        small = cv2.resize(image, (round(40 * keep),) * 2, interpolation=cv2.INTER_AREA)
+        theirs = cv2.resize(small, (40, 40), interpolation=cv2.INTER_LINEAR)
+        assert np.abs(np.einsum("ij,kl,jlc->ikc", matrix, matrix, image) - theirs).max() < 2.5
+    for length, angle in ((3.2, 0.3), (6.5, 2.0)):
+        kernel = np.asarray(device_augment.line_kernel(jnp.asarray(length), jnp.asarray(angle), 3))
+        theirs = host_augment.line_kernel(length, angle)
+        edge = (7 - len(theirs)) // 2
+        np.testing.assert_allclose(kernel, np.pad(theirs, edge), atol=1e-5)
+
+
+def test_draws_are_uniform_and_never_repeated():
+    draws = Draws(jax.random.key(0))
+    drawn = np.concatenate([draws.uniform(shape=(50,)), draws.uniform(shape=(100,)), draws.uniform(2, 3, (50,)) - 2])
+    assert len(np.unique(drawn)) > 195 and 0.4 < drawn.mean() < 0.6
+    picked = np.asarray(draws.below(3, (300,)))
+    assert set(picked) == {0, 1, 2}
+    assert abs(float(draws.normal((400,)).std()) - 1) < 0.15
+
+
+def test_data_sets_on_disk_cannot_be_rendered_on_a_device():
+    with pytest.raises(ValueError, match=r"data\.render is 'device'"):
+        dataclasses.replace(config(), datasets={"coco": DatasetConfig("x")})
