@@ -211,7 +211,7 @@ def _thinned(clip: Clip, most: int) -> Clip:
     return Clip(clip.name, tuple(clip.frames[i] for i in kept), clip.boxes_xywh[kept], clip.times[kept])
 
 
-def _shrunk(picture: np.ndarray, side: float) -> np.ndarray:
+def _shrunk(picture: np.ndarray, side: int) -> np.ndarray:
     ratio = side / max(picture.shape[:2])
     return picture if ratio >= 1 else _resized(picture, ratio)
 

@@ -118,4 +118,9 @@ def data_section(values: Mapping[str, Any], derived: Mapping[str, Any], who: str
         if key in data:
             data[key] = {name: dataclass_from_mapping(DatasetConfig, each) for name, each in data[key].items()}
     data["crops"] = dataclass_from_mapping(CropConfig, {**crops, **derived})
-    return dataclass_from_mapping(DataConfig, data)
+    try:
+        return dataclass_from_mapping(DataConfig, data)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of a record of the data's, which know nothing of models
+        raise ConfigError(str(error)) from error

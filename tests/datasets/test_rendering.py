@@ -1,6 +1,7 @@
 """Samples rendered on the device: independence of the batch, boxes that bind, settings that do what they say."""
 
 import dataclasses
+import functools
 import math
 from dataclasses import fields, replace
 
@@ -24,6 +25,8 @@ from mixformer_jax.data.rendering import inspector, renderer, sources_of
 from mixformer_jax.data.samples import Pools
 from mixformer_jax.data.synthetic import SyntheticConfig
 from mixformer_jax.data.views import CropConfig, pyramid
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 CROPS = CropConfig(template_size=32, search_size=64, scale_jitter=0.2, centre_jitter=2.0)
 NONE = AugmentConfig(**{field.name: 0.0 for field in fields(AugmentConfig)})
@@ -69,7 +72,7 @@ def config(source: str | None = None, **changes: object) -> DataConfig:
 
 def render(pools: Pools, settings: DataConfig, count: int = COUNT, seed: int = 0) -> dict[str, np.ndarray]:
     pool = DevicePool.build(pools.videos, pools.images, settings)
-    return jax.device_get(jax.jit(renderer(settings, seed))(pool, {"index": jnp.arange(count, dtype=jnp.uint32)}))
+    return jax.device_get(quick_jit(renderer(settings, seed))(pool, {"index": jnp.arange(count, dtype=jnp.uint32)}))
 
 
 def found_box_cxcywh(image: np.ndarray) -> np.ndarray:
@@ -85,7 +88,7 @@ def whole(pools):
     """The whole mix, with all disturbances."""
     settings = config(augment=AugmentConfig(flip_probability=0.5))
     pool = DevicePool.build(pools.videos, pools.images, settings)
-    return pool, jax.jit(inspector(settings, 3))
+    return pool, quick_jit(inspector(settings, 3))
 
 
 def test_a_number_is_one_sample_in_any_batch(whole):
@@ -106,7 +109,7 @@ def test_the_mix_is_kept_and_its_candidates_serve(pools):
     settings = config()
     samples = DeviceSamples(pools, settings, 0)
     numbers = jnp.arange(2048, dtype=jnp.uint32)
-    about = jax.jit(lambda pool: inspector(settings, 0)(pool, numbers)[1])(samples.resident)
+    about = quick_jit(lambda pool: inspector(settings, 0)(pool, numbers)[1])(samples.resident)
     shares = np.bincount(np.asarray(about.source), minlength=4) / len(numbers)
     np.testing.assert_allclose(shares, [getattr(settings.mix, name) for name in sources_of(settings)], atol=0.04)
     # Regions of one colour have no texture.

@@ -1,0 +1,99 @@
+"""Samples a second: rendered on the device, rendered on the host, and trained on by the step that they are for.
+
+    python -m eval.bench_rendering --config configs/mixvit_tiny.py
+    python -m eval.bench_rendering --config configs/mixvit_tiny.py --config.train.batch_size=256 --root POOL --turns 20
+
+All three in one run and in turns, by the same config: batches rendered from numbers on the first device, with the pool
+already there; the same number of samples in threads of the host, one for each core; and the train step on a batch that
+lies on the device. The ratios say who waits for whom. Videos and photographs come from `data.root`, or from --root.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from eval.turns import time_in_turns
+from mixformer_jax.bench import device_name
+from mixformer_jax.config_files import default_settings, load_config
+from mixformer_jax.data.device_samples import DeviceSamples
+from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches
+from mixformer_jax.training.batches import to_devices
+from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.program import train_program
+from mixformer_jax.training.sharding import make_mesh
+from mixformer_jax.training.tracking import tracking_objective
+
+CONFIG_PREFIX = "--config."
+
+
+def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
+    """Prints what was measured, on one device."""
+    settings = dataclasses.replace(experiment.train, mesh=(1, 1, 1))
+    size, cores = settings.batch_size, os.cpu_count() or 1
+    print(f"{device_name(jax.devices()[0])}; {cores} cores; jax {jax.__version__}; batches of {size}")
+    pools, config = Pools.load(experiment.data), experiment.data
+    mesh = make_mesh((1, 1, 1))
+    began = time.perf_counter()
+    samples = DeviceSamples(pools, config, settings.seed)
+    render = to_devices(samples, mesh)
+    numbers = {"index": np.arange(size, dtype=np.uint32)}
+    batch = jax.block_until_ready(render(numbers))
+    print(
+        f"the pool takes {samples.resident.nbytes / 2**20:,.0f} MiB; warm-up (building and checking it, compiling): "
+        f"{time.perf_counter() - began:.1f} s"
+    )
+    program = train_program(tracking_objective(experiment), settings, mesh)
+    state = program.init(jax.random.key(0))
+    step = program.step.lower(program.state, program.batch).compile()
+
+    def train() -> None:
+        nonlocal state
+        state, report = step(state, batch)
+        jax.block_until_ready(report)
+
+    stream = batches(TrackingSamples(pools, config, settings.seed), size, workers=cores)
+    with contextlib.closing(stream):
+        calls = {
+            "rendered on the device": lambda: jax.block_until_ready(render(numbers)),
+            f"rendered on the host, {cores} threads": lambda: next(stream),
+            "trained on": train,
+        }
+        timed = time_in_turns(calls, num_turns, "turns", progress)
+    trained = timed["trained on"].quartiles()[1]
+    for name, timing in timed.items():
+        first, median, third = timing.quartiles()
+        print(
+            f"{name:36} {size / median:10,.0f} samples/s (quartiles {size / third:,.0f} to {size / first:,.0f}), "
+            f"{trained / median:6.2f} times the step's"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=Path("configs/mixvit_tiny.py"), help="default: %(default)s")
+    parser.add_argument("--root", help="the pool, in place of data.root")
+    parser.add_argument("--turns", type=int, default=20, help="timed turns of each")
+    args, rest = parser.parse_known_args(arguments)
+    unknown = [text for text in rest if not text.startswith(CONFIG_PREFIX)]
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    try:
+        config = load_config(args.config, rest, default_settings(Experiment))
+        if args.root is not None:
+            config.data.root = args.root
+        bench(Experiment.from_mapping(config.to_dict()), args.turns, progress=sys.stderr.isatty())
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

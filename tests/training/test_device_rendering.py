@@ -1,0 +1,117 @@
+"""Training on samples that the devices render: the same run on one device and on two, resumed or not."""
+
+import numpy as np
+import pytest
+
+from mixformer_jax.data.device_samples import DeviceSamples
+from mixformer_jax.data.pipeline import batches
+from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.batches import to_devices
+from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.folder import TrainingError
+from mixformer_jax.training.loop import train
+from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
+from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
+from mixformer_jax.training.samples import training_samples
+from mixformer_jax.training.sharding import make_mesh
+
+
+@pytest.fixture
+def config(root):
+    return {
+        "model": {
+            "name": "small",
+            "search_size": 64,
+            "template_size": 32,
+            "width": 24,
+            "depth": 1,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "head": "corner",
+            "head_width": 8,
+            "head_norm": "batch",
+        },
+        "tracker": {"search_factor": 4.0, "num_online_templates": 0},
+        "data": {
+            "root": str(root),
+            "mix": {"video": 1.0, "still": 0.0, "pasted": 0.0, "region": 0.0},
+            "crops": {"centre_jitter": 2.0},
+            "augment": {"blur_probability": 0.0, "coarse_probability": 0.0, "motion_blur_probability": 0.0},
+            "render": "device",
+        },
+        "train": {
+            "steps": 2,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "log_every": 1,
+            "validate_every": 2,
+            "checkpoint_every": 1,
+            "validation_pairs": 4,
+            "workers": 0,
+            "mesh": (1, 1, 1),
+        },
+    }
+
+
+def losses(folder):
+    return [line["loss"] for line in read_lines(folder / LINES_NAME) if line["kind"] == "train"]
+
+
+def test_two_devices_train_as_one_does(config, tmp_path):
+    train(config, tmp_path / "one")
+    config["train"]["mesh"] = (2, 1, 1)
+    train(config, tmp_path / "two")
+    assert len(losses(tmp_path / "one")) == 2
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
+
+
+def test_batches_are_the_same_wherever_a_run_goes_on(config):
+    experiment = Experiment.from_mapping(config)
+    samples = training_samples(experiment)
+    assert isinstance(samples, DeviceSamples)
+    mesh = make_mesh((2, 1, 1))
+    render = to_devices(samples, mesh)
+    stream = batches(samples, 4, workers=0)
+    next(stream)
+    state = stream.get_state()
+    second = render(next(stream))
+    assert second["search"].sharding.shard_shape(second["search"].shape)[0] == 2
+    resumed = batches(samples, 4, workers=0)
+    resumed.set_state(state)
+    again = to_devices(training_samples(experiment), make_mesh((1, 1, 1)))(next(resumed))
+    for name, value in second.items():
+        np.testing.assert_array_equal(value, again[name], err_msg=name)
+
+
+def test_evidence_of_a_bad_step_is_the_rendered_batch(config, tmp_path):
+    config["train"] |= {"learning_rate": 1e30, "steps": 6, "checkpoint_every": 6, "validate_every": 6}
+    with pytest.raises(TrainingError, match="loss of step"):
+        train(config, tmp_path)
+    evidence = np.load(next(tmp_path.glob("not_finite_step_*.npz")))
+    assert evidence["search"].shape == (4, 64, 64, 3) and evidence["search"].any()
+    assert evidence["box_cxcywh"].shape == (4, 4)
+
+
+def test_pretraining_renders_what_the_autoencoder_reads(config):
+    experiment = PretrainExperiment.from_mapping(
+        {
+            "autoencoder": {
+                "model": {key: value for key, value in config["model"].items() if not key.startswith("head_")},
+                "num_templates": 1,
+                "decoder_width": 24,
+                "decoder_depth": 1,
+                "decoder_heads": 2,
+            },
+            "data": config["data"],
+            "train": config["train"],
+        }
+    )
+    samples = MaskedPretraining(experiment).samples()
+    batch = to_devices(samples, make_mesh((1, 1, 1)))({"index": np.arange(2, dtype=np.uint32)})
+    assert set(batch) == {"search", "templates"}
+
+
+def test_data_sets_on_disk_are_refused(config):
+    config["data"]["datasets"] = {"coco": {"root": "x"}}
+    with pytest.raises(ConfigError, match=r"data\.render is 'device'"):
+        Experiment.from_mapping(config)
