@@ -42,7 +42,7 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
     mesh = make_mesh((1, 1, 1))
     began = time.perf_counter()
     samples = DeviceSamples(pools, config, settings.seed)
-    render = to_devices(samples, mesh)
+    render = to_devices(samples, mesh, size)
     numbers = {"index": np.arange(size, dtype=np.uint32)}
     batch = jax.block_until_ready(render(numbers))
     print(

@@ -62,7 +62,8 @@ class DeviceSamples:
             ValueError: a source whose candidates too often cannot serve.
         """
         numbers = jnp.arange(CHECKED, dtype=jnp.uint32)
-        about = jax.jit(lambda pool: inspector(self.config, self.seed)(pool, numbers)[1])(resident)
+        draw = jax.jit(lambda pool: inspector(self.config, self.seed)(pool, numbers)[1])
+        about = draw.lower(resident).compile()(resident)
         source, served = np.asarray(about.source), np.asarray(about.served)
         for number, name in enumerate(sources_of(self.config)):
             of_source = served[source == number]

@@ -13,8 +13,8 @@ from mixformer_jax.training.sharding import BATCH, place, put_batch
 ToDevices = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
 
 
-def to_devices(samples: Samples, mesh: Mesh) -> ToDevices:
-    """The function from this process's part of a batch to the global batch.
+def to_devices(samples: Samples, mesh: Mesh, batch_size: int) -> ToDevices:
+    """The function from this process's part of a batch to the global one of `batch_size` samples.
 
     For `DeviceSamples` every device of the mesh gets the whole pool now, and then renders its own samples.
 
@@ -26,5 +26,6 @@ def to_devices(samples: Samples, mesh: Mesh) -> ToDevices:
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, BATCH)
     resident = jax.tree.map(lambda value: place(value, whole), samples.resident)
     samples.check(resident)
-    render = jax.jit(samples.render, in_shardings=(whole, split), out_shardings=split)
+    numbers = {"index": jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)}
+    render = jax.jit(samples.render, out_shardings=split).lower(resident, numbers).compile()
     return lambda batch: render(resident, put_batch(batch, mesh))

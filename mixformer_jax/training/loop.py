@@ -101,7 +101,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         )
         if data_state is not None:
             stream.set_state(data_state)
-        to_mesh = to_devices(samples, mesh)
+        to_mesh = to_devices(samples, mesh, settings.batch_size)
         validation = Validation(objective, settings, program, part)
 
         # --- compile ---

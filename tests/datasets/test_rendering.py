@@ -164,7 +164,7 @@ def test_every_disturbance_changes_pixels_and_zero_leaves_them():
     chances = ("grey", "blur", "motion_blur", "coarse", "noise")
     changes = [{name: 0.3, "independent": 0.5} for name in strengths]
     changes += [
-        {f"{name}_probability": 1.0, "max_blur": 1.2, "max_motion_blur": 7.0, "max_noise": 9.0} for name in chances
+        {f"{name}_probability": 1.0, "max_blur": 1.2, "max_motion_blur": 3.0, "max_noise": 9.0} for name in chances
     ]
     for change in changes:
         disturbed = device_augment.disturb(key, templates, search, replace(NONE, **change))
