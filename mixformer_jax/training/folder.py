@@ -61,8 +61,9 @@ def claim_folder(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_free(key: tuple[str, ...]) -> bool:
-    """Whether a setting may change between two parts of a run; where the data lie is no part of what they are."""
-    return key in _FREE or (key[0] == "data" and key[-1] == "root")
+    """Whether a setting may change between two parts of a run; where the data lie is no part of what they are, and a
+    run may move to where they are rendered on another device (its samples are others from there on)."""
+    return key in _FREE or (key[0] == "data" and key[-1] in ("root", "render"))
 
 
 @contextlib.contextmanager

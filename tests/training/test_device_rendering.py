@@ -8,7 +8,7 @@ from mixformer_jax.data.pipeline import batches
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.folder import TrainingError
+from mixformer_jax.training.folder import TrainingError, claim_folder
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
@@ -115,6 +115,12 @@ def test_pretraining_renders_what_the_autoencoder_reads(config):
     samples = MaskedPretraining(experiment).samples()
     batch = to_devices(samples, make_mesh((1, 1, 1)), 2)({"index": np.arange(2, dtype=np.uint32)})
     assert set(batch) == {"search", "templates"}
+
+
+def test_a_run_may_move_to_where_samples_are_rendered(config, tmp_path):
+    there = {"data": {key: value for key, value in config["data"].items() if key != "render"}}
+    claim_folder(tmp_path, there)
+    claim_folder(tmp_path, {"data": config["data"]})
 
 
 def test_data_sets_on_disk_are_refused(config):
