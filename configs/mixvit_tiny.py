@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
         "crops": {"scale_jitter": 0.3, "centre_jitter": 2.5},
     }
     config.train = {
-        "steps": 2600,
+        "steps": 3000,
         "batch_size": 32,
         "learning_rate": 1e-3,
         "backbone_rate": 1.0,

@@ -178,8 +178,8 @@ def train_arm(programs: Programs, setup: Setup, arm: str, seed: int) -> None:
     programs.run(name, "-m", "mixformer_jax.cli", "train", "--config", config, "--out", run, *settings)
     for step in setup.points_at():
         weights, results = run / f"model_{step}.safetensors", run / "results"
-        where = ["--dataset", "folder", "--root", setup.test_root, "--out", results, "--tracker-name", f"step{step}"]
-        programs.run(name, ROOT / "eval" / "run.py", *where, "--weights", weights)
+        where = ("--dataset", "folder", "--root", str(setup.test_root), "--tracker-name", f"step{step}")
+        programs.run(name, ROOT / "eval" / "run.py", *where, "--out", results, "--weights", weights)
 
 
 def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:

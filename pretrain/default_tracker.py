@@ -1,0 +1,89 @@
+"""Make the default tracker from the pool: TrackMAE, then boxes (stage 1), then scores (stage 2), then the file to ship.
+
+    python pretrain/default_tracker.py                    # make default-tracker
+    python pretrain/default_tracker.py --minutes 10       # a piece: stops, saved, after so many minutes
+    python pretrain/default_tracker.py --on-device --root pool/
+
+The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py; each has a
+folder in RUNS (`runs/`) and goes on where it was stopped. At the end RUNS/mixvit_tiny.safetensors, float16, is what
+belongs into mixformer_jax/assets; then `python -m tests.store_doctor` renews the boxes that `mixformer doctor` expects.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mixformer_jax.convert.convert import RUN_WEIGHTS
+from mixformer_jax.convert.weights import load_weights, save_weights
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parent / "configs"
+# Seconds that a stage gets to save what it has when its time is up.
+GRACE_S = 60
+
+
+def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
+    """The three programs, as arguments of Python."""
+    train = ("-m", "mixformer_jax.cli", "train")
+    folders = [runs / name for name in ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")]
+    programs: tuple[list[str | Path], ...] = (
+        [HERE / "run.py", "--config", CONFIGS / "pretrain" / "trackmae_tiny.py"],
+        [*train, "--config", CONFIGS / "mixvit_tiny.py", f"--config.train.init={folders[0]}"],
+        [*train, "--config", CONFIGS / "mixvit_tiny_score.py", f"--config.train.init={folders[1]}"],
+    )
+    return [[*program, "--out", folder, *changes] for program, folder in zip(programs, folders, strict=True)]
+
+
+def run_until(arguments: list[str | Path], deadline: float | None) -> int | None:
+    """Runs Python; None where the time was up first and the program was told to save and go."""
+    process = subprocess.Popen([sys.executable, *map(str, arguments)])
+    try:
+        return process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.wait(GRACE_S)
+        return None
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait(GRACE_S)
+        raise
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what is left of the stages; returns the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the pool; default: the configs' own")
+    parser.add_argument("--on-device", action="store_true", help="render the samples on the accelerator")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="stop after so many minutes; the same command goes on"
+    )
+    args = parser.parse_args(arguments)
+    changes = [] if args.root is None else [f"--config.data.root={args.root}"]
+    if args.on_device:
+        changes.append("--config.data.render=device")
+
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    for program in stages(args.runs, changes):
+        try:
+            status = run_until(program, deadline)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        if status is None:
+            print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+            return 0
+        if status:
+            return status
+    target = args.runs / "mixvit_tiny.safetensors"
+    weights = load_weights(args.runs / "mixvit_tiny_score" / RUN_WEIGHTS)
+    save_weights(target, weights.variables, weights.model, weights.tracker, store="float16")
+    print(f"default tracker  {target}, {target.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
