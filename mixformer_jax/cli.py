@@ -234,8 +234,10 @@ def run_plan(args: argparse.Namespace) -> int:
     from mixformer_jax.training.hardware import PlanError
     from mixformer_jax.training.plan import plan
     from mixformer_jax.training.plan_report import plan_lines
+    from mixformer_jax.training.pretraining import PretrainExperiment
 
-    config = load_config(args.config, args.overrides, default_settings(Experiment))
+    kind = PretrainExperiment if "autoencoder" in load_config(args.config) else Experiment
+    config = load_config(args.config, args.overrides, default_settings(kind))
     try:
         planned = plan(config.to_dict(), args.topology, args.global_batch, args.mesh, args.quick, _timed)
         record = planned.to_dict()

@@ -1,6 +1,5 @@
 """`mixformer plan`: what a train step needs of a topology, before anybody has it."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,8 +8,9 @@ from typing import Any
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.hardware import PlanError, Topology, parse_topology
 from mixformer_jax.training.plan_gpu import plan_gpu
-from mixformer_jax.training.plan_record import Plan, Stage, program_alone, tree_bytes
+from mixformer_jax.training.plan_record import AnyExperiment, Plan, Stage, program_alone, tree_bytes, with_train
 from mixformer_jax.training.plan_tpu import plan_tpu
+from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.sharding import AXES
 
 # The proposed mesh splits the state until it leaves three quarters of a chip to the activations.
@@ -30,10 +30,10 @@ def plan(
     quick: bool = False,
     stage: Stage = _silently,
 ) -> Plan:
-    """Plans one training experiment.
+    """Plans one training or pre-training.
 
     Args:
-        config: as `train` takes it; its mesh and batch size do not count.
+        config: as `train` or `pretrain` takes it; its mesh and batch size do not count.
         topology: such as `v5e:16x16` or `h100:8`.
         global_batch: samples a step, over all chips.
         mesh: chips along data, fsdp and tensor; None proposes one.
@@ -45,9 +45,9 @@ def plan(
         PlanError: an unknown topology, a mesh that does not divide chips or batch, or a step that XLA cannot fit.
     """
     place = parse_topology(topology)
-    experiment = Experiment.from_mapping(config)
-    changed = dataclasses.replace(experiment.train, batch_size=global_batch)
-    experiment = dataclasses.replace(experiment, train=changed)
+    kind = PretrainExperiment if "autoencoder" in config else Experiment
+    experiment: AnyExperiment = kind.from_mapping(config)
+    experiment = with_train(experiment, batch_size=global_batch)
     shape = _mesh_shape(experiment, place, mesh)
     if place.chip.kind == "gpu":
         return plan_gpu(experiment, place, shape, stage)
@@ -62,7 +62,7 @@ def propose_mesh(topology: Topology, state_bytes: int) -> tuple[int, int, int]:
     return topology.size // fsdp, fsdp, 1
 
 
-def _mesh_shape(experiment: Experiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
+def _mesh_shape(experiment: AnyExperiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
     batch, parts = experiment.train.batch_size, experiment.train.accumulate
     if mesh is None:
         shape: tuple[int, ...] = propose_mesh(topology, tree_bytes(program_alone(experiment).state, None))

@@ -1,6 +1,5 @@
 """The plan for GPUs: there is no compiler for them here, so it is made on paper, out of shapes."""
 
-import dataclasses
 import time
 from typing import Any
 
@@ -8,38 +7,38 @@ import jax
 import numpy as np
 
 from mixformer_jax.macs import count_macs, count_product_bytes
-from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.hardware import PlanError, Topology
 from mixformer_jax.training.hlo import Collective, by_kind
 from mixformer_jax.training.plan_record import (
+    AnyExperiment,
     Plan,
     Stage,
     abstract_mesh,
     count_model_flops,
     memory_of,
+    objective_of,
     settings_of,
     tree_bytes,
+    with_train,
 )
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
-from mixformer_jax.training.tracking import tracking_objective
 
 
-def plan_gpu(experiment: Experiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
+def plan_gpu(experiment: AnyExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
     count, train = topology.size, experiment.train
     data, fsdp, tensor = shape
     if tensor > 1:
         raise PlanError(f"--mesh {data},{fsdp},{tensor}: on paper (GPUs) there is no tensor axis; make it 1")
-    own = dataclasses.replace(train, batch_size=train.batch_size // count)
-    own_experiment = dataclasses.replace(experiment, train=own)
+    own = with_train(experiment, batch_size=train.batch_size // count)
     began = time.perf_counter()
     with stage("trace the step"):
-        objective = tracking_objective(own_experiment)
-        program = train_program(objective, own, make_mesh((1, 1, 1), jax.devices()[:1]))
+        objective = objective_of(own)
+        program = train_program(objective, own.train, make_mesh((1, 1, 1), jax.devices()[:1]))
         traced = program.step.trace(program.state, program.batch)
         flops = 2.0 * count_macs(traced.jaxpr).total()
-        kept = _kept_bytes(own_experiment, program)
-        model_flops = count_model_flops(own_experiment) if train.remat else flops
+        kept = _kept_bytes(own, program)
+        model_flops = count_model_flops(own) if train.remat else flops
     with stage("count bytes"):
         accessed = traced.lower().cost_analysis()["bytes accessed"] * train.accumulate
         products = count_product_bytes(traced.jaxpr)
@@ -81,9 +80,9 @@ def plan_gpu(experiment: Experiment, topology: Topology, shape: tuple[int, ...],
     )
 
 
-def _kept_bytes(experiment: Experiment, program: TrainProgram) -> int:
+def _kept_bytes(experiment: AnyExperiment, program: TrainProgram) -> int:
     """Bytes that one part of a batch leaves for its gradient, parameters left out."""
-    objective = tracking_objective(experiment)
+    objective = objective_of(experiment)
     batch = objective.batch_shapes(experiment.train.batch_size // experiment.train.accumulate)
     state = program.state
 

@@ -12,6 +12,8 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from mixformer_jax.macs import count_macs
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.hardware import Topology
+from mixformer_jax.training.objective import Objective
+from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
 from mixformer_jax.training.steps import TrainState
@@ -191,10 +193,26 @@ def gigabytes(size: int | float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-def program_alone(experiment: Experiment) -> TrainProgram:
+AnyExperiment = Experiment | PretrainExperiment
+
+
+def objective_of(experiment: AnyExperiment) -> Objective:
+    """What the experiment trains."""
+    if isinstance(experiment, PretrainExperiment):
+        return MaskedPretraining(experiment)
+    return tracking_objective(experiment)
+
+
+def with_train(experiment: AnyExperiment, **changes: Any) -> AnyExperiment:
+    """The same under other settings of its run."""
+    train: Any = dataclasses.replace(experiment.train, **changes)
+    return dataclasses.replace(experiment, train=train)
+
+
+def program_alone(experiment: AnyExperiment) -> TrainProgram:
     """The program on one device, to look at shapes."""
     settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
-    return train_program(tracking_objective(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))
+    return train_program(objective_of(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))
 
 
 def tree_bytes(state: Any, mesh: AbstractMesh | None) -> int:
@@ -222,13 +240,12 @@ def memory_of(
     return Memory(parameters, optimizer, rest, batch_bytes, more, code, topology.chip.hbm_bytes)
 
 
-def settings_of(experiment: Experiment) -> dict[str, Any]:
+def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
     train = experiment.train
     return {"dtype": experiment.model.dtype, "remat": train.remat, "accumulate": train.accumulate, "quick": False}
 
 
-def count_model_flops(experiment: Experiment) -> float:
+def count_model_flops(experiment: AnyExperiment) -> float:
     """Operations of forward and backward pass of the whole batch, nothing recomputed."""
-    plain = dataclasses.replace(experiment.train, remat=False, batch_size=1, accumulate=1)
-    alone = program_alone(dataclasses.replace(experiment, train=plain))
+    alone = program_alone(with_train(experiment, remat=False, batch_size=1, accumulate=1))
     return 2.0 * count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).total() * experiment.train.batch_size

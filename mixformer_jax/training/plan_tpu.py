@@ -19,20 +19,20 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from mixformer_jax.macs import count_macs
-from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.hardware import PlanError, Topology
 from mixformer_jax.training.hlo import Collective, ProgramCost, by_kind, read_program
 from mixformer_jax.training.plan_record import (
+    AnyExperiment,
     Plan,
     Stage,
     count_model_flops,
     does_not_fit,
     memory_of,
+    objective_of,
     settings_of,
 )
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
-from mixformer_jax.training.tracking import tracking_objective
 
 QUICK_NOTE = "--quick: compiled without the chip's scratch memory; bytes with HBM and the memory bound are too high"
 
@@ -55,7 +55,7 @@ def tpu_devices(topology: Topology) -> list[Any]:
 
 
 def plan_tpu(
-    experiment: Experiment, topology: Topology, shape: tuple[int, ...], stage: Stage, quick: bool = False
+    experiment: AnyExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage, quick: bool = False
 ) -> Plan:
     """Compiles the step and reads what it needs.
 
@@ -76,7 +76,7 @@ def plan_tpu(
     settings, axes = settings_of(experiment), dict(zip(AXES, shape, strict=True))
     began = time.perf_counter()
     with stage("trace the step"):
-        program = train_program(tracking_objective(experiment), experiment.train, mesh)
+        program = train_program(objective_of(experiment), experiment.train, mesh)
         step = program.step.trace(program.state, program.batch)
         lowered = step.lower()
         whole = count_model_flops(experiment) if experiment.train.remat else 2.0 * count_macs(step.jaxpr).total()
@@ -113,7 +113,7 @@ def _low_effort() -> Iterator[None]:
 
 
 def from_compiler(
-    experiment: Experiment,
+    experiment: AnyExperiment,
     topology: Topology,
     mesh: Mesh,
     program: TrainProgram,

@@ -32,7 +32,7 @@ from mixformer_jax.models.autoencoder import (
     draw_masking,
     initial_values,
 )
-from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
 from mixformer_jax.models.masking import Masking
 from mixformer_jax.models.patches import reconstruct, reconstruction_losses
 from mixformer_jax.training.experiment import data_section
@@ -58,6 +58,11 @@ class PretrainExperiment:
     data: DataConfig | None
     images: ImagesConfig | None
     train: RunConfig
+
+    @property
+    def model(self) -> MixFormerConfig:
+        """The tracker whose encoder is trained."""
+        return self.autoencoder.model
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> "PretrainExperiment":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mixformer_jax.data.readers.layout import SPLITS, read_numbers
 from mixformer_jax.data.readers.vot import region_box
 from mixformer_jax.data.sequences import DatasetError, open_dataset
+from mixformer_jax.data.single_images import ImageSamples, ImagesConfig, open_images
 
 SIZE = (24, 32)
 
@@ -309,6 +310,20 @@ def test_tfds_without_tensorflow(tmp_path):
         open_dataset("tfds", tmp_path / "tiny" / "1.0.0", split="test")
     with pytest.raises(DatasetError, match=r"no dataset_info\.json"):
         open_dataset("tfds", tmp_path / "tiny")
+
+
+def test_images_of_a_prepared_data_set_serve_masked_autoencoders(tmp_path):
+    root = tmp_path / "tiny" / "1.0.0"
+    write_tfds(root)
+    config = ImagesConfig(str(root), flip_probability=0.0)
+    samples = pickle.loads(pickle.dumps(ImageSamples(config, open_images(config.root, config.split), 16, seed=0)))
+    # Every image once an epoch.
+    for first in (0, 3):
+        drawn = [samples.sample(index)["search"] for index in range(first, first + 3)]
+        assert {each.shape for each in drawn} == {(16, 16, 3)}
+        assert sorted(level(each) for each in drawn) == [0, 1, 2]
+    with pytest.raises(DatasetError, match="no split 'validation'"):
+        open_images(config.root, "validation")
 
 
 def test_a_data_set_reads_a_sequence_once_and_keeps_the_last_ones(tmp_path):

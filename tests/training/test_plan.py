@@ -204,6 +204,18 @@ def test_recomputing_costs_operations_and_saves_memory(on_paper):
     assert again.collectives == {}
 
 
+def test_pretrainings_are_planned_by_what_their_masks_leave():
+    small = {"model": SMALL["model"], "num_templates": 1, "decoder_depth": 1, "decoder_width": 32, "decoder_heads": 2}
+
+    def planned(mask_ratio):
+        autoencoder = {**small, "mask_ratio": mask_ratio}
+        return plan({"autoencoder": autoencoder, "data": {"root": "nowhere"}, "train": {}}, "h100:2", 8)
+
+    few, many = planned(0.75), planned(0.25)
+    assert few.model == "small" and few.global_batch == 8 and set(few.collectives) == {"all-reduce"}
+    assert 0 < few.flops < many.flops and few.memory.parameters == many.memory.parameters
+
+
 def test_bytes_of_products_count_loops():
     def product(carry, _):
         return carry @ carry, None
