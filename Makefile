@@ -9,12 +9,13 @@ SOURCES := mixformer_jax eval pretrain configs tests
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo demo-arguments test lint format clean
+.PHONY: help demo demo-arguments default-tracker test lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo                            render a clip, track it, leave a video, boxes and a picture'
 	@echo 'make demo VIDEO=my.mp4 BOX=x,y,w,h   track your own video from a box in its first frame'
+	@echo 'make default-tracker                 train a tracker of its size in three stages (hours on a CPU); goes on where it stopped'
 	@echo 'make test                            lint, then all tests'
 	@echo 'make lint                            ruff, mypy, and who may import whom'
 	@echo 'make format                          let ruff mend what it can'
@@ -34,6 +35,10 @@ demo-arguments:
 	elif [ -z "$$VIDEO" ] && [ -n "$$BOX" ]; then \
 	    echo "make demo: BOX needs VIDEO=file" >&2; exit 2; \
 	fi
+
+# All three stages, in runs/; their configs name the data.
+default-tracker: $(VENV)/.test-installed
+	$(BIN)/python pretrain/default_tracker.py
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
