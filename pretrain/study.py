@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--train-root", type=Path, metavar="DIR", help="default: the configs' own")
     parser.add_argument("--test-root", type=Path, default=ROOT.parent / "shared" / "data" / "smoke", metavar="DIR")
-    parser.add_argument("--steps", type=int, default=500, help="of every arm's training (500)")
+    parser.add_argument("--steps", type=int, default=400, help="of every arm's training (400)")
     parser.add_argument("--points", type=int, default=4, help="steps to track with, evenly spaced (4)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--pretraining-steps", type=int, metavar="N", help="default: the configs' own")
