@@ -6,7 +6,6 @@ Imports stay inside the subcommands: `mixformer --help` is quick, and an extra i
 import argparse
 import contextlib
 import datetime
-import json
 import math
 import os
 import re
@@ -19,13 +18,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mixformer_jax
-from mixformer_jax.data_commands import add_commands
+from mixformer_jax.console import complain, positive, positives, print_table
+from mixformer_jax.data_commands import add_data_commands
+from mixformer_jax.training_commands import add_training_commands
 
 if TYPE_CHECKING:
     from mixformer_jax.tracking.record import Recording
 
-SAYS_NO = 1
-USER_ERROR = 2
 # Shells report a program that ended by a signal as 128 + its number.
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -78,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        return _complain(f'{package} is not installed: pip install "mixformer-jax[{EXTRAS[package]}]"')
+        return complain(f'{package} is not installed: pip install "mixformer-jax[{EXTRAS[package]}]"')
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        return _complain(str(error))
+        return complain(str(error))
 
 
 def run_track(args: argparse.Namespace) -> int:
@@ -131,7 +130,7 @@ def run_attention(args: argparse.Namespace) -> int:
     ]
     if "online" not in sheet.maps.views:
         lines.insert(2, ("", "none to or from online templates: for these, --tracker.num_online_templates=1"))
-    _print_table(lines)
+    print_table(lines)
     return 0
 
 
@@ -181,7 +180,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     from mixformer_jax.tracking.tracker import find_device
 
     device = _user(ValueError, find_device, args.device)
-    _print_table(environment(device, EXTRAS))
+    print_table(environment(device, EXTRAS))
     print(f"\n{'':7}{'check':46}{'found':12}expected")
     findings = []
     for finding in examine(device):
@@ -202,55 +201,7 @@ def run_convert(args: argparse.Namespace) -> int:
 
     hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size)
     report = convert(args.source, args.target, official=args.official, hints=hints)
-    _print_table(report.lines())
-    return 0
-
-
-def run_train(args: argparse.Namespace) -> int:
-    """Trains one experiment."""
-    from mixformer_jax.config_files import default_settings, load_config
-    from mixformer_jax.training.distributed import LostPeerError
-    from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.loop import train
-
-    config = load_config(args.config, args.overrides, default_settings(Experiment))
-    try:
-        weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
-    except LostPeerError as error:
-        _complain(str(error))
-        sys.stderr.flush()
-        os._exit(USER_ERROR)  # a regular exit would wait for the lost process
-    print(f"weights  {weights}")
-    return 0
-
-
-def run_plan(args: argparse.Namespace) -> int:
-    """Says what a train step needs of a topology; status 1 where it cannot run there."""
-    # The compiler is for chips that are elsewhere; whatever is here is left alone.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from mixformer_jax.config_files import default_settings, load_config
-    from mixformer_jax.files import write_atomically
-    from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.hardware import PlanError
-    from mixformer_jax.training.plan import plan
-    from mixformer_jax.training.plan_report import plan_lines
-    from mixformer_jax.training.pretraining import PretrainExperiment
-
-    kind = PretrainExperiment if "autoencoder" in load_config(args.config) else Experiment
-    config = load_config(args.config, args.overrides, default_settings(kind))
-    try:
-        planned = plan(config.to_dict(), args.topology, args.global_batch, args.mesh, args.quick, _timed)
-        record = planned.to_dict()
-        _print_table(plan_lines(planned))
-        refusal = planned.refusal
-    except PlanError as error:
-        refusal = str(error)
-        record = {"fits": False, "topology": args.topology, "global_batch": args.global_batch}
-    if args.json is not None:
-        write_atomically(args.json, json.dumps({**record, "refusal": refusal}, indent=1) + "\n")
-    if refusal is not None:
-        print(f"mixformer: no: {refusal}", file=sys.stderr)
-        return SAYS_NO
+    print_table(report.lines())
     return 0
 
 
@@ -284,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     track.add_argument(
         "--every",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="only every N-th frame is tracked, drawn and written: frames 1, N + 1, 2 N + 1, ...; the video "
@@ -300,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     attention.add_argument(
         "--frame",
         required=True,
-        type=_positive,
+        type=positive,
         metavar="N",
         help="tracked up to and shown; counted from 1, so from 2 on",
     )
@@ -336,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(bench).add_argument(
         "--model", metavar="NAME", help="a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
     )
-    bench.add_argument("--frames", type=_positive, default=100, metavar="N", help="default: %(default)s")
+    bench.add_argument("--frames", type=positive, default=100, metavar="N", help="default: %(default)s")
     bench.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
     bench.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
 
@@ -349,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     profile.add_argument(
         "--templates",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="the initial and online templates (default: 1 for study models, else 2, as in the paper)",
     )
@@ -358,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
 
     data = commands.add_parser("data", help=DATA, description=DATA, allow_abbrev=False)
-    add_commands(data, _print_table)
+    add_data_commands(data)
 
     convert = command("convert", run_convert, "Convert weights between official PyTorch files and ours.")
     convert.add_argument("source", type=Path, metavar="IN", help="weights, or the folder of a training run")
@@ -366,26 +317,10 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--official", action="store_true", help="official names in a .safetensors OUT too")
     hints = convert.add_argument_group("hints", "what names and shapes in official files do not tell")
     for name in ("--num-heads", "--score-heads", "--search-size", "--template-size"):
-        hints.add_argument(name, type=_positive, metavar="N")
-    hints.add_argument("--early-heads", type=_positives, metavar="N,N", help="of the stages before the last (MixCvT)")
+        hints.add_argument(name, type=positive, metavar="N")
+    hints.add_argument("--early-heads", type=positives, metavar="N,N", help="of the stages before the last (MixCvT)")
 
-    train = command("train", run_train, "Train a tracker. Started again on the same folder, it goes on.")
-    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
-    train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
-    train.set_defaults(override_prefix="--config.")
-    train.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
-
-    plan = command("plan", run_plan, "Say what a train step needs of TPUs or GPUs that are not here.")
-    plan.add_argument("--config", type=Path, required=True, metavar="FILE", help="as for train")
-    plan.add_argument("--topology", required=True, metavar="T", help="such as v5e:16x16, v5p:4x4x4, h100:8")
-    plan.add_argument("--global-batch", type=_positive, required=True, metavar="N", help="samples a step, all chips")
-    plan.add_argument(
-        "--mesh", type=_positives, metavar="D,F,T", help="chips along data, fsdp, tensor (default: one is proposed)"
-    )
-    plan.add_argument("--quick", action="store_true", help="let XLA optimise less: a quarter of the time, see docs")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers for programs")
-    plan.set_defaults(override_prefix="--config.")
-    plan.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.remat=true)."
+    add_training_commands(command)
     return parser
 
 
@@ -413,16 +348,6 @@ def _with_overrides(tracker: Any, args: argparse.Namespace) -> Any:
     if not args.overrides:
         return tracker
     return tracker.with_settings(**parse_overrides(args.overrides, tracker.settings.to_dict(), TRACKER_PREFIX))
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
-
-
-def _positives(text: str) -> tuple[int, ...]:
-    return tuple(_positive(number) for number in text.split(","))
 
 
 def _checked_size(text: str) -> tuple[int, int]:
@@ -476,48 +401,13 @@ def _report(recording: "Recording", more: list[tuple[str, str]]) -> int:
         lost = ", ".join(f"{share} of {count} frames" for share in recording.lost.sum(axis=0))
         lines.append(("lost", lost))
     lines += [("video", str(recording.video)), ("boxes", files)]
-    _print_table([*lines, *more])
+    print_table([*lines, *more])
     kept = f"the {count} frames tracked until then are in {files} and {recording.video}"
     if isinstance(recording.stopped_by, KeyboardInterrupt):
         return _interrupted(recording.stopped_by, kept)
     if recording.stopped_by is not None:
-        return _complain(f"{recording.stopped_by}; {kept}")
+        return complain(f"{recording.stopped_by}; {kept}")
     return 0
-
-
-@contextlib.contextmanager
-def _timed(what: str) -> Iterator[None]:
-    """Says on stderr what is being done; on a terminal with the time it has taken so far."""
-    from tqdm import tqdm
-
-    if not sys.stderr.isatty():
-        print(what, file=sys.stderr, flush=True)
-        yield
-        return
-    done = threading.Event()
-    with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=True) as bar:
-
-        def tick() -> None:
-            while not done.wait(1.0):
-                bar.refresh()
-
-        ticking = threading.Thread(target=tick, daemon=True)
-        ticking.start()
-        try:
-            yield
-        finally:
-            done.set()
-            ticking.join()
-
-
-def _print_table(lines: Sequence[tuple[str, str]]) -> None:
-    for name, value in lines:
-        print(f"{name:<13}{value}")
-
-
-def _complain(message: str) -> int:
-    print(f"mixformer: error: {message}", file=sys.stderr)
-    return USER_ERROR
 
 
 def _interrupted(interrupt: KeyboardInterrupt, kept: str | None = None) -> int:

@@ -8,21 +8,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from mixformer_jax.console import positive, print_table
 
 SHOWN_FAULTS = 50
 CONFIG_PREFIX = "--config."
 
-Table = Sequence[tuple[str, str]]
 
-
-def add_commands(parser: argparse.ArgumentParser, print_table: Callable[[Table], None]) -> None:
+def add_data_commands(parser: argparse.ArgumentParser) -> None:
     """Gives the parser of `mixformer data` its commands."""
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(run=run, override_prefix="\0", print_table=print_table)
+        added.set_defaults(run=run, override_prefix="\0")
         return added
 
     check = command("check", run_check, "Look at every annotation and frame of a data set; the status tells of faults.")
@@ -56,9 +55,9 @@ def add_commands(parser: argparse.ArgumentParser, print_table: Callable[[Table],
     show = command("show", run_show, "Draw training samples with their boxes on one sheet.")
     show.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
     show.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="default: %(default)s")
-    show.add_argument("--count", type=_positive, default=16, metavar="N", help="samples (default: %(default)s)")
+    show.add_argument("--count", type=positive, default=16, metavar="N", help="samples (default: %(default)s)")
     show.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")
-    show.add_argument("--columns", type=_positive, default=4, metavar="N", help="default: %(default)s")
+    show.add_argument("--columns", type=positive, default=4, metavar="N", help="default: %(default)s")
     show.set_defaults(override_prefix=CONFIG_PREFIX)
     show.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE."
 
@@ -73,7 +72,7 @@ def run_check(args: argparse.Namespace) -> int:
 
     dataset = open_dataset(args.dataset, args.root, args.split, args.list_file)
     report = check_dataset(dataset, args.workers, progress=True)
-    args.print_table(report.lines())
+    print_table(report.lines())
     _print_faults([str(fault) for fault in report.faults], args.faults)
     return int(bool(report.faults))
 
@@ -89,7 +88,7 @@ def run_pack(args: argparse.Namespace) -> int:
     size = f"{report.nbytes / 2**20:,.1f} MiB" + (
         f", {report.nbytes / report.frames / 1024:.1f} KiB a frame" if report.frames else ""
     )
-    args.print_table(
+    print_table(
         [
             ("sequences", f"{len(dataset):,}"),
             ("frames", f"{report.frames:,} packed now; {report.kept_shards:,} shards were there"),
@@ -109,7 +108,7 @@ def run_pool(args: argparse.Namespace) -> int:
     names = ("target_side", "context", "max_frames", "photo_side", "cutout_side", "quality")
     config = PoolFolderConfig(**{name: getattr(args, name) for name in names})
     report = write_pool_folder(args.root, args.out, config, os.cpu_count() or 1)
-    args.print_table(
+    print_table(
         [
             ("sequences", f"{report.clips:,}"),
             ("frames", f"{report.frames:,}; {report.frames_left_out:,} left out"),
@@ -134,22 +133,21 @@ def run_show(args: argparse.Namespace) -> int:
     prepare_output(args.out)
     config = load_config(args.config, args.overrides, default_settings(Experiment))
     experiment = Experiment.from_mapping(config.to_dict())
-    samples = training_samples(experiment)
+    samples, numbers = training_samples(experiment), range(args.first, args.first + args.count)
+    faults: list[str] = []
     if isinstance(samples, DeviceSamples):
-        shown = samples.show(range(args.first, args.first + args.count))
-        names = [f"{index} {source}" for index, (source, _) in enumerate(shown, start=args.first)]
-        sheet = contact_sheet([sample for _, sample in shown], names, args.columns)
-        write_image(args.out, sheet)
-        args.print_table([("picture", f"{args.out} ({sheet.shape[1]} x {sheet.shape[0]})")])
-        return 0
-    rendered = [samples.render(index) for index in range(args.first, args.first + args.count)]
-    names = [f"{index} {each.source}" for index, each in enumerate(rendered, start=args.first)]
-    sheet = contact_sheet([each.sample for each in rendered], names, args.columns)
+        shown = samples.show(numbers)
+    else:
+        rendered = [samples.render(index) for index in numbers]
+        shown = [(each.source, each.sample) for each in rendered]
+        faults = [fault for each in rendered for fault in each.faults]
+        for index in numbers:
+            print(f"{index}: {samples.describe(index)}")
+    names = [f"{index} {source}" for index, (source, _) in zip(numbers, shown, strict=True)]
+    sheet = contact_sheet([sample for _, sample in shown], names, args.columns)
     write_image(args.out, sheet)
-    for index in range(args.first, args.first + args.count):
-        print(f"{index}: {samples.describe(index)}")
-    args.print_table([("picture", f"{args.out} ({sheet.shape[1]} x {sheet.shape[0]})")])
-    _print_faults([fault for each in rendered for fault in each.faults], SHOWN_FAULTS)
+    print_table([("picture", f"{args.out} ({sheet.shape[1]} x {sheet.shape[0]})")])
+    _print_faults(faults, SHOWN_FAULTS)
     return 0
 
 
@@ -161,10 +159,10 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="S", help="a published part of it, such as vottrain, train or test")
     parser.add_argument("--list", type=Path, dest="list_file", metavar="FILE", help="sequences to take, one a line")
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
-        "--faults", type=_positive, default=SHOWN_FAULTS, metavar="N", help="to print (default: %(default)s)"
+        "--faults", type=positive, default=SHOWN_FAULTS, metavar="N", help="to print (default: %(default)s)"
     )
 
 
@@ -173,9 +171,3 @@ def _print_faults(faults: Sequence[str], most: int) -> None:
         print(fault, file=sys.stderr)
     if len(faults) > most:
         print(f"... and {len(faults) - most:,} more; --faults {len(faults)} prints all", file=sys.stderr)
-
-
-def _positive(text: str) -> Any:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import mixformer_jax
-from mixformer_jax import cli
+from mixformer_jax import cli, training_commands
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.video import VideoWriter, open_source
@@ -231,7 +231,7 @@ def test_missing_extra_is_named(capsys, video, monkeypatch):
     def without_optax(name, *rest):
         raise ModuleNotFoundError("No module named 'optax'", name="optax")
 
-    monkeypatch.setattr(cli, "run_train", without_optax)
+    monkeypatch.setattr(training_commands, "run_train", without_optax)
     assert 'pip install "mixformer-jax[train]"' in fails(capsys, "train", "--config", "c.py")
 
 
