@@ -21,8 +21,6 @@ from mixformer_jax.convert.weights import load_weights, save_weights
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
-# Seconds that a stage gets to save what it has when its time is up.
-GRACE_S = 60
 
 
 def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
@@ -38,18 +36,16 @@ def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
 
 
 def run_until(arguments: list[str | Path], deadline: float | None) -> int | None:
-    """Runs Python; None where the time was up first and the program was told to save and go."""
-    process = subprocess.Popen([sys.executable, *map(str, arguments)])
+    """Runs Python; None where the time was up first. Whatever ends this, the program has saved and gone by then."""
+    # A session of its own: Ctrl-C would reach it beside the signal from here, and at a second one it does not save.
+    process = subprocess.Popen([sys.executable, *map(str, arguments)], start_new_session=True)
     try:
         return process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.terminate()
-        process.wait(GRACE_S)
         return None
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait(GRACE_S)
-        raise
+    finally:
+        process.terminate()  # nothing, where it has ended
+        process.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,11 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     if args.on_device:
         changes.append("--config.data.render=device")
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     for program in stages(args.runs, changes):
         try:
             status = run_until(program, deadline)
         except KeyboardInterrupt:
+            print("stopped; the same command goes on where this one was", file=sys.stderr)
             return 128 + signal.SIGINT
         if status is None:
             print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)

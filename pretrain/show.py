@@ -16,11 +16,10 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from mixformer_jax.convert.autoencoders import load_autoencoder
-from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import context_crop
-from mixformer_jax.data.groundtruth import DatasetError, read_groundtruth
+from mixformer_jax.data.groundtruth import read_groundtruth
 from mixformer_jax.demo import DemoFrames
-from mixformer_jax.images import SourceError, write_image
+from mixformer_jax.images import write_image
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.start import weights_file
@@ -45,11 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--rows {args.rows}: expected at least 1")
     try:
         frames, boxes_xywh = _frames(args.video, args.boxes, args.rows)
-        sheet = restore(args.run, frames, boxes_xywh)
-    except (DatasetError, SourceError, WeightsError, ValueError, ModuleNotFoundError) as error:
+        write_image(args.out, restore(args.run, frames, boxes_xywh))
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_image(args.out, sheet)
     print(f"sheet  {args.out}")
     return 0
 

@@ -24,8 +24,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from types import FrameType, MappingProxyType
-from typing import Any, NoReturn
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -129,8 +129,11 @@ class Programs:
                 if self._stopped:
                     raise RuntimeError("stopped")
                 share = self._shares.pop()
+                command = [sys.executable, *map(str, arguments)]
+                # A session of its own: Ctrl-C would reach it beside the signal from `closing`, and at a second one a
+                # training does not save.
                 process = subprocess.Popen(
-                    [sys.executable, *map(str, arguments)], stdout=output, stderr=output, cwd=ROOT, env=environment
+                    command, stdout=output, stderr=output, cwd=ROOT, env=environment, start_new_session=True
                 )
                 os.sched_setaffinity(process.pid, share)
                 self._running.add(process)
@@ -252,17 +255,20 @@ def main(arguments: list[str] | None = None) -> int:
     if not 1 <= args.points <= args.steps or args.steps % args.points:
         parser.error(f"--steps {args.steps} does not divide into --points {args.points}")
 
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = args.out.resolve()
     train_root = None if args.train_root is None else args.train_root.resolve()
     setup = Setup(train_root, args.test_root.resolve(), out, args.steps, args.points, args.pretraining_steps)
     arms = STUDIES[args.study]
     try:
         programs = Programs(args.jobs, out / "logs")
-        with programs.closing(), ThreadPoolExecutor(args.jobs) as threads, programs.closing():
+        with ThreadPoolExecutor(args.jobs) as threads, programs.closing():
             wanted = dict.fromkeys(ARMS[arm].pretraining for arm in arms)
             _all(threads, [(pretrain_for, programs, setup, name) for name in wanted if name is not None])
             _all(threads, [(train_arm, programs, setup, arm, seed) for seed in args.seeds for arm in arms])
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -284,11 +290,6 @@ def _all(threads: ThreadPoolExecutor, calls: Sequence[tuple[Any, ...]]) -> None:
     for done, future in enumerate(as_completed(futures), start=1):
         future.result()
         print(f"{done} of {len(calls)}: {' '.join(str(x) for x in futures[future][3:])}", flush=True)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    print("stopped; the same command goes on where this one was", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """The studies in small and the default tracker's stages: what they would run, and what they make of results."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import cv2
@@ -132,3 +136,28 @@ def test_a_stage_whose_time_is_up_may_save(tmp_path):
     assert default_tracker.run_until(["-c", program], time.monotonic() + 3) is None
     assert saved.read_text() == "yes"
     assert default_tracker.run_until(["-c", "import sys; sys.exit(4)"], None) == 4
+
+
+def test_ctrl_c_reaches_a_stage_once(tmp_path):
+    """As from a terminal, to all of the foreground's processes."""
+    signals = tmp_path / "signals"
+    stage = (
+        "import pathlib, signal, sys, time\n"
+        f"file = pathlib.Path({str(signals)!r})\n"
+        "def note(number, frame):\n"
+        "    with file.open('a') as out: out.write(f'{number}\\n')\n"
+        "signal.signal(signal.SIGTERM, note), signal.signal(signal.SIGINT, note)\n"
+        "file.write_text('')\n"
+        "while not file.read_text(): time.sleep(0.05)\n"
+        "time.sleep(0.5)\n"
+    )
+    driver = f"from pretrain import default_tracker; default_tracker.run_until(['-c', {stage!r}], None)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", driver], cwd=study.ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while not signals.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    assert signals.read_text().split() == [str(int(signal.SIGTERM))]
