@@ -6,8 +6,7 @@ video frames, photographs and cut-outs. Everything else are small tables.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from jaxtyping import Array, Float32, Int32, UInt32
 
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.pool import Clip, CutOut, ImagePool, VideoPool
-from mixformer_jax.data.sampling import clip_weights
+from mixformer_jax.data.sampling import clip_origins, clip_weights
+from mixformer_jax.data.synthetic import ByFolder, still_share
 
 # Positions in the row of pixels are 32-bit integers.
 MAX_PIXELS = 2**31 - 1
@@ -43,7 +43,7 @@ class Folders(NamedTuple):
     Attributes:
         members: numbers of cut-outs, folder after folder.
         first, size: of every folder, among `members`.
-        cumulative: probability of the folders up to and with this one.
+        cumulative: weight of the folders up to and with this one.
     """
 
     members: Int32[Numbers, " members"]
@@ -99,7 +99,7 @@ class DevicePool(NamedTuple):
         clips = videos.clips if videos is not None else ()
         photos = images.photos if images is not None else ()
         cutouts = images.cutouts if images is not None and mix.still + mix.pasted > 0 else ()
-        stills = [c for c in cutouts if _share(c, photos[c.photo][0]) <= config.synthetic.max_still_side]
+        stills = [c for c in cutouts if still_share(c, photos[c.photo][0]) <= config.synthetic.max_still_side]
         frames = [(frame,) for clip in clips for frame in clip.frames]
         lengths = np.array([len(clip) for clip in clips], np.int32)
         first_photo, first_cutout = len(frames), len(frames) + len(photos)
@@ -112,7 +112,7 @@ class DevicePool(NamedTuple):
             clip_first=(np.cumsum(lengths) - lengths).astype(np.int32),
             clip_length=lengths,
             clip_cumulative=np.cumsum(clip_weights(clips, config.groups)).astype(np.float32),
-            clip_origin=_origins(clips, config.groups),
+            clip_origin=np.array(clip_origins(clips, config.groups), np.int32),
             photos=np.arange(first_photo, first_cutout, dtype=np.int32),
             backgrounds=np.array(images.backgrounds if images is not None else (), np.int32) + np.int32(first_photo),
             cutout_image=np.arange(first_cutout, first_cutout + len(cutouts), dtype=np.int32),
@@ -120,8 +120,8 @@ class DevicePool(NamedTuple):
             cutout_folder=np.array([folder_names.index(cutout.source) for cutout in cutouts], np.int32),
             cutout_outline_xy=_outlines([cutout.outline_xy for cutout in cutouts]),
             cutout_pasted_outline_xy=_outlines([cutout.pasted_outline_xy for cutout in cutouts]),
-            pasted=_folders(cutouts, range(len(cutouts))),
-            stills=_folders(stills, [number_of[id(cutout)] for cutout in stills]),
+            pasted=_folders(cutouts, number_of),
+            stills=_folders(stills, number_of),
         )
 
     @property
@@ -150,11 +150,6 @@ def _pictures(pyramids: Sequence[Sequence[np.ndarray]]) -> Images:
     return Images(rgba.view("<u4").astype(np.uint32, copy=False).reshape(-1), offsets, sizes)
 
 
-def _share(cutout: CutOut, photo: np.ndarray) -> float:
-    width, height = cutout.width_height
-    return math.sqrt(width * height / (photo.shape[0] * photo.shape[1]))
-
-
 def _windows(clips: Sequence[Clip], max_interval: int) -> np.ndarray:
     rows, before = [], 0
     for clip in clips:
@@ -163,11 +158,6 @@ def _windows(clips: Sequence[Clip], max_interval: int) -> np.ndarray:
         rows.append(np.stack([first, last], axis=1) + before)
         before += len(clip)
     return _rows(rows, (0, 2)).astype(np.int32)
-
-
-def _origins(clips: Sequence[Clip], groups: Sequence[Sequence[str]]) -> np.ndarray:
-    group_of = {name: number for number, names in enumerate(groups) for name in names}
-    return np.array([group_of.get(clip.name, len(groups) + n) for n, clip in enumerate(clips)], np.int32)
 
 
 def _rows(parts: Sequence[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:
@@ -180,14 +170,13 @@ def _outlines(hulls: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(padded, np.float32).reshape(-1, most, 2)
 
 
-def _folders(cutouts: Sequence[CutOut], numbers: Sequence[int]) -> Folders:
-    names = list(dict.fromkeys(cutout.source for cutout in cutouts))
-    grouped = [[n for n, c in zip(numbers, cutouts, strict=True) if c.source == name] for name in names]
-    counts = np.array([len(members) for members in grouped], np.int32)
-    weights = np.sqrt(counts)
+def _folders(cutouts: Sequence[CutOut], number_of: Mapping[int, int]) -> Folders:
+    """`number_of` has the numbers of cut-outs by identity."""
+    grouped = ByFolder(cutouts)
+    counts = np.array([len(members) for members in grouped.folders.values()], np.int32)
     return Folders(
-        members=np.array([number for members in grouped for number in members], np.int32),
+        members=np.array([number_of[id(c)] for members in grouped.folders.values() for c in members], np.int32),
         first=(np.cumsum(counts) - counts).astype(np.int32),
         size=counts,
-        cumulative=np.cumsum(weights / weights.sum() if len(weights) else weights).astype(np.float32),
+        cumulative=grouped.cumulative.astype(np.float32),
     )

@@ -28,9 +28,9 @@ from mixformer_jax.data.device_views import (
 )
 from mixformer_jax.data.draws import Draws
 from mixformer_jax.data.labelled import MIN_SEEN
+from mixformer_jax.data.synthetic import MIN_TEXTURE
 from mixformer_jax.data.views import CropConfig
 
-MIN_TEXTURE = 8.0  # deviation in grey levels
 TEXTURE_GRID = 8
 OTHER_DRAWS = 8  # for a cut-out of another photograph
 

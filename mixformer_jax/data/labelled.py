@@ -27,7 +27,7 @@ class PoolPairs(Protocol):
     """A source of samples of the pool."""
 
     @property
-    def origins(self) -> set[int | str]:
+    def origins(self) -> set[int]:
         """All `Drawn.origin` there are."""
         ...
 
@@ -58,9 +58,6 @@ class LabelledPairs:
                 "and data.exclude say which sequences train and which validate), or set its weight in data.mix to 0"
             )
         self.source, self.crops, self.positive_share = source, crops, positive_share
-
-    def __call__(self, rng: np.random.Generator) -> Sample:
-        return self.draw(rng, self.draw_kind(rng))
 
     def draw_kind(self, rng: np.random.Generator) -> Kind:
         """What the box of a sample holds."""
@@ -96,7 +93,7 @@ class LabelledPairs:
             other = self.source.draw(rng)
             if other.origin != drawn.origin:
                 return other
-        raise UnusableSampleError(f"{MAX_TRIES} draws, and none of anything else than {drawn.origin}")
+        raise UnusableSampleError(f"{MAX_TRIES} draws, and none of another sequence, group or photograph")
 
     def _draw_box(self, rng: np.random.Generator, drawn: Drawn) -> Float32[np.ndarray, "4"]:
         """A box where the target is not: its centre in the crop, its IoU with the target's box below `MAX_IOU`."""

@@ -58,41 +58,49 @@ class VideoPool:
         context: float = 16.0,
         num_threads: int = 2,
     ) -> VideoPool:
-        """Decode every sequence under ROOT/videos (folder layout), or in the pool folder ROOT, once.
+        """Decode every sequence under ROOT/videos (folder layout) once.
 
         `include` and `exclude` are sequence names; a name that does not exist is an error. Frames are shrunk
         until sqrt(w * h) of the target is at most `max_target_side` pixels, never enlarged, and cut to a
         window of `context` times that size around the target. Frames without a box, or with sqrt(w * h)
         below `min_target_side`, are left out; sequences with fewer than two frames left are dropped.
         """
-        from mixformer_jax.data import pool_folder
-
-        packed = pool_folder.is_pool_folder(root)
-        place = Path(root) if packed else Path(root) / "videos"
-        sequences = [] if packed else open_dataset("folder", place)
-        names = pool_folder.clip_names(root) if packed else [sequence.name for sequence in sequences]
-        unknown = sorted((set(include or ()) | set(exclude)) - set(names))
-        if unknown:
-            raise ValueError(f"{place} has no sequence named {unknown}; it has {sorted(names)}")
-        chosen = [name for name in names if (include is None or name in include) and name not in exclude]
+        place = Path(root) / "videos"
+        sequences = open_dataset("folder", place)
+        chosen = set(chosen_names(place, [sequence.name for sequence in sequences], include, exclude))
 
         def decode(sequence: Sequence) -> Clip:
             return _pool_clip(sequence, max_target_side, min_target_side, context)
 
-        clips: Iterable[Clip]
-        if packed:
-            clips = pool_folder.read_clips(root, chosen, max_target_side, min_target_side, context, num_threads)
-        else:
-            clips = in_threads(decode, [s for s in sequences if s.name in chosen], num_threads, "videos")
-        usable = tuple(clip for clip in clips if len(clip) >= 2)
+        return cls.of_usable(
+            in_threads(decode, [s for s in sequences if s.name in chosen], num_threads, "videos"), place
+        )
+
+    @classmethod
+    def of_usable(cls, clips: Iterable[Clip], place: Path) -> VideoPool:
+        """The clips of at least two frames; `place` is for the message of the ValueError where there is none."""
+        found = tuple(clips)
+        usable = tuple(clip for clip in found if len(clip) >= 2)
         if not usable:
-            raise ValueError(f"no usable sequence under {place} (of {len(names)} found)")
+            raise ValueError(f"no usable sequence under {place} (of {len(found)} chosen)")
         return cls(usable)
 
     @property
     def nbytes(self) -> int:
         """Bytes of pixels held."""
         return sum(frame.nbytes for clip in self.clips for frame in clip.frames)
+
+
+def chosen_names(place: Path, names: list[str], include: Collection[str] | None, exclude: Collection[str]) -> list[str]:
+    """The sequences to take out of those that are there.
+
+    Raises:
+        ValueError: a name that does not exist.
+    """
+    unknown = sorted((set(include or ()) | set(exclude)) - set(names))
+    if unknown:
+        raise ValueError(f"{place} has no sequence named {unknown}; it has {sorted(names)}")
+    return [name for name in names if (include is None or name in include) and name not in exclude]
 
 
 def _pool_clip(sequence: Sequence, max_side: float, min_side: float, context: float) -> Clip:
@@ -170,11 +178,7 @@ class ImagePool:
     @classmethod
     def load(cls, root: str | Path, num_threads: int = 2) -> ImagePool:
         """Read every ROOT/images/**/NAME.jpg and the instance mask NAME.png beside it (0 background, then
-        instance ids); or the pool folder ROOT."""
-        from mixformer_jax.data import pool_folder
-
-        if pool_folder.is_pool_folder(root):
-            return pool_folder.read_images(root, num_threads)
+        instance ids)."""
         paths = sorted((Path(root) / "images").rglob("*.jpg"))
         if not paths:
             raise ValueError(

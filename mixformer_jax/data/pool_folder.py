@@ -1,16 +1,14 @@
 """A pool in a few small files: shrunk pictures in shards, and tables. Quick to copy to where an accelerator is.
 
-`VideoPool.load` and `ImagePool.load` take such a folder as they take one with videos/ and images/.
+`read_videos` and `read_images` make of it what `VideoPool.load` and `ImagePool.load` make of videos/ and images/.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,16 @@ import cv2
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.pool import Clip, CutOut, ImagePool, VideoPool, fit_frame, in_threads, is_large_enough
+from mixformer_jax.data.pool import (
+    Clip,
+    CutOut,
+    ImagePool,
+    VideoPool,
+    chosen_names,
+    fit_frame,
+    in_threads,
+    is_large_enough,
+)
 from mixformer_jax.data.views import pyramid
 from mixformer_jax.files import write_atomically
 
@@ -110,7 +117,6 @@ def write_pool_folder(
     pictures = {"frames": frames, "photos": photos, "cutouts": [cutout.levels[0] for cutout in cutouts]}
     tables: dict[str, np.ndarray] = {
         "version": np.array(VERSION),
-        "config": np.array(json.dumps(dataclasses.asdict(config))),
         **_clip_tables(clips),
         **_cutout_tables(cutouts),
         "backgrounds": np.array(images.backgrounds, np.int64),
@@ -127,30 +133,24 @@ def write_pool_folder(
     return PoolReport(len(clips), len(frames), left_out, len(photos), len(cutouts), len(files), nbytes)
 
 
-def clip_names(root: str | Path) -> list[str]:
-    """Names of the sequences in a pool folder.
-
-    Raises:
-        DatasetError: the folder is damaged or of another version.
-    """
-    return [str(name) for name in _tables(Path(root))["clip_names"]]
-
-
-def read_clips(
+def read_videos(
     root: str | Path,
-    chosen: Sequence[str],
-    max_target_side: float,
-    min_target_side: float,
-    context: float,
-    num_threads: int,
-) -> list[Clip]:
-    """Sequences of a pool folder, as `VideoPool.load` gives them.
+    include: Collection[str] | None = None,
+    exclude: Collection[str] = (),
+    max_target_side: float = 64.0,
+    min_target_side: float = 8.0,
+    context: float = 16.0,
+    num_threads: int = 2,
+) -> VideoPool:
+    """Sequences of a pool folder; the arguments are those of `VideoPool.load`.
 
     Raises:
         DatasetError: the folder is damaged or of another version.
+        ValueError: a name that does not exist, or no usable sequence.
     """
     root = Path(root)
     tables = _tables(root)
+    chosen = chosen_names(root, [str(name) for name in tables["clip_names"]], include, exclude)
     lengths = tables["clip_lengths"]
     ends = np.cumsum(lengths)
     rows = {
@@ -168,10 +168,10 @@ def read_clips(
                 kept.append((time, *fit_frame(frame, box, max_target_side, context)))
         boxes = np.array([box for _, _, box in kept], np.float64).reshape(-1, 4)
         clips.append(Clip(name, tuple(f for _, f, _ in kept), boxes, np.array([t for t, _, _ in kept], np.int64)))
-    return clips
+    return VideoPool.of_usable(clips, root)
 
 
-def read_images(root: str | Path, num_threads: int) -> ImagePool:
+def read_images(root: str | Path, num_threads: int = 2) -> ImagePool:
     """Photographs and cut-outs of a pool folder.
 
     Raises:

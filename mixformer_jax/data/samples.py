@@ -15,6 +15,7 @@ from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.labelled import LabelledPairs, PoolPairs
 from mixformer_jax.data.pairs import SequencePairs, Source
 from mixformer_jax.data.pool import ImagePool, VideoPool
+from mixformer_jax.data.pool_folder import is_pool_folder, read_images, read_videos
 from mixformer_jax.data.sampling import Sample, VideoPairs
 from mixformer_jax.data.sequences import Dataset, DatasetError, open_dataset
 from mixformer_jax.data.synthetic import PastedPairs, RegionPairs, StillPairs
@@ -22,6 +23,7 @@ from mixformer_jax.data.views import UnusableSampleError
 from mixformer_jax.images import SourceError
 
 MAX_REDRAWS = 50
+Draw = Callable[[np.random.Generator], Sample] | LabelledPairs
 # The name under which data sets on disk stand among the sources of the pool.
 DATASETS = "datasets"
 
@@ -36,19 +38,22 @@ class Pools:
 
     @classmethod
     def load(cls, config: DataConfig, num_threads: int = 2) -> Pools:
-        """Read what the mix of `config` needs from ROOT/videos and ROOT/images, and open its data sets."""
+        """Read what the mix of `config` needs from ROOT/videos and ROOT/images, or from the pool folder ROOT, and open
+        its data sets."""
         videos = images = None
-        if config.root is not None and config.mix.video > 0:
-            videos = VideoPool.load(
-                config.root,
-                config.include,
-                config.exclude,
-                max_target_side=config.max_target_side,
-                min_target_side=config.min_target_side,
-                num_threads=num_threads,
-            )
-        if config.root is not None and config.mix.still + config.mix.pasted + config.mix.region > 0:
-            images = ImagePool.load(config.root, num_threads=num_threads)
+        if config.root is not None:
+            packed = is_pool_folder(config.root)
+            if config.mix.video > 0:
+                videos = (read_videos if packed else VideoPool.load)(
+                    config.root,
+                    config.include,
+                    config.exclude,
+                    max_target_side=config.max_target_side,
+                    min_target_side=config.min_target_side,
+                    num_threads=num_threads,
+                )
+            if config.mix.still + config.mix.pasted + config.mix.region > 0:
+                images = (read_images if packed else ImagePool.load)(config.root, num_threads=num_threads)
         datasets = {
             name: open_dataset(each.reader or name, each.root, each.split, each.list_file)
             for name, each in config.datasets.items()
@@ -164,9 +169,9 @@ class TrackingSamples:
             "draws; its material does not suit the crop sizes and jitters of the config"
         )
 
-    def _build_sources(self) -> dict[str, Callable[[np.random.Generator], Sample]]:
+    def _build_sources(self) -> dict[str, Draw]:
         config, pools = self.config, self._pools
-        sources: dict[str, Callable[[np.random.Generator], Sample]] = {}
+        sources: dict[str, Draw] = {}
         if config.root is not None:
             sources |= self._build_pool_sources()
         if config.datasets:
@@ -186,7 +191,7 @@ class TrackingSamples:
             )
         return sources
 
-    def _build_pool_sources(self) -> dict[str, Callable[[np.random.Generator], Sample]]:
+    def _build_pool_sources(self) -> dict[str, Draw]:
         config, pools = self.config, self._pools
         sources: dict[str, PoolPairs] = {}
         if config.mix.video > 0:

@@ -33,14 +33,14 @@ class Drawn(NamedTuple):
 
     Attributes:
         sample: templates, search and box.
-        origin: what it shows: the sequence or its group, or the photograph.
+        origin: what it shows, as a number: of the sequence or its group, or of the photograph.
         matrix: float64 [2, 3], from the source image to the search crop.
         width_height: of the source image in pixels; None where all of the crop shows something.
         distractors_cxcywh: boxes of other objects that were put in the search crop, normalised to it.
     """
 
     sample: Sample
-    origin: int | str
+    origin: int
     matrix: np.ndarray
     width_height: tuple[int, int] | None
     distractors_cxcywh: tuple[np.ndarray, ...] = ()
@@ -57,6 +57,12 @@ def clip_weights(clips: Sequence[Clip], groups: Sequence[Sequence[str]]) -> np.n
     frames = {key: sum(len(c) for c, k in zip(clips, keys, strict=True) if k == key) for key in keys}
     weights = np.array([len(clip) / math.sqrt(frames[key]) for clip, key in zip(clips, keys, strict=True)])
     return weights / weights.sum()
+
+
+def clip_origins(clips: Sequence[Clip], groups: Sequence[Sequence[str]]) -> list[int]:
+    """A number for each clip, the same for clips of one group and for no others."""
+    group_of = {name: number for number, names in enumerate(groups) for name in names}
+    return [group_of.get(clip.name, len(groups) + number) for number, clip in enumerate(clips)]
 
 
 def draw_times(
@@ -102,12 +108,11 @@ class VideoPairs:
     ) -> None:
         self.pool, self.crops, self.augment, self.max_interval = pool, crops, augment, max_interval
         self._cumulative = np.cumsum(clip_weights(pool.clips, groups))
-        group_of = {name: number for number, names in enumerate(groups) for name in names}
-        self._origins: list[int | str] = [group_of.get(clip.name, clip.name) for clip in pool.clips]
+        self._origins = clip_origins(pool.clips, groups)
 
     @property
-    def origins(self) -> set[int | str]:
-        """Groups, by their number, and sequences of no group, by their name."""
+    def origins(self) -> set[int]:
+        """Groups, and sequences of no group, see `clip_origins`."""
         return set(self._origins)
 
     def __call__(self, rng: np.random.Generator) -> Sample:

@@ -30,6 +30,9 @@ from mixformer_jax.data.views import (
     warp,
 )
 
+# Deviation of a region in grey levels; sky and walls have less, and nothing to recognise.
+MIN_TEXTURE = 8.0
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -68,10 +71,10 @@ class PastedPairs:
                 "pasted pairs need photographs with instance masks (NAME.png beside NAME.jpg); none usable"
             )
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
-        self._cutouts = _ByFolder(pool.cutouts)
+        self._cutouts = ByFolder(pool.cutouts)
 
     @property
-    def origins(self) -> set[int | str]:
+    def origins(self) -> set[int]:
         """The photographs that targets are cut from, by their number."""
         return {cutout.photo for cutout in self.pool.cutouts}
 
@@ -187,17 +190,17 @@ class StillPairs:
 
     def __init__(self, pool: ImagePool, crops: CropConfig, augment: AugmentConfig, config: SyntheticConfig) -> None:
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
-        usable = [c for c in pool.cutouts if self._share(c) <= config.max_still_side]
+        usable = [c for c in pool.cutouts if still_share(c, pool.photos[c.photo][0]) <= config.max_still_side]
         if not usable:
             raise ValueError(
                 f"still pairs need annotated objects of at most {config.max_still_side} of their "
                 f"photograph's side; none among {len(pool.cutouts)}"
             )
-        self._cutouts = _ByFolder(usable)
+        self._cutouts = ByFolder(usable)
         self._photos = {cutout.photo for cutout in usable}
 
     @property
-    def origins(self) -> set[int | str]:
+    def origins(self) -> set[int]:
         """The photographs that targets are drawn from, by their number."""
         return set(self._photos)
 
@@ -218,10 +221,11 @@ class StillPairs:
             turn_search=True,
         )
 
-    def _share(self, cutout: CutOut) -> float:
-        width, height = cutout.width_height
-        pixels = self.pool.photos[cutout.photo][0]
-        return math.sqrt(width * height / (pixels.shape[0] * pixels.shape[1]))
+
+def still_share(cutout: CutOut, photo: UInt8[np.ndarray, "h w 3"]) -> float:
+    """sqrt(area of the object's box / area of its photograph)."""
+    width, height = cutout.width_height
+    return math.sqrt(width * height / (photo.shape[0] * photo.shape[1]))
 
 
 class RegionPairs:
@@ -231,7 +235,7 @@ class RegionPairs:
         self.pool, self.crops, self.augment, self.config = pool, crops, augment, config
 
     @property
-    def origins(self) -> set[int | str]:
+    def origins(self) -> set[int]:
         """All photographs, by their number."""
         return set(range(len(self.pool.photos)))
 
@@ -245,7 +249,7 @@ class RegionPairs:
         boxes = [self._draw_box(rng, levels[0].shape) for _ in range(self.config.region_candidates)]
         texture = [_texture(levels[-1], box, levels[0].shape) for box in boxes]
         best = int(np.argmax(texture))
-        if texture[best] < 8.0:  # grey levels: sky, a wall; nothing to recognise
+        if texture[best] < MIN_TEXTURE:
             raise UnusableSampleError("flat region")
         # The box of a rotated box is larger than what was chosen, so the search view does not turn.
         return _picture_pair(
@@ -289,24 +293,29 @@ def paste(
     return alpha_plane
 
 
-class _ByFolder:
+class ByFolder:
     """Cut-outs drawn folder first (weighted by the square root of its size), so that no folder crowds out
-    the others."""
+    the others.
+
+    Attributes:
+        folders: the cut-outs of each, by name.
+        cumulative: weight of the folders up to and with this one.
+    """
 
     def __init__(self, cutouts: Sequence[CutOut]) -> None:
-        self._folders: dict[str, list[CutOut]] = {}
+        self.folders: dict[str, list[CutOut]] = {}
         for cutout in cutouts:
-            self._folders.setdefault(cutout.source, []).append(cutout)
-        self._names = list(self._folders)
-        self._cumulative = np.cumsum([math.sqrt(len(self._folders[name])) for name in self._names])
+            self.folders.setdefault(cutout.source, []).append(cutout)
+        self._names = list(self.folders)
+        self.cumulative = np.cumsum([math.sqrt(len(folder)) for folder in self.folders.values()])
 
     def draw(self, rng: np.random.Generator, source: str | None = None) -> CutOut:
         """One cut-out, of the folder `source` if one is named."""
         if source is None:
             source = self._names[
-                int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
+                int(np.searchsorted(self.cumulative, rng.random() * self.cumulative[-1], side="right"))
             ]
-        folder = self._folders[source]
+        folder = self.folders[source]
         return folder[int(rng.integers(len(folder)))]
 
 

@@ -10,7 +10,7 @@ from mixformer_jax.cli import main
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.pool import ImagePool, VideoPool
-from mixformer_jax.data.pool_folder import PoolFolderConfig, is_pool_folder, write_pool_folder
+from mixformer_jax.data.pool_folder import PoolFolderConfig, is_pool_folder, read_images, read_videos, write_pool_folder
 from mixformer_jax.data.samples import Pools, TrackingSamples
 from mixformer_jax.data.views import CropConfig
 
@@ -57,7 +57,7 @@ def folder(root, tmp_path_factory):
 def test_videos_are_thinned_shrunk_and_cut(root, folder):
     assert is_pool_folder(folder) and not is_pool_folder(root)
     whole = VideoPool.load(root, max_target_side=32.0, context=4.0)
-    kept = VideoPool.load(folder)
+    kept = read_videos(folder)
     assert [clip.name for clip in kept.clips] == ["long", "short"]
     np.testing.assert_array_equal(kept.clips[0].times, [0, 3, 5, 8, 11])
     for clip, original in zip(kept.clips, whole.clips, strict=True):
@@ -66,13 +66,13 @@ def test_videos_are_thinned_shrunk_and_cut(root, folder):
             np.testing.assert_allclose(box, original.boxes_xywh[of_time[time]], atol=1e-9)
             assert frame.shape == original.frames[of_time[time]].shape
             assert np.abs(frame.astype(float) - original.frames[of_time[time]]).mean() < 6
-    assert [clip.name for clip in VideoPool.load(folder, exclude=["short"]).clips] == ["long"]
+    assert [clip.name for clip in read_videos(folder, exclude=["short"]).clips] == ["long"]
     with pytest.raises(ValueError, match="no sequence named"):
-        VideoPool.load(folder, exclude=["other"])
+        read_videos(folder, exclude=["other"])
 
 
 def test_photographs_and_cutouts_are_shrunk_with_their_outlines(root, folder):
-    whole, kept = ImagePool.load(root), ImagePool.load(folder)
+    whole, kept = ImagePool.load(root), read_images(folder)
     assert kept.backgrounds == whole.backgrounds
     assert [levels[0].shape for levels in kept.photos] == [(90, 120, 3)] * 3
     for cutout, original in zip(kept.cutouts, whole.cutouts, strict=True):
@@ -103,20 +103,20 @@ def test_a_folder_is_written_once_and_broken_ones_are_named(root, folder, tmp_pa
     shard = broken / "frames_000.bin"
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(DatasetError, match=r"frames_000\.bin: broken"):
-        VideoPool.load(broken)
+        read_videos(broken)
     shard.unlink()
     with pytest.raises(DatasetError, match=r"frames_000\.bin: cannot be read"):
-        VideoPool.load(broken)
+        read_videos(broken)
     (broken / "pool.npz").write_bytes(b"PK")
     with pytest.raises(DatasetError, match=r"pool\.npz"):
-        ImagePool.load(broken)
+        read_images(broken)
 
 
 def test_the_command_writes_a_folder(root, tmp_path, capsys):
     out = tmp_path / "pool"
     assert main(["data", "pool", str(root), str(out), "--max-frames", "4"]) == 0
     assert "7; 8 left out" in capsys.readouterr().out
-    assert len(VideoPool.load(out).clips[0]) == 4
+    assert len(read_videos(out).clips[0]) == 4
 
 
 def test_the_command_has_the_defaults_of_the_library(root, tmp_path, monkeypatch):

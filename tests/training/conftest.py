@@ -66,6 +66,48 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def config(root):
+    """A box training of six steps on `root`, as `train` takes it."""
+    return {
+        "model": {
+            "name": "small",
+            "search_size": 64,
+            "template_size": 32,
+            "width": 24,
+            "depth": 1,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "head": "corner",
+            "head_width": 8,
+            "head_norm": "batch",
+            "mimetic_init": True,
+        },
+        "tracker": {"search_factor": 4.0, "num_online_templates": 1},
+        "data": {
+            "root": str(root),
+            "exclude": ("held_out",),
+            "mix": {"video": 1.0, "still": 0.0, "pasted": 0.0, "region": 0.0},
+            "crops": {"centre_jitter": 2.0},
+        },
+        "train": {
+            "steps": 6,
+            "batch_size": 4,
+            "learning_rate": 1e-3,
+            "backbone_rate": 1.0,
+            "clip_norm": 1.0,
+            "ema_decay": 0.9,
+            "corner_weight": 0.2,
+            "log_every": 2,
+            "validate_every": 3,
+            "checkpoint_every": 3,
+            "validation_pairs": 4,
+            "workers": 0,
+            "mesh": (1, 1, 1),
+        },
+    }
+
+
 @pytest.fixture(autouse=True)
 def quick_compilation(monkeypatch):
     """Programs that run a few steps are compiled in haste; rounding is no worse."""

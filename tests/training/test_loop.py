@@ -18,47 +18,6 @@ from mixformer_jax.training.steps import split_params
 from mixformer_jax.training.tracking import tracking_objective
 
 
-@pytest.fixture
-def config(root):
-    return {
-        "model": {
-            "name": "small",
-            "search_size": 64,
-            "template_size": 32,
-            "width": 24,
-            "depth": 1,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "head": "corner",
-            "head_width": 8,
-            "head_norm": "batch",
-            "mimetic_init": True,
-        },
-        "tracker": {"search_factor": 4.0, "num_online_templates": 1},
-        "data": {
-            "root": str(root),
-            "exclude": ("held_out",),
-            "mix": {"video": 1.0, "still": 0.0, "pasted": 0.0, "region": 0.0},
-            "crops": {"centre_jitter": 2.0},
-        },
-        "train": {
-            "steps": 6,
-            "batch_size": 4,
-            "learning_rate": 1e-3,
-            "backbone_rate": 1.0,
-            "clip_norm": 1.0,
-            "ema_decay": 0.9,
-            "corner_weight": 0.2,
-            "log_every": 2,
-            "validate_every": 3,
-            "checkpoint_every": 3,
-            "validation_pairs": 4,
-            "workers": 0,
-            "mesh": (1, 1, 1),
-        },
-    }
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     config["train"]["learning_rate"] = 1e30
     with pytest.raises(TrainingError, match="loss of step") as caught:
