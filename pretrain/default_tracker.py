@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.on_device:
         changes.append("--config.data.render=device")
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start what runs in the background with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     for program in stages(args.runs, changes):
         try:

@@ -56,11 +56,15 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
     """The sheet: templates from the first of `frames`, search regions from the others.
 
     Raises:
-        ValueError: a run that did not train on tracking data.
+        ValueError: not the folder of a run, or of one that did not train on tracking data.
         WeightsError: no autoencoder.
     """
-    found = load_autoencoder(weights_file(run))
-    data = json.loads((run / "config.json").read_text())["data"]
+    found, record = load_autoencoder(weights_file(run)), run / "config.json"
+    if not record.is_file():
+        raise ValueError(
+            f"{run}: no config.json, which says how to cut; expected the folder of a pre-training"
+        )
+    data = json.loads(record.read_text())["data"]
     if data is None:
         raise ValueError(f"{run}: trained on single images, and there are no crops around a target to restore")
     crops, model = data["crops"], found.config.model

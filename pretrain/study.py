@@ -255,7 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not 1 <= args.points <= args.steps or args.steps % args.points:
         parser.error(f"--steps {args.steps} does not divide into --points {args.points}")
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start what runs in the background with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     out = args.out.resolve()
     train_root = None if args.train_root is None else args.train_root.resolve()
     setup = Setup(train_root, args.test_root.resolve(), out, args.steps, args.points, args.pretraining_steps)

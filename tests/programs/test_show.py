@@ -69,5 +69,7 @@ def test_errors_name_what_is_wrong(run, clip, tmp_path, capsys):
     assert "has no frame" in capsys.readouterr().err
     assert show.main([str(tmp_path / "nowhere"), *clip_options, "--rows", "2"]) == 1
     assert "nowhere" in capsys.readouterr().err
+    assert show.main([str(run / "model.safetensors"), *clip_options, "--rows", "2"]) == 1
+    assert "no config.json" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         show.main([str(run), "--video", str(clip), "--out", str(tmp_path / "sheet.png")])
