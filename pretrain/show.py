@@ -61,9 +61,7 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
     """
     found, record = load_autoencoder(weights_file(run)), run / "config.json"
     if not record.is_file():
-        raise ValueError(
-            f"{run}: no config.json, which says how to cut; expected the folder of a pre-training"
-        )
+        raise ValueError(f"{run}: no config.json, which says how to cut; expected the folder of a pre-training")
     data = json.loads(record.read_text())["data"]
     if data is None:
         raise ValueError(f"{run}: trained on single images, and there are no crops around a target to restore")
