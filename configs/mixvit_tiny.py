@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
         "crops": {"scale_jitter": 0.3, "centre_jitter": 2.5},
     }
     config.train = {
-        "steps": 3000,
+        "steps": 10000,
         "batch_size": 32,
         "learning_rate": 1e-3,
         "backbone_rate": 1.0,
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
         "clip_norm": 1.0,
         "ema_decay": 0.998,
         "corner_weight": 0.2,
-        "validate_every": 250,
-        "checkpoint_every": 250,
+        "validate_every": 500,
+        "checkpoint_every": 500,
     }
     return config

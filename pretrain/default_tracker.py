@@ -2,11 +2,14 @@
 
     python pretrain/default_tracker.py                    # make default-tracker
     python pretrain/default_tracker.py --minutes 10       # a piece: stops, saved, after so many minutes
-    python pretrain/default_tracker.py --on-device --root pool/
+    python pretrain/default_tracker.py --config.data.root=pool --config.data.render=device
 
-The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py; each has a
-folder in RUNS (`runs/`) and goes on where it was stopped. At the end RUNS/mixvit_tiny.safetensors, float16, is what
-belongs into mixformer_jax/assets; then `python -m tests.store_doctor` renews the boxes that `mixformer doctor` expects.
+The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py, all with the
+settings given here; each has a folder in RUNS (`runs/`) and goes on where it was stopped. A stage that has begun needs
+the newest of its checkpoints and none of the stages before, and a fresh one the weights of the one before it: docs/
+training.md says what to copy for a piece on another machine. At the end RUNS/mixvit_tiny.safetensors, float16, is
+what belongs into mixformer_jax/assets; then `python -m tests.store_doctor` renews the boxes that `mixformer doctor`
+expects.
 """
 
 import argparse
@@ -23,16 +26,25 @@ HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
 
 
+STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
+
+
 def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
-    """The three programs, as arguments of Python."""
+    """The programs of the stages, as arguments of Python."""
     train = ("-m", "mixformer_jax.cli", "train")
-    folders = [runs / name for name in ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")]
+    folders = [runs / name for name in STAGES]
     programs: tuple[list[str | Path], ...] = (
         [HERE / "run.py", "--config", CONFIGS / "pretrain" / "trackmae_tiny.py"],
         [*train, "--config", CONFIGS / "mixvit_tiny.py", f"--config.train.init={folders[0]}"],
         [*train, "--config", CONFIGS / "mixvit_tiny_score.py", f"--config.train.init={folders[1]}"],
     )
     return [[*program, "--out", folder, *changes] for program, folder in zip(programs, folders, strict=True)]
+
+
+def stage_to_go_on_with(runs: Path) -> int:
+    """The last stage that has a checkpoint: it would not have begun, had the ones before not ended."""
+    begun = [i for i, name in enumerate(STAGES) if any((runs / name / "checkpoints").glob("[0-9]*"))]
+    return max(begun, default=0)
 
 
 def run_until(arguments: list[str | Path], deadline: float | None) -> int | None:
@@ -53,20 +65,19 @@ def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="the pool; default: the configs' own")
-    parser.add_argument("--on-device", action="store_true", help="render the samples on the accelerator")
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop after so many minutes; the same command goes on"
     )
-    args = parser.parse_args(arguments)
-    changes = [] if args.root is None else [f"--config.data.root={args.root}"]
-    if args.on_device:
-        changes.append("--config.data.render=device")
+    parser.add_argument("--config.SECTION.SETTING", metavar="VALUE", help="changes a setting of all three stages")
+    args, changes = parser.parse_known_args(arguments)
+    for change in changes:
+        if not change.startswith("--config.") or "=" not in change:
+            parser.error(f"unknown argument {change}; settings are given as --config.SECTION.SETTING=VALUE")
 
     for number in (signal.SIGINT, signal.SIGTERM):  # scripts start what runs in the background with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    for program in stages(args.runs, changes):
+    for program in stages(args.runs, changes)[stage_to_go_on_with(args.runs) :]:
         try:
             status = run_until(program, deadline)
         except KeyboardInterrupt:
@@ -78,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         if status:
             return status
     target = args.runs / "mixvit_tiny.safetensors"
-    weights = load_weights(args.runs / "mixvit_tiny_score" / RUN_WEIGHTS)
+    weights = load_weights(args.runs / STAGES[-1] / RUN_WEIGHTS)
     save_weights(target, weights.variables, weights.model, weights.tracker, store="float16")
     print(f"default tracker  {target}, {target.stat().st_size / 1e6:.1f} MB")
     return 0

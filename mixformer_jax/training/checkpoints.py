@@ -27,6 +27,7 @@ from mixformer_jax.training.steps import TrainState
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _BEST = "best"
+_FILE_BYTES = 8 * 2**20  # where Orbax begins a new file
 _ORBAX_LOG = logging.getLogger("absl")
 
 
@@ -98,7 +99,7 @@ class Checkpoints:
             return
         about = {"experiment": dict(experiment), "fingerprints": _fingerprints(state)}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()),
+            state=ocp.args.PyTreeSave(state._asdict(), ocdbt_target_data_file_size=_FILE_BYTES),
             data=grain.checkpoint.CheckpointSave(data),
             about=ocp.args.JsonSave(about),
         )
@@ -174,7 +175,9 @@ class Checkpoints:
             _ORBAX_LOG.setLevel(self._log_level)
 
     def _read(self, step: int, like: TrainState) -> Restored:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(like._asdict()), about=ocp.args.JsonRestore())
+        wanted = like._asdict()
+        how = ocp.checkpoint_utils.construct_restore_args(wanted)
+        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(wanted, restore_args=how), about=ocp.args.JsonRestore())
         read = self._manager.restore(step, args=args)
         state = TrainState(**read["state"])
         expected, found = read["about"]["fingerprints"], _fingerprints(state)

@@ -123,8 +123,22 @@ def test_stages_of_the_default_tracker_hand_over(tmp_path, changes):
         assert {changed(stage).data.root for stage in (pretraining, boxes, scores)} == {"elsewhere"}
 
 
-def test_a_stage_whose_time_is_up_may_save(tmp_path):
+def test_a_stage_that_has_begun_needs_none_before_it(tmp_path):
+    """What lies on a borrowed machine: the newest checkpoint of one stage, or the weights of the one before."""
+    assert default_tracker.stage_to_go_on_with(tmp_path) == 0
+    (tmp_path / "mixvit_tiny" / "checkpoints" / "500").mkdir(parents=True)
+    (tmp_path / "mixvit_tiny_score" / "checkpoints").mkdir(parents=True)  # begun, and stopped before it saved
+    assert default_tracker.stage_to_go_on_with(tmp_path) == 1
 
+
+@pytest.mark.parametrize("argument", ["--root=pool", "--config.train.steps", "pool"])
+def test_the_default_tracker_knows_its_arguments(argument, capsys):
+    with pytest.raises(SystemExit):
+        default_tracker.main([argument])
+    assert f"unknown argument {argument}" in capsys.readouterr().err
+
+
+def test_a_stage_whose_time_is_up_may_save(tmp_path):
     saved = tmp_path / "saved"
     program = (
         "import pathlib, signal, sys, time\n"

@@ -67,6 +67,16 @@ def test_a_checkpoint_comes_back_on_another_mesh(tmp_path):
     np.testing.assert_array_equal(kernel(state), kernel(state_at(3)))
 
 
+def test_a_checkpoint_is_in_files_that_are_easy_to_move(tmp_path):
+    state = state_at(1)
+    parts = {str(part): state_at(part, width=1024).params for part in range(10)}  # 40 MiB
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state._replace(params=parts), batches(Numbers(), 2, 1, num_threads=0), {})
+        checkpoints.wait()
+    sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(sizes) > 30 * 2**20 and max(sizes) < 16 * 2**20
+
+
 def flip_a_bit(folder):
     """In the largest file, where the numbers are; random ones do not compress."""
     largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
