@@ -1,0 +1,50 @@
+"""The sheet of a tracker's failures on rendered clips."""
+
+import cv2
+import numpy as np
+import pytest
+
+from eval import failures
+from eval.failures import Failure, find_failures
+from mixformer_jax.demo import HEIGHT, NUM_FRAMES, WIDTH, render_demo_clip
+from mixformer_jax.evaluation.first_box import BoxPrediction
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "expected"),
+    [
+        ([1.0, 0.9, 0.5], []),
+        ([1.0, 0.9, 0.4, 0.2, 0.3, 0.6, 0.9], [Failure(0.2, 1, 3, 5)]),
+        ([1.0, 0.4, 0.7, 0.3, 0.1], [Failure(0.1, 2, 4, 4), Failure(0.4, 0, 1, 2)]),  # the last is not boxed again
+        ([0.0, 0.1, 0.8], [Failure(0.1, 0, 1, 2)]),  # the first box is given
+    ],
+)
+def test_failures_are_the_stretches_that_are_not_boxed(overlaps, expected):
+    assert find_failures(np.array(overlaps)) == expected
+
+
+class Lagging:
+    """Stays where the target was first, and finds it again on the clip's last frame."""
+
+    def __init__(self):
+        self.boxes_xywh = render_demo_clip(0).boxes_xywh
+
+    def start(self, frame, box_xywh):
+        return 0
+
+    def step(self, state, frame):
+        state += 1
+        return state, BoxPrediction(self.boxes_xywh[-1 if state == NUM_FRAMES - 1 else 0])
+
+
+def test_a_sheet_has_a_row_for_each_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(failures, "load", Lagging)
+    sheet = tmp_path / "sheet.png"
+    assert failures.main(["--seeds", "1", "--rows", "1", "--out", str(sheet)]) == 0
+    assert cv2.imread(str(sheet)).shape == (HEIGHT, 3 * WIDTH + 2 * 6, 3)
+    assert f"to {NUM_FRAMES}: IoU 0.000" in capsys.readouterr().out
+
+
+def test_weights_that_are_not_there_are_an_error(tmp_path, capsys):
+    assert failures.main(["--weights", "nowhere.safetensors", "--out", str(tmp_path / "sheet.png")]) == 1
+    assert "nowhere" in capsys.readouterr().err
