@@ -1,11 +1,12 @@
-"""The embedded default tracker: MixViT-Tiny, trained from scratch on a small set of videos and photographs.
+"""The embedded default tracker: MixViT-Tiny, stage 1 of 2, on a small set of videos and photographs.
 
-    mixformer train --config configs/mixvit_tiny.py
+    mixformer train --config configs/mixvit_tiny.py --config.train.init=runs/trackmae_tiny
 
-3.6 M parameters, search crops of 128 and templates of 64 pixels, one template and one online template. The recipe
-departs from the paper's (section 4.1), which fine-tunes pre-trained backbones for 500 epochs: one rate for backbone and
-head, cosine decay, a moving average, mimetic initialisation, position tables that start at random, and the corner maps'
-cross entropy beside the paper's losses.
+Without `init` it trains from scratch; `make default-tracker` runs all stages. 3.6 M parameters, search crops of 128
+and templates of 64 pixels, one template and one online template. The recipe departs from the paper's (section 4.1),
+which fine-tunes pre-trained backbones for 500 epochs: one rate for backbone and head, cosine decay, a moving average,
+mimetic initialisation, position tables that start at random, and the corner maps' cross entropy beside the paper's
+losses.
 Scores, hardware and hours are in the model card, mixformer_jax/assets/mixvit_tiny.md.
 """
 

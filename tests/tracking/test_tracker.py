@@ -38,9 +38,10 @@ def test_the_default_tracks_the_demo_clip(default):
     found = []
     for index in range(1, len(clip.frames)):
         state, tracked = default.step(state, clip.frames[index])
-        assert tracked.score is None
+        assert tracked.score is not None and 0 <= tracked.score <= 1
         found.append(tracked.box_xywh)
     assert overlaps(np.stack(found), clip.boxes_xywh[1:]).mean() > 0.5
+    assert int(state.num_refreshes) > 0  # online templates are on by default
 
 
 def test_the_default_tracks_a_real_video(default, shared_data):
