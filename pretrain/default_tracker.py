@@ -18,7 +18,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
 from mixformer_jax.convert.weights import load_weights, save_weights
@@ -28,7 +31,7 @@ CONFIGS = HERE.parent / "configs"
 
 
 # Chosen on the held-out sequences, see docs/default_tracker.md; training crops are those of the configs.
-TRACKING = {"search_factor": 3.75, "update_interval": 25}
+TRACKING: Mapping[str, Any] = MappingProxyType({"search_factor": 3.75, "update_interval": 25})
 STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
 
 
