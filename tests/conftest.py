@@ -1,6 +1,7 @@
 """What every test needs: a CPU that counts as eight devices, checked shapes, golden numbers, real videos."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ if "JAX_NUM_CPU_DEVICES" not in os.environ and _NUM_DEVICES_FLAG not in os.envir
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
 install_import_hook("mixformer_jax", "beartype.beartype")
+
+# What a script starts in the background ignores Ctrl-C, and so would the programs that tests press it for.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("local", deadline=None, max_examples=60)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)

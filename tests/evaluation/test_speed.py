@@ -23,7 +23,7 @@ def test_stages_and_their_costs(tmp_path, capsys):
     options = ["--weights", "mixvit_tiny", "--turns", "1", "--size", "96x64", "--append", str(table)]
     assert speed.main(options) == 0
     printed = capsys.readouterr().out
-    assert "mixvit_tiny on " in printed and "stage: scan" in printed
+    assert "mixvit_tiny_online on " in printed and "stage: scan" in printed
     header, _rule, *lines = [
         line.strip("| ").split(" | ") for line in table.read_text().splitlines() if line.startswith("|")
     ]
