@@ -35,6 +35,7 @@ def test_stages_and_their_costs(tmp_path, capsys):
         "upload",
         "backbone",
         "head",
+        "SPM",
         "readback",
         "encode",
         "step",
