@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     if min(args.seeds, args.rows) < 1:
         parser.error(f"--seeds {args.seeds}, --rows {args.rows}: expected at least 1 of each")
     try:
-        tracker = load() if args.weights is None else load(args.weights)
+        tracker = load(args.weights)
         failures = []
         for seed in range(args.seeds):
             clip = render_demo_clip(seed)

@@ -4,12 +4,12 @@
     python pretrain/default_tracker.py --minutes 10       # a piece: stops, saved, after so many minutes
     python pretrain/default_tracker.py --config.data.root=pool --config.data.render=device
 
-The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py, all with the
-settings given here; each has a folder in RUNS (`runs/`) and goes on where it was stopped. A stage that has begun needs
-the newest of its checkpoints and none of the stages before, and a fresh one the weights of the one before it: docs/
-training.md says what to copy for a piece on another machine. At the end RUNS/mixvit_tiny.safetensors, float16, is
-what belongs into mixformer_jax/assets; then `python -m tests.store_doctor` renews the boxes that `mixformer doctor`
-expects.
+The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py; each has a
+folder in RUNS (`runs/`) and goes on where it was stopped. --config.SECTION.SETTING=VALUE changes a setting of all of
+them. A stage that has begun needs the newest of its checkpoints and none of the stages before, and a fresh one the
+weights of the one before it: docs/training.md says what to copy for a piece on another machine. At the end
+RUNS/mixvit_tiny.safetensors, float16, is what belongs into mixformer_jax/assets; then `python -m tests.store_doctor`
+renews the boxes that `mixformer doctor` expects.
 """
 
 import argparse
@@ -18,20 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
+from mixformer_jax.config_files import PREFIX
 from mixformer_jax.convert.convert import RUN_WEIGHTS
 from mixformer_jax.convert.weights import load_weights, save_weights
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
-
-
-# Chosen on the held-out sequences, see docs/default_tracker.md; training crops are those of the configs.
-TRACKING: Mapping[str, Any] = MappingProxyType({"search_factor": 3.75, "update_interval": 25})
 STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
 
 
@@ -48,9 +42,16 @@ def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
 
 
 def stage_to_go_on_with(runs: Path) -> int:
-    """The last stage that has a checkpoint: it would not have begun, had the ones before not ended."""
-    begun = [i for i, name in enumerate(STAGES) if any((runs / name / "checkpoints").glob("[0-9]*"))]
-    return max(begun, default=0)
+    """The last stage with a checkpoint, or the one after the last stage of which the weights alone are there.
+
+    No stage begins before the ones before it have ended, and nobody moves the weights of an unfinished one alone.
+    """
+    for stage, name in reversed(list(enumerate(STAGES))):
+        if any((runs / name / "checkpoints").glob("[0-9]*")):
+            return stage
+        if (runs / name / RUN_WEIGHTS).is_file():
+            return stage + 1
+    return 0
 
 
 def run_until(arguments: list[str | Path], deadline: float | None) -> int | None:
@@ -74,11 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop after so many minutes; the same command goes on"
     )
-    parser.add_argument("--config.SECTION.SETTING", metavar="VALUE", help="changes a setting of all three stages")
     args, changes = parser.parse_known_args(arguments)
-    for change in changes:
-        if not change.startswith("--config.") or "=" not in change:
-            parser.error(f"unknown argument {change}; settings are given as --config.SECTION.SETTING=VALUE")
+    unknown = [text for text in changes if not text.startswith(PREFIX)]
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
 
     for number in (signal.SIGINT, signal.SIGTERM):  # scripts start what runs in the background with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
             return status
     target = args.runs / "mixvit_tiny.safetensors"
     weights = load_weights(args.runs / STAGES[-1] / RUN_WEIGHTS)
-    tracker = dataclasses.replace(weights.tracker, **TRACKING)
+    # Chosen on the held-out sequences, see docs/default_tracker.md; crops in training are wider.
+    tracker = dataclasses.replace(weights.tracker, search_factor=3.75, update_interval=25)
     save_weights(target, weights.variables, weights.model, tracker, store="float16")
     print(f"default tracker  {target}, {target.stat().st_size / 1e6:.1f} MB")
     return 0

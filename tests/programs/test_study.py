@@ -126,16 +126,23 @@ def test_stages_of_the_default_tracker_hand_over(tmp_path, changes):
 def test_a_stage_that_has_begun_needs_none_before_it(tmp_path):
     """What lies on a borrowed machine: the newest checkpoint of one stage, or the weights of the one before."""
     assert default_tracker.stage_to_go_on_with(tmp_path) == 0
+    (tmp_path / "trackmae_tiny").mkdir()
+    (tmp_path / "trackmae_tiny" / "model.safetensors").touch()
+    assert default_tracker.stage_to_go_on_with(tmp_path) == 1
+    (tmp_path / "trackmae_tiny" / "checkpoints" / "250").mkdir(parents=True)  # at home: weights of what may go on
+    assert default_tracker.stage_to_go_on_with(tmp_path) == 0
     (tmp_path / "mixvit_tiny" / "checkpoints" / "500").mkdir(parents=True)
     (tmp_path / "mixvit_tiny_score" / "checkpoints").mkdir(parents=True)  # begun, and stopped before it saved
     assert default_tracker.stage_to_go_on_with(tmp_path) == 1
+    (tmp_path / "mixvit_tiny_score" / "model.safetensors").touch()
+    assert default_tracker.stage_to_go_on_with(tmp_path) == 3
 
 
-@pytest.mark.parametrize("argument", ["--root=pool", "--config.train.steps", "pool"])
+@pytest.mark.parametrize("argument", ["--root=pool", "pool"])
 def test_the_default_tracker_knows_its_arguments(argument, capsys):
     with pytest.raises(SystemExit):
         default_tracker.main([argument])
-    assert f"unknown argument {argument}" in capsys.readouterr().err
+    assert f"unknown arguments: {argument}" in capsys.readouterr().err
 
 
 def test_a_stage_whose_time_is_up_may_save(tmp_path):
