@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from mixformer_jax.data.groundtruth import DatasetError, read_attributes, read_groundtruth
-from mixformer_jax.data.readers.layout import check_split, numbered_frames
+from mixformer_jax.data.readers.layout import check_split, find_attributes, numbered_frames, row_faults
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.video import DEFAULT_FPS
 
@@ -52,20 +52,22 @@ def read_uav123(root: Path, split: str | None = None) -> Dataset:
     names = sorted(path.stem for path in (root / "anno" / "UAV123").glob("*.txt"))
     if not names:
         raise DatasetError(f"{root}: no UAV123 sequences; expected anno/UAV123/bike1.txt, ...")
-    return Dataset("uav123", root, names, _Reader(root))
+    attributes = find_attributes(root / "anno" / "UAV123" / "att", names)
+    return Dataset("uav123", root, names, _Reader(root, attributes))
 
 
 class _Reader:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, attributes: dict[str, Path]) -> None:
+        self.root, self.attributes = root, attributes
 
     def __call__(self, name: str) -> Sequence:
         groundtruth = self.root / "anno" / "UAV123" / f"{name}.txt"
-        boxes_xywh = read_groundtruth(groundtruth)
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
         part = re.fullmatch(r"(.+)_(\d+)", name)
         folder = self.root / "data_seq" / "UAV123" / (part[1] if part else name)
         first = FIRST_FRAMES.get(part[1], {}).get(int(part[2]), 1) if part else 1
         is_part = part is not None
         frames = numbered_frames(folder, "%06d.jpg", len(boxes_xywh), groundtruth, first=first, may_go_on=is_part)
-        attributes = read_attributes(self.root / "anno" / "UAV123" / "att" / f"{name}.txt", ATTRIBUTES)
-        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, attributes=attributes)
+        attributes = read_attributes(self.attributes.get(name), ATTRIBUTES)
+        faults = row_faults("uav123", name, groundtruth, boxes_xywh)
+        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, attributes=attributes, faults=faults)
