@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mixformer_jax.data.readers.layout import SPLITS, read_numbers
 from mixformer_jax.data.readers.vot import region_box
+from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.data.sequences import DatasetError, open_dataset
 from mixformer_jax.data.single_images import ImageSamples, ImagesConfig, open_images
 
@@ -391,10 +392,13 @@ def test_images_of_a_prepared_data_set_serve_masked_autoencoders(tmp_path):
 
 
 def test_a_data_set_reads_a_sequence_once_and_keeps_the_last_ones(tmp_path):
-    from mixformer_jax.data.records import Dataset
-
     read = []
-    dataset = Dataset("any", tmp_path, ["a", "b", "c"], lambda key: read.append(key) or key, kept=2)  # type: ignore
-    assert [dataset[i] for i in (0, 0, 1, 0, 2, 0, 1)] == ["a", "a", "b", "a", "c", "a", "b"]
+
+    def read_one(key):
+        read.append(key)
+        return Sequence(key, np.ones((1, 4)), np.zeros, 30.0, tmp_path)
+
+    dataset = Dataset("any", tmp_path, ["a", "b", "c"], read_one, kept=2)
+    assert [dataset[i].name for i in (0, 0, 1, 0, 2, 0, 1)] == ["a", "a", "b", "a", "c", "a", "b"]
     assert read == ["a", "b", "c", "b"]
-    assert list(dataset[::-1].keys) == ["c", "b", "a"] and dataset[-1] == "c"
+    assert list(dataset[::-1].keys) == ["c", "b", "a"] and dataset[-1].name == "c"
