@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.data.groundtruth import DatasetError, read_labels, read_names
-from mixformer_jax.data.readers.layout import check_split, numbered_frames, sub_folders
+from mixformer_jax.data.readers.layout import check_split, numbered_frames, row_faults, sub_folders
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.video import DEFAULT_FPS
 
@@ -83,7 +83,9 @@ class _Reader:
         images, _, pattern = frame_pattern(folder, settings).rpartition("/")
         frames = numbered_frames(folder / images, pattern, len(boxes_xywh), groundtruth)
         fps = float(settings.get("fps", DEFAULT_FPS))
-        return Sequence(name, boxes_xywh, frames, fps, folder, attributes=_read_tags(folder, len(boxes_xywh)))
+        attributes = _read_tags(folder, len(boxes_xywh))
+        faults = row_faults("vot", name, groundtruth, boxes_xywh)
+        return Sequence(name, boxes_xywh, frames, fps, folder, attributes=attributes, faults=faults)
 
 
 def read_settings(path: Path) -> dict[str, str]:
@@ -170,8 +172,6 @@ def region_box(text: str, where: str) -> Float64[np.ndarray, "4"]:
     if len(numbers) == 1 or not np.isfinite(numbers).all():
         return np.full(4, np.nan)
     if len(numbers) == 4:
-        if min(numbers[2:]) < 0:
-            raise DatasetError(f"{where}: negative width or height in {text!r}")
         return np.array(numbers)
     if len(numbers) < 6 or len(numbers) % 2:
         raise DatasetError(f"{where}: {len(numbers)} numbers are neither a rectangle nor a polygon: {text[:60]!r}")
