@@ -36,7 +36,7 @@ def read_groundtruth(
             `expected_length` (both are named).
     """
     path = Path(path)
-    text = _read_text(path, "ground truth")
+    text = read_text(path, "ground truth")
     boxes_xywh = _parse_plain(text)
     if boxes_xywh is None:
         lines = _split_lines(text, path, "ground truth")
@@ -73,7 +73,7 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
         DatasetError: missing file, something which is not an integer, or a length other than `expected_length`.
     """
     path = Path(path)
-    lines = _split_lines(_read_text(path, "label file"), path, "label file")
+    lines = _split_lines(read_text(path, "label file"), path, "label file")
     words = lines[0].split(",") if len(lines) == 1 else lines
     labels = []
     for number, word in enumerate(words, start=1):
@@ -107,14 +107,19 @@ def read_names(path: Path) -> list[str]:
     Raises:
         DatasetError: missing or empty file, or a name that is there twice.
     """
-    names = [line for line in _split_lines(_read_text(path, "list"), path, "list") if line]
+    names = [line for line in _split_lines(read_text(path, "list"), path, "list") if line]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DatasetError(f"{path}: {twice} is listed twice")
     return names
 
 
-def _read_text(path: Path, kind: str) -> str:
+def read_text(path: Path, kind: str) -> str:
+    """A text file without the white space at its end; `kind` says in messages what it is.
+
+    Raises:
+        DatasetError: missing, or not to be read as text.
+    """
     try:
         # utf-8-sig: annotation tools on Windows put a byte order mark before the first number.
         return path.read_text(encoding="utf-8-sig").rstrip()

@@ -170,9 +170,15 @@ class Dataset(abc.Sequence):  # of Sequence; said here, a run-time check of type
         return sequence
 
     def read(self, key: str) -> Sequence:
-        """Reads a sequence anew; its faults are left to the caller."""
+        """Reads a sequence anew; its faults are left to the caller.
+
+        Raises:
+            DatasetError, SourceError: its files are not what the reader expects.
+        """
         try:
             return self._read(key)
+        except OSError as error:
+            raise DatasetError(f"{self.root}, {key}: cannot be read: {error}") from error
         except DatasetError as error:
             known = known_fault(self.name, key.rpartition("/")[2], "length")
             if known is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth
+from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth, read_text
 from mixformer_jax.data.known_faults import known_fault
 from mixformer_jax.data.readers.layout import SPLITS, check_split, missing_frames, row_faults, sub_folders
 from mixformer_jax.data.records import Dataset, Fault, ImageFrames, MissingFrames, Sequence
@@ -126,12 +126,8 @@ def read_vatic(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DatasetError: missing file, or a line that does not begin with id, four corners, frame and lost.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; the ground truth is missing") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
         try:
             rows.append([float(word) for word in line.split()[1:7]])
             if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):
