@@ -77,6 +77,9 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@$(BIN)/python -m venv $(VENV)/vot-toolkit
 	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
 	    vot-toolkit==0.7.4 vot-trax==4.0.2 attributee==0.1.9
+	@# The current toolkit, which has the same dependencies: beside the one that runs all experiments.
+	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --target $(VENV)/vot-toolkit-0.9 --upgrade --no-deps vot-toolkit==0.9.0
 	@touch $@ $(VENV)/.demo-installed
 
 # A name on the path proves little (version managers leave stubs), so each candidate has to run and show what it can.

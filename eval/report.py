@@ -8,6 +8,7 @@ docs/evaluation.md.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import get_args
@@ -55,29 +56,37 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
 
     try:
-        report = _score(args)
+        report, unreadable = _score(args)
         print(summary(report), end="")
         if args.out is not None:
             for path in write_report(report, args.out):
                 print(f"wrote {path}")
     except (ValueError, ModuleNotFoundError, OSError) as error:
         sys.exit(f"error: {error}")
-    return 0
+    for name, reason in unreadable.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
-def _score(args: argparse.Namespace) -> Report:
+def _score(args: argparse.Namespace) -> tuple[Report, dict[str, str]]:
+    """The report, and why the sequences that are not in it could not be read."""
     trackers = args.trackers.split(",") if args.trackers else None
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
     if args.dataset == "vot":
         sequences = open_dataset("vot", args.root, args.split) if worst else None
-        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), sequences, worst)
-    sequences = open_dataset(args.dataset, args.root, args.split)
+        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), sequences, worst), {}
+    sequences, unreadable = open_dataset(args.dataset, args.root, args.split).read_all()
+    if not sequences:
+        raise ValueError("; ".join(unreadable.values()))
     files = find_results(args.results, [sequence.name for sequence in sequences], trackers, args.separate_runs)
     if args.dataset in OWN_MEASURES and args.measures == "own":
-        return OWN_MEASURES[args.dataset](sequences, files, worst)
-    rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
-    return ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
+        report = OWN_MEASURES[args.dataset](sequences, files, worst)
+    else:
+        rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
+        report = ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
+    notes = [f"{name} is not scored, since its ground truth cannot be read: {why}" for name, why in unreadable.items()]
+    return dataclasses.replace(report, notes=(*report.notes, *notes)), unreadable
 
 
 if __name__ == "__main__":

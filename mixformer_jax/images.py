@@ -19,14 +19,22 @@ class SourceError(ValueError):
     """A source that is missing, cannot be decoded, ends too early, or changes its frame size."""
 
 
+def has_images(folder: Path) -> bool:
+    """Whether a folder has any image that `list_images` lists."""
+    return any(_is_listed(path) for path in folder.iterdir())
+
+
+def _is_listed(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order of their names (frame2 before frame10), hidden ones left out.
 
     Raises:
         SourceError: two images differ in their suffix only, so one of them would be a frame too many.
     """
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-    paths.sort(key=_natural_order)
+    paths = sorted(filter(_is_listed, folder.iterdir()), key=_natural_order)
     by_stem: dict[str, Path] = {}
     for path in paths:
         twin = by_stem.setdefault(path.stem, path)

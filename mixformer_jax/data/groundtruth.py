@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 
 # What a well-formed file of boxes holds; others (nan, a byte order mark, typing errors) are read line by line.
 _PLAIN = b"0123456789.,-\n"
@@ -15,7 +15,9 @@ class DatasetError(ValueError):
     """A data set on disk is not what its reader expects; the message names the file and the mend."""
 
 
-def read_groundtruth(path: str | Path, expected_length: int | None = None) -> Float64[np.ndarray, "n 4"]:
+def read_groundtruth(
+    path: str | Path, expected_length: int | None = None, published: bool = False
+) -> Float64[np.ndarray, "n 4"]:
     """Boxes of one sequence, xywh in pixels, one line a frame.
 
     Columns are separated by commas, or by tabs or spaces. A line of four `nan` says that the target is
@@ -24,21 +26,35 @@ def read_groundtruth(path: str | Path, expected_length: int | None = None) -> Fl
     Args:
         path: the text file.
         expected_length: the number of frames that the boxes belong to, where it is known.
+        published: the file belongs to a published data set. Some of them hold negative sizes, which nobody can mend
+            there: the rows stay as they are, have no target (`has_target`), and a reader tells of them
+            (`readers.layout.row_faults`). In a file of the user's own they are an error, most likely corners.
 
     Raises:
         DatasetError: missing or unreadable file; a line which is not four numbers, is NaN in part, infinite,
-            or has a negative size (file and line are named); a length other than `expected_length` (both are
-            named).
+            or, unless `published`, has a negative size (file and line are named); a length other than
+            `expected_length` (both are named).
     """
     path = Path(path)
-    text = _read_text(path, "ground truth")
+    text = read_text(path, "ground truth")
     boxes_xywh = _parse_plain(text)
     if boxes_xywh is None:
         lines = _split_lines(text, path, "ground truth")
         boxes_xywh = np.array([_parse_box(line, path, i) for i, line in enumerate(lines, start=1)], np.float64)
+    if not published and (boxes_xywh[:, 2:] < 0).any():
+        row = int(np.flatnonzero((boxes_xywh[:, 2:] < 0).any(axis=1))[0])
+        raise DatasetError(
+            f"{path}, line {row + 1}: negative width or height in {text.splitlines()[row].strip()!r}; columns are "
+            "x,y,w,h and not corners"
+        )
     if expected_length is not None:
         check_length(path, len(boxes_xywh), expected_length)
     return boxes_xywh
+
+
+def has_target(boxes_xywh: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+    """Which rows have a target: those with w > 0 and h > 0, as evaluation toolkits count them; NaN has none."""
+    return np.asarray((boxes_xywh[:, 2:] > 0).all(axis=1))
 
 
 def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
@@ -57,7 +73,7 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
         DatasetError: missing file, something which is not an integer, or a length other than `expected_length`.
     """
     path = Path(path)
-    lines = _split_lines(_read_text(path, "label file"), path, "label file")
+    lines = _split_lines(read_text(path, "label file"), path, "label file")
     words = lines[0].split(",") if len(lines) == 1 else lines
     labels = []
     for number, word in enumerate(words, start=1):
@@ -71,13 +87,13 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
     return np.array(labels, np.int64)
 
 
-def read_attributes(path: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The challenges of a sequence: one 0 or 1 for each of `names`, in one line with commas. None without the file.
+def read_attributes(path: Path | None, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The challenges of a sequence: one 0 or 1 for each of `names`, in one line with commas. None without a file.
 
     Raises:
         DatasetError: another number of flags than of names, or something else than 0 and 1.
     """
-    if not path.is_file():
+    if path is None or not path.is_file():
         return None
     flags = read_labels(path)
     if len(flags) != len(names) or not np.isin(flags, (0, 1)).all():
@@ -91,14 +107,19 @@ def read_names(path: Path) -> list[str]:
     Raises:
         DatasetError: missing or empty file, or a name that is there twice.
     """
-    names = [line for line in _split_lines(_read_text(path, "list"), path, "list") if line]
+    names = [line for line in _split_lines(read_text(path, "list"), path, "list") if line]
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DatasetError(f"{path}: {twice} is listed twice")
     return names
 
 
-def _read_text(path: Path, kind: str) -> str:
+def read_text(path: Path, kind: str) -> str:
+    """A text file without the white space at its end; `kind` says in messages what it is.
+
+    Raises:
+        DatasetError: missing, or not to be read as text.
+    """
     try:
         # utf-8-sig: annotation tools on Windows put a byte order mark before the first number.
         return path.read_text(encoding="utf-8-sig").rstrip()
@@ -127,7 +148,7 @@ def _parse_plain(text: str) -> Float64[np.ndarray, "n 4"] | None:
         boxes_xywh = np.array(",".join(lines).split(","), np.float64).reshape(-1, 4)
     except ValueError:
         return None
-    return boxes_xywh if np.isfinite(boxes_xywh).all() and (boxes_xywh[:, 2:] >= 0).all() else None
+    return boxes_xywh if np.isfinite(boxes_xywh).all() else None
 
 
 def _parse_box(line: str, path: Path, number: int) -> list[float]:
@@ -151,6 +172,4 @@ def _parse_box(line: str, path: Path, number: int) -> list[float]:
         raise DatasetError(f"{where}: NaN in part, {line!r}; a target is absent with four nan, or has four numbers")
     if any(math.isinf(value) for value in box_xywh):
         raise DatasetError(f"{where}: infinite value in {line!r}")
-    if box_xywh[2] < 0 or box_xywh[3] < 0:
-        raise DatasetError(f"{where}: negative width or height in {line!r}; columns are x,y,w,h and not corners")
     return box_xywh

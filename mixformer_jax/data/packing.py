@@ -200,6 +200,7 @@ def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Itera
     """Annotations, then frames; each with what was wrong, if anything was."""
     try:
         sequence = dataset[index]
+        sequence.require_frames()
     except (DatasetError, SourceError) as error:
         yield encode_fault(str(error)), str(error)
         return

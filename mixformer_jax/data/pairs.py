@@ -114,7 +114,7 @@ class SequencePairs:
         shots = tuple(Shot(sequence, index) for index in templates)
         if self.positive_share is None or rng.random() < self.positive_share:
             return Draw(source.name, shots, Shot(sequence, search), 1.0)
-        absent = np.flatnonzero(~usable)
+        absent = np.flatnonzero(absent_frames(sequence))
         if not sequence.is_still and len(absent):
             return Draw(source.name, shots, Shot(sequence, pick(rng, absent), has_box=False), 0.0)
         return Draw(source.name, shots, self._draw_other(rng, sequence), 0.0)
@@ -199,9 +199,16 @@ class SequencePairs:
 
 def usable_frames(sequence: Sequence, min_side: float = 0.0, hidden_too: bool = False) -> Bool[np.ndarray, " n"]:
     """Which frames have a box with both sides above `min_side`, and the target in view (unless `hidden_too`)."""
-    with np.errstate(invalid="ignore"):
-        usable = np.isfinite(sequence.boxes_xywh).all(axis=1) & (sequence.boxes_xywh[:, 2:] > min_side).all(axis=1)
+    usable = sequence.has_target & (sequence.boxes_xywh[:, 2:] > min_side).all(axis=1)
     return usable if hidden_too or sequence.visible is None else usable & sequence.visible
+
+
+def absent_frames(sequence: Sequence) -> Bool[np.ndarray, " n"]:
+    """Which frames are known not to show the target: by the data set's marks, or, where it has none, by NaN.
+
+    A small target is not absent, and a row without area that nothing marks may have the target in view.
+    """
+    return np.isnan(sequence.boxes_xywh).any(axis=1) if sequence.visible is None else ~sequence.visible
 
 
 def draw_frames(

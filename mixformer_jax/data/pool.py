@@ -67,13 +67,13 @@ class VideoPool:
         """
         place = Path(root) / "videos"
         sequences = open_dataset("folder", place)
-        chosen = set(chosen_names(place, [sequence.name for sequence in sequences], include, exclude))
+        chosen = chosen_names(place, list(sequences.keys), include, exclude)
 
         def decode(sequence: Sequence) -> Clip:
             return _pool_clip(sequence, max_target_side, min_target_side, context)
 
         return cls.of_usable(
-            in_threads(decode, [s for s in sequences if s.name in chosen], num_threads, "videos"), place
+            in_threads(decode, list(sequences.subset(chosen)), num_threads, "videos"), place
         )
 
     @classmethod

@@ -1,18 +1,56 @@
 """One annotated sequence, random access to its frames, and data sets that read their sequences one by one."""
 
 import copy
+import logging
 import threading
 from collections import OrderedDict, abc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from mixformer_jax.images import read_image
+from mixformer_jax.data.groundtruth import DatasetError, has_target
+from mixformer_jax.data.known_faults import known_fault
+from mixformer_jax.images import SourceError, read_image
 from mixformer_jax.video import FrameSource, open_source
+
+logger = logging.getLogger(__name__)
+# Faults of a kind that a warning spells out for one sequence; `mixformer data check` lists them all.
+SPELT_OUT = 3
+
+
+class Fault(NamedTuple):
+    """Something wrong with a data set.
+
+    Attributes:
+        kind: such as `annotations`, `image`, `box empty`, `box outside` or `frame size`.
+        where: the file, with its line or the frame counted from 0 where there is one.
+        what: the message.
+    """
+
+    kind: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: {self.what}" if self.where else f"{self.kind}: {self.what}"
+
+
+@dataclass(frozen=True)
+class MissingFrames:
+    """Stands for frames that are not there: annotations alone can be scored, and nothing more.
+
+    Attributes:
+        reason: a sentence, what was looked for and where.
+    """
+
+    reason: str
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        raise SourceError(self.reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +60,7 @@ class Sequence:
     Attributes:
         name: unique within its data set.
         boxes_xywh: ground truth in pixels, 0-based; a row of NaN where no box is known (target absent, or
-            hidden test ground truth).
+            hidden test ground truth). Published rows of zero or negative size are left as they are; see `has_target`.
         frame: index -> HWC uint8 RGB. Frames that need not be decoded whole also have `frame.open(index)`, see
             `frame_parts`.
         fps: frames a second.
@@ -31,6 +69,7 @@ class Sequence:
         attributes: challenges of the sequence by their short names, such as `FM` for fast motion; None where the data
             set has no such files.
         is_still: one image whose targets are the rows of `boxes_xywh`: every frame is that image.
+        faults: of its annotations, with which it can be used all the same; `Dataset` warns of them.
     """
 
     name: str
@@ -41,9 +80,25 @@ class Sequence:
     visible: Bool[np.ndarray, " n"] | None = None
     attributes: tuple[str, ...] | None = None
     is_still: bool = False
+    faults: tuple[Fault, ...] = ()
 
     def __len__(self) -> int:
         return len(self.boxes_xywh)
+
+    @property
+    def has_target(self) -> Bool[np.ndarray, " n"]:
+        """Frames whose box has w > 0 and h > 0; whether the target is in view there, `visible` says."""
+        return has_target(self.boxes_xywh)
+
+    @property
+    def has_frames(self) -> bool:
+        """False where only annotations are there."""
+        return not isinstance(self.frame, MissingFrames)
+
+    def require_frames(self) -> None:
+        """Raises SourceError, which says where frames were looked for, if there are none."""
+        if isinstance(self.frame, MissingFrames):
+            raise SourceError(self.frame.reason)
 
     def frames(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """All frames in order; a video is decoded once."""
@@ -61,7 +116,8 @@ class Dataset(abc.Sequence):  # of Sequence; said here, a run-time check of type
     """The sequences of a data set, in its order. Each is read when it is asked for, and the last ones are kept.
 
     Iterating reads one sequence after another; a slice is a data set, too. Safe to call from several threads; a copy
-    that was pickled starts with nothing kept.
+    that was pickled starts with nothing kept. The faults of a sequence are logged when it is first read; copies in
+    other processes, of which there may be many, do not repeat them.
 
     Attributes:
         name: of the reader.
@@ -80,6 +136,7 @@ class Dataset(abc.Sequence):  # of Sequence; said here, a run-time check of type
         self.name, self.root, self.keys = name, root, keys
         self._read, self._max_kept = read, kept
         self._kept: OrderedDict[str, Sequence] = OrderedDict()
+        self._told: set[str] | None = set()  # keys of which faults are logged; None in copies, which log nothing
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -100,26 +157,70 @@ class Dataset(abc.Sequence):  # of Sequence; said here, a run-time check of type
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        sequence = self._read(key)
+        sequence = self.read(key)
         with self._lock:
+            is_news = self._told is not None and key not in self._told
+            if self._told is not None and sequence.faults:
+                self._told.add(key)
             self._kept[key] = sequence
             while len(self._kept) > self._max_kept:
                 self._kept.popitem(last=False)
+        if is_news:
+            _warn(sequence.faults)
         return sequence
+
+    def read(self, key: str) -> Sequence:
+        """Reads a sequence anew; its faults are left to the caller.
+
+        Raises:
+            DatasetError, SourceError: its files are not what the reader expects.
+        """
+        try:
+            return self._read(key)
+        except OSError as error:
+            raise DatasetError(f"{self.root}, {key}: cannot be read: {error}") from error
+        except DatasetError as error:
+            known = known_fault(self.name, key.rpartition("/")[2], "length")
+            if known is None:
+                raise
+            raise DatasetError(f"{error}; {known}") from error
 
     def __iter__(self) -> Iterator[Sequence]:
         for index in range(len(self)):
             yield self[index]
+
+    def read_all(self) -> tuple[list[Sequence], dict[str, str]]:
+        """Every sequence that can be read, and by key why the others cannot."""
+        sequences, unreadable = [], {}
+        for index, key in enumerate(self.keys):
+            try:
+                sequences.append(self[index])
+            except (DatasetError, SourceError) as error:
+                unreadable[key] = str(error)
+        return sequences, unreadable
 
     def subset(self, keys: abc.Sequence[str]) -> "Dataset":
         """The data set with other keys, some of its own."""
         return Dataset(self.name, self.root, keys, self._read, self._max_kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_lock")}
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_told", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _kept=OrderedDict(), _lock=threading.Lock())
+        vars(self).update(state, _kept=OrderedDict(), _told=None, _lock=threading.Lock())
+
+
+def _warn(faults: abc.Sequence[Fault]) -> None:
+    """Logs the first few of each kind, or, of many, the first and their number."""
+    by_kind: dict[str, list[Fault]] = {}
+    for fault in faults:
+        by_kind.setdefault(fault.kind, []).append(fault)
+    for alike in by_kind.values():
+        if len(alike) <= SPELT_OUT:
+            for fault in alike:
+                logger.warning("%s", fault)
+        else:
+            logger.warning("%s; and %d more rows like it", alike[0], len(alike) - 1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from mixformer_jax.data.groundtruth import DatasetError, read_groundtruth, read_labels
 from mixformer_jax.data.readers.coco import read_coco
+from mixformer_jax.data.readers.dtb70 import read_dtb70
 from mixformer_jax.data.readers.folder import read_folder
 from mixformer_jax.data.readers.got10k import read_got10k
 from mixformer_jax.data.readers.lasot import read_lasot, read_lasot_ext
@@ -14,8 +15,9 @@ from mixformer_jax.data.readers.nfs import read_nfs
 from mixformer_jax.data.readers.otb import read_otb100
 from mixformer_jax.data.readers.packed import read_packed
 from mixformer_jax.data.readers.tfds import read_tfds
+from mixformer_jax.data.readers.tnl2k import read_tnl2k
 from mixformer_jax.data.readers.trackingnet import read_trackingnet
-from mixformer_jax.data.readers.uav123 import read_uav123
+from mixformer_jax.data.readers.uav123 import read_uav20l, read_uav123, read_uav123_10fps
 from mixformer_jax.data.readers.vot import read_vot
 from mixformer_jax.data.records import Dataset, Sequence
 
@@ -34,14 +36,18 @@ Reader = Callable[[Path, str | None], Dataset]
 
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
+        "dtb70": read_dtb70,
         "folder": read_folder,
         "got10k": read_got10k,
         "lasot": read_lasot,
         "lasot_ext": read_lasot_ext,
         "nfs": read_nfs,
         "otb100": read_otb100,
+        "tnl2k": read_tnl2k,
         "trackingnet": read_trackingnet,
         "uav123": read_uav123,
+        "uav123_10fps": read_uav123_10fps,
+        "uav20l": read_uav20l,
         "vot": read_vot,
     }
 )

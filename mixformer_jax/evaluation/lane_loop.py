@@ -225,10 +225,10 @@ class _Running:
 
     def first_box(self) -> Float64[np.ndarray, "4"]:
         sequence = self.job.sequence
-        if np.isnan(sequence.boxes_xywh[0]).any():
+        if not sequence.has_target[0]:
             raise ValueError(
-                f"{sequence.name}: the target is absent (NaN) in the first frame, nothing to start from; "
-                "cut the sequence to begin where the target is seen"
+                f"{sequence.name}: the target is absent in the first frame, whose box is "
+                f"{sequence.boxes_xywh[0].tolist()}; cut the sequence to begin where the target is seen"
             )
         return sequence.boxes_xywh[0]
 

@@ -7,8 +7,8 @@
     vot          <results>/<tracker>/baseline/<sequence>/<sequence>_<anchor, 8 digits>.txt, in the order of the run; its
                  first line is 1, the code of an initialisation. <...>_time.value, <...>_confidence.value
 
-LaSOT's, OTB's, UAV123's and NFS's files are pytracking's, and TrackingNet's server takes the same. Only VOT's toolkit
-knows scores; elsewhere they lie beside the times.
+LaSOT's, OTB's, UAV123's and NFS's files are pytracking's; TNL2K's toolkit and TrackingNet's server take the same. Only
+VOT's toolkit knows scores; elsewhere they lie beside the times.
 """
 
 from collections.abc import Mapping

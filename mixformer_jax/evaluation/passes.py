@@ -52,7 +52,10 @@ def passes(dataset: str, sequence: Sequence) -> list[Pass]:
     path = sequence.root / "anchor.value"
     anchors = read_numbers(path, "anchor")[:, 0] if path.is_file() else np.zeros(0)
     if not anchors[: len(sequence)].any():
-        raise DatasetError(f"{path}: no anchors; VOT's runs start from the frames that this file marks")
+        raise DatasetError(
+            f"{path}: no anchors; VOT's runs start from the frames that this file marks. Before VOT2020 there were "
+            "none, and trackers were restarted after failures, which is not supported: vot-toolkit does it"
+        )
     return [_run_from(sequence, int(anchor), bool(anchors[anchor] < 0)) for anchor in np.flatnonzero(anchors)]
 
 

@@ -70,12 +70,14 @@ class OpeRules:
 # pytracking decides by the exact benchmark name: "lasot" has rules that "lasot_extension_subset" has not.
 _PLAIN = OpeRules()
 _LASOT = OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True)
+# UAV20L and UAV123@10fps, of which pytracking has no rules, are marked as UAV123 is.
 _UAV = OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
 # No toolkit scores a folder of one's own: absent targets are misses in all three curves, as in LaSOT.
 _FOLDER = OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False)
 
 BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
     {
+        "dtb70": _PLAIN,
         "folder": _FOLDER,
         "got10k": _PLAIN,
         "lasot": _LASOT,
@@ -84,9 +86,12 @@ BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
         "nfs": _PLAIN,
         "otb": _PLAIN,
         "otb100": _PLAIN,
+        "tnl2k": _PLAIN,
         "trackingnet": _PLAIN,
         "uav": _UAV,
         "uav123": _UAV,
+        "uav123_10fps": _UAV,
+        "uav20l": _UAV,
     }
 )
 """MixFormer's rules by benchmark, under our names and under pytracking's."""

@@ -19,6 +19,7 @@ from mixformer_jax.evaluation.layouts import ResultPaths, layout_of, result_path
 from mixformer_jax.evaluation.passes import Pass, passes
 from mixformer_jax.evaluation.results import ResultsError, check_names, claim_folder, is_finished, write_result
 from mixformer_jax.evaluation.trackers import OpenedTracker
+from mixformer_jax.images import SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -196,12 +197,14 @@ def describe(summary: RunSummary) -> str:
 
 
 def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tuple[list[list[Pass]], list[Failure]]:
-    """What is to be tracked of each sequence, and the sequences whose annotations cannot be read."""
+    """What is to be tracked of each sequence, and the sequences whose annotations cannot be read or have no frames."""
     found, failures = [], []
     for index in range(len(sequences)):
         try:
-            found.append(passes(dataset, sequences[index]))
-        except (DatasetError, ResultsError) as error:
+            sequence = sequences[index]
+            sequence.require_frames()
+            found.append(passes(dataset, sequence))
+        except (DatasetError, ResultsError, SourceError) as error:
             name = sequences.keys[index] if isinstance(sequences, Dataset) else f"number {index}"
             failures.append(Failure(name, f"{type(error).__name__}: {error}"))
     return found, failures

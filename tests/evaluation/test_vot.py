@@ -1,7 +1,8 @@
-"""VOT's short-term measures against vot-toolkit 0.7.4 on two synthetic workspaces, and its regions."""
+"""VOT's short-term measures on two synthetic workspaces, against vot-toolkit 0.7.4 and so 0.9.0; and its regions."""
 
 import gzip
 import json
+import struct
 import zipfile
 from pathlib import Path
 
@@ -374,6 +375,47 @@ def test_size_and_length_come_from_the_frames_where_they_are_not_written(workspa
     (sequence,) = read_sequences(workspace)
     assert sequence.size == (30, 20)
     assert [is_empty(region) for region in sequence.groundtruth] == [False, True, True, True]
+
+
+def test_a_workspace_until_2016_has_frames_beside_the_ground_truth(workspace):
+    folder = workspace / "sequences" / "one"
+    (folder / "sequence").unlink()
+    for number in (1, 2, 3, 4):
+        cv2.imwrite(str(folder / f"{number:08d}.jpg"), np.zeros((20, 30, 3), np.uint8))
+    (sequence,) = read_sequences(workspace)
+    assert sequence.size == (30, 20) and len(sequence.groundtruth) == 4
+
+
+@pytest.mark.parametrize("empty", ["m0,0,0,0,0,1", "m0,0,0,0", "m0,0,0,0,0", "m5,6,0,9,0,3"])
+def test_a_mask_without_pixels_is_a_frame_without_target(workspace, empty):
+    lines = [f"m{x},2,3,2,0,6" for x in range(4)]
+    lines[1] = empty
+    (workspace / "sequences" / "one" / "groundtruth.txt").write_text("\n".join(lines) + "\n")
+    (sequence,) = read_sequences(workspace)
+    assert [is_empty(region) for region in sequence.groundtruth] == [False, True, False, False]
+    (file,) = (workspace / "results" / "still" / "baseline" / "one").glob("one_00000000.txt")
+    file.write_text("\n".join(["1", *lines[1:]]) + "\n")  # answers may be empty, too
+    assert score_runs(workspace / "results" / "still" / "baseline", sequence).robustness == 1
+
+
+def test_empty_masks_of_binary_files(tmp_path):
+    path = tmp_path / "run.bin"
+    path.write_bytes(struct.pack("<hI", 1, 1) + struct.pack("<BhhHHHHH", 3, 0, 0, 0, 0, 2, 0, 1))
+    (region,) = read_regions(path)
+    assert is_empty(region)
+
+
+def test_objects_of_vots_are_refused_by_name(workspace):
+    folder = workspace / "sequences" / "one"
+    (folder / "groundtruth.txt").rename(folder / "groundtruth_red.txt")
+    (sequence,) = read_sequences(workspace)
+    assert len(sequence.groundtruth) == 4  # one object is one target
+    (folder / "groundtruth__ignore.txt").write_text("m0,0,1,1,0,1\n" * 4)
+    with pytest.raises(DatasetError, match=r"groundtruth__ignore\.txt: masks of what is to be ignored"):
+        read_sequences(workspace)
+    (folder / "groundtruth__ignore.txt").rename(folder / "groundtruth_blue.txt")
+    with pytest.raises(DatasetError, match=r"several objects in a sequence, as in VOTS.*blue, red"):
+        read_sequences(workspace)
 
 
 @pytest.mark.parametrize(

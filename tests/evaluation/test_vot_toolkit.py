@@ -1,8 +1,9 @@
-"""Our entry point run by the real VOT toolkit, which lives in an environment of its own."""
+"""Our entry point run by the real VOT toolkit, 0.7.4 and 0.9.0, which live in an environment of their own."""
 
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,18 +16,16 @@ from mixformer_jax.boxes import iou, xywh_to_xyxy
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where `make test` installs the toolkit: its dependencies bring another OpenCV, which would replace ours.
-TOOLKIT = Path(sys.prefix) / "vot-toolkit" / "bin" / "vot"
+TOOLKIT = Path(sys.prefix) / "vot-toolkit" / "bin" / "python"
+# 0.9.0 cannot run experiments from anchors (`multistart`): "ObjectQuery.state must be a Region".
+CURRENT = Path(sys.prefix) / "vot-toolkit-0.9"
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A workspace with two tiny sequences, seven anchors, and the trackers of eval/vot/trackers.ini."""
     pytest.importorskip("trax", reason="needs vot-trax: pip install 'mixformer-jax[vot]'")
-    if not TOOLKIT.is_file():
-        message = f"no {TOOLKIT}: make test installs the VOT toolkit there"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    _need(TOOLKIT)
     folder = tmp_path_factory.mktemp("workspace")
     with zipfile.ZipFile(REPOSITORY / "tests" / "data" / "evalgold" / "vot_workspace.zip") as archive:
         archive.extractall(folder)
@@ -42,11 +41,21 @@ def workspace(tmp_path_factory):
     return folder
 
 
-def _toolkit(folder, command):
+def _need(path):
+    if not path.exists():
+        message = f"no {path}: make test installs the VOT toolkit there"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+def _toolkit(folder, command, version=None):
+    """Runs the toolkit: 0.7.4, or the one in the folder `version`."""
     environment = {**os.environ, "VOT_RESULTS_BINARY": "false", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [str(TOOLKIT), *shlex.split(command)], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    if version is not None:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(version), os.environ.get("PYTHONPATH")]))
+    arguments = [str(TOOLKIT), "-m", "vot", *shlex.split(command)]
+    run = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
 
 
@@ -90,8 +99,32 @@ def test_mixformer_runs_forward_and_backward_from_every_anchor(workspace):
 
 def test_the_toolkits_analysis_takes_the_results(workspace):
     _toolkit(workspace, "analysis --workspace . --format json --name ours FirstBox MixFormer")
+    _check_analysis(workspace, "0.7.4")
+
+
+def test_the_current_toolkit_finds_the_same_numbers(workspace, tmp_path):
+    _need(CURRENT)
+    folder = tmp_path / "workspace"
+    # Without what 0.7.4 has kept of its analysis.
+    shutil.copytree(workspace, folder, ignore=shutil.ignore_patterns("cache", "analysis", "logs"))
+    shutil.rmtree(folder / "results" / "MixFormer" / "unsupervised")
+    stack = (folder / "stack.yaml").read_text()
+    (folder / "stack.yaml").write_text("title: one run\nexperiments:\n" + stack[stack.index("  unsupervised:") :])
+    _toolkit(folder, "evaluate --workspace . MixFormer", CURRENT)
+    before, now = (_runs(root / "results" / "MixFormer" / "unsupervised") for root in (workspace, folder))
+    assert len(now) == 2 and list(now) == list(before)
+    for name, boxes_xywh in now.items():
+        np.testing.assert_allclose(boxes_xywh, before[name], atol=1e-3)
+    (folder / "stack.yaml").write_text(stack)
+    _toolkit(folder, "analysis --workspace . --format json --name ours FirstBox MixFormer", CURRENT)
+    _check_analysis(folder, "0.9.0")
+
+
+def _check_analysis(workspace, version):
     (path,) = (workspace / "analysis").rglob("ours*.json")
-    found = json.loads(path.read_text())["results"]
+    analysis = json.loads(path.read_text())
+    assert analysis["toolkit"] == version
+    found = analysis["results"]
     expected = json.loads((workspace / "expected_analysis.json").read_text())["results"]
     for experiment, analyses in expected.items():
         for ours, theirs in zip(found[experiment]["results"], analyses["results"], strict=True):

@@ -5,9 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth
-from mixformer_jax.data.readers.layout import check_split
-from mixformer_jax.data.records import Dataset, ImageFrames, Sequence, VideoFrames, count_video_frames
-from mixformer_jax.images import list_images
+from mixformer_jax.data.readers.layout import check_split, sub_folders
+from mixformer_jax.data.records import (
+    Dataset,
+    ImageFrames,
+    MissingFrames,
+    Sequence,
+    VideoFrames,
+    count_video_frames,
+)
+from mixformer_jax.images import has_images, list_images
 from mixformer_jax.video import DEFAULT_FPS, open_source
 
 GROUNDTRUTH = "groundtruth.txt"
@@ -15,48 +22,49 @@ VIDEO = "video.mp4"
 
 
 def read_folder(root: Path, split: str | None = None) -> Dataset:
-    """Every direct sub-folder with frames and a ground truth, by name; or `root` itself, if it is one.
+    """Every direct sub-folder with frames or a ground truth, by its name; or `root` itself, if it is one.
 
-    All sequences are read at once: such folders are small, and a mistake in them is best met at the door.
+    A ground truth without frames can be scored.
 
     Raises:
-        DatasetError: no sequences; frames without ground truth or ground truth without frames; or a ground
-            truth that does not fit its frames.
+        DatasetError: no sequences. When a sequence is read: frames without ground truth, images beside a video, or a
+            ground truth that does not fit its frames; a mistake in one sequence leaves the others alone.
     """
     check_split("folder", split, ())
-    sequences = {sequence.name: sequence for sequence in _read_sequences(root)}
-    return Dataset("folder", root, list(sequences), sequences.__getitem__, kept=0)
-
-
-def _read_sequences(root: Path) -> list[Sequence]:
-    if (root / GROUNDTRUTH).is_file():
-        return [_read_sequence(root)]
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    sequences = [_read_sequence(folder) for folder in folders if _looks_like_sequence(folder)]
-    if not sequences and _looks_like_sequence(root):
-        return [_read_sequence(root)]
-    if not sequences:
+    names = [] if (root / GROUNDTRUTH).is_file() else [n for n in sub_folders(root) if _looks_like_sequence(root / n)]
+    if names:
+        return Dataset("folder", root, names, _Reader(root))
+    if not _looks_like_sequence(root):
         raise DatasetError(f"{root}: no sequences; {_where_they_are(root)}")
-    return sequences
+    place = root.resolve()
+    return Dataset("folder", root, [place.name], _Reader(place.parent))
 
 
 def _looks_like_sequence(folder: Path) -> bool:
     # Frames alone count: a forgotten ground truth is an error and not a sequence less.
-    return (folder / GROUNDTRUTH).is_file() or (folder / VIDEO).is_file() or bool(list_images(folder))
+    return (folder / GROUNDTRUTH).is_file() or (folder / VIDEO).is_file() or has_images(folder)
 
 
-def _read_sequence(folder: Path) -> Sequence:
-    names, video = tuple(path.name for path in list_images(folder)), folder / VIDEO
-    if names and video.is_file():
-        raise DatasetError(f"{folder}: both {VIDEO} and {len(names)} images; which of them are the frames?")
-    if not names and not video.is_file():
-        raise DatasetError(f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}")
-    name = folder.resolve().name
-    if names:
-        boxes_xywh = read_groundtruth(folder / GROUNDTRUTH, expected_length=len(names))
-        return Sequence(name, boxes_xywh, ImageFrames(folder, names), DEFAULT_FPS, folder)
-    boxes_xywh, fps = _read_video_groundtruth(folder / GROUNDTRUTH, video)
-    return Sequence(name, boxes_xywh, VideoFrames(video), fps, folder)
+class _Reader:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, name: str) -> Sequence:
+        folder = self.root / name
+        names, video = tuple(path.name for path in list_images(folder)), folder / VIDEO
+        if names and video.is_file():
+            raise DatasetError(f"{folder}: both {VIDEO} and {len(names)} images; which of them are the frames?")
+        if names:
+            boxes_xywh = read_groundtruth(folder / GROUNDTRUTH, expected_length=len(names))
+            return Sequence(name, boxes_xywh, ImageFrames(folder, names), DEFAULT_FPS, folder)
+        if video.is_file():
+            boxes_xywh, fps = _read_video_groundtruth(folder / GROUNDTRUTH, video)
+            return Sequence(name, boxes_xywh, VideoFrames(video), fps, folder)
+        missing = MissingFrames(
+            f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}. A ground truth alone can be scored, "
+            "but neither tracked nor trained on"
+        )
+        return Sequence(name, read_groundtruth(folder / GROUNDTRUTH), missing, DEFAULT_FPS, folder)
 
 
 def _read_video_groundtruth(path: Path, video: Path) -> tuple[np.ndarray, float]:

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError, read_groundtruth, read_labels
-from mixformer_jax.data.readers.layout import SPLITS, check_split, numbered_frames, read_numbers, sub_folders
+from mixformer_jax.data.readers.layout import (
+    SPLITS,
+    check_split,
+    numbered_frames,
+    read_numbers,
+    row_faults,
+    sub_folders,
+)
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.images import list_images
 
@@ -59,14 +66,16 @@ class _Reader:
     def __call__(self, name: str) -> Sequence:
         folder = self.root / name
         groundtruth = folder / "groundtruth.txt"
-        boxes_xywh = read_groundtruth(groundtruth)
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
         if len(boxes_xywh) == 1 and not (folder / ABSENCE).is_file():
             # The test subset: everything after the first box is kept by the evaluation server.
             count = len(list_images(folder))
             boxes_xywh = np.concatenate([boxes_xywh, np.full((max(count, 1) - 1, 4), np.nan)])
         frames = numbered_frames(folder, "%08d.jpg", len(boxes_xywh), groundtruth)
         visible = _read_visible(folder, len(boxes_xywh))
-        return Sequence(name, boxes_xywh, frames, _read_fps(folder / "meta_info.ini"), folder, visible)
+        faults = row_faults("got10k", name, groundtruth, boxes_xywh, visible)
+        fps = _read_fps(folder / "meta_info.ini")
+        return Sequence(name, boxes_xywh, frames, fps, folder, visible, faults=faults)
 
 
 def _positions(split: str, count: int, root: Path) -> list[int]:

@@ -1,20 +1,91 @@
-"""What published layouts share: numbered frames, splits, and lists of sequences."""
+"""What published layouts share: frames, rows without target, attributes, splits, and lists of sequences."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixformer_jax.data.groundtruth import DatasetError, check_length, read_names
-from mixformer_jax.data.records import Dataset, NumberedFrames
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mixformer_jax.data.groundtruth import DatasetError, check_length, has_target, read_names
+from mixformer_jax.data.known_faults import known_fault
+from mixformer_jax.data.records import Dataset, Fault, MissingFrames, NumberedFrames
 from mixformer_jax.images import list_images
 
 SPLITS = Path(__file__).parent / "splits"
 
+logger = logging.getLogger(__name__)
+
+
+def row_faults(
+    dataset: str,
+    sequence: str,
+    groundtruth: Path,
+    boxes_xywh: Float[np.ndarray, "n 4"],
+    visible: Bool[np.ndarray, " n"] | None = None,
+    first_line: int = 1,
+) -> tuple[Fault, ...]:
+    """The rows of a published ground truth that have no target although they do not say so, each by its line.
+
+    These are boxes of negative size, and those without area where the data set does not mark the target as absent.
+    NaN is how a row says so.
+
+    Args:
+        dataset: the reader's name.
+        sequence: the sequence's name.
+        groundtruth: the file.
+        boxes_xywh: its boxes, pixels, as they stand there.
+        visible: False where the target is marked as absent; None where there are no such marks.
+        first_line: of the file, that of the first box.
+    """
+    empty = ~has_target(boxes_xywh) & ~np.isnan(boxes_xywh).any(axis=1)
+    if visible is not None:
+        empty &= visible | (boxes_xywh[:, 2:] < 0).any(axis=1)
+    faults = []
+    for row in np.flatnonzero(empty):
+        box = boxes_xywh[row].tolist()
+        known = known_fault(dataset, sequence, "box empty", box)
+        text = f"box {','.join(f'{value:g}' for value in box)} has no area, so it counts as a row without target"
+        faults.append(
+            Fault("box empty", f"{groundtruth}, line {row + first_line}", f"{text}; {known}" if known else text)
+        )
+    return tuple(faults)
+
+
+def missing_frames(folder: Path, expected: str) -> MissingFrames:
+    """Stands for the frames of a sequence in whose folder there are none; `expected` are some of their names."""
+    found = "no images there" if folder.is_dir() else "no such folder"
+    return MissingFrames(
+        f"{folder}: {found}; expected the frames {expected}. Annotations alone can be scored, but neither tracked nor "
+        "trained on"
+    )
+
+
+def find_attributes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The attribute file of each sequence, whatever its case, with `-`, `_` or `.` before the number of a target.
+
+    A warning tells of sequences without one, unless the folder is not there at all.
+    """
+    if not folder.is_dir():
+        return {}
+    there = {_plain_name(path.stem): path for path in sorted(folder.iterdir()) if path.suffix == ".txt"}
+    found = {name: there[_plain_name(name)] for name in names if _plain_name(name) in there}
+    missing = [name for name in names if name not in found]
+    if missing:
+        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        logger.warning("%s: no attributes of %d of %d sequences: %s", folder, len(missing), len(names), listed)
+    return found
+
+
+def _plain_name(name: str) -> str:
+    return name.lower().replace("-", "_").replace(".", "_")
+
 
 def numbered_frames(
     folder: Path, pattern: str, count: int, groundtruth: Path, first: int = 1, may_go_on: bool = False
-) -> NumberedFrames:
-    """Frames `first` ... `first + count - 1`, one for each box of a ground truth.
+) -> NumberedFrames | MissingFrames:
+    """Frames `first` ... `first + count - 1`, one for each box of a ground truth; none where there are no images.
 
     Only the last frame and the one after it are looked for, so that opening a sequence costs the same however long it
     is; a hole in between shows when its frame is read, and in `mixformer data check`.
@@ -28,14 +99,15 @@ def numbered_frames(
         may_go_on: other sequences use later frames of the folder.
 
     Raises:
-        DatasetError: no such folder, or another number of frames than of boxes.
+        DatasetError: another number of frames than of boxes.
     """
     frames = NumberedFrames(folder, pattern, count, first)
     if frames.path(count - 1).is_file() and (may_go_on or not frames.path(count).is_file()):
         return frames
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: no such folder; expected the frames {pattern % first}, ...")
-    check_length(groundtruth, count, len(list_images(folder)))
+    images = list_images(folder) if folder.is_dir() else []
+    if not images:
+        return missing_frames(folder, f"{pattern % first}, ...")
+    check_length(groundtruth, count, len(images))
     raise DatasetError(f"{folder}: frames are not numbered from {pattern % first} to {pattern % (first + count - 1)}")
 
 

@@ -10,16 +10,20 @@ and as the evaluation code of trackers expects it:
 
     sequences/airboard_1/00001.jpg ...
     anno/nfs_airboard_1.txt         x, y, w, h a line, with tabs
+
+Some sequences are published with one frame more than boxes, and dog_2 with another video: see `data.known_faults`.
 """
 
 import math
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
-from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth
-from mixformer_jax.data.readers.layout import check_split, numbered_frames, sub_folders
-from mixformer_jax.data.records import Dataset, ImageFrames, Sequence
+from mixformer_jax.data.groundtruth import DatasetError, check_length, read_groundtruth, read_text
+from mixformer_jax.data.known_faults import known_fault
+from mixformer_jax.data.readers.layout import SPLITS, check_split, missing_frames, row_faults, sub_folders
+from mixformer_jax.data.records import Dataset, Fault, ImageFrames, MissingFrames, Sequence
 from mixformer_jax.images import list_images
 from mixformer_jax.video import DEFAULT_FPS
 
@@ -31,11 +35,14 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
     """Sequences by name: 100 if all are there.
 
     Raises:
-        DatasetError: no sequences. When a sequence is read: files that are missing or whose lengths disagree.
+        DatasetError: no sequences. When a sequence is read: files that are missing or whose lengths disagree by more
+            than the one frame at the end by which published ones do.
     """
     check_split("nfs", split, ())
     if (root / "sequences").is_dir():
-        names = sub_folders(root / "sequences")
+        return Dataset("nfs", root, sub_folders(root / "sequences"), _Reader(root))
+    if (root / "anno").is_dir():  # without the frames
+        names = sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
         return Dataset("nfs", root, names, _Reader(root))
     names = [name for name in sub_folders(root) if (root / name / "30").is_dir()]
     if not names:
@@ -49,9 +56,8 @@ class _Reader:
 
     def __call__(self, name: str) -> Sequence:
         folder, groundtruth = self.root / "sequences" / name, self.root / "anno" / f"nfs_{name}.txt"
-        boxes_xywh = read_groundtruth(groundtruth)
-        frames = numbered_frames(folder, "%05d.jpg", len(boxes_xywh), groundtruth)
-        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder)
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
+        return _sequence(name, groundtruth, boxes_xywh, None, folder, _list_images(folder))
 
 
 class _VaticReader:
@@ -61,17 +67,57 @@ class _VaticReader:
     def __call__(self, name: str) -> Sequence:
         folder, groundtruth = self.root / name / "30" / name, self.root / name / "30" / f"{name}.txt"
         boxes_xywh, lost = read_vatic(groundtruth)
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder; expected the frames 00001.jpg, ...")
-        images = tuple(path.name for path in list_images(folder))
-        if images and abs(len(boxes_xywh) / len(images) - RATE_RATIO) < 1:
+        images = _list_images(folder)
+        counts = [count for count in (len(images), _published_length(name)) if count]
+        if not counts:
+            raise DatasetError(
+                f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
+                "boxes of 30 or of 240 frames a second"
+            )
+        if any(abs(len(boxes_xywh) / count - RATE_RATIO) < 1 for count in counts):
             boxes_xywh, lost = boxes_xywh[::RATE_RATIO], lost[::RATE_RATIO]
-        if abs(len(boxes_xywh) - len(images)) <= 1:
-            # Published sequences differ by one frame at the end.
-            count = min(len(boxes_xywh), len(images))
-            images, boxes_xywh, lost = images[:count], boxes_xywh[:count], lost[:count]
-        check_length(groundtruth, len(boxes_xywh), len(images))
-        return Sequence(name, boxes_xywh, ImageFrames(folder, images), DEFAULT_FPS, folder, ~lost)
+        return _sequence(name, groundtruth, boxes_xywh, lost, folder, images)
+
+
+def _published_length(name: str) -> int | None:
+    lines = (SPLITS / "nfs_30.txt").read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), None)
+
+
+def _list_images(folder: Path) -> tuple[str, ...]:
+    return tuple(path.name for path in list_images(folder)) if folder.is_dir() else ()
+
+
+def _sequence(
+    name: str,
+    groundtruth: Path,
+    boxes_xywh: Float64[np.ndarray, "n 4"],
+    lost: Bool[np.ndarray, " n"] | None,
+    folder: Path,
+    images: tuple[str, ...],
+) -> Sequence:
+    """The sequence, cut at the end to where there are both frames and boxes."""
+    faults: list[Fault] = []
+    frames: ImageFrames | MissingFrames
+    if not images:
+        frames = missing_frames(folder, "00001.jpg, ...")
+    elif (wrong := known_fault("nfs", name, "wrong video")) and abs(len(images) - len(boxes_xywh)) > 1:
+        # The boxes are its own: results from elsewhere can be scored.
+        faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {len(boxes_xywh)} boxes; {wrong}"))
+        frames = MissingFrames(f"{folder}: {wrong}; its frames are not used")
+    else:
+        count = min(len(boxes_xywh), len(images))
+        if abs(len(boxes_xywh) - len(images)) > 1:
+            check_length(groundtruth, len(boxes_xywh), len(images))
+        elif len(boxes_xywh) != len(images):
+            known = known_fault("nfs", name, "length")
+            text = f"{len(boxes_xywh)} boxes for {len(images)} frames; the last one is left out"
+            faults.append(Fault("length", str(groundtruth), f"{text}; {known}" if known else text))
+        frames, boxes_xywh = ImageFrames(folder, images[:count]), boxes_xywh[:count]
+        lost = None if lost is None else lost[:count]
+    visible = None if lost is None else ~lost
+    faults += row_faults("nfs", name, groundtruth, boxes_xywh, visible)
+    return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, visible, faults=tuple(faults))
 
 
 def read_vatic(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -80,12 +126,8 @@ def read_vatic(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DatasetError: missing file, or a line that does not begin with id, four corners, frame and lost.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; the ground truth is missing") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
         try:
             rows.append([float(word) for word in line.split()[1:7]])
             if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):

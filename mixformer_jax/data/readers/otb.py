@@ -5,17 +5,28 @@ The layout, as published:
     Basketball/
         img/0001.jpg ...            frames; some folders hold more than the benchmark uses
         groundtruth_rect.txt        x,y,w,h a line; Jogging, Skating2 and Human4 have one file a target
-    anno/att/Basketball.txt         11 flags with commas, copied from the MATLAB toolkit where wanted
+    anno/att/Basketball.txt         11 flags with commas, copied from the MATLAB toolkit where wanted, under its names:
+                                    kiteSurf.txt, jogging-1.txt, ...
 """
 
+import logging
 import re
 from pathlib import Path
 
 from mixformer_jax.data.groundtruth import DatasetError, check_length, read_attributes, read_groundtruth
-from mixformer_jax.data.readers.layout import check_split, sub_folders
-from mixformer_jax.data.records import Dataset, ImageFrames, Sequence
+from mixformer_jax.data.readers.layout import (
+    SPLITS,
+    check_split,
+    find_attributes,
+    missing_frames,
+    row_faults,
+    sub_folders,
+)
+from mixformer_jax.data.records import Dataset, ImageFrames, MissingFrames, Sequence
 from mixformer_jax.images import list_images
 from mixformer_jax.video import DEFAULT_FPS
+
+logger = logging.getLogger(__name__)
 
 # In the order of the toolkit's files.
 ATTRIBUTES = ("IV", "OPR", "SV", "OCC", "DEF", "MB", "FM", "IPR", "OV", "BC", "LR")
@@ -37,46 +48,70 @@ LEFT_OUT = {"Tiger1": 5}
 def read_otb100(root: Path, split: str | None = None) -> Dataset:
     """Sequences by name: 100 if all are there. Targets of one folder are named as Jogging_1, Jogging_2.
 
+    Copies that some toolkits want, such as Jogging-1 and Jogging-2, serve where the published folder is not there;
+    else they are left out, as is every other folder with boxes, and a warning names them.
+
     Raises:
         DatasetError: no sequences. When a sequence is read: files that are missing or whose lengths disagree.
     """
     check_split("otb100", split, ())
-    keys = [key for folder in sub_folders(root) for key in _targets(root / folder)]
-    if not keys:
+    published = {name.lower(): name for name in (SPLITS / "otb100.txt").read_text(encoding="utf-8").split()}
+    found: dict[str, Path] = {}
+    extra: list[str] = []
+    # Copies last.
+    for folder in sorted(sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
+        targets = _targets(root / folder)
+        news = {published[key.lower()]: path for key, path in targets.items() if key.lower() in published}
+        news = {key: path for key, path in news.items() if key not in found}
+        if targets and not news:
+            extra.append(folder)
+        found |= news
+    if not found:
         raise DatasetError(f"{root}: no OTB sequences; expected Basketball/groundtruth_rect.txt, ...")
-    return Dataset("otb100", root, keys, _Reader(root))
+    if extra:
+        logger.warning("%s: not among OTB's 100 sequences, and left out: %s", root, ", ".join(extra))
+    keys = sorted(found)
+    return Dataset("otb100", root, keys, _Reader(found, find_attributes(root / "anno" / "att", keys)))
 
 
-def _targets(folder: Path) -> list[str]:
-    keys = []
+def _targets(folder: Path) -> dict[str, Path]:
+    """The ground truth of each target of a folder, by the name of its sequence."""
+    copy = re.fullmatch(r"(.+)-(\d+)", folder.name)
+    name, only = copy.groups() if copy else (folder.name, None)
+    found = {}
     for path in sorted(folder.glob("groundtruth_rect*.txt")):
-        number = re.fullmatch(r"groundtruth_rect(?:\.(\d+))?\.txt", path.name)
+        match = re.fullmatch(r"groundtruth_rect(?:\.(\d+))?\.txt", path.name)
         # Human4 has an empty file for a target that was never annotated.
-        if number is not None and path.stat().st_size > 0:
-            keys.append(f"{folder.name}_{number[1]}" if number[1] else folder.name)
-    return keys
+        if match is None or path.stat().st_size == 0 or (only and match[1] not in (None, only)):
+            continue
+        number = only or match[1]
+        found[f"{name}_{number}" if number else name] = path
+    return found
 
 
 class _Reader:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, groundtruths: dict[str, Path], attributes: dict[str, Path]) -> None:
+        self.groundtruths, self.attributes = groundtruths, attributes
 
     def __call__(self, key: str) -> Sequence:
-        name, _, target = key.partition("_")
-        folder = self.root / name
-        groundtruth = folder / (f"groundtruth_rect.{target}.txt" if target else "groundtruth_rect.txt")
-        boxes_xywh = read_groundtruth(groundtruth)
-        if not (folder / "img").is_dir():
-            raise DatasetError(f"{folder / 'img'}: no such folder; expected the frames 0001.jpg, ...")
-        names = [path.name for path in list_images(folder / "img")]
-        if name in USED_FRAMES:
-            first, last = USED_FRAMES[name]
-            names = [image for image in names if first <= _number(folder / "img" / image) <= last]
-        check_length(groundtruth, len(boxes_xywh), len(names))
+        groundtruth = self.groundtruths[key]
+        folder, name = groundtruth.parent, key.partition("_")[0]
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
+        faults = row_faults("otb100", key, groundtruth, boxes_xywh)
+        images = folder / "img"
+        names = [path.name for path in list_images(images)] if images.is_dir() else []
         start = LEFT_OUT.get(name, 0)
-        frames = ImageFrames(folder / "img", tuple(names[start:]))
-        attributes = read_attributes(self.root / "anno" / "att" / f"{key}.txt", ATTRIBUTES)
-        return Sequence(key, boxes_xywh[start:], frames, DEFAULT_FPS, folder, attributes=attributes)
+        frames: ImageFrames | MissingFrames
+        if names:
+            if name in USED_FRAMES:
+                first, last = USED_FRAMES[name]
+                names = [image for image in names if first <= _number(images / image) <= last]
+            check_length(groundtruth, len(boxes_xywh), len(names))
+            frames = ImageFrames(images, tuple(names[start:]))
+        else:
+            frames = missing_frames(images, "0001.jpg, ...")
+        attributes = read_attributes(self.attributes.get(key), ATTRIBUTES)
+        return Sequence(key, boxes_xywh[start:], frames, DEFAULT_FPS, folder, attributes=attributes, faults=faults)
 
 
 def _number(path: Path) -> int:

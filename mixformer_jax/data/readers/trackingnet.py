@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError, read_groundtruth
-from mixformer_jax.data.readers.layout import check_split, numbered_frames
+from mixformer_jax.data.readers.layout import check_split, numbered_frames, row_faults
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.images import list_images
 from mixformer_jax.video import DEFAULT_FPS
@@ -63,8 +63,9 @@ class _Reader:
         chunk, _, name = key.partition("/")
         groundtruth = self.root / chunk / "anno" / f"{name}.txt"
         folder = self.root / chunk / "frames" / name
-        boxes_xywh = read_groundtruth(groundtruth)
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
         if chunk == TEST and len(boxes_xywh) == 1 and folder.is_dir():
             boxes_xywh = np.concatenate([boxes_xywh, np.full((max(len(list_images(folder)), 1) - 1, 4), np.nan)])
         frames = numbered_frames(folder, "%d.jpg", len(boxes_xywh), groundtruth, first=0)
-        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder)
+        faults = row_faults("trackingnet", name, groundtruth, boxes_xywh)
+        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, faults=faults)

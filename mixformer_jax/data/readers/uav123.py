@@ -1,24 +1,30 @@
-"""UAV123 (Mueller et al. 2016, https://cemse.kaust.edu.sa/ivul/uav123): 123 sequences from low-flying drones.
+"""UAV123, UAV20L, UAV123@10fps (Mueller et al. 2016, https://cemse.kaust.edu.sa/ivul/uav123), from low-flying drones.
 
-The layout, as published:
+The layout of UAV123 (123 sequences) and UAV20L (20 long ones over the same frames), as published:
 
-    data_seq/UAV123/bike1/000001.jpg ...    frames; sequences as car1_1, car1_2 are parts of the folder car1
+    data_seq/UAV123/bike1/000001.jpg ...    frames; UAV123's sequences as car1_1, car1_2 are parts of the folder car1
     anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
     anno/UAV123/att/bike1.txt               12 flags with commas
+    anno/UAV20L/...                         likewise
+
+and of UAV123@10fps, every third frame of UAV123, numbered anew:
+
+    data_seq/UAV123_10fps/..., anno/UAV123_10fps/...
 """
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from mixformer_jax.data.groundtruth import DatasetError, read_attributes, read_groundtruth
-from mixformer_jax.data.readers.layout import check_split, numbered_frames
+from mixformer_jax.data.readers.layout import check_split, find_attributes, numbered_frames, row_faults
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.video import DEFAULT_FPS
 
 # In the order of the published files.
 ATTRIBUTES = ("SV", "ARC", "LR", "FM", "FOC", "POC", "OV", "BC", "IV", "VC", "CM", "SOB")
 # First frames of the parts of a folder after the first part (the toolkit's list of sequences); the others begin at 1.
-# A part ends where its boxes end.
+# A part ends where its boxes end. Of the version of 10 frames a second, the toolkit's numbers are those of every third.
 FIRST_FRAMES = {
     "bird1": {2: 775, 3: 1573},
     "car1": {2: 751, 3: 1627},
@@ -42,30 +48,79 @@ FIRST_FRAMES = {
 }
 
 
+class _Version(NamedTuple):
+    """One of the three data sets.
+
+    Attributes:
+        reader: its name.
+        title: for messages.
+        boxes: the folder in anno.
+        frames: the folder in data_seq.
+        step: of its frames, in those of UAV123.
+        has_parts: whether car1_2 is a part of the folder car1.
+    """
+
+    reader: str
+    title: str
+    boxes: str
+    frames: str
+    step: int = 1
+    has_parts: bool = True
+
+
+_UAV123 = _Version("uav123", "UAV123", "UAV123", "UAV123")
+_UAV20L = _Version("uav20l", "UAV20L", "UAV20L", "UAV123", has_parts=False)
+_UAV123_10FPS = _Version("uav123_10fps", "UAV123@10fps", "UAV123_10fps", "UAV123_10fps", step=3)
+
+
 def read_uav123(root: Path, split: str | None = None) -> Dataset:
     """Sequences by name: 123 if all are there.
 
     Raises:
         DatasetError: no sequences. When a sequence is read: files that are missing or whose lengths disagree.
     """
-    check_split("uav123", split, ())
-    names = sorted(path.stem for path in (root / "anno" / "UAV123").glob("*.txt"))
+    return _read(_UAV123, root, split)
+
+
+def read_uav20l(root: Path, split: str | None = None) -> Dataset:
+    """Likewise the 20 sequences of UAV20L, whose frames are UAV123's."""
+    return _read(_UAV20L, root, split)
+
+
+def read_uav123_10fps(root: Path, split: str | None = None) -> Dataset:
+    """Likewise the 123 sequences of UAV123@10fps."""
+    return _read(_UAV123_10FPS, root, split)
+
+
+def _read(version: _Version, root: Path, split: str | None) -> Dataset:
+    check_split(version.reader, split, ())
+    folder = root / "anno" / version.boxes
+    names = sorted(path.stem for path in folder.glob("*.txt"))
     if not names:
-        raise DatasetError(f"{root}: no UAV123 sequences; expected anno/UAV123/bike1.txt, ...")
-    return Dataset("uav123", root, names, _Reader(root))
+        raise DatasetError(f"{root}: no {version.title} sequences; expected anno/{version.boxes}/bike1.txt, ...")
+    return Dataset(version.reader, root, names, _Reader(version, root, find_attributes(folder / "att", names)))
 
 
 class _Reader:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, version: _Version, root: Path, attributes: dict[str, Path]) -> None:
+        self.version, self.root, self.attributes = version, root, attributes
 
     def __call__(self, name: str) -> Sequence:
-        groundtruth = self.root / "anno" / "UAV123" / f"{name}.txt"
-        boxes_xywh = read_groundtruth(groundtruth)
-        part = re.fullmatch(r"(.+)_(\d+)", name)
-        folder = self.root / "data_seq" / "UAV123" / (part[1] if part else name)
+        version = self.version
+        groundtruth = self.root / "anno" / version.boxes / f"{name}.txt"
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
+        part = re.fullmatch(r"(.+)_(\d+)", name) if version.has_parts else None
+        folder = self.root / "data_seq" / version.frames / (part[1] if part else name)
         first = FIRST_FRAMES.get(part[1], {}).get(int(part[2]), 1) if part else 1
-        is_part = part is not None
-        frames = numbered_frames(folder, "%06d.jpg", len(boxes_xywh), groundtruth, first=first, may_go_on=is_part)
-        attributes = read_attributes(self.root / "anno" / "UAV123" / "att" / f"{name}.txt", ATTRIBUTES)
-        return Sequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, attributes=attributes)
+        frames = numbered_frames(
+            folder,
+            "%06d.jpg",
+            len(boxes_xywh),
+            groundtruth,
+            first=(first - 1) // version.step + 1,
+            may_go_on=part is not None,
+        )
+        attributes = read_attributes(self.attributes.get(name), ATTRIBUTES)
+        faults = row_faults(version.reader, name, groundtruth, boxes_xywh)
+        fps = DEFAULT_FPS / version.step
+        return Sequence(name, boxes_xywh, frames, fps, folder, attributes=attributes, faults=faults)

@@ -26,7 +26,7 @@ def worst_strips(
     Args:
         scores: by tracker and sequence; higher is better, and NaN is left out.
         number: the scores' name, such as AUC.
-        sequences: in the same order; the frames of the chosen ones are read.
+        sequences: in the same order; the frames of the chosen ones are read. One without frames has an empty strip.
         boxes_of: from a tracker and the position of a sequence to its boxes, xywh in pixels, one a frame.
         count: 0 for none.
 
@@ -38,8 +38,11 @@ def worst_strips(
         known = np.flatnonzero(~np.isnan(values))
         for position in known[np.argsort(values[known], kind="stable")][:count]:
             sequence = sequences[int(position)]
-            frames = _draw(sequence, boxes_of(tracker, int(position)))
-            strips.append(Strip(f"{tracker} on {sequence.name}: {number} {values[position]:.1f}", frames))
+            title = f"{tracker} on {sequence.name}: {number} {values[position]:.1f}"
+            if sequence.has_frames:
+                strips.append(Strip(title, _draw(sequence, boxes_of(tracker, int(position)))))
+            else:
+                strips.append(Strip(f"{title}; its frames are not there to be shown", ()))
     return tuple(strips)
 
 
@@ -52,7 +55,8 @@ def _draw(sequence: TrackingSequence, boxes_xywh: Float[np.ndarray, "n 4"]) -> t
         frame = sequence.frame(int(index))
         scale = WIDTH / frame.shape[1]
         picture = cv2.resize(frame, (WIDTH, max(1, round(scale * frame.shape[0]))), interpolation=cv2.INTER_AREA)
-        picture = draw_box(picture, scale * sequence.boxes_xywh[index], GROUND_TRUTH, thickness=2, dashed=True)
+        if sequence.has_target[index]:
+            picture = draw_box(picture, scale * sequence.boxes_xywh[index], GROUND_TRUTH, thickness=2, dashed=True)
         picture = draw_box(picture, scale * np.asarray(boxes_xywh[index]), TARGET, thickness=2)
         frames.append(draw_caption(picture, f"frame {index + 1} of {len(sequence)}"))
     return tuple(frames)

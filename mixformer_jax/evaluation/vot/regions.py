@@ -3,7 +3,8 @@
     0                       special code: 0 unknown, 1 initialisation, 2 failure
     x,y,w,h                 rectangle, pixels
     x1,y1,x2,y2,x3,y3,...   polygon of three points or more
-    mX,Y,W,H,r0,r1,...      mask: run lengths over the window of W x H pixels at X,Y, row by row, starting with zeros
+    mX,Y,W,H,r0,r1,...      mask: run lengths over the window of W x H pixels at X,Y, row by row, starting with zeros;
+                            empty where the window has no pixels, whatever the runs
 
 A line with nan is code 0. Numbers are kept in float32, as vot-toolkit keeps them. Binary trajectories (.bin) hold the
 same regions.
@@ -19,11 +20,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from mixformer_jax.data.readers.vot import MAX_MASK_PIXELS
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.number_files import ResultsError
-
-# No frame is larger; a mask window beyond it is a typing error, and one of the given size would be allocated.
-MAX_MASK_PIXELS = 2**26
 
 UNKNOWN, INITIALIZATION, FAILURE = 0, 1, 2
 
@@ -167,6 +166,9 @@ def _mask(pixels: Bool[np.ndarray, "h w"], x: int, y: int) -> Mask:
 
 
 def _decode_runs(runs: list[int], width: int, height: int) -> Bool[np.ndarray, "h w"]:
+    if not width * height:
+        # Published, with a run all the same: m0,0,0,0,0,1 (votchallenge/toolkit#7).
+        return np.zeros((height, width), bool)
     if width * height > MAX_MASK_PIXELS:
         raise ValueError(f"a mask of {width} x {height} pixels; at most {MAX_MASK_PIXELS} are read")
     if sum(runs) > width * height:

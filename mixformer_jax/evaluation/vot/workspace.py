@@ -8,7 +8,6 @@ results/<tracker>/<experiment>/<s>/<s>_<anchor, 8 digits>.txt     a run from an 
 results/<tracker>/<experiment>/<s>/<s>_<repetition, 3 digits>.txt a run through the sequence (unsupervised)
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.readers.vot import find_groundtruth, frame_pattern, read_settings
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
 from mixformer_jax.evaluation.vot.measures import Run, SequenceRuns, find_progress, unsupervised_accuracy
 from mixformer_jax.evaluation.vot.overlaps import region_overlaps
@@ -126,16 +126,18 @@ def _repetitions(folder: Path, name: str) -> Iterator[str]:
 
 
 def _read_sequence(folder: Path) -> VotSequence:
-    metadata = _read_metadata(folder / "sequence")
-    groundtruth = read_regions(folder / "groundtruth.txt")
-    pattern = metadata.get("channels.color", "color/%08d.jpg")
-    length = _whole_number(metadata.get("length"), folder / "sequence", "length")
+    settings = read_settings(folder / "sequence")
+    path = find_groundtruth(folder, settings)
+    groundtruth = read_regions(path)
+    pattern = frame_pattern(folder, settings)
+    length = _whole_number(settings.get("length"), folder / "sequence", "length")
     if length is None:
-        length = sum(1 for _ in _frame_paths(folder, pattern))
+        # None are there where annotations are kept without frames.
+        length = sum(1 for _ in _frame_paths(folder, pattern)) or len(groundtruth)
     if len(groundtruth) > length:
-        raise DatasetError(f"{folder / 'groundtruth.txt'}: {len(groundtruth)} regions for {length} frames")
+        raise DatasetError(f"{path}: {len(groundtruth)} regions for {length} frames")
     groundtruth += [Special(UNKNOWN)] * (length - len(groundtruth))
-    width, height = (_whole_number(metadata.get(key), folder / "sequence", key) for key in ("width", "height"))
+    width, height = (_whole_number(settings.get(key), folder / "sequence", key) for key in ("width", "height"))
     if width is None or height is None:
         first = next(_frame_paths(folder, pattern), None)
         if first is None:
@@ -144,17 +146,6 @@ def _read_sequence(folder: Path) -> VotSequence:
             )
         height, width = read_image(first).shape[:2]
     return VotSequence(folder.name, tuple(groundtruth), _read_anchors(folder / "anchor.value", length), (width, height))
-
-
-def _read_metadata(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; expected key=value lines (name, fps, width, height, ...)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read as text: {error}") from error
-    pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _read_anchors(path: Path, length: int) -> tuple[tuple[int, bool], ...]:
@@ -176,13 +167,6 @@ def _whole_number(text: str | None, path: Path, key: str) -> int | None:
 
 
 def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:
-    """Frames are numbered from 1; a pattern may be a folder of %08d.jpg."""
-    if not Path(pattern).suffix:
-        pattern = f"{pattern}/%08d.jpg"
-    if re.fullmatch(r"[^%]*%\d*d[^%]*", pattern, re.ASCII) is None:
-        raise DatasetError(
-            f"{folder / 'sequence'}: channels.color={pattern}; expected a pattern such as color/%08d.jpg"
-        )
     number = 1
     while (path := folder / (pattern % number)).is_file():
         yield path
