@@ -20,6 +20,7 @@ from mixformer_jax.evaluation.report.ope import ope_report
 from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
 from mixformer_jax.evaluation.report.vot import vot_report
 from mixformer_jax.evaluation.report.write import summary, write_report
+from mixformer_jax.evaluation.result_names import SequenceNames
 from mixformer_jax.evaluation.rules import RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results
 from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
     parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
     parser.add_argument("--split", help="a published part of the data set, such as LaSOT's test")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="score only the sequences that it names, one a line")
     parser.add_argument("--results", required=True, type=Path, help="holds TRACKER/SEQUENCE.txt")
     parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
     parser.add_argument("--out", type=Path, help="write the report there: index.html, tables, plots")
@@ -74,12 +76,19 @@ def _score(args: argparse.Namespace) -> tuple[Report, dict[str, str]]:
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
     if args.dataset == "vot":
-        sequences = open_dataset("vot", args.root, args.split) if worst else None
-        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), sequences, worst), {}
-    sequences, unreadable = open_dataset(args.dataset, args.root, args.split).read_all()
+        sequences = open_dataset("vot", args.root, args.split, args.list) if worst or args.list else None
+        # The names alone: scoring needs no frames.
+        chosen = list(sequences.keys) if args.list and sequences is not None else None
+        drawn = sequences if worst else None
+        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), drawn, worst, chosen), {}
+    sequences, unreadable = open_dataset(args.dataset, args.root, args.split, args.list).read_all()
     if not sequences:
         raise ValueError("; ".join(unreadable.values()))
-    files = find_results(args.results, [sequence.name for sequence in sequences], trackers, args.separate_runs)
+    names = [sequence.name for sequence in sequences]
+    # Files of the other sequences are not files of these under another name.
+    others = unreadable if args.list is None else open_dataset(args.dataset, args.root, args.split).keys
+    known = SequenceNames([*names, *(key.rpartition("/")[2] for key in others)], args.dataset)
+    files = find_results(args.results, names, trackers, args.separate_runs, known)
     if args.dataset in OWN_MEASURES and args.measures == "own":
         report = OWN_MEASURES[args.dataset](sequences, files, worst)
     else:

@@ -40,6 +40,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
     parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
     parser.add_argument("--split", help="a published part of the data set; default: the one that the reader names")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="track only the sequences that it names, one a line")
     parser.add_argument("--out", required=True, type=Path, help="results go to OUT/TRACKER_NAME/")
     parser.add_argument(
         "--tracker", default=TRACKERS[0], metavar="T,T", help=f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
@@ -88,7 +89,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
 
 def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummary]:
     """Runs one tracker, and says how its results are named."""
-    sequences = open_dataset(args.dataset, args.root, args.split)
+    sequences = open_dataset(args.dataset, args.root, args.split, args.list)
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
     def track(crew: Alone | Workers, name: str, settings: dict) -> tuple[str, RunSummary]:
@@ -126,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]
         options += [] if args.split is None else ["--split", args.split]
+        options += [] if args.list is None else ["--list", str(args.list)]
         return report([*options, "--trackers", ",".join(names), "--out", str(args.report)])
     return 1 if failed else 0
 

@@ -318,9 +318,12 @@ class VideoWriter:
         written = cv2.VideoCapture(str(self._partial), cv2.CAP_FFMPEG)
         held = max(int(written.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         written.release()
+        if held:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)
         if held < self.num_frames:
-            raise OutputError(f"{self._partial}: holds {held} of {self.num_frames} frames written; is the disk full?")
-        self._partial.replace(self.path)
+            raise OutputError(f"{self.path}: holds {held} of {self.num_frames} frames written; is the disk full?")
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -1,5 +1,6 @@
 """Annotation files of tracking data sets: one box, or one label, a line."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ def read_groundtruth(
 ) -> Float64[np.ndarray, "n 4"]:
     """Boxes of one sequence, xywh in pixels, one line a frame.
 
-    Columns are separated by commas, or by tabs or spaces. A line of four `nan` says that the target is
-    absent. Blank lines are allowed at the end only: one in the middle would shift every box after it.
+    Columns are separated by commas, or by tabs or spaces. Of x,y,w,h,score,lost, as `mixformer track` writes them, the
+    boxes are read. A line of four `nan` says that the target is absent. Blank lines are allowed at the end only: one in
+    the middle would shift every box after it.
 
     Args:
         path: the text file.
@@ -151,10 +153,19 @@ def _parse_plain(text: str) -> Float64[np.ndarray, "n 4"] | None:
     return boxes_xywh if np.isfinite(boxes_xywh).all() else None
 
 
+def _without_scores(columns: list[str]) -> list[str]:
+    """x,y,w,h of the columns x,y,w,h,score,lost that `mixformer track` writes; other columns as they are."""
+    if len(columns) == 6 and columns[5].strip() in ("0", "1"):
+        with contextlib.suppress(ValueError):
+            if 0 <= float(columns[4]) <= 1:  # a score; files of others may begin with the frame's number
+                return columns[:4]
+    return columns
+
+
 def _parse_box(line: str, path: Path, number: int) -> list[float]:
     where = f"{path}, line {number}"
     # Splitting at commas alone keeps "1,,3,4" an error instead of three numbers.
-    columns = line.split(",") if "," in line else line.split()
+    columns = _without_scores(line.split(",") if "," in line else line.split())
     if len(columns) != 4:
         hint = "; polygons must be turned into boxes first" if len(columns) == 8 else ""
         raise DatasetError(f"{where}: expected 4 columns x,y,w,h, found {len(columns)} in {line!r}{hint}")

@@ -7,6 +7,7 @@ the crops are drawn as from the folders, and differ by JPEG and resampling only 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -35,7 +36,7 @@ from mixformer_jax.data.readers.packed import (
     shard_name,
 )
 from mixformer_jax.data.records import Dataset
-from mixformer_jax.files import write_atomically
+from mixformer_jax.files import whole_file, write_atomically
 from mixformer_jax.images import SourceError
 
 MARGIN = 2  # pixels more on each side, for rounding
@@ -176,24 +177,34 @@ def _pack_shard(dataset: Dataset, out: Path, config: PackConfig, shard: tuple[in
     cv2.setNumThreads(1)
     number, first, end = shard
     path = out / f"{shard_name(number)}.array_record"
-    unfinished = path.with_name(f".{path.name}.part")
-    # One record a group: any record is read without its neighbours. Images are compressed already.
-    writer = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
     listing, faults = [], []
     frames = nbytes = records = 0
-    for index in range(first, end):
-        listing.append((dataset.keys[index], records))
-        for record, fault in _sequence_records(dataset, index, config):
-            writer.write(record)
-            records += 1
-            nbytes += len(record)
-            if fault is not None:
-                faults.append(fault)
-        frames += records - listing[-1][1] - 1
-    writer.close()
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        # One record a group: any record is read without its neighbours. Images are compressed already.
+        writer = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
+        for index in range(first, end):
+            listing.append((dataset.keys[index], records))
+            for record, fault in _sequence_records(dataset, index, config):
+                with _named_errors(path):
+                    writer.write(record)
+                records += 1
+                nbytes += len(record)
+                if fault is not None:
+                    faults.append(fault)
+            frames += records - listing[-1][1] - 1
+        with _named_errors(path):
+            writer.close()
     write_atomically(out / f"{shard_name(number)}.json", json.dumps(listing))
     return PackReport(frames, 0, nbytes, tuple(faults))
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """ArrayRecord has a RuntimeError for a full disk, which names the unfinished file."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path}: cannot be written; is the disk full? {error}") from error
 
 
 def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Iterator[tuple[bytes, str | None]]:

@@ -121,14 +121,20 @@ def write_pool_folder(
         **_cutout_tables(cutouts),
         "backgrounds": np.array(images.backgrounds, np.int64),
     }
-    for kind, items in pictures.items():
-        encoded = list(in_threads(lambda item: _encode(item, config.quality), items, num_threads, kind, "packing"))
-        tables[f"{kind}_places"] = _write_shards(part, kind, encoded)
-    with (part / TABLES).open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **tables)
-    files = list(part.iterdir())
-    nbytes = sum(path.stat().st_size for path in files)
-    part.rename(out)
+    try:
+        for kind, items in pictures.items():
+            encoded = list(in_threads(lambda item: _encode(item, config.quality), items, num_threads, kind, "packing"))
+            tables[f"{kind}_places"] = _write_shards(part, kind, encoded)
+        with (part / TABLES).open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **tables)
+        files = list(part.iterdir())
+        nbytes = sum(path.stat().st_size for path in files)
+        part.rename(out)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:  # of a folder that is gone
+            raise OSError(error.errno, error.strerror, str(out)) from error
+        raise
     left_out = sum(map(len, videos.clips)) - len(frames)
     return PoolReport(len(clips), len(frames), left_out, len(photos), len(cutouts), len(files), nbytes)
 

@@ -1,8 +1,8 @@
 """The loop that tracks sequences in the lanes of a tracker, and measures where the time goes."""
 
 import dataclasses
-import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +16,6 @@ from mixformer_jax.evaluation.results import SequenceResult
 from mixformer_jax.tracking.interface import Frame, LanesLike, PredictionLike, TrackerLike
 from mixformer_jax.tracking.lanes import LaneError
 
-logger = logging.getLogger(__name__)
-
 
 class Job(NamedTuple):
     """A sequence to track; `number` tells it from other jobs on the same sequence."""
@@ -27,11 +25,15 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of the job `number`: a result, or the reason why there is none."""
+    """What became of the job `number`: a result, or the reason why there is none, in a sentence.
+
+    `trace` is the traceback of an error that nobody foresaw.
+    """
 
     number: int
     result: SequenceResult | None
     reason: str = ""
+    trace: str = ""
 
 
 @dataclasses.dataclass
@@ -87,9 +89,9 @@ class LaneLoop:
     """Tracks sequences, each from its first ground truth box, which is also the first box of its result.
 
     A sequence fails if its target is absent in the first frame, a frame cannot be read, or the tracker raises, returns
-    something that is no box, or gives a score for some frames and none for others. Its traceback goes to the log, and
-    the others go on. Times are those inside the tracker, decoding left out: the first is that of `start`, and a step of
-    several lanes counts for each in equal parts.
+    something that is no box, or gives a score for some frames and none for others; the others go on. Times are those
+    inside the tracker, decoding left out: the first is that of `start`, and a step of several lanes counts for each in
+    equal parts.
 
     Args:
         lanes: the tracker.
@@ -134,6 +136,10 @@ class LaneLoop:
             run = self._running[lane] = _Running(job)
             try:
                 box_xywh = run.first_box()
+            except ValueError as error:
+                yield self._fail(lane, error, is_foreseen=True)
+                continue
+            try:
                 frame = self._frame(run)
                 began = time.perf_counter()
                 self._state = self._lanes.start(self._state, lane, frame, box_xywh.copy())
@@ -175,7 +181,7 @@ class LaneLoop:
             try:
                 run.keep_prediction(found[lane], share_s)
             except ValueError as error:
-                yield self._fail(lane, error)
+                yield self._fail(lane, error, is_foreseen=True)
                 continue
             if run.is_done:
                 yield self._finish(lane)
@@ -201,11 +207,21 @@ class LaneLoop:
         run.close()
         return Outcome(run.job.number, run.result())
 
-    def _fail(self, lane: int, error: BaseException) -> Outcome:
+    def _fail(self, lane: int, error: BaseException, is_foreseen: bool = False) -> Outcome:
         run = self._running.pop(lane)
         run.close()
-        logger.error("sequence %s failed", run.job.sequence.name, exc_info=error)
-        return Outcome(run.job.number, None, f"{type(error).__name__}: {error}")
+        return Outcome(run.job.number, None, *explain(error, is_foreseen))
+
+
+def explain(error: BaseException, is_foreseen: bool = False) -> tuple[str, str]:
+    """An error in a sentence; and its traceback, which is empty where the sentence says all.
+
+    Errors of our own classes and of the file system are messages; others are bugs, here or in a library.
+    """
+    is_foreseen = is_foreseen or isinstance(error, OSError) or type(error).__module__.startswith("mixformer_jax.")
+    lines = str(error).split("\n") if is_foreseen else str(error).strip().split("\n")[:1]
+    reason = f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"
+    return reason, "" if is_foreseen else "".join(traceback.format_exception(error))
 
 
 class _Running:

@@ -15,7 +15,7 @@ class ResultsError(ValueError):
     """Result files that cannot be read, scored or written; the message names file, line and the mend."""
 
 
-def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
+def read_numbers(path: str | Path, columns: str, optional: str = "") -> Float64[np.ndarray, "n k"]:
     """A table of numbers, one row a line, its columns separated by commas, or by tabs or spaces.
 
     Blank lines are allowed at the end only: one in the middle would shift every row after it. `nan` is read
@@ -24,6 +24,7 @@ def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
     Args:
         path: the text file.
         columns: their names, separated by commas, such as "x,y,w,h"; with "..." at the end, one or more.
+        optional: more columns, which all lines have or none.
 
     Raises:
         ResultsError: a missing, empty or unreadable file; a line with another number of columns, or with
@@ -36,12 +37,15 @@ def read_numbers(path: str | Path, columns: str) -> Float64[np.ndarray, "n k"]:
         raise ResultsError(f"result file {path}: no such file; expected lines of {columns}") from None
     except OSError as error:
         raise ResultsError(f"result file {path}: cannot be read: {error}") from error
-    num_columns = None if columns.endswith("...") else columns.count(",") + 1
-    numbers = _parse_plain(content, num_columns)
-    return _parse_lines(path, content, columns, num_columns) if numbers is None else numbers
+    widths: tuple[int, ...] = ()
+    if not columns.endswith("..."):
+        count = columns.count(",") + 1
+        widths = (count, count + optional.count(",") + 1) if optional else (count,)
+    numbers = _parse_plain(content, widths)
+    return _parse_lines(path, content, columns, optional, widths) if numbers is None else numbers
 
 
-def _parse_plain(content: bytes, num_columns: int | None) -> Float64[np.ndarray, "n k"] | None:
+def _parse_plain(content: bytes, widths: tuple[int, ...]) -> Float64[np.ndarray, "n k"] | None:
     """All lines at once; None where that is not certain to be what `_parse_lines` gives."""
     if b"\r" in content:
         content = content.replace(b"\r\n", b"\n")
@@ -54,11 +58,13 @@ def _parse_plain(content: bytes, num_columns: int | None) -> Float64[np.ndarray,
     except ValueError:
         return None
     # loadtxt passes over blank lines.
-    exact = len(numbers) == content.count(b"\n") + 1 and num_columns in (None, numbers.shape[1])
+    exact = len(numbers) == content.count(b"\n") + 1 and (not widths or numbers.shape[1] in widths)
     return numbers if exact and np.isfinite(numbers).all() else None
 
 
-def _parse_lines(path: Path, content: bytes, columns: str, num_columns: int | None) -> Float64[np.ndarray, "n k"]:
+def _parse_lines(
+    path: Path, content: bytes, columns: str, optional: str, widths: tuple[int, ...]
+) -> Float64[np.ndarray, "n k"]:
     try:
         # utf-8-sig: tools on Windows put a byte order mark before the first number.
         lines = content.decode("utf-8-sig").rstrip().splitlines()
@@ -70,13 +76,15 @@ def _parse_lines(path: Path, content: bytes, columns: str, num_columns: int | No
     rows: list[list[float]] = []
     for number, line in enumerate(lines, start=1):
         row = _parse_line(line.strip(), columns, f"result file {path}, line {number}")
-        # Without a given number, the first line says how many columns there are.
-        num_columns = num_columns or len(row)
-        if len(row) != num_columns:
-            word = "column" if num_columns == 1 else "columns"
+        # Of the numbers that may be, or of all, the first line says how many columns there are.
+        if not rows and (not widths or len(row) in widths):
+            widths = (len(row),)
+        if len(row) not in widths:
+            word = "column" if widths[0] == 1 else "columns"
+            # The optional columns are expected where the lines before have them.
+            names = f"{columns},{optional}" if optional and widths[0] > columns.count(",") + 1 else columns
             raise ResultsError(
-                f"result file {path}, line {number}: expected {num_columns} {word} {columns}, found {len(row)} "
-                f"in {line!r}"
+                f"result file {path}, line {number}: expected {widths[0]} {word} {names}, found {len(row)} in {line!r}"
             )
         rows.append(row)
     return np.array(rows, np.float64)

@@ -11,25 +11,29 @@ GOT-10k's layout is read as well, with repetitions of a tracker that is not dete
 
     <results>/<tracker>/<sequence>/<sequence>_001.txt, _002.txt, ...
     <results>/<tracker>/<sequence>/<sequence>_time.txt    seconds, one column a repetition
+
+Files of others may name a sequence otherwise; `result_names` finds them.
 """
 
 import json
-import re
+import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.evaluation.layouts import ResultPaths
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
+from mixformer_jax.evaluation.result_names import SIDE_FILES
 from mixformer_jax.evaluation.vot.regions import read_regions
 from mixformer_jax.files import write_atomically
 
-SIDE_FILES = ("_time", "_score")
+logger = logging.getLogger(__name__)
 
 
 class SequenceResult(NamedTuple):
@@ -43,6 +47,8 @@ class SequenceResult(NamedTuple):
 def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "error") -> Float64[np.ndarray, "n 4"]:
     """Boxes of a result file, x,y,w,h separated by commas, tabs or spaces, one line a frame.
 
+    The six columns x,y,w,h,score,lost of `mixformer track` are read, too.
+
     Args:
         path: the text file.
         unusable_boxes: whether NaN and negative sizes are an error, or are kept for rules that say what they count.
@@ -51,7 +57,14 @@ def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "err
         ResultsError: missing, empty or not text; a line that is not four numbers, is infinite or too large for
             pixels, or unusable (the line is named).
     """
-    boxes_xywh = read_numbers(path, "x,y,w,h")
+    rows = read_numbers(path, "x,y,w,h", optional="score,lost")
+    boxes_xywh, beside = rows[:, :4], rows[:, 4:]
+    if beside.size and not (usual := _are_scores(beside)).all():
+        row = int(np.argmin(usual))
+        raise ResultsError(
+            f"result file {path}, line {row + 1}: {rows[row].tolist()} is not x,y,w,h,score,lost, with a score from 0 "
+            "to 1 and lost 0 or 1"
+        )
     pixels = np.abs(boxes_xywh) <= MAX_COORDINATE
     if unusable_boxes == "error":
         if pixels.all() and (boxes_xywh[:, 2:] >= 0).all():
@@ -68,36 +81,31 @@ def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "err
     return boxes_xywh
 
 
-def find_boxes(folder: Path, sequence_name: str) -> list[Path]:
-    """The box files of a sequence in a tracker's folder, one a repetition; none where there is no result.
-
-    Raises:
-        ResultsError: both layouts at once.
-    """
-    flat = folder / f"{sequence_name}.txt"
-    pattern = re.compile(re.escape(sequence_name) + r"_\d+\.txt", re.ASCII)
-    nested = folder / sequence_name
-    repetitions = sorted(p for p in nested.iterdir() if pattern.fullmatch(p.name)) if nested.is_dir() else []
-    if repetitions and flat.is_file():
-        raise ResultsError(f"{flat} and {repetitions[0]} are both results of {sequence_name}; remove one")
-    return [flat] if flat.is_file() else repetitions
-
-
-def read_times(folder: Path, sequence_name: str) -> Float64[np.ndarray, "n k"] | None:
+def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
     """Seconds of each frame, one column a repetition; None where no times were kept.
 
+    Args:
+        paths: one file with a column a repetition, or one a repetition; see `result_names.ResultFolder.times`.
+
     Raises:
-        ResultsError: not a table of numbers, or a time below zero (file and line are named).
+        ResultsError: not a table of numbers, a time below zero (file and line are named), or files of other lengths.
     """
-    name = f"{sequence_name}_time.txt"
-    path = next((p for p in (folder / sequence_name / name, folder / name) if p.is_file()), None)
-    if path is None:
-        return None
-    times_s = read_numbers(path, "seconds,...")
-    wrong = np.flatnonzero((times_s < 0).any(1))
-    if wrong.size:
-        raise ResultsError(f"result file {path}, line {wrong[0] + 1}: a time below zero, {times_s[wrong[0]].tolist()}")
-    return times_s
+    tables: list[Float64[np.ndarray, "n _"]] = []
+    for path in paths:
+        times_s = read_numbers(path, "seconds,...")
+        wrong = np.flatnonzero((times_s < 0).any(1))
+        if wrong.size:
+            row = times_s[wrong[0]].tolist()
+            raise ResultsError(f"result file {path}, line {wrong[0] + 1}: a time below zero, {row}")
+        if tables and len(tables[0]) != len(times_s):
+            raise ResultsError(f"result files {paths[0]} and {path}: {len(tables[0])} and {len(times_s)} times")
+        tables.append(times_s)
+    return np.hstack(tables) if tables else None
+
+
+def _are_scores(beside: Float64[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+    score, lost = beside.T
+    return (score >= 0) & (score <= 1) & ((lost == 0) | (lost == 1))
 
 
 def write_result(paths: ResultPaths, result: SequenceResult) -> None:
@@ -118,16 +126,33 @@ def _beside_other_repetitions(
     """What the file of times or scores will hold: NaN, which the toolkit passes over, for repetitions still to come."""
     if column is None:
         return values[:, None]
-    try:
-        there = read_numbers(path, "seconds,...")
-    except ResultsError:  # missing, or of no use
-        there = np.empty((len(values), 0))
-    if len(there) != len(values):
-        there = np.empty((len(values), 0))
+    there = _read_known(path)[: len(values)]
     table = np.full((len(values), max(there.shape[1], column + 1)), np.nan)
-    table[:, : there.shape[1]] = there
+    table[: len(there), : there.shape[1]] = there
     table[:, column] = values
     return table
+
+
+def _read_known(path: Path) -> Float64[np.ndarray, "n k"]:
+    """The numbers of other repetitions: all of a good file, what can be read of a damaged one, none without a file."""
+    if not path.exists():
+        return np.empty((0, 0))
+    try:
+        return read_numbers(path, "seconds,...")
+    except ResultsError as error:
+        logger.warning("%s; what can be read of other repetitions is kept", error)
+    rows = [[_number(cell) for cell in line.split(b",")] for line in path.read_bytes().splitlines()]
+    width = max((len(row) for row in rows), default=0)
+    known = np.array([row + [np.nan] * (width - len(row)) for row in rows]).reshape(len(rows), width)
+    return known[:, : np.flatnonzero(~np.isnan(known).all(0)).max(initial=-1) + 1]
+
+
+def _number(cell: bytes) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:

@@ -14,14 +14,18 @@ from tqdm import tqdm
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.records import Dataset
 from mixformer_jax.data.records import Sequence as TrackingSequence
-from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, longest_first
+from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, explain, longest_first
 from mixformer_jax.evaluation.layouts import ResultPaths, layout_of, result_paths, tracker_folders
 from mixformer_jax.evaluation.passes import Pass, passes
+from mixformer_jax.evaluation.result_names import printable
 from mixformer_jax.evaluation.results import ResultsError, check_names, claim_folder, is_finished, write_result
 from mixformer_jax.evaluation.trackers import OpenedTracker
+from mixformer_jax.files import write_atomically
 from mixformer_jax.images import SourceError
 
 logger = logging.getLogger(__name__)
+
+FAILURES_LOG = "failures.log"
 
 
 @runtime_checkable
@@ -110,7 +114,8 @@ def run_dataset(
     """Tracks every sequence that has no finished result yet.
 
     May be killed at any moment and called again: a sequence's files appear whole or not at all, and this process alone
-    writes them. A sequence that fails leaves no result, and the others go on.
+    writes them. A sequence that fails leaves no result, and the others go on; tracebacks of errors that nobody foresaw
+    are in `failures.log`, in the (first) tracker's folder.
 
     Args:
         crew: tracks.
@@ -136,6 +141,8 @@ def run_dataset(
     check_names([ways[0].sequence.name for ways in readable], tracker_name)
     for folder in dict.fromkeys(folders):
         claim_folder(folder, settings)
+    log, traces = folders[0] / FAILURES_LOG, ""
+    log.unlink(missing_ok=True)
     planned = [
         _Planned(
             way.label if repetitions == 1 else f"{way.label}, repetition {repetition + 1}",
@@ -156,7 +163,14 @@ def run_dataset(
         for outcome in crew.track(jobs, clock, progress.update):
             plan = planned[outcome.number]
             if outcome.result is None:
-                failures.append(Failure(plan.label, outcome.reason))
+                reason = outcome.reason
+                with progress.external_write_mode():
+                    logger.error("%s failed: %s", printable(plan.label), printable(reason))
+                if outcome.trace:
+                    traces += f"{printable(plan.label)}\n{outcome.trace}\n"
+                    write_atomically(log, traces)
+                    reason += f" (traceback in {log})"
+                failures.append(Failure(plan.label, reason))
             else:
                 write_result(plan.paths, outcome.result)
                 times_s[outcome.number] = outcome.result.times_s[1:]
@@ -192,7 +206,7 @@ def describe(summary: RunSummary) -> str:
         lines.append(f"{1 / np.median(summary.step_times_s):.1f} frames/s in the tracker (median step, no decoding)")
     if summary.equal_repetitions is not None:
         lines.append(f"{summary.equal_repetitions} sequences have the same boxes in all repetitions")
-    lines += [f"FAILED {failure.sequence}: {failure.reason}" for failure in summary.failures]
+    lines += [f"FAILED {printable(failure.sequence)}: {printable(failure.reason)}" for failure in summary.failures]
     return "\n".join(lines)
 
 
@@ -206,7 +220,7 @@ def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tupl
             found.append(passes(dataset, sequence))
         except (DatasetError, ResultsError, SourceError) as error:
             name = sequences.keys[index] if isinstance(sequences, Dataset) else f"number {index}"
-            failures.append(Failure(name, f"{type(error).__name__}: {error}"))
+            failures.append(Failure(name, explain(error)[0]))
     return found, failures
 
 

@@ -20,7 +20,8 @@ from mixformer_jax.evaluation.metrics import (
     sequence_curves,
     stack_curves,
 )
-from mixformer_jax.evaluation.results import ResultsError, find_boxes, read_boxes
+from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
+from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.rules import OpeRules
 
 
@@ -71,19 +72,22 @@ class TrackerFiles(NamedTuple):
     name: str
     folders: tuple[Path, ...]  # <name>, or those of its runs: <name>_000, <name>_001, ...
     boxes: tuple[tuple[Path, ...], ...]  # by sequence: the box files of all runs and repetitions
+    times: tuple[tuple[Path, ...], ...] = ()  # by sequence: the files of seconds, as far as they were kept
 
 
-def list_trackers(results_dir: str | Path, sequence_names: Sequence[str]) -> list[str]:
+def list_trackers(
+    results_dir: str | Path, sequence_names: Sequence[str], known_names: SequenceNames | None = None
+) -> list[str]:
     """Sub-folders that hold a result for any of the sequences (a report may lie among them).
 
     Raises:
         ResultsError: there is none.
     """
-    results_dir = Path(results_dir)
+    results_dir, known_names = Path(results_dir), known_names or SequenceNames(sequence_names)
     if not results_dir.is_dir():
         raise ResultsError(f"{results_dir}: no such folder; expected the results of eval/run.py")
-    folders = sorted(path for path in results_dir.iterdir() if path.is_dir())
-    names = [folder.name for folder in folders if any(find_boxes(folder, name) for name in sequence_names)]
+    folders = [ResultFolder(path, known_names) for path in sorted(results_dir.iterdir()) if path.is_dir()]
+    names = [folder.path.name for folder in folders if any(map(folder.boxes, sequence_names))]
     if not names:
         raise ResultsError(f"{results_dir}: no results for these sequences; expected <tracker>/{sequence_names[0]}.txt")
     return names
@@ -94,32 +98,47 @@ def find_results(
     sequence_names: Sequence[str],
     trackers: Sequence[str] | None = None,
     separate_runs: bool = False,
+    known_names: SequenceNames | None = None,
 ) -> list[TrackerFiles]:
     """The box files of trackers (default: all that are there).
 
     Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`.
 
+    Args:
+        results_dir: holds the trackers' folders.
+        sequence_names: of the sequences that are looked at.
+        trackers: names of folders, or of several with their numbers.
+        separate_runs: whether runs are trackers of their own.
+        known_names: of all sequences, by which files of others are found; default: those that are looked at.
+
     Raises:
-        ResultsError: no trackers, or a sequence without result (all are named).
+        ResultsError: no trackers, a sequence without result (all are named), or one with two.
     """
-    results_dir = Path(results_dir)
-    names = list(trackers) if trackers is not None else list_trackers(results_dir, sequence_names)
-    found, missing = [], []
-    for name, folders in _group_runs(results_dir, names, separate_runs).items():
-        boxes = []
+    results_dir, known_names = Path(results_dir), known_names or SequenceNames(sequence_names)
+    names = list(trackers) if trackers is not None else list_trackers(results_dir, sequence_names, known_names)
+    found: list[TrackerFiles] = []
+    missing: list[str] = []
+    strangers: list[str] = []
+    for name, numbered in _group_runs(results_dir, names, separate_runs).items():
+        folders = [ResultFolder(results_dir / folder, known_names) for folder in numbered]
+        boxes, times, missing_before = [], [], len(missing)
         for sequence in sequence_names:
-            paths = [find_boxes(results_dir / folder, sequence) for folder in folders]
+            paths = [folder.boxes(sequence) for folder in folders]
             missing += [
-                str(results_dir / folder / f"{sequence}.txt")
-                for folder, files in zip(folders, paths, strict=True)
-                if not files
+                str(folder.path / f"{sequence}.txt") for folder, files in zip(folders, paths, strict=True) if not files
             ]
             boxes.append(tuple(path for files in paths for path in files))
-        found.append(TrackerFiles(name, tuple(results_dir / folder for folder in folders), tuple(boxes)))
+            times.append(tuple(path for folder in folders for path in folder.times(sequence)))
+        if len(missing) > missing_before:
+            strangers += [str(folder.path / file) for folder in folders for file in folder.strangers]
+        found.append(TrackerFiles(name, tuple(folder.path for folder in folders), tuple(boxes), tuple(times)))
     if missing:
+        others = ""
+        if strangers:
+            others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})"
         raise ResultsError(
             f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
-            f"{', '.join(missing)}; run the tracker again, or leave it out with --trackers"
+            f"{', '.join(missing)}{others}; run the tracker again, or leave it out with --trackers"
         )
     return found
 
@@ -150,16 +169,16 @@ def _group_runs(results_dir: Path, names: Sequence[str], separate_runs: bool) ->
     for name in names:
         stem, _, number = name.rpartition("_")
         is_run = re.fullmatch(r"\d{3}", number, re.ASCII) and not (results_dir / stem).is_dir()
-        if is_run and not separate_runs and _runs_of(results_dir, stem):
+        if is_run and not separate_runs and runs_of(results_dir, stem):
             groups.setdefault(stem, []).append(name)
         elif (results_dir / name).is_dir():
             groups[name] = [name]
         else:
-            groups[name] = _runs_of(results_dir, name) or [name]
+            groups[name] = runs_of(results_dir, name) or [name]
     return groups
 
 
-def _runs_of(results_dir: Path, name: str) -> list[str]:
+def runs_of(results_dir: Path, name: str) -> list[str]:
     """<name>_000, <name>_001, ... where there are two or more."""
     runs: list[str] = []
     while (results_dir / f"{name}_{len(runs):03d}").is_dir():

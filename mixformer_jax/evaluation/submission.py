@@ -18,7 +18,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.data.records import Sequence
-from mixformer_jax.evaluation.results import ResultsError, find_boxes, read_boxes, read_times
+from mixformer_jax.evaluation.result_looks import OTHER, look_at
+from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
+from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
+from mixformer_jax.evaluation.scoring import runs_of
 from mixformer_jax.files import write_atomically
 
 MAX_REPETITIONS = 3
@@ -49,7 +52,8 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequenc
 
     Args:
         benchmark: one of BENCHMARKS.
-        folder: the tracker's results, in our layout or in GOT-10k's.
+        folder: the tracker's results, in our layout or in GOT-10k's. Where there is none of that name, but `<name>_000`
+            and so on, each is a repetition.
         sequences: of the test set, with the first box of each; the frames are not read.
         out: the archive, ending in .zip.
 
@@ -63,8 +67,12 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequenc
     folder, out = Path(folder), Path(out)
     if out.suffix != ".zip":
         raise ValueError(f"{out}: the servers take .zip archives")
-    if not folder.is_dir():
+    sequences = list(sequences)
+    names = SequenceNames((sequence.name for sequence in sequences), benchmark)
+    runs = [folder] if folder.is_dir() else [folder.with_name(run) for run in runs_of(folder.parent, folder.name)]
+    if not runs:
         raise ResultsError(f"{folder}: no such folder; expected the results of one tracker")
+    folders = [ResultFolder(run, names) for run in runs]
     check, members = BENCHMARKS[benchmark]
     results: dict[str, _Result] = {}
     problems = []
@@ -72,7 +80,7 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequenc
         if sequence.name in results:
             raise ResultsError(f"two sequences are named {sequence.name}; their files would overwrite each other")
         try:
-            results[sequence.name] = check(folder, sequence)
+            results[sequence.name] = check(folders, sequence)
         except ResultsError as error:
             problems.append(str(error))
     if problems:
@@ -98,13 +106,13 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequenc
     )
 
 
-def _check_got10k(folder: Path, sequence: Sequence) -> _Result:
-    paths = find_boxes(folder, sequence.name)
+def _check_got10k(folders: list[ResultFolder], sequence: Sequence) -> _Result:
+    paths = _find(folders, sequence)
     if len(paths) > MAX_REPETITIONS:
-        raise ResultsError(f"{folder / sequence.name}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
-    boxes_xywh = _read_repetitions(folder, sequence, paths)
-    times_s = read_times(folder, sequence.name)
-    where = folder / sequence.name
+        raise ResultsError(f"{_place(folders, sequence)}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
+    boxes_xywh = _read_repetitions(paths, sequence)
+    times_s = read_times([path for folder in folders for path in folder.times(sequence.name)])
+    where = _place(folders, sequence)
     if times_s is None:
         raise ResultsError(f"{where}_time.txt: no such file; the server wants the seconds of every frame")
     if times_s.shape != (len(sequence), len(paths)):
@@ -117,16 +125,26 @@ def _check_got10k(folder: Path, sequence: Sequence) -> _Result:
     return _Result(boxes_xywh, times_s)
 
 
-def _check_trackingnet(folder: Path, sequence: Sequence) -> _Result:
-    paths = find_boxes(folder, sequence.name)
+def _check_trackingnet(folders: list[ResultFolder], sequence: Sequence) -> _Result:
+    paths = _find(folders, sequence)
     if len(paths) > 1:
-        raise ResultsError(f"{folder / sequence.name}: {len(paths)} repetitions; TrackingNet's server takes one")
-    return _Result(_read_repetitions(folder, sequence, paths), None)
+        raise ResultsError(f"{_place(folders, sequence)}: {len(paths)} repetitions; TrackingNet's server takes one")
+    return _Result(_read_repetitions(paths, sequence), None)
 
 
-def _read_repetitions(folder: Path, sequence: Sequence, paths: list[Path]) -> list[Float64[np.ndarray, "n 4"]]:
-    if not paths:
-        raise ResultsError(f"{folder / sequence.name}.txt: no such file; run the tracker on this sequence")
+def _find(folders: list[ResultFolder], sequence: Sequence) -> list[Path]:
+    paths = [folder.boxes(sequence.name) for folder in folders]
+    lacking = [folder.path for folder, found in zip(folders, paths, strict=True) if not found]
+    if lacking:
+        raise ResultsError(f"{lacking[0] / sequence.name}.txt: no such file; run the tracker on this sequence")
+    return [path for found in paths for path in found]
+
+
+def _place(folders: list[ResultFolder], sequence: Sequence) -> Path:
+    return folders[0].path / sequence.name
+
+
+def _read_repetitions(paths: list[Path], sequence: Sequence) -> list[Float64[np.ndarray, "n 4"]]:
     repetitions = []
     for path in paths:
         boxes_xywh = read_boxes(path)
@@ -134,8 +152,10 @@ def _read_repetitions(folder: Path, sequence: Sequence, paths: list[Path]) -> li
             raise ResultsError(f"result file {path}: {len(boxes_xywh)} boxes for {len(sequence)} frames")
         first_xywh = sequence.boxes_xywh[0]
         if not (np.abs(boxes_xywh[0] - first_xywh) <= FIRST_BOX_TOLERANCE).all():
+            look = look_at(boxes_xywh[:1], sequence.boxes_xywh[:1]).format
+            hint = "" if look in (None, OTHER) else f"; it looks like {look}"
             raise ResultsError(
-                f"result file {path}, line 1: {boxes_xywh[0].tolist()} is not the given box {first_xywh.tolist()}"
+                f"result file {path}, line 1: {boxes_xywh[0].tolist()} is not the given box {first_xywh.tolist()}{hint}"
             )
         repetitions.append(boxes_xywh)
     return repetitions
@@ -159,7 +179,7 @@ def _rows(values: Float64[np.ndarray, "n k"], form: str) -> str:
 
 # How a sequence is checked, and what its part of the archive is.
 BENCHMARKS: Mapping[
-    str, tuple[Callable[[Path, Sequence], _Result], Callable[[str, _Result], Iterable[tuple[str, str]]]]
+    str, tuple[Callable[[list[ResultFolder], Sequence], _Result], Callable[[str, _Result], Iterable[tuple[str, str]]]]
 ] = MappingProxyType(
     {
         "got10k": (_check_got10k, _got10k_members),

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import cv2
 import jax
 
-from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, longest_first
+from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, explain, longest_first
 from mixformer_jax.evaluation.trackers import OpenedTracker
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,13 @@ class _Refused(NamedTuple):
     """A worker has no tracker."""
 
     reason: str
+
+
+class _Broken(NamedTuple):
+    """A worker cannot go on, for a reason that nobody foresaw."""
+
+    reason: str
+    trace: str
 
 
 class _Warm(NamedTuple):
@@ -124,7 +131,7 @@ class Workers:
             return
         waiting = deque(longest_first(jobs))
         live = list(self._workers)
-        reason = ""
+        reason = trace = ""
         while live:
             for connection in wait([worker.connection for worker in live]):
                 worker = next(worker for worker in live if worker.connection is connection)
@@ -138,7 +145,7 @@ class Workers:
                         worker.connection.send(job)
                 except (EOFError, OSError):
                     live.remove(worker)
-                    reason = f"the process that tracked it ended with {worker.end()}"
+                    reason, trace = f"the process that tracked it ended with {worker.end()}", ""
                     yield from (Outcome(number, None, reason) for number in worker.jobs)
                     continue
                 match message:
@@ -155,9 +162,16 @@ class Workers:
                         live.remove(worker)
                     case _Refused(refusal):
                         live.remove(worker)
-                        reason = f"the tracker cannot be opened: {refusal}"
+                        reason, trace = f"the tracker cannot be opened: {refusal}", ""
                         logger.error("process %s: %s", worker.process.name, reason)
-        yield from (Outcome(job.number, None, f"not tracked: {reason}") for job in waiting)
+                    case _Broken(cause, trace):
+                        live.remove(worker)
+                        reason = f"the process that tracked it failed: {cause}"
+                        logger.error("process %s failed: %s", worker.process.name, cause)
+                        yield from (Outcome(number, None, reason, trace) for number in worker.jobs)
+        for job in waiting:
+            yield Outcome(job.number, None, f"not tracked: {reason}", trace)
+            trace = ""  # once is enough
 
     def _start(self) -> _Worker:
         worker = _Worker(self._open_tracker, len(self._workers), self.num_workers, self._cache)
@@ -171,6 +185,8 @@ class Workers:
             raise ValueError(f"the process that opens the tracker ended with {worker.end()}") from None
         if isinstance(message, _Refused):
             raise ValueError(message.reason)
+        if isinstance(message, _Broken):
+            raise RuntimeError(f"the process that opens the tracker failed:\n{message.trace}")
         assert isinstance(message, _Opened)
         return message
 
@@ -202,6 +218,8 @@ def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_wor
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone, and there is nobody to tell.
         return
+    except Exception as error:  # noqa: BLE001  the parent tells of it, among the other failures
+        connection.send(_Broken(*explain(error)))
 
 
 class _Reporter:

@@ -4,13 +4,15 @@ A line is `x,y,w,h` in pixels; where the tracker gives scores, `x,y,w,h,score,lo
 what was given: its score is 1.
 """
 
+import contextlib
+import os
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mixformer_jax.files import write_atomically
+from mixformer_jax.files import named_errors, write_atomically
 from mixformer_jax.video import prepare_output
 
 
@@ -40,14 +42,17 @@ class ResultFiles:
     def __init__(self, path: Path, num_targets: int) -> None:
         self.paths = numbered_paths(path, num_targets)
         self._files: list[IO[str]] = []
+        self._sizes = [0] * num_targets
 
     def __enter__(self) -> "ResultFiles":
         self._files = [path.open("w", encoding="ascii") for path in self.paths]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for file in self._files:
-            file.close()
+        with contextlib.ExitStack() as stack:  # one that cannot be closed leaves none open
+            for path, file in zip(self.paths, self._files, strict=True):
+                stack.enter_context(named_errors(path))
+                stack.callback(file.close)
 
     def write(
         self,
@@ -55,9 +60,22 @@ class ResultFiles:
         scores: Float[np.ndarray, " n"] | None,
         lost: Bool[np.ndarray, " n"] | None,
     ) -> None:
-        """A line in each file, on disk when this returns."""
+        """A line in each file, on disk when this returns.
+
+        Raises:
+            OSError: a full disk; it names the file, which keeps its whole lines.
+        """
         for target, file in enumerate(self._files):
             line = format_box(boxes_xywh[target])
             if scores is not None and lost is not None:
                 line += f",{scores[target]:.4f},{int(lost[target])}"
-            print(line, file=file, flush=True)
+            try:
+                with named_errors(self.paths[target]):
+                    print(line, file=file, flush=True)
+            except OSError:
+                # Half a line could pass for a box.
+                with contextlib.suppress(OSError):
+                    file.close()
+                os.truncate(self.paths[target], self._sizes[target])
+                raise
+            self._sizes[target] += len(line) + 1

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.files import write_atomically
+from mixformer_jax.files import whole_file, write_atomically
 from mixformer_jax.training.distributed import barrier, is_first
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.settings import FREE_SETTINGS
@@ -101,9 +101,8 @@ def save_evidence(folder: Path, objective: Objective, params: Mapping[str, Any],
     stem = folder / f"not_finite_step_{bad.step}{process}"
     names = trained_names(objective, params)
     offending = [name for name, value in zip(names, bad.gradient_squares, strict=True) if not np.isfinite(value)]
-    np.savez_compressed(
-        f"{stem}.npz", allow_pickle=False, **{name: own_rows(value) for name, value in bad.batch.items()}
-    )
+    with whole_file(Path(f"{stem}.npz")) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **{name: own_rows(value) for name, value in bad.batch.items()})
     about = {
         "step": bad.step,
         "metrics": {name: repr(value) for name, value in bad.metrics.items()},

@@ -190,6 +190,17 @@ def test_got10k_errors(tmp_path):
         open_dataset("got10k", tmp_path / "val")[0]
 
 
+def test_a_list_of_sequences_that_are_named_by_numbers(tmp_path):
+    for name in ("0001", "0002", "10"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "data" / name / "1.jpg"), np.zeros((8, 8, 3), np.uint8))
+        (tmp_path / "data" / name / "groundtruth.txt").write_text("1,1,2,2\n")
+    for lines, names in (("10\n0001\n", ["10", "0001"]), ("2\n0\n", ["10", "0001"])):
+        (tmp_path / "list.txt").write_text(lines)
+        chosen = open_dataset("folder", tmp_path / "data", list_file=tmp_path / "list.txt")
+        assert [sequence.name for sequence in chosen] == names
+
+
 def test_real_sequences(shared_data):
     smoke = open_dataset("folder", shared_data / "smoke")
     assert [len(sequence) for sequence in smoke] == [60, 106, 120, 113, 400, 196]

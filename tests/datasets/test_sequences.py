@@ -58,6 +58,18 @@ def test_groundtruth_byte_order_mark(tmp_path):
     np.testing.assert_array_equal(read_groundtruth(path), [[1, 2, 3, 4]])
 
 
+@pytest.mark.parametrize("separator", [",", ", ", "\t"])
+def test_boxes_that_track_left_are_ground_truth(tmp_path, separator):
+    path = tmp_path / "groundtruth.txt"
+    rows = [["1", "2", "30.5", "40", "1.0000", "0"], ["2", "3", "30.5", "40", "0.1250", "1"]]
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    np.testing.assert_array_equal(read_groundtruth(path), [[1, 2, 30.5, 40], [2, 3, 30.5, 40]])
+    # The number of the frame comes first: no boxes and scores.
+    path.write_text(separator.join(["1", "10", "20", "30", "40", "1"]) + "\n")
+    with pytest.raises(DatasetError, match="line 1: expected 4 columns x,y,w,h, found 6"):
+        read_groundtruth(path)
+
+
 coordinate = st.floats(-1e6, 1e6)
 extent = st.floats(0, 1e6)
 box = st.tuples(coordinate, coordinate, extent, extent) | st.just((float("nan"),) * 4)

@@ -62,6 +62,21 @@ def refuse_later(diary):
     return open_diary(diary, 0.001)
 
 
+class BrokenTracker(OpenedTracker):
+    """Cannot compile, as a device without memory."""
+
+    def warm_up(self):
+        raise RuntimeError("out of memory\nallocations: 1")
+
+
+def open_broken():
+    return BrokenTracker(OneLane(FirstBoxTracker()), "broken", {"tracker": "broken"})
+
+
+def open_by_mistake():
+    raise KeyError("a bug")
+
+
 def main(root, out, diary, workers):
     """Tracks a folder with DiaryTracker, and takes SIGTERM as eval/run.py does."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -1,6 +1,7 @@
 """eval/run.py and eval/report.py, the two ends of a benchmark, from their command lines."""
 
 import json
+import shutil
 
 import cv2
 import pytest
@@ -38,6 +39,34 @@ def test_from_a_folder_to_a_table(folder_dataset, tmp_path, capsys):
     assert f"wrote {out / 'report.md'}" in printed and "first-box" not in printed
     rules = json.loads((out / "report.json").read_text())["rules"]
     assert rules["rule_set"] == "pytracking" and rules["exclude_invalid_frames"] is True
+
+
+def test_a_list_restricts_what_is_tracked_and_scored(folder_dataset, tmp_path, capsys):
+    listed = tmp_path / "list.txt"
+    listed.write_text("still\ndrift\n")
+    out = tmp_path / "results"
+    command = _arguments(folder_dataset, "--tracker", "first-box", "--out", out)
+    assert run([*command, "--list", str(listed), "--report", str(tmp_path / "report")]) == 0
+    assert "2 sequences tracked" in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("*/*[a-z].txt") if "_" not in path.name) == ["drift.txt", "still.txt"]
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert record["sequences"] == ["still", "drift"]
+    # The list is no setting: the others may come later.
+    assert run(command) == 0
+    assert "1 sequences tracked, 2 were finished before" in capsys.readouterr().out
+    assert report(_arguments(folder_dataset, "--results", out)) == 0
+    assert "folder, 3 sequences" in capsys.readouterr().out
+    assert report(_arguments(folder_dataset, "--results", out, "--list", listed)) == 0
+    assert "folder, 2 sequences" in capsys.readouterr().out
+    # With the second file, "still" would have two results if "Still" were not known for a sequence of its own.
+    (folder_dataset / "still").rename(folder_dataset / "Still")
+    shutil.copytree(folder_dataset / "Still", folder_dataset / "still")
+    (out / "first-box" / "Still.txt").write_bytes((out / "first-box" / "still.txt").read_bytes())
+    assert report(_arguments(folder_dataset, "--results", out, "--list", listed)) == 0
+    listed.write_text("still\nnobody\n")
+    for program, option in ((run, "--out"), (report, "--results")):
+        with pytest.raises(SystemExit, match=r"error: .*list\.txt: 1 of 2 listed sequences.*nobody"):
+            program(_arguments(folder_dataset, option, out, "--list", listed))
 
 
 def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from eval.report import main
 from mixformer_jax.data.sequences import Sequence, open_dataset
 from mixformer_jax.evaluation.report.got10k import got10k_report
 from mixformer_jax.evaluation.report.ope import ope_report
+from mixformer_jax.evaluation.report.tables import to_latex, to_markdown, to_text
 from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
 from mixformer_jax.evaluation.report.vot import vot_report
 from mixformer_jax.evaluation.report.write import report_json, summary, write_report
@@ -81,6 +83,78 @@ def test_rules_that_do_not_apply_have_no_numbers(drawn):
     visible_only = [Sequence(s.name, s.boxes_xywh, _grey, 30.0, s.root) for s in sequences]
     report = ope_report("otb100", visible_only, files, benchmark_rules("otb100"), worst=0)
     assert json.loads(report_json(report))["trackers"]["good"]["OP50"] == 100
+
+
+def test_why_there_are_no_numbers_under_other_rules(drawn, tmp_path):
+    sequences, _ = drawn
+    # Short, which LaSOT's and the got10k toolkit's rules do not allow, of one tracker alone.
+    path = tmp_path / "results" / "good" / "s1.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    files = find_results(tmp_path / "results", [s.name for s in sequences])
+    report = ope_report("otb100", sequences, files, benchmark_rules("otb100"), worst=0)
+    rules = {row.label: row.values for row in next(t for t in report.tables if t.name == "rules").rows}
+    assert rules["good, got10k-toolkit"] == (None,) * 5 and None not in rules["b & <ad>, got10k-toolkit"]
+    (note,) = [note for note in report.notes if "no numbers" in note]
+    assert note.startswith("no numbers of good under the rules of lasot-toolkit; got10k-toolkit: ")
+    assert note.endswith("s1.txt on sequence s1: 3 predicted boxes for 5 frames; every frame needs one")
+    assert any("1 of 3 result files lack rows at the end" in note for note in report.notes)
+    assert note in json.loads(report_json(report))["notes"]
+
+
+def test_one_reason_for_all_trackers_is_one_note(drawn):
+    sequences, files = drawn
+    # Rates over valid frames need one.
+    absent = [*sequences[:2], Sequence("s2", sequences[2].boxes_xywh * [1, 1, 0, 0], _grey, 30.0, sequences[2].root)]
+    report = ope_report("otb100", absent, files, benchmark_rules("otb100"), worst=0)
+    (note,) = [note for note in report.notes if "no numbers" in note]
+    assert note.startswith("no numbers of good, b & <ad> under the rules of mixformer, valid frames; pytracking, valid")
+    assert "no valid frame" in note
+
+
+def test_results_in_another_format_are_told_in_every_report(drawn, tmp_path):
+    sequences, _ = drawn
+    folder = tmp_path / "results" / "swapped"
+    folder.mkdir()
+    for sequence in sequences:
+        x, y, w, h = sequence.boxes_xywh.T
+        np.savetxt(folder / f"{sequence.name}.txt", np.stack([x, y, x + w, y + h], 1), delimiter=",")
+    files = find_results(tmp_path / "results", [s.name for s in sequences])
+    for report in (
+        ope_report("lasot", sequences, files, benchmark_rules("lasot"), worst=0),
+        trackingnet_report(sequences, files, worst=0),
+    ):
+        (line,) = [line for line in summary(report).splitlines() if "corners" in line]
+        assert line.startswith("warning: swapped: 3 of 3 result files look like corners x1,y1,x2,y2")
+        assert [tracker for tracker in ("good", "ad") if f"warning: {tracker}" in summary(report)] == []
+
+
+def test_names_that_would_break_documents(drawn, tmp_path):
+    sequences, _ = drawn
+    name = "a|b\nc\\|d $x_$ \udcff"
+    (tmp_path / "results" / "good").rename(tmp_path / "results" / name)
+    named = [
+        Sequence(f"{s.name}|\n{i}", s.boxes_xywh, _grey, 30.0, s.root, s.visible, s.attributes)
+        for i, s in enumerate(sequences)
+    ]
+    for old, new in zip(sequences, named, strict=True):
+        for path in (tmp_path / "results").glob(f"*/{old.name}.txt"):
+            path.rename(path.with_name(f"{new.name}.txt"))
+    files = find_results(tmp_path / "results", [s.name for s in named])
+    report = ope_report("lasot", named, files, benchmark_rules("lasot"), worst=1)
+    write_report(report, tmp_path / "out")
+    for table in report.tables:
+        if table.place == "detail":
+            continue
+        lines = to_markdown(table).splitlines()
+        assert len(lines) == 4 + len(table.rows), "a row is a line"
+        # As GitHub reads it: a backslash goes with what follows it, and the bars that are left part the cells.
+        cells = [re.sub(r"\\.", "", line).count("|") for line in lines[2:]]
+        assert set(cells) == {len(table.header) + 1}
+        assert len(to_text(table).splitlines()) == 2 + len(table.rows)
+        assert len(to_latex(table).splitlines()) == 7 + len(table.rows)
+    text = (tmp_path / "out" / "report.txt").read_text()
+    assert r"a|b\nc\|d $x_$ \udcff" in text and (tmp_path / "out" / "overall.csv").is_file()
+    assert r"a\|b\\nc\\\|d" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_the_written_report(drawn, tmp_path):
@@ -249,6 +323,10 @@ def test_the_program_takes_the_measures_of_the_data_set(tmp_path, capsys):
     header, rows = _main_table(capsys)
     assert header[:4] == ["tracker", "EAO", "A", "R"]
     assert rows["good"][:3] == [0.861, 0.885, 0.987] and list(rows) == ["good", "lost"]
+    names = (root / "sequences" / "list.txt").read_text().split()
+    (tmp_path / "list.txt").write_text(f"{names[1]}\n")
+    assert main([*vot, "--trackers", "good", "--list", str(tmp_path / "list.txt")]) == 0
+    assert capsys.readouterr().out.startswith("vot, 1 sequences, fractions\n")
 
     val = tmp_path / "got10k" / "GOT-10k" / "val"
     for folder in val.glob("GOT-10k_Val_*"):  # the reader counts frames

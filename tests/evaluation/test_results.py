@@ -16,6 +16,7 @@ from mixformer_jax.evaluation.results import (
     read_boxes,
     write_result,
 )
+from mixformer_jax.tracking.result_files import ResultFiles
 
 BOXES = np.array([[1.0, 2, 30, 40], [1.23456, 2.5, 30, 40], [-7, 0, 0, 1e5]])
 
@@ -136,6 +137,33 @@ def test_files_that_are_no_text_are_named(tmp_path, content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ResultsError, match=r"gone\.txt"):
         read_boxes(tmp_path / "gone.txt")
+
+
+def test_the_boxes_files_of_track_are_read(tmp_path):
+    path = tmp_path / "boxes.txt"
+    with ResultFiles(path, 1) as files:
+        for score in (1.0, 0.25):
+            files.write(BOXES[:1], np.array([score]), np.array([score < 0.5]))
+    assert path.read_text().splitlines()[1] == "1,2,30,40,0.2500,1"
+    np.testing.assert_array_equal(read_boxes(path), [BOXES[0]] * 2)
+    path.write_text("nan,nan,nan,nan,0.1,1\n1,2,3,4,0.5,0\n")
+    np.testing.assert_array_equal(read_boxes(path, "keep")[1], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("1,2,3,4,0.5,0\n1,10,20,30,40,1\n", "line 2: .* is not x,y,w,h,score,lost"),
+        ("1,2,3,4,0.5,2\n", "line 1: .* with a score from 0 to 1 and lost 0 or 1"),
+        ("1,2,3,4,0.5,0\n1,2,3,4\n", "line 2: expected 6 columns x,y,w,h,score,lost, found 4"),
+        ("1,2,3,4\n1,2,3,4,0.5,0\n", "line 2: expected 4 columns x,y,w,h, found 6"),
+        ("1,2,3,4,0.5\n", "line 1: expected 4 columns x,y,w,h, found 5"),
+        ("1,2,3,-4,0.5,0\n", "line 1: .* is no box"),
+    ],
+)
+def test_six_columns_of_another_kind_are_refused(tmp_path, rows, message):
+    with pytest.raises(ResultsError, match=message):
+        read_boxes(_write(tmp_path, rows))
 
 
 # Folders ------------------------------------------------------------------------------------------------

@@ -167,7 +167,38 @@ def test_a_failing_sequence_is_reported_and_the_others_go_on(folder_dataset, tmp
     assert failure.sequence == "hide" and "00000004.jpg" in failure.reason
     assert f"FAILED hide: {failure.reason}" in describe(summary)
     assert not list(summary.folders[0].glob("hide*"))
-    assert "Traceback" in caplog.text and "hide" in caplog.text
+    (message,) = caplog.messages
+    assert message == f"hide failed: {failure.reason}" and "Traceback" not in caplog.text
+    assert not (summary.folders[0] / "failures.log").exists()
+
+
+class Failing(FirstBoxTracker):
+    """Fails on some frame, as a bug does or a device."""
+
+    def step(self, state, frame):
+        raise RuntimeError("the device is gone\nallocations: 1\nallocations: 2")
+
+
+def test_errors_that_nobody_foresaw_are_a_sentence_and_a_traceback_in_a_file(folder_dataset, tmp_path, caplog):
+    sequences = open_dataset("folder", folder_dataset)
+    summary = run_dataset(alone(Failing()), sequences, tmp_path, "first", {})
+    log = summary.folders[0] / "failures.log"
+    lines = describe(summary).splitlines()
+    assert lines[-3:] == [
+        f"FAILED {name}: RuntimeError: the device is gone (traceback in {log})" for name in ("drift", "hide", "still")
+    ]
+    assert "Traceback" not in caplog.text and "allocations" not in caplog.text
+    text = log.read_text()
+    assert text.count("Traceback") == 3 and "allocations: 2" in text and "hide\nTraceback" in text
+    # It is that of the last run.
+    assert not run_dataset(alone(FirstBoxTracker()), sequences, tmp_path, "first", {}).failures
+    assert not log.exists()
+
+
+def test_a_failure_is_one_line_whatever_the_sequence_is_named(tmp_path, caplog):
+    summary = run_dataset(alone(FirstBoxTracker()), [_sequence(first=(np.nan,) * 4, name="a\nb|c")], tmp_path, "x", {})
+    assert describe(summary).splitlines()[-1].startswith("FAILED a\\nb|c: ValueError: a b|c: the target is absent")
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
 
 
 def test_other_settings_are_refused(folder_dataset, tmp_path):
@@ -219,30 +250,35 @@ def test_repetitions_are_pytrackings_runs(folder_dataset, tmp_path):
         run_dataset(alone(BrightTracker()), sequences, tmp_path, "bright", {}, repetitions=0)
 
 
-def test_got10k_has_a_layout_of_its_own(folder_dataset, tmp_path):
+def test_got10k_has_a_layout_of_its_own(folder_dataset, tmp_path, caplog):
     sequences = open_dataset("folder", folder_dataset)
     once = run_dataset(alone(Wandering()), sequences, tmp_path, "w", {}, "got10k")
     drift = once.folders[0] / "drift"
     assert sorted(path.name for path in drift.iterdir()) == ["drift_001.txt", "drift_score.txt", "drift_time.txt"]
-    first_boxes, first_times = (drift / "drift_001.txt").read_text(), read_times(once.folders[0], "drift")
+    first_boxes, first_times = (drift / "drift_001.txt").read_text(), read_times([drift / "drift_time.txt"])
 
     summary = run_dataset(alone(Wandering()), sequences, tmp_path, "w", {}, "got10k", repetitions=3)
     assert summary.skipped == tuple(f"{name}, repetition 1" for name in ("drift", "hide", "still"))
     assert summary.folders == once.folders and (drift / "drift_001.txt").read_text() == first_boxes
     boxes = [read_boxes(drift / f"drift_{number:03d}.txt") for number in (1, 2, 3)]
     assert all(len(rows) == 5 for rows in boxes) and np.abs(boxes[1] - boxes[2]).max() > 0.01
-    times = read_times(once.folders[0], "drift")
+    times = read_times([drift / "drift_time.txt"])
     assert times.shape == (5, 3) and np.isfinite(times).all()
     np.testing.assert_array_equal(times[:, :1], first_times)
     assert "0 sequences have the same boxes" in describe(summary)
 
-    # The second is lost, and the file of times is damaged: what cannot be known is NaN, which the toolkit passes over.
+    # The second is lost, and the file of times is damaged: what can be read of the others is kept, and the rest is NaN,
+    # which the toolkit passes over.
     (drift / "drift_002.txt").unlink()
-    (drift / "drift_time.txt").write_text("1,2,x\n")
+    lines = (drift / "drift_time.txt").read_text().splitlines()
+    (drift / "drift_time.txt").write_text("\n".join([lines[0], "0.5,x,\udcff", *lines[2:]]), errors="surrogateescape")
     again = run_dataset(alone(Wandering()), sequences, tmp_path, "w", {}, "got10k", repetitions=3)
     assert again.finished == ("drift, repetition 2",)
-    times = read_times(once.folders[0], "drift")
-    assert times.shape == (5, 2) and np.isnan(times[:, 0]).all() and (times[:, 1] > 0).all()
+    mended = read_times([drift / "drift_time.txt"])
+    assert mended.shape == (5, 3) and mended[1, 0] == 0.5 and np.isnan(mended[1, 2]) and (mended[:, 1] > 0).all()
+    rest = [0, 2, 3, 4]
+    np.testing.assert_array_equal(mended[rest][:, [0, 2]], times[rest][:, [0, 2]])
+    assert "drift_time.txt, line 2" in caplog.text
 
 
 class TwoLanes:

@@ -1,4 +1,5 @@
 import io
+import shutil
 import zipfile
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from eval.pack import main as pack
 from mixformer_jax.data.sequences import Sequence
 from mixformer_jax.evaluation.layouts import result_paths
-from mixformer_jax.evaluation.results import ResultsError, SequenceResult, find_boxes, read_times, write_result
+from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
+from mixformer_jax.evaluation.results import ResultsError, SequenceResult, read_times, write_result
 from mixformer_jax.evaluation.submission import pack_results
 
 BOXES = np.array([[11.0, 21, 31.5, 41.25], [12.1234, 21.5, 31.6, 41.3], [13.2, 22, 31.7, 41.4]])
@@ -78,7 +80,7 @@ def test_repetitions_come_from_got10ks_layout(packed):
         pack_results("got10k", folder, sequences, out)
     (folder / f"{name}.txt").write_text("1,2,3,4\n")
     with pytest.raises(ResultsError, match=r"are both results of GOT-10k_Test_000001; remove one"):
-        find_boxes(folder, name)
+        ResultFolder(folder, SequenceNames([name])).boxes(name)
 
 
 SECOND = "GOT-10k_Test_000002"
@@ -139,16 +141,42 @@ def test_nothing_to_pack_and_names_twice(packed):
         pack_results("got10k", folder, [*sequences, sequences[0]], out)
 
 
+def _times(folder, name):
+    return read_times(ResultFolder(folder, SequenceNames([name])).times(name))
+
+
 def test_times_of_both_layouts(tmp_path):
-    assert read_times(tmp_path, "a") is None
+    assert _times(tmp_path, "a") is None
     (tmp_path / "a_time.txt").write_text("0.5\n0.25\n")
-    np.testing.assert_array_equal(read_times(tmp_path, "a"), [[0.5], [0.25]])
+    np.testing.assert_array_equal(_times(tmp_path, "a"), [[0.5], [0.25]])
     (tmp_path / "a").mkdir()
+    for number in (1, 2, 3):
+        (tmp_path / "a" / f"A_{number:03d}_time.txt").write_text(f"{number}\n0\n")
+    np.testing.assert_array_equal(_times(tmp_path, "a"), [[1, 2, 3], [0, 0, 0]])
+    (tmp_path / "a" / "A_002_time.txt").write_text("2\n")
+    with pytest.raises(ResultsError, match=r"A_001_time\.txt and .*A_002_time\.txt: 2 and 1 times"):
+        _times(tmp_path, "a")
     (tmp_path / "a" / "a_time.txt").write_text("0.5,1\n0.25,nan\n")
-    np.testing.assert_array_equal(read_times(tmp_path, "a"), [[0.5, 1], [0.25, np.nan]])
+    np.testing.assert_array_equal(_times(tmp_path, "a"), [[0.5, 1], [0.25, np.nan]])
     (tmp_path / "a" / "a_time.txt").write_text("0.5,1\n0.25\n")
     with pytest.raises(ResultsError, match=r"a_time\.txt, line 2: expected 2 columns"):
-        read_times(tmp_path, "a")
+        _times(tmp_path, "a")
+
+
+def test_runs_of_pytracking_are_repetitions(packed):
+    folder, sequences, out = packed
+    for number in range(3):
+        run = folder.with_name(f"ours_{number:03d}")
+        shutil.copytree(folder, run)
+        for sequence in sequences:
+            np.savetxt(run / f"{sequence.name}_time.txt", TIMES + number)
+    shutil.rmtree(folder)
+    assert pack_results("got10k", folder, sequences, out).repetitions == 3
+    name = sequences[1].name
+    assert _members(out)[f"{name}/{name}_time.txt"].startswith("0.51234568,1.51234568,2.51234568\n")
+    (run / f"{name}.txt").unlink()
+    with pytest.raises(ResultsError, match=rf"ours_002/{name}\.txt: no such file"):
+        pack_results("got10k", folder, sequences, out)
 
 
 def test_the_program(tmp_path, capsys):

@@ -17,7 +17,7 @@ from mixformer_jax.data.sequences import open_dataset
 from mixformer_jax.evaluation.lane_loop import Clock
 from mixformer_jax.evaluation.runner import describe, run_dataset
 from mixformer_jax.evaluation.workers import Workers
-from tests.evaluation.stand_ins import open_diary, processes, refuse, refuse_later
+from tests.evaluation.stand_ins import open_broken, open_by_mistake, open_diary, processes, refuse, refuse_later
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_SEQUENCES = 6
@@ -146,6 +146,23 @@ def test_a_process_that_dies_costs_its_sequence(dataset, tmp_path):
     (failure,) = summary.failures
     assert failure.sequence == "s2" and "signal 9 (SIGKILL)" in failure.reason
     assert len(summary.finished) == NUM_SEQUENCES - 1
+
+
+def test_a_process_that_breaks_is_a_sentence_and_its_traceback_is_in_a_file(dataset, tmp_path, capfd):
+    with Workers(open_broken, 2) as crew:
+        summary = run_dataset(crew, open_dataset("folder", dataset), tmp_path / "out", "broken", {})
+    assert not summary.finished and len(summary.failures) == NUM_SEQUENCES
+    sentence = "not tracked: the process that tracked it failed: RuntimeError: out of memory"
+    assert all(failure.reason.startswith(sentence) for failure in summary.failures)
+    log = (summary.folders[0] / "failures.log").read_text()
+    assert log.count("Traceback") == 1 and "warm_up" in log and "allocations" in log
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err and "allocations" not in printed.out + printed.err
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)opens the tracker failed.*open_by_mistake.*a bug"),
+        Workers(open_by_mistake, 1),
+    ):
+        pass
 
 
 def test_when_all_processes_die_nothing_is_forgotten(dataset, tmp_path):

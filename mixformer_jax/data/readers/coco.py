@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int64
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.readers.layout import check_split
 from mixformer_jax.data.records import Dataset, Sequence, StillFrames
+from mixformer_jax.files import whole_file
 
 SPLITS = ("train2017", "val2017")
 
@@ -96,9 +97,8 @@ def _read_table(annotations: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     table = _parse(annotations)
     cache.parent.mkdir(parents=True, exist_ok=True)
     # By process: several may start at once on one machine.
-    temporary = cache.with_name(f".{cache.name}.{os.getpid()}.npz")
-    np.savez(temporary, allow_pickle=False, **dict(zip(names, table, strict=True)))
-    temporary.replace(cache)
+    with whole_file(cache, f".{os.getpid()}") as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **dict(zip(names, table, strict=True)))
     return table
 
 

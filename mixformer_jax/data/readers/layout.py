@@ -128,18 +128,21 @@ def read_numbers(path: Path) -> list[int]:
 def choose(dataset: Dataset, list_file: Path) -> Dataset:
     """The sequences that a text file lists, in its order: names, or positions in the data set counted from 0.
 
+    Numbers are positions, unless all of them are names.
+
     Raises:
         DatasetError: a name or position that the data set does not have.
     """
     lines = read_names(list_file)
-    if all(line.isdecimal() for line in lines):
+    by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
+    # Sequences may have numbers for names.
+    if all(line.isdecimal() for line in lines) and not all(line in by_name for line in lines):
         positions = [int(line) for line in lines]
         if max(positions) >= len(dataset):
             raise DatasetError(
                 f"{list_file}: position {max(positions)}, but {dataset.root} has {len(dataset)} sequences"
             )
         return dataset.subset([dataset.keys[position] for position in positions])
-    by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
     missing = [line for line in lines if line not in by_name]
     if missing:
         raise DatasetError(

@@ -16,6 +16,7 @@ from mixformer_jax.evaluation.report.content import Figure, Line, Panel, Report
 from mixformer_jax.evaluation.report.published import compare
 from mixformer_jax.evaluation.report.strips import worst_strips
 from mixformer_jax.evaluation.report.tables import Place, Row, Table
+from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.scoring import TrackerFiles
 
@@ -48,7 +49,7 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
     )
     return Report(
         title=f"got10k, {len(sequences)} sequences",
-        notes=(RULES, *_speed_notes(scores)),
+        notes=(*warnings(files, sequences), RULES, *_speed_notes(scores)),
         tables=(
             Table(
                 "overall",
@@ -74,7 +75,7 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
 
 def _score(files: TrackerFiles, sequences: Sequence[TrackingSequence], labels: Sequence[FrameLabels]) -> Got10kScores:
     overlaps, times = [], []
-    for sequence, label, paths in zip(sequences, labels, files.boxes, strict=True):
+    for sequence, label, paths, clock in zip(sequences, labels, files.boxes, files.times, strict=True):
         runs = []
         for path in paths:
             try:
@@ -84,8 +85,8 @@ def _score(files: TrackerFiles, sequences: Sequence[TrackingSequence], labels: S
             except ValueError as error:
                 raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}") from error
         overlaps.append(np.concatenate(runs))
-        clock = [read_times(folder, sequence.name) for folder in files.folders]
-        known = [seconds.ravel() for seconds in clock if seconds is not None]
+        # One by one: runs of a tracker may be of different lengths.
+        known = [seconds.ravel() for path in clock if (seconds := read_times([path])) is not None]
         times.append(np.concatenate(known) if known else None)
     return Got10kScores(tuple(sequence.name for sequence in sequences), tuple(overlaps), tuple(times))
 

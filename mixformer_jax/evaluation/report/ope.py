@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Float64
+from tqdm import tqdm
 
 from mixformer_jax.data.records import Sequence as TrackingSequence
 from mixformer_jax.evaluation.metrics import CENTER_THRESHOLDS, norm_thresholds, overlap_thresholds
@@ -13,6 +14,7 @@ from mixformer_jax.evaluation.report.content import Figure, Line, Panel, Report
 from mixformer_jax.evaluation.report.published import compare
 from mixformer_jax.evaluation.report.strips import worst_strips
 from mixformer_jax.evaluation.report.tables import Place, Row, Table
+from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.rules import OpeRules, RuleSet, benchmark_rules, describe_rules
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
@@ -52,13 +54,14 @@ def ope_report(
         worst,
     )
     headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
+    rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
     return Report(
         title=f"{benchmark}, {len(scores.sequences)} sequences",
-        notes=_notes(files, rules),
+        notes=(*warnings(files, sequences, unusable), *_notes(files, rules), *refusals),
         tables=(
             overall_table(scores),
             *([_attribute_table(scores, groups)] if groups else []),
-            _rules_table(benchmark, sequences, files, rules, scores, progress),
+            rules_table,
             *compare(benchmark, headlines),
             *sequence_tables(scores),
         ),
@@ -180,22 +183,36 @@ def _rules_table(
     rules: OpeRules,
     scores: OpeScores,
     progress: bool,
-) -> Table:
-    """The headline numbers under every rule set; a set that does not apply has none."""
+) -> tuple[Table, list[str]]:
+    """The headline numbers under every rule set; and why a tracker has none under a set that does not apply to it."""
     rows = []
+    refusals: dict[tuple[str, ...], list[str]] = {}  # by trackers and reason: rule sets
+    by_name = {tracker.name: tracker for tracker in files}
+    bar = tqdm(total=len(_all_rules(benchmark)) * len(files), unit="tracker", desc="other rules", disable=not progress)
     for label, other in _all_rules(benchmark):
-        try:
-            scored = scores if other == rules else score_results(files, benchmark, sequences, other, progress)
-        except ResultsError:
-            # Such as NaN in a ground truth for which that toolkit has no rule.
-            rows += [Row(f"{tracker.name}, {label}", (None,) * 5) for tracker in scores.trackers]
-            continue
-        headlines = {tracker.name: tracker.headline for tracker in scored.trackers}
-        rows += [Row(f"{t.name}, {label}", tuple(headlines[t.name].values())) for t in scores.trackers]
+        refused: dict[str, str] = {}
+        for tracker in scores.trackers:
+            values: tuple[float | None, ...] = tuple(tracker.headline.values())
+            if other != rules:
+                try:
+                    alone = score_results([by_name[tracker.name]], benchmark, sequences, other)
+                    values = tuple(alone.trackers[0].headline.values())
+                except ResultsError as error:
+                    # Such as NaN in a ground truth for which that toolkit has no rule.
+                    values, refused[tracker.name] = (None,) * len(values), str(error)
+            rows.append(Row(f"{tracker.name}, {label}", values))
+            bar.update()
+        if refused:
+            refusals.setdefault((*refused, next(iter(refused.values()))), []).append(label)
+    bar.close()
     header = ("tracker, rules", *scores.trackers[0].headline)
-    return Table(
+    table = Table(
         "rules", "The same results under the rules of every toolkit, percent", header, tuple(rows), place="more"
     )
+    return table, [
+        f"no numbers of {', '.join(names)} under the rules of {'; '.join(labels)}: {reason}"
+        for (*names, reason), labels in refusals.items()
+    ]
 
 
 def _all_rules(benchmark: str) -> list[tuple[str, OpeRules]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixformer_jax.evaluation.report.content import Figure, Panel
+from mixformer_jax.evaluation.result_names import printable
 
 # As many trackers have a colour of their own; then the same again dashed, then dotted.
 COLOURS = 10
@@ -48,7 +49,7 @@ def _draw_panel(axes: Any, panel: Panel, trackers: Sequence[str], single: bool) 
             line.y,
             color=f"C{place % COLOURS}",
             linestyle=_STYLES[place // COLOURS % len(_STYLES)],
-            label=line.label,
+            label=printable(line.label).replace("$", r"\$"),  # else a formula
         )
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title, xlim=(panel.x[0], panel.x[-1]))
     axes.set_ylim(0, max([1.0, *(float(line.y.max()) for line in panel.lines)]) * 1.02)

@@ -7,6 +7,8 @@ import io
 import math
 from typing import Literal
 
+from mixformer_jax.evaluation.result_names import printable
+
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     character: f"\\{character}" for character in "&%$#_{}"
 }
@@ -64,7 +66,7 @@ class Table:
 
 
 def to_text(table: Table) -> str:
-    cells = [table.header, *map(table.cells, table.rows)]
+    cells = [tuple(map(printable, row)) for row in (table.header, *map(table.cells, table.rows))]
     widths = [max(len(row[column]) for row in cells) for column in range(len(table.header))]
     lines = [
         "  ".join(
@@ -73,7 +75,7 @@ def to_text(table: Table) -> str:
         ).rstrip()
         for row in cells
     ]
-    return "\n".join([table.title, *lines]) + "\n"
+    return "\n".join([printable(table.title), *lines]) + "\n"
 
 
 def to_markdown(table: Table) -> str:
@@ -86,14 +88,14 @@ def to_markdown(table: Table) -> str:
             for row in table.rows
         ),
     ]
-    return "\n".join([f"### {table.title}", "", *lines]) + "\n"
+    return "\n".join([f"### {printable(table.title)}", "", *lines]) + "\n"
 
 
 def to_latex(table: Table) -> str:
     """A tabular for booktabs; the best number of a column in bold, the second underlined."""
     ranks = table.ranks()
     lines = [
-        f"% {table.title}",
+        f"% {printable(table.title)}",
         r"\begin{tabular}{l" + "r" * (len(table.header) - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex, table.header)) + r" \\",
@@ -157,8 +159,8 @@ def _number(value: float | None, decimals: int) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def _markdown(text: str) -> str:
-    return text.replace("|", r"\|")
+    return printable(text).replace("\\", r"\\").replace("|", r"\|")

@@ -9,6 +9,7 @@ from mixformer_jax.evaluation.report.content import Figure, Line, Panel, Report
 from mixformer_jax.evaluation.report.published import compare
 from mixformer_jax.evaluation.report.strips import worst_strips
 from mixformer_jax.evaluation.report.tables import Place, Row, Table
+from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.evaluation.trackingnet import (
@@ -46,7 +47,10 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     )
     return Report(
         title=f"trackingnet, {len(sequences)} sequences",
-        notes=(RULES,),
+        notes=(
+            *warnings(files, sequences),
+            RULES,
+        ),
         tables=(
             Table(
                 "overall",

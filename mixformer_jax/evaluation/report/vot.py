@@ -41,6 +41,7 @@ def vot_report(
     interval: tuple[int, int] = (EAO_LOW, EAO_HIGH),
     sequences: Sequence[TrackingSequence] | None = None,
     worst: int = 3,
+    chosen: Sequence[str] | None = None,
 ) -> Report:
     """Scores the results of a VOT workspace; the experiments are `baseline` and `unsupervised`.
 
@@ -51,13 +52,14 @@ def vot_report(
         interval: lengths over which EAO is averaged; VOT2020 to VOT2022 have 115, 755.
         sequences: to draw the worst ones from; None for no pictures.
         worst: how many sequences of each tracker are drawn.
+        chosen: names of the sequences that are scored; default: all.
 
     Raises:
         DatasetError, ResultsError: files that are missing, or are not what VOT has.
         SourceError: a frame of a worst sequence cannot be read.
     """
     results_dir = Path(results_dir)
-    annotated = read_sequences(root)
+    annotated = read_sequences(root, chosen)
     names = _list_trackers(results_dir) if trackers is None else list(trackers)
     runs = {
         name: [score_runs(results_dir / name / ANCHORS, sequence) for sequence in annotated]

@@ -9,6 +9,7 @@ from mixformer_jax.evaluation.report.content import Report
 from mixformer_jax.evaluation.report.page import to_page
 from mixformer_jax.evaluation.report.plots import draw_figure
 from mixformer_jax.evaluation.report.tables import to_csv, to_latex, to_markdown, to_text
+from mixformer_jax.evaluation.result_names import printable
 from mixformer_jax.files import write_atomically
 
 
@@ -19,7 +20,7 @@ def summary(report: Report) -> str:
 
 def report_json(report: Report) -> str:
     """Everything at full precision. NaN is null and infinity "inf", which JSON has not."""
-    return json.dumps(_plain(report.numbers), indent=1, allow_nan=False) + "\n"
+    return json.dumps(_plain({**report.numbers, "notes": report.notes}), indent=1, allow_nan=False) + "\n"
 
 
 def write_report(report: Report, out_dir: str | Path) -> list[Path]:
@@ -32,7 +33,7 @@ def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     trackers = list(report.numbers["trackers"])
     pictures = {figure.name: draw_figure(figure, trackers) for figure in report.figures}
     documented = [table for table in report.tables if table.place != "detail"]
-    notes = "\n".join(f"- {note}" for note in report.notes)
+    notes = "\n".join(f"- {printable(note)}" for note in report.notes)
     files: dict[str, str | bytes] = {
         "report.txt": _text(report, ("main", "more")),
         "report.md": "\n".join([f"## {report.title}\n", *map(to_markdown, documented), notes]) + "\n",
@@ -44,13 +45,15 @@ def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_atomically(out_dir / name, content)
+        # Names of files may hold bytes that are no text.
+        whole = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+        write_atomically(out_dir / name, whole)
     return [out_dir / name for name in files]
 
 
 def _text(report: Report, places: tuple[str, ...]) -> str:
     tables = [to_text(table) for table in report.tables if table.place in places]
-    return "\n".join([*tables, *report.notes]) + "\n"
+    return "\n".join([*tables, *map(printable, report.notes)]) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ results/<tracker>/<experiment>/<s>/<s>_<anchor, 8 digits>.txt     a run from an 
 results/<tracker>/<experiment>/<s>/<s>_<repetition, 3 digits>.txt a run through the sequence (unsupervised)
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +36,12 @@ class VotSequence(NamedTuple):
         return range(anchor, -1, -1) if backward else range(anchor, len(self.groundtruth))
 
 
-def read_sequences(root: str | Path) -> list[VotSequence]:
+def read_sequences(root: str | Path, chosen: Sequence[str] | None = None) -> list[VotSequence]:
     """The sequences of a workspace, or of a folder with list.txt.
+
+    Args:
+        root: the workspace or the folder.
+        chosen: names of those to read, in this order; default: all.
 
     Raises:
         DatasetError, ResultsError: no list, a sequence that is not there, or one of its files that cannot be read.
@@ -50,7 +54,7 @@ def read_sequences(root: str | Path) -> list[VotSequence]:
     names = listing.read_text(encoding="utf-8").split()
     if not names:
         raise DatasetError(f"{listing}: empty; expected the names of the VOT sequences, one a line")
-    return [_read_sequence(folder / name) for name in names]
+    return [_read_sequence(folder / name) for name in (names if chosen is None else chosen)]
 
 
 def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True) -> SequenceRuns:

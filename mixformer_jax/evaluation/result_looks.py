@@ -1,0 +1,205 @@
+"""What result files look like where they are not x,y,w,h in pixels, one row a frame, from the given box on.
+
+Nothing is mended here: numbers are those of the files as they are, and a report says what to look at. Slight
+differences are common and say nothing: trackers write whole pixels, or the given box cut to the frame.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.evaluation.metrics import continuous_overlap
+from mixformer_jax.evaluation.results import read_boxes
+from mixformer_jax.evaluation.scoring import TrackerFiles
+
+Boxes = Float64[np.ndarray, "n 4"]
+
+# Beyond so much in a coordinate, pixels or a share of the given box's longer side, and below that overlap, a first row
+# is another box.
+SLIGHT_PX, SLIGHT_SHARE, SLIGHT_OVERLAP = 1.0, 0.05, 0.75
+# Boxes of another format overlap so much with the ground truth when they are read as such, and so much more than as
+# x,y,w,h; in fewer frames that may be chance.
+MIN_OVERLAP, MIN_GAIN, MIN_FRAMES = 0.5, 0.3, 3
+# An offset of one pixel is that of a whole tracker: in so many of its files, and in two at least.
+OFFSET_SHARE = 0.9
+# Fractions of the frame's size, beside ground truth of at least so many pixels.
+MAX_FRACTION, MIN_SIDE = 1.5, 3.0
+
+
+class _Format(NamedTuple):
+    """Another way to write boxes."""
+
+    write: Callable[[Boxes], Boxes]
+    read: Callable[[Boxes], Boxes]
+
+
+def _columns(*columns: Float64[np.ndarray, " n"]) -> Boxes:
+    return np.stack(columns, axis=1)
+
+
+def _swapped(boxes: Boxes) -> Boxes:
+    return boxes[:, [1, 0, 3, 2]]
+
+
+FORMATS: Mapping[str, _Format] = MappingProxyType(
+    {
+        "corners x1,y1,x2,y2": _Format(
+            lambda b: _columns(b[:, 0], b[:, 1], b[:, 0] + b[:, 2], b[:, 1] + b[:, 3]),
+            lambda b: _columns(b[:, 0], b[:, 1], b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]),
+        ),
+        "centres cx,cy,w,h": _Format(
+            lambda b: _columns(b[:, 0] + b[:, 2] / 2, b[:, 1] + b[:, 3] / 2, b[:, 2], b[:, 3]),
+            lambda b: _columns(b[:, 0] - b[:, 2] / 2, b[:, 1] - b[:, 3] / 2, b[:, 2], b[:, 3]),
+        ),
+        "y,x,h,w": _Format(_swapped, _swapped),
+    }
+)
+FRACTIONS = "normalised boxes (fractions of the frame's size)"
+OTHER = "another box"
+Offset = Literal[-1, 0, 1]
+
+
+class FileLook(NamedTuple):
+    """Attributes:
+    format: a key of FORMATS, FRACTIONS or OTHER; None where nothing is to be said.
+    offset: 1 where the first row is the given box one pixel further right and down, -1 for left and up.
+    """
+
+    format: str | None
+    offset: Offset
+
+
+def look_at(boxes_xywh: Float[np.ndarray, "m 4"], truth_xywh: Float[np.ndarray, "n 4"]) -> FileLook:
+    """What the rows of one result file look like beside the ground truth, whose first row is the given box.
+
+    Args:
+        boxes_xywh: as read, NaN and negative sizes included.
+        truth_xywh: pixels; rows of NaN or without area say nothing.
+    """
+    count = min(len(boxes_xywh), len(truth_xywh))
+    boxes, truth = boxes_xywh[:count].astype(np.float64), truth_xywh[:count].astype(np.float64)
+    known = _has_area(truth)
+    if not known.any():
+        return FileLook(None, 0)
+    if _are_fractions(boxes[1:] if count > 1 else boxes) and np.median(truth[known, 2:]) >= MIN_SIDE:
+        return FileLook(FRACTIONS, 0)
+    offset: Offset = 0
+    first = None
+    if known[0]:
+        first, offset = _look_at_first(boxes[:1], truth[:1])
+        if first not in (None, OTHER):
+            return FileLook(first, 0)
+    known[0] = False  # often a copy of the given box, whatever the others are
+    by_overlap = _format_by_overlap(boxes[known], truth[known]) if known.sum() >= MIN_FRAMES else None
+    return FileLook(by_overlap or first, offset)
+
+
+def warnings(
+    files: Sequence[TrackerFiles],
+    sequences: Sequence[TrackingSequence],
+    unusable_boxes: Literal["error", "keep"] = "error",
+) -> tuple[str, ...]:
+    """One line for every tracker with files to look at; none for the others.
+
+    Args:
+        files: results of the trackers, from `scoring.find_results`.
+        sequences: in the same order.
+        unusable_boxes: see `results.read_boxes`.
+
+    Raises:
+        ResultsError: a file cannot be read.
+    """
+    found = [(tracker.name, _findings(tracker, sequences, unusable_boxes)) for tracker in files]
+    return tuple(f"warning: {name}: {'; '.join(findings)}" for name, findings in found if findings)
+
+
+def _findings(
+    tracker: TrackerFiles, sequences: Sequence[TrackingSequence], unusable_boxes: Literal["error", "keep"]
+) -> list[str]:
+    looks: dict[str, list[str]] = {}
+    offsets: dict[int, int] = {}
+    longer: list[str] = []
+    shorter: list[str] = []
+    total = 0
+    for sequence, paths in zip(sequences, tracker.boxes, strict=True):
+        truth = sequence.boxes_xywh
+        for path in paths:
+            boxes = read_boxes(path, unusable_boxes)
+            total += 1
+            look = look_at(boxes, truth)
+            offsets[look.offset] = offsets.get(look.offset, 0) + 1
+            if look.format is not None:
+                looks.setdefault(look.format, []).append(_beside(path, boxes, truth))
+            if len(boxes) != len(truth):
+                example = f"{path}: {len(boxes)} rows for {len(truth)} frames"
+                (longer if len(boxes) > len(truth) else shorter).append(example)
+    findings = []
+    for form, examples in looks.items():
+        some = f"{len(examples)} of {total} result files"
+        if form == OTHER:
+            findings.append(f"the first row of {some} is not the given box ({examples[0]})")
+        else:
+            findings.append(f"{some} look like {form} and not like x,y,w,h in pixels ({examples[0]})")
+    for offset, base in ((1, "1-based beside 0-based"), (-1, "0-based beside 1-based")):
+        if offsets.get(offset, 0) >= max(2, OFFSET_SHARE * total):
+            where = "right of and below" if offset == 1 else "left of and above"
+            findings.append(
+                f"the first row of {offsets[offset]} of {total} result files is a pixel {where} the given box: they "
+                f"look {base} ground truth"
+            )
+    if longer:
+        some = f"{len(longer)} of {total} result files"
+        findings.append(f"{some} have more rows than the video has frames: the last ones are cut ({longer[0]})")
+    if shorter:
+        some = f"{len(shorter)} of {total} result files"
+        findings.append(f"{some} lack rows at the end, which count as frames without a box ({shorter[0]})")
+    return findings
+
+
+def _beside(path: Path, boxes: Boxes, truth: Boxes) -> str:
+    row, given = (",".join(f"{value:g}" for value in box) for box in (boxes[0], truth[0]))
+    return f"{path}: first row {row}, given box {given}"
+
+
+def _look_at_first(row: Float64[np.ndarray, "1 4"], given: Float64[np.ndarray, "1 4"]) -> tuple[str | None, Offset]:
+    moved = (row - given)[0]
+    for offset in (1, -1):
+        if np.allclose(moved, (offset, offset, 0, 0), rtol=0, atol=0.01):
+            return None, 1 if offset == 1 else -1
+    slight = max(SLIGHT_PX, SLIGHT_SHARE * given[0, 2:].max())
+    if np.abs(moved).max() <= slight or _overlaps(row, given)[0] >= SLIGHT_OVERLAP:
+        return None, 0
+    distances = {form: np.abs(row - FORMATS[form].write(given)).max() for form in FORMATS}
+    nearest = min(distances, key=distances.__getitem__)
+    return (nearest if distances[nearest] <= slight else OTHER), 0
+
+
+def _format_by_overlap(boxes: Boxes, truth: Boxes) -> str | None:
+    usual = _overlaps(boxes, truth).mean()
+    if usual + MIN_GAIN > 1:
+        return None
+    overlaps = {form: _overlaps(FORMATS[form].read(boxes), truth).mean() for form in FORMATS}
+    best = max(overlaps, key=overlaps.__getitem__)
+    return best if overlaps[best] >= max(MIN_OVERLAP, usual + MIN_GAIN) else None
+
+
+def _overlaps(boxes: Boxes, truth: Boxes) -> Float64[np.ndarray, " n"]:
+    """IoU, 0 for boxes without area."""
+    usable = _has_area(boxes)
+    overlaps = np.zeros(len(boxes))
+    overlaps[usable] = continuous_overlap(boxes[usable], truth[usable])
+    return overlaps
+
+
+def _are_fractions(boxes: Boxes) -> bool:
+    boxes = boxes[_has_area(boxes)]
+    return bool(len(boxes) and np.abs(boxes).max() <= MAX_FRACTION and (boxes % 1 != 0).any())
+
+
+def _has_area(boxes: Boxes) -> np.ndarray:
+    return np.asarray(np.isfinite(boxes).all(1) & (boxes[:, 2:] > 0).all(1))
