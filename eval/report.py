@@ -74,8 +74,8 @@ def _score(args: argparse.Namespace) -> tuple[Report, dict[str, str]]:
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
     if args.dataset == "vot":
-        sequences = open_dataset("vot", args.root, args.split) if worst else None
-        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), sequences, worst), {}
+        shown = open_dataset("vot", args.root, args.split) if worst else None
+        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), shown, worst), {}
     sequences, unreadable = open_dataset(args.dataset, args.root, args.split).read_all()
     if not sequences:
         raise ValueError("; ".join(unreadable.values()))

@@ -72,9 +72,7 @@ class VideoPool:
         def decode(sequence: Sequence) -> Clip:
             return _pool_clip(sequence, max_target_side, min_target_side, context)
 
-        return cls.of_usable(
-            in_threads(decode, list(sequences.subset(chosen)), num_threads, "videos"), place
-        )
+        return cls.of_usable(in_threads(decode, list(sequences.subset(chosen)), num_threads, "videos"), place)
 
     @classmethod
     def of_usable(cls, clips: Iterable[Clip], place: Path) -> VideoPool:

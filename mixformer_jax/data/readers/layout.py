@@ -47,9 +47,7 @@ def row_faults(
         box = boxes_xywh[row].tolist()
         known = known_fault(dataset, sequence, "box empty", box)
         text = f"box {','.join(f'{value:g}' for value in box)} has no area, so it counts as a row without target"
-        faults.append(
-            Fault("box empty", f"{groundtruth}, line {row + first_line}", f"{text}; {known}" if known else text)
-        )
+        faults.append(Fault("box empty", f"{groundtruth}, line {row + first_line}", text, known))
     return tuple(faults)
 
 
