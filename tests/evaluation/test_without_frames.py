@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -130,6 +131,7 @@ def test_the_test_set_of_lasot_from_its_toolkit_s_annotations(tmp_path, capsys, 
     assert report(arguments) == 0
     printed = capsys.readouterr().out
     assert "280 sequences" in printed and "IV (280)" in printed
+    assert "2 boxes of negative or no size are rows without target, in lion-5, tiger-6" in printed
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and all("known: published so, in row" in line for line in told)
     assert "lion-5.txt, line 553:" in told[0] and "tiger-6.txt, line 118:" in told[1]
@@ -141,6 +143,20 @@ def test_the_test_set_of_lasot_from_its_toolkit_s_annotations(tmp_path, capsys, 
     assert scores["lion-5"]["average_overlap"] == 1 and scores["tiger-6"]["average_overlap"] == 1
 
 
+def test_faults_are_told_once_for_several_trackers_and_their_report(tmp_path, caplog):
+    folder = tmp_path / "root" / "cat" / "cat-1"
+    write(folder / "groundtruth.txt", "\n".join([BOXES[0], "5,5,-1,-1"]) + "\n")
+    for name in ("full_occlusion.txt", "out_of_view.txt"):
+        write(folder / name, "0,0\n")
+    (folder / "img").mkdir()
+    for number in (1, 2):
+        cv2.imwrite(str(folder / "img" / f"{number:08d}.jpg"), np.zeros((48, 64, 3), np.uint8))
+    arguments = ["--dataset", "lasot", "--root", str(tmp_path / "root"), "--out", str(tmp_path / "out")]
+    assert run([*arguments, "--tracker", "first-box,opencv:MIL", "--report", str(tmp_path / "report")]) == 0
+    told = [line for record in caplog.records if "groundtruth.txt" in (line := record.getMessage())]
+    assert len(told) == 1 and "groundtruth.txt, line 2: box 5,5,-1,-1" in told[0]
+
+
 def test_a_broken_ground_truth_costs_its_own_sequence(folder_dataset, tmp_path, capsys):
     (folder_dataset / "drift" / "groundtruth.txt").write_text("x,y,w,h\n" + "10,12,10,10\n" * 5)
     options = ["--dataset", "folder", "--root", str(folder_dataset)]
@@ -149,6 +165,11 @@ def test_a_broken_ground_truth_costs_its_own_sequence(folder_dataset, tmp_path, 
     assert "2 sequences tracked" in printed and printed.count("FAILED") == 1
     where = f"{folder_dataset}/drift/groundtruth.txt, line 1: expected four numbers"
     assert f"FAILED drift: DatasetError: {where}" in printed
+
+    with_report = ["--tracker", "first-box", "--out", str(tmp_path / "out"), "--report", str(tmp_path / "first")]
+    assert run([*options, *with_report]) == 1
+    assert "drift is not scored" in (tmp_path / "first" / "report.txt").read_text()
+    capsys.readouterr()
 
     arguments = [*options, "--results", str(tmp_path / "out"), "--out", str(tmp_path / "report")]
     assert report(arguments) == 1
