@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, handler)
     # What cannot be read is named in the report, too; with other results missing there is none.
-    if args.report is not None and failures <= set(sequences.read_all()[1]):
+    if args.report is not None and (not failures or failures <= set(sequences.read_all()[1])):
         from eval.report import main as report
 
         options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]

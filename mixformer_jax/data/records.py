@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from mixformer_jax.data.groundtruth import DatasetError, has_target
+from mixformer_jax.data.groundtruth import DatasetError, LengthError, has_target
 from mixformer_jax.data.known_faults import KnownFault, known_fault
 from mixformer_jax.images import SourceError, read_image
 from mixformer_jax.video import FrameSource, open_source
@@ -182,11 +182,11 @@ class Dataset(abc.Sequence):  # of Sequence; said here, a run-time check of type
             return self._read(key)
         except OSError as error:
             raise DatasetError(f"{self.root}, {key}: cannot be read: {error}") from error
-        except DatasetError as error:
+        except LengthError as error:
             known = known_fault(self.name, key.rpartition("/")[2], "length")
             if known is None:
                 raise
-            raise DatasetError(f"{error}; {known}") from error
+            raise LengthError(f"{error}; {known}") from error
 
     def __iter__(self) -> Iterator[Sequence]:
         for index in range(len(self)):

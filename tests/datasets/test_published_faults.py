@@ -169,6 +169,10 @@ def test_known_lengths_are_named_in_the_error(tmp_path):
     write(tmp_path / "paddle" / "paddle-1" / "groundtruth.txt", f"{GOOD}\n{GOOD}\n")
     with pytest.raises(DatasetError, match=r"2 boxes for 3 frames.*known: the data set has 2,703 boxes"):
         open_dataset("lasot", tmp_path)[0]
+    write(tmp_path / "paddle" / "paddle-1" / "groundtruth.txt", "x,y,w,h\n")
+    with pytest.raises(DatasetError, match="expected four numbers") as error:
+        open_dataset("lasot", tmp_path)[0]
+    assert "; known" not in str(error.value)
 
 
 def test_the_table_of_known_faults():
