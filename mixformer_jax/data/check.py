@@ -61,7 +61,7 @@ class CheckReport:
             ("boxes", f"{self.boxes:,}"),
             ("absent", f"{self.absent:,}"),
             ("faults", counted or "none"),
-            *([("of them known", f"{known:,}, since the data set is published so")] if known else []),
+            *([("known", f"{known:,} of them: the data set is published so")] if known else []),
         ]
 
 

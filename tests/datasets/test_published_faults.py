@@ -160,7 +160,7 @@ def test_a_change_of_the_frame_size_is_found_and_named(tmp_path):
     first, second = (str(fault) for fault in report.faults)
     assert "frame size: " in first and "000135/00000004.jpg: 32 x 24, after frames of 48 x 36" in first
     assert "known" not in first
-    assert dict(report.lines())["of them known"].startswith("1, ")
+    assert dict(report.lines())["known"] == "1 of them: the data set is published so"
     assert "known: published with 1920 x 1080" in second and "got-10k/toolkit#25" in second
 
 

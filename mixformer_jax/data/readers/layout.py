@@ -55,7 +55,7 @@ def missing_frames(folder: Path, expected: str) -> MissingFrames:
     """Stands for the frames of a sequence in whose folder there are none; `expected` are some of their names."""
     found = "no images there" if folder.is_dir() else "no such folder"
     return MissingFrames(
-        f"{folder}: {found}; expected the frames {expected}. Annotations alone can be scored, but neither tracked nor "
+        f"{folder}: {found}; expected the frames {expected}; annotations alone can be scored, but neither tracked nor "
         "trained on"
     )
 
