@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from mixformer_jax.data.sequences import READERS, open_dataset
+from mixformer_jax.data.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.evaluation.report.content import Report
 from mixformer_jax.evaluation.report.got10k import got10k_report
 from mixformer_jax.evaluation.report.ope import ope_report
@@ -28,7 +28,11 @@ from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
 OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, opened: Dataset | None = None) -> int:
+    """Args:
+    arguments: of the command line.
+    opened: the data set that they name, where it is open already.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
@@ -58,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
 
     try:
-        report, unreadable = _score(args)
+        report, unreadable = _score(args, opened)
         print(summary(report), end="")
         if args.out is not None:
             for path in write_report(report, args.out):
@@ -70,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if unreadable else 0
 
 
-def _score(args: argparse.Namespace) -> tuple[Report, dict[str, str]]:
+def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, dict[str, str]]:
     """The report, and why the sequences that are not in it could not be read."""
     trackers = args.trackers.split(",") if args.trackers else None
     # Pictures are for the page alone.
@@ -81,7 +85,8 @@ def _score(args: argparse.Namespace) -> tuple[Report, dict[str, str]]:
         chosen = list(sequences.keys) if args.list and sequences is not None else None
         drawn = sequences if worst else None
         return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), drawn, worst, chosen), {}
-    sequences, unreadable = open_dataset(args.dataset, args.root, args.split, args.list).read_all()
+    dataset = opened if opened is not None else open_dataset(args.dataset, args.root, args.split, args.list)
+    sequences, unreadable = dataset.read_all()
     if not sequences:
         raise ValueError("; ".join(unreadable.values()))
     names = [sequence.name for sequence in sequences]
@@ -95,6 +100,13 @@ def _score(args: argparse.Namespace) -> tuple[Report, dict[str, str]]:
         rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
         report = ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
     notes = [f"{name} is not scored, since its ground truth cannot be read: {why}" for name, why in unreadable.items()]
+    empty = {each.name: [fault.kind for fault in each.faults].count("box empty") for each in sequences}
+    if any(empty.values()):
+        names = [name for name, count in empty.items() if count]
+        notes.append(
+            f"{sum(empty.values())} boxes of negative or no size are rows without target, in {', '.join(names[:5])}"
+            + (f" and {len(names) - 5} more sequences" if len(names) > 5 else "")
+        )
     return dataclasses.replace(report, notes=(*report.notes, *notes)), unreadable
 
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
-from mixformer_jax.data.sequences import READERS, open_dataset
+from mixformer_jax.data.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.evaluation.runner import Alone, RunSummary, describe, run_dataset
 from mixformer_jax.evaluation.settings import read_benchmark_settings
 from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice
@@ -87,9 +87,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     return args, [TrackerChoice(kind, **model_options if alone or kind == TRACKERS[0] else {}) for kind in kinds]
 
 
-def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummary]:
+def run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) -> tuple[str, RunSummary]:
     """Runs one tracker, and says how its results are named."""
-    sequences = open_dataset(args.dataset, args.root, args.split, args.list)
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
     def track(crew: Alone | Workers, name: str, settings: dict) -> tuple[str, RunSummary]:
@@ -105,16 +104,19 @@ def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummar
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
-    failed, names = False, []
+    failures: set[str] = set()
+    names = []
     # Like Ctrl-C: what is open closes, and no process stays behind.
     handler = signal.signal(signal.SIGTERM, _stop)
     try:
         args, choices = parse(arguments)
+        # Opened once for all trackers and the report: a data set tells of its faults when it is first read.
+        sequences = open_dataset(args.dataset, args.root, args.split, args.list)
         for choice in choices:
-            name, summary = run(args, choice)
+            name, summary = run(args, choice, sequences)
             names.append(name)
             print(describe(summary))
-            failed |= bool(summary.failures)
+            failures |= {failure.sequence for failure in summary.failures}
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -122,14 +124,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
     finally:
         signal.signal(signal.SIGTERM, handler)
-    if args.report is not None and not failed:
+    # What cannot be read is named in the report, too; with other results missing there is none.
+    if args.report is not None and (not failures or failures <= set(sequences.read_all()[1])):
         from eval.report import main as report
 
         options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]
         options += [] if args.split is None else ["--split", args.split]
         options += [] if args.list is None else ["--list", str(args.list)]
-        return report([*options, "--trackers", ",".join(names), "--out", str(args.report)])
-    return 1 if failed else 0
+        return report([*options, "--trackers", ",".join(names), "--out", str(args.report)], sequences)
+    return 1 if failures else 0
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -54,12 +54,14 @@ class CheckReport:
         """Names and values for a table."""
         kinds = [fault.kind for fault in self.faults]
         counted = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+        known = sum(fault.known is not None for fault in self.faults)
         return [
             ("sequences", f"{self.sequences:,}"),
             ("frames", f"{self.frames:,}"),
             ("boxes", f"{self.boxes:,}"),
             ("absent", f"{self.absent:,}"),
             ("faults", counted or "none"),
+            *([("known", f"{known:,} of them: the data set is published so")] if known else []),
         ]
 
 
@@ -128,8 +130,7 @@ def _check_sequence(dataset: str, sequence: Sequence, decoded: dict[Path, tuple[
         faults.append(Fault("image", "", sequence.frame.reason))
 
     def add(kind: str, where: str, what: str) -> None:
-        known = known_fault(dataset, sequence.name, kind)
-        faults.append(Fault(kind, where, f"{what}; {known}" if known else what))
+        faults.append(Fault(kind, where, what, known_fault(dataset, sequence.name, kind)))
 
     for index in range(len(sequence)):
         where = str(path_of(index)) if callable(path_of) else f"{sequence.root}, {sequence.name} frame {index}"

@@ -16,6 +16,10 @@ class DatasetError(ValueError):
     """A data set on disk is not what its reader expects; the message names the file and the mend."""
 
 
+class LengthError(DatasetError):
+    """Files of a sequence disagree about its number of frames."""
+
+
 def read_groundtruth(
     path: str | Path, expected_length: int | None = None, published: bool = False
 ) -> Float64[np.ndarray, "n 4"]:
@@ -62,7 +66,7 @@ def has_target(boxes_xywh: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
 def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
     """Refuse a ground truth of another length than its video; the message names both."""
     if num_boxes != num_frames:
-        raise DatasetError(
+        raise LengthError(
             f"{path}: {num_boxes} boxes for {num_frames} frames; "
             "the file needs one line for every frame (nan,nan,nan,nan where the target is absent)"
         )
@@ -85,7 +89,7 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
             where = f"line {number}" if len(lines) > 1 else f"line 1, column {number}"
             raise DatasetError(f"{path}, {where}: expected one integer, found {word!r}") from None
     if expected_length is not None and len(labels) != expected_length:
-        raise DatasetError(f"{path}: {len(labels)} labels for {expected_length} frames; it needs one a frame")
+        raise LengthError(f"{path}: {len(labels)} labels for {expected_length} frames; it needs one a frame")
     return np.array(labels, np.int64)
 
 

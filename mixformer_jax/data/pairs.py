@@ -114,7 +114,7 @@ class SequencePairs:
         shots = tuple(Shot(sequence, index) for index in templates)
         if self.positive_share is None or rng.random() < self.positive_share:
             return Draw(source.name, shots, Shot(sequence, search), 1.0)
-        absent = np.flatnonzero(absent_frames(sequence))
+        absent = absent_frames(sequence)
         if not sequence.is_still and len(absent):
             return Draw(source.name, shots, Shot(sequence, pick(rng, absent), has_box=False), 0.0)
         return Draw(source.name, shots, self._draw_other(rng, sequence), 0.0)
@@ -203,12 +203,13 @@ def usable_frames(sequence: Sequence, min_side: float = 0.0, hidden_too: bool = 
     return usable if hidden_too or sequence.visible is None else usable & sequence.visible
 
 
-def absent_frames(sequence: Sequence) -> Bool[np.ndarray, " n"]:
-    """Which frames are known not to show the target: by the data set's marks, or, where it has none, by NaN.
+def absent_frames(sequence: Sequence) -> Int64[np.ndarray, " m"]:
+    """Numbers of the frames without target: those marked so, or, where the data set has no marks, those of NaN.
 
     A small target is not absent, and a row without area that nothing marks may have the target in view.
     """
-    return np.isnan(sequence.boxes_xywh).any(axis=1) if sequence.visible is None else ~sequence.visible
+    is_absent = np.isnan(sequence.boxes_xywh).any(axis=1) if sequence.visible is None else ~sequence.visible
+    return np.flatnonzero(is_absent)
 
 
 def draw_frames(

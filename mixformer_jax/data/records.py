@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
-from mixformer_jax.data.groundtruth import DatasetError, has_target
-from mixformer_jax.data.known_faults import known_fault
+from mixformer_jax.data.groundtruth import DatasetError, LengthError, has_target
+from mixformer_jax.data.known_faults import KnownFault, known_fault
 from mixformer_jax.images import SourceError, read_image
 from mixformer_jax.video import FrameSource, open_source
 
@@ -29,14 +29,17 @@ class Fault(NamedTuple):
         kind: such as `annotations`, `image`, `box empty`, `box outside` or `frame size`.
         where: the file, with its line or the frame counted from 0 where there is one.
         what: the message.
+        known: that it is published so.
     """
 
     kind: str
     where: str
     what: str
+    known: KnownFault | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.where}: {self.what}" if self.where else f"{self.kind}: {self.what}"
+        parts = [self.kind, *([self.where] if self.where else []), self.what]
+        return ": ".join(parts) + (f"; {self.known}" if self.known else "")
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,11 @@ class Dataset(abc.Sequence):  # of Sequence; said here, a run-time check of type
             return self._read(key)
         except OSError as error:
             raise DatasetError(f"{self.root}, {key}: cannot be read: {error}") from error
-        except DatasetError as error:
+        except LengthError as error:
             known = known_fault(self.name, key.rpartition("/")[2], "length")
             if known is None:
                 raise
-            raise DatasetError(f"{error}; {known}") from error
+            raise LengthError(f"{error}; {known}") from error
 
     def __iter__(self) -> Iterator[Sequence]:
         for index in range(len(self)):

@@ -34,7 +34,8 @@ def test_faults_are_found_and_named(tmp_path):
     kinds = [fault.kind for fault in report.faults]
     assert kinds == ["box empty", "box NaN", "box outside", "image", "annotations"]
     texts = [str(fault) for fault in report.faults]
-    assert texts[0] == f"box empty: {tmp_path}/a/00000002.jpg: box 5,5,0,10 of a in a frame of 64 x 48"
+    assert texts[0].startswith(f"box empty: {tmp_path}/a/groundtruth.txt, line 2: box 5,5,0,10 has no area")
+    assert texts[2].startswith(f"box outside: {tmp_path}/a/00000004.jpg: box 64,2,10,10 of a in a frame of 64 x 48")
     assert "b/00000002.jpg: truncated" in texts[3]
     assert "c/groundtruth.txt: 1 boxes for 2 frames" in texts[4]
     assert dict(report.lines())["faults"] == "1 x box empty, 1 x box NaN, 1 x box outside, 1 x image, 1 x annotations"

@@ -7,11 +7,14 @@ import cv2
 import numpy as np
 import pytest
 
+from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.check import check_dataset
 from mixformer_jax.data.known_faults import KNOWN_FAULTS, known_fault
-from mixformer_jax.data.pairs import absent_frames, usable_frames
+from mixformer_jax.data.packing import PackConfig, pack
+from mixformer_jax.data.pairs import SequencePairs, Source, absent_frames, usable_frames
 from mixformer_jax.data.readers.layout import SPLITS
 from mixformer_jax.data.sequences import DatasetError, open_dataset
+from mixformer_jax.data.views import CropConfig
 from mixformer_jax.images import SourceError
 
 GOOD = "10,12,8,6"
@@ -52,7 +55,7 @@ def test_a_row_of_negative_size_has_no_target_and_is_told_once(tmp_path, caplog)
     np.testing.assert_array_equal(lion.has_target, [True, True, True, False, False, True])
     # Never drawn: neither as a target, nor, since nothing marks it as absent, as a frame without one.
     assert not usable_frames(lion)[3] and not usable_frames(lion, hidden_too=True)[3]
-    np.testing.assert_array_equal(np.flatnonzero(absent_frames(lion)), [4])
+    np.testing.assert_array_equal(absent_frames(lion), [4])
 
     dataset._kept.clear()
     assert dataset[0] is not lion
@@ -71,7 +74,7 @@ def test_many_rows_are_told_in_one_line(tmp_path, caplog):
     assert "got-10k/toolkit#10" in told
     # Marked absent and of no size: nothing to tell.
     assert len(sequence.faults) == 5
-    np.testing.assert_array_equal(np.flatnonzero(absent_frames(sequence)), [1, 2, 3, 4, 5, 7])
+    np.testing.assert_array_equal(absent_frames(sequence), [1, 2, 3, 4, 5, 7])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +147,8 @@ def test_links_name_the_sequences_of_a_folder(tmp_path):
         (tmp_path / "links").mkdir(exist_ok=True)
         (tmp_path / "links" / f"clip_{name}").symlink_to(tmp_path / name / "clip")
     assert [each.name for each in open_dataset("folder", tmp_path / "links")] == ["clip_one", "clip_two"]
+    (alone,) = open_dataset("folder", tmp_path / "links" / "clip_one")
+    assert alone.name == "clip_one"
 
 
 def test_a_change_of_the_frame_size_is_found_and_named(tmp_path):
@@ -155,6 +160,7 @@ def test_a_change_of_the_frame_size_is_found_and_named(tmp_path):
     first, second = (str(fault) for fault in report.faults)
     assert "frame size: " in first and "000135/00000004.jpg: 32 x 24, after frames of 48 x 36" in first
     assert "known" not in first
+    assert dict(report.lines())["known"] == "1 of them: the data set is published so"
     assert "known: published with 1920 x 1080" in second and "got-10k/toolkit#25" in second
 
 
@@ -163,6 +169,10 @@ def test_known_lengths_are_named_in_the_error(tmp_path):
     write(tmp_path / "paddle" / "paddle-1" / "groundtruth.txt", f"{GOOD}\n{GOOD}\n")
     with pytest.raises(DatasetError, match=r"2 boxes for 3 frames.*known: the data set has 2,703 boxes"):
         open_dataset("lasot", tmp_path)[0]
+    write(tmp_path / "paddle" / "paddle-1" / "groundtruth.txt", "x,y,w,h\n")
+    with pytest.raises(DatasetError, match="expected four numbers") as error:
+        open_dataset("lasot", tmp_path)[0]
+    assert "; known" not in str(error.value)
 
 
 def test_the_table_of_known_faults():
@@ -243,3 +253,23 @@ def test_the_wrong_video_of_nfs_is_told_by_name(tmp_path, published):
         dog.require_frames()
     kinds = [fault.kind for fault in check_dataset(open_dataset("nfs", tmp_path)).faults]
     assert kinds == ["wrong video", "image"]
+
+
+def test_rows_without_target_are_packed_and_never_drawn(tmp_path):
+    rows = [GOOD] * 30
+    rows[3] = "1,1,-1,-1"
+    write_lasot(tmp_path / "in", "lion-5", rows, hidden=range(20, 30))
+    dataset = open_dataset("lasot", tmp_path / "in")
+    report = pack(dataset, tmp_path / "out", PackConfig())
+    assert (report.frames, report.faults) == (30, ())
+    packed = open_dataset("packed", tmp_path / "out")
+    assert packed[0].frame(3).shape == (36, 48, 3)
+    for source in (dataset, packed):
+        source = SequencePairs(
+            [Source("lasot", source, 1.0)], CropConfig(), AugmentConfig(), "trident_pro", positive_share=0.5
+        )
+        rng = np.random.default_rng(0)
+        drawn = [source.draw(rng) for _ in range(300)]
+        frames = {shot.frame for draw in drawn for shot in (*draw.templates, draw.search)}
+        assert frames == {*range(30)} - {3}
+        assert {draw.search.frame for draw in drawn if not draw.label} == {*range(20, 30)}

@@ -83,7 +83,7 @@ def test_folder_length_differs(tmp_path, write, num_boxes):
     write(tmp_path / "seq", 6)
     write_boxes(tmp_path / "seq", num_boxes)
     with pytest.raises(DatasetError, match=f"{num_boxes} boxes for 6 frames"):
-        open_dataset("folder", tmp_path)
+        open_dataset("folder", tmp_path)[0]
 
 
 def test_folder_header_count_is_not_trusted(tmp_path, monkeypatch):
@@ -102,17 +102,19 @@ def test_folder_without_groundtruth(tmp_path, write, inside):
     folder = write(tmp_path / "seq", 3)
     (folder / "groundtruth.txt").unlink()
     with pytest.raises(DatasetError, match=r"seq/groundtruth\.txt.*missing"):
-        open_dataset("folder", folder if inside else tmp_path)
+        open_dataset("folder", folder if inside else tmp_path)[0]
 
 
 def test_folder_without_frames_or_with_both(tmp_path):
     write_boxes(tmp_path / "seq", 3)
-    with pytest.raises(DatasetError, match=r"seq: no frames.*video\.mp4"):
-        open_dataset("folder", tmp_path)
+    (sequence,) = open_dataset("folder", tmp_path)
+    assert len(sequence) == 3
+    with pytest.raises(SourceError, match=r"seq: no frames.*video\.mp4"):
+        sequence.frame(0)
     write_images(tmp_path / "seq", 3)
     write_video(tmp_path / "seq", 3)
     with pytest.raises(DatasetError, match="both"):
-        open_dataset("folder", tmp_path)
+        open_dataset("folder", tmp_path)[0]
 
 
 def test_folder_without_sequences(tmp_path):
@@ -127,7 +129,7 @@ def test_folder_with_a_broken_video(tmp_path):
     write_boxes(tmp_path / "seq", 3)
     (tmp_path / "seq" / "video.mp4").write_bytes(b"no video")
     with pytest.raises(SourceError, match=r"video\.mp4"):
-        open_dataset("folder", tmp_path)
+        open_dataset("folder", tmp_path)[0]
 
 
 def write_got10k(root, name, absence, meta="[METAINFO]\nanno_fps: 10Hz\nresolution: (64, 48)\nnote: 50%\n"):

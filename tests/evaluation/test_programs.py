@@ -74,7 +74,7 @@ def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
     assert run(_arguments(folder_dataset, "--tracker", "first-box", "--out", tmp_path / "out")) == 1
     printed = capsys.readouterr().out
     assert "2 sequences tracked, 0 were finished before, 1 failed" in printed
-    assert "FAILED drift: ValueError: drift: the target is absent (NaN) in the first frame" in printed
+    assert "FAILED drift: ValueError: drift: the target is absent in the first frame" in printed
     with pytest.raises(SystemExit, match=r"error: 1 result files are missing.*drift\.txt"):
         report(_arguments(folder_dataset, "--results", tmp_path / "out"))
 

@@ -100,7 +100,9 @@ def test_a_tracker_cannot_change_the_ground_truth():
 
 def test_a_sequence_without_a_first_box_is_named():
     reason = track(FirstBoxTracker(), _sequence(first=(np.nan,) * 4)).reason
-    assert "ValueError: car: the target is absent (NaN) in the first frame" in reason
+    assert "ValueError: car: the target is absent in the first frame" in reason
+    reason = track(FirstBoxTracker(), _sequence(first=(1.0, 1.0, -1.0, -1.0))).reason
+    assert "the target is absent in the first frame, whose box is [1.0, 1.0, -1.0, -1.0]" in reason
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sequences in plain folders: images or a `video.mp4` beside a `groundtruth.txt`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def read_folder(root: Path, split: str | None = None) -> Dataset:
         return Dataset("folder", root, names, _Reader(root))
     if not _looks_like_sequence(root):
         raise DatasetError(f"{root}: no sequences; {_where_they_are(root)}")
-    place = root.resolve()
+    # A link's own name, as above. Not `root.name`: the root may be ".".
+    place = Path(os.path.abspath(root))  # noqa: PTH100
     return Dataset("folder", root, [place.name], _Reader(place.parent))
 
 

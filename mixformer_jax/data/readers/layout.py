@@ -47,9 +47,7 @@ def row_faults(
         box = boxes_xywh[row].tolist()
         known = known_fault(dataset, sequence, "box empty", box)
         text = f"box {','.join(f'{value:g}' for value in box)} has no area, so it counts as a row without target"
-        faults.append(
-            Fault("box empty", f"{groundtruth}, line {row + first_line}", f"{text}; {known}" if known else text)
-        )
+        faults.append(Fault("box empty", f"{groundtruth}, line {row + first_line}", text, known))
     return tuple(faults)
 
 
@@ -57,7 +55,7 @@ def missing_frames(folder: Path, expected: str) -> MissingFrames:
     """Stands for the frames of a sequence in whose folder there are none; `expected` are some of their names."""
     found = "no images there" if folder.is_dir() else "no such folder"
     return MissingFrames(
-        f"{folder}: {found}; expected the frames {expected}. Annotations alone can be scored, but neither tracked nor "
+        f"{folder}: {found}; expected the frames {expected}; annotations alone can be scored, but neither tracked nor "
         "trained on"
     )
 

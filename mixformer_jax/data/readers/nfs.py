@@ -103,16 +103,15 @@ def _sequence(
         frames = missing_frames(folder, "00001.jpg, ...")
     elif (wrong := known_fault("nfs", name, "wrong video")) and abs(len(images) - len(boxes_xywh)) > 1:
         # The boxes are its own: results from elsewhere can be scored.
-        faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {len(boxes_xywh)} boxes; {wrong}"))
+        faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {len(boxes_xywh)} boxes", wrong))
         frames = MissingFrames(f"{folder}: {wrong}; its frames are not used")
     else:
         count = min(len(boxes_xywh), len(images))
         if abs(len(boxes_xywh) - len(images)) > 1:
             check_length(groundtruth, len(boxes_xywh), len(images))
         elif len(boxes_xywh) != len(images):
-            known = known_fault("nfs", name, "length")
             text = f"{len(boxes_xywh)} boxes for {len(images)} frames; the last one is left out"
-            faults.append(Fault("length", str(groundtruth), f"{text}; {known}" if known else text))
+            faults.append(Fault("length", str(groundtruth), text, known_fault("nfs", name, "length")))
         frames, boxes_xywh = ImageFrames(folder, images[:count]), boxes_xywh[:count]
         lost = None if lost is None else lost[:count]
     visible = None if lost is None else ~lost
