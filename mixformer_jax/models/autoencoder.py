@@ -24,6 +24,7 @@ from mixformer_jax.models.config import (
     DECODER_WIDTH,
     ConfigError,
     MixFormerConfig,
+    check_values,
     dataclass_from_mapping,
 )
 from mixformer_jax.models.layers import TRUNCATED_NORMAL
@@ -60,6 +61,7 @@ class AutoencoderConfig:
     class_token: bool = False
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.model.backbone != "vit":
             raise ConfigError(
                 f"model.backbone is {self.model.backbone!r}; masked autoencoders need 'vit': the convolutions between "
