@@ -306,8 +306,8 @@ def _parser() -> argparse.ArgumentParser:
     hints.add_argument("--early-heads", type=positives, metavar="N,N", help="of the stages before the last (MixCvT)")
     hints.add_argument(
         "--name",
-        help="of the model, a table of configs/benchmarks.toml (default: the published model's; with _1k and _got where "
-        "the file's name or its experiment has these words)",
+        help="of the model, a table of configs/benchmarks.toml (default: the published model's, with _1k and _got "
+        "where the file's name or experiment has these words)",
     )
 
     add_training_commands(command)

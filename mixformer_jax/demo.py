@@ -162,7 +162,8 @@ def _photograph_folder() -> Path:
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
-            f"the demo clip is rendered from photographs in scikit-image, which is not installed: {install_line('demo')}",
+            "the demo clip is rendered from photographs in scikit-image, which is not installed: "
+            f"{install_line('demo')}",
             name="skimage",
         )
     return Path(found.origin).parent / "data"

@@ -63,7 +63,7 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
     """
     path = Path(path)
     content = read_variables(path, AUTOENCODER_FORMAT, "a masked autoencoder as a pre-training run writes it")
-    config = content.settings(path, "autoencoder", AutoencoderConfig)
+    config = content.settings(path, "autoencoder", AutoencoderConfig.from_dict)
     variables = content.variables(path, config.model.name, shapes_of_autoencoder(config))
     return AutoencoderWeights(variables, config, content.carried)
 

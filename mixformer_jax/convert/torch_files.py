@@ -112,7 +112,9 @@ def read_official(path: str | Path) -> OfficialState:
         start = file.read(16)
     if not start:
         raise WeightsError(f"{path}: an empty file")
-    if path.suffix == ".safetensors" and not _is_torch(start):
+    if path.suffix == ".safetensors":
+        if _is_torch(start):  # PyTorch itself goes by the name
+            raise WeightsError(f"{path}: holds a file of PyTorch's; rename it to end in .pth")
         return _read_safetensors(path)
     if start[8:9] == b"{":
         raise WeightsError(f"{path}: holds .safetensors data; rename it to end in .safetensors")

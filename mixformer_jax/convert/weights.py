@@ -9,10 +9,10 @@ converted back, it is the checkpoint again, bit for bit.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -31,14 +31,7 @@ CARRIED_PREFIX = "official/"
 NOT_FINITE = "NaN or infinite values, as a training that diverged leaves them, or damage; take an earlier checkpoint:"
 
 
-class Settings(Protocol):
-    """A record that stands in a header."""
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self: ...
-
-
-Record = TypeVar("Record", bound=Settings)
+Record = TypeVar("Record")
 
 
 class WeightsError(ValueError):
@@ -113,8 +106,8 @@ def load_weights(path: str | Path) -> Weights:
     """
     path = Path(path)
     content = read_variables(path, FORMAT, "weights written by `mixformer train`")
-    model = content.settings(path, "model", MixFormerConfig)
-    tracker = content.settings(path, "tracker", TrackerConfig)
+    model = content.settings(path, "model", MixFormerConfig.from_dict)
+    tracker = content.settings(path, "tracker", TrackerConfig.from_dict)
     return Weights(content.variables(path, model.name, expected_shapes(model)), model, tracker, content.carried)
 
 
@@ -125,7 +118,7 @@ class Content(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     carried: Mapping[str, np.ndarray]
 
-    def settings(self, path: Path, key: str, kind: type[Record]) -> Record:
+    def settings(self, path: Path, key: str, from_dict: Callable[[Mapping[str, Any]], Record]) -> Record:
         """A record of settings out of the header.
 
         Raises:
@@ -135,7 +128,7 @@ class Content(NamedTuple):
             values = json.loads(self.header[key])
             if not isinstance(values, dict):
                 raise ValueError(f"{key} is no JSON object")
-            return kind.from_dict(values)
+            return from_dict(values)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
 

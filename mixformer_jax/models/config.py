@@ -70,33 +70,44 @@ def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any])
     return record_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def check_values(record: Any) -> None:
-    """Refuses values of another type than their setting has, and those above `MOST`.
+def check_types(record_type: type, values: Mapping[str, Any]) -> None:
+    """Refuses values of another type than their setting has: whoever wrote a file may have put anything there.
 
     Raises:
         ConfigError: naming the setting.
     """
-    for key, hint in get_type_hints(type(record)).items():
-        value = getattr(record, key)
-        where = f"{type(record).__name__}.{key} is {_shown(value)}"
-        if not _is_of(value, hint):
+    for key, hint in get_type_hints(record_type).items():
+        if key in values and not _is_of(values[key], hint):
+            where = f"{record_type.__name__}.{key} is {_shown(values[key])}"
             raise ConfigError(f"{where}; expected {_description(hint)}")
-        numbers = value if isinstance(value, tuple) else (value,)
-        if key in MOST and any(number is not None and number > MOST[key] for number in numbers):
-            raise ConfigError(f"{where}; expected at most {MOST[key]}")
+
+
+def check_bounds(record: Any) -> None:
+    """Refuses numbers above `MOST`, and NaN.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if field.name in MOST and not all(number <= MOST[field.name] for number in numbers):
+            raise ConfigError(f"{field.name} is {_shown(value)}; expected at most {MOST[field.name]}")
 
 
 def _is_of(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(part, get_args(hint)[0]) for part in value)
+        return isinstance(value, (list, tuple)) and all(_is_of(part, get_args(hint)[0]) for part in value)
     if get_args(hint):  # such as int | None
         return any(_is_of(value, kind) for kind in get_args(hint))
+    if isinstance(value, bool):  # which Python takes for a number
+        return hint is bool
     if hint is int:
-        return isinstance(value, Integral) and not isinstance(value, bool)
+        return isinstance(value, Integral)
     if hint is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, Real) and math.isfinite(value)
     return isinstance(value, hint)
 
 
@@ -191,7 +202,7 @@ class MixFormerConfig:
     dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
-        check_values(self)
+        check_bounds(self)
         counts = ("patch_size", "width", "mlp_ratio", "depth", "num_heads", "head_width")
         for key in (*counts, "cross_attention_blocks", "context_augment_layers", "decoder_blocks", "score_heads"):
             if getattr(self, key) < (key in counts):
@@ -208,9 +219,7 @@ class MixFormerConfig:
         if self.output_width % max(1, self.score_heads):
             raise ConfigError(f"width {self.output_width} does not divide into {self.score_heads} score_heads")
         if self.head != "query" and self.head_width < 8:
-            raise ConfigError(
-                f"head_width is {self.head_width}; expected at least 8, of which a corner head's last has 1"
-            )
+            raise ConfigError(f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8")
         if not 0.0 <= self.drop_path < 1.0:
             raise ConfigError(f"drop_path is {self.drop_path}; expected a share in [0, 1)")
 
@@ -291,6 +300,7 @@ class MixFormerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MixFormerConfig":
+        check_types(cls, values)
         return dataclass_from_mapping(cls, values)
 
 
@@ -327,7 +337,7 @@ class TrackerConfig:
     found_after: int = 2
 
     def __post_init__(self) -> None:
-        check_values(self)
+        check_bounds(self)
         least = {"template_factor": 1, "search_factor": 1, "num_online_templates": 0, "update_interval": 1}
         least |= {"clip_margin": 0, "lost_after": 1, "found_after": 1}
         for key, value in least.items():
@@ -351,4 +361,5 @@ class TrackerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrackerConfig":
+        check_types(cls, values)
         return dataclass_from_mapping(cls, values)

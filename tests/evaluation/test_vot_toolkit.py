@@ -21,7 +21,7 @@ TOOLKIT = Path(sys.prefix) / "vot-toolkit" / "bin" / "vot"
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A workspace with two tiny sequences, seven anchors, and the trackers of eval/vot/trackers.ini."""
-    pytest.importorskip("trax", reason="needs vot-trax: pip install 'mixformer-jax[vot]'")
+    pytest.importorskip("trax", reason="needs vot-trax: pip install -e '.[vot]'")
     if not TOOLKIT.is_file():
         message = f"no {TOOLKIT}: make test installs the VOT toolkit there"
         if os.environ.get("CI") == "true":
