@@ -148,9 +148,7 @@ def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings["settings"].items()))
     others = [other for other in choice.settings if other in {f"{table}{variant}" for variant in VARIANTS}]
     if choice.settings_of is None and others:
-        lines.append(
-            f"  weights that were trained otherwise have tables of their own, --settings-of {' or '.join(others)}"
-        )
+        lines.append(f"  weights trained otherwise have tables of their own: --settings-of {' or '.join(others)}")
     return "\n".join(lines)
 
 

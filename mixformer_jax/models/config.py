@@ -31,8 +31,8 @@ MOST_STAGES = 8
 MOST: Mapping[str, int] = MappingProxyType(
     {
         **dict.fromkeys(("width", "early_widths", "head_width", "decoder_width"), 4096),
-        **dict.fromkeys(("depth", "early_depths", "decoder_depth", "decoder_blocks"), 128),
-        **dict.fromkeys(("cross_attention_blocks", "context_augment_layers"), 128),
+        **dict.fromkeys(("depth", "early_depths", "decoder_depth"), 64),
+        **dict.fromkeys(("cross_attention_blocks", "context_augment_layers", "decoder_blocks"), 16),
         **dict.fromkeys(("search_size", "template_size"), 4096),
         "mlp_ratio": 32,
         **dict.fromkeys(("search_factor", "template_factor"), 32),

@@ -226,7 +226,11 @@ def find_weights(weights: str | Path | None) -> Path:
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if path.is_dir():
         if not (path / "model.safetensors").is_file():
-            raise WeightsError(f"{path}: a folder without model.safetensors; expected the folder of a training run")
+            official = sorted(path.glob("*.pth*"))
+            instead = f"; for an official checkpoint give the file itself, such as {official[-1]}" if official else ""
+            raise WeightsError(
+                f"{path}: a folder without model.safetensors; expected the folder of a training run{instead}"
+            )
         return path / "model.safetensors"
     if path.is_file():
         return path

@@ -129,7 +129,7 @@ def test_whole_numbers_are_no_weights(saved):
         ("tracker", {"num_online_templates": True}, "num_online_templates is True; expected a whole number"),
         ("tracker", {"update_interval": 2**40}, "update_interval is 1099511627776; expected at most 2147483647"),
         ("tracker", {"clip_margin": 10**9}, "clip_margin is .*expected at most 1000"),
-        ("model", {"depth": 10**9}, "depth is 1000000000; expected at most 128"),
+        ("model", {"depth": 10**9}, "depth is 1000000000; expected at most 64"),
         ("model", {"width": 3 * 10**9}, "width is 3000000000; expected at most 4096"),
         ("model", {"search_size": 2**30}, "search_size is .*expected at most 4096"),
         ("model", {"search_size": 4096, "patch_size": 2}, "search_size is 4096; expected .* patch_size 2, at most 128"),
