@@ -4,7 +4,7 @@
     python eval/bench_scoring.py --frames 250        a tenth of it
 
 Result files are read and scored in a process of their own, so that the peak of memory is that of scoring alone. Where
-the got10k toolkit is installed (pip install 'mixformer-jax[got10k]'), its own OTB report reads and scores the same
+the got10k toolkit is installed (pip install -e '.[got10k]'), its own OTB report reads and scores the same
 files in turns with ours; its plots are left out, and ours has the normalised precision besides.
 """
 

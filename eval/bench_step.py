@@ -31,6 +31,7 @@ from einops import rearrange
 from eval.turns import WARM_UP_CALLS, Timed, time_in_turns
 from mixformer_jax.bench import device_name
 from mixformer_jax.convert.names import variables_to_official
+from mixformer_jax.extras import is_not_installed
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
@@ -158,7 +159,7 @@ def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crop
 def missing_torch() -> str | None:
     """Why there is nothing to compare with, or None."""
     if importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed (pip install mixformer-jax[torch])"
+        return is_not_installed("torch")
     import torch
 
     if jax.default_backend() == "gpu" and not torch.cuda.is_available():

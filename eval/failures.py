@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--weights", metavar="W", help="a weights file or the folder of a run (the embedded default)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere"
+    )
     parser.add_argument("--seeds", type=int, default=6, metavar="N", help="clips: seeds 0 to N - 1 (6)")
     parser.add_argument("--rows", type=int, default=4, metavar="N", help="moments to show (4)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
@@ -86,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     if min(args.seeds, args.rows) < 1:
         parser.error(f"--seeds {args.seeds}, --rows {args.rows}: expected at least 1 of each")
     try:
-        tracker = load(args.weights)
+        tracker = load(args.weights, dtype=args.dtype)
         failures = []
         for seed in range(args.seeds):
             clip = render_demo_clip(seed)

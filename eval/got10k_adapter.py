@@ -9,23 +9,33 @@ or from Python, for the toolkit's own ways:
 
     ExperimentGOT10k("GOT-10k", subset="val").run(ToolkitTracker("MixFormer", TrackerChoice("mixformer").open()))
 
-Needs the toolkit (pip install 'mixformer-jax[got10k]'). `eval/run.py` does the same over several processes, and leaves
-the same files.
+Needs the toolkit (pip install -e '.[got10k]'). `eval/run.py` does the same over several processes, and leaves the same
+files. Settings and compute type are those of `eval/run.py`: configs/benchmarks.toml's for the data set, and float32.
 """
 
 import argparse
 import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
-import got10k.experiments
 import numpy as np
-from got10k.trackers import Tracker as GotTracker
 from jaxtyping import Float64
-from PIL.Image import Image
 
-from mixformer_jax.evaluation.trackers import TRACKERS, OpenedTracker, TrackerChoice
+from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
+from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
+from mixformer_jax.extras import is_not_installed
 
+try:
+    import got10k.experiments
+    from got10k.trackers import Tracker as GotTracker
+    from PIL.Image import Image
+except ModuleNotFoundError:
+    sys.exit(f"error: {is_not_installed('got10k')}")
+
+SETTINGS = Path(__file__).resolve().parents[1] / "configs" / "benchmarks.toml"
+# The toolkit's names of the data sets that have settings.
+BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "uav123", "TrackingNet": "trackingnet"}
 EXPERIMENTS: dict[str, Any] = {
     name.removeprefix("Experiment"): experiment
     for name, experiment in inspect.getmembers(got10k.experiments, inspect.isclass)
@@ -62,13 +72,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", default="results", help="folder of the toolkit's results (default: %(default)s)")
     parser.add_argument("--reports", default="reports", help="folder of the toolkit's reports (default: %(default)s)")
     parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
-    parser.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
+    parser.add_argument(
+        "--weights", help="name, folder, .safetensors file or official checkpoint; default: the embedded tracker"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
+    parser.add_argument(
+        "--settings-of", metavar="NAME", help="a table of configs/benchmarks.toml; default: the model's own name"
+    )
     parser.add_argument("--name", default="MixFormer", help="of the tracker in the toolkit (default: %(default)s)")
     args = parser.parse_args(arguments)
     try:
-        opened = TrackerChoice(args.tracker, args.weights, batch=1).open()
+        benchmark = BENCHMARKS.get(args.experiment, args.experiment)
+        settings = settings_on(read_benchmark_settings(SETTINGS), benchmark, args.settings_of)
+        choice = TrackerChoice(
+            args.tracker,
+            args.weights,
+            batch=1,
+            settings=settings,
+            settings_of=args.settings_of,
+            benchmark=benchmark,
+            dtype=args.dtype,
+        )
+        opened = choice.open()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    print(announce(choice, opened.settings, opened.about), flush=True)
     subset = {} if args.subset is None else {"subset": args.subset}
     experiment = EXPERIMENTS[args.experiment](args.root, result_dir=args.results, report_dir=args.reports, **subset)
     experiment.run(ToolkitTracker(args.name, opened))

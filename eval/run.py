@@ -6,8 +6,9 @@
 The second ends with the table that eval/report.py makes of both trackers.
 
 A model of the paper tracks with the official experiments' settings for the benchmark (configs/benchmarks.toml), any
-other with the settings of its weights; --tracker.SETTING=VALUE changes one. A run may be killed at any moment: the same
-command goes on, and finished sequences are not run again. The exit status is 1 when a sequence failed.
+other with the settings of its weights; --tracker.SETTING=VALUE changes one. Which they are is printed at the start. It
+computes in float32, as the published numbers, on every device. A run may be killed at any moment: the same command goes
+on, and finished sequences are not run again. The exit status is 1 when a sequence failed.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from typing import NoReturn
 from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
 from mixformer_jax.data.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.evaluation.runner import Alone, RunSummary, describe, run_dataset
-from mixformer_jax.evaluation.settings import read_benchmark_settings
-from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice
+from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
+from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
 from mixformer_jax.evaluation.workers import Workers
 from mixformer_jax.models.config import TrackerConfig
 
@@ -48,8 +49,11 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="then score these trackers, as eval/report.py --out DIR"
     )
-    parser.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
+    parser.add_argument(
+        "--weights", help="name, folder, .safetensors file or official checkpoint; default: the embedded tracker"
+    )
     parser.add_argument("--device", choices=("cpu", "gpu"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
     parser.add_argument("--tracker-name", help="default: from the weights")
     parser.add_argument(
         "--settings-of", metavar="NAME", help="a table of configs/benchmarks.toml; default: the model's own name"
@@ -71,15 +75,14 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     if len(kinds) > 1 and args.tracker_name:
         parser.error("--tracker-name names one tracker, and --tracker several")
 
-    known = read_benchmark_settings(SETTINGS)
-    if args.settings_of and args.settings_of not in known:
-        parser.error(f"--settings-of {args.settings_of}: not in {SETTINGS}; it has {', '.join(known)}")
     model_options = {
         "weights": args.weights,
         "device": args.device,
+        "dtype": args.dtype,
         "batch": args.batch,
-        "settings": {model: benchmarks.get(args.dataset, {}) for model, benchmarks in known.items()},
+        "settings": settings_on(read_benchmark_settings(SETTINGS), args.dataset, args.settings_of),
         "settings_of": args.settings_of,
+        "benchmark": args.dataset,
         "changes": parse_overrides(overrides, TrackerConfig().to_dict(), TRACKER_PREFIX),
     }
     # Beside a model, what has none takes no options of its.
@@ -91,15 +94,16 @@ def run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) -> 
     """Runs one tracker, and says how its results are named."""
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
-    def track(crew: Alone | Workers, name: str, settings: dict) -> tuple[str, RunSummary]:
-        name = args.tracker_name or name
-        return name, run_dataset(crew, sequences, args.out, name, settings | kept, args.dataset, args.repeat)
+    def track(crew: Alone | Workers, opened: OpenedTracker | Workers) -> tuple[str, RunSummary]:
+        name, settings, about = args.tracker_name or opened.name, opened.settings, opened.about
+        print(announce(choice, settings, about), flush=True)
+        return name, run_dataset(crew, sequences, args.out, name, settings | kept, args.dataset, args.repeat, about)
 
     if args.workers == 1:
         opened = choice.open()
-        return track(Alone(opened), opened.name, opened.settings)
+        return track(Alone(opened), opened)
     with Workers(choice.open, args.workers) as workers:
-        return track(workers, workers.name, workers.settings)
+        return track(workers, workers)
 
 
 def main(arguments: list[str] | None = None) -> int:

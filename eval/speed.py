@@ -15,7 +15,6 @@ turns with the stages, the row `product`.
 """
 
 import argparse
-import dataclasses
 import datetime
 import sys
 import tempfile
@@ -35,10 +34,8 @@ from eval.turns import Timed, time_in_turns
 from mixformer_jax.bench import device_name
 from mixformer_jax.crops import normalise
 from mixformer_jax.images import read_image
-from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.profile import profile_model
 from mixformer_jax.tracking.sequence import scan_frames
 from mixformer_jax.tracking.step import encode_templates
@@ -186,11 +183,16 @@ def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
+    which.add_argument(
+        "--weights", help="name, folder, .safetensors file or official checkpoint; default: the embedded tracker"
+    )
     which.add_argument("--model", help="a size with random weights, such as mixvit_b_online")
     parser.add_argument("--batch", default="1", help="targets in one step, separated by commas (default: %(default)s)")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"))
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere"
+    )
     parser.add_argument("--turns", type=int, default=12, help="timed turns of every stage (default: %(default)s)")
     parser.add_argument("--append", type=Path, help="Markdown file that gets the rows")
     args = parser.parse_args(arguments)
@@ -220,11 +222,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _open(args: argparse.Namespace) -> Tracker:
     if args.model is None:
-        return mixformer_jax.load(args.weights, device=args.device)
-    drawn = Tracker.random(args.model, args.device)
-    dtype: ComputeDtype = "float32" if drawn.device.platform == "cpu" else "bfloat16"
-    config = dataclasses.replace(size_config(args.model), dtype=dtype)
-    return Tracker(config, drawn.settings, random_variables(config), drawn.device)
+        return mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
+    drawn = Tracker.random(args.model, args.device, dtype=args.dtype)
+    return Tracker(drawn.config, drawn.settings, random_variables(drawn.config), drawn.device)
 
 
 if __name__ == "__main__":

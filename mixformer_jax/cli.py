@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import mixformer_jax
 from mixformer_jax.console import complain, positive, positives, print_table
 from mixformer_jax.data_commands import add_data_commands
+from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.training_commands import add_training_commands
 
 if TYPE_CHECKING:
@@ -30,19 +31,6 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 DATA = "Check a data set, pack it for fast training, or look at training samples."
-
-# Which extra brings a package, by the name under which it is imported.
-EXTRAS = {
-    "array_record": "train",
-    "grain": "train",
-    "libtpu": "plan",
-    "matplotlib": "eval",
-    "optax": "train",
-    "orbax": "train",
-    "skimage": "demo",
-    "tensorflow_datasets": "train",
-    "torch": "torch",
-}
 
 
 class UsageError(ValueError):
@@ -77,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        return complain(f'{package} is not installed: pip install "mixformer-jax[{EXTRAS[package]}]"')
+        return complain(is_not_installed(package))
     except Exception as error:
         if not _is_for_the_user(error):
             raise
@@ -112,13 +100,11 @@ def run_track(args: argparse.Namespace) -> int:
 def run_attention(args: argparse.Namespace) -> int:
     """Draws what attends to what on one frame."""
     from mixformer_jax.attention_sheet import attention_sheet
-    from mixformer_jax.tracking.tracker import Tracker
     from mixformer_jax.video import open_source
 
     with open_source(args.source) as source:
         box_xywh = _checked_box(args.box, source.size)
-        tracker = _load(args) if args.model is None else _user(ValueError, Tracker.random, args.model, args.device)
-        tracker = _with_overrides(tracker, args)
+        tracker = _with_overrides(_load(args) if args.model is None else _random(args), args)
         blocks = None if args.blocks is None else args.blocks.split(",")
         sheet = attention_sheet(tracker, source, box_xywh, args.frame, args.out, blocks, over=args.over, progress=True)
     lines = [
@@ -152,10 +138,9 @@ def run_demo(args: argparse.Namespace) -> int:
 def run_bench(args: argparse.Namespace) -> int:
     """Measures where the time of a frame goes."""
     from mixformer_jax.bench import append_row, measure, table
-    from mixformer_jax.tracking.tracker import Tracker
 
     size = _checked_size(args.size)
-    tracker = _load(args) if args.model is None else _user(ValueError, Tracker.random, args.model, args.device)
+    tracker = _load(args) if args.model is None else _random(args)
     timing = measure(tracker, args.frames, size, progress=True)
     markdown = table(timing, datetime.date.today())
     print(f"{timing.device}; warm-up (compilation and first steps): {timing.warm_up_s:.1f} s, not counted below")
@@ -199,7 +184,7 @@ def run_convert(args: argparse.Namespace) -> int:
     from mixformer_jax.convert.convert import convert
     from mixformer_jax.convert.infer import Hints
 
-    hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size)
+    hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size, args.name)
     report = convert(args.source, args.target, official=args.official, hints=hints)
     print_table(report.lines())
     return 0
@@ -319,6 +304,11 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("--num-heads", "--score-heads", "--search-size", "--template-size"):
         hints.add_argument(name, type=positive, metavar="N")
     hints.add_argument("--early-heads", type=positives, metavar="N,N", help="of the stages before the last (MixCvT)")
+    hints.add_argument(
+        "--name",
+        help="of the model, a table of configs/benchmarks.toml (default: the published model's, with _1k and _got "
+        "where the file's name or experiment has these words)",
+    )
 
     add_training_commands(command)
     return parser
@@ -331,15 +321,28 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)",
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--weights", metavar="W", help="name, run folder or .safetensors file (default: the embedded tracker)"
+        "--weights",
+        metavar="W",
+        help="name, run folder, .safetensors file or official checkpoint (default: the embedded tracker)",
     )
     return group
 
 
 def _load(args: argparse.Namespace) -> Any:
-    return _user(ValueError, mixformer_jax.load, args.weights, device=args.device)
+    return _user(ValueError, mixformer_jax.load, args.weights, device=args.device, dtype=args.dtype)
+
+
+def _random(args: argparse.Namespace) -> Any:
+    from mixformer_jax.tracking.tracker import Tracker
+
+    return _user(ValueError, Tracker.random, args.model, args.device, dtype=args.dtype)
 
 
 def _with_overrides(tracker: Any, args: argparse.Namespace) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from mixformer_jax.boxes import iou, xywh_to_xyxy
+from mixformer_jax.extras import install_line
 from mixformer_jax.images import read_image, write_image
 from mixformer_jax.tracking.draw import contact_sheet
 from mixformer_jax.tracking.interface import MultiTrackerLike
@@ -162,7 +163,7 @@ def _photograph_folder() -> Path:
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
             "the demo clip is rendered from photographs in scikit-image, which is not installed: "
-            'pip install "mixformer-jax[demo]"',
+            f"{install_line('demo')}",
             name="skimage",
         )
     return Path(found.origin).parent / "data"

@@ -30,6 +30,7 @@ from jaxtyping import Float, Float32, UInt8
 
 import mixformer_jax
 from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.extras import install_line
 from mixformer_jax.images import SourceError
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
@@ -193,7 +194,7 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         names = {package: distributions[package][0] for package in packages if package in distributions}
         told = [f"{name} {importlib.metadata.version(name)}" for name in names.values()]
         if missing := [package for package in packages if package not in names]:
-            told.append(f"without {', '.join(missing)} (pip install 'mixformer-jax[{extra}]')")
+            told.append(f"without {', '.join(missing)} ({install_line(extra)})")
         lines.append((f"[{extra}]", ", ".join(told)))
     lines.append(("devices", ", ".join(f"{each.platform}:{each.id} {each.device_kind}" for each in jax.devices())))
     lines.append(("checked", f"{device.platform}:{device.id} {device.device_kind}"))

@@ -25,8 +25,9 @@ def tracker(monkeypatch):
     tracker = RedTracker()
     loaded = []
 
-    def load(weights=None, device=None):
+    def load(weights=None, device=None, dtype=None):
         loaded.append((weights, device))
+        tracker.dtype = dtype
         return tracker
 
     monkeypatch.setattr(mixformer_jax, "load", load, raising=False)
@@ -83,12 +84,15 @@ def test_track_options(capsys, tracker, video):
         "cpu",
         "--weights",
         "w",
+        "--dtype",
+        "bfloat16",
     )
     status, out, _ = run(capsys, "track", "clip.mp4", BOX, *options)
     assert status == 0 and re.search(r"frames +4\n", out)
     assert open_source("new/a.avi").fps == 6.0
     assert len(Path("new/b.txt").read_text().splitlines()) == 4
-    assert tracker.loaded == [("w", "cpu")]
+    assert tracker.loaded == [("w", "cpu")] and tracker.dtype == "bfloat16"
+    assert "choose from" in fails(capsys, "track", "clip.mp4", BOX, "--dtype", "float16")
 
 
 def test_track_two_targets(capsys, video, monkeypatch):
@@ -156,7 +160,7 @@ def test_signals_end_a_running_command(capsys, tracker, video, monkeypatch, numb
 
 
 def test_interrupt_before_any_result(capsys, tracker, video, monkeypatch):
-    def load(weights=None, device=None):
+    def load(weights=None, device=None, dtype=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mixformer_jax, "load", load)
@@ -214,7 +218,7 @@ def test_one_clear_message(capsys, tracker, video, arguments, complaint):
 
 @pytest.mark.parametrize("error", [WeightsError("w: weights of another model"), ValueError("no device of kind 'gpu'")])
 def test_errors_of_loading(capsys, video, monkeypatch, error):
-    def load(weights=None, device=None):
+    def load(weights=None, device=None, dtype=None):
         raise error
 
     monkeypatch.setattr(mixformer_jax, "load", load, raising=False)
@@ -232,7 +236,8 @@ def test_missing_extra_is_named(capsys, video, monkeypatch):
         raise ModuleNotFoundError("No module named 'optax'", name="optax")
 
     monkeypatch.setattr(training_commands, "run_train", without_optax)
-    assert 'pip install "mixformer-jax[train]"' in fails(capsys, "train", "--config", "c.py")
+    message = fails(capsys, "train", "--config", "c.py")
+    assert "optax is not installed: pip install -e '" in message and "[train]'" in message
 
 
 def test_train_hands_config_and_folder_on(capsys, tmp_path, monkeypatch):

@@ -138,5 +138,5 @@ def test_folder_that_cannot_be_written(clip, tmp_path):
 
 def test_missing_photographs_name_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"mixformer-jax\[demo\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install .*\[demo\]"):
         render_demo_clip()

@@ -11,6 +11,7 @@ import pytest
 import mixformer_jax.doctor as doctor
 from mixformer_jax import cli
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
+from mixformer_jax.extras import install_line
 from mixformer_jax.tracking.tracker import DEFAULT_WEIGHTS, find_weights
 from tests.store_doctor import bfloat16_planes, golden_arrays
 
@@ -141,7 +142,7 @@ def test_other_devices_are_run_in_every_precision():
 def test_missing_packages_are_named():
     told = doctor.environment(DEVICE, {"optax": "train", "no_such_package": "train"})
     (line,) = [text for label, text in told if label == "[train]"]
-    assert line.startswith("optax ") and line.endswith("without no_such_package (pip install 'mixformer-jax[train]')")
+    assert line.startswith("optax ") and line.endswith(f"without no_such_package ({install_line('train')})")
 
 
 def test_frames_are_the_same_everywhere():

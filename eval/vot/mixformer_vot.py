@@ -3,7 +3,7 @@
     python eval/vot/mixformer_vot.py --weights mixvit_b.safetensors
 
 The toolkit starts it, see trackers.ini beside this file and docs/evaluation.md. One process serves all runs of an
-experiment on a sequence. Masks come and go as the boxes around them. Needs vot-trax (pip install 'mixformer-jax[vot]').
+experiment on a sequence. Masks come and go as the boxes around them. Needs vot-trax (pip install -e '.[vot]').
 """
 
 import argparse
@@ -11,13 +11,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import trax
-
 from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
-from mixformer_jax.evaluation.settings import read_benchmark_settings
-from mixformer_jax.evaluation.trackers import TRACKERS, OpenedTracker, TrackerChoice
+from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
+from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
+from mixformer_jax.extras import is_not_installed
 from mixformer_jax.images import read_image
 from mixformer_jax.models.config import TrackerConfig
+
+try:
+    import trax
+except ModuleNotFoundError:
+    sys.exit(f"error: {is_not_installed('trax')}")
 
 SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "benchmarks.toml"
 BENCHMARK = "vot"
@@ -53,8 +57,11 @@ def main(*arguments: str) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
-    parser.add_argument("--weights", help="name, folder or .safetensors file; default: the embedded tracker")
+    parser.add_argument(
+        "--weights", help="name, folder, .safetensors file or official checkpoint; default: the embedded tracker"
+    )
     parser.add_argument("--device", choices=("cpu", "gpu"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
     parser.add_argument(
         "--settings-of", metavar="NAME", help="a table of configs/benchmarks.toml; default: the model's own name"
     )
@@ -64,20 +71,22 @@ def main(*arguments: str) -> int:
     if len(overrides) < len(rest):
         parser.error(f"unknown arguments: {' '.join(text for text in rest if text not in overrides)}")
     try:
-        known = read_benchmark_settings(SETTINGS)
-        if args.settings_of and args.settings_of not in known:
-            parser.error(f"--settings-of {args.settings_of}: not in {SETTINGS}; it has {', '.join(known)}")
-        opened = TrackerChoice(
+        choice = TrackerChoice(
             args.tracker,
             args.weights,
             args.device,
             batch=1,
-            settings={model: benchmarks.get(BENCHMARK, {}) for model, benchmarks in known.items()},
+            settings=settings_on(read_benchmark_settings(SETTINGS), BENCHMARK, args.settings_of),
             settings_of=args.settings_of,
             changes=parse_overrides(overrides, TrackerConfig().to_dict(), TRACKER_PREFIX),
-        ).open()
+            benchmark=BENCHMARK,
+            dtype=args.dtype,
+        )
+        opened = choice.open()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    # The toolkit talks on standard output, and keeps what is said here in its log.
+    print(announce(choice, opened.settings, opened.about), file=sys.stderr, flush=True)
     opened.warm_up()
     serve(opened)
     return 0

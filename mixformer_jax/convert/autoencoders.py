@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.weights import WeightsError, expected_shapes, read_variables, write_variables
 from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
-from mixformer_jax.models.config import DECODER_HEADS, ConfigError, MixFormerConfig
+from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig
 from mixformer_jax.models.positions import resize_positions, sincos_positions
 
 AUTOENCODER_FORMAT = "mixformer_jax_autoencoder"
@@ -63,10 +63,7 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
     """
     path = Path(path)
     content = read_variables(path, AUTOENCODER_FORMAT, "a masked autoencoder as a pre-training run writes it")
-    try:
-        config = AutoencoderConfig.from_dict(json.loads(content.header["autoencoder"]))
-    except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
-        raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
+    config = content.settings(path, "autoencoder", AutoencoderConfig.from_dict)
     variables = content.variables(path, config.model.name, shapes_of_autoencoder(config))
     return AutoencoderWeights(variables, config, content.carried)
 

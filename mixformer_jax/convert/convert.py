@@ -1,8 +1,13 @@
-"""`mixformer convert`: a whole tracker from official files to ours, and back."""
+"""A whole tracker from official files to ours, in memory or as `mixformer convert`, and back."""
 
+import dataclasses
+import re
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from mixformer_jax.convert.infer import Hints, infer_config
 from mixformer_jax.convert.names import (
@@ -12,15 +17,28 @@ from mixformer_jax.convert.names import (
     variables_to_official,
 )
 from mixformer_jax.convert.torch_files import (
+    TORCH_SUFFIXES,
+    OfficialState,
     is_safetensors_of,
+    is_torch_file,
     read_official,
+    safetensors_format,
     write_official_safetensors,
     write_torch,
 )
-from mixformer_jax.convert.weights import FORMAT, WeightsError, load_weights, save_weights
+from mixformer_jax.convert.weights import (
+    FORMAT,
+    NOT_FINITE,
+    Weights,
+    WeightsError,
+    load_weights,
+    not_finite,
+    save_weights,
+)
+from mixformer_jax.extras import DISTRIBUTION, install_line
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
+from mixformer_jax.models.sizes import SIZES
 
-TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
 
 # The official experiments' own search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. They
@@ -52,6 +70,7 @@ class Report(NamedTuple):
         carried: official names of the tensors that no forward pass reads and that went along.
         computed: those that an official file must have and that were made up.
         left_behind: what the source held beside the weights and the target does not.
+        named_after: words of the file's name or of its experiment that became part of the model's name.
     """
 
     source: Path
@@ -63,6 +82,7 @@ class Report(NamedTuple):
     carried: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
+    named_after: tuple[str, ...] = ()
 
     def lines(self) -> list[tuple[str, str]]:
         """The report as labels and texts, for a terminal."""
@@ -79,6 +99,9 @@ class Report(NamedTuple):
         if tracker is not None:
             slots = f"{tracker.num_online_templates} online templates, renewed every {tracker.update_interval} frames"
             lines.append(("tracker", f"search factor {tracker.search_factor}, {slots}"))
+        if self.named_after:
+            words = " and ".join(repr(word) for word in self.named_after)
+            lines.insert(2, ("", f"so called after {words} in the file's name or experiment; --name gives another"))
         for label, names in (("carried", self.carried), ("computed", self.computed), ("left out", self.left_behind)):
             if names:
                 lines.append((label, _shortened(names)))
@@ -126,6 +149,45 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
     return _from_official(source, target, is_torch, official, hints)
 
 
+def read_weights(path: str | Path) -> Weights:
+    """A tracker's weights: a file of ours, or an official one, which is converted in memory.
+
+    Of an official file what no forward pass reads is left out.
+
+    Raises:
+        WeightsError: a file that cannot be read or belongs to another model, an official one that `convert` would
+            refuse, and one of PyTorch's where PyTorch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file() or not _is_official(path):
+        return load_weights(path)
+    try:
+        state = read_official(path)
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"{path}: an official checkpoint, to be read by PyTorch, which is not installed (extra "
+            f"{DISTRIBUTION}[torch]): {install_line('torch')}; or convert the file where it is, with "
+            f"`mixformer convert {path.name} NAME.safetensors`, and take that"
+        ) from error
+    model, _named_after, tracker, views = _from_state(path, state, Hints())
+    variables = jax.tree.map(np.array, views)  # the file may change while a tracker runs
+    if broken := not_finite({jax.tree_util.keystr(key): value for key, value in jax.tree.leaves_with_path(variables)}):
+        raise WeightsError(f"{path}: {NOT_FINITE} {', '.join(broken)}")
+    return Weights(variables, model, tracker)
+
+
+def variant_words(model: MixFormerConfig, told: str) -> tuple[str, ...]:
+    """What a name says of how a published model was trained, which its weights do not show: `1k`, `got`, or both.
+
+    `1k` is MixCvT from ImageNet-1k (others start from ImageNet-22k), `got` is the protocol of GOT-10k alone.
+    """
+    if model.name not in SIZES:
+        return ()
+    words = set(re.findall("[a-z0-9]+", told.lower()))
+    is_1k, is_got = model.backbone == "cvt" and "1k" in words, bool(words & {"got", "got10k"})
+    return ("1k",) * is_1k + ("got",) * is_got
+
+
 def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
     """How an official model tracks where nothing is known of the video."""
     return TrackerConfig(
@@ -134,23 +196,53 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
 
 
 def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
-    state, left_behind = read_official(source)
-    try:
-        model = infer_config(state, hints)
-        variables = variables_from_official(state, model)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from error
+    found = read_official(source)
+    model, named_after, tracker, variables = _from_state(source, found, hints)
+    state = found.tensors
     carried = carried_from_official(state, model)
-    report = Report(source, target, "", model, None, count_parameters(model), tuple(carried), (), left_behind)
+    report = Report(
+        source,
+        target,
+        "",
+        model,
+        None,
+        count_parameters(model),
+        tuple(carried),
+        left_behind=found.left_behind,
+        named_after=named_after,
+    )
     if is_torch:
         write_torch(target, state.items())
         return report._replace(direction="official names -> official PyTorch file")
     if official:
         write_official_safetensors(target, state)
         return report._replace(direction="official names -> official .safetensors")
-    tracker = tracker_settings(model)
     save_weights(target, variables, model, tracker, carried=carried)
     return report._replace(direction="official names -> mixformer_jax", tracker=tracker)
+
+
+class _Converted(NamedTuple):
+    model: MixFormerConfig
+    named_after: tuple[str, ...]
+    tracker: TrackerConfig
+    variables: dict[str, Any]
+
+
+def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
+    """The model of an official file, how it tracks, and its variables: views of what the file holds."""
+    try:
+        model = infer_config(found.tensors, hints)
+        variables = variables_from_official(found.tensors, model)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
+    name = hints.name or "_".join((model.name, *words))
+    return _Converted(dataclasses.replace(model, name=name), words, tracker_settings(model), variables)
+
+
+def _is_official(path: Path) -> bool:
+    # The header of every file of ours names a format that begins so.
+    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
 
 
 def _to_official(source: Path, target: Path, is_torch: bool) -> Report:

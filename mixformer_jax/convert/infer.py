@@ -27,6 +27,8 @@ class Hints(NamedTuple):
         score_heads: attention heads of the score module.
         search_size, template_size: sides of the crops in pixels. MixViT's are told by its position tables; MixCvT has
             none, and stands at 320 and 128.
+        name: what to call the model. Benchmarks have settings by name, and weights do not show what they were trained
+            on (`mixvit_b_online_got`).
     """
 
     num_heads: int | None = None
@@ -34,6 +36,7 @@ class Hints(NamedTuple):
     score_heads: int | None = None
     search_size: int | None = None
     template_size: int | None = None
+    name: str | None = None
 
 
 def infer_config(state: Mapping[str, np.ndarray], hints: Hints = Hints()) -> MixFormerConfig:  # noqa: B008 (immutable)
@@ -154,7 +157,7 @@ def _heads(width: int, key: str) -> int:
     if width % HEAD_WIDTH:
         raise WeightsError(
             f"{key} cannot be told from a width of {width}: the official builds have heads of {HEAD_WIDTH} channels; "
-            f"give {key}"
+            f"give {key} to `mixformer convert`"
         )
     return width // HEAD_WIDTH
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mixformer_jax.convert.backbone_names import backbone_table, block_entries
 from mixformer_jax.convert.entries import Entry, affine, norm, official_shape, to_ours
 from mixformer_jax.convert.torch_files import read_official
-from mixformer_jax.convert.weights import WeightsError, expected_shapes
+from mixformer_jax.convert.weights import NOT_FINITE, WeightsError, expected_shapes, not_finite
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.positions import resize_positions
 
@@ -63,8 +63,8 @@ def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerCo
         config: the model.
 
     Raises:
-        WeightsError: a file that cannot be read, or a source that does not fit: one error lists all missing,
-            unexpected and misshapen names.
+        WeightsError: a file that cannot be read, values that are not finite, or a source that does not fit: one error
+            lists all missing, unexpected and misshapen names.
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else read_official(source).tensors
@@ -105,6 +105,8 @@ def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerCo
         raise WeightsError(f"{where}: does not fit the backbone of {config.name!r}:\n  " + "\n  ".join(complaints))
     found = {entry.path: to_ours(tensors[state[entry.official]], entry.layout) for entry in table} | tables
     taken = tuple("/".join(path) for path in found)
+    if broken := not_finite(dict(zip(taken, found.values(), strict=True))):
+        raise WeightsError(f"{where}: {NOT_FINITE} {', '.join(broken)}")
     fresh = tuple(name for name in shapes if name not in set(taken))
     return Initialisation(unflatten_dict(found), taken, fresh, tuple(ignored))
 

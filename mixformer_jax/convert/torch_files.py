@@ -23,14 +23,15 @@ from mixformer_jax.convert.safetensors_bytes import to_safetensors
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.files import write_atomically
 
+TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
 # Where checkpoints keep the state dict: MixFormer's trainer; MAE, ConvMAE, DeiT; CvT, timm.
 STATE_KEYS = ("net", "model", "state_dict")
 
 # What those trainers save beside it: MixFormer's statistics and settings, MAE's command line, NumPy's scalars.
+SETTINGS = "lib.train.admin.settings.Settings"
 BOOKKEEPING = (
     "lib.train.admin.stats.AverageMeter",
     "lib.train.admin.stats.StatValue",
-    "lib.train.admin.settings.Settings",
     "lib.train.admin.local.EnvironmentSettings",
     "argparse.Namespace",
     "pathlib.PosixPath",
@@ -47,10 +48,12 @@ class OfficialState(NamedTuple):
     Attributes:
         tensors: arrays by official name: floats as float32, whole numbers as they are. Read as they are asked for.
         left_behind: what stood beside the state dict (`optimizer`, `epoch`, ...).
+        experiment: the name of the official experiment's yaml (`baseline_got`), where the trainer's settings tell it.
     """
 
     tensors: Mapping[str, np.ndarray]
     left_behind: tuple[str, ...]
+    experiment: str | None = None
 
 
 class Inert:
@@ -64,6 +67,16 @@ class Inert:
 
     def __setstate__(self, _state: Any) -> None:
         pass
+
+
+class TrainerSettings(Inert):
+    """Stands in for the settings of MixFormer's trainer: keeps the name of the experiment alone."""
+
+    config_name: str | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        name = state.get("config_name") if isinstance(state, Mapping) else None
+        self.config_name = name if isinstance(name, str) else None
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -100,10 +113,19 @@ def read_official(path: str | Path) -> OfficialState:
     if not start:
         raise WeightsError(f"{path}: an empty file")
     if path.suffix == ".safetensors":
+        if _is_torch(start):  # PyTorch itself goes by the name
+            raise WeightsError(f"{path}: holds a file of PyTorch's; rename it to end in .pth")
         return _read_safetensors(path)
     if start[8:9] == b"{":
         raise WeightsError(f"{path}: holds .safetensors data; rename it to end in .safetensors")
     return _read_torch(path, start)
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether this is a file of PyTorch's: by its content, and where that is neither, by its name."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    return _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES))
 
 
 def is_safetensors_of(format_name: str, path: Path) -> bool:
@@ -112,9 +134,18 @@ def is_safetensors_of(format_name: str, path: Path) -> bool:
     Raises:
         WeightsError: not a readable .safetensors file.
     """
+    return safetensors_format(path) == format_name
+
+
+def safetensors_format(path: Path) -> str | None:
+    """The format that the header of a .safetensors file names; None where it names none.
+
+    Raises:
+        WeightsError: not a readable .safetensors file.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format") == format_name
+            return (file.metadata() or {}).get("format")
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
 
@@ -158,6 +189,11 @@ def _read_safetensors(path: Path) -> OfficialState:
     return OfficialState(_Tensors({name: functools.partial(read, name) for name in names}), ())
 
 
+def _is_torch(start: bytes) -> bool:
+    # A .safetensors file has a length in its first eight bytes, which may look like anything, and then a brace.
+    return start[8:9] != b"{" and (start.startswith(b"PK") or start[:1] == pickle.PROTO)
+
+
 def _read_torch(path: Path, start: bytes) -> OfficialState:
     import torch
 
@@ -166,7 +202,7 @@ def _read_torch(path: Path, start: bytes) -> OfficialState:
         _check_archive(path)
     elif start[:1] != pickle.PROTO:
         raise WeightsError(f"{path}: not a file of PyTorch's, nor .safetensors")
-    with torch.serialization.safe_globals([(Inert, name) for name in BOOKKEEPING]):
+    with torch.serialization.safe_globals([(TrainerSettings, SETTINGS), *((Inert, name) for name in BOOKKEEPING)]):
         try:
             # Files from before PyTorch 1.6 cannot be mapped into memory.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -219,8 +255,11 @@ def _find_state(path: Path, content: Any) -> OfficialState:
         where = f"its {nested[0]!r} holds" if nested else f"no state dict under {' or '.join(STATE_KEYS)}, but"
         raise WeightsError(f"{path}: {where} {', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}; expected tensors")
     left_behind = tuple(str(key) for key in content if key not in nested[:1]) if nested else ()
+    settings = content.get("settings") if nested else None
     return OfficialState(
-        _Tensors({name: functools.partial(_to_array, value) for name, value in state.items()}), left_behind
+        _Tensors({name: functools.partial(_to_array, value) for name, value in state.items()}),
+        left_behind,
+        settings.config_name if isinstance(settings, TrainerSettings) else None,
     )
 
 

@@ -9,10 +9,10 @@ converted back, it is the checkpoint again, bit for bit.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -20,12 +20,18 @@ from safetensors import SafetensorError, safe_open
 
 from mixformer_jax.convert.safetensors_bytes import to_safetensors
 from mixformer_jax.files import write_atomically
-from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 
 FORMAT = "mixformer_jax"
 FORMAT_VERSION = "1"
 CARRIED_PREFIX = "official/"
+
+
+NOT_FINITE = "NaN or infinite values, as a training that diverged leaves them, or damage; take an earlier checkpoint:"
+
+
+Record = TypeVar("Record")
 
 
 class WeightsError(ValueError):
@@ -85,8 +91,7 @@ def write_variables(
     for name, value in carried.items():
         is_float = np.issubdtype(value.dtype, np.floating)
         tensors[CARRIED_PREFIX + name] = value.astype(store if is_float else value.dtype, copy=False)
-    broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
-    if broken:
+    if broken := not_finite(tensors):
         raise WeightsError(f"{path}: not finite as {store}, not saved: {', '.join(broken)}")
     write_atomically(path, to_safetensors(tensors, {"format": format_name, "version": FORMAT_VERSION, **header}))
 
@@ -95,16 +100,14 @@ def load_weights(path: str | Path) -> Weights:
     """Reads a weights file and checks it against the model that its header names.
 
     Raises:
-        WeightsError: no such file, no safetensors file, not written by this project, or tensors that are not the
-            model's: one error that lists all missing, unexpected and misshapen names.
+        WeightsError: no such file, no safetensors file, not written by this project, settings that cannot work, values
+            that are not finite, or tensors that are not the model's: one error that lists all missing, unexpected and
+            misshapen names.
     """
     path = Path(path)
     content = read_variables(path, FORMAT, "weights written by `mixformer train`")
-    try:
-        model = MixFormerConfig.from_dict(json.loads(content.header["model"]))
-        tracker = TrackerConfig.from_dict(json.loads(content.header["tracker"]))
-    except (KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
-        raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
+    model = content.settings(path, "model", MixFormerConfig.from_dict)
+    tracker = content.settings(path, "tracker", TrackerConfig.from_dict)
     return Weights(content.variables(path, model.name, expected_shapes(model)), model, tracker, content.carried)
 
 
@@ -114,6 +117,20 @@ class Content(NamedTuple):
     header: Mapping[str, str]
     tensors: Mapping[str, np.ndarray]
     carried: Mapping[str, np.ndarray]
+
+    def settings(self, path: Path, key: str, from_dict: Callable[[Mapping[str, Any]], Record]) -> Record:
+        """A record of settings out of the header.
+
+        Raises:
+            WeightsError: it is not there, is no JSON, or holds settings that do not exist or cannot work.
+        """
+        try:
+            values = json.loads(self.header[key])
+            if not isinstance(values, dict):
+                raise ValueError(f"{key} is no JSON object")
+            return from_dict(values)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
 
     def variables(self, path: Path, model_name: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """The variable tree, if it is the expected one.
@@ -129,6 +146,11 @@ class Content(NamedTuple):
             for name, value in tensors.items()
             if name in expected and value.shape != expected[name]
         ]
+        complaints += [
+            f"mistyped {name}: {value.dtype}, expected floats"
+            for name, value in tensors.items()
+            if name in expected and value.dtype != np.float32
+        ]
         if complaints:
             listed = "\n  ".join(complaints)
             raise WeightsError(
@@ -141,7 +163,8 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     """Reads a file of `write_variables`.
 
     Raises:
-        WeightsError: no such file, no safetensors file, or one of another format; `wanted` says what was expected.
+        WeightsError: no such file, no safetensors file, one of another format, or values that are not finite; `wanted`
+            says what was expected.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected {wanted} (.safetensors)")
@@ -162,6 +185,8 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
             "update mixformer-jax"
         )
     widened = {name: _widen(value) for name, value in tensors.items()}
+    if broken := not_finite(widened):
+        raise WeightsError(f"{path}: {NOT_FINITE} {', '.join(broken)}")
     carried = {name for name in widened if name.startswith(CARRIED_PREFIX)}
     return Content(
         header,
@@ -177,8 +202,15 @@ def expected_shapes(model: MixFormerConfig) -> Mapping[str, tuple[int, ...]]:
     return MappingProxyType({name: value.shape for name, value in shapes.items()})
 
 
+def not_finite(tensors: Mapping[str, np.ndarray], limit: int = 6) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity; after so many, how many more there are."""
+    broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    return broken[:limit] + ([f"{len(broken) - limit} more"] if len(broken) > limit else [])
+
+
 def _widen(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32, copy=False) if np.issubdtype(value.dtype, np.floating) else value
+    # Not `issubdtype(..., np.floating)`, which bfloat16 is not.
+    return value if value.dtype.kind in "biu" else value.astype(np.float32, copy=False)
 
 
 def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:

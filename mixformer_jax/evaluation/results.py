@@ -21,6 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ from mixformer_jax.evaluation.vot.regions import read_regions
 from mixformer_jax.files import write_atomically
 
 logger = logging.getLogger(__name__)
+
+# Keys of run.json that make no other results of them, see `claim_folder`.
+ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "decoder", "resumed_with")
 
 
 class SequenceResult(NamedTuple):
@@ -171,11 +175,17 @@ def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], len
     return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Makes the tracker's folder, or makes sure that what it holds was made with the same settings.
 
     Finished sequences are not run again, so without this check a table could mix two trackers, or show
     yesterday's weights under today's name.
+
+    Args:
+        folder: of the tracker.
+        settings: what results depend on.
+        about: what to keep beside them: who made the first of these results. Where a later run has something else
+            there, such as another version of a library, that is added under `resumed_with`.
 
     Raises:
         ResultsError: the folder holds results of other settings, or of unknown ones.
@@ -187,16 +197,29 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
             found = json.loads(record.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ResultsError(f"{record}: not JSON ({error}); {mend}") from error
-        if found != dict(settings):
+        if not isinstance(found, dict):
+            raise ResultsError(f"{record}: no JSON object; {mend}")
+        # A record from before compute types were recorded: they followed from the device.
+        if "device" in found:
+            found.setdefault("dtype", "float32" if found["device"] == "cpu" else "bfloat16")
+            found.setdefault("matmul_precision", settings.get("matmul_precision"))
+        before = {key: value for key, value in found.items() if key not in ABOUT}
+        if before != dict(settings):
+            keys = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+            theirs, ours = ({key: each[key] for key in keys if key in each} for each in (before, settings))
             raise ResultsError(
-                f"{folder} holds results made with {json.dumps(found)}, and this run has "
-                f"{json.dumps(dict(settings))}; {mend}"
+                f"{folder} holds results made with {json.dumps(theirs)}, and this run has {json.dumps(ours)}; {mend}"
             )
+        kept = {key: value for key, value in found.items() if key in ABOUT}
+        changed = {key: value for key, value in about.items() if kept.get(key) != value}
+        if changed and changed not in found.get("resumed_with", []):
+            found["resumed_with"] = [*found.get("resumed_with", []), changed]
+            write_atomically(record, json.dumps(found, indent=2) + "\n")
         return
     if any(folder.rglob("*.txt")):
         raise ResultsError(f"{folder} holds results without a run.json, so their origin is unknown; {mend}")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, json.dumps(dict(settings), indent=2) + "\n")
+    write_atomically(record, json.dumps({**settings, **about}, indent=2) + "\n")
 
 
 def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -110,6 +111,7 @@ def run_dataset(
     settings: Mapping[str, Any],
     dataset: str = "folder",
     repetitions: int = 1,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunSummary:
     """Tracks every sequence that has no finished result yet.
 
@@ -126,6 +128,7 @@ def run_dataset(
             settings in the same folder are refused, see `claim_folder`.
         dataset: decides the layout.
         repetitions: how often each sequence is tracked.
+        about: what to keep beside the settings, see `claim_folder`.
 
     Raises:
         ResultsError: names that cannot be files or folders, or a folder that belongs to other settings.
@@ -140,7 +143,7 @@ def run_dataset(
     readable, failures = _read(dataset, sequences)
     check_names([ways[0].sequence.name for ways in readable], tracker_name)
     for folder in dict.fromkeys(folders):
-        claim_folder(folder, settings)
+        claim_folder(folder, settings, about)
     log, traces = folders[0] / FAILURES_LOG, ""
     log.unlink(missing_ok=True)
     planned = [

@@ -37,3 +37,23 @@ def read_benchmark_settings(path: str | Path) -> BenchmarkSettings:
             except ConfigError as error:
                 raise ConfigError(f"{path}: [{model}] {benchmark}: {error}") from error
     return tables
+
+
+def settings_on(tables: BenchmarkSettings, benchmark: str, settings_of: str | None = None) -> Mapping[str, Any]:
+    """Tracker settings by model on one benchmark; a model without any is not in it.
+
+    Args:
+        tables: of all benchmarks.
+        benchmark: by its reader's name.
+        settings_of: a table that has to be there.
+
+    Raises:
+        ConfigError: it is not, or says nothing of this benchmark.
+    """
+    found = {model: benchmarks[benchmark] for model, benchmarks in tables.items() if benchmark in benchmarks}
+    if settings_of is not None and settings_of not in tables:
+        raise ConfigError(f"--settings-of {settings_of}: not in configs/benchmarks.toml; it has {', '.join(tables)}")
+    if settings_of is not None and settings_of not in found:
+        has = ", ".join(tables[settings_of])
+        raise ConfigError(f"--settings-of {settings_of}: has no {benchmark} in configs/benchmarks.toml, but {has}")
+    return found

@@ -10,14 +10,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 import mixformer_jax
+from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
+from mixformer_jax.evaluation.environment import decoders, matmul_precision, versions
 from mixformer_jax.evaluation.first_box import FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import OneLane
 from mixformer_jax.evaluation.peers import PEERS, open_peer
+from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.tracking.interface import LanesLike
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.tracker import find_weights
 
 TRACKERS = ("mixformer", "first-box", *PEERS)
+# What the names of models add for weights that differ by their training alone.
+VARIANTS = ("_1k", "_got", "_1k_got")
+BENCHMARK_DTYPE: ComputeDtype = "float32"
 # Videos in one step, by JAX's platform; see docs/evaluation.md for what was measured.
 DEFAULT_BATCH: Mapping[str, int] = MappingProxyType({"cpu": 1, "gpu": 16, "tpu": 16})
 
@@ -29,11 +35,13 @@ class OpenedTracker(NamedTuple):
         lanes: tracks.
         name: the folder of its results, unless the user gives another.
         settings: what makes its results different from another's, see `results.claim_folder`.
+        about: what else to remember of it: model, table of settings, hardware, versions, decoders.
     """
 
     lanes: LanesLike
     name: str
     settings: dict[str, Any]
+    about: Mapping[str, Any] = MappingProxyType({})
 
     def warm_up(self) -> None:
         """Compiles a model's programs, so that no sequence's times have it in them."""
@@ -52,12 +60,14 @@ class TrackerChoice:
 
     Attributes:
         kind: one of TRACKERS. "first-box" returns the first box forever; it and the peers take none of the following.
-        weights: name, folder or .safetensors file; None is the embedded tracker.
+        weights: name, folder, .safetensors file or official checkpoint; None is the embedded tracker.
         device: None for JAX's default.
         batch: videos in one step; None for the device's default.
-        settings: tracker settings by model, which take the place of the weights' own.
+        settings: tracker settings by model, which take the place of the weights' own; see `settings.settings_on`.
         settings_of: the model whose settings these are; None: the one of the weights.
         changes: further settings, on top.
+        benchmark: whose settings these are, for the record.
+        dtype: compute type; None for float32, as the published numbers, whatever the device.
     """
 
     kind: str
@@ -67,6 +77,8 @@ class TrackerChoice:
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     settings_of: str | None = None
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    benchmark: str | None = None
+    dtype: ComputeDtype | None = None
 
     def open(self) -> OpenedTracker:
         """Opens it.
@@ -78,28 +90,75 @@ class TrackerChoice:
         if self.kind not in TRACKERS:
             raise ValueError(f"unknown tracker {self.kind!r}; known: {', '.join(TRACKERS)}")
         if self.kind != "mixformer":
-            if self.weights is not None or self.device is not None or self.batch not in (None, 1) or self.changes:
-                raise ValueError(f"{self.kind} has no model: leave weights, device, batch and tracker settings out")
+            given = (self.weights, self.device, self.dtype, self.settings_of, self.changes or None)
+            if any(option is not None for option in given) or self.batch not in (None, 1):
+                raise ValueError(
+                    f"{self.kind} has no model: leave weights, device, dtype, batch and tracker settings out"
+                )
             tracker, settings = (FirstBoxTracker(), {}) if self.kind == "first-box" else open_peer(self.kind)
-            return OpenedTracker(OneLane(tracker), self.kind.replace(":", "-"), {"tracker": self.kind, **settings})
+            name, about = self.kind.replace(":", "-"), {"versions": versions(), "decoder": decoders()}
+            return OpenedTracker(OneLane(tracker), name, {"tracker": self.kind, **settings}, about)
         return self._open_model()
 
     def _open_model(self) -> OpenedTracker:
-        tracker = mixformer_jax.load(self.weights, device=self.device)
+        tracker = mixformer_jax.load(self.weights, device=self.device, dtype=self.dtype or BENCHMARK_DTYPE)
         model = self.settings_of or tracker.config.name
         tracker = tracker.with_settings(**{**self.settings.get(model, {}), **self.changes})
         platform = tracker.device.platform
         batch = DEFAULT_BATCH.get(platform, 1) if self.batch is None else self.batch
-        name = "default" if self.weights is None else Path(self.weights).name.removesuffix(".safetensors")
-        # The device decides the compute type as well, and with it and the batch the last digits of every box.
+        # On device, compute type and batch depend the last digits of every box.
         settings = {
             "tracker": self.kind,
             "weights": weights_digest(self.weights),
             "device": platform,
+            "dtype": tracker.config.dtype,
+            "matmul_precision": matmul_precision(),
             "batch": batch,
             "settings": tracker.settings.to_dict(),
         }
-        return OpenedTracker(OneLane(tracker) if batch == 1 else Lanes(tracker, batch), name, settings)
+        about = {
+            "model": tracker.config.name,
+            "benchmark": self.benchmark,
+            "table": model if model in self.settings else None,
+            "changes": dict(self.changes),
+            "hardware": tracker.device.device_kind,
+            "versions": versions(),
+            "decoder": decoders(),
+        }
+        lanes = OneLane(tracker) if batch == 1 else Lanes(tracker, batch)
+        return OpenedTracker(lanes, results_name(self.weights), settings, about)
+
+
+def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """What a run begins with: the model, how it computes, and which settings it tracks with.
+
+    Args:
+        choice: what the user typed.
+        settings, about: of the tracker that was opened.
+    """
+    if choice.kind != "mixformer":
+        return f"{choice.kind}, which has no settings"
+    model, table, benchmark = about["model"], about["table"], about["benchmark"]
+    lines = [f"{model}, {settings['dtype']} on {settings['device']} ({about['hardware']}), batch {settings['batch']}"]
+    if table is not None:
+        lines.append(f"settings: table [{table}] of configs/benchmarks.toml, {benchmark}")
+    else:
+        lines.append(f"settings: the weights' own; configs/benchmarks.toml has no table [{model}] with {benchmark}")
+    lines[-1] += f"; changed: {', '.join(choice.changes)}" if choice.changes else ""
+    lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings["settings"].items()))
+    others = [other for other in choice.settings if other in {f"{table}{variant}" for variant in VARIANTS}]
+    if choice.settings_of is None and others:
+        lines.append(f"  weights trained otherwise have tables of their own: --settings-of {' or '.join(others)}")
+    return "\n".join(lines)
+
+
+def results_name(weights: str | None) -> str:
+    """The folder of the results of some weights, unless the user gives another."""
+    if weights is None:
+        return "default"
+    name = Path(weights).name
+    endings = (".safetensors", *sorted(TORCH_SUFFIXES, key=len, reverse=True))
+    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
 
 
 def weights_digest(weights: str | None) -> str:

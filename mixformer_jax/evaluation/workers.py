@@ -37,6 +37,7 @@ class _Opened(NamedTuple):
 
     name: str
     settings: dict[str, Any]
+    about: dict[str, Any]
 
 
 class _Refused(NamedTuple):
@@ -98,7 +99,7 @@ class Workers:
         num_workers: processes. On Linux each has its share of the cores that this process may use.
 
     Attributes:
-        name, settings: of the tracker, see `OpenedTracker`.
+        name, settings, about: of the tracker, see `OpenedTracker`.
 
     Raises:
         ValueError: fewer than one worker, or what `open_tracker` objects to.
@@ -118,7 +119,7 @@ class Workers:
             self._cache = cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="compiled-"))
             stack.callback(self._terminate)
             self._start()
-            self.name, self.settings = self._receive_opened(self._workers[0])
+            self.name, self.settings, self.about = self._receive_opened(self._workers[0])
             self._stack = stack.pop_all()
         return self
 
@@ -211,7 +212,7 @@ def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_wor
         except (ValueError, OSError) as error:
             connection.send(_Refused(str(error)))
             return
-        connection.send(_Opened(opened.name, opened.settings))
+        connection.send(_Opened(opened.name, opened.settings, dict(opened.about)))
         opened.warm_up()
         connection.send(_Warm())
         _Reporter(connection).track(opened)

@@ -24,6 +24,8 @@ from mixformer_jax.models.config import (
     DECODER_WIDTH,
     ConfigError,
     MixFormerConfig,
+    check_bounds,
+    check_types,
     dataclass_from_mapping,
 )
 from mixformer_jax.models.layers import TRUNCATED_NORMAL
@@ -60,6 +62,7 @@ class AutoencoderConfig:
     class_token: bool = False
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.model.backbone != "vit":
             raise ConfigError(
                 f"model.backbone is {self.model.backbone!r}; masked autoencoders need 'vit': the convolutions between "
@@ -98,6 +101,7 @@ class AutoencoderConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":
         """Raises ConfigError for unknown keys and for values that cannot work."""
+        check_types(cls, {key: value for key, value in values.items() if key != "model"})
         nested = {"model": MixFormerConfig.from_dict(values["model"])} if "model" in values else {}
         return dataclass_from_mapping(cls, {**values, **nested})
 

@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 BackboneKind = Literal["vit", "cvt"]
@@ -21,6 +23,24 @@ ComputeDtype = Literal["float32", "bfloat16"]
 
 # MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16
+
+# Settings come out of files that others wrote, and a model is built, or a crop cut, before anything else could object.
+# These are far above any model of the paper, and below what takes minutes or all memory.
+MOST_TOKENS = 128  # along a side of a crop
+MOST_STAGES = 8
+MOST: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("width", "early_widths", "head_width", "decoder_width"), 4096),
+        **dict.fromkeys(("depth", "early_depths", "decoder_depth"), 64),
+        **dict.fromkeys(("cross_attention_blocks", "context_augment_layers", "decoder_blocks"), 16),
+        **dict.fromkeys(("search_size", "template_size"), 4096),
+        "mlp_ratio": 32,
+        **dict.fromkeys(("search_factor", "template_factor"), 32),
+        **dict.fromkeys(("num_online_templates", "num_templates"), 64),
+        **dict.fromkeys(("update_interval", "lost_after", "found_after"), 2**31 - 1),  # compared as int32
+        "clip_margin": 1000,
+    }
+)
 
 Record = TypeVar("Record")
 
@@ -48,6 +68,61 @@ def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any])
             choices = ", ".join(get_args(hint))
             raise ConfigError(f"{record_type.__name__}.{key} is {values[key]!r}; expected one of {choices}")
     return record_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def check_types(record_type: type, values: Mapping[str, Any]) -> None:
+    """Refuses values of another type than their setting has: whoever wrote a file may have put anything there.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for key, hint in get_type_hints(record_type).items():
+        if key in values and not _is_of(values[key], hint):
+            where = f"{record_type.__name__}.{key} is {_shown(values[key])}"
+            raise ConfigError(f"{where}; expected {_description(hint)}")
+
+
+def check_bounds(record: Any) -> None:
+    """Refuses numbers above `MOST`, and NaN.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if field.name in MOST and not all(number <= MOST[field.name] for number in numbers):
+            raise ConfigError(f"{field.name} is {_shown(value)}; expected at most {MOST[field.name]}")
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, (list, tuple)) and all(_is_of(part, get_args(hint)[0]) for part in value)
+    if get_args(hint):  # such as int | None
+        return any(_is_of(value, kind) for kind in get_args(hint))
+    if isinstance(value, bool):  # which Python takes for a number
+        return hint is bool
+    if hint is int:
+        return isinstance(value, Integral)
+    if hint is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def _description(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is tuple:
+        return "whole numbers"
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "none"}
+    return " or ".join(names.get(kind, kind.__name__) for kind in get_args(hint) or (hint,))
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,24 +202,31 @@ class MixFormerConfig:
     dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
-        for key in ("search_size", "template_size"):
-            if getattr(self, key) % self.patch_size or getattr(self, key) <= 0:
-                raise ConfigError(
-                    f"{key} is {getattr(self, key)}; expected a positive multiple of patch_size {self.patch_size}"
-                )
-        counts = ("mlp_ratio", "depth", "num_heads", "head_width")
+        check_bounds(self)
+        counts = ("patch_size", "width", "mlp_ratio", "depth", "num_heads", "head_width")
         for key in (*counts, "cross_attention_blocks", "context_augment_layers", "decoder_blocks", "score_heads"):
             if getattr(self, key) < (key in counts):
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {int(key in counts)}")
+        for key in ("search_size", "template_size"):
+            size = getattr(self, key)
+            if size % self.patch_size or not 0 < size <= MOST_TOKENS * self.patch_size:
+                raise ConfigError(
+                    f"{key} is {size}; expected a positive multiple of patch_size {self.patch_size}, at most "
+                    f"{MOST_TOKENS} of them"
+                )
         self._check_stages()
         self._check_mixing()
         if self.output_width % max(1, self.score_heads):
             raise ConfigError(f"width {self.output_width} does not divide into {self.score_heads} score_heads")
+        if self.head != "query" and self.head_width < 8:
+            raise ConfigError(f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8")
         if not 0.0 <= self.drop_path < 1.0:
             raise ConfigError(f"drop_path is {self.drop_path}; expected a share in [0, 1)")
 
     def _check_stages(self) -> None:
         early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
+        if any(len(values) > MOST_STAGES or min(values, default=1) < 1 for values in early.values()):
+            raise ConfigError(f"expected at most {MOST_STAGES} early stages, and 1 or more of everything; got {early}")
         if self.backbone == "cvt":
             if self.patch_embed != "linear" or self.positions != "sincos":
                 raise ConfigError("patch_embed and positions are settings of the backbone 'vit', not of 'cvt'")
@@ -218,6 +300,7 @@ class MixFormerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MixFormerConfig":
+        check_types(cls, values)
         return dataclass_from_mapping(cls, values)
 
 
@@ -254,10 +337,9 @@ class TrackerConfig:
     found_after: int = 2
 
     def __post_init__(self) -> None:
-        for key in ("template_factor", "search_factor"):
-            if not 1.0 <= getattr(self, key) < math.inf:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least 1")
-        least = {"num_online_templates": 0, "update_interval": 1, "clip_margin": 0, "lost_after": 1, "found_after": 1}
+        check_bounds(self)
+        least = {"template_factor": 1, "search_factor": 1, "num_online_templates": 0, "update_interval": 1}
+        least |= {"clip_margin": 0, "lost_after": 1, "found_after": 1}
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {value}")
@@ -279,4 +361,5 @@ class TrackerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrackerConfig":
+        check_types(cls, values)
         return dataclass_from_mapping(cls, values)

@@ -3,16 +3,17 @@
 import dataclasses
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
 
 from mixformer_jax.boxes import check_box_xywh
-from mixformer_jax.convert.weights import WeightsError, load_weights
+from mixformer_jax.convert.convert import read_weights
+from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import context_crop
-from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.state import Tracked, TrackPrediction, TrackState
@@ -75,11 +76,23 @@ class Tracker:
         return self.config.score_heads > 0
 
     @classmethod
-    def random(cls, name: str, device: Device | None = None, seed: int = 0) -> "Tracker":
-        """A tracker of a size in the table with random weights: for measuring speed, not for tracking."""
-        config = size_config(name)
+    def random(
+        cls, name: str, device: Device | None = None, seed: int = 0, dtype: ComputeDtype | None = None
+    ) -> "Tracker":
+        """A tracker of a size in the table with random weights: for measuring speed, not for tracking.
+
+        Device and compute type as in `load`.
+
+        Raises:
+            ConfigError: no such size, or a compute type in which this project does not compute.
+            ValueError: no such device.
+        """
+        found = find_device(device)
+        dtype = default_dtype(found) if dtype is None else dtype
+        check_dtype(dtype)
+        config = dataclasses.replace(size_config(name), dtype=dtype)
         variables = init_variables(build_model(config), jax.random.key(seed))
-        return cls(config, TrackerConfig(), variables, find_device(device))
+        return cls(config, TrackerConfig(), variables, found)
 
     def with_settings(self, **changes: Any) -> "Tracker":
         """The same weights, tracking otherwise: `tracker.with_settings(search_factor=5.05)`.
@@ -170,19 +183,37 @@ def load(weights: str | Path | None = None, device: Device | None = None, dtype:
 
     Args:
         weights: None for the embedded default; the name of an embedded file; a `.safetensors` file written by this
-            project; or the folder of a training run.
+            project; the folder of a training run; or an official checkpoint (`.pth`, `.pth.tar`, or `.safetensors` with
+            official names), which is converted in memory.
         device: kind of device to run on; None for JAX's default.
         dtype: compute type; None for float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        WeightsError: no such weights, an unreadable file, or weights of another model.
+        WeightsError: no such weights, an unreadable file, weights of another model, or a file of PyTorch's where
+            PyTorch is not installed.
+        ConfigError: a compute type in which this project does not compute.
         ValueError: no such device.
     """
     found = find_device(device)
-    file = load_weights(find_weights(weights))
-    if dtype is None:
-        dtype = "float32" if found.platform == "cpu" else "bfloat16"
+    dtype = default_dtype(found) if dtype is None else dtype
+    check_dtype(dtype)  # before seconds of reading
+    file = read_weights(find_weights(weights))
     return Tracker(dataclasses.replace(file.model, dtype=dtype), file.tracker, file.variables, found)
+
+
+def default_dtype(device: jax.Device) -> ComputeDtype:
+    """The compute type of a tracker where nobody asks for one."""
+    return "float32" if device.platform == "cpu" else "bfloat16"
+
+
+def check_dtype(dtype: object) -> None:
+    """Refuses compute types whose numbers nobody has held to the official ones, such as float16 with its small range.
+
+    Raises:
+        ConfigError: naming those that work.
+    """
+    if dtype not in get_args(ComputeDtype):
+        raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(get_args(ComputeDtype))}")
 
 
 def find_weights(weights: str | Path | None) -> Path:
@@ -195,7 +226,11 @@ def find_weights(weights: str | Path | None) -> Path:
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if path.is_dir():
         if not (path / "model.safetensors").is_file():
-            raise WeightsError(f"{path}: a folder without model.safetensors; expected the folder of a training run")
+            official = sorted(path.glob("*.pth*"))
+            instead = f"; for an official checkpoint give the file itself, such as {official[-1]}" if official else ""
+            raise WeightsError(
+                f"{path}: a folder without model.safetensors; expected the folder of a training run{instead}"
+            )
         return path / "model.safetensors"
     if path.is_file():
         return path

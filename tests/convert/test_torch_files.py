@@ -134,6 +134,7 @@ def trainer_checkpoint(torch, tmp_path, trainer_records):
         "env": trainer_records.EnvironmentSettings(),
         "device": torch.device("cuda:0"),
         "save_dir": "/x",
+        "config_name": "baseline_got",
     }
     settings.env.__dict__ = {"workspace_dir": "/x", "lasot_dir": ""}
     weights = torch.nn.Linear(2, 2)
@@ -161,9 +162,25 @@ def test_checkpoints_of_the_official_trainer(trainer_checkpoint):
         del sys.modules[name]  # as on a machine without the official code
     found = read_official(trainer_checkpoint)
     check(found.tensors)
+    assert found.experiment == "baseline_got"
     assert set(found.left_behind) == (
         {"epoch", "actor_type", "net_type", "net_info", "constructor", "optimizer", "stats", "settings"}
     )
+
+
+@pytest.mark.parametrize("state", [None, {}, {"config_name": 3}, {"config_name": ["baseline_got"]}])
+def test_settings_that_tell_no_experiment(torch, tmp_path, trainer_records, state):
+    settings = trainer_records.Settings()
+    if state is not None:
+        settings.__dict__ = state
+    torch.save({"net": tensors(torch), "settings": settings}, tmp_path / "w.pth")
+    assert read_official(tmp_path / "w.pth").experiment is None
+
+
+def test_files_under_names_of_another_kind(torch, tmp_path):
+    torch.save({"net": tensors(torch)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w\.safetensors: holds a file of PyTorch's; rename it to end in \.pth"):
+        read_official(tmp_path / "w.safetensors")
 
 
 def test_checkpoints_of_mae(torch, tmp_path):

@@ -98,6 +98,65 @@ def test_what_is_not_finite_is_not_saved(tmp_path, variables):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_loaded(saved, value):
+    def change(tensors):
+        tensors["params/head/top_left/conv5/bias"][0] = value
+
+    rewrite(saved, change)
+    with pytest.raises(WeightsError, match=r"weights\.safetensors: NaN or infinite.*checkpoint: params/head/top_"):
+        load_weights(saved)
+
+
+def test_whole_numbers_are_no_weights(saved):
+    def change(tensors):
+        tensors["params/head/top_left/conv5/bias"] = np.zeros(1, np.int32)
+
+    rewrite(saved, change)
+    with pytest.raises(WeightsError, match="mistyped params/head/top_left/conv5/bias: int32, expected floats"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize(
+    ("record", "changes", "complaint"),
+    [
+        ("tracker", {"num_online_templates": 1_000_000}, "num_online_templates is 1000000; expected at most 64"),
+        ("tracker", {"search_factor": 1e9}, r"search_factor is 1000000000\.0; expected at most 32"),
+        ("tracker", {"template_factor": 1e9}, "template_factor is .*expected at most 32"),
+        ("tracker", {"search_factor": float("inf")}, "search_factor is inf; expected a finite number"),
+        ("tracker", {"search_factor": "4"}, "search_factor is '4'; expected a finite number"),
+        ("tracker", {"num_online_templates": 1.5}, r"num_online_templates is 1\.5; expected a whole number"),
+        ("tracker", {"num_online_templates": True}, "num_online_templates is True; expected a whole number"),
+        ("tracker", {"update_interval": 2**40}, "update_interval is 1099511627776; expected at most 2147483647"),
+        ("tracker", {"clip_margin": 10**9}, "clip_margin is .*expected at most 1000"),
+        ("model", {"depth": 10**9}, "depth is 1000000000; expected at most 64"),
+        ("model", {"width": 3 * 10**9}, "width is 3000000000; expected at most 4096"),
+        ("model", {"search_size": 2**30}, "search_size is .*expected at most 4096"),
+        ("model", {"search_size": 4096, "patch_size": 2}, "search_size is 4096; expected .* patch_size 2, at most 128"),
+        ("model", {"patch_size": 0}, "patch_size is 0; expected at least 1"),
+        ("model", {"head_width": 4}, "head_width is 4; expected at least 8"),
+        ("model", {"mlp_ratio": 10**6}, "mlp_ratio is .*expected at most 32"),
+        ("model", {"early_widths": [10**9] * 3}, "early_widths is .*expected at most 4096"),
+        ("model", {"early_widths": [1] * 100_000}, "expected at most 8 early stages"),
+        ("model", {"layer_scale": "yes"}, "layer_scale is 'yes'; expected true or false"),
+        ("model", {"drop_path": None}, "drop_path is None; expected a finite number"),
+        ("model", {"dtype": "float16"}, "dtype is 'float16'; expected one of float32, bfloat16"),
+    ],
+)
+def test_what_a_header_may_ask_is_bounded(saved, record, changes, complaint):
+    settings = {"model": MODEL, "tracker": TRACKER}[record].to_dict() | changes
+    rewrite(saved, lambda tensors: None, {record: json.dumps(settings)})
+    with pytest.raises(WeightsError, match=rf"weights\.safetensors: settings in the header.*{complaint}"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", "[" * 100_000, '{"depth": 1' + "0" * 5000 + "}"])
+def test_headers_that_are_no_settings(saved, text):
+    rewrite(saved, lambda tensors: None, {"model": text})
+    with pytest.raises(WeightsError, match="settings in the header are damaged"):
+        load_weights(saved)
+
+
 def test_all_wrong_tensors_are_listed_at_once(saved):
     def change(tensors):
         del tensors["params/head/top_left/conv5/bias"]

@@ -9,7 +9,7 @@ import pytest
 from eval.run import main as run
 from mixformer_jax.evaluation.results import read_boxes
 
-pytest.importorskip("got10k", reason="needs the toolkit: pip install 'mixformer-jax[got10k]'")
+pytest.importorskip("got10k", reason="needs the toolkit: pip install -e '.[got10k]'")
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,28 @@ def got10k_root(tmp_path_factory):
     return root
 
 
-def test_the_toolkit_runs_ours_and_its_files_are_those_of_our_runner(got10k_root, tmp_path, monkeypatch):
+def test_the_toolkit_runs_ours_and_its_files_are_those_of_our_runner(got10k_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     from eval.got10k_adapter import main as adapter
 
     results, reports = tmp_path / "results", tmp_path / "reports"
     options = ["--root", str(got10k_root), "--subset", "val", "--results", str(results), "--reports", str(reports)]
     assert adapter(options) == 0
+    told = capsys.readouterr().out
+    assert "mixvit_tiny_online, float32 on cpu" in told and "no table [mixvit_tiny_online] with got10k" in told
     (report,) = reports.rglob("performance.json")
     overall = json.loads(report.read_text())["MixFormer"]["overall"]
     assert overall["ao"] > 0.5 and overall["speed_fps"] > 0
 
     out = tmp_path / "ours"
     assert run(["--dataset", "got10k", "--root", str(got10k_root / "val"), "--out", str(out)]) == 0
+    assert "no table [mixvit_tiny_online] with got10k" in capsys.readouterr().out
+    record = json.loads((out / "default" / "run.json").read_text())
+    assert (record["dtype"], record["device"], record["model"], record["table"]) == (
+        *("float32", "cpu"),
+        *("mixvit_tiny_online", None),
+    )
+    assert record["settings"]["search_factor"] and record["versions"]["jax"] and "OpenCV" in record["decoder"]["video"]
     theirs = sorted(
         path.relative_to(results / "GOT-10k" / "MixFormer") for path in (results / "GOT-10k").rglob("*.txt")
     )

@@ -191,6 +191,39 @@ def test_a_folder_belongs_to_its_settings(tmp_path):
         claim_folder(folder, {"weights": "a"})
 
 
+def test_a_folder_belongs_to_its_compute_type(tmp_path):
+    made = {"tracker": "mixformer", "weights": "a", "device": "gpu", "dtype": "float32", "matmul_precision": "default"}
+    claim_folder(tmp_path / "new", made)
+    with pytest.raises(ResultsError, match=r'made with {"dtype": "float32"}, and this run has {"dtype": "bfloat16"};'):
+        claim_folder(tmp_path / "new", made | {"dtype": "bfloat16"})
+    # Before it was recorded, it followed from the device.
+    for device, before in (("cpu", "float32"), ("gpu", "bfloat16")):
+        folder = tmp_path / device
+        claim_folder(folder, {"tracker": "mixformer", "weights": "a", "device": device})
+        claim_folder(folder, made | {"device": device, "dtype": before})
+        other = {"float32": "bfloat16", "bfloat16": "float32"}[before]
+        with pytest.raises(ResultsError, match=f'"dtype": "{before}"'):
+            claim_folder(folder, made | {"device": device, "dtype": other})
+
+
+def test_what_else_made_results_is_kept(tmp_path):
+    folder, settings = tmp_path / "ours", {"weights": "a"}
+
+    def record():
+        return json.loads((folder / "run.json").read_text())
+
+    first = {"table": "mixvit_b", "versions": {"jax": "1"}}
+    claim_folder(folder, settings, first)
+    claim_folder(folder, settings, first)
+    assert record() == settings | first
+    later = first | {"versions": {"jax": "2"}}
+    for _ in range(2):
+        claim_folder(folder, settings, later)
+    assert record() == settings | first | {"resumed_with": [{"versions": {"jax": "2"}}]}
+    with pytest.raises(ResultsError, match=r'made with {"weights": "a"}, and'):
+        claim_folder(folder, {"weights": "b"}, later)
+
+
 def test_results_of_unknown_origin_are_not_added_to(tmp_path):
     write_result(result_paths("pytracking", tmp_path, "car"), _result())
     with pytest.raises(ResultsError, match="origin is unknown"):

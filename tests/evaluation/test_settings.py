@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixformer_jax.data.sequences import READERS
-from mixformer_jax.evaluation.settings import read_benchmark_settings
+from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.sizes import SIZES
 
@@ -20,15 +20,34 @@ def test_search_factors_of_the_published_runs():
         return [settings[model][name]["search_factor"] for name in benchmarks]
 
     assert factors("mixvit_b_online", "lasot", "uav123", "otb100") == [5.05, 4.7, 4.45]
-    assert factors("mixvit_l_online", "lasot", "trackingnet", "got10k", "otb100", "uav123") == [
-        4.55,
-        4.6,
-        4.6,
-        4.6,
-        4.7,
-    ]
+    five = ("lasot", "trackingnet", "got10k", "otb100", "uav123")
+    assert factors("mixvit_l_online", *five) == [4.55, 4.6, 4.5, 4.6, 4.7]
+    assert factors("mixvit_b_convmae_online", *five) == [4.8, 4.5, 4.5, 4.5, 4.5]
+    assert factors("mixvit_l_convmae_online", *five) == [4.5, 4.6, 4.5, 4.45, 4.55]
+    assert factors("mixcvt_online_1k", *five) == [4.5, 4.5, 4.55, 4.5, 4.55]
     assert settings["mixcvt_online_got"]["got10k"]["max_score_decay"] == 0.98
     assert settings["mixvit_l_online"]["otb100"]["num_online_templates"] == 5
+
+
+def test_tables_of_weights_that_the_scripts_run_with_another_yaml():
+    """The official experiments have no yaml of their own for them."""
+    settings = read_benchmark_settings(BENCHMARKS)
+    assert settings["mixvit_l_online_got"] == {
+        "got10k": {"search_factor": 4.5, "update_interval": 200, "num_online_templates": 2}
+    }
+    assert settings["mixcvt_online_1k_got"] == {
+        "got10k": {"search_factor": 4.55, "update_interval": 10, "num_online_templates": 3}
+    }
+
+
+def test_settings_on_one_benchmark():
+    tables = {"a": {"lasot": {"search_factor": 5.0}, "vot": {}}, "b": {"vot": {"search_factor": 4.0}}}
+    assert settings_on(tables, "lasot") == {"a": {"search_factor": 5.0}}
+    assert settings_on(tables, "vot", "b") == {"a": {}, "b": {"search_factor": 4.0}}
+    with pytest.raises(ConfigError, match=r"--settings-of c: not in configs/benchmarks\.toml; it has a, b"):
+        settings_on(tables, "lasot", "c")
+    with pytest.raises(ConfigError, match=r"--settings-of b: has no lasot in configs/benchmarks\.toml, but vot"):
+        settings_on(tables, "lasot", "b")
 
 
 def test_every_table_is_of_a_model_that_there_is():

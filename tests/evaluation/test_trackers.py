@@ -9,7 +9,7 @@ import pytest
 import mixformer_jax
 from mixformer_jax.evaluation.first_box import FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import OneLane
-from mixformer_jax.evaluation.trackers import DEFAULT_BATCH, TrackerChoice, weights_digest
+from mixformer_jax.evaluation.trackers import DEFAULT_BATCH, TrackerChoice, announce, results_name, weights_digest
 from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
 
@@ -18,8 +18,12 @@ def test_first_box_needs_no_model():
     opened = TrackerChoice("first-box").open()
     assert isinstance(opened.lanes, OneLane) and isinstance(opened.lanes.tracker, FirstBoxTracker)
     assert (opened.name, opened.settings) == ("first-box", {"tracker": "first-box"})
+    assert {"jax", "numpy", "opencv"} <= set(opened.about["versions"]) and "OpenCV" in opened.about["decoder"]["images"]
     opened.warm_up()
-    for options in ({"weights": "x.safetensors"}, {"device": "cpu"}, {"batch": 4}, {"changes": {"search_factor": 5.0}}):
+    for options in (
+        *({"weights": "x.safetensors"}, {"device": "cpu"}, {"batch": 4}, {"dtype": "float32"}),
+        *({"changes": {"search_factor": 5.0}}, {"settings_of": "mixvit_b"}),
+    ):
         with pytest.raises(ValueError, match="first-box has no model"):
             TrackerChoice("first-box", **options).open()
     with pytest.raises(ValueError, match=r"'magic'; known: mixformer, first-box, opencv:CSRT"):
@@ -29,14 +33,15 @@ def test_first_box_needs_no_model():
 class Loaded(FirstBoxTracker):
     """What `load` gives, without the weights."""
 
-    device, config = types.SimpleNamespace(platform="cpu"), types.SimpleNamespace(name="mixvit_b")
+    device = types.SimpleNamespace(platform="cpu", device_kind="abacus")
 
-    def __init__(self, **settings):
-        self.settings = TrackerConfig(**settings)
+    def __init__(self, dtype, settings):
+        self.config = types.SimpleNamespace(name="mixvit_b", dtype=dtype)
+        self.settings = settings
         self.frames = []
 
     def with_settings(self, **changes):
-        return Loaded(**TrackerConfig.from_dict(self.settings.to_dict() | changes).to_dict())
+        return Loaded(self.config.dtype, TrackerConfig.from_dict(self.settings.to_dict() | changes))
 
     def start(self, frame, box_xywh):
         self.frames.append(frame.shape)
@@ -48,9 +53,9 @@ def loads(monkeypatch):
     """The arguments of every call of `load`, which gives a stand-in."""
     calls = []
 
-    def load(weights, device):
-        calls.append((weights, device))
-        return Loaded()
+    def load(weights, device, dtype):
+        calls.append((weights, device, dtype))
+        return Loaded(dtype, TrackerConfig())
 
     monkeypatch.setitem(vars(mixformer_jax), "load", load)  # not setattr: it would import the model first
     return calls
@@ -65,13 +70,44 @@ def test_weights_are_loaded_and_recorded(tmp_path, loads):
         "tracker": "mixformer",
         "weights": weights_digest(str(path)),
         "device": "cpu",
+        "dtype": "float32",
+        "matmul_precision": "default",
         "batch": DEFAULT_BATCH["cpu"],
         "settings": TrackerConfig().to_dict(),
     }
     opened.warm_up()
     assert opened.lanes.tracker.frames, "compiled before the clock runs"
     assert TrackerChoice("mixformer").open().name == "default"
-    assert loads == [(str(path), "cpu"), (None, None)]
+    assert TrackerChoice("mixformer", dtype="bfloat16").open().settings["dtype"] == "bfloat16"
+    # Float32 whatever the device is: so were the published numbers measured.
+    assert loads == [(str(path), "cpu", "float32"), (None, None, "float32"), (None, None, "bfloat16")]
+
+
+def test_names_of_results():
+    names = {results_name(f"weights/mixvit_b_got{end}") for end in (".safetensors", ".pth", ".pth.tar", ".pt", "")}
+    assert names == {"mixvit_b_got"} and results_name("runs/mine") == "mine"
+
+
+def test_what_a_run_begins_with(loads):
+    known = {"mixvit_b": {"search_factor": 5.05}, "mixvit_b_got": {}, "mixvit_b_online": {}, "other": {}}
+
+    def announced(**options):
+        choice = TrackerChoice("mixformer", benchmark="lasot", **{"settings": known, **options})
+        opened = choice.open()
+        return announce(choice, opened.settings, opened.about), opened.about
+
+    text, about = announced(changes={"update_interval": 7})
+    assert "mixvit_b, float32 on cpu (abacus), batch 1" in text
+    assert "table [mixvit_b] of configs/benchmarks.toml, lasot; changed: update_interval" in text
+    assert "search_factor 5.05" in text and "update_interval 7" in text
+    assert text.endswith("--settings-of mixvit_b_got")
+    assert (about["model"], about["table"], about["changes"]) == ("mixvit_b", "mixvit_b", {"update_interval": 7})
+    text, about = announced(settings_of="other")
+    assert "table [other] of configs" in text and "--settings-of" not in text and about["table"] == "other"
+    text, about = announced(settings={"other": {}})
+    assert "settings: the weights' own; configs/benchmarks.toml has no table [mixvit_b] with lasot\n" in text
+    assert about["table"] is None and "search_factor 4.5" in text
+    assert announce(TrackerChoice("first-box"), {}, {}) == "first-box, which has no settings"
 
 
 def test_settings_of_the_benchmark_and_then_of_the_user(loads):

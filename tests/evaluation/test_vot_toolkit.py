@@ -24,7 +24,7 @@ CURRENT = Path(sys.prefix) / "vot-toolkit-0.9"
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A workspace with two tiny sequences, seven anchors, and the trackers of eval/vot/trackers.ini."""
-    pytest.importorskip("trax", reason="needs vot-trax: pip install 'mixformer-jax[vot]'")
+    pytest.importorskip("trax", reason="needs vot-trax: pip install -e '.[vot]'")
     _need(TOOLKIT)
     folder = tmp_path_factory.mktemp("workspace")
     with zipfile.ZipFile(REPOSITORY / "tests" / "data" / "evalgold" / "vot_workspace.zip") as archive:

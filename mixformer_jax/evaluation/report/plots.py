@@ -7,6 +7,7 @@ from typing import Any
 
 from mixformer_jax.evaluation.report.content import Figure, Panel
 from mixformer_jax.evaluation.result_names import printable
+from mixformer_jax.extras import install_line
 
 # As many trackers have a colour of their own; then the same again dashed, then dotted.
 COLOURS = 10
@@ -68,7 +69,7 @@ def _canvas(size: tuple[float, float]) -> Any:
         from matplotlib.figure import Figure as Canvas
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "plots need matplotlib, which is not installed: pip install 'mixformer-jax[eval]'",
+            f"plots need matplotlib, which is not installed: {install_line('eval')}",
             name="matplotlib",
         ) from error
     return Canvas(figsize=size, layout="constrained")

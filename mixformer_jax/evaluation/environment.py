@@ -1,0 +1,50 @@
+"""What else the digits of a result depend on: versions of the libraries, and who decoded the frames."""
+
+import importlib.metadata
+import platform
+import re
+
+import cv2
+import flax
+import jax
+import jaxlib
+import numpy as np
+
+import mixformer_jax
+
+# OpenCV comes in four packages, whose versions tell more than the module's own.
+READERS = ("opencv-python-headless", "opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python", "av")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes and reads, by name."""
+    found = {
+        "mixformer-jax": mixformer_jax.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+    for name in READERS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def decoders() -> dict[str, str]:
+    """Who decodes images and videos: OpenCV, and the libraries that it was built with."""
+    built_with = cv2.getBuildInformation()
+    jpeg, avcodec = (re.search(rf"^\s*{name}:\s*(.+?)\s*$", built_with, re.M) for name in ("JPEG", "avcodec"))
+    return {
+        "images": f"OpenCV {cv2.__version__}, JPEG {jpeg[1] if jpeg else 'unknown'}",
+        "video": f"OpenCV {cv2.__version__}, avcodec {avcodec[1].removeprefix('YES ') if avcodec else 'unknown'}",
+    }
+
+
+def matmul_precision() -> str:
+    """How JAX rounds the factors of float32 products: `default` may mean TF32 on GPUs and bfloat16 on TPUs."""
+    return str(jax.config.jax_default_matmul_precision or "default")  # type: ignore[attr-defined]
