@@ -51,6 +51,10 @@ class Shot(NamedTuple):
     has_box: bool = True
 
 
+# Opened for one sample. By the sequences themselves: names are unique within a data set alone.
+Frames = dict[tuple[Sequence, int], Frame]
+
+
 class Draw(NamedTuple):
     """What a sample shows. `label` is 1 where the search shows the target of the templates, and 0 where not."""
 
@@ -60,11 +64,12 @@ class Draw(NamedTuple):
     label: float
 
     def __str__(self) -> str:
-        def say(shot: Shot) -> str:
-            return f"{shot.sequence.name} frame {shot.frame}"
-
+        of = self.templates[0].sequence
         numbers = ", ".join(str(shot.frame) for shot in self.templates)
-        return f"{self.source}: templates {self.templates[0].sequence.name} frames {numbers}; search {say(self.search)}"
+        # Another sequence may be another data set's, and have the same name.
+        elsewhere = "" if self.search.sequence is of else f" in {self.search.sequence.root}"
+        search = f"{self.search.sequence.name} frame {self.search.frame}{elsewhere}"
+        return f"{self.source}: templates {of.name} frames {numbers}; search {search}"
 
 
 class SequencePairs:
@@ -114,7 +119,7 @@ class SequencePairs:
         shots = tuple(Shot(sequence, index) for index in templates)
         if self.positive_share is None or rng.random() < self.positive_share:
             return Draw(source.name, shots, Shot(sequence, search), 1.0)
-        absent = np.flatnonzero(~usable)
+        absent = absent_frames(sequence)
         if not sequence.is_still and len(absent):
             return Draw(source.name, shots, Shot(sequence, pick(rng, absent), has_box=False), 0.0)
         return Draw(source.name, shots, self._draw_other(rng, sequence), 0.0)
@@ -127,7 +132,7 @@ class SequencePairs:
             SourceError: a frame that cannot be read.
         """
         crops, augment = self.crops, self.augment
-        frames: dict[tuple[str, int], Frame] = {}
+        frames: Frames = {}
         flip = rng.random() < augment.flip_probability
         flips = [flip, flip]
         if augment.separate_flip_probability > 0:
@@ -152,7 +157,7 @@ class SequencePairs:
     def _crop(
         self,
         rng: np.random.Generator,
-        frames: dict[tuple[str, int], Frame],
+        frames: Frames,
         shot: Shot,
         factor: float,
         size: int,
@@ -160,7 +165,7 @@ class SequencePairs:
     ) -> tuple[np.ndarray, np.ndarray]:
         sequence, index = shot.sequence, shot.frame
         # All targets of a still are on one image.
-        key = (sequence.name, 0 if sequence.is_still else index)
+        key = (sequence, 0 if sequence.is_still else index)
         if key not in frames:
             frames[key] = open_frame(sequence, index)
         frame = frames[key]
@@ -203,6 +208,11 @@ def usable_frames(sequence: Sequence, min_side: float = 0.0, hidden_too: bool = 
     with np.errstate(invalid="ignore"):
         usable = np.isfinite(sequence.boxes_xywh).all(axis=1) & (sequence.boxes_xywh[:, 2:] > min_side).all(axis=1)
     return usable if hidden_too or sequence.visible is None else usable & sequence.visible
+
+
+def absent_frames(sequence: Sequence) -> Int64[np.ndarray, " m"]:
+    """Numbers of the frames without target: no box with an area, or marked so. A small target is not absent."""
+    return np.flatnonzero(~usable_frames(sequence))
 
 
 def draw_frames(
