@@ -158,13 +158,17 @@ def _aspect_angle(boxes_xyxy: Array) -> Values:
 
 
 def clip_box_xywh(
-    box_xywh: Float[Array, "*n 4"], height: int | jax.Array, width: int | jax.Array, margin: int = 0
+    box_xywh: Float[Array, "*n 4"],
+    height: int | jax.Array,
+    width: int | jax.Array,
+    margin: int | Values = 0,
 ) -> Float[Array, "*n 4"]:
     """Brings boxes back into a frame of `height` x `width` pixels, as the official tracker does.
 
     The top left corner stays `margin` pixels or more from the right and bottom border, the bottom right one
     from the left and top border, and width and height are at least `margin`: a box that left the frame
-    becomes a small one at the border, and the next search crop still shows part of the frame.
+    becomes a small one at the border, and the next search crop still shows part of the frame. `margin` is one
+    number, or one a box.
     """
     xp = namespace(box_xywh)
     x1, y1, w, h = (box_xywh[..., i] for i in range(4))
