@@ -197,7 +197,8 @@ class SequencePairs:
         """A frame of another sequence, with its box."""
         for _ in range(MAX_TRIES):
             source, other = self._draw_sequence(rng)
-            if (other.root, other.name) != (sequence.root, sequence.name):
+            # A data set may be given twice, by a link or with another share of its sequences.
+            if other.name != sequence.name or other.root.resolve() != sequence.root.resolve():
                 known = np.flatnonzero(usable_frames(other, source.min_side, hidden_too=True))
                 return Shot(other, pick(rng, known))
         raise UnusableSampleError(f"no other sequence than {sequence.name} to draw a negative sample from")

@@ -227,6 +227,17 @@ def test_negative_samples_of_two_data_sets_with_sequences_of_one_name():
     assert same_frame > 2
 
 
+def test_a_data_set_that_is_given_twice_is_no_negative_of_itself(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    boxes_xywh = np.array([[50.0, 35.0, 20.0, 20.0]] * 24)
+    twice = [dataset(Sequence("car", boxes_xywh, white_square, 30.0, tmp_path / name)) for name in ("real", "link")]
+    rng = np.random.default_rng(0)
+    with pytest.raises(UnusableSampleError, match="no other sequence than car"):
+        for _ in range(20):
+            pairs(*twice, scheme="trident", positive_share=0.5).draw(rng)
+
+
 def test_usable_frames():
     boxes_xywh = np.array([[0, 0, 5, 5], [0, 0, 0, 5], [np.nan] * 4, [0, 0, 9, 4]], np.float64)
     visible = np.array([False, True, True, True])
