@@ -26,7 +26,8 @@ def test_causal_frames(usable, interval, num_online, seed):
         )
     except UnusableSampleError:
         frames = np.flatnonzero(usable)
-        assert len(frames) < 3 or num_online > 0
+        # Where the target is not seen to the end, the last frame that shows it may be drawn, each time.
+        assert len(frames) < 3 or num_online > 0 or not usable[-1]
         return
     assert len(online) == num_online
     assert usable[[template, search, *online]].all()
