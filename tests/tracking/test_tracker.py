@@ -140,7 +140,7 @@ def test_frames_may_come_in_other_forms(default):
 def test_frames_that_are_none(default, frame, message):
     state = default.start(np.zeros((20, 30, 3), np.uint8), [5, 5, 10, 10])
     for call in (lambda: default.start(frame, [5, 5, 10, 10]), lambda: default.step(state, frame)):
-        with pytest.raises(ValueError, match=f"{message}.*expected RGB, uint8 of shape"):
+        with pytest.raises(ValueError, match=f"{message}.*expected uint8 RGB of shape"):
             call()
 
 
