@@ -18,7 +18,7 @@ from mixformer_jax.models.sizes import size_config
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.model = size_config("mixvit_tiny").to_dict()
-    config.tracker = {"template_factor": 2.0, "search_factor": 4.0, "num_online_templates": 1}
+    config.tracker = {"template_factor": 2.0, "search_factor": 4.0, "num_online_templates": 1, "clip_share": 0.5}
     config.data = {
         "root": "../shared/data/train",
         # Held out to validate on: six scenes, none of them in the rest.

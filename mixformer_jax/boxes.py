@@ -24,6 +24,8 @@ Values = np.ndarray | np.floating | jax.Array
 
 # A smaller divisor counts as 0: the gradient of a quotient divides by its square, which float32 has to hold.
 _TINY = 1e-12
+# No number of a user's box is larger: its crop must have a size that can be counted.
+MAX_PIXELS = 1e9
 
 
 def namespace(*arrays: object) -> ModuleType:
@@ -158,13 +160,17 @@ def _aspect_angle(boxes_xyxy: Array) -> Values:
 
 
 def clip_box_xywh(
-    box_xywh: Float[Array, "*n 4"], height: int | jax.Array, width: int | jax.Array, margin: int = 0
+    box_xywh: Float[Array, "*n 4"],
+    height: int | jax.Array,
+    width: int | jax.Array,
+    margin: int | Values = 0,
 ) -> Float[Array, "*n 4"]:
     """Brings boxes back into a frame of `height` x `width` pixels, as the official tracker does.
 
     The top left corner stays `margin` pixels or more from the right and bottom border, the bottom right one
     from the left and top border, and width and height are at least `margin`: a box that left the frame
-    becomes a small one at the border, and the next search crop still shows part of the frame.
+    becomes a small one at the border, and the next search crop still shows part of the frame. `margin` is one
+    number, or one a box.
     """
     xp = namespace(box_xywh)
     x1, y1, w, h = (box_xywh[..., i] for i in range(4))
@@ -185,7 +191,8 @@ def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np
       frame_shape: `frame.shape`: (height, width) or (height, width, channels).
 
     Raises:
-      ValueError: not four numbers, NaN or infinite, no area, or nothing of it lies on the frame.
+      ValueError: not four numbers, NaN or infinite, no area, nothing of it lies on the frame, or a number beyond all
+        pixels.
     """
     height, width = frame_shape[:2]
     where = f"on a frame of {width}x{height} pixels (width x height)"
@@ -199,8 +206,10 @@ def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np
     shown = "({:g}, {:g}, {:g}, {:g})".format(*box)
     if not np.isfinite(box).all():
         raise ValueError(f"box {shown} {where} has a NaN or infinite entry; {expected}")
+    if np.abs(box).max() > MAX_PIXELS:
+        raise ValueError(f"box {shown} {where} has a number above {MAX_PIXELS:g} in size; {expected}")
     x, y, w, h = box
-    if w <= 0 or h <= 0:
+    if w <= 0 or h <= 0 or w * h == 0:  # a product may be too small for a float
         raise ValueError(f"box {shown} {where} has no area: width and height must be above 0; {expected}")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise ValueError(f"box {shown} lies wholly outside the frame, {where}; {expected}")

@@ -4,12 +4,14 @@
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from mixformer_jax.models.config import ConfigError
 
 PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."
+# Of the checkout that the package runs from; a package that was installed without its checkout has none.
+PROJECT_CONFIGS = [
+    folder
+    for name in ("configs", "configs/pretrain")
+    if (folder := Path(__file__).resolve().parents[1] / name).is_dir()
+]
 
 
 def load_config(
@@ -27,7 +35,8 @@ def load_config(
     """Runs `get_config()` of a Python file and applies overrides.
 
     Args:
-        path: the file; it may import its neighbours, as a script may.
+        path: the file; it may import its neighbours, as a script may, and those of the project's configs/ wherever it
+            lies itself.
         overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces.
         defaults: settings that the file may leave out, by dotted name, see `default_settings`.
 
@@ -94,22 +103,42 @@ def _run_get_config(path: Path) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: not a Python file; expected one that defines get_config()")
     module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(module)
-    except (SyntaxError, NameError, ImportError) as error:
-        raise ConfigError(f"{path}: does not run: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(folder)
-    if not callable(getattr(module, "get_config", None)):
-        raise ConfigError(f"{path}: defines no get_config()")
-    config = module.get_config()
+    with _neighbours_of(path) as folders:
+        try:
+            spec.loader.exec_module(module)
+            if not callable(getattr(module, "get_config", None)):
+                raise ConfigError(f"{path}: defines no get_config()")
+            config = module.get_config()
+        except (SyntaxError, NameError, ImportError) as error:
+            looked = f"; looked in {', '.join(folders)}" if isinstance(error, ModuleNotFoundError) else ""
+            raise ConfigError(f"{path}: does not run: {type(error).__name__}: {error}{looked}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
             f"{path}: get_config() returned {type(config).__name__}; expected an ml_collections.ConfigDict"
         )
     return config
+
+
+@contextlib.contextmanager
+def _neighbours_of(path: Path) -> Iterator[list[str]]:
+    """Lets a config import files of its folder, and after them those of the project's, as long as this lasts.
+
+    Gives the folders. Where the config is a link, the folder of what it names counts, too. Nothing stays imported:
+    configs in two folders may have neighbours of one name.
+    """
+    own = [path.absolute().parent, path.resolve().parent]
+    folders = [str(folder) for folder in dict.fromkeys([*own, *PROJECT_CONFIGS])]
+    before, search = set(sys.modules), list(sys.path)
+    sys.path[:0] = folders
+    importlib.invalidate_caches()
+    try:
+        yield folders
+    finally:
+        sys.path[:] = search
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin is not None and str(Path(origin).parent) in folders:
+                del sys.modules[name]
 
 
 def _split(override: str, prefix: str) -> tuple[str, str]:

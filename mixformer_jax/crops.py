@@ -9,6 +9,7 @@ outside the frame is black before normalisation, and the frame's last column and
 """
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,12 +17,15 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int, Int32, UInt8
 
 from mixformer_jax.boxes import Array, cxcywh_to_xywh, namespace, xywh_to_cxcywh
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# A square whose side is above this, and above twice the frame's, is not made: its crop is sampled from the frame.
+MAX_SQUARE = 4096
+MAX_EXTENT = 2**40  # pixels; far below what the float64 of a box tells apart
 
 
 class Crop(NamedTuple):
@@ -64,7 +68,8 @@ def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, 
       size: side of the result in pixels.
 
     Raises:
-      ValueError: a NaN or infinite box, no area, or too small a box for a crop of one pixel.
+      ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
+        its pixels.
     """
     x, y, w, h = box_xywh.tolist()
     if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
@@ -72,7 +77,13 @@ def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, 
             f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g}): "
             "all four must be finite, width and height above 0"
         )
-    side = math.ceil(math.sqrt(w * h) * factor)
+    exact_side = math.sqrt(w * h) * factor
+    if max(abs(x), abs(y), exact_side) > MAX_EXTENT:
+        raise ValueError(
+            f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g}): the square of side {exact_side:g} "
+            f"lies beyond the {MAX_EXTENT:,} pixels that can be counted"
+        )
+    side = math.ceil(exact_side)
     if side < 1:
         raise ValueError(
             f"too small a bounding box to crop: w x h = {w:g} x {h:g} and factor {factor:g} give a square "
@@ -80,8 +91,10 @@ def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, 
         )
     left = round(x + 0.5 * w - side * 0.5)
     top = round(y + 0.5 * h - side * 0.5)
-    square = _cut_square(frame, left, top, side)
-    pixels = cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
+    if side > max(MAX_SQUARE, 2 * frame.shape[0], 2 * frame.shape[1]):
+        pixels = _sampled_square(frame, left, top, side, size)
+    else:
+        pixels = cv2.resize(_cut_square(frame, left, top, side), (size, size), interpolation=cv2.INTER_LINEAR)
     return Crop(pixels=pixels, scale=size / side, side=side)
 
 
@@ -97,6 +110,13 @@ def _cut_square(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray
     if row_from < row_to and column_from < column_to:
         square[row_from - top : row_to - top, column_from - left : column_to - left] = inside
     return square
+
+
+def _sampled_square(frame: np.ndarray, left: int, top: int, side: int, size: int) -> np.ndarray:
+    """The same crop (a weight may be rounded otherwise) without the square: only the pixels that it looks at."""
+    rows, row_weights = _bilinear_taps(np.array(top, np.int64), np.array(side, np.int64), size, frame.shape[0])
+    columns, column_weights = _bilinear_taps(np.array(left, np.int64), np.array(side, np.int64), size, frame.shape[1])
+    return _interpolate(lambda row, column: frame[rows[row][:, None], columns[column]], row_weights, column_weights)
 
 
 # OpenCV's fixed point: bilinear weights are multiples of 1 / 2048.
@@ -120,14 +140,21 @@ def context_crop_on_device(
     # Four explicit gathers fuse into one loop: measured 2 to 6 times faster on a CPU than gathering bands of
     # rows and columns, or than products with interpolation matrices.
     def neighbour(row: int, column: int) -> jax.Array:
-        pixels = frame.at[rows[row][:, None], columns[column][None, :]].get(mode="promise_in_bounds")
-        return pixels.astype(jnp.int32) * column_weights[column][:, None]
+        return frame.at[rows[row][:, None], columns[column][None, :]].get(mode="promise_in_bounds")
+
+    return _interpolate(neighbour, row_weights, column_weights), size / side.astype(jnp.float32)
+
+
+def _interpolate(neighbour: Callable[[int, int], Array], row_weights: Array, column_weights: Array) -> Array:
+    """OpenCV's fixed point: bytes [size, size, 3] out of the four neighbours of each, `neighbour(row, column)`."""
+
+    def weighted(row: int, column: int) -> Array:
+        return neighbour(row, column).astype(np.int32) * column_weights[column][:, None]
 
     upper, lower = (
-        (row_weights[row][:, None, None] * ((neighbour(row, 0) + neighbour(row, 1)) >> 4)) >> 16 for row in (0, 1)
+        (row_weights[row][:, None, None] * ((weighted(row, 0) + weighted(row, 1)) >> 4)) >> 16 for row in (0, 1)
     )
-    pixels = ((upper + lower + 2) >> 2).astype(jnp.uint8)
-    return pixels, size / side.astype(jnp.float32)
+    return ((upper + lower + 2) >> 2).astype(np.uint8)
 
 
 def _square_in_float32(box_xywh: jax.Array, factor: float, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -146,23 +173,26 @@ def _square_in_float32(box_xywh: jax.Array, factor: float, size: int) -> tuple[j
     return left, top, side
 
 
-def _bilinear_taps(start: jax.Array, side: jax.Array, size: int, extent: int) -> tuple[jax.Array, jax.Array]:
+def _bilinear_taps(
+    start: Int[Array, ""], side: Int[Array, ""], size: int, extent: int
+) -> tuple[Int[Array, "2 {size}"], Int32[Array, "2 {size}"]]:
     """Where each of `size` output pixels looks on one axis of the frame: two positions, weights out of 2048.
 
     Output pixel i looks at (i + 1/2) * side / size - 1/2, counted from the start of the square.
-    Positions in the black surround get weight 0. Both results are int32 [2, size].
+    Positions in the black surround get weight 0. Both results are [2, size].
     """
-    numerator = (2 * jnp.arange(size, dtype=jnp.int32) + 1) * side - size
+    xp = namespace(start, side)
+    numerator = (2 * xp.arange(size, dtype=side.dtype) + 1) * side - size
     whole, rest = numerator // (2 * size), numerator % (2 * size)
     # OpenCV rounds the position to float32 before it takes the fraction: so do we.
-    position = whole.astype(jnp.float32) + rest.astype(jnp.float32) / (2 * size)
-    first = jnp.floor(position)
+    position = whole.astype(np.float32) + rest.astype(np.float32) / (2 * size)
+    first = xp.floor(position)
     fraction = position - first
-    weights = jnp.round(jnp.stack([1 - fraction, fraction]) * _WEIGHT_ONE).astype(jnp.int32)
-    offsets = first.astype(jnp.int32) + jnp.arange(2, dtype=jnp.int32)[:, None]
-    positions = start + jnp.clip(offsets, 0, side - 1)
+    weights = xp.round(xp.stack([1 - fraction, fraction]) * _WEIGHT_ONE).astype(np.int32)
+    offsets = first.astype(side.dtype) + xp.arange(2, dtype=side.dtype)[:, None]
+    positions = start + xp.clip(offsets, 0, side - 1)
     inside = (positions >= 0) & (positions < extent - 1)
-    return jnp.clip(positions, 0, extent - 1), jnp.where(inside, weights, 0)
+    return xp.clip(positions, 0, extent - 1), xp.where(inside, weights, 0)
 
 
 def crop_box_to_frame(

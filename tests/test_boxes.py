@@ -153,6 +153,8 @@ def test_a_box_partly_inside_is_usable(box):
         ((1, 2, float("inf"), 4), "NaN or infinite"),
         ((1, 2, 0, 4), "no area"),
         ((1, 2, 3, -4), "no area"),
+        ((1, 2, 1e-200, 1e-200), "no area"),
+        ((-1e200, 2, 2e200, 4), "number above"),
         ((160, 2, 3, 4), "outside"),
         ((1, 120, 3, 4), "outside"),
         ((-3, 2, 3, 4), "outside"),

@@ -1,6 +1,9 @@
 """Config files are run, overrides are typed, and whatever is wrong is named."""
 
 import dataclasses
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -114,6 +117,35 @@ def test_file_may_import_its_neighbours(tmp_path, monkeypatch):
     assert load_config(tmp_path / "big.py").train.steps == 3
 
 
+def test_neighbours_of_one_name_are_not_mixed_up(tmp_path):
+    for steps, name in ((1, "a"), (2, "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "shared_part.py").write_text(f"STEPS = {steps}")
+        (tmp_path / name / "big.py").write_text(
+            "from ml_collections import ConfigDict\n"
+            "def get_config():\n    from shared_part import STEPS\n    return ConfigDict({'train': {'steps': STEPS}})\n"
+        )
+    before = list(sys.path)
+    assert [load_config(tmp_path / name / "big.py").train.steps for name in "aba"] == [1, 2, 1]
+    (tmp_path / "link.py").symlink_to(tmp_path / "b" / "big.py")
+    assert load_config(tmp_path / "link.py").train.steps == 2
+    assert sys.path == before and "shared_part" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["mixvit_tiny_score.py", "mixvit_b_score.py", "pretrain/trackmae_tiny.py"])
+def test_a_copied_config_finds_what_it_imports(tmp_path, monkeypatch, name):
+    original = Path(__file__).parents[1] / "configs" / name
+    (tmp_path / "elsewhere").mkdir()
+    copy = Path(shutil.copy(original, tmp_path / "elsewhere" / "my_own.py"))
+    monkeypatch.chdir(tmp_path)
+    assert load_config(copy.relative_to(tmp_path)).to_dict() == load_config(original).to_dict()
+    # What lies beside the copy goes first.
+    (tmp_path / "elsewhere" / "paper.py").write_text("def score_stage(*names, **settings): raise NameError('mine')")
+    if name == "mixvit_b_score.py":
+        with pytest.raises(ConfigError, match="NameError: mine"):
+            load_config(copy)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -121,7 +153,7 @@ def test_file_may_import_its_neighbours(tmp_path, monkeypatch):
         ("x = 1", r"defines no get_config"),
         ("def get_config():\n    return {}", r"returned dict; expected an ml_collections"),
         ("def get_config(:", "does not run: SyntaxError"),
-        ("import no_such_module_at_all", "does not run: ModuleNotFoundError"),
+        ("import no_such_module_at_all", r"does not run: ModuleNotFoundError.*looked in .*configs"),
     ],
 )
 def test_wrong_files(tmp_path, text, complaint):
@@ -133,8 +165,6 @@ def test_wrong_files(tmp_path, text, complaint):
 
 
 def test_configs_of_the_project_load():
-    from pathlib import Path
-
     from mixformer_jax.training.experiment import Experiment
 
     configs = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

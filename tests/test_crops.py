@@ -1,6 +1,8 @@
 import json
 import math
+import tracemalloc
 
+import cv2
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,40 @@ def test_host_crop_equals_the_official_one_bit_for_bit(official):
         crop = crops.context_crop(image, box, case["factor"], case["output_sz"])
         np.testing.assert_array_equal(crop.pixels, pixels, err_msg=key)
         assert (crop.scale, crop.side) == (case["resize_factor"], case["crop_sz"]), key
+
+
+@given(
+    side=st.integers(200, 6000),
+    left=st.integers(-3000, 140),
+    top=st.integers(-3000, 100),
+    size=st.sampled_from([32, 64, 127, 128]),
+)
+def test_a_sampled_square_is_the_square_that_is_resized(side, left, top, size):
+    square = crops._cut_square(NOISE, left, top, side)
+    expected = cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
+    difference = np.abs(crops._sampled_square(NOISE, left, top, side, size).astype(int) - expected)
+    # Weights that lie between two multiples of 1 / 2048 may be rounded to the other one.
+    assert difference.max() <= 1 and np.mean(difference > 0) < 1e-2
+
+
+def test_an_absurd_box_costs_no_memory():
+    # The square of 90,000 pixels a side would be 23 GiB.
+    box_xywh = np.array([-9900.0, -9950.0, 20000.0, 20000.0])
+    tracemalloc.start()
+    try:
+        crop = crops.context_crop(NOISE, box_xywh, 4.5, 128)
+        assert tracemalloc.get_traced_memory()[1] < 10e6
+    finally:
+        tracemalloc.stop()
+    assert (crop.side, crop.pixels.shape) == (90000, (128, 128, 3))
+    assert crop.scale == pytest.approx(128 / 90000)
+    on_device, _ = crop_on_device(NOISE, jnp.asarray(box_xywh, jnp.float32), factor=4.5, size=128)
+    np.testing.assert_array_equal(crop.pixels, on_device)
+    for extent in (1e30, 1e200):
+        with pytest.raises(ValueError, match="pixels that can be counted"):
+            crops.context_crop(NOISE, np.array([0.0, 0.0, extent, extent]), 4.5, 128)
+    with pytest.raises(ValueError, match="pixels that can be counted"):
+        crops.context_crop(NOISE, np.array([-1e30, 0.0, 20.0, 20.0]), 4.5, 128)
 
 
 def test_device_crop_equals_the_official_one(official):

@@ -20,6 +20,14 @@ def test_import_brings_no_jax():
     assert found.stdout.strip() == "[]"
 
 
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "mixformer_jax"]
+    found = subprocess.run([*command, "--version"], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert found.stdout == f"mixformer-jax {mixformer_jax.__version__}\n"
+    wrong = subprocess.run([*command, "trakc"], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "see mixformer --help" in wrong.stderr
+
+
 def test_load_is_found_on_demand():
     from mixformer_jax.tracking.tracker import load
 

@@ -1,8 +1,9 @@
 """Packing: the surroundings of every target, cut once and kept in ArrayRecord shards, for fast training.
 
 A frame is kept as up to three pieces around its target: what a template shows, what a search crop can show, and what it
-can show where it is zoomed out. Large targets are shrunk. Training decodes one small piece in place of a whole frame;
-the crops are drawn as from the folders, and differ by JPEG and resampling only (not at all with `lossless`).
+can show where it is zoomed out; where the target is absent, around the middle of the frame. Large targets are shrunk.
+Training decodes one small piece in place of a whole frame; the crops are drawn as from the folders, and differ by JPEG
+and resampling only (not at all with `lossless`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import multiprocessing
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from mixformer_jax.data.frame_parts import Rectangle
 from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.pairs import centre_box, usable_frames
+from mixformer_jax.data.pairs import absent_frames, centre_box, usable_frames
 from mixformer_jax.data.readers.packed import (
     PACKING,
     StoredPart,
@@ -132,6 +134,7 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
         "dataset": dataset.name,
         "root": str(dataset.root.resolve()),
         "sequences": len(dataset),
+        "keys_sha256": hashlib.sha256("\n".join(dataset.keys).encode("utf-8")).hexdigest(),
         **dataclasses.asdict(config),
     }
     if path.is_file():
@@ -139,8 +142,10 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
         different = [
             f"{key}: {there.get(key)!r} there, {settings[key]!r} now"
             for key in settings
-            if there.get(key) != settings[key]
+            if there.get(key) != settings[key] and key != "keys_sha256"
         ]
+        if not different and there.get("keys_sha256") != settings["keys_sha256"]:
+            different.append("the names of its sequences or their order (another split or list)")
         if different:
             raise DatasetError(f"{out} holds something else; give another folder, or undo: {'; '.join(different)}")
         return [tuple(shard) for shard in there["shards"]]
@@ -217,6 +222,7 @@ def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Itera
         return
     yield encode_annotations(sequence), None
     known = usable_frames(sequence, hidden_too=True)
+    absent = frozenset(absent_frames(sequence).tolist())
     shown: tuple[int, np.ndarray] | None = None
     for number in range(len(sequence)):
         try:
@@ -226,12 +232,23 @@ def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Itera
             yield encode_fault(str(error)), str(error)
             continue
         pixels = shown[1]
-        box_xywh = sequence.boxes_xywh[number] if known[number] else centre_box(pixels.shape[:2])
-        yield pack_frame(pixels, box_xywh, config), None
+        # A target that is hidden may have a box: templates are cut around it, and negative samples around the middle.
+        # A published row without area that nothing marks is neither, is never drawn, and needs a record all the same.
+        boxes_xywh = [sequence.boxes_xywh[number]] if known[number] else []
+        if number in absent or not known[number]:
+            boxes_xywh.append(centre_box(pixels.shape[:2]))
+        yield pack_frame(pixels, np.stack(boxes_xywh), config), None
 
 
-def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], config: PackConfig) -> bytes:
-    """The record of one frame: its pieces around a box."""
+def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], boxes_xywh: Float[np.ndarray, "*n 4"], config: PackConfig) -> bytes:
+    """The record of one frame: its pieces around a box, or around each of several."""
+    parts = [part for box_xywh in boxes_xywh.reshape(-1, 4) for part in _pieces(pixels, box_xywh, config)]
+    return encode_frame((pixels.shape[0], pixels.shape[1]), parts)
+
+
+def _pieces(
+    pixels: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], config: PackConfig
+) -> list[StoredPart]:
     height, width = pixels.shape[:2]
     x, y, w, h = box_xywh.tolist()
     side = math.sqrt(w * h)
@@ -252,7 +269,7 @@ def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "
             size = (max(1, round(piece.shape[1] * scale)), max(1, round(piece.shape[0] * scale)))
             piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
         parts.append(StoredPart(covers, _encode(piece, config)))
-    return encode_frame((height, width), parts)
+    return parts
 
 
 def _encode(piece: np.ndarray, config: PackConfig) -> bytes:

@@ -51,6 +51,10 @@ class Shot(NamedTuple):
     has_box: bool = True
 
 
+# Opened for one sample. By the sequences themselves: names are unique within a data set alone.
+Frames = dict[tuple[Sequence, int], Frame]
+
+
 class Draw(NamedTuple):
     """What a sample shows. `label` is 1 where the search shows the target of the templates, and 0 where not."""
 
@@ -60,11 +64,12 @@ class Draw(NamedTuple):
     label: float
 
     def __str__(self) -> str:
-        def say(shot: Shot) -> str:
-            return f"{shot.sequence.name} frame {shot.frame}"
-
+        of = self.templates[0].sequence
         numbers = ", ".join(str(shot.frame) for shot in self.templates)
-        return f"{self.source}: templates {self.templates[0].sequence.name} frames {numbers}; search {say(self.search)}"
+        # Another sequence may be another data set's, and have the same name.
+        elsewhere = "" if self.search.sequence is of else f" in {self.search.sequence.root}"
+        search = f"{self.search.sequence.name} frame {self.search.frame}{elsewhere}"
+        return f"{self.source}: templates {of.name} frames {numbers}; search {search}"
 
 
 class SequencePairs:
@@ -127,7 +132,7 @@ class SequencePairs:
             SourceError: a frame that cannot be read.
         """
         crops, augment = self.crops, self.augment
-        frames: dict[tuple[str, int], Frame] = {}
+        frames: Frames = {}
         flips = np.full(1 + crops.slots, rng.random() < augment.flip_probability)
         if augment.separate_flip_probability > 0:
             flips ^= rng.random(len(flips)) < augment.separate_flip_probability
@@ -151,7 +156,7 @@ class SequencePairs:
     def _crop(
         self,
         rng: np.random.Generator,
-        frames: dict[tuple[str, int], Frame],
+        frames: Frames,
         shot: Shot,
         factor: float,
         size: int,
@@ -159,7 +164,7 @@ class SequencePairs:
     ) -> tuple[np.ndarray, np.ndarray]:
         sequence, index = shot.sequence, shot.frame
         # All targets of a still are on one image.
-        key = (sequence.name, 0 if sequence.is_still else index)
+        key = (sequence, 0 if sequence.is_still else index)
         if key not in frames:
             frames[key] = open_frame(sequence, index)
         frame = frames[key]
@@ -191,7 +196,8 @@ class SequencePairs:
         """A frame of another sequence, with its box."""
         for _ in range(MAX_TRIES):
             source, other = self._draw_sequence(rng)
-            if (other.root, other.name) != (sequence.root, sequence.name):
+            # A data set may be given twice, by a link or with another share of its sequences.
+            if other.name != sequence.name or other.root.resolve() != sequence.root.resolve():
                 known = np.flatnonzero(usable_frames(other, source.min_side, hidden_too=True))
                 return Shot(other, pick(rng, known))
         raise UnusableSampleError(f"no other sequence than {sequence.name} to draw a negative sample from")

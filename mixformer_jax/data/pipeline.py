@@ -19,6 +19,7 @@ from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.samples import Pools, TrackingSamples
 from mixformer_jax.data.sheet import contact_sheet
+from mixformer_jax.data.single_images import CentreCrops, ImageSamples
 
 __all__ = [
     "BadDataError",
@@ -48,7 +49,7 @@ class BadDataError(DatasetError):
 
 @runtime_checkable
 class Samples(Protocol):
-    """Samples by index. `TrackingSamples` also has `render`, which tells of replaced ones."""
+    """Samples by index. Those that are read from disk also have `render`, which tells of replaced ones."""
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
@@ -126,6 +127,7 @@ class Batches(grain.DatasetIterator):
         self._render = _RenderBatch(samples, batch_size, process_index, process_count)
         self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
         self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
+        self._section = "images" if isinstance(samples, ImageSamples) else "data"
         self._named: set[str] = set()
         self._step = start_step
         self._running: grain.DatasetIterator | None = None
@@ -135,7 +137,8 @@ class Batches(grain.DatasetIterator):
         """The next batch.
 
         Raises:
-            BadDataError: more than `DataConfig.max_bad_share` of at least 1,000 samples had to be replaced.
+            BadDataError: more than `max_bad_share` of at least 1,000 samples had to be replaced (see `DataConfig` and
+                `ImagesConfig`).
         """
         if self._running is None:
             self._running = iter(self._pipeline())
@@ -185,9 +188,14 @@ class Batches(grain.DatasetIterator):
                 self._named.add(fault)
                 logger.warning("replaced a sample: %s", fault)
         if self.replaced > self._max_bad_share * max(self.drawn, MIN_JUDGED):
+            mend = (
+                "copy these images again, or take them out"
+                if self._section == "images"
+                else "run `mixformer data check`"
+            )
             raise BadDataError(
-                f"{self.replaced} of {self.drawn} samples had to be replaced, more than data.max_bad_share "
-                f"= {self._max_bad_share:g} allows; run `mixformer data check` on them. Among what was wrong:\n  "
+                f"{self.replaced} of {self.drawn} samples had to be replaced, more than {self._section}.max_bad_share "
+                f"= {self._max_bad_share:g} allows; {mend}. Among what was wrong:\n  "
                 + "\n  ".join(sorted(self._named)[:10])
             )
 
@@ -205,7 +213,7 @@ class _RenderBatch:
         rows: list[dict[str, np.ndarray]] = []
         faults: list[str] = []
         for index in range(first, first + self.local_size):
-            if isinstance(self.samples, TrackingSamples):
+            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops)):
                 rendered = self.samples.render(index)
                 rows.append(rendered.sample)
                 faults += rendered.faults

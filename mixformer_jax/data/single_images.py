@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.readers.tfds import read_tfds_images
-from mixformer_jax.images import IMAGE_SUFFIXES, read_image
+from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
+from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, read_image
 
 CENTRE_SHARE = 224 / 256  # of the shorter side: what classifiers are validated on
 
@@ -31,6 +32,8 @@ class ImagesConfig:
         min_area: a crop's least share of the image; its greatest is 1 (MAE: 0.2).
         max_aspect: greatest ratio of a crop's sides.
         flip_probability: of mirrored crops.
+        max_bad_share: training stops when more than this share of samples had to be replaced because of images that
+            cannot be read.
     """
 
     root: str
@@ -40,6 +43,7 @@ class ImagesConfig:
     min_area: float = 0.2
     max_aspect: float = 4 / 3
     flip_probability: float = 0.5
+    max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= 1:
@@ -48,6 +52,8 @@ class ImagesConfig:
             raise ValueError(f"images.max_aspect is {self.max_aspect}; expected at least 1")
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"images.flip_probability is {self.flip_probability}; expected a share in [0, 1]")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"images.max_bad_share is {self.max_bad_share}; expected a share in [0, 1]")
 
 
 @runtime_checkable
@@ -103,7 +109,7 @@ def open_images(root: str, split: str | None) -> Images:
 class ImageSamples:
     """Crops by index: every image once an epoch, in an order of that epoch. Safe to call from several threads.
 
-    An image that cannot be read raises: it names the file, and which one it is does not depend on chance.
+    An image that cannot be read is replaced by another one of the sample's own draw, and named in `Rendered.faults`.
     """
 
     for_processes = True  # images are read when they are drawn
@@ -115,17 +121,21 @@ class ImageSamples:
         self._lock = threading.Lock()
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`: search uint8 [size, size, 3].
+        """Sample `index`: search uint8 [size, size, 3]."""
+        return self.render(index).sample
+
+    def render(self, index: int) -> Rendered:
+        """Sample `index` with all that is known about it.
 
         Raises:
-            SourceError: an image that cannot be read.
+            DatasetError: none of the images that were drawn can be read.
         """
         rng = np.random.default_rng((self.seed, index))
-        image = self._images[self._position(index)]
+        image, faults = _readable(self._images, self._position(index), rng)
         crop = _resized(random_part(rng, image, self.config), self.size)
         if rng.random() < self.config.flip_probability:
             crop = np.ascontiguousarray(crop[:, ::-1])
-        return {"search": crop}
+        return Rendered("images", {"search": crop}, faults)
 
     def _position(self, index: int) -> int:
         epoch, position = divmod(index, len(self._images))
@@ -154,12 +164,35 @@ class CentreCrops:
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         """Sample `index`: search uint8 [size, size, 3]."""
+        return self.render(index).sample
+
+    def render(self, index: int) -> Rendered:
+        """Sample `index` with all that is known about it.
+
+        Raises:
+            DatasetError: neither its image nor those that took its place can be read.
+        """
         # The golden ratio's multiples spread the first n of them over the whole list, whatever n is.
         position = int(len(self._images) * math.modf((index + 0.5) * (math.sqrt(5) - 1) / 2)[0])
-        image = self._images[position]
+        image, faults = _readable(self._images, position, np.random.default_rng(index))
         side = max(1, round(min(image.shape[:2]) * CENTRE_SHARE))
         top, left = ((extent - side) // 2 for extent in image.shape[:2])
-        return {"search": _resized(image[top : top + side, left : left + side], self.size)}
+        crop = _resized(image[top : top + side, left : left + side], self.size)
+        return Rendered("images", {"search": crop}, faults)
+
+
+def _readable(
+    images: Images, position: int, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[str, ...]]:
+    """The image at a position, or the first one that can be read of those drawn in its place; and what could not."""
+    faults: list[str] = []
+    for _ in range(MAX_REDRAWS):
+        try:
+            return images[position], tuple(faults)
+        except (DatasetError, SourceError) as error:
+            faults.append(str(error))
+            position = int(rng.integers(len(images)))
+    raise DatasetError(f"none of {MAX_REDRAWS} drawn images can be read; the last one: {faults[-1]}")
 
 
 def random_part(

@@ -279,7 +279,7 @@ class _Running:
 
 
 def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, "4"]:
-    box = np.asarray(box_xywh, np.float64)
+    box = np.array(box_xywh, np.float64)  # a copy: a view keeps alive, or changes with, what the tracker made it of
     if box.shape != (4,) or not (np.abs(box) <= MAX_COORDINATE).all() or (box[2:] < 0).any():
         raise ValueError(
             f"{where}: the tracker returned {box.tolist()}; expected finite x,y,w,h with w >= 0 and h >= 0"

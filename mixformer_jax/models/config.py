@@ -315,7 +315,10 @@ class TrackerConfig:
         update_interval: frames between renewals of an online template.
         max_score_decay: what the best score of an interval is multiplied by on each frame, so that a later crop may
             take the place of an earlier one that was a little better.
-        clip_margin: pixels by which a box must reach into the frame.
+        clip_margin: pixels by which a box must reach into the frame, and its least width and height (10 in the official
+            trackers).
+        clip_share: that margin is at most this share of the given box's shorter side, and at least a pixel, so that
+            small targets have small boxes; 0: `clip_margin` whatever the target. Not in the paper.
         lost_below: a target counts as lost after `lost_after` frames in a row with a score below this.
         lost_after: see `lost_below`.
         found_above: it counts as found again after `found_after` frames in a row with a score above this.
@@ -331,6 +334,7 @@ class TrackerConfig:
     update_interval: int = 200
     max_score_decay: float = 1.0
     clip_margin: int = 10
+    clip_share: float = 0.0
     lost_below: float = 0.25
     lost_after: int = 5
     found_above: float = 0.5
@@ -343,6 +347,8 @@ class TrackerConfig:
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {value}")
+        if not 0.0 <= self.clip_share <= 1.0:
+            raise ConfigError(f"clip_share is {self.clip_share}; expected a share in [0, 1]")
         if not 0.0 < self.max_score_decay <= 1.0:
             raise ConfigError(f"max_score_decay is {self.max_score_decay}; expected a factor in (0, 1]")
         if not 0.0 <= self.lost_below <= self.found_above <= 1.0:

@@ -17,7 +17,7 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.tracking.interface import Frame
 from mixformer_jax.tracking.state import Tracked, TrackState
 from mixformer_jax.tracking.step import is_refresh_due, keep_candidates, refresh_from_crops, step_from_crops
-from mixformer_jax.tracking.tracker import Tracker, check_frame
+from mixformer_jax.tracking.tracker import Tracker, checked_frame
 
 # Of the frame that an empty lane seems to show: any size will do.
 EMPTY_SIZE = (1000, 1000)
@@ -60,7 +60,7 @@ class Lanes:
             raise ValueError(f"{num_lanes} lanes; expected at least 1")
         self.tracker, self.num_lanes = tracker, num_lanes
 
-    def start(self, state: LanesState | None, lane: int, frame: Frame, box_xywh: Any) -> LanesState:
+    def start(self, state: LanesState | None, lane: int, frame: Any, box_xywh: Any) -> LanesState:
         """Begins a video in a lane, whatever was there before. `state` is None before the first video.
 
         Raises:
@@ -78,8 +78,9 @@ class Lanes:
             _replaced(state.num_refreshes, lane, zero),
         )
 
-    def step(self, state: LanesState, frames: Mapping[int, Frame]) -> tuple[LanesState, dict[int, Tracked]]:
-        """Finds the targets on the next frames of the videos in some lanes, RGB, uint8 [height, width, 3] each.
+    def step(self, state: LanesState, frames: Mapping[int, Any]) -> tuple[LanesState, dict[int, Tracked]]:
+        """Finds the targets on the next frames of the videos in some lanes, RGB, uint8 [height, width, 3] each, as for
+        `Tracker.start`.
 
         A lane without a frame must be started before it gets one again.
 
@@ -91,9 +92,10 @@ class Lanes:
         crops, scales = np.zeros(shape, np.uint8), np.ones(self.num_lanes, np.float32)
         sizes = np.tile(np.array(EMPTY_SIZE, np.int32), (self.num_lanes, 1))
         before_xywh = np.asarray(state.targets.boxes_xywh, np.float64)
-        for lane, frame in frames.items():
+        checked: dict[int, Frame] = {}
+        for lane, given in frames.items():
             try:
-                check_frame(frame)
+                frame = checked[lane] = checked_frame(given)
                 crop = context_crop(frame, before_xywh[lane], settings.search_factor, config.search_size)
             except ValueError as error:
                 raise LaneError(lane) from error
@@ -107,12 +109,12 @@ class Lanes:
             (targets.boxes_xywh, prediction.scores, prediction.lost, prediction.is_candidate)
         )
         boxes_xywh = np.asarray(boxes_xywh, np.float64)
-        active = np.isin(np.arange(self.num_lanes), list(frames))
+        active = np.isin(np.arange(self.num_lanes), list(checked))
         state = LanesState(targets, state.frame_index + active.astype(np.int32), state.num_refreshes)
         if settings.num_online_templates > 0:
             if is_candidate is not None:
-                state = self._keep_candidates(state, frames, boxes_xywh, is_candidate & active)
-            for lane, frame in frames.items():
+                state = self._keep_candidates(state, checked, boxes_xywh, is_candidate & active)
+            for lane, frame in checked.items():
                 if is_refresh_due(settings, int(state.frame_index[lane])):
                     state = self._refresh(state, lane, frame, boxes_xywh[lane])
         found = {
@@ -121,7 +123,7 @@ class Lanes:
                 None if scores is None else scores[lane : lane + 1],
                 None if lost is None else lost[lane : lane + 1],
             )
-            for lane in frames
+            for lane in checked
         }
         return state, found
 

@@ -102,9 +102,10 @@ def record(
             scores: Float[np.ndarray, " n"] | None,
             lost: Bool[np.ndarray, " n"] | None,
         ) -> None:
-            rows.append(np.asarray(boxes_xywh, np.float64))
+            # Copies: a view keeps alive, or changes with, what the tracker made it of.
+            rows.append(np.array(boxes_xywh, np.float64))
             if lost is not None:
-                lost_rows.append(lost)
+                lost_rows.append(np.array(lost))
             files.write(boxes_xywh, scores, lost)
             writer.write(annotate(frame, index, boxes_xywh, scores, lost, groundtruth_xywh))
             bar.update()

@@ -34,6 +34,7 @@ class TrackState(NamedTuple):
         cache: what search regions need of the templates, encoded when a template changes. None for models whose
             templates have to be encoded with every search region.
         memory: of the scores; None for models without a score prediction module.
+        clip_margins: pixels by which each box must reach into the frame; see `TrackerConfig`.
         frame_index: frames tracked since the first.
         num_refreshes: online templates taken so far.
     """
@@ -43,6 +44,7 @@ class TrackState(NamedTuple):
     filled: Bool[Array, "n slots"]
     cache: TemplateCache | None
     memory: ScoreMemory | None
+    clip_margins: Float[Array, " n"]
     frame_index: Int32[Array, ""]
     num_refreshes: Int32[Array, ""]
 

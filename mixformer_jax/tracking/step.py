@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt8
 
-from mixformer_jax.boxes import clip_box_xywh
+from mixformer_jax.boxes import Array as EitherArray
+from mixformer_jax.boxes import clip_box_xywh, namespace
 from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, normalise
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
@@ -69,6 +70,15 @@ def _locate(
     return cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
 
 
+def clip_margins(settings: TrackerConfig, boxes_xywh: Float[EitherArray, "n 4"]) -> Float[EitherArray, " n"]:
+    """Pixels by which the boxes of targets must reach into the frame, and their least sides, from the given boxes."""
+    xp = namespace(boxes_xywh)
+    sides = boxes_xywh[:, 2:].min(axis=1)
+    if not settings.clip_share:
+        return xp.full_like(sides, settings.clip_margin)
+    return xp.clip(settings.clip_share * sides, min(1, settings.clip_margin), settings.clip_margin)
+
+
 @jit_static
 def _first_state(
     model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T 3"], boxes_xywh: Float[Array, "n 4"]
@@ -80,6 +90,7 @@ def _first_state(
         filled=jnp.broadcast_to(jnp.arange(settings.num_slots) < 2, (len(crops), settings.num_slots)),
         cache=None,
         memory=score_rules.start_memory(crops) if model.config.score_heads else None,
+        clip_margins=clip_margins(settings, boxes_xywh.astype(jnp.float32)),
         frame_index=zero,
         num_refreshes=zero,
     )
@@ -122,7 +133,7 @@ def step_from_crops(
     """
     prediction = _locate(model, settings, variables, state, crops)
     boxes_xywh = crop_box_to_frame(prediction.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
-    boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], settings.clip_margin)
+    boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
     memory, scores, is_candidate = state.memory, prediction.scores, None
     if memory is not None and scores is not None:
         memory, is_candidate = score_rules.select(settings, memory, scores)

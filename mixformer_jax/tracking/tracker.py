@@ -1,6 +1,8 @@
 """The tracker that users hold: weights, a device, and the host side of the per-frame loop."""
 
 import dataclasses
+import logging
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -18,6 +20,7 @@ from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.state import Tracked, TrackPrediction, TrackState
 from mixformer_jax.tracking.step import (
+    clip_margins,
     is_refresh_due,
     keep_candidates,
     refresh_from_crops,
@@ -27,6 +30,8 @@ from mixformer_jax.tracking.step import (
 
 Device = Literal["cpu", "gpu", "tpu"]
 DEFAULT_WEIGHTS = "mixvit_tiny"
+
+logger = logging.getLogger(__name__)
 
 
 class Crops(NamedTuple):
@@ -103,30 +108,31 @@ class Tracker:
         settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
         return Tracker(self.config, settings, self.variables, self.device)
 
-    def start(self, frame: np.ndarray, boxes_xywh: Any) -> TrackState:
+    def start(self, frame: Any, boxes_xywh: Any) -> TrackState:
         """Begins to track the targets that boxes mark on a frame.
 
         Args:
-            frame: RGB, uint8 [height, width, 3].
+            frame: RGB, uint8 [height, width, 3]: a numpy or JAX array, lists of numbers, or a PIL image.
             boxes_xywh: one box x, y, w, h in pixels, or [n, 4] of them; each must overlap the frame.
 
         Raises:
             ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
-        check_frame(frame)
+        frame = checked_frame(frame)
         boxes = _check_boxes(boxes_xywh, frame.shape)
+        _warn_of_small_targets(self.settings, boxes)
         # On the device from the first frame on: arrays that JAX may still move would compile another program.
         arrays = (self._template_crops(frame, boxes), boxes.astype(np.float32))
         return start_from_crops(self.model, self.settings, self.variables, *jax.device_put(arrays, self.device))
 
-    def step(self, state: TrackState, frame: np.ndarray) -> tuple[TrackState, Tracked]:
-        """Finds the targets on the next frame, which is RGB, uint8 [height, width, 3].
+    def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
+        """Finds the targets on the next frame, which is RGB, uint8 [height, width, 3], as for `start`.
 
         Raises:
             ValueError: the frame is no RGB image of bytes.
         """
-        check_frame(frame)
-        state, prediction = self._locate(state, self.search_crops(state, frame), frame.shape[:2])
+        frame = checked_frame(frame)
+        state, prediction = self._locate(state, self.search_crops(state, frame), (frame.shape[0], frame.shape[1]))
         boxes_xywh = _boxes(state)
         if self.settings.num_online_templates > 0 and prediction.is_candidate is not None:
             state = self._keep_candidates(state, frame, np.asarray(prediction.is_candidate))
@@ -261,8 +267,9 @@ def _boxes(state: TrackState) -> Float64[np.ndarray, "n 4"]:
 
 
 def _tracked(boxes_xywh: Float64[np.ndarray, "n 4"], prediction: TrackPrediction) -> Tracked:
-    scores = None if prediction.scores is None else np.asarray(prediction.scores)
-    return Tracked(boxes_xywh, scores, None if prediction.lost is None else np.asarray(prediction.lost))
+    # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
+    scores = None if prediction.scores is None else np.array(prediction.scores)
+    return Tracked(boxes_xywh, scores, None if prediction.lost is None else np.array(prediction.lost))
 
 
 def _stack(pixels: list[UInt8[np.ndarray, "size size 3"]]) -> UInt8[np.ndarray, "n size size 3"]:
@@ -288,8 +295,48 @@ def _check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.nd
     return np.stack(checked)
 
 
-def check_frame(frame: np.ndarray) -> None:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise ValueError(
-            f"a frame of type {frame.dtype} and shape {frame.shape}; expected uint8 RGB of shape (height, width, 3)"
+def _warn_of_small_targets(settings: TrackerConfig, boxes_xywh: Float64[np.ndarray, "n 4"]) -> None:
+    """Says which targets are smaller than any box that the tracker can give, and the setting that helps."""
+    for number, (box_xywh, margin) in enumerate(zip(boxes_xywh, clip_margins(settings, boxes_xywh), strict=True), 1):
+        width, height = box_xywh[2:]
+        if margin <= max(1, min(width, height)):
+            continue
+        which = f"target {number}" if len(boxes_xywh) > 1 else "the target"
+        enough = max(1, math.floor(min(width, height) / 2))
+        logger.warning(
+            "%s is %g x %g pixels, and no box of this tracker is smaller than %g x %g (clip_margin); boxes can be as "
+            "small as the target with --tracker.clip_margin=%d, or tracker.with_settings(clip_margin=%d)",
+            *(which, width, height, margin, margin, enough, enough),
         )
+
+
+def checked_frame(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """The frame that a user gave as an array, once it is known to be usable.
+
+    Args:
+        frame: a numpy or JAX array of bytes, lists of whole numbers from 0 to 255, or a PIL image of mode RGB.
+
+    Raises:
+        ValueError: anything else, and a frame without pixels.
+    """
+    expected = "expected uint8 RGB of shape (height, width, 3)"
+    mode = getattr(frame, "mode", "RGB")  # of a PIL image; in other modes three channels may be something else
+    if mode != "RGB":
+        raise ValueError(f'a frame of mode {mode!r}; convert a PIL image with image.convert("RGB"); {expected}')
+    try:
+        pixels = np.asarray(frame)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU, traced JAX arrays
+        raise ValueError(f"a frame of type {type(frame).__name__} is no array: {error}; {expected}") from error
+    # Python's numbers have no type of their own; arrays of another type may hold another range.
+    if isinstance(frame, (list, tuple)) and pixels.dtype.kind == "i" and _are_bytes(pixels):
+        pixels = pixels.astype(np.uint8)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        kind = type(frame).__name__ if pixels.dtype == object else f"{pixels.dtype} and shape {pixels.shape}"
+        raise ValueError(f"a frame of type {kind}; {expected}")
+    if pixels.size == 0:
+        raise ValueError(f"a frame of {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height); {expected}")
+    return pixels
+
+
+def _are_bytes(numbers: np.ndarray) -> bool:
+    return numbers.size > 0 and int(numbers.min()) >= 0 and int(numbers.max()) <= 255

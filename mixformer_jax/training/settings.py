@@ -36,7 +36,8 @@ class RunConfig:
         keep_latest: newest checkpoints to keep, beside the best one.
         keep_every: checkpoints of multiples of so many steps are kept for good, and weights files with them; 0: none.
         workers: what makes samples in the background; 0 makes them between steps.
-        init: pre-trained weights to start from: an official backbone, a weights file, or a run's folder.
+        init: pre-trained weights to start from: an official backbone, a weights file, a run's folder, or the name
+            of embedded weights.
         resume: folder of another run whose newest checkpoint this one goes on from, optimizer and step included.
         wandb_project: project on Weights & Biases that gets the metrics too (the package `wandb` must be installed).
     """

@@ -15,6 +15,7 @@ from mixformer_jax.convert.initial import init_from
 from mixformer_jax.convert.torch_files import is_safetensors_of
 from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, expected_shapes, load_weights
 from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.tracking.tracker import find_weights
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
 from mixformer_jax.training.objective import Objective, Start
 from mixformer_jax.training.program import TrainProgram
@@ -93,7 +94,7 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
 
 
 def weights_file(source: str | Path) -> Path:
-    """The file itself, or the one in the folder of a run.
+    """The file itself, the one in the folder of a run, or the embedded one of this name.
 
     Raises:
         WeightsError: no such file.
@@ -105,9 +106,7 @@ def weights_file(source: str | Path) -> Path:
             raise WeightsError(
                 f"{source}: no {RUN_WEIGHTS} in this folder; expected the folder of a run that has trained"
             )
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; expected weights, or the folder of a run")
-    return path
+    return path if path.is_file() else find_weights(path)
 
 
 def is_ours(format_name: str, path: Path) -> bool:

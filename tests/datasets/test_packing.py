@@ -97,6 +97,48 @@ def test_packing_goes_on_where_it_stopped(root, tmp_path):
         pack(dataset, tmp_path, PackConfig(frames_per_shard=10, quality=50))
 
 
+@pytest.mark.parametrize("others", [["one", "two", "four"], ["three", "two", "one"]])
+def test_packing_does_not_go_on_with_other_sequences(root, tmp_path, others):
+    write_got10k(tmp_path / "in", ["one", "two", "three", "four"])
+    (tmp_path / "first.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "other.txt").write_text("\n".join(others) + "\n")
+    first, other = (
+        open_dataset("got10k", tmp_path / "in", list_file=tmp_path / f"{name}.txt") for name in ("first", "other")
+    )
+    assert len(first) == len(other) == 3
+    out, config = tmp_path / "out", PackConfig(frames_per_shard=10)
+    pack(first, out, config)
+    (out / "shard-00002.json").unlink()
+    there = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(DatasetError, match=r"holds something else.*another split or list"):
+        pack(other, out, config)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == there
+    assert pack(first, out, config).frames == COUNT
+
+
+def test_negative_samples_of_hidden_targets_show_the_middle_of_the_frame(tmp_path):
+    # The target is in the far corner, has a box, and is marked absent: the middle must be packed, too.
+    folder = tmp_path / "in" / "hides"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        frame = cv2.resize(rng.integers(40, 256, (18, 32, 3), np.uint8), (640, 360))
+        cv2.imwrite(str(folder / f"{number + 1:08d}.jpg"), frame)
+    (folder / "groundtruth.txt").write_text("600,330,8,8\n" * COUNT)
+    (folder / "absence.label").write_text("\n".join(str(int(i >= 20)) for i in range(COUNT)) + "\n")
+    (tmp_path / "in" / "list.txt").write_text("hides\n")
+    pack(open_dataset("got10k", tmp_path / "in"), tmp_path / "out", PackConfig(lossless=True))
+    labels = {"frames": "trident_pro", "positive_share": 0.2}
+    ours, folders = samples(tmp_path / "out", "packed", **labels), samples(tmp_path / "in", "got10k", **labels)
+    negatives = 0
+    for index in range(12):
+        packed, whole = ours.sample(index), folders.sample(index)
+        negatives += packed["label"] == 0
+        for name in whole:
+            np.testing.assert_array_equal(packed[name], whole[name], err_msg=f"{name} of {index}")
+    assert negatives > 3
+
+
 def test_what_cannot_be_read_stands_in_its_place(tmp_path):
     root = write_got10k(tmp_path / "in", ["good", "torn", "short"])
     (root / "torn" / "00000003.jpg").write_bytes(b"no image")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig, disturb
-from mixformer_jax.data.pairs import SequencePairs, Source, centre_box, draw_frames, usable_frames
+from mixformer_jax.data.pairs import SequencePairs, Source, absent_frames, centre_box, draw_frames, usable_frames
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.data.views import CropConfig, UnusableSampleError
 
@@ -26,7 +26,8 @@ def test_causal_frames(usable, interval, num_online, seed):
         )
     except UnusableSampleError:
         frames = np.flatnonzero(usable)
-        assert len(frames) < 3 or num_online > 0
+        # Where the target is not seen to the end, the last frame that shows it may be drawn, each time.
+        assert len(frames) < 3 or num_online > 0 or not usable[-1]
         return
     assert len(online) == num_online
     assert usable[[template, search, *online]].all()
@@ -179,6 +180,63 @@ def test_negative_samples_have_their_label():
     box_xywh = centre_box((90, 120))
     np.testing.assert_array_equal(box_xywh, [52, 39, 15, 11])
     assert 0 < sample["box_cxcywh"][2] < 1
+
+
+def test_small_targets_are_not_absent():
+    boxes_xywh = np.array([[40.0, 30.0, 20.0, 20.0]] * 30)
+    boxes_xywh[::2, 2:] = 8.0
+    boxes_xywh[29] = np.nan
+    small = Sequence("shrinks", boxes_xywh, white_square, 30.0, Path("/nowhere"))
+    np.testing.assert_array_equal(absent_frames(small), [29])
+    source = SequencePairs(
+        [Source("set", dataset(small), 1.0, min_side=10.0)], CROPS, PLAIN, "trident_pro", positive_share=0.5
+    )
+    rng = np.random.default_rng(0)
+    draws = [source.draw(rng) for _ in range(60)]
+    assert {draw.search.frame for draw in draws if not draw.label} == {29}
+    assert {shot.frame % 2 for draw in draws if draw.label for shot in (*draw.templates, draw.search)} == {1}
+
+
+def test_negative_samples_of_two_data_sets_with_sequences_of_one_name():
+    def coloured(channel):
+        def frame(index):
+            pixels = np.zeros((90, 120, 3), np.uint8)
+            pixels[..., channel] = 200
+            return pixels
+
+        return frame
+
+    boxes_xywh = np.array([[50.0, 35.0, 20.0, 20.0]] * 24)
+    sets = [
+        dataset(Sequence("car", boxes_xywh, coloured(channel), 30.0, Path(f"/{name}")))
+        for channel, name in enumerate(("first", "second"))
+    ]
+    source = pairs(*sets, scheme="trident", positive_share=0.2)
+    rng = np.random.default_rng(0)
+    same_frame = 0
+    for _ in range(150):
+        draw = source.draw(rng)
+        try:
+            sample = source.render(rng, draw)
+        except UnusableSampleError:  # a crop beside the frame
+            continue
+        shown = {int(sample[name].reshape(-1, 3).max(axis=0).argmax()) for name in ("templates", "search")}
+        assert len(shown) == (1 if draw.label else 2)
+        if not draw.label:
+            same_frame += draw.search.frame in {shot.frame for shot in draw.templates}
+            assert f"in {draw.search.sequence.root}" in str(draw)
+    assert same_frame > 2
+
+
+def test_a_data_set_that_is_given_twice_is_no_negative_of_itself(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    boxes_xywh = np.array([[50.0, 35.0, 20.0, 20.0]] * 24)
+    twice = [dataset(Sequence("car", boxes_xywh, white_square, 30.0, tmp_path / name)) for name in ("real", "link")]
+    rng = np.random.default_rng(0)
+    with pytest.raises(UnusableSampleError, match="no other sequence than car"):
+        for _ in range(20):
+            pairs(*twice, scheme="trident", positive_share=0.5).draw(rng)
 
 
 def test_usable_frames():

@@ -1,6 +1,9 @@
 """Single images: every one once an epoch, cut at random inside its borders, the same whenever asked."""
 
+import contextlib
+import logging
 import pickle
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixformer_jax.data import pipeline
 from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.data.pipeline import BadDataError, batches
 from mixformer_jax.data.single_images import (
     CentreCrops,
     ImageFolder,
@@ -17,7 +22,6 @@ from mixformer_jax.data.single_images import (
     open_images,
     random_part,
 )
-from mixformer_jax.images import SourceError
 
 
 def grey(level, height=40, width=60):
@@ -88,6 +92,47 @@ def test_validation_crops_are_fixed_and_spread():
     assert np.diff([0, *sorted(levels), 100]).max() < 25
 
 
+def test_an_image_that_cannot_be_read_is_replaced_and_named(folder, caplog, monkeypatch):
+    config = ImagesConfig(str(folder))
+
+    def make(**changes):
+        return ImageSamples(replace(config, **changes), open_images(str(folder), None), 16, seed=0)
+
+    whole = [make().sample(index)["search"] for index in range(14)]
+    path = folder / "cats" / "1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    samples = make()
+    rendered = [samples.render(index) for index in range(14)]
+    bad = [index for index, each in enumerate(rendered) if each.faults]
+    assert len(bad) == 2 and all("1.png: truncated" in rendered[index].faults[0] for index in bad)
+    for index, each in enumerate(rendered):
+        if index not in bad:
+            np.testing.assert_array_equal(each.sample["search"], whole[index])
+    with caplog.at_level(logging.WARNING), contextlib.closing(batches(samples, 7, workers=1)) as stream:
+        for number in range(2):
+            drawn = next(stream)["search"]
+            np.testing.assert_array_equal(drawn, [each.sample["search"] for each in rendered[7 * number :][:7]])
+        assert (stream.drawn, stream.replaced) == (14, 2)
+    assert "replaced a sample: " in caplog.text and "1.png" in caplog.text
+
+    monkeypatch.setattr(pipeline, "MIN_JUDGED", 7)
+    message = r"1 of 7 samples had to be replaced, more than images\.max_bad_share = 0\.01 allows; copy"
+    with contextlib.closing(batches(samples, 7, num_threads=0)) as stream, pytest.raises(BadDataError, match=message):
+        next(stream)
+    with contextlib.closing(batches(make(max_bad_share=0.5), 7, num_threads=0)) as stream:
+        next(stream)
+
+
+def test_validation_goes_on_beside_a_broken_image(folder):
+    (folder / "cats" / "3.png").write_bytes(b"no png")
+    crops = CentreCrops(open_images(str(folder), None), 16)
+    rendered = [crops.render(index) for index in range(7)]
+    assert sum(len(each.faults) for each in rendered) >= 1
+    np.testing.assert_array_equal(
+        [each.sample["search"] for each in rendered], [crops.sample(index)["search"] for index in range(7)]
+    )
+
+
 def test_errors(folder, tmp_path):
     with pytest.raises(DatasetError, match="no such folder; expected one with images"):
         open_images(str(tmp_path / "nowhere"), None)
@@ -96,11 +141,10 @@ def test_errors(folder, tmp_path):
         ImageFolder(tmp_path / "empty")
     with pytest.raises(DatasetError, match="split 'train' is asked for, but a folder of images has none"):
         open_images(str(folder), "train")
-    (folder / "cats" / "1.png").write_bytes(b"no png")
-    samples = ImageSamples(ImagesConfig(str(folder)), open_images(str(folder), None), 16, seed=0)
-    with pytest.raises(SourceError, match=r"1\.png"):
-        for index in range(7):
-            samples.sample(index)
-    for setting in ({"min_area": 0.0}, {"max_aspect": 0.5}, {"flip_probability": 2.0}):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no png")
+    with pytest.raises(DatasetError, match=r"none of 50 drawn images can be read; the last one: .*\.png: cannot be"):
+        ImageSamples(ImagesConfig(str(folder)), open_images(str(folder), None), 16, seed=0).sample(0)
+    for setting in ({"min_area": 0.0}, {"max_aspect": 0.5}, {"flip_probability": 2.0}, {"max_bad_share": -0.1}):
         with pytest.raises(ValueError, match=f"images.{next(iter(setting))} is"):
             ImagesConfig("", **setting)

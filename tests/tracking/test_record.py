@@ -55,6 +55,26 @@ def test_several_targets_with_scores(tmp_path):
     assert not recording.lost[:, 0].any() and recording.boxes_xywh.shape == (5, 2, 4)
 
 
+def test_rows_are_kept_and_not_views_of_them(tmp_path):
+    class Reuses(PairTracker):
+        """Gives its arrays away, and writes the next frame's numbers into them."""
+
+        kept = None
+
+        def step(self, state, frame):
+            state, found = super().step(state, frame)
+            if self.kept is None:
+                self.kept = found
+            for mine, new in zip((self.kept.boxes_xywh, self.kept.lost), (found.boxes_xywh, found.lost), strict=True):
+                mine[...] = new
+            return state, self.kept
+
+    given = np.concatenate([square_boxes(1), square_boxes(1) + np.array([SIDE, 0, 0, 0])])
+    recording = record(Reuses(), open_source(square_clip(5)), given, tmp_path / "out.mp4", tmp_path / "out.txt")
+    np.testing.assert_array_equal(recording.boxes_xywh[:, 0], square_boxes(5))
+    np.testing.assert_array_equal(recording.lost[:, 1], [False, True, False, True, False])
+
+
 def test_every_third_frame(tmp_path):
     recording = run(tmp_path, every=3)
     np.testing.assert_array_equal(read_boxes(recording), square_boxes(20)[::3])

@@ -1,17 +1,24 @@
 """Loading trackers, and the embedded default on moving pictures."""
 
 import inspect
+import logging
 import shutil
 
+import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import mixformer_jax
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.data.sequences import open_dataset
 from mixformer_jax.demo import render_demo_clip
+from mixformer_jax.models.config import ConfigError, TrackerConfig
+from mixformer_jax.tracking.lanes import Lanes
+from mixformer_jax.tracking.step import clip_margins
 from mixformer_jax.tracking.tracker import Tracker, find_weights
 
 
@@ -54,6 +61,94 @@ def test_the_default_tracks_a_real_video(default, shared_data):
         state, tracked = default.step(state, frame)
         found.append(tracked.box_xywh)
     assert overlaps(np.stack(found), sequence.boxes_xywh[1:]).mean() > 0.4
+
+
+def drifting_patch(width, height, count=16):
+    rng = np.random.default_rng(3)
+    background = cv2.resize(rng.integers(60, 120, (30, 40, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+    frames, boxes_xywh = [], []
+    for index in range(count):
+        x, y = 60 + index, 50
+        frame = background.copy()
+        frame[y : y + height, x : x + width] = (250, 240, 40)
+        frames.append(frame)
+        boxes_xywh.append([x, y, width, height])
+    return frames, np.array(boxes_xywh, np.float64)
+
+
+def follow(tracker, frames, box_xywh):
+    state, found = tracker.start(frames[0], box_xywh), []
+    for frame in frames[1:]:
+        state, tracked = tracker.step(state, frame)
+        found.append(tracked.box_xywh)
+    return np.stack(found)
+
+
+def test_the_default_has_small_boxes_for_small_targets(default, caplog):
+    frames, boxes_xywh = drifting_patch(5, 4)
+    with caplog.at_level(logging.WARNING):
+        ours = follow(default, frames, boxes_xywh[0])
+        assert not caplog.records
+        official = follow(default.with_settings(clip_share=0.0), frames, boxes_xywh[0])
+    assert "5 x 4 pixels" in caplog.text and "--tracker.clip_margin=2" in caplog.text
+    assert (official[:, 2:] >= 10).all() and (overlaps(official, boxes_xywh[1:]) <= 0.2).all()
+    assert (ours[:, 2:] < 10).all() and overlaps(ours, boxes_xywh[1:]).mean() > 0.35
+    # What the warning names helps as well.
+    by_hand = default.with_settings(clip_share=0.0, clip_margin=2)
+    np.testing.assert_array_equal(follow(by_hand, frames, boxes_xywh[0]), ours)
+
+
+def test_margins_by_target():
+    boxes_xywh = np.array([[0, 0, 5, 4], [0, 0, 30, 12], [0, 0, 50, 60], [0, 0, 0.5, 8]], np.float64)
+    np.testing.assert_array_equal(clip_margins(TrackerConfig(), boxes_xywh), [10, 10, 10, 10])
+    np.testing.assert_array_equal(clip_margins(TrackerConfig(clip_share=0.5), boxes_xywh), [2, 6, 10, 1])
+    with pytest.raises(ConfigError, match="clip_share is 2"):
+        TrackerConfig(clip_share=2.0)
+
+
+def test_frames_may_come_in_other_forms(default):
+    frames, boxes_xywh = drifting_patch(24, 20, 3)
+    expected = follow(default, frames, boxes_xywh[0])
+    for form in (jnp.asarray, np.ndarray.tolist, Image.fromarray, lambda frame: frame[:, ::-1][:, ::-1]):
+        found = follow(default, [form(frame) for frame in frames], jnp.asarray(boxes_xywh[0]))
+        np.testing.assert_array_equal(found, expected)
+    lanes = Lanes(default, 1)
+    state = lanes.start(None, 0, Image.fromarray(frames[0]), boxes_xywh[0].tolist())
+    _, found = lanes.step(state, {0: jnp.asarray(frames[1])})
+    np.testing.assert_array_equal(found[0].box_xywh, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (np.zeros((0, 0, 3), np.uint8), "0 x 0 pixels"),
+        (np.zeros((20, 0, 3), np.uint8), "0 x 20 pixels"),
+        ([], "type float64 and shape"),
+        (None, "type NoneType"),
+        ("frame.png", "shape ()"),
+        (np.zeros((20, 30, 3)), "type float64"),
+        (np.zeros((20, 30, 3), np.int64), "type int64"),
+        (np.zeros((20, 30), np.uint8), "shape \\(20, 30\\)"),
+        (np.zeros((3, 20, 30), np.uint8), "shape \\(3, 20, 30\\)"),
+        (np.full((4, 5, 3), 300).tolist(), "type int64"),
+        (np.full((4, 5, 3), 0.5).tolist(), "type float64"),
+        ([[[1, 2, 3]], [[1, 2]]], "type list is no array"),
+        (Image.new("L", (30, 20)), "mode 'L'.*convert"),
+        (Image.new("YCbCr", (30, 20)), "mode 'YCbCr'.*convert"),
+    ],
+)
+def test_frames_that_are_none(default, frame, message):
+    state = default.start(np.zeros((20, 30, 3), np.uint8), [5, 5, 10, 10])
+    for call in (lambda: default.start(frame, [5, 5, 10, 10]), lambda: default.step(state, frame)):
+        with pytest.raises(ValueError, match=f"{message}.*expected uint8 RGB of shape"):
+            call()
+
+
+def test_what_is_said_about_a_frame_keeps_no_jax_array_alive(default):
+    frames, boxes_xywh = drifting_patch(24, 20, 2)
+    _, tracked = default.step(default.start(frames[0], boxes_xywh[0]), frames[1])
+    for values in tracked:
+        assert values.flags.owndata and values.base is None
 
 
 def test_load_takes_names_files_and_run_folders(default, tmp_path):

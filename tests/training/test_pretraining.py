@@ -2,6 +2,8 @@
 
 import functools
 import json
+import logging
+import shutil
 
 import cv2
 import jax
@@ -178,6 +180,19 @@ def test_program_on_single_images(root, tmp_path, capsys):
     assert lines_of(tmp_path / "run")[-1]["kind"] == "validation"
     assert main([*arguments, "--config.images.min_aria=0.5"]) == 1
     assert "did you mean images.min_area?" in capsys.readouterr().err
+
+
+def test_a_broken_photograph_ends_no_pretraining(root, tmp_path, caplog):
+    images = tmp_path / "images"
+    shutil.copytree(root / "videos" / "a", images)
+    (images / "00000003.jpg").write_bytes(b"no jpeg")
+    config = trackmae(root, steps=3, validate_every=3, checkpoint_every=3)
+    del config["data"]
+    config["autoencoder"]["num_templates"] = 0
+    config["images"] = {"root": str(images), "validation_root": str(images)}
+    with caplog.at_level(logging.WARNING):
+        assert pretrain(config, tmp_path / "run").is_file()
+    assert "replaced a sample: " in caplog.text and "00000003.jpg" in caplog.text
 
 
 def test_validation_masks_do_not_change(root):

@@ -108,23 +108,17 @@ class PackedFrame:
         self._decoded: dict[int, FramePart] = {}
 
     def part(self, needed: Rectangle) -> FramePart:
-        """The smallest part that shows what is needed, or else the largest."""
-        height, width = self.size
-        left, top = max(needed.left, 0), max(needed.top, 0)
-        right, bottom = min(needed.left + needed.width, width), min(needed.top + needed.height, height)
-        for number, part in enumerate(self._parts):
-            x, y, w, h = part.covers
-            if x <= left and y <= top and x + w >= right and y + h >= bottom:
-                return self._decode(number)
+        """The first part that shows as much as any does of what is needed; smaller ones stand before larger ones."""
         if not self._parts:
             raise UnusableSampleError(f"{self.name}: nothing around the target was packed")
-        return self._decode(len(self._parts) - 1)
+        shown = [_overlap(part.covers, needed) for part in self._parts]
+        return self._decode(shown.index(max(shown)))
 
     def whole(self) -> UInt8[np.ndarray, "h w 3"]:
         """The frame as far as it is known, black elsewhere."""
         pixels = np.zeros((*self.size, 3), np.uint8)
-        if self._parts:
-            part = self._decode(len(self._parts) - 1)
+        for number in reversed(range(len(self._parts))):  # what is packed larger comes last, on top
+            part = self._decode(number)
             left, top, width, height = (int(value) for value in part.covers)
             pixels[top : top + height, left : left + width] = cv2.resize(part.pixels, (width, height))
         return pixels
@@ -134,6 +128,13 @@ class PackedFrame:
             covers, image = self._parts[number]
             self._decoded[number] = FramePart(decode_image(image, f"{self.name}, part {number}"), covers)
         return self._decoded[number]
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> float:
+    """Area that two rectangles have in common."""
+    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
+    height = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
+    return float(max(width, 0) * max(height, 0))
 
 
 class _Reader:
