@@ -4,10 +4,24 @@ These records travel inside every weights file, so that a file alone is enough t
 """
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
+
+from mixformer_jax.typed_settings import (
+    ConfigError,
+    Count,
+    CropFactor,
+    CropSide,
+    NaturalNumber,
+    OnlineTemplates,
+    Range,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    TypedSettings,
+    dataclass_from_mapping,
+)
+
+__all__ = ["ConfigError", "MixFormerConfig", "TrackerConfig", "dataclass_from_mapping"]
 
 BackboneKind = Literal["vit", "cvt"]
 PatchEmbedKind = Literal["linear", "convolutional", "convmae"]
@@ -22,36 +36,15 @@ ComputeDtype = Literal["float32", "bfloat16"]
 # MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16
 
-Record = TypeVar("Record")
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or has a value that cannot work."""
-
-
-def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any]) -> Record:
-    """Builds a settings record, naming every unknown key and its closest known one.
-
-    Raises:
-        ConfigError: for unknown keys, choices that do not exist, or where the record itself refuses a value.
-    """
-    known = [field.name for field in dataclasses.fields(record_type)]  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        hints = []
-        for key in unknown:
-            close = difflib.get_close_matches(key, known, n=1)
-            hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-        raise ConfigError(f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}")
-    for key, hint in get_type_hints(record_type).items():
-        if get_origin(hint) is Literal and values.get(key, get_args(hint)[0]) not in get_args(hint):
-            choices = ", ".join(get_args(hint))
-            raise ConfigError(f"{record_type.__name__}.{key} is {values[key]!r}; expected one of {choices}")
-    return record_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+Width = Annotated[int, Range(1, 65_536)]
+Blocks = Annotated[int, Range(0, 1024)]
+SomeBlocks = Annotated[int, Range(1, 1024)]
+Heads = Annotated[int, Range(0, 1024)]
+SomeHeads = Annotated[int, Range(1, 1024)]
 
 
 @dataclasses.dataclass(frozen=True)
-class MixFormerConfig:
+class MixFormerConfig(TypedSettings):
     """Architecture of one MixFormer; `sizes.SIZES` holds those of the paper.
 
     Attributes:
@@ -97,51 +90,46 @@ class MixFormerConfig:
     """
 
     name: str = "mixvit_b"
-    search_size: int = 288
-    template_size: int = 128
+    search_size: CropSide = 288
+    template_size: CropSide = 128
     backbone: BackboneKind = "vit"
-    patch_size: int = 16
+    patch_size: Annotated[int, Range(1, 256)] = 16
     patch_embed: PatchEmbedKind = "linear"
-    early_widths: tuple[int, ...] = ()
-    early_depths: tuple[int, ...] = ()
-    early_heads: tuple[int, ...] = ()
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: int = 4
-    drop_path: float = 0.1
+    early_widths: tuple[Width, ...] = ()
+    early_depths: tuple[SomeBlocks, ...] = ()
+    early_heads: tuple[SomeHeads, ...] = ()
+    width: Width = 768
+    depth: SomeBlocks = 12
+    num_heads: SomeHeads = 12
+    mlp_ratio: Annotated[int, Range(1, 64)] = 4
+    drop_path: ShareBelowOne = 0.1
     layer_scale: bool = False
     positions: PositionKind = "sincos"
     projection: ProjectionKind = "linear"
     projection_norm: NormKind = "frozen"
     attention: AttentionKind = "asymmetric"
-    mixed_blocks: int | None = None
-    cross_attention_blocks: int = 0
-    context_augment_layers: int = 0
-    decoder_blocks: int = 0
+    mixed_blocks: NaturalNumber | None = None
+    cross_attention_blocks: Blocks = 0
+    context_augment_layers: Blocks = 0
+    decoder_blocks: Blocks = 0
     head: HeadKind = "corner_pyramid"
-    head_width: int = 384
+    head_width: Width = 384
     head_norm: HeadNormKind = "batch"
-    score_heads: int = 0
+    score_heads: Heads = 0
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("search_size", "template_size"):
-            if getattr(self, key) % self.patch_size or getattr(self, key) <= 0:
+            if getattr(self, key) % self.patch_size:
                 raise ConfigError(
                     f"{key} is {getattr(self, key)}; expected a positive multiple of patch_size {self.patch_size}"
                 )
-        counts = ("mlp_ratio", "depth", "num_heads", "head_width")
-        for key in (*counts, "cross_attention_blocks", "context_augment_layers", "decoder_blocks", "score_heads"):
-            if getattr(self, key) < (key in counts):
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {int(key in counts)}")
         self._check_stages()
         self._check_mixing()
         if self.output_width % max(1, self.score_heads):
             raise ConfigError(f"width {self.output_width} does not divide into {self.score_heads} score_heads")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ConfigError(f"drop_path is {self.drop_path}; expected a share in [0, 1)")
 
     def _check_stages(self) -> None:
         early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
@@ -176,7 +164,7 @@ class MixFormerConfig:
 
     def _check_mixing(self) -> None:
         blocks = self.num_blocks
-        if self.mixed_blocks is not None and not 0 <= self.mixed_blocks <= blocks:
+        if self.mixed_blocks is not None and self.mixed_blocks > blocks:
             raise ConfigError(f"mixed_blocks is {self.mixed_blocks}; expected 0 to {blocks}, or None for all")
         if self.mixed_blocks == 0 and not (self.cross_attention_blocks or self.context_augment_layers):
             raise ConfigError("mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen")
@@ -217,12 +205,13 @@ class MixFormerConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "MixFormerConfig":
-        return dataclass_from_mapping(cls, values)
+    def from_dict(cls, values: Any) -> "MixFormerConfig":
+        """Raises ConfigError, see `dataclass_from_mapping`."""
+        return dataclass_from_mapping(cls, values, "model")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrackerConfig:
+class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
     Attributes:
@@ -242,31 +231,23 @@ class TrackerConfig:
     prediction module. Losing and finding are not in the paper, and change no box.
     """
 
-    template_factor: float = 2.0
-    search_factor: float = 4.5
-    num_online_templates: int = 1
-    update_interval: int = 200
-    max_score_decay: float = 1.0
-    clip_margin: int = 10
-    lost_below: float = 0.25
-    lost_after: int = 5
-    found_above: float = 0.5
-    found_after: int = 2
+    template_factor: CropFactor = 2.0
+    search_factor: CropFactor = 4.5
+    num_online_templates: OnlineTemplates = 1
+    update_interval: Count = 200
+    max_score_decay: ShareAboveZero = 1.0
+    clip_margin: NaturalNumber = 10
+    lost_below: Share = 0.25
+    lost_after: Count = 5
+    found_above: Share = 0.5
+    found_after: Count = 2
 
     def __post_init__(self) -> None:
-        for key in ("template_factor", "search_factor"):
-            if not 1.0 <= getattr(self, key) < math.inf:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least 1")
-        least = {"num_online_templates": 0, "update_interval": 1, "clip_margin": 0, "lost_after": 1, "found_after": 1}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {value}")
-        if not 0.0 < self.max_score_decay <= 1.0:
-            raise ConfigError(f"max_score_decay is {self.max_score_decay}; expected a factor in (0, 1]")
-        if not 0.0 <= self.lost_below <= self.found_above <= 1.0:
+        super().__post_init__()
+        if self.lost_below > self.found_above:
             raise ConfigError(
-                f"lost_below is {self.lost_below} and found_above {self.found_above}; expected scores in [0, 1], the "
-                "first not above the second"
+                f"lost_below is {self.lost_below} and found_above {self.found_above}; expected the first not above the "
+                "second"
             )
 
     @property
@@ -278,5 +259,6 @@ class TrackerConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrackerConfig":
-        return dataclass_from_mapping(cls, values)
+    def from_dict(cls, values: Any) -> "TrackerConfig":
+        """Raises ConfigError, see `dataclass_from_mapping`."""
+        return dataclass_from_mapping(cls, values, "tracker")

@@ -194,7 +194,7 @@ def test_configs_that_cannot_work(root):
         DataConfig(datasets={"made": DatasetConfig(str(root))})
     with pytest.raises(ValueError, match=r"positive_share is 1\.0"):
         DataConfig(root="somewhere", positive_share=1.0, augment=plain)
-    with pytest.raises(ValueError, match=r"ratio 0\.0"):
+    with pytest.raises(ValueError, match=r"ratio is 0\.0"):
         DatasetConfig(str(root), ratio=0.0)
     config = DataConfig(datasets={"made": DatasetConfig(str(root), reader="folder")}, augment=plain)
     with pytest.raises(ValueError, match="names the data sets made, which are not opened"):

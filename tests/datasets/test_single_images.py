@@ -102,5 +102,5 @@ def test_errors(folder, tmp_path):
         for index in range(7):
             samples.sample(index)
     for setting in ({"min_area": 0.0}, {"max_aspect": 0.5}, {"flip_probability": 2.0}):
-        with pytest.raises(ValueError, match=f"images.{next(iter(setting))} is"):
+        with pytest.raises(ValueError, match=f"{next(iter(setting))} is"):
             ImagesConfig("", **setting)
