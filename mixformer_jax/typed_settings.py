@@ -88,8 +88,8 @@ def dataclass_from_mapping(record_type: type[Record], values: Any, section: str 
         section: where the values stand, such as `data.mix`, for messages.
 
     Raises:
-        ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, values of another type or out of
-            their range, or where the record itself refuses a value.
+        ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, values of another type
+            or out of their range, or where the record itself refuses a value.
     """
     fields = dataclasses.fields(record_type)  # type: ignore[arg-type]
     known = [field.name for field in fields]
@@ -104,7 +104,7 @@ def dataclass_from_mapping(record_type: type[Record], values: Any, section: str 
             close = difflib.get_close_matches(str(key), known, n=1)
             hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
         raise ConfigError(f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}")
-    needed = [field.name for field in fields if _default(field) is dataclasses.MISSING and field.name not in values]
+    needed = [field.name for field in fields if default_of(field) is dataclasses.MISSING and field.name not in values]
     if needed:
         raise ConfigError(f"{section or record_type.__name__} lacks {', '.join(needed)}")
     prefix = f"{section}." if section else ""
@@ -112,7 +112,8 @@ def dataclass_from_mapping(record_type: type[Record], values: Any, section: str 
     return record_type(**{key: _checked(types_of[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 
-def _default(field: dataclasses.Field) -> Any:
+def default_of(field: dataclasses.Field) -> Any:
+    """Its default value; `dataclasses.MISSING` where it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
@@ -159,8 +160,6 @@ def _number(kind: Any, value: Any) -> int | float | None:
 def _expected(hint: Any) -> str:
     """A type in words: `a whole number, at least 1`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in _UNIONS:
-        return " or ".join(["None", *(_expected(each) for each in arguments if each is not type(None))])
     if origin is Annotated:
         return f"{_expected(arguments[0])}, {arguments[1]}"
     if origin is Literal:

@@ -8,7 +8,7 @@ only visible tokens of the search region pass through it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax

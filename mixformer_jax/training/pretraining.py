@@ -101,7 +101,7 @@ def pretrain(config: Mapping[str, Any], out: str | Path) -> Path:
         ConfigError: the config.
     """
     experiment = PretrainExperiment.from_mapping(config)
-    return run(MaskedPretraining(experiment), experiment.train, dataclasses.asdict(experiment), out)
+    return run(MaskedPretraining(experiment), experiment.train, experiment, out)
 
 
 @dataclasses.dataclass(frozen=True)
