@@ -11,7 +11,6 @@ is finite. A whole number does where any number does.
 
 import dataclasses
 import difflib
-import functools
 import math
 import numbers
 import types
@@ -117,7 +116,6 @@ def default_of(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-@functools.cache
 def _hints(record_type: type) -> dict[str, Any]:
     return typing.get_type_hints(record_type, include_extras=True)
 
@@ -152,8 +150,9 @@ def _number(kind: Any, value: Any) -> int | float | None:
     """The value as an `int` or a `float`; None where it is none, or another kind is wanted."""
     if kind not in (int, float) or isinstance(value, bool):
         return None
-    if isinstance(value, numbers.Integral) and abs(value) < _INT_LIMIT:
-        return int(value) if kind is int else float(value)
+    if isinstance(value, numbers.Integral):
+        whole = int(value)
+        return None if abs(whole) >= _INT_LIMIT else whole if kind is int else float(whole)
     return float(value) if kind is float and isinstance(value, numbers.Real) and math.isfinite(value) else None
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from mixformer_jax.cli import main
 from mixformer_jax.data.config import DataConfig, DatasetConfig
+from mixformer_jax.data.packing import PackConfig
 from mixformer_jax.data.single_images import ImagesConfig
 from mixformer_jax.models.autoencoder import AutoencoderConfig
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
@@ -25,7 +26,8 @@ from mixformer_jax.typed_settings import (
     dataclass_from_mapping,
 )
 
-RECORDS = [MixFormerConfig, TrackerConfig, AutoencoderConfig, DataConfig, DatasetConfig, ImagesConfig, TrainConfig]
+RECORDS = [MixFormerConfig, TrackerConfig, AutoencoderConfig, TrainConfig]
+RECORDS += [DataConfig, DatasetConfig, ImagesConfig, PackConfig]
 TINY = Path(__file__).parents[1] / "configs" / "mixvit_tiny.py"
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
 from mixformer_jax.data.groundtruth import DatasetError
@@ -178,6 +179,9 @@ class Batches(grain.DatasetIterator):
             buffer = self._prefetch if self._num_threads else 0
             options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
             return dataset.to_iter_dataset(options)
+        # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
+        for name in (name for name in flags.FLAGS if name.startswith("grain_")):
+            flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)
         one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         ahead = max(1, self._prefetch // self._num_processes)
         options = grain.MultiprocessingOptions(num_workers=self._num_processes, per_worker_buffer_size=ahead)

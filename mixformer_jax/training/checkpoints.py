@@ -218,26 +218,22 @@ class Checkpoints:
     def _read(self, step: int, like: TrainState) -> Restored:
         wanted = like._asdict()
         expected = self._json(step, "about/metadata")["fingerprints"]
-        arrays = self._json(step, "state/_METADATA")["tree_metadata"].values()
-        saved = {
-            "/".join(str(key["key"]) for key in array["key_metadata"])
-            for array in arrays
-            if array["value_metadata"]["value_type"] == "jax.Array"
-        }
-        if saved != set(expected):
+        saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree)
+        if set(saved) != set(expected):
             raise _DamageError("its files do not agree on what was saved")
-        missing, more = _names(wanted) - saved, saved - _names(wanted)
-        if missing or more:
-            parts = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("has", more)) if names]
-            raise CheckpointError(f"it is of another experiment, for it {' and '.join(parts)}")
+        ours = _shapes(wanted)
+        if saved != ours:
+            unlike = [name for name in saved | ours if saved.get(name) != ours.get(name)]
+            listed = (f"{name}: {saved.get(name, 'none')} there, {ours.get(name, 'none')} here" for name in unlike[:3])
+            raise CheckpointError(f"it is of another experiment: {len(unlike)} arrays differ, {'; '.join(listed)}")
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
         options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
         with ocp.CheckpointManager(self._folder, options=options) as reader:
             args = ocp.args.Composite(state=ocp.args.PyTreeRestore(wanted, restore_args=how))
             state = TrainState(**reader.restore(step, args=args)["state"])
-        changed = {name for name, value in _fingerprints(state).items() if expected[name] != value}
+        changed = [name for name, value in _fingerprints(state).items() if expected[name] != value]
         if changed:
-            raise _DamageError(f"not what was saved: {_some(changed)}")
+            raise _DamageError(f"not what was saved: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
         return Restored(state, self._read_data(step))
 
     def _json(self, step: int, name: str) -> Any:
@@ -294,14 +290,11 @@ def _in_short(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _names(tree: Any) -> set[str]:
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths}
-
-
-def _some(names: Iterable[str]) -> str:
-    some = sorted(names)
-    return f"{', '.join(some[:3])}{f', ... ({len(some)} arrays)' if len(some) > 3 else ''}"
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays, abstract ones and what Orbax knows of some included, by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = ((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
+    return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
 
 
 def _fingerprints(state: TrainState) -> dict[str, int]:
