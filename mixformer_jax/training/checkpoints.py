@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -218,7 +219,7 @@ class Checkpoints:
     def _read(self, step: int, like: TrainState) -> Restored:
         wanted = like._asdict()
         expected = self._json(step, "about/metadata")["fingerprints"]
-        saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree)
+        saved = self._saved_shapes(step)
         if set(saved) != set(expected):
             raise _DamageError("its files do not agree on what was saved")
         ours = _shapes(wanted)
@@ -235,6 +236,14 @@ class Checkpoints:
         if changed:
             raise _DamageError(f"not what was saved: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
         return Restored(state, self._read_data(step))
+
+    def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        try:
+            return _shapes(ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree)
+        except (NotImplementedError, ValueError) as error:
+            if re.match("[A-Z_]+: ", str(error)):  # TensorStore has said what it is
+                raise
+            raise _DamageError("its list of arrays makes no sense") from error
 
     def _json(self, step: int, name: str) -> Any:
         return json.loads((self._folder / str(step) / name).read_text())
@@ -277,9 +286,11 @@ class Checkpoints:
 
 def _is_damage(error: BaseException | None) -> bool:
     """Whether an error of reading is about the bytes of the checkpoint: what cannot be found or decoded."""
-    undecodable = (_DamageError, FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, KeyError)
+    undecodable = (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError)
     told = isinstance(error, ValueError) and str(error).startswith(_DAMAGE_STATUS)
-    return error is not None and (told or isinstance(error, undecodable) or _is_damage(error.__cause__))
+    return error is not None and (
+        told or isinstance(error, (_DamageError, *undecodable)) or _is_damage(error.__cause__)
+    )
 
 
 def _in_short(error: BaseException) -> str:
@@ -299,12 +310,11 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _fingerprints(state: TrainState) -> dict[str, int]:
     """A number for every array that any changed bit changes, the same on every mesh."""
-    leaves = jax.tree_util.tree_leaves_with_path(state._asdict())
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    sharding = next((x.sharding for _, x in leaves if isinstance(x.sharding, NamedSharding)), None)
+    arrays = jax.tree.leaves(state._asdict())
+    sharding = next((x.sharding for x in arrays if isinstance(x.sharding, NamedSharding)), None)
     whole = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-    values = jax.device_get(jax.jit(_all_sums, out_shardings=whole)([value for _, value in leaves]))
-    return dict(zip(names, map(int, values), strict=True))
+    values = jax.device_get(jax.jit(_all_sums, out_shardings=whole)(arrays))
+    return dict(zip(_shapes(state._asdict()), map(int, values), strict=True))
 
 
 def _all_sums(arrays: list[Array]) -> UInt32[Array, " arrays"]:

@@ -105,9 +105,13 @@ def empty_the_manifest(folder):
     (folder / "state" / "manifest.ocdbt").write_bytes(b"")
 
 
-def change_a_name(folder):
-    names = folder / "state" / "_METADATA"
-    names.write_text(names.read_text().replace("kernel", "kernfl"))
+def change(file, text, other):
+    def damage(folder):
+        path = folder / "state" / file
+        assert text in path.read_text()
+        path.write_text(path.read_text().replace(text, other))
+
+    return damage
 
 
 def lose_the_step(folder):
@@ -121,8 +125,11 @@ def lose(name):
 @pytest.mark.parametrize(
     "damage",
     [
-        *(flip_a_bit, lose_a_file, cut_files_off, lose_the_numbers, empty_the_manifest, change_a_name, lose_the_step),
+        *(flip_a_bit, lose_a_file, cut_files_off, lose_the_numbers, empty_the_manifest, lose_the_step),
         *map(lose, ("metrics", "state", "about")),
+        change("_METADATA", "kernel", "kernfl"),
+        change("array_metadatas/process_0", "param_name", "param_nbme"),
+        change("_METADATA", "jax.Array", "jax.Arrqy"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
