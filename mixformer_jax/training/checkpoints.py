@@ -287,10 +287,10 @@ class Checkpoints:
 def _is_damage(error: BaseException | None) -> bool:
     """Whether an error of reading is about the bytes of the checkpoint: what cannot be found or decoded."""
     undecodable = (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError)
+    if isinstance(error, (_DamageError, *undecodable)):
+        return True
     told = isinstance(error, ValueError) and str(error).startswith(_DAMAGE_STATUS)
-    return error is not None and (
-        told or isinstance(error, (_DamageError, *undecodable)) or _is_damage(error.__cause__)
-    )
+    return told or (error is not None and _is_damage(error.__cause__))
 
 
 def _in_short(error: BaseException) -> str:
