@@ -1,9 +1,10 @@
 """Settings as frozen dataclasses: types and ranges are declared beside the fields, and checked in this one place.
 
-class Run(TypedSettings):
-    steps: Count = 1000
-    decay_at: Share = 0.8
-    mesh: tuple[int, ...] = (-1, 1, 1)
+    @dataclasses.dataclass(frozen=True)
+    class Run(TypedSettings):
+        steps: Count = 1000
+        decay_at: Share = 0.8
+        mesh: tuple[int, ...] = (-1, 1, 1)
 
 Values are taken strictly, so that a slip is met before it is trained on: a count is no 12.0 and no True, and a number
 is finite. A whole number does where any number does.

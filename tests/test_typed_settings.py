@@ -155,6 +155,7 @@ def test_every_number_of_every_config_has_a_range(record, name, kind, allowed, p
         ("train.mesh=(1,1.5,1)", "train.mesh[1] is 1.5; expected a whole number"),
         ("train.mesh=(3,3,3)", "train.mesh (3, 3, 3) wants 27 devices"),
         ("train.batch_size=7", "train.batch_size 7 does not divide"),
+        ("train.warmup_steps=10000", "train.warmup_steps is 10000; expected less than steps"),
         ("train.freeze=backbone", "train.freeze=backbone: expected tuple"),
         ("data.mix.video=-1", "data.mix.video is -1.0; expected a number, at least 0"),
         ("data.positive_share=0,5", "data.positive_share is (0, 5); expected a number, above 0 and below 1"),

@@ -38,6 +38,8 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stage == "box" and not (self.iou_weight or self.l1_weight or self.corner_weight):
+            raise ConfigError("train.iou_weight, l1_weight and corner_weight are all 0: nothing would be learned")
         for pattern in self.freeze:
             try:
                 re.compile(pattern)

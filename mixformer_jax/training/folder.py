@@ -82,9 +82,10 @@ def _lock(folder: Path) -> TextIO:
             f"{folder}: its file system has no locks ({error.strerror}); nothing but you keeps a second run out of it",
             stacklevel=2,
         )
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with writing(folder):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 
