@@ -23,7 +23,7 @@ from eval.turns import time_in_turns
 from mixformer_jax.bench import device_name
 from mixformer_jax.config_files import default_settings, load_config
 from mixformer_jax.data.device_samples import DeviceSamples
-from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches
+from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches, one_opencv_thread
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
@@ -59,7 +59,7 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
         jax.block_until_ready(report)
 
     stream = batches(TrackingSamples(pools, config, settings.seed), size, workers=cores)
-    with contextlib.closing(stream):
+    with one_opencv_thread(), contextlib.closing(stream):
         calls = {
             "rendered on the device": lambda: jax.block_until_ready(render(numbers)),
             f"rendered on the host, {cores} threads": lambda: next(stream),

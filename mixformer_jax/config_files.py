@@ -176,13 +176,13 @@ def _parse(name: str, text: str, current: Any, prefix: str) -> Any:
             if not isinstance(value, (tuple, list)):
                 raise ValueError(text)
             return type(current)(value)
-    except (KeyError, ValueError, SyntaxError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:
         kind = type(current).__name__
         raise ConfigError(f"{prefix}{name}={text}: expected {kind}, such as the present {current!r}") from error
     if current is None:
         try:
             return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (TypeError, ValueError, SyntaxError):
             return text
     return text
 
@@ -192,6 +192,8 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
     for section in sections:
         if section not in config:
             config[section] = ConfigDict()
+        if not isinstance(config[section], ConfigDict):
+            raise ConfigError(f"{section} is {config[section]!r}; expected a section, which has {key}")
         config = config[section]
     with config.ignore_type():  # a list may become longer, None a number; other types are checked above
         config[key] = value

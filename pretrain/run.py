@@ -16,6 +16,7 @@ from mixformer_jax.config_files import PREFIX, default_settings, load_config
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.checkpoints import CheckpointError
 from mixformer_jax.training.folder import TrainingError
 from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
 
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(args.config, rest, default_settings(PretrainExperiment))
         weights = pretrain(config.to_dict(), args.out or Path("runs") / args.config.stem)
-    except (ConfigError, DatasetError, TrainingError, WeightsError) as error:
+    except (CheckpointError, ConfigError, DatasetError, TrainingError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"weights  {weights}")

@@ -4,51 +4,45 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import Annotated
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from mixformer_jax.typed_settings import LogStrength, Range, Share, ShareBelowOne, TypedSettings
+
 
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(TypedSettings):
     """Strengths and probabilities. A strength of 0 or a probability of 0 turns its disturbance off.
 
     Light and colour are drawn once for the sample and once more for every crop, at `independent` times the
     strength. The official trainer has other disturbances, see `AugmentConfig.official`.
     """
 
-    flip_probability: float = 0.5  # joint
+    flip_probability: Share = 0.5  # joint
     # Data sets on disk only: each crop once more by itself
-    separate_flip_probability: float = 0.0
-    aspect: float = 0.08  # each crop: log of width / height uniform within +-aspect
-    brightness: float = 0.2  # log of the gain uniform within +-brightness
-    separate_gain: float = 0.0  # each crop: gain uniform within 1 +-separate_gain
-    contrast: float = 0.2  # log of the gain about mid grey
-    gamma: float = 0.2  # log of the exponent
-    colour: float = 0.1  # log of the gain of each channel
-    saturation: float = 0.4  # log of the gain of the distance from grey
-    independent: float = 0.6
-    grey_probability: float = 0.05  # joint
-    blur_probability: float = 0.1  # each crop, Gaussian, sigma 0.4 to max_blur px
-    max_blur: float = 1.2
-    motion_blur_probability: float = 0.07  # each crop, straight line of 3 to max_motion_blur px
-    max_motion_blur: float = 7.0
+    separate_flip_probability: Share = 0.0
+    aspect: LogStrength = 0.08  # each crop: log of width / height uniform within +-aspect
+    brightness: LogStrength = 0.2  # log of the gain uniform within +-brightness
+    separate_gain: ShareBelowOne = 0.0  # each crop: gain uniform within 1 +-separate_gain
+    contrast: LogStrength = 0.2  # log of the gain about mid grey
+    gamma: LogStrength = 0.2  # log of the exponent
+    colour: LogStrength = 0.1  # log of the gain of each channel
+    saturation: LogStrength = 0.4  # log of the gain of the distance from grey
+    independent: LogStrength = 0.6
+    grey_probability: Share = 0.05  # joint
+    blur_probability: Share = 0.1  # each crop, Gaussian, sigma 0.4 to max_blur px
+    max_blur: Annotated[float, Range(0, 100)] = 1.2
+    motion_blur_probability: Share = 0.07  # each crop, straight line of 3 to max_motion_blur px
+    max_motion_blur: Annotated[float, Range(0, 100)] = 7.0
     # Each crop: shrunk to 40-80 % and enlarged again, as a small target on a frame is
-    coarse_probability: float = 0.07
-    noise_probability: float = 0.1  # each crop
-    max_noise: float = 10.0  # deviation in grey levels
-    occluder_probability: float = 0.1  # search: a patch of another picture over part of the target
-    max_occluded: float = 0.5  # share of the target's box
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value >= 0 or (name.endswith("_probability") and value > 1):
-                raise ValueError(
-                    f"AugmentConfig.{name} is {value}; expected a probability in [0, 1] or a strength >= 0"
-                )
-        if self.separate_gain >= 1:
-            raise ValueError(f"AugmentConfig.separate_gain is {self.separate_gain}; expected less than 1")
+    coarse_probability: Share = 0.07
+    noise_probability: Share = 0.1  # each crop
+    max_noise: Annotated[float, Range(0, 255)] = 10.0  # deviation in grey levels
+    occluder_probability: Share = 0.1  # search: a patch of another picture over part of the target
+    max_occluded: Share = 0.5  # share of the target's box
 
     @classmethod
     def official(cls) -> AugmentConfig:

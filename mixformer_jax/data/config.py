@@ -10,26 +10,28 @@ from typing import Literal
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.synthetic import SyntheticConfig
 from mixformer_jax.data.views import CropConfig
+from mixformer_jax.typed_settings import ConfigError, Count, InnerShare, NotNegative, Positive, Share, TypedSettings
 
 FrameScheme = Literal["causal", "trident", "trident_pro"]
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mix(TypedSettings):
     """Relative weights of the sources; 0 leaves a source out."""
 
-    video: float = 0.4
-    still: float = 0.2
-    pasted: float = 0.35
-    region: float = 0.05
+    video: NotNegative = 0.4
+    still: NotNegative = 0.2
+    pasted: NotNegative = 0.35
+    region: NotNegative = 0.05
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) < 0 or sum(vars(self).values()) <= 0:
-            raise ValueError(f"{self}: weights must be at least 0 and not all 0")
+        super().__post_init__()
+        if not any(vars(self).values()):
+            raise ConfigError(f"{self}: weights must not all be 0")
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(TypedSettings):
     """One data set on disk, in its published layout.
 
     Attributes:
@@ -43,19 +45,15 @@ class DatasetConfig:
     """
 
     root: str
-    ratio: float = 1.0
+    ratio: Positive = 1.0
     reader: str | None = None
     split: str | None = None
     list_file: str | None = None
-    min_side: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.ratio > 0:
-            raise ValueError(f"ratio {self.ratio} of data set {self.root} must be above 0")
+    min_side: NotNegative = 0.0
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(TypedSettings):
     """Everything that decides what sample i of a seed is, but for the files on disk.
 
     Two kinds of material can be mixed. The pool under `root` is decoded into memory once, and rendered and disturbed
@@ -67,9 +65,9 @@ class DataConfig:
     include: tuple[str, ...] | None = None  # pool: sequences to train on; None: all
     exclude: tuple[str, ...] = ()  # pool: sequences held out
     groups: tuple[tuple[str, ...], ...] = ()  # pool: sequences of one scene, drawn as often as one sequence
-    max_interval: int = 100  # frames between template and search; the paper's runs have 200
-    max_target_side: float = 64.0  # pool: video frames are shrunk until sqrt(w * h) is at most this
-    min_target_side: float = 8.0  # pool: smaller targets are left out
+    max_interval: Count = 100  # frames between template and search; the paper's runs have 200
+    max_target_side: Positive = 64.0  # pool: video frames are shrunk until sqrt(w * h) is at most this
+    min_target_side: NotNegative = 8.0  # pool: smaller targets are left out
     mix: Mix = field(default_factory=Mix)  # pool
     crops: CropConfig = field(default_factory=CropConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -81,26 +79,23 @@ class DataConfig:
     frames: FrameScheme = "causal"
     # Stage 2 (score module): share of samples whose box holds the target; that of the others holds something else,
     # and every sample has a `label`. None: no labels. The official trainer has 0.5.
-    positive_share: float | None = None
+    positive_share: InnerShare | None = None
     # `device`: training samples of the pool are rendered on the accelerator; validation stays on the host
     render: Literal["host", "device"] = "host"
     # Training stops when more than this share of samples had to be replaced because of unreadable or broken files
-    max_bad_share: float = 0.01
+    max_bad_share: Share = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.root is None and not self.datasets:
-            raise ValueError("data names neither a root with a pool nor datasets; there is nothing to train on")
-        if self.positive_share is not None and not 0 < self.positive_share < 1:
-            raise ValueError(f"data.positive_share is {self.positive_share}; expected a share between 0 and 1")
+            raise ConfigError("data names neither a root with a pool nor datasets; there is nothing to train on")
         if self.render == "device" and self.datasets:
-            raise ValueError(
+            raise ConfigError(
                 "data.render is 'device', which renders the pool under data.root; data.datasets are read from disk, so "
                 "leave them out, or set data.render to 'host'"
             )
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"data.max_bad_share is {self.max_bad_share}; expected a share in [0, 1]")
         if self.datasets and self.root is None and self.augment.occluder_probability > 0:
-            raise ValueError(
+            raise ConfigError(
                 "data.augment.occluder_probability needs the pool under data.root, which occluders are cut from; "
                 "set it to 0"
             )

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,13 +40,14 @@ from mixformer_jax.data.readers.packed import (
 from mixformer_jax.data.records import Dataset
 from mixformer_jax.files import whole_file, write_atomically
 from mixformer_jax.images import SourceError
+from mixformer_jax.typed_settings import Count, CropFactor, NotNegative, Range, TypedSettings
 
 MARGIN = 2  # pixels more on each side, for rounding
 TEMPLATE_SHARE, ZOOMED_OUT_SHARE = 1.2, 0.6  # of `target_side`
 
 
 @dataclass(frozen=True)
-class PackConfig:
+class PackConfig(TypedSettings):
     """What is kept. The defaults serve every experiment of the paper.
 
     Attributes:
@@ -62,21 +63,14 @@ class PackConfig:
         frames_per_shard: a shard ends with the sequence that brings it to so many frames.
     """
 
-    target_side: float = 80.0
-    quality: int = 90
+    target_side: Annotated[float, Range(16, 10_000)] = 80.0
+    quality: Annotated[int, Range(1, 100)] = 90
     lossless: bool = False
-    template_factor: float = 2.0
-    search_factor: float = 5.0
-    centre_jitter: float = 4.5
-    max_zoom: float = 2.5
-    frames_per_shard: int = 4096
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 100 or self.target_side < 16 or self.frames_per_shard < 1:
-            raise DatasetError(
-                f"quality {self.quality} must be in 1..100, target_side {self.target_side} at least 16 and "
-                f"frames_per_shard {self.frames_per_shard} at least 1"
-            )
+    template_factor: CropFactor = 2.0
+    search_factor: CropFactor = 5.0
+    centre_jitter: NotNegative = 4.5
+    max_zoom: Annotated[float, Range(1, 100)] = 2.5
+    frames_per_shard: Count = 4096
 
 
 class PackReport(NamedTuple):

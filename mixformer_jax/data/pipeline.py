@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing import connection, parent_process
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +33,7 @@ __all__ = [
     "batches",
     "contact_sheet",
     "held_out",
+    "one_opencv_thread",
 ]
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,8 @@ def batches(
     """Endless batches (arrays of `samples.sample` stacked on a new first axis) from batch `start_step` on.
 
     Batch k holds samples k * batch_size ... (k + 1) * batch_size - 1, whatever the number of workers and processes, so
-    a run resumes by its step number alone. OpenCV's own threads are switched off for the whole process: crops are
-    small, and the threads or workers here already fill the cores.
+    a run resumes by its step number alone. In worker processes OpenCV has one thread; where threads of this process
+    render, see `one_opencv_thread`.
 
     Args:
         samples: by index.
@@ -99,6 +101,20 @@ def batches(
     return Batches(
         samples, batch_size, start_step, workers - processes, processes, prefetch, process_index, process_count
     )
+
+
+@contextlib.contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """While open, OpenCV's functions use the calling thread alone, in the whole process.
+
+    Crops are small, and the threads that render them already fill the cores.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class Batches(grain.DatasetIterator):
@@ -131,7 +147,6 @@ class Batches(grain.DatasetIterator):
         self._named: set[str] = set()
         self._step = start_step
         self._running: grain.DatasetIterator | None = None
-        cv2.setNumThreads(1)
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -167,9 +182,9 @@ class Batches(grain.DatasetIterator):
             buffer = self._prefetch if self._num_threads else 0
             options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
             return dataset.to_iter_dataset(options)
-        # Grain reads its flags, which nobody has parsed outside absl's app.run.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
+        # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
+        for name in (name for name in flags.FLAGS if name.startswith("grain_")):
+            flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)
         one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         ahead = max(1, self._prefetch // self._num_processes)
         options = grain.MultiprocessingOptions(num_workers=self._num_processes, per_worker_buffer_size=ahead)

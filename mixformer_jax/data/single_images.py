@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -16,12 +16,13 @@ from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.readers.tfds import read_tfds_images
 from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
 from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, read_image
+from mixformer_jax.typed_settings import Range, Share, ShareAboveZero, TypedSettings
 
 CENTRE_SHARE = 224 / 256  # of the shorter side: what classifiers are validated on
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
+class ImagesConfig(TypedSettings):
     """Single images and how they are cut.
 
     Attributes:
@@ -40,20 +41,10 @@ class ImagesConfig:
     split: str | None = None
     validation_root: str | None = None
     validation_split: str | None = None
-    min_area: float = 0.2
-    max_aspect: float = 4 / 3
-    flip_probability: float = 0.5
-    max_bad_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= 1:
-            raise ValueError(f"images.min_area is {self.min_area}; expected a share in (0, 1]")
-        if self.max_aspect < 1:
-            raise ValueError(f"images.max_aspect is {self.max_aspect}; expected at least 1")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"images.flip_probability is {self.flip_probability}; expected a share in [0, 1]")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"images.max_bad_share is {self.max_bad_share}; expected a share in [0, 1]")
+    min_area: ShareAboveZero = 0.2
+    max_aspect: Annotated[float, Range(1, 100)] = 4 / 3
+    flip_probability: Share = 0.5
+    max_bad_share: Share = 0.01
 
 
 @runtime_checkable

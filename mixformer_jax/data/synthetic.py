@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -29,33 +30,41 @@ from mixformer_jax.data.views import (
     target_view,
     warp,
 )
+from mixformer_jax.typed_settings import ConfigError, LogStrength, Range, Share, ShareAboveZero, TypedSettings
 
 # Deviation of a region in grey levels; sky and walls have less, and nothing to recognise.
 MIN_TEXTURE = 8.0
 
+Degrees = Annotated[float, Range(0, 180)]
+
 
 @dataclass(frozen=True)
-class SyntheticConfig:
+class SyntheticConfig(TypedSettings):
     """Deformations of a target between template and search, and what surrounds a pasted one."""
 
-    rotation_degrees: float = 20.0  # pasted: uniform within +-
-    aspect: float = 0.15  # pasted: log of width / height uniform within +-
-    shear: float = 0.1  # pasted
-    still_rotation_degrees: float = 7.0  # stills and regions: the whole picture turns
-    still_aspect: float = 0.12
-    max_still_side: float = 0.5  # stills: sqrt(box area / image area)
-    min_seen: float = 0.5  # stills and regions: share of the search crop inside the photograph
+    rotation_degrees: Degrees = 20.0  # pasted: uniform within +-
+    aspect: LogStrength = 0.15  # pasted: log of width / height uniform within +-
+    shear: Annotated[float, Range(0, 5)] = 0.1  # pasted
+    still_rotation_degrees: Degrees = 7.0  # stills and regions: the whole picture turns
+    still_aspect: LogStrength = 0.12
+    max_still_side: ShareAboveZero = 0.5  # stills: sqrt(box area / image area)
+    min_seen: Share = 0.5  # stills and regions: share of the search crop inside the photograph
     # Pasted: probability that the search shows the template's background, shifted
-    same_background: float = 0.5
-    max_distractors: int = 3
+    same_background: Share = 0.5
+    max_distractors: Annotated[int, Range(0, 100)] = 3
     # Probability of a distractor from the target's folder, mostly its kind
-    same_source_distractor: float = 0.5
-    occluder: float = 0.3  # probability that one more cut-out lies over the target
-    max_occluded: float = 0.5  # share of the target's pixels
-    finer: float = 0.3  # probability of an aliased view (see views.warp)
-    region_area: tuple[float, float] = (0.01, 0.12)  # share of the photograph
-    region_aspect: float = math.log(2.0)
-    region_candidates: int = 4  # the most textured of these is taken
+    same_source_distractor: Share = 0.5
+    occluder: Share = 0.3  # probability that one more cut-out lies over the target
+    max_occluded: Share = 0.5  # share of the target's pixels
+    finer: Share = 0.3  # probability of an aliased view (see views.warp)
+    region_area: tuple[ShareAboveZero, ShareAboveZero] = (0.01, 0.12)  # share of the photograph
+    region_aspect: LogStrength = 0.6931471805599453  # log of width / height uniform within +-, here up to 2
+    region_candidates: Annotated[int, Range(1, 1000)] = 4  # the most textured of these is taken
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.region_area[0] > self.region_area[1]:
+            raise ConfigError(f"region_area is {self.region_area}; expected the smaller share first")
 
 
 class PastedPairs:

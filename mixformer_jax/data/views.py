@@ -13,11 +13,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
+
+from mixformer_jax.typed_settings import (
+    ConfigError,
+    CropFactor,
+    CropSide,
+    LogStrength,
+    NotNegative,
+    OnlineTemplates,
+    Range,
+    TypedSettings,
+)
 
 
 class UnusableSampleError(ValueError):
@@ -25,7 +36,7 @@ class UnusableSampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class CropConfig:
+class CropConfig(TypedSettings):
     """Sizes and jitter of template and search crops.
 
     A factor is the side of the crop over sqrt(w * h) of the target. The jitters are the official trainer's:
@@ -34,26 +45,23 @@ class CropConfig:
     target's centre stays inside the crop. The template has no jitter.
     """
 
-    template_size: int = 64
-    template_factor: float = 2.0
-    search_size: int = 128
-    search_factor: float = 4.0
-    num_online_templates: int = 1
-    scale_jitter: float = 0.4
-    centre_jitter: float = 3.0
-    max_zoom: float = 2.5  # bounds exp(scale jitter) on both sides: a target of a few pixels teaches nothing
-    min_target_pixels: float = 4.0  # shortest side of the target in the search crop
+    template_size: CropSide = 64
+    template_factor: CropFactor = 2.0
+    search_size: CropSide = 128
+    search_factor: CropFactor = 4.0
+    num_online_templates: OnlineTemplates = 1
+    scale_jitter: LogStrength = 0.4
+    centre_jitter: NotNegative = 3.0
+    # Bounds exp(scale jitter) on both sides: a target of a few pixels teaches nothing
+    max_zoom: Annotated[float, Range(1, 100)] = 2.5
+    min_target_pixels: NotNegative = 4.0  # shortest side of the target in the search crop
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.centre_jitter > self.search_factor:
-            raise ValueError(
+            raise ConfigError(
                 f"centre_jitter {self.centre_jitter} is larger than search_factor {self.search_factor}: "
                 "the target would leave the search crop; lower centre_jitter"
-            )
-        if min(self.template_size, self.search_size) < 16 or self.num_online_templates < 0:
-            raise ValueError(
-                f"template_size {self.template_size}, search_size {self.search_size} must be at least 16, "
-                f"num_online_templates {self.num_online_templates} at least 0"
             )
 
     @property

@@ -56,7 +56,7 @@ def attend(
     """Scaled dot-product attention; keys where `key_mask` is False get no weight.
 
     The exponentials are summed in float32 and divide the product with the values, which is smaller than the map. On
-    CPUs a large map is made for a few queries at a time.
+    CPUs a large map is made for a few queries at a time; the last of them may be filled up.
     """
     queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
     chunks = query_chunks(queries.shape, keys.shape[2])
@@ -64,9 +64,11 @@ def attend(
         return _attend_at_once(queries, keys, values, key_mask)
 
     def in_chunks(queries: Array, keys: Array, values: Array) -> Array:
-        parts = rearrange(queries, "b h (n q) d -> n b h q d", n=chunks)
+        count = queries.shape[2]
+        whole = jnp.pad(queries, ((0, 0), (0, 0), (0, -count % chunks), (0, 0)))
+        parts = rearrange(whole, "b h (n q) d -> n b h q d", n=chunks)
         mixed = jax.lax.map(lambda part: _attend_at_once(part, keys, values, key_mask), parts)
-        return rearrange(mixed, "n b h q d -> b h (n q) d")
+        return rearrange(mixed, "n b h q d -> b h (n q) d")[:, :, :count]
 
     def at_once(queries: Array, keys: Array, values: Array) -> Array:
         return _attend_at_once(queries, keys, values, key_mask)
@@ -75,10 +77,13 @@ def attend(
 
 
 def query_chunks(queries_shape: tuple[int, ...], num_keys: int) -> int:
-    """Into how many equal parts to cut the queries so that a float32 map of one part fits `CPU_MAP_BYTES`."""
+    """Into how many parts of one size to cut the queries so that a float32 map of one part fits `CPU_MAP_BYTES`.
+
+    A number that divides them is taken where there is one near; otherwise the last part is to be filled up.
+    """
     batch, heads, num_queries, _ = queries_shape
-    parts = -(-batch * heads * num_queries * num_keys * 4 // CPU_MAP_BYTES)
-    return next((n for n in range(parts, num_queries) if num_queries % n == 0), num_queries)
+    parts = min(-(-batch * heads * num_queries * num_keys * 4 // CPU_MAP_BYTES), num_queries)
+    return next((n for n in range(parts, 2 * parts) if num_queries % n == 0), parts)
 
 
 def _attend_at_once(

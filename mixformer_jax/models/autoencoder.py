@@ -8,7 +8,7 @@ only visible tokens of the search region pass through it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +24,9 @@ from mixformer_jax.models.config import (
     DECODER_WIDTH,
     ConfigError,
     MixFormerConfig,
-    check_bounds,
-    check_types,
+    SomeBlocks,
+    SomeHeads,
+    Width,
     dataclass_from_mapping,
 )
 from mixformer_jax.models.layers import TRUNCATED_NORMAL
@@ -33,10 +34,11 @@ from mixformer_jax.models.masking import Masking, count_visible, random_masking
 from mixformer_jax.models.positions import add_positions, sincos_positions
 from mixformer_jax.models.streams import joint_step, search_step, step_runner, templates_step
 from mixformer_jax.models.vit import MixViTBackbone, slimming_block
+from mixformer_jax.typed_settings import InnerShare, OnlineTemplates, TypedSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(TypedSettings):
     """A masked autoencoder around the encoder of a tracker.
 
     Attributes:
@@ -53,31 +55,28 @@ class AutoencoderConfig:
     """
 
     model: MixFormerConfig
-    num_templates: int = 0
-    mask_ratio: float = 0.75
-    decoder_depth: int = 8
-    decoder_width: int = DECODER_WIDTH
-    decoder_heads: int = DECODER_HEADS
+    num_templates: OnlineTemplates = 0
+    mask_ratio: InnerShare = 0.75
+    decoder_depth: SomeBlocks = 8
+    decoder_width: Width = DECODER_WIDTH
+    decoder_heads: SomeHeads = DECODER_HEADS
     norm_pix_loss: bool = True
     class_token: bool = False
 
     def __post_init__(self) -> None:
-        check_bounds(self)
+        super().__post_init__()
         if self.model.backbone != "vit":
             raise ConfigError(
                 f"model.backbone is {self.model.backbone!r}; masked autoencoders need 'vit': the convolutions between "
                 "the stages of 'cvt' want whole grids"
             )
-        for key, least in (("num_templates", 0), ("decoder_depth", 1), ("decoder_heads", 1)):
-            if getattr(self, key) < least:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {least}")
-        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads or self.decoder_width < 1:
+        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
             raise ConfigError(
                 f"decoder_width is {self.decoder_width}; expected a multiple of 4 and of decoder_heads "
                 f"({self.decoder_heads})"
             )
         cells = self.model.search_grid**2
-        if not 0 < self.mask_ratio < 1 or not 0 < count_visible(cells, self.mask_ratio) < cells:
+        if not 0 < count_visible(cells, self.mask_ratio) < cells:
             raise ConfigError(
                 f"mask_ratio is {self.mask_ratio}; expected a share in (0, 1) that hides some of the {cells} tokens of "
                 "a search region and leaves others"
@@ -99,11 +98,9 @@ class AutoencoderConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "AutoencoderConfig":
-        """Raises ConfigError for unknown keys and for values that cannot work."""
-        check_types(cls, {key: value for key, value in values.items() if key != "model"})
-        nested = {"model": MixFormerConfig.from_dict(values["model"])} if "model" in values else {}
-        return dataclass_from_mapping(cls, {**values, **nested})
+    def from_dict(cls, values: Any) -> "AutoencoderConfig":
+        """Raises ConfigError, see `dataclass_from_mapping`."""
+        return dataclass_from_mapping(cls, values, "autoencoder")
 
 
 class Reconstruction(NamedTuple):

@@ -4,12 +4,24 @@ These records travel inside every weights file, so that a file alone is enough t
 """
 
 import dataclasses
-import difflib
-import math
-from collections.abc import Mapping
-from numbers import Integral, Real
-from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
+
+from mixformer_jax.typed_settings import (
+    ConfigError,
+    Count,
+    CropFactor,
+    CropSide,
+    NaturalNumber,
+    OnlineTemplates,
+    Range,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    TypedSettings,
+    dataclass_from_mapping,
+)
+
+__all__ = ["ConfigError", "MixFormerConfig", "TrackerConfig", "dataclass_from_mapping"]
 
 BackboneKind = Literal["vit", "cvt"]
 PatchEmbedKind = Literal["linear", "convolutional", "convmae"]
@@ -24,109 +36,19 @@ ComputeDtype = Literal["float32", "bfloat16"]
 # MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16
 
-# Settings come out of files that others wrote, and a model is built, or a crop cut, before anything else could object.
-# These are far above any model of the paper, and below what takes minutes or all memory.
+# Settings come out of files that others wrote, and a model is built before anything else could object. The upper ends
+# are far above any model of the paper, and below what takes minutes or all memory.
 MOST_TOKENS = 128  # along a side of a crop
 MOST_STAGES = 8
-MOST: Mapping[str, int] = MappingProxyType(
-    {
-        **dict.fromkeys(("width", "early_widths", "head_width", "decoder_width"), 4096),
-        **dict.fromkeys(("depth", "early_depths", "decoder_depth"), 64),
-        **dict.fromkeys(("cross_attention_blocks", "context_augment_layers", "decoder_blocks"), 16),
-        **dict.fromkeys(("search_size", "template_size"), 4096),
-        "mlp_ratio": 32,
-        **dict.fromkeys(("search_factor", "template_factor"), 32),
-        **dict.fromkeys(("num_online_templates", "num_templates"), 64),
-        **dict.fromkeys(("update_interval", "lost_after", "found_after"), 2**31 - 1),  # compared as int32
-        "clip_margin": 1000,
-    }
-)
-
-Record = TypeVar("Record")
-
-
-class ConfigError(ValueError):
-    """A setting that does not exist or has a value that cannot work."""
-
-
-def dataclass_from_mapping(record_type: type[Record], values: Mapping[str, Any]) -> Record:
-    """Builds a settings record, naming every unknown key and its closest known one.
-
-    Raises:
-        ConfigError: for unknown keys, choices that do not exist, or where the record itself refuses a value.
-    """
-    known = [field.name for field in dataclasses.fields(record_type)]  # type: ignore[arg-type]
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        hints = []
-        for key in unknown:
-            close = difflib.get_close_matches(key, known, n=1)
-            hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-        raise ConfigError(f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}")
-    for key, hint in get_type_hints(record_type).items():
-        if get_origin(hint) is Literal and values.get(key, get_args(hint)[0]) not in get_args(hint):
-            choices = ", ".join(get_args(hint))
-            raise ConfigError(f"{record_type.__name__}.{key} is {values[key]!r}; expected one of {choices}")
-    return record_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def check_types(record_type: type, values: Mapping[str, Any]) -> None:
-    """Refuses values of another type than their setting has: whoever wrote a file may have put anything there.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
-    for key, hint in get_type_hints(record_type).items():
-        if key in values and not _is_of(values[key], hint):
-            where = f"{record_type.__name__}.{key} is {_shown(values[key])}"
-            raise ConfigError(f"{where}; expected {_description(hint)}")
-
-
-def check_bounds(record: Any) -> None:
-    """Refuses numbers above `MOST`, and NaN.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        if field.name in MOST and not all(number <= MOST[field.name] for number in numbers):
-            raise ConfigError(f"{field.name} is {_shown(value)}; expected at most {MOST[field.name]}")
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, (list, tuple)) and all(_is_of(part, get_args(hint)[0]) for part in value)
-    if get_args(hint):  # such as int | None
-        return any(_is_of(value, kind) for kind in get_args(hint))
-    if isinstance(value, bool):  # which Python takes for a number
-        return hint is bool
-    if hint is int:
-        return isinstance(value, Integral)
-    if hint is float:
-        return isinstance(value, Real) and math.isfinite(value)
-    return isinstance(value, hint)
-
-
-def _description(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(get_args(hint))}"
-    if get_origin(hint) is tuple:
-        return "whole numbers"
-    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text", type(None): "none"}
-    return " or ".join(names.get(kind, kind.__name__) for kind in get_args(hint) or (hint,))
-
-
-def _shown(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else f"{text[:limit]}..."
+Width = Annotated[int, Range(1, 4096)]
+Blocks = Annotated[int, Range(0, 64)]
+SomeBlocks = Annotated[int, Range(1, 64)]
+Heads = Annotated[int, Range(0, 256)]
+SomeHeads = Annotated[int, Range(1, 256)]
 
 
 @dataclasses.dataclass(frozen=True)
-class MixFormerConfig:
+class MixFormerConfig(TypedSettings):
     """Architecture of one MixFormer; `sizes.SIZES` holds those of the paper.
 
     Attributes:
@@ -172,44 +94,40 @@ class MixFormerConfig:
     """
 
     name: str = "mixvit_b"
-    search_size: int = 288
-    template_size: int = 128
+    search_size: CropSide = 288
+    template_size: CropSide = 128
     backbone: BackboneKind = "vit"
-    patch_size: int = 16
+    patch_size: Annotated[int, Range(1, 256)] = 16
     patch_embed: PatchEmbedKind = "linear"
-    early_widths: tuple[int, ...] = ()
-    early_depths: tuple[int, ...] = ()
-    early_heads: tuple[int, ...] = ()
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: int = 4
-    drop_path: float = 0.1
+    early_widths: tuple[Width, ...] = ()
+    early_depths: tuple[SomeBlocks, ...] = ()
+    early_heads: tuple[SomeHeads, ...] = ()
+    width: Width = 768
+    depth: SomeBlocks = 12
+    num_heads: SomeHeads = 12
+    mlp_ratio: Annotated[int, Range(1, 64)] = 4
+    drop_path: ShareBelowOne = 0.1
     layer_scale: bool = False
     positions: PositionKind = "sincos"
     projection: ProjectionKind = "linear"
     projection_norm: NormKind = "frozen"
     attention: AttentionKind = "asymmetric"
-    mixed_blocks: int | None = None
-    cross_attention_blocks: int = 0
-    context_augment_layers: int = 0
-    decoder_blocks: int = 0
+    mixed_blocks: NaturalNumber | None = None
+    cross_attention_blocks: Blocks = 0
+    context_augment_layers: Blocks = 0
+    decoder_blocks: Blocks = 0
     head: HeadKind = "corner_pyramid"
-    head_width: int = 384
+    head_width: Width = 384
     head_norm: HeadNormKind = "batch"
-    score_heads: int = 0
+    score_heads: Heads = 0
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        counts = ("patch_size", "width", "mlp_ratio", "depth", "num_heads", "head_width")
-        for key in (*counts, "cross_attention_blocks", "context_augment_layers", "decoder_blocks", "score_heads"):
-            if getattr(self, key) < (key in counts):
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {int(key in counts)}")
+        super().__post_init__()
         for key in ("search_size", "template_size"):
             size = getattr(self, key)
-            if size % self.patch_size or not 0 < size <= MOST_TOKENS * self.patch_size:
+            if size % self.patch_size or size > MOST_TOKENS * self.patch_size:
                 raise ConfigError(
                     f"{key} is {size}; expected a positive multiple of patch_size {self.patch_size}, at most "
                     f"{MOST_TOKENS} of them"
@@ -220,8 +138,6 @@ class MixFormerConfig:
             raise ConfigError(f"width {self.output_width} does not divide into {self.score_heads} score_heads")
         if self.head != "query" and self.head_width < 8:
             raise ConfigError(f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8")
-        if not 0.0 <= self.drop_path < 1.0:
-            raise ConfigError(f"drop_path is {self.drop_path}; expected a share in [0, 1)")
 
     def _check_stages(self) -> None:
         early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
@@ -258,7 +174,7 @@ class MixFormerConfig:
 
     def _check_mixing(self) -> None:
         blocks = self.num_blocks
-        if self.mixed_blocks is not None and not 0 <= self.mixed_blocks <= blocks:
+        if self.mixed_blocks is not None and self.mixed_blocks > blocks:
             raise ConfigError(f"mixed_blocks is {self.mixed_blocks}; expected 0 to {blocks}, or None for all")
         if self.mixed_blocks == 0 and not (self.cross_attention_blocks or self.context_augment_layers):
             raise ConfigError("mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen")
@@ -299,13 +215,13 @@ class MixFormerConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "MixFormerConfig":
-        check_types(cls, values)
-        return dataclass_from_mapping(cls, values)
+    def from_dict(cls, values: Any) -> "MixFormerConfig":
+        """Raises ConfigError, see `dataclass_from_mapping`."""
+        return dataclass_from_mapping(cls, values, "model")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrackerConfig:
+class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
     Attributes:
@@ -328,33 +244,24 @@ class TrackerConfig:
     prediction module. Losing and finding are not in the paper, and change no box.
     """
 
-    template_factor: float = 2.0
-    search_factor: float = 4.5
-    num_online_templates: int = 1
-    update_interval: int = 200
-    max_score_decay: float = 1.0
-    clip_margin: int = 10
-    clip_share: float = 0.0
-    lost_below: float = 0.25
-    lost_after: int = 5
-    found_above: float = 0.5
-    found_after: int = 2
+    template_factor: CropFactor = 2.0
+    search_factor: CropFactor = 4.5
+    num_online_templates: OnlineTemplates = 1
+    update_interval: Count = 200
+    max_score_decay: ShareAboveZero = 1.0
+    clip_margin: Annotated[int, Range(0, 1000)] = 10
+    clip_share: Share = 0.0
+    lost_below: Share = 0.25
+    lost_after: Count = 5
+    found_above: Share = 0.5
+    found_after: Count = 2
 
     def __post_init__(self) -> None:
-        check_bounds(self)
-        least = {"template_factor": 1, "search_factor": 1, "num_online_templates": 0, "update_interval": 1}
-        least |= {"clip_margin": 0, "lost_after": 1, "found_after": 1}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise ConfigError(f"{key} is {getattr(self, key)}; expected at least {value}")
-        if not 0.0 <= self.clip_share <= 1.0:
-            raise ConfigError(f"clip_share is {self.clip_share}; expected a share in [0, 1]")
-        if not 0.0 < self.max_score_decay <= 1.0:
-            raise ConfigError(f"max_score_decay is {self.max_score_decay}; expected a factor in (0, 1]")
-        if not 0.0 <= self.lost_below <= self.found_above <= 1.0:
+        super().__post_init__()
+        if self.lost_below > self.found_above:
             raise ConfigError(
-                f"lost_below is {self.lost_below} and found_above {self.found_above}; expected scores in [0, 1], the "
-                "first not above the second"
+                f"lost_below is {self.lost_below} and found_above {self.found_above}; expected the first not above the "
+                "second"
             )
 
     @property
@@ -366,6 +273,6 @@ class TrackerConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrackerConfig":
-        check_types(cls, values)
-        return dataclass_from_mapping(cls, values)
+    def from_dict(cls, values: Any) -> "TrackerConfig":
+        """Raises ConfigError, see `dataclass_from_mapping`."""
+        return dataclass_from_mapping(cls, values, "tracker")

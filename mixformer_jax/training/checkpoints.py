@@ -2,12 +2,16 @@
 
 A checkpoint is a folder that appears whole, by one rename. It holds the train state, the place in the data, the
 experiment, and a fingerprint of every array: what comes back is compared with what was saved, on whatever mesh, so a
-damaged file is found and passed over.
+damaged file is found and passed over. Only its own bytes make a checkpoint a damaged one: that memory or a file system
+fails, or that it is of another experiment, is an error that changes nothing.
 """
 
+import functools
+import gc
 import json
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,11 +32,18 @@ from mixformer_jax.training.steps import TrainState
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _BEST = "best"
 _FILE_BYTES = 8 * 2**20  # where Orbax begins a new file
-_ORBAX_LOG = logging.getLogger("absl")
+# What Orbax logs of a failure, with tracebacks from its threads and tasks, comes back as one error of ours.
+_NOISY_LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))
+# What TensorStore says of bytes that are gone, cut off or changed; it has other words for file systems and memory.
+_DAMAGE_STATUS = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that could not be written; the message names the last whole one."""
+    """A checkpoint that could not be written or restored; the message says what is left."""
+
+
+class _DamageError(ValueError):
+    """Content that is not what was saved."""
 
 
 class Restored(NamedTuple):
@@ -51,30 +62,32 @@ class Checkpoints:
     """The checkpoints in one folder: the newest few, the best, and every so many steps' one are kept."""
 
     def __init__(self, folder: str | Path, keep_latest: int = 2, keep_every: int = 0, read_only: bool = False) -> None:
-        self._folder = Path(folder).resolve()
+        self._folder, self._read_only = Path(folder).resolve(), read_only
+        self._keep_latest, self._keep_every = keep_latest, keep_every
         for half in self._half_written():
             warnings.warn(f"{half}: a checkpoint that was never finished is passed over", stacklevel=2)
-        for step in [] if read_only else self._without_metrics():
-            self._pass_over(step, "its metrics cannot be read")
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """What writes; it cleans up after a killed run, so it is made where a run goes on, and never in another's."""
+        assert not self._read_only
         policies = [
-            LatestN(keep_latest),
+            LatestN(self._keep_latest),
             BestN(get_metric_fn=lambda metrics: metrics[_BEST], n=1, keep_checkpoints_without_metrics=False),
         ]
-        if keep_every:
-            policies.append(EveryNSteps(keep_every))
+        if self._keep_every:
+            policies.append(EveryNSteps(self._keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies),
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
+            cleanup_tmp_directories=True,
             best_fn=lambda metrics: metrics[_BEST],  # without it no metrics are written
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return ocp.CheckpointManager(self._folder, options=options)
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        """Steps of the finished checkpoints, ascending."""
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
     def save(
         self,
@@ -121,24 +134,49 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, None where there is none.
+        """The newest checkpoint that is whole, None where there is none at all.
 
-        A damaged one is named in a warning, put aside under another name, and the one before is tried.
+        Damaged ones are named in warnings, and the one before is tried. Once one was read they get other names, for
+        the run will come to their steps again.
 
         Args:
             like: abstract arrays with shardings; the mesh may be another one than the checkpoint was written on.
+
+        Raises:
+            CheckpointError: a checkpoint that cannot be read for another reason than damage, one of another
+                experiment, or none but damaged ones. Nothing has changed.
         """
+        found: Restored | None = None
+        damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
-            found, reason = None, "another process could not read it"
+            read, error = found, None
             try:
-                found = self._read(step, like)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if all_agree(found is not None):
-                return found
-            self._pass_over(step, reason)
-            self._manager.reload()
-        return None
+                self._check_metrics(step)
+                if found is None:
+                    read = self._read(step, like)
+            except Exception as caught:  # noqa: BLE001 (Orbax raises bare ones; none is lost)
+                error = caught
+            reason = "another process could not read it" if error is None else _in_short(error)
+            if not all_agree(error is None or _is_damage(error)):
+                raise CheckpointError(
+                    f"{self._folder / str(step)}: cannot be restored: {reason}. Nothing was changed: once the reason "
+                    "is gone, the same command goes on"
+                ) from error
+            if all_agree(error is None):
+                found = read
+            else:
+                damaged[step] = reason
+        if damaged and found is None:
+            listed = "".join(f"\n  {step}: {reason}" for step, reason in damaged.items())
+            raise CheckpointError(
+                f"{self._folder}: all checkpoints are damaged, and nothing was changed. Bring one of them back from a "
+                f"copy; or remove this folder to begin anew:{listed}"
+            )
+        for step, reason in damaged.items():
+            warnings.warn(f"{self._folder / str(step)}: a damaged checkpoint is passed over: {reason}", stacklevel=2)
+        if damaged and not self._read_only:
+            self._put_aside(damaged)
+        return found
 
     def reached_preemption(self, step: int) -> bool:
         """Whether some process was told to stop and all have agreed on this step as the last."""
@@ -150,74 +188,95 @@ class Checkpoints:
         Raises:
             CheckpointError: it could not be written.
         """
+        if "_manager" not in vars(self):
+            return
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._not_written(error) from error
 
     def __enter__(self) -> "Checkpoints":
-        # What Orbax logs of a failure, with tracebacks from its threads, comes back as one error of ours.
-        self._log_level = _ORBAX_LOG.level
-        _ORBAX_LOG.setLevel(logging.CRITICAL)
+        self._log_levels = {log: log.level for log in _NOISY_LOGS}
+        for log in _NOISY_LOGS:
+            log.setLevel(logging.CRITICAL)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, LostPeerError):
-            return  # closing would wait for all processes
         try:
-            self.close()
+            if not isinstance(error, LostPeerError):  # closing would wait for all processes
+                self.close()
         except CheckpointError:
             if error is None:  # what went wrong first tells more
                 raise
         finally:
-            _ORBAX_LOG.setLevel(self._log_level)
+            if isinstance(error, CheckpointError):
+                gc.collect()  # hundreds of Orbax's tasks have failed, and each would say so when it goes
+            for log, level in self._log_levels.items():
+                log.setLevel(level)
 
     def _read(self, step: int, like: TrainState) -> Restored:
         wanted = like._asdict()
+        expected = self._json(step, "about/metadata")["fingerprints"]
+        saved = self._saved_shapes(step)
+        if set(saved) != set(expected):
+            raise _DamageError("its files do not agree on what was saved")
+        ours = _shapes(wanted)
+        if saved != ours:
+            unlike = [name for name in saved | ours if saved.get(name) != ours.get(name)]
+            listed = (f"{name}: {saved.get(name, 'none')} there, {ours.get(name, 'none')} here" for name in unlike[:3])
+            raise CheckpointError(f"it is of another experiment: {len(unlike)} arrays differ, {'; '.join(listed)}")
         how = ocp.checkpoint_utils.construct_restore_args(wanted)
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(wanted, restore_args=how), about=ocp.args.JsonRestore())
-        read = self._manager.restore(step, args=args)
-        state = TrainState(**read["state"])
-        expected, found = read["about"]["fingerprints"], _fingerprints(state)
-        changed = [name for name, value in found.items() if expected.get(name) != value]
+        options = ocp.CheckpointManagerOptions(read_only=True, lightweight_initialize=True)
+        with ocp.CheckpointManager(self._folder, options=options) as reader:
+            args = ocp.args.Composite(state=ocp.args.PyTreeRestore(wanted, restore_args=how))
+            state = TrainState(**reader.restore(step, args=args)["state"])
+        changed = [name for name, value in _fingerprints(state).items() if expected[name] != value]
         if changed:
-            raise ValueError(f"not what was saved: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
+            raise _DamageError(f"not what was saved: {', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''}")
         return Restored(state, self._read_data(step))
+
+    def _saved_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        try:
+            return _shapes(ocp.PyTreeCheckpointHandler().metadata(self._folder / str(step) / "state").tree)
+        except (NotImplementedError, ValueError) as error:
+            if re.match("[A-Z_]+: ", str(error)):  # TensorStore has said what it is
+                raise
+            raise _DamageError("its list of arrays makes no sense") from error
+
+    def _json(self, step: int, name: str) -> Any:
+        return json.loads((self._folder / str(step) / name).read_text())
+
+    def _check_metrics(self, step: int) -> None:
+        """Without them Orbax stumbles as soon as it looks at the folder."""
+        if not isinstance(self._json(step, "metrics/metrics")[_BEST], (int, float)):
+            raise _DamageError("its metrics are no numbers")
 
     def _read_data(self, step: int) -> dict[str, Any] | None:
         file = self._folder / str(step) / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        if not file.is_file():
+            return None
+        data: dict[str, Any] = json.loads(file.read_text())
+        if data["step"] != step:
+            raise _DamageError("its place in the data is another step's")
+        return data
 
-    def _pass_over(self, step: int, reason: str) -> None:
-        """Names a damaged checkpoint and gives it another name."""
-        warnings.warn(f"{self._folder / str(step)}: a damaged checkpoint is passed over: {reason}", stacklevel=3)
-        barrier(f"damaged checkpoint {step}")
-        if is_first():
-            damaged = self._folder / str(step)
-            names = (damaged.with_name(f"{step}.damaged{suffix}") for suffix in ("", *(f".{i}" for i in range(1, 100))))
+    def _put_aside(self, steps: Iterable[int]) -> None:
+        """Gives damaged checkpoints other names."""
+        barrier("damaged checkpoints")
+        for damaged in (self._folder / str(step) for step in steps if is_first()):
+            suffixes = ("", *(f".{i}" for i in range(1, 100)))
+            names = (damaged.with_name(f"{damaged.name}.damaged{suffix}") for suffix in suffixes)
             damaged.rename(next(name for name in names if not name.exists()))
-        barrier(f"damaged checkpoint {step} put aside")
-
-    def _without_metrics(self) -> list[int]:
-        """Steps whose metrics Orbax would stumble over as soon as it looks at the folder."""
-        damaged = []
-        folders = self._folder.iterdir() if self._folder.is_dir() else ()
-        for folder in (folder for folder in folders if folder.name.isdecimal()):
-            try:
-                json.loads((folder / "metrics" / "metrics").read_text())
-            except (OSError, ValueError):
-                damaged.append(int(folder.name))
-        barrier("metrics of checkpoints read")
-        return sorted(damaged)
+        barrier("damaged checkpoints put aside")
+        if "_manager" in vars(self):
+            self._manager.reload()
 
     def _half_written(self) -> Iterable[Path]:
         return sorted(self._folder.glob(f"*{_TEMPORARY}*")) if self._folder.is_dir() else []
 
     def _not_written(self, error: Exception) -> CheckpointError:
-        # Hundreds of Orbax's tasks have failed by now, and each would say the same again.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         for half in self._half_written() if is_first() else ():
             _remove(half)
         steps = self.steps()
@@ -225,14 +284,37 @@ class Checkpoints:
         return CheckpointError(f"{self._folder}: a checkpoint could not be written ({error}); {last}")
 
 
+def _is_damage(error: BaseException | None) -> bool:
+    """Whether an error of reading is about the bytes of the checkpoint: what cannot be found or decoded."""
+    undecodable = (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError)
+    if isinstance(error, (_DamageError, *undecodable)):
+        return True
+    told = isinstance(error, ValueError) and str(error).startswith(_DAMAGE_STATUS)
+    return told or (error is not None and _is_damage(error.__cause__))
+
+
+def _in_short(error: BaseException) -> str:
+    """The first line of what went wrong first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of arrays, abstract ones and what Orbax knows of some included, by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = ((jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves)
+    return {name: tuple(leaf.shape) for name, leaf in named if hasattr(leaf, "shape")}
+
+
 def _fingerprints(state: TrainState) -> dict[str, int]:
     """A number for every array that any changed bit changes, the same on every mesh."""
-    leaves = jax.tree_util.tree_leaves_with_path(state._asdict())
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    sharding = next((x.sharding for _, x in leaves if isinstance(x.sharding, NamedSharding)), None)
+    arrays = jax.tree.leaves(state._asdict())
+    sharding = next((x.sharding for x in arrays if isinstance(x.sharding, NamedSharding)), None)
     whole = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-    values = jax.device_get(jax.jit(_all_sums, out_shardings=whole)([value for _, value in leaves]))
-    return dict(zip(names, map(int, values), strict=True))
+    values = jax.device_get(jax.jit(_all_sums, out_shardings=whole)(arrays))
+    return dict(zip(_shapes(state._asdict()), map(int, values), strict=True))
 
 
 def _all_sums(arrays: list[Array]) -> UInt32[Array, " arrays"]:

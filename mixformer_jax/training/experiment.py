@@ -9,13 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix
-from mixformer_jax.data.synthetic import SyntheticConfig
-from mixformer_jax.data.views import CropConfig
+from mixformer_jax.data.config import DataConfig
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.training.losses import IouKind
 from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.typed_settings import NotNegative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +31,15 @@ class TrainConfig(RunConfig):
 
     stage: Literal["box", "score"] = "box"
     iou_loss: IouKind = "ciou"
-    iou_weight: float = 2.0
-    l1_weight: float = 5.0
-    corner_weight: float = 0.0
+    iou_weight: NotNegative = 2.0
+    l1_weight: NotNegative = 5.0
+    corner_weight: NotNegative = 0.0
     freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stage == "box" and not (self.iou_weight or self.l1_weight or self.corner_weight):
+            raise ConfigError("train.iou_weight, l1_weight and corner_weight are all 0: nothing would be learned")
         for pattern in self.freeze:
             try:
                 re.compile(pattern)
@@ -76,7 +76,7 @@ class Experiment:
             "num_online_templates": tracker.num_online_templates,
         }
         data = data_section(config["data"], derived, "the model and tracker sections do")
-        train = dataclass_from_mapping(TrainConfig, config["train"])
+        train = dataclass_from_mapping(TrainConfig, config["train"], "train")
         if train.corner_weight and model.head == "query":
             raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
         if train.stage == "box" and model.score_heads:
@@ -101,26 +101,16 @@ class Experiment:
         return cls(model=model, tracker=tracker, data=data, train=train)
 
 
-def data_section(values: Mapping[str, Any], derived: Mapping[str, Any], who: str) -> DataConfig:
+def data_section(values: Any, derived: Mapping[str, Any], who: str) -> DataConfig:
     """Reads the section `data`; `derived` settings of `crops` come from elsewhere, `who` says from where.
 
     Raises:
         ConfigError: an unknown key, or a value that cannot work.
     """
-    data = dict(values)
-    crops = dict(data.pop("crops", {}))
+    crops = values.get("crops", {}) if isinstance(values, Mapping) else None
+    if not isinstance(crops, Mapping):
+        return dataclass_from_mapping(DataConfig, values, "data")  # it says what is wrong
     clash = sorted(set(crops) & set(derived))
     if clash:
         raise ConfigError(f"data.crops may not set {', '.join(clash)}: {who}")
-    nested = {"mix": Mix, "augment": AugmentConfig, "synthetic": SyntheticConfig}
-    data |= {key: dataclass_from_mapping(kind, data[key]) for key, kind in nested.items() if key in data}
-    for key in ("datasets", "validation"):
-        if key in data:
-            data[key] = {name: dataclass_from_mapping(DatasetConfig, each) for name, each in data[key].items()}
-    data["crops"] = dataclass_from_mapping(CropConfig, {**crops, **derived})
-    try:
-        return dataclass_from_mapping(DataConfig, data)
-    except ConfigError:
-        raise
-    except ValueError as error:  # of a record of the data's, which know nothing of models
-        raise ConfigError(str(error)) from error
+    return dataclass_from_mapping(DataConfig, {**values, "crops": {**crops, **derived}}, "data")

@@ -1,25 +1,30 @@
 """A run's folder: whose it is, and what is left in it when a run cannot go on."""
 
 import contextlib
+import dataclasses
 import errno
+import fcntl
 import json
+import os
+import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from mixformer_jax.files import whole_file, write_atomically
-from mixformer_jax.training.distributed import barrier, is_first
+from mixformer_jax.training.distributed import all_agree, is_first
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.settings import FREE_SETTINGS
 from mixformer_jax.training.sharding import own_rows
 from mixformer_jax.training.steps import trained_names
 from mixformer_jax.training.watch import NotFinite
+from mixformer_jax.typed_settings import default_of
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, LOCK_NAME = "config.json", ".lock"
 _FREE = {("train", name) for name in FREE_SETTINGS}
 
 
@@ -31,39 +36,122 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where its evidence lies."""
 
 
-def claim_folder(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes an experiment into a new run's folder; refuses to go on with a different one. Returns it as JSON has it.
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes a run's folder if need be, and keeps other runs out of it while open.
+
+    The lock is the system's, on a file in the folder, and held by the first process: it ends with that process, however
+    that ends. Most network file systems hold it across machines; where one has no locks, a warning says so.
+
+    Raises:
+        TrainingError: another run has the folder, it cannot be written to, or processes of this run have another one.
+    """
+    file, refusal = None, None
+    if is_first():
+        try:
+            file = _lock(folder)
+        except TrainingError as error:
+            refusal = error
+    try:
+        if not all_agree(refusal is None):
+            raise refusal or TrainingError(f"{folder}: the first process cannot use it, and says why")
+        if not all_agree((folder / LOCK_NAME).exists()):
+            raise TrainingError(f"{folder}: not every process sees it; all processes of a run need the same folder")
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _lock(folder: Path) -> TextIO:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_NAME).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise TrainingError(
+            f"{folder} is in use: {holder} trains there. Wait until it has ended, or stop it; then the same command "
+            "goes on. A new --out begins another run"
+        ) from error
+    except OSError as error:
+        warnings.warn(
+            f"{folder}: its file system has no locks ({error.strerror}); nothing but you keeps a second run out of it",
+            stacklevel=2,
+        )
+    with writing(folder):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return file
+
+
+def check_folder(folder: Path, experiment: Any) -> None:
+    """Refuses a folder that holds another experiment.
+
+    Settings that one of two versions of this program does not have make no difference: what it lacks has its default
+    value here, or is of no more use.
+
+    Args:
+        folder: the run's.
+        experiment: a record of settings, or their values by name.
+
+    Raises:
+        TrainingError: another experiment's folder, or one that cannot be read.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        theirs = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); bring it back, or give a new --out") from error
+    differences = [] if theirs is None else list(_differences(experiment, theirs, ()))
+    if differences:
+        listed = "\n  ".join(differences)
+        raise TrainingError(f"{folder} holds another experiment; give a new --out, or undo:\n  {listed}")
+
+
+def claim_folder(folder: Path, experiment: Any) -> dict[str, Any]:
+    """Writes an experiment into a new run's folder; returns it as JSON has it.
 
     Raises:
         TrainingError: another experiment's folder, or one that cannot be written to.
     """
-    mine = json.loads(json.dumps(record))
+    check_folder(folder, experiment)
+    record: dict[str, Any] = _plain(experiment)
     path = folder / CONFIG_NAME
     if is_first() and not path.exists():
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(mine, indent=2))
-    barrier("run folder")
-    try:
-        theirs = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise TrainingError(f"{path}: cannot be read ({error}); all processes of a run need the same folder") from error
-    ours, others = flatten_dict(mine), flatten_dict(theirs)
-    differences = [
-        f"{'.'.join(key)}: {others.get(key)!r} there, {ours.get(key)!r} now"
-        for key in (*ours, *(key for key in others if key not in ours))
-        if not _is_free(key) and ours.get(key) != others.get(key)
-    ]
-    if differences:
-        listed = "\n  ".join(differences)
-        raise TrainingError(f"{folder} holds another experiment; give a new --out, or undo:\n  {listed}")
-    return mine
+            write_atomically(path, json.dumps(record, indent=2))
+    return record
+
+
+def _differences(mine: Any, theirs: Any, key: tuple[str, ...]) -> Iterator[str]:
+    """Settings that are not alike, in words."""
+    if isinstance(theirs, Mapping) and dataclasses.is_dataclass(mine):
+        for field in dataclasses.fields(mine):
+            default = default_of(field)
+            other = theirs.get(field.name, None if default is dataclasses.MISSING else default)
+            yield from _differences(getattr(mine, field.name), other, (*key, field.name))
+    elif isinstance(theirs, Mapping) and isinstance(mine, Mapping):
+        for name in dict.fromkeys((*mine, *theirs)):
+            yield from _differences(mine.get(name), theirs.get(name), (*key, name))
+    elif not _is_free(key) and _plain(mine) != _plain(theirs):
+        yield f"{'.'.join(key)}: {_plain(theirs)!r} there, {_plain(mine)!r} now"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
 def _is_free(key: tuple[str, ...]) -> bool:
     """Whether a setting may change between two parts of a run; where the data lie is no part of what they are, and a
     run may move to where they are rendered on another device (its samples are others from there on)."""
-    return key in _FREE or (key[0] == "data" and key[-1] in ("root", "render"))
+    return key in _FREE or (key[:1] == ("data",) and key[-1] in ("root", "render"))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ One loop for every objective (`objective.py`), on one device or many, in one pro
 """
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,20 @@ from typing import Any
 from tqdm import tqdm
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
-from mixformer_jax.data.pipeline import batches
+from mixformer_jax.data.pipeline import batches, one_opencv_thread
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, naming_lost_peers
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.folder import NO_ROOM, TrainingError, claim_folder, save_evidence, writing
+from mixformer_jax.training.folder import (
+    NO_ROOM,
+    TrainingError,
+    check_folder,
+    claim_folder,
+    locked,
+    save_evidence,
+    writing,
+)
 from mixformer_jax.training.metrics_log import MetricsLog, NoLog
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.optimizer import learning_rate_schedule
@@ -40,10 +47,10 @@ def train(config: Mapping[str, Any], out: str | Path) -> Path:
         ConfigError: the config.
     """
     experiment = Experiment.from_mapping(config)
-    return run(tracking_objective(experiment), experiment.train, dataclasses.asdict(experiment), out)
+    return run(tracking_objective(experiment), experiment.train, experiment, out)
 
 
-def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], out: str | Path) -> Path:
+def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | Path) -> Path:
     """Trains one objective; returns the file that it exports. Started again on the same folder, it goes on.
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
@@ -53,20 +60,19 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     Args:
         objective: what to train.
         settings: how.
-        record: the whole experiment; a folder takes one.
+        experiment: the record of all settings; a folder takes one.
         out: the folder.
 
     Raises:
         ConfigError: a mesh or a batch that does not fit the devices.
-        TrainingError: numbers that are not finite (step, batch and names are saved), a folder of another experiment, or
-            one that cannot be written to.
-        CheckpointError: a checkpoint that could not be written.
+        TrainingError: numbers that are not finite (step, batch and names are saved), a folder of another experiment, in
+            use, or one that cannot be written to.
+        CheckpointError: a checkpoint that could not be written or restored.
         LostPeerError: a process of a distributed run is gone; where nothing can be raised, see `PeerWatch`.
     """
-    # --- processes, folder, mesh ---
+    # --- processes, mesh ---
     connect(settings)
     out, weights = Path(out), Path(out) / RUN_WEIGHTS
-    record = claim_folder(out, record)
     mesh = make_mesh(settings.mesh)
     part = process_rows(settings.batch_size, mesh)
 
@@ -75,12 +81,15 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     schedule = learning_rate_schedule(settings)
 
     with (
+        locked(out),
         PeerWatch(out, settings.peer_timeout_s),
         writing(out, only=NO_ROOM),
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
         naming_lost_peers(),
+        one_opencv_thread(),
     ):
         # --- start ---
+        check_folder(out, experiment)
         state, data_state, origin = first_state(objective, settings, program, checkpoints)
         first_step = int(state.step)
         tell(f"{out}: {origin}")
@@ -110,6 +119,7 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
         tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {time.perf_counter() - began:.1f} s")
 
         # --- loop ---
+        record = claim_folder(out, experiment)  # from here on there is something to keep
         signals = StopSignals(settings.distributed)
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
         progress = Progress(settings, schedule, first_step, shown=is_first())

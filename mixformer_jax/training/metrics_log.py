@@ -1,6 +1,7 @@
 """A run's metrics: JSON lines, TensorBoard, Weights & Biases where asked for, and the curve to look at."""
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.curves import draw_curves
 
-LINES_NAME, CURVES_NAME = "metrics.jsonl", "curves.png"
+LINES_NAME, CURVES_NAME, WANDB_ID_NAME = "metrics.jsonl", "curves.png", "wandb_id.txt"
 
 
 class MetricsLog:
@@ -96,6 +97,9 @@ def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
         import wandb
     except ModuleNotFoundError as error:
         raise ConfigError("train.wandb_project is set, and wandb is not installed: pip install wandb") from error
-    # One run of theirs for one folder of ours, whatever was killed between.
-    name = folder.resolve().name
-    return wandb.init(project=project, id=name, name=name, dir=str(folder), config=dict(config), resume="allow")
+    # One run of theirs for one run of ours, whatever was killed between and wherever its folder moves.
+    kept = folder / WANDB_ID_NAME
+    if not kept.exists():
+        write_atomically(kept, uuid.uuid4().hex)
+    settings = {"name": folder.resolve().name, "dir": str(folder), "config": dict(config)}
+    return wandb.init(project=project, id=kept.read_text().strip(), resume="allow", **settings)

@@ -78,14 +78,14 @@ class PretrainExperiment:
                 f"images (single images); this one has {', '.join(sorted(config))}"
             )
         autoencoder = AutoencoderConfig.from_dict(config["autoencoder"])
-        train = dataclass_from_mapping(RunConfig, config["train"])
+        train = dataclass_from_mapping(RunConfig, config["train"], "train")
         if "images" in config:
             if autoencoder.num_templates:
                 raise ConfigError(
                     f"autoencoder.num_templates is {autoencoder.num_templates}, and single images have no templates: "
                     "give tracking data"
                 )
-            return cls(autoencoder, None, dataclass_from_mapping(ImagesConfig, config["images"]), train)
+            return cls(autoencoder, None, dataclass_from_mapping(ImagesConfig, config["images"], "images"), train)
         derived = {
             "template_size": autoencoder.model.template_size,
             "search_size": autoencoder.model.search_size,
@@ -101,7 +101,7 @@ def pretrain(config: Mapping[str, Any], out: str | Path) -> Path:
         ConfigError: the config.
     """
     experiment = PretrainExperiment.from_mapping(config)
-    return run(MaskedPretraining(experiment), experiment.train, dataclasses.asdict(experiment), out)
+    return run(MaskedPretraining(experiment), experiment.train, experiment, out)
 
 
 @dataclasses.dataclass(frozen=True)

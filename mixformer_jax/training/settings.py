@@ -1,13 +1,23 @@
 """How a run goes, whatever it trains: length, rates, devices, and what it keeps."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from mixformer_jax.models.config import ConfigError
+from mixformer_jax.typed_settings import (
+    ConfigError,
+    Count,
+    NaturalNumber,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    ShareBelowOne,
+    TypedSettings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(TypedSettings):
     """Schedule, devices and housekeeping of a run.
 
     Attributes:
@@ -42,54 +52,37 @@ class RunConfig:
         wandb_project: project on Weights & Biases that gets the metrics too (the package `wandb` must be installed).
     """
 
-    steps: int = 1000
-    batch_size: int = 32
-    seed: int = 0
-    learning_rate: float = 4e-4
-    backbone_rate: float = 0.1
-    weight_decay: float = 1e-4
-    beta2: float = 0.999
+    steps: Count = 1000
+    batch_size: Count = 32
+    seed: NaturalNumber = 0
+    learning_rate: Positive = 4e-4
+    backbone_rate: NotNegative = 0.1
+    weight_decay: NotNegative = 1e-4
+    beta2: ShareBelowOne = 0.999
     schedule: Literal["step", "cosine"] = "step"
-    decay_at: float = 0.8
-    warmup_steps: int = 0
-    clip_norm: float = 0.1
-    accumulate: int = 1
+    decay_at: Share = 0.8
+    warmup_steps: NaturalNumber = 0
+    clip_norm: Positive = 0.1
+    accumulate: Count = 1
     remat: bool = False
-    ema_decay: float = 0.0
+    ema_decay: ShareBelowOne = 0.0
     mesh: tuple[int, ...] = (-1, 1, 1)
     distributed: bool = False
-    peer_timeout_s: int = 100
-    log_every: int = 50
-    validate_every: int = 1000
-    validation_pairs: int = 256
-    checkpoint_every: int = 1000
-    keep_latest: int = 2
-    keep_every: int = 0
-    workers: int = 2
+    peer_timeout_s: Annotated[int, Range(5)] = 100
+    log_every: Count = 50
+    validate_every: Count = 1000
+    validation_pairs: Count = 256
+    checkpoint_every: Count = 1000
+    keep_latest: Count = 2
+    keep_every: NaturalNumber = 0
+    workers: Annotated[int, Range(0, 1024)] = 2
     init: str | None = None
     resume: str | None = None
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            (
-                "steps",
-                "batch_size",
-                "accumulate",
-                "log_every",
-                "validate_every",
-                "validation_pairs",
-                "checkpoint_every",
-            ),
-            1,
-        )
-        least |= {"keep_latest": 1, "keep_every": 0, "workers": 0, "peer_timeout_s": 5}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise ConfigError(f"train.{key} is {getattr(self, key)}; expected at least {value}")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"train.ema_decay is {self.ema_decay}; expected a share in [0, 1)")
-        if not 0 <= self.warmup_steps < self.steps:
+        super().__post_init__()
+        if self.warmup_steps >= self.steps:
             raise ConfigError(f"train.warmup_steps is {self.warmup_steps}; expected less than steps ({self.steps})")
         if self.init and self.resume:
             raise ConfigError(

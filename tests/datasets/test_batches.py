@@ -13,6 +13,7 @@ import cv2
 import grain
 import numpy as np
 import pytest
+from absl import flags
 
 from mixformer_jax.data import pipeline
 from mixformer_jax.data.augment import AugmentConfig
@@ -87,7 +88,9 @@ def test_processes_share_every_batch(root, process_count=4):
         batches(samples, 8, process_index=1, process_count=3)
 
 
-def test_worker_processes_give_the_same_batches(root):
+def test_worker_processes_give_the_same_batches(root, monkeypatch):
+    monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", False)
+    threads = cv2.getNumThreads()
     samples = tracking_samples(root)
     assert samples.for_processes
     expected = take(batches(samples, 2, num_threads=0), 7)
@@ -98,6 +101,7 @@ def test_worker_processes_give_the_same_batches(root):
     assert state == {"step": 3}
     assert_equal(next(stream), expected[3])
     stream.close()
+    assert not flags.FLAGS.is_parsed() and cv2.getNumThreads() == threads, "nothing of this process has changed"
     # Another number of workers, even none, goes on at the same place.
     other = batches(samples, 2, workers=0)
     other.set_state(state)
@@ -106,6 +110,16 @@ def test_worker_processes_give_the_same_batches(root):
     other.set_state({"step": 1})
     assert_equal(next(other), expected[1])
     assert isinstance(other, grain.DatasetIterator)
+
+
+def test_opencv_has_its_threads_back():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    with pytest.raises(ZeroDivisionError), pipeline.one_opencv_thread():
+        assert cv2.getNumThreads() == 1
+        raise ZeroDivisionError
+    assert cv2.getNumThreads() == 3
+    cv2.setNumThreads(before)
 
 
 def test_workers_are_processes_without_devices():
@@ -194,7 +208,7 @@ def test_configs_that_cannot_work(root):
         DataConfig(datasets={"made": DatasetConfig(str(root))})
     with pytest.raises(ValueError, match=r"positive_share is 1\.0"):
         DataConfig(root="somewhere", positive_share=1.0, augment=plain)
-    with pytest.raises(ValueError, match=r"ratio 0\.0"):
+    with pytest.raises(ValueError, match=r"ratio is 0\.0"):
         DatasetConfig(str(root), ratio=0.0)
     config = DataConfig(datasets={"made": DatasetConfig(str(root), reader="folder")}, augment=plain)
     with pytest.raises(ValueError, match="names the data sets made, which are not opened"):

@@ -13,6 +13,7 @@ from mixformer_jax.data.samples import Pools, TrackingSamples
 from mixformer_jax.data.sequences import DatasetError, open_dataset
 from mixformer_jax.data.views import CropConfig
 from mixformer_jax.images import SourceError
+from mixformer_jax.typed_settings import ConfigError
 
 COUNT = 24
 CROPS = CropConfig(template_size=32, search_size=64, search_factor=4.5, centre_jitter=4.5, scale_jitter=0.5)
@@ -173,5 +174,5 @@ def test_a_packed_frame_is_shown_as_far_as_it_is_known(root, tmp_path):
 def test_not_a_packed_data_set(root, tmp_path):
     with pytest.raises(DatasetError, match=r"no packing\.json"):
         open_dataset("packed", root)
-    with pytest.raises(DatasetError, match="quality 0 must be in"):
+    with pytest.raises(ConfigError, match="quality is 0; expected a whole number, at least 1 and at most 100"):
         PackConfig(quality=0)

@@ -134,7 +134,7 @@ def test_a_source_without_material_is_an_error(root):
     config = DataConfig(root=str(root), crops=CROPS)
     with pytest.raises(ValueError, match="no videos are loaded"):
         TrackingSamples(Pools(), config, seed=0)
-    with pytest.raises(ValueError, match="not all 0"):
+    with pytest.raises(ValueError, match="must not all be 0"):
         Mix(video=0.0, still=0.0, pasted=0.0, region=0.0)
 
 

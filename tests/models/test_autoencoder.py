@@ -316,9 +316,9 @@ def test_what_minimises_the_loss_reconstructs_the_image(norm_pix_loss):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_ratio": 1.0}, r"mask_ratio is 1\.0; expected a share in \(0, 1\)"),
+        ({"mask_ratio": 1.0}, r"mask_ratio is 1\.0; expected a number, above 0 and below 1"),
         ({"mask_ratio": 0.99}, "leaves others"),
-        ({"num_templates": -1}, "num_templates is -1; expected at least 0"),
+        ({"num_templates": -1}, "num_templates is -1; expected a whole number, at least 0"),
         ({"decoder_width": 30}, "decoder_width is 30; expected a multiple of 4 and of decoder_heads"),
         ({"model": size_config("mixcvt")}, "masked autoencoders need 'vit'"),
     ],

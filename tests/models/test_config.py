@@ -94,7 +94,7 @@ def test_sizes_follow_table_2():
         ({"num_heads": 5}, "does not divide"),
         ({"drop_path": 1.0}, "drop_path"),
         ({"head": "query3"}, "corner, corner_pyramid"),
-        ({"depth": 0}, "depth is 0; expected at least 1"),
+        ({"depth": 0}, "depth is 0; expected a whole number, at least 1"),
         ({"score_heads": 7}, "7 score_heads"),
         ({"backbone": "cvt", "positions": "learnable"}, "settings of the backbone 'vit'"),
         ({"backbone": "cvt", "early_widths": (64, 192)}, "one value for each early stage"),

@@ -85,7 +85,7 @@ def test_thresholds_that_cannot_work():
         ({"max_score_decay": 0.0}, "max_score_decay is 0"),
         ({"max_score_decay": 1.01}, "max_score_decay is 1.01"),
         ({"lost_below": 0.6, "found_above": 0.5}, "lost_below is 0.6 and found_above 0.5"),
-        ({"found_above": 1.5}, "found_above 1.5"),
+        ({"found_above": 1.5}, "found_above is 1.5"),
         ({"lost_after": 0}, "lost_after is 0"),
         ({"found_after": 0}, "found_after is 0"),
         ({"update_interval": 0}, "update_interval is 0"),

@@ -1,17 +1,20 @@
 """Checkpoints: which are kept, what a damaged one does, other meshes, and folders that cannot be written to."""
 
-import json
+import errno
+import logging
+import os
 import resource
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
-from mixformer_jax.training.folder import TrainingError, claim_folder
 from mixformer_jax.training.sharding import make_mesh, tree_shardings, with_shardings
 from mixformer_jax.training.steps import TrainState
 
@@ -94,19 +97,53 @@ def cut_files_off(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def lose_the_metrics(folder):
-    shutil.rmtree(folder / "metrics")
+def lose_the_numbers(folder):
+    max((path for path in folder.rglob("d/*")), key=lambda path: path.stat().st_size).unlink()
+
+
+def empty_the_manifest(folder):
+    (folder / "state" / "manifest.ocdbt").write_bytes(b"")
+
+
+def change(file, text, other):
+    def damage(folder):
+        path = folder / "state" / file
+        assert text in path.read_text()
+        path.write_text(path.read_text().replace(text, other))
+
+    return damage
+
+
+def lose_the_step(folder):
+    (folder / "data" / "process_0-of-1.json").write_text('{"step": 3}')
+
+
+def lose(name):
+    return lambda folder: shutil.rmtree(folder / name)
 
 
 @pytest.mark.parametrize(
     "damage",
-    [flip_a_bit, lose_a_file, cut_files_off, lose_the_metrics, lambda folder: shutil.rmtree(folder / "state")],
+    [
+        *(flip_a_bit, lose_a_file, cut_files_off, lose_the_numbers, empty_the_manifest, lose_the_step),
+        *map(lose, ("metrics", "state", "about")),
+        change("_METADATA", "kernel", "kernfl"),
+        change("array_metadatas/process_0", "param_name", "param_nbme"),
+        change("_METADATA", "jax.Array", "jax.Arrqy"),
+    ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
         save(checkpoints, 2)
     damage(tmp_path / "2")
+    there = everything(tmp_path)
+    with (
+        pytest.warns(UserWarning, match=f"{tmp_path}/2: a damaged checkpoint is passed over"),
+        Checkpoints(tmp_path, read_only=True) as others,
+    ):
+        np.testing.assert_array_equal(kernel(others.restore(abstract()).state), kernel(state_at(1)))
+    assert everything(tmp_path) == there, "another run's folder"
     with pytest.warns(UserWarning, match=f"{tmp_path}/2: a damaged checkpoint is passed over"):
         checkpoints = Checkpoints(tmp_path)
         state = checkpoints.restore(abstract()).state
@@ -117,6 +154,111 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
         save(checkpoints, 2)
         assert checkpoints.steps() == [1, 2]
         np.testing.assert_array_equal(kernel(checkpoints.restore(abstract()).state), kernel(state_at(2)))
+
+
+def everything(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def test_when_all_are_damaged_nothing_begins_anew(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    flip_a_bit(tmp_path / "1")
+    shutil.rmtree(tmp_path / "2" / "metrics")
+    there = everything(tmp_path)
+    for _ in range(2):
+        with (
+            pytest.raises(CheckpointError, match=r"all checkpoints are damaged, and nothing .*\n  2: .*\n  1: not"),
+            Checkpoints(tmp_path) as checkpoints,
+        ):
+            checkpoints.restore(abstract())
+        assert everything(tmp_path) == there
+
+
+def test_an_older_checkpoint_without_metrics_is_put_aside(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    shutil.rmtree(tmp_path / "1" / "metrics")
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.warns(UserWarning, match=f"{tmp_path}/1: a damaged checkpoint"):
+            assert int(checkpoints.restore(abstract()).state.step) == 2
+        save(checkpoints, 3)
+        assert checkpoints.steps() == [2, 3] and (tmp_path / "1.damaged").is_dir()
+
+
+def wrapped(error):
+    """As Orbax passes errors of reading on."""
+    outer = Exception("Encountered error while reading array index: ...")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte."), "RESOURCE_EXHAUSTED"),
+        (jax.errors.JaxRuntimeError("INTERNAL: no more streams"), "INTERNAL: no more streams"),
+        (wrapped(ValueError("UNAVAILABLE: the server does not answer")), "UNAVAILABLE"),
+        (wrapped(ValueError("PERMISSION_DENIED: Error opening")), "PERMISSION_DENIED"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), "Input/output error"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("cannot be laid out on this mesh"), "cannot be laid out"),
+    ],
+)
+def test_what_is_no_damage_changes_nothing(tmp_path, monkeypatch, error, reason):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    there = everything(tmp_path)
+
+    def restore(*_args, **_settings):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", restore)
+        with (
+            pytest.raises(CheckpointError, match=f"{tmp_path}/2: cannot be restored: .*{reason}.*Nothing was changed"),
+            Checkpoints(tmp_path) as checkpoints,
+        ):
+            checkpoints.restore(abstract())
+    assert everything(tmp_path) == there
+    with Checkpoints(tmp_path) as checkpoints:
+        assert int(checkpoints.restore(abstract()).state.step) == 2
+
+
+@pytest.mark.parametrize(
+    ("like", "reason"),
+    [
+        (
+            lambda: abstract()._replace(ema=abstract().params),
+            r"another experiment: 1 arrays differ, ema/fc1/kernel: none there, \(64, 64\) here",
+        ),
+        (
+            lambda: abstract()._replace(params={}),
+            r"another experiment: .* params/fc1/kernel: \(64, 64\) there, none here",
+        ),
+        (
+            lambda: abstract(width=32),
+            r"another experiment: .* params/fc1/kernel: \(64, 64\) there, \(32, 32\) here",
+        ),
+    ],
+)
+def test_a_checkpoint_of_another_experiment_is_no_damaged_one(tmp_path, like, reason):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    half = tmp_path / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    there = everything(tmp_path)
+    for read_only in (True, False):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with pytest.raises(CheckpointError, match=reason), Checkpoints(tmp_path, read_only=read_only) as found:
+                found.restore(like())
+        assert everything(tmp_path) == there and not any("damaged" in str(each.message) for each in told)
 
 
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
@@ -142,23 +284,8 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert list(tmp_path.glob("*tmp*")) == []
+        assert not logging.getLogger("asyncio").isEnabledFor(logging.ERROR), "what failed is said once"
         save(checkpoints, 3)
         assert checkpoints.steps() == [1, 3]
         np.testing.assert_array_equal(kernel(checkpoints.restore(abstract()).state), kernel(state_at(3)))
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(TrainingError, match=r"cannot be written to .*Nothing that was there before is lost"):
-        claim_folder(tmp_path / "file" / "run", {"train": {}})
-    with pytest.raises(TrainingError, match="cannot be written to"):
-        claim_folder(tmp_path.__class__("/proc/run"), {"train": {}})
-
-
-def test_a_folder_keeps_its_experiment(tmp_path):
-    record = {"data": {"root": "here", "datasets": {"a": {"root": "here"}}}, "train": {"steps": 3, "mesh": (1, 1, 1)}}
-    claim_folder(tmp_path, record)
-    moved = {"data": {"root": "there", "datasets": {"a": {"root": "there"}}}, "train": {"steps": 3, "mesh": (8, 1, 1)}}
-    assert json.loads((tmp_path / "config.json").read_text()) != claim_folder(tmp_path, moved)
-    with pytest.raises(TrainingError, match=r"train\.steps: 3 there, 4 now"):
-        claim_folder(tmp_path, {**record, "train": {"steps": 4}})
+    assert all(logging.getLogger(name).isEnabledFor(logging.ERROR) for name in ("asyncio", "absl"))

@@ -60,6 +60,15 @@ def test_weights_and_biases_get_the_metrics_too(tmp_path, monkeypatch):
         log.write("train", 2, {"loss": 1.0})
     assert started[0]["project"] == "project" and started[0]["resume"] == "allow"
     assert logged == [(2, {"train/loss": 1.0})] and finished == [0]
+    # Two runs whose folders have one name are two; one that goes on is the same, in whatever folder.
+    moved = tmp_path / "moved" / tmp_path.name
+    moved.mkdir(parents=True)
+    with MetricsLog(moved, 0, {}, "project"):
+        pass
+    with MetricsLog(moved.rename(tmp_path / "away"), 0, {}, "project"):
+        pass
+    assert started[0]["name"] == started[1]["name"]
+    assert started[0]["id"] != started[1]["id"] == started[2]["id"]
 
 
 def report(loss, squares=(1.0, 2.0)):
