@@ -65,7 +65,8 @@ class Decoder(ABC):
         fps: frames a second as the file says it; 0 or NaN where it does not.
         num_frames: how many it promises; None where it says nothing.
         codec: by name, for messages.
-        size: (height, width) of the first frame, upright; later ones are rescaled to it.
+        size: (height, width) of every frame, upright. Where it changes inside a file, frames are rescaled to the size
+            that the file names.
     """
 
     location: str
@@ -138,14 +139,14 @@ class PyAVDecoder(Decoder):
         self.size = first[0].shape[:2]
 
     def frames(self) -> Iterator[tuple[Frame, float]]:
-        """See `Decoder`. Packets before the first frame that decodes, as in recordings cut anywhere, are passed over."""
+        """See `Decoder`. Packets before the first frame that decodes are passed over: recordings are cut anywhere."""
         with self._open() as container:
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 return
             stream.thread_type = "AUTO"
             start = float((stream.start_time or 0) * stream.time_base)
-            size: tuple[int, int] | None = None
+            size = (stream.codec_context.width, stream.codec_context.height)
             number = 0
             for packet in self._packets(container, stream):
                 try:
@@ -157,7 +158,6 @@ class PyAVDecoder(Decoder):
                         return
                     continue
                 for picture in pictures:
-                    size = size or (picture.width, picture.height)
                     seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
                     number += 1
                     yield self._converted(picture, size), seconds
@@ -233,8 +233,9 @@ class OpenCVDecoder(Decoder):
         """Raises SourceError if frames cannot be converted, or none can say; `number` is the first in doubt."""
         if is_address(self.location) or _scaler_complains(self.location):
             raise SourceError(
-                f"{self.location}: frame {number} is not to be had from OpenCV {cv2.__version__}, which does not convert "
-                f"interlaced frames ({self.codec}); {_remedy(self.location, ' -vf yadif')}"
+                f"{self.location}: from frame {number} on no picture of this video ({self.codec}) can be trusted: "
+                f"it holds interlaced frames, which OpenCV {cv2.__version__} does not convert; "
+                f"{_remedy(self.location, ' -vf yadif')}"
             )
         self._are_all_proven = True
 
@@ -254,8 +255,8 @@ def _clockwise(capture: cv2.VideoCapture) -> int:
 def _undecodable(decoder: Decoder) -> SourceError:
     """The error for a video without a first frame: the codec, and how to mend it."""
     return SourceError(
-        f"{decoder.location}: opens as a video, but its first frame cannot be decoded: {decoder_name()} does not decode "
-        f"{decoder.codec} here, or the file is damaged; {_remedy(decoder.location)}"
+        f"{decoder.location}: opens as a video, but its first frame cannot be decoded: {decoder_name()} does not "
+        f"decode {decoder.codec} here, or the file is damaged; {_remedy(decoder.location)}"
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mixformer_jax.decoders import is_address, open_decoder
+from mixformer_jax.files import Part
 from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
 
 # What OpenCV's wheels can encode: H.264 ("avc1") is not among it, and VP9 takes 0.3 s a frame.
@@ -73,7 +74,7 @@ class FrameSource(ABC):
 class VideoFile(FrameSource):
     """A video file or a network stream (an address with `://`), turned upright as its metadata say.
 
-    Frames that change size inside a file are rescaled to the first one's size, so that error cannot arise here. The
+    Frames that change size inside a file are rescaled to the size that it names, so that error cannot arise here. The
     decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
     """
 
@@ -184,7 +185,7 @@ class ArrayFrames(FrameSource):
 
 
 def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) -> FrameSource:
-    """Opens a video file, a stream (`rtsp://...`), a folder of images, a camera (an index: 0 or "0"), or frames in memory.
+    """Opens a video file, a stream (`rtsp://...`), a folder of images, a camera (0 or "0"), or frames in memory.
 
     Digits as text mean a camera unless a file or folder has that name.
 
@@ -264,7 +265,7 @@ def prepare_output(path: str | Path) -> Path:
 class VideoWriter:
     """Writes RGB frames to a video file (.mp4: MPEG-4 part 2; .avi: Motion JPEG), as a context manager.
 
-    Frames go to a hidden file in the same folder, which takes its name when the writer closes; an exception
+    Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception
     or Ctrl-C inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd
     frames get their last row or column once more. Closing without a frame leaves no file.
 
@@ -272,24 +273,26 @@ class VideoWriter:
         path: file to write; its folder is made.
         fps: frames a second.
         size: (height, width) of the frames.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
         OutputError: the folder cannot be written, or the suffix or the size has no encoder.
+        FileExistsError: the file is there, or another run is writing it.
     """
 
-    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, path: str | Path, fps: float, size: tuple[int, int], overwrite: bool = True) -> None:
         if Path(path).suffix.lower() not in CODECS:
             raise OutputError(f"{path}: cannot write this kind of video; name it {' or '.join(CODECS)}")
         if not (math.isfinite(fps) and fps > 0) or min(size) < 1:
             raise ValueError(f"a video needs a positive rate and size, got {fps} Hz, {size[1]}x{size[0]}")
         self.path, self.size, self.num_frames = prepare_output(path), size, 0
-        self._partial = self.path.with_name(f".{self.path.stem}.partial-{os.getpid()}{self.path.suffix}")
+        self._part = Part(self.path, overwrite)
         self._padding = (size[0] % 2, size[1] % 2)
         coded = (size[1] + self._padding[1], size[0] + self._padding[0])
         codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, codec, fps, coded)
+        self._writer = cv2.VideoWriter(str(self._part.path), cv2.CAP_FFMPEG, codec, fps, coded)
         if not self._writer.isOpened():
-            self._partial.unlink(missing_ok=True)
+            self._part.path.unlink(missing_ok=True)
             raise OutputError(f"{self.path}: OpenCV cannot encode {coded[0]}x{coded[1]} at {fps} Hz here")
 
     def write(self, frame: Frame) -> None:
@@ -308,19 +311,20 @@ class VideoWriter:
 
         Raises:
             OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
+            FileExistsError, FileNotFoundError: see `files.Part`.
         """
         if not self._writer.isOpened():
             return
         self._writer.release()
         if self.num_frames == 0:
-            self._partial.unlink(missing_ok=True)
+            self._part.path.unlink(missing_ok=True)
             return
-        written = cv2.VideoCapture(str(self._partial), cv2.CAP_FFMPEG)
+        written = cv2.VideoCapture(str(self._part.path), cv2.CAP_FFMPEG)
         held = max(int(written.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         written.release()
         if held < self.num_frames:
-            raise OutputError(f"{self._partial}: holds {held} of {self.num_frames} frames written; is the disk full?")
-        self._partial.replace(self.path)
+            raise OutputError(f"{self._part.path}: holds {held} of {self.num_frames} frames written; is the disk full?")
+        self._part.finish()
 
     def __enter__(self) -> "VideoWriter":
         return self

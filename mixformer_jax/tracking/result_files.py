@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mixformer_jax.files import write_atomically
+from mixformer_jax.files import Part, write_atomically
 from mixformer_jax.video import prepare_output
 
 
@@ -34,20 +34,39 @@ def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> 
 class ResultFiles:
     """Open text files, one a target. A context manager.
 
-    Not under temporary names: whoever kills the run, or watches it, finds every line written so far.
+    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
+    written so far. When the context ends, for whatever reason, they get their names.
+
+    Args:
+        path: see `numbered_paths`.
+        num_targets: how many files.
+        overwrite: whether files that are there may be replaced.
+
+    Raises:
+        FileExistsError: on entering: a file is there, or another run is writing it. Then none is made.
     """
 
-    def __init__(self, path: Path, num_targets: int) -> None:
+    def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
         self.paths = numbered_paths(path, num_targets)
+        self._overwrite = overwrite
+        self._parts: list[Part] = []
         self._files: list[IO[str]] = []
 
     def __enter__(self) -> "ResultFiles":
-        self._files = [path.open("w", encoding="ascii") for path in self.paths]
+        try:
+            for path in self.paths:
+                self._parts.append(Part(path, self._overwrite))
+        except BaseException:
+            self.__exit__()
+            raise
+        self._files = [part.path.open("w", encoding="ascii") for part in self._parts]
         return self
 
     def __exit__(self, *exception: object) -> None:
         for file in self._files:
             file.close()
+        for part in self._parts:
+            part.finish()
 
     def write(
         self,

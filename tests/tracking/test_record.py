@@ -94,7 +94,7 @@ def test_bug_in_a_tracker_is_raised_and_keeps_what_was_computed(tmp_path):
 def test_boxes_are_on_disk_while_it_runs(tmp_path):
     class Watching(RedTracker):
         def step(self, state, frame):
-            assert len((tmp_path / "out.txt").read_text().splitlines()) == state
+            assert len((tmp_path / "out.txt.part").read_text().splitlines()) == state
             return super().step(state, frame)
 
     assert len(run(tmp_path, Watching()).boxes_xywh) == 20

@@ -1,5 +1,6 @@
 """Sequences in plain folders: images or a `video.mp4` beside a `groundtruth.txt`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def _read_sequence(folder: Path) -> Sequence:
         raise DatasetError(f"{folder}: both {VIDEO} and {len(names)} images; which of them are the frames?")
     if not names and not video.is_file():
         raise DatasetError(f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}")
-    name = folder.resolve().name
+    # A link's own name: the target's may be that of another link's, too. Not `.name`: the root may be ".".
+    name = Path(os.path.abspath(folder)).name  # noqa: PTH100
     if names:
         boxes_xywh = read_groundtruth(folder / GROUNDTRUTH, expected_length=len(names))
         return Sequence(name, boxes_xywh, ImageFrames(folder, names), DEFAULT_FPS, folder)
