@@ -197,12 +197,12 @@ class OpenCVDecoder(Decoder):
             self.num_frames = int(count) if math.isfinite(count) and count >= 1 else None
             letters = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
             self.codec = _codec_name(letters.decode("ascii", "replace").strip("\0 "))
-            (decoded, first), (_, second) = capture.read(), capture.read()
+            (decoded, first), (_, second) = self._read(capture), self._read(capture)
             if not decoded:
                 raise _undecodable(self)
             self.size = _upright(first, -_clockwise(capture)).shape[:2]
             capture.set(cv2.CAP_PROP_POS_FRAMES, 0)
-            again = capture.read()[1]
+            again = self._read(capture)[1]
         finally:
             capture.release()
         self._are_all_proven = False
@@ -217,7 +217,7 @@ class OpenCVDecoder(Decoder):
             previous: np.ndarray | None = None
             number = 0
             while True:
-                decoded, bgr = capture.read()
+                decoded, bgr = self._read(capture)
                 if not decoded:
                     return
                 number += 1
@@ -238,6 +238,14 @@ class OpenCVDecoder(Decoder):
                 f"{_remedy(self.location, ' -vf yadif')}"
             )
         self._are_all_proven = True
+
+    def _read(self, capture: cv2.VideoCapture) -> tuple[bool, Any]:
+        try:
+            return capture.read()
+        except cv2.error as error:  # OpenCV 4.12, where frames change their size
+            raise SourceError(
+                f"{self.location}: OpenCV cannot decode it: {error.err}; {_remedy(self.location)}"
+            ) from error
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(self.location, cv2.CAP_FFMPEG)

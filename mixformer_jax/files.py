@@ -41,13 +41,18 @@ class Part:
         elif path.exists():
             raise FileExistsError(f"{path}: is there already; name another file, or replace it with --overwrite")
         try:
-            with self.path.open("x") as file:
-                self._identity = os.fstat(file.fileno())
+            # Held open until the end: a file system may give the number of a removed file to the next one.
+            self._file = self.path.open("x")
         except FileExistsError:
             raise FileExistsError(
                 f"{self.path}: is there already: another run is writing {path.name}, or was killed while it did; "
                 "name another file, or move this one away"
             ) from None
+
+    def discard(self) -> None:
+        """Leaves nothing."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Gives the file its name; one that is empty is removed.
@@ -56,7 +61,10 @@ class Part:
             FileExistsError: the name is taken by now. Nothing is lost: the message says where it is.
             FileNotFoundError: the part is no longer this run's.
         """
-        if not (self.path.exists() and os.path.samestat(os.stat(self.path), self._identity)):  # noqa: PTH116
+        identity = os.fstat(self._file.fileno())
+        is_ours = self.path.exists() and os.path.samestat(self.path.stat(), identity)
+        self._file.close()
+        if not is_ours:
             raise FileNotFoundError(f"{self.path}: was removed or replaced while it was written")
         if self.path.stat().st_size == 0:
             self.path.unlink()

@@ -292,7 +292,7 @@ class VideoWriter:
         codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
         self._writer = cv2.VideoWriter(str(self._part.path), cv2.CAP_FFMPEG, codec, fps, coded)
         if not self._writer.isOpened():
-            self._part.path.unlink(missing_ok=True)
+            self._part.discard()
             raise OutputError(f"{self.path}: OpenCV cannot encode {coded[0]}x{coded[1]} at {fps} Hz here")
 
     def write(self, frame: Frame) -> None:
@@ -317,7 +317,7 @@ class VideoWriter:
             return
         self._writer.release()
         if self.num_frames == 0:
-            self._part.path.unlink(missing_ok=True)
+            self._part.discard()
             return
         written = cv2.VideoCapture(str(self._part.path), cv2.CAP_FFMPEG)
         held = max(int(written.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
