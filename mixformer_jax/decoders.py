@@ -8,6 +8,8 @@ uninitialised, or with the frame before in it (4.12 converts them). So a frame o
 that the buffer was written, see `OpenCVDecoder`.
 """
 
+import functools
+import itertools
 import math
 import os
 import shlex
@@ -15,6 +17,8 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,14 +50,21 @@ _CODEC_NAMES = {
     }.items()
     for letters in all_letters.split()
 }
-# What FFmpeg's scaler complains about has not been converted. The environment must leave its messages on.
-_DECODE_ALL = """
+# Of four frames; see `interlaced`.
+INTERLACED_CLIP = Path(str(resources.files("mixformer_jax") / "assets" / "interlaced.mp4"))
+# FFmpeg's scaler complains on stderr, so that what was passed before is in order.
+_WITNESS = """
+import os
 import sys
+
 import cv2
 
 capture = cv2.VideoCapture(sys.argv[1], cv2.CAP_FFMPEG)
+number = 0
 while capture.grab():
     capture.retrieve()
+    number += 1
+    os.write(2, b"passed %d\\n" % number)
 """
 
 
@@ -124,9 +135,9 @@ class PyAVDecoder(Decoder):
     def __init__(self, location: str, av: ModuleType) -> None:
         self.location, self._av = location, av
         with self._open() as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")  # not the picture on a cover
+            if stream is None:
                 raise SourceError(f"{location}: holds no video, only other streams")
-            stream = container.streams.video[0]
             self.fps = float(stream.guessed_rate or 0)
             seconds = (container.duration or 0) / av.time_base
             self.num_frames = stream.frames or round(seconds * self.fps) or None
@@ -141,7 +152,7 @@ class PyAVDecoder(Decoder):
     def frames(self) -> Iterator[tuple[Frame, float]]:
         """See `Decoder`. Packets before the first frame that decodes are passed over: recordings are cut anywhere."""
         with self._open() as container:
-            stream = container.streams.video[0]
+            stream = container.streams.best("video")
             if stream.codec_context is None:
                 return
             stream.thread_type = "AUTO"
@@ -164,7 +175,12 @@ class PyAVDecoder(Decoder):
 
     def _converted(self, picture: Any, size: tuple[int, int]) -> Frame:
         # As OpenCV converts: by way of BGR, bicubic in the colours and where the size changes inside a file.
-        bgr = picture.to_ndarray(format="bgr24", width=size[0], height=size[1], interpolation="BICUBIC")
+        width, height = (side or None for side in size)
+        try:
+            bgr = picture.to_ndarray(format="bgr24", width=width, height=height, interpolation="BICUBIC")
+        except self._av.error.FFmpegError as error:
+            told = f"{self.location}: pictures in {picture.format.name} cannot be converted to RGB: {error.strerror}"
+            raise SourceError(f"{told}; {_remedy(self.location)}") from error
         return _upright(bgr, picture.rotation)
 
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
@@ -180,12 +196,53 @@ class PyAVDecoder(Decoder):
             raise _not_opened(self.location, error.strerror) from error
 
 
+class _Witness:
+    """Another process that decodes the same file with OpenCV, and what FFmpeg's scaler says of each frame there.
+
+    It reads ahead until the pipe is full, so asking for one frame after another waits for little.
+    """
+
+    def __init__(self, path: str) -> None:
+        silencers = ("OPENCV_FFMPEG_LOGLEVEL", "OPENCV_FFMPEG_DEBUG")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _WITNESS, path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name not in silencers},
+        )
+        self._passed, self._complains = 0, False
+
+    def vouches_for(self, number: int) -> bool:
+        """Whether the frames up to `number`, counted from 1, were converted there without a complaint."""
+        assert self._process.stderr is not None
+        while self._passed < number and not self._complains:
+            line = self._process.stderr.readline()
+            self._complains = not line or b"swscaler" in line
+            self._passed += line.startswith(b"passed ")
+        return self._passed >= number
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        with self._process:
+            pass
+
+
+@functools.cache
+def opencv_converts_interlaced() -> bool:
+    """Whether this OpenCV does, by a clip of four frames in a process of its own. It takes half a second, once."""
+    with closing(_Witness(str(INTERLACED_CLIP))) as witness:
+        return witness.vouches_for(4)
+
+
 class OpenCVDecoder(Decoder):
     """FFmpeg through OpenCV, which may answer with a buffer that it has not written (see the head of this file).
 
     The buffer is the same one for a whole pass, so a frame that differs from the one before was written. The first one
-    was, if it comes again after another was in the buffer. Whether all of the others were, which equal the one before
-    (a clip may well hold a picture twice), is what FFmpeg's scaler says while another process decodes the file once.
+    was, if it comes again after another was in the buffer. Of one that equals the frame before (a clip may well hold a
+    picture twice) FFmpeg's scaler says whether it was converted, in another process that decodes the file, too. None of
+    that is asked where OpenCV converts interlaced frames.
     """
 
     def __init__(self, location: str) -> None:
@@ -205,39 +262,47 @@ class OpenCVDecoder(Decoder):
             again = self._read(capture)[1]
         finally:
             capture.release()
-        self._are_all_proven = False
-        if second is None or again is None or _equal(first, second) or not _equal(first, again):
-            self._prove_all(1)
+        # How many frames another process has vouched for.
+        self._vouched = 0
+        is_written = second is not None and again is not None and _equal(first, again) and not _equal(first, second)
+        if not is_written and not opencv_converts_interlaced():
+            with closing(self._new_witness(1)) as witness:
+                self._ask(witness, 1)
 
     def frames(self) -> Iterator[tuple[Frame, float]]:
         """See `Decoder`."""
-        capture = self._open()
-        try:
+        with ExitStack() as stack:
+            capture = self._open()
+            stack.callback(capture.release)
             clockwise = _clockwise(capture)
+            witness: _Witness | None = None
             previous: np.ndarray | None = None
-            number = 0
-            while True:
+            for number in itertools.count(1):
                 decoded, bgr = self._read(capture)
                 if not decoded:
                     return
-                number += 1
-                if not self._are_all_proven:
-                    if previous is not None and _equal(bgr, previous):
-                        self._prove_all(number)
-                    previous = bgr
+                is_same = previous is not None and number > self._vouched and _equal(bgr, previous)
+                if is_same and not opencv_converts_interlaced():
+                    witness = witness or stack.enter_context(closing(self._new_witness(number)))
+                    self._ask(witness, number)
+                previous = bgr
                 yield _upright(bgr, -clockwise), capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        finally:
-            capture.release()
 
-    def _prove_all(self, number: int) -> None:
-        """Raises SourceError if frames cannot be converted, or none can say; `number` is the first in doubt."""
-        if is_address(self.location) or _scaler_complains(self.location):
-            raise SourceError(
-                f"{self.location}: from frame {number} on no picture of this video ({self.codec}) can be trusted: "
-                f"it holds interlaced frames, which OpenCV {cv2.__version__} does not convert; "
-                f"{_remedy(self.location, ' -vf yadif')}"
-            )
-        self._are_all_proven = True
+    def _new_witness(self, number: int) -> _Witness:
+        if is_address(self.location):  # a stream is not sent twice
+            raise self._in_doubt(number)
+        return _Witness(self.location)
+
+    def _ask(self, witness: _Witness, number: int) -> None:
+        if not witness.vouches_for(number):
+            raise self._in_doubt(number)
+        self._vouched = max(self._vouched, number)
+
+    def _in_doubt(self, number: int) -> SourceError:
+        return SourceError(
+            f"{self.location}: frame {number} of this video ({self.codec}) cannot be trusted: OpenCV {cv2.__version__} "
+            f"does not convert interlaced frames, and gives no picture for them; {_remedy(self.location, ' -vf yadif')}"
+        )
 
     def _read(self, capture: cv2.VideoCapture) -> tuple[bool, Any]:
         try:
@@ -302,25 +367,3 @@ def _upright(bgr: np.ndarray, counter_clockwise: int) -> Frame:
 def _equal(frame: np.ndarray, other: np.ndarray) -> bool:
     # Most frames differ in the first rows that are looked at.
     return np.array_equal(frame[::16], other[::16]) and np.array_equal(frame, other)
-
-
-def _scaler_complains(path: str) -> bool:
-    """Whether FFmpeg's scaler refuses a frame of a file, or the process that should find out fails."""
-    silencers = ("OPENCV_FFMPEG_LOGLEVEL", "OPENCV_FFMPEG_DEBUG")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _DECODE_ALL, path],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name not in silencers},
-    )
-    assert process.stderr is not None
-    with process:
-        try:
-            if not any(b"swscaler" in line for line in process.stderr):
-                return process.wait() != 0
-        except BaseException:
-            process.kill()
-            raise
-        process.kill()
-    return True

@@ -75,7 +75,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if image is not None and image.dtype == np.uint16:
             _warn_of_few_bits(image, name)
-            image = (image >> 8).astype(np.uint8)
+            image = np.right_shift(image, 8).astype(np.uint8)
         elif image is not None and image.dtype != np.uint8:
             image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     except cv2.error as error:

@@ -4,17 +4,16 @@ Some decoders answer an interlaced frame with a picture that is none (see `decod
 `mixformer data check` try. The clip (`assets/interlaced.mp4`, H.264) is made by `tests/clips.py`.
 """
 
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
+from mixformer_jax.decoders import INTERLACED_CLIP
 from mixformer_jax.images import SourceError
 from mixformer_jax.video import open_source
 
-CLIP = Path(str(resources.files("mixformer_jax") / "assets" / "interlaced.mp4"))
 SIDE, NUM_FRAMES = 64, 4
 COLOURS = ((200, 40, 40), (40, 180, 60), (50, 60, 190), (210, 200, 90))
 # Grey levels of 255 that a codec may change in the middle of a flat area.
@@ -37,7 +36,7 @@ def clip_frames() -> UInt8[np.ndarray, "frames side side 3"]:
     )
 
 
-def try_interlaced(path: Path = CLIP) -> Answer:
+def try_interlaced(path: Path = INTERLACED_CLIP) -> Answer:
     """Decodes the clip as any video."""
     expected = clip_frames()
     try:

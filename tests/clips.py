@@ -46,6 +46,7 @@ def write_clip(
 
 
 if __name__ == "__main__":
-    from mixformer_jax.interlaced import CLIP, clip_frames
+    from mixformer_jax.decoders import INTERLACED_CLIP
+    from mixformer_jax.interlaced import clip_frames
 
-    write_clip(CLIP, list(clip_frames()), interlaced=True, crf="16", preset="veryslow")
+    write_clip(INTERLACED_CLIP, list(clip_frames()), interlaced=True, crf="16", preset="veryslow")
