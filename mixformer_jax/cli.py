@@ -90,6 +90,7 @@ def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
+    from mixformer_jax.files import NameTakenError
     from mixformer_jax.tracking.record import record
     from mixformer_jax.video import open_source, prepare_output
 
@@ -104,9 +105,14 @@ def run_track(args: argparse.Namespace) -> int:
         prepare_output(boxes)
         boxes_xywh = np.stack([_checked_box(text, source.size) for text in args.box])
         tracker = _with_overrides(_load(args), args)
-        recording = record(
-            tracker, source, boxes_xywh, video, boxes, args.every, progress=True, overwrite=args.overwrite
-        )
+        while True:
+            try:
+                recording = record(
+                    tracker, source, boxes_xywh, video, boxes, args.every, progress=True, overwrite=args.overwrite
+                )
+                break
+            except NameTakenError:  # by a run that was as far a moment earlier
+                video, boxes = _track_outputs(args, source.name)
     return _report(recording, [])
 
 

@@ -27,11 +27,15 @@ def is_taken(path: Path) -> bool:
     return path.exists() or part_path(path).exists()
 
 
+class NameTakenError(FileExistsError):
+    """A file that is there, or that somebody is writing, under the name that was wanted."""
+
+
 class Part:
     """The part of a file that is being written, this run's alone; made empty. `finish` gives the file its name.
 
     Raises:
-        FileExistsError: the file is there, or another run's part of it, and neither may be overwritten.
+        NameTakenError: the file is there, or another run's part of it, and neither may be overwritten.
     """
 
     def __init__(self, path: Path, overwrite: bool) -> None:
@@ -39,12 +43,12 @@ class Part:
         if overwrite:
             self.path.unlink(missing_ok=True)
         elif path.exists():
-            raise FileExistsError(f"{path}: is there already; name another file, or replace it with --overwrite")
+            raise NameTakenError(f"{path}: is there already; name another file, or replace it with --overwrite")
         try:
             # Held open until the end: a file system may give the number of a removed file to the next one.
             self._file = self.path.open("x")
         except FileExistsError:
-            raise FileExistsError(
+            raise NameTakenError(
                 f"{self.path}: is there already: another run is writing {path.name}, or was killed while it did; "
                 "name another file, or move this one away"
             ) from None

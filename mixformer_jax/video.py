@@ -277,7 +277,7 @@ class VideoWriter:
 
     Raises:
         OutputError: the folder cannot be written, or the suffix or the size has no encoder.
-        FileExistsError: the file is there, or another run is writing it.
+        NameTakenError: the file is there, or another run is writing it.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int], overwrite: bool = True) -> None:

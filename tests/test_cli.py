@@ -150,6 +150,25 @@ def test_what_a_killed_run_left_stays(capsys, tracker, video):
     assert "there already" in fails(capsys, "track", "clip.mp4", BOX, "--boxes", "clip_boxes.txt")
 
 
+def test_two_runs_that_start_at_once(capsys, tracker, video, monkeypatch):
+    """The other one took the names while this one loaded its weights."""
+
+    def load(weights=None, device=None):
+        Path("clip_boxes.txt.part").touch()
+        return tracker
+
+    monkeypatch.setattr(mixformer_jax, "load", load)
+    status, out, _ = run(capsys, "track", "clip.mp4", BOX)
+    assert status == 0 and "clip-2_boxes.txt" in out
+    assert {path.name for path in Path().iterdir()} - {"clip.mp4"} == {
+        "clip_boxes.txt.part",
+        "clip-2_boxes.txt",
+        "clip-2_tracked.mp4",
+    }
+    monkeypatch.setattr(mixformer_jax, "load", lambda *_, **__: Path("mine.txt.part").touch() or tracker)
+    assert "mine.txt: there already" in fails(capsys, "track", "clip.mp4", BOX, "--boxes", "mine.txt")
+
+
 def test_names_that_say_nothing(capsys, tracker, video, tmp_path):
     for folder in ("walk", "jump/color"):
         (tmp_path / folder).mkdir(parents=True)

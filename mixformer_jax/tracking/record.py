@@ -73,7 +73,7 @@ def record(
         ValueError: a box is unusable (from `tracker.start`), or `every` is below 1. Nothing is left behind.
         SourceError: there is no first frame.
         OutputError: a file cannot be written.
-        FileExistsError: a file is there, or another run is writing it.
+        NameTakenError: a file is there, or another run is writing it.
     """
     if every < 1:
         raise ValueError(f"every is {every}; expected 1 (each frame) or more")

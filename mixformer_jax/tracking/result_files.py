@@ -43,7 +43,7 @@ class ResultFiles:
         overwrite: whether files that are there may be replaced.
 
     Raises:
-        FileExistsError: on entering: a file is there, or another run is writing it. Then none is made.
+        NameTakenError: on entering: a file is there, or another run is writing it. Then none is made.
     """
 
     def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
