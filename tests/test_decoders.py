@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from mixformer_jax.data.check import check_dataset
+from mixformer_jax.data.records import Dataset, VideoFrames
+from mixformer_jax.data.sequences import open_dataset
 from mixformer_jax.decoders import INTERLACED_CLIP, decoder_name, opencv_converts_interlaced
 from mixformer_jax.images import SourceError
 from mixformer_jax.interlaced import clip_frames, try_interlaced
@@ -347,3 +351,19 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments) -> None:
         return None
+
+
+def test_one_door_for_data_sets(tmp_path, without_pyav):
+    """Evaluation, training and `data check` read videos as tracking does."""
+    (tmp_path / "walk").mkdir()
+    path = write_clip(tmp_path / "walk" / "video.mp4", frames(), interlaced=True)
+    (tmp_path / "walk" / "groundtruth.txt").write_text("8,16,16,16\n" * NUM_FRAMES)
+    (sequence,) = open_dataset("folder", tmp_path)
+    assert np.abs(sequence.frame(7).astype(float) - frames()[7]).mean() < 12.0
+    assert check_dataset(open_dataset("folder", tmp_path)).faults == ()
+    without_pyav()
+    if not CONVERTS:
+        with pytest.raises(SourceError, match="cannot be trusted"):
+            open_dataset("folder", tmp_path)
+        found = check_dataset(Dataset("late", tmp_path, ["walk"], lambda _: replace(sequence, frame=VideoFrames(path))))
+        assert {fault.kind for fault in found.faults} == {"image"} and str(path) in found.faults[0].what
