@@ -70,6 +70,10 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@$(PIP) --editable '.[test]'
 	@# What cannot share an environment with opencv-python-headless: OpenCV with all its trackers, and the VOT toolkit.
 	@$(PIP) --target $(VENV)/contrib --upgrade --no-deps opencv-contrib-python-headless
+	@# The other decoder of videos: .venv itself stays as users without it have it, and tests try both.
+	@$(PIP) --target $(VENV)/pyav --upgrade --no-deps "$$($(BIN)/python -c \
+	    'from importlib.metadata import requires; \
+	    print(next(r.partition(";")[0] for r in requires("mixformer-jax") if r.startswith("av")))')"
 	@# The TPU compiler of this JAX: where it is installed, JAX complains at every start that there is no TPU.
 	@$(PIP) --target $(VENV)/tpu-compiler --upgrade --no-deps "$$($(BIN)/python -c \
 	    'from importlib.metadata import requires; \

@@ -6,6 +6,7 @@ Imports stay inside the subcommands: `mixformer --help` is quick, and an extra i
 import argparse
 import contextlib
 import datetime
+import itertools
 import math
 import os
 import re
@@ -76,8 +77,8 @@ def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
+    from mixformer_jax.files import NameTakenError
     from mixformer_jax.tracking.record import record
-    from mixformer_jax.tracking.result_files import numbered_paths
     from mixformer_jax.video import open_source, prepare_output
 
     if args.box is None:
@@ -86,14 +87,19 @@ def run_track(args: argparse.Namespace) -> int:
             "such as --box 120,80,60,90; once for each target"
         )
     with open_source(args.source) as source:
-        video = args.out or Path(f"{source.name}_tracked.mp4")
-        boxes = args.boxes or Path(f"{source.name}_boxes.txt")
-        _check_distinct(Path(args.source), video, numbered_paths(boxes, len(args.box)))
+        video, boxes = _track_outputs(args, source.name)
         prepare_output(video)
         prepare_output(boxes)
         boxes_xywh = np.stack([_checked_box(text, source.size) for text in args.box])
         tracker = _with_overrides(_load(args), args)
-        recording = record(tracker, source, boxes_xywh, video, boxes, args.every, progress=True)
+        while True:
+            try:
+                recording = record(
+                    tracker, source, boxes_xywh, video, boxes, args.every, progress=True, overwrite=args.overwrite
+                )
+                break
+            except NameTakenError:  # by a run that was as far a moment earlier
+                video, boxes = _track_outputs(args, source.name)
     return _report(recording, [])
 
 
@@ -203,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
 
     track = command("track", run_track, "Track targets through a video, a folder of images or a camera.")
     track.set_defaults(override_prefix="--tracker.")
-    track.add_argument("source", metavar="SOURCE", help="video file, folder of images, or camera index")
+    track.add_argument("source", metavar="SOURCE", help="video file, folder of images, camera index, or rtsp://...")
     track.add_argument(
         "--box",
         action="append",
@@ -226,12 +232,17 @@ def _parser() -> argparse.ArgumentParser:
         help="only every N-th frame is tracked, drawn and written: frames 1, N + 1, 2 N + 1, ...; the video "
         "keeps its speed (default: 1, every frame)",
     )
+    track.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files that are there; without it they stay: NAME of the defaults becomes NAME-2, NAME-3, ...",
+    )
     track.epilog = "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.search_factor=5)."
     _add_model(track)
 
     attention = command("attention", run_attention, "Draw what attends to what on one frame (Figs. 8 and 9).")
     attention.set_defaults(override_prefix="--tracker.")
-    attention.add_argument("source", metavar="SOURCE", help="video file, folder of images, or camera index")
+    attention.add_argument("source", metavar="SOURCE", help="video file, folder of images, camera index, or rtsp://...")
     attention.add_argument("--box", required=True, metavar="X,Y,W,H", help="the target in the first frame, in pixels")
     attention.add_argument(
         "--frame",
@@ -370,9 +381,31 @@ def _checked_box(text: str, size: tuple[int, int]) -> Any:
     return _user(ValueError, check_box_xywh, numbers, size)
 
 
-def _check_distinct(source: Path, video: Path, texts: Sequence[Path]) -> None:
+def _track_outputs(args: argparse.Namespace, name: str) -> tuple[Path, Path]:
+    """Where `track` writes. Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ..."""
+    from mixformer_jax.files import is_taken
+    from mixformer_jax.tracking.result_files import numbered_paths
+
+    for number in itertools.count(1):
+        stem = name if number == 1 else f"{name}-{number}"
+        video, boxes = args.out or Path(f"{stem}_tracked.mp4"), args.boxes or Path(f"{stem}_boxes.txt")
+        texts = numbered_paths(boxes, len(args.box))
+        _check_distinct(args.source, video, texts)
+        taken = {path for path in (video, *texts) if not args.overwrite and is_taken(path.expanduser())}
+        typed = {args.out, *(texts if args.boxes else ())} & taken
+        if typed:
+            listed = ", ".join(sorted(map(str, typed)))
+            raise UsageError(f"{listed}: there already, or being written; give another name, or --overwrite")
+        if not taken:
+            break
+    return video, boxes
+
+
+def _check_distinct(source: str, video: Path, texts: Sequence[Path]) -> None:
     """An output must not overwrite the input, or another output."""
-    paths = [source, video, *texts]
+    from mixformer_jax.decoders import is_address
+
+    paths = [*([] if is_address(source) else [Path(source)]), video, *texts]
     if len({path.expanduser().resolve() for path in paths}) < len(paths):
         listed = ", ".join(map(str, paths))
         raise UsageError(f"{listed} must be different files: see --out and --boxes")

@@ -66,15 +66,18 @@ _SIDE = "larger targets are shrunk to this side, sqrt(w * h) (default: %(default
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Walks through a data set; 1 when something is wrong with it."""
+    """Walks through a data set; 1 when something is wrong with it, or with how videos are decoded here."""
     from mixformer_jax.data.check import check_dataset
     from mixformer_jax.data.sequences import open_dataset
+    from mixformer_jax.decoders import decoder_name
+    from mixformer_jax.interlaced import try_interlaced
 
     dataset = open_dataset(args.dataset, args.root, args.split, args.list_file)
     report = check_dataset(dataset, args.workers, progress=True)
-    print_table(report.lines())
+    interlaced = try_interlaced()
+    print_table([*report.lines(), ("videos", f"decoded by {decoder_name()}; interlaced ones: {interlaced.told}")])
     _print_faults([str(fault) for fault in report.faults], args.faults)
-    return int(bool(report.faults))
+    return int(bool(report.faults) or not interlaced.is_safe)
 
 
 def run_pack(args: argparse.Namespace) -> int:

@@ -233,7 +233,8 @@ class DemoReport(NamedTuple):
 def run_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
     """Renders the demo clip and tracks it; leaves video, boxes, ground truth and a picture in a folder.
 
-    An interrupt ends the demo early; the report covers the frames tracked by then.
+    Its own files of an earlier run are replaced. An interrupt ends the demo early; the report covers the frames tracked
+    by then.
 
     Raises:
         ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
@@ -250,6 +251,7 @@ def run_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progr
         folder / "boxes.txt",
         groundtruth_xywh=truth,
         progress=progress,
+        overwrite=True,
     )
     write_boxes(folder / "groundtruth.txt", truth)
     boxes = recording.boxes_xywh[:, 0]

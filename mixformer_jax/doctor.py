@@ -30,8 +30,10 @@ from jaxtyping import Float, Float32, UInt8
 
 import mixformer_jax
 from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.decoders import decoder_name
 from mixformer_jax.extras import install_line
 from mixformer_jax.images import SourceError
+from mixformer_jax.interlaced import try_interlaced
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import Prediction, build_model
@@ -188,6 +190,7 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         ("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
+    lines.append(("videos", f"are decoded by {decoder_name()}"))
     distributions = importlib.metadata.packages_distributions()
     for extra in dict.fromkeys(extras.values()):
         packages = [package for package, of in extras.items() if of == extra]
@@ -235,7 +238,7 @@ def examine(
             checks += [(f"{case.name}, {way.name}", partial(_check_case, case, way, device)) for way in ways]
         for way in ways:
             checks.append((f"{weights}, {way.name}", partial(_check_tracker, stored.boxes_xywh, weights, way, device)))
-    for what, check in [*checks, ("video", _check_video)]:
+    for what, check in [*checks, ("video", _check_video), ("video: interlaced frames", _check_interlaced)]:
         try:
             yield from check()
         except (WeightsError, SourceError, OSError, jax.errors.JaxRuntimeError) as error:
@@ -311,6 +314,11 @@ def _check_video() -> Iterator[Finding]:
     if is_whole:
         off = float(np.abs(np.stack(decoded).astype(np.float64) - frames).mean())
         yield _compared("video: grey levels off, mean", off, VIDEO_TOLERANCE)
+
+
+def _check_interlaced() -> Iterator[Finding]:
+    answer = try_interlaced()
+    yield Finding("video: interlaced frames", answer.is_safe, answer.told, "right, or refused")
 
 
 def _products(way: Precision) -> AbstractContextManager[Any]:

@@ -11,6 +11,7 @@ DISTRIBUTION = "mixformer-jax"
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "array_record": "train",
+        "av": "video",
         "got10k": "got10k",
         "grain": "train",
         "libtpu": "plan",

@@ -1,14 +1,17 @@
 """Images on disk: read whole or not at all, written the same way, and the order in which they are frames."""
 
 import re
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 
 from mixformer_jax.files import write_atomically
 
+# Images of 16 bits that use no more than these are taken for a sensor's, unscaled.
+MAX_SENSOR_BITS = 14
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill);
 # anything else is a marker.
@@ -51,6 +54,8 @@ def _natural_order(path: Path) -> tuple[list[int | str], str]:
 def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     """Reads one image as HWC uint8 RGB, turned by its EXIF orientation; grey and 16-bit images are converted.
 
+    Of 16 bits the higher 8 are kept. A warning, once a folder, says where that leaves next to nothing.
+
     Raises:
         SourceError: the file is missing, is no image, or ends early. Some JPEG decoders fill what is missing
             with grey and only warn, so completeness is checked here before a decoder sees the file.
@@ -73,13 +78,31 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
         raise SourceError(f"{name}: the file is empty")
     if _is_cut_off(data):
         raise SourceError(f"{name}: truncated: ends inside its picture, at byte {len(data)}; copy it again")
+    buffer = np.frombuffer(data, np.uint8)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        if image is not None and image.dtype == np.uint16:
+            _warn_of_few_bits(image, name)
+            image = np.right_shift(image, 8).astype(np.uint8)
+        elif image is not None and image.dtype != np.uint8:
+            image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise SourceError(f"{name}: cannot be decoded as an image: {error}") from error
     if image is None:
         raise SourceError(f"{name}: cannot be decoded as an image ({len(data)} bytes): damaged, truncated or no image")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _warn_of_few_bits(image: UInt16[np.ndarray, "height width 3"], name: str) -> None:
+    """Sensors of 10 to 14 bits are often stored in 16, unscaled."""
+    bits = int(image.max()).bit_length()
+    if 8 < bits <= MAX_SENSOR_BITS:
+        folder = Path(name).parent
+        text = (
+            f"{folder}: images of 16 bits whose values need {bits} alone are nearly black as 8 bits; scale them to 16 "
+            f"first, such as by: magick mogrify -evaluate multiply {2 ** (16 - bits)} '{folder}/*'"
+        )
+        warnings.warn(text, stacklevel=2)
 
 
 def _is_cut_off(data: bytes) -> bool:

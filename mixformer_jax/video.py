@@ -1,4 +1,4 @@
-"""Frames in and video out: one interface for video files, folders of images, cameras and arrays.
+"""Frames in and video out: one interface for video files, streams, folders of images, cameras and arrays.
 
 Every frame is HWC uint8 RGB. A source that cannot be read to its end gives every frame before the damage, and
 then says at which frame it broke off: nobody loses work to a damaged file, or takes it for a short one.
@@ -6,16 +6,20 @@ then says at which frame it broke off: nobody loses work to a damaged file, or t
 
 import math
 import os
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from mixformer_jax.decoders import is_address, open_decoder
+from mixformer_jax.files import Part
 from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
 
 # What OpenCV's wheels can encode: H.264 ("avc1") is not among it, and VP9 takes 0.3 s a frame.
@@ -26,6 +30,9 @@ DEFAULT_FPS = 30.0
 # picture). A file counts as truncated when it is short by more than this, both in frames and in seconds.
 MISSING_FRAMES = 5
 MISSING_FRACTION = 0.01
+
+# Names of videos and folders of images that are the same in every sequence.
+_SAYS_NOTHING = re.compile(r"(?i)(video|images?|imgs?|frames?|color|rgb|\d*)")
 
 Frame = UInt8[np.ndarray, "height width 3"]
 
@@ -65,53 +72,29 @@ class FrameSource(ABC):
 
 
 class VideoFile(FrameSource):
-    """A video file, decoded by OpenCV's FFmpeg, which also applies rotation metadata.
+    """A video file or a network stream (an address with `://`), turned upright as its metadata say.
 
-    OpenCV rescales frames that change size inside a file to the first one's size, so that error cannot
-    arise here. The decoder conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
+    Frames that change size inside a file are rescaled to the size that it names, so that error cannot arise here. The
+    decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name = path.stem
-        capture = self._open()
-        try:
-            decoded, frame = capture.read()
-            fps = capture.get(cv2.CAP_PROP_FPS)
-            count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        finally:
-            capture.release()
-        if not decoded:
-            raise SourceError(f"{path}: opens as a video, but its first frame cannot be decoded")
-        self.fps = _rate(fps)
-        self.num_frames = int(count) if math.isfinite(count) and count >= 1 else None
-        self.size = (frame.shape[0], frame.shape[1])
-
-    def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
-        if not capture.isOpened():
-            raise SourceError(
-                f"{self.path}: cannot be opened as a video ({self.path.stat().st_size} bytes): "
-                "it is no video, or it is truncated before the index at its end; copy or re-encode it"
-            )
-        return capture
+    def __init__(self, path: str | Path) -> None:
+        self.name = _stream_name(path) if isinstance(path, str) and is_address(path) else telling_name(Path(path))
+        self._decoder = open_decoder(str(path))
+        self.fps = _rate(self._decoder.fps)
+        self.num_frames = self._decoder.num_frames
+        self.size = self._decoder.size
 
     def __iter__(self) -> Iterator[Frame]:
-        capture = self._open()
+        location = self._decoder.location
         number, seconds = 0, 0.0
-        try:
-            while True:
-                decoded, frame = capture.read()
-                if not decoded:
-                    break
-                number += 1
-                seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                yield _checked(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), self.size, str(self.path), number)
-        finally:
-            capture.release()
+        for number, (frame, seconds) in enumerate(self._decoder.frames(), start=1):  # noqa: B007 (both are read below)
+            yield _checked(frame, self.size, location, number)
+        if self.num_frames is None and is_address(location):
+            raise SourceError(f"{location}: the stream gave no frame {number + 1}")
         if self._is_short(number, seconds):
             raise SourceError(
-                f"{self.path}: truncated or damaged: it promises {self.num_frames} frames, "
+                f"{location}: truncated or damaged: it promises {self.num_frames} frames, "
                 f"but frame {number + 1} cannot be decoded"
             )
 
@@ -133,7 +116,7 @@ class ImageFolder(FrameSource):
     """A folder of images, in natural order of their names. Other and hidden files are left out."""
 
     def __init__(self, path: Path) -> None:
-        self.name = path.resolve().name
+        self.name = telling_name(path)
         self.paths = list_images(path)
         if not self.paths:
             raise SourceError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
@@ -202,17 +185,19 @@ class ArrayFrames(FrameSource):
 
 
 def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) -> FrameSource:
-    """Opens a video file, a folder of images, a camera (an index: 0 or "0"), or frames in memory.
+    """Opens a video file, a stream (`rtsp://...`), a folder of images, a camera (0 or "0"), or frames in memory.
 
     Digits as text mean a camera unless a file or folder has that name.
 
     Raises:
-        SourceError: the source does not exist, holds nothing, or its first frame cannot be decoded.
+        SourceError: the source does not exist, cannot be reached, holds nothing, or its first frame cannot be decoded.
     """
     if isinstance(source, (int, np.integer)):
         return Camera(int(source))
     if not isinstance(source, (str, Path)):
         return ArrayFrames(source)
+    if isinstance(source, str) and is_address(source):
+        return VideoFile(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return ImageFolder(path)
@@ -225,6 +210,22 @@ def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) ->
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SourceError(f"{path}: is a single image; expected a video, or the folder that holds the images")
     return VideoFile(path)
+
+
+def telling_name(path: Path) -> str:
+    """What a file or folder is called: its stem or name, or the folder's around it where that says nothing.
+
+    `walk.mp4` is `walk`, and so are `walk/video.mp4`, `walk/img/` and `walk/00000001.avi`. Links keep their own names.
+    """
+    # Not `resolve`: the name of a link is the one that its owner chose.
+    path = Path(os.path.abspath(path))  # noqa: PTH100
+    names = [path.name if path.is_dir() else path.stem, *(parent.name for parent in path.parents)]
+    return next((name for name in names if name and not _SAYS_NOTHING.fullmatch(name)), names[0])
+
+
+def _stream_name(address: str) -> str:
+    parts = urlsplit(address)
+    return PurePosixPath(parts.path).stem or parts.hostname or "stream"
 
 
 def _rate(fps: float) -> float:
@@ -264,7 +265,7 @@ def prepare_output(path: str | Path) -> Path:
 class VideoWriter:
     """Writes RGB frames to a video file (.mp4: MPEG-4 part 2; .avi: Motion JPEG), as a context manager.
 
-    Frames go to a hidden file in the same folder, which takes its name when the writer closes; an exception
+    Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception
     or Ctrl-C inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd
     frames get their last row or column once more. Closing without a frame leaves no file.
 
@@ -272,24 +273,26 @@ class VideoWriter:
         path: file to write; its folder is made.
         fps: frames a second.
         size: (height, width) of the frames.
+        overwrite: whether a file that is there may be replaced.
 
     Raises:
         OutputError: the folder cannot be written, or the suffix or the size has no encoder.
+        NameTakenError: the file is there, or another run is writing it.
     """
 
-    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, path: str | Path, fps: float, size: tuple[int, int], overwrite: bool = True) -> None:
         if Path(path).suffix.lower() not in CODECS:
             raise OutputError(f"{path}: cannot write this kind of video; name it {' or '.join(CODECS)}")
         if not (math.isfinite(fps) and fps > 0) or min(size) < 1:
             raise ValueError(f"a video needs a positive rate and size, got {fps} Hz, {size[1]}x{size[0]}")
         self.path, self.size, self.num_frames = prepare_output(path), size, 0
-        self._partial = self.path.with_name(f".{self.path.stem}.partial-{os.getpid()}{self.path.suffix}")
+        self._part = Part(self.path, overwrite)
         self._padding = (size[0] % 2, size[1] % 2)
         coded = (size[1] + self._padding[1], size[0] + self._padding[0])
         codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(self._partial), cv2.CAP_FFMPEG, codec, fps, coded)
+        self._writer = cv2.VideoWriter(str(self._part.path), cv2.CAP_FFMPEG, codec, fps, coded)
         if not self._writer.isOpened():
-            self._partial.unlink(missing_ok=True)
+            self._part.discard()
             raise OutputError(f"{self.path}: OpenCV cannot encode {coded[0]}x{coded[1]} at {fps} Hz here")
 
     def write(self, frame: Frame) -> None:
@@ -308,20 +311,21 @@ class VideoWriter:
 
         Raises:
             OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
+            FileExistsError, FileNotFoundError: see `files.Part`.
         """
         if not self._writer.isOpened():
             return
         self._writer.release()
         if self.num_frames == 0:
-            self._partial.unlink(missing_ok=True)
+            self._part.discard()
             return
-        written = cv2.VideoCapture(str(self._partial), cv2.CAP_FFMPEG)
+        written = cv2.VideoCapture(str(self._part.path), cv2.CAP_FFMPEG)
         held = max(int(written.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         written.release()
         if held:
-            self._partial.replace(self.path)
+            self._part.finish()
         else:
-            self._partial.unlink(missing_ok=True)
+            self._part.discard()
         if held < self.num_frames:
             raise OutputError(f"{self.path}: holds {held} of {self.num_frames} frames written; is the disk full?")
 

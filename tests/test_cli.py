@@ -127,6 +127,65 @@ def test_track_a_folder_of_images(capsys, tracker, video, tmp_path):
     np.testing.assert_array_equal(np.loadtxt("walk_boxes.txt", delimiter=","), square_boxes(5))
 
 
+def test_nothing_is_replaced_unasked(capsys, tracker, video):
+    for _ in range(3):
+        assert run(capsys, "track", "clip.mp4", BOX)[0] == 0
+    names = {path.name for path in Path().iterdir()} - {"clip.mp4"}
+    stems = ("clip", "clip-2", "clip-3")
+    assert names == {f"{stem}{end}" for stem in stems for end in ("_tracked.mp4", "_boxes.txt")}
+    Path("clip_boxes.txt").write_text("mine")
+    assert run(capsys, "track", "clip.mp4", BOX, "--overwrite")[0] == 0
+    assert Path("clip_boxes.txt").read_text().count("\n") == 20
+    assert {path.name for path in Path().iterdir()} - {"clip.mp4"} == names
+
+    Path("mine.txt").write_text("mine")
+    message = fails(capsys, "track", "clip.mp4", BOX, "--boxes", "mine.txt")
+    assert "mine.txt: there already" in message and "--overwrite" in message
+    assert "clip_tracked.mp4: there" in fails(capsys, "track", "clip.mp4", BOX, "--out", "clip_tracked.mp4")
+    assert Path("mine.txt").read_text() == "mine"
+    assert run(capsys, "track", "clip.mp4", BOX, "--out", "o.mp4", "--boxes", "mine.txt", "--overwrite")[0] == 0
+    assert Path("mine.txt").read_text().count("\n") == 20
+
+
+def test_what_a_killed_run_left_stays(capsys, tracker, video):
+    Path("clip_boxes.txt.part").write_text("1,2,3,4\n")
+    assert run(capsys, "track", "clip.mp4", BOX)[0] == 0
+    assert Path("clip_boxes.txt.part").read_text() == "1,2,3,4\n" and Path("clip-2_boxes.txt").is_file()
+    assert "there already" in fails(capsys, "track", "clip.mp4", BOX, "--boxes", "clip_boxes.txt")
+
+
+def test_two_runs_that_start_at_once(capsys, tracker, video, monkeypatch):
+    """The other one took the names while this one loaded its weights."""
+
+    def load(weights=None, device=None):
+        Path("clip_boxes.txt.part").touch()
+        return tracker
+
+    monkeypatch.setattr(mixformer_jax, "load", load)
+    status, out, _ = run(capsys, "track", "clip.mp4", BOX)
+    assert status == 0 and "clip-2_boxes.txt" in out
+    assert {path.name for path in Path().iterdir()} - {"clip.mp4"} == {
+        "clip_boxes.txt.part",
+        "clip-2_boxes.txt",
+        "clip-2_tracked.mp4",
+    }
+    monkeypatch.setattr(mixformer_jax, "load", lambda *_, **__: Path("mine.txt.part").touch() or tracker)
+    assert "mine.txt: there already" in fails(capsys, "track", "clip.mp4", BOX, "--boxes", "mine.txt")
+
+
+def test_names_that_say_nothing(capsys, tracker, video, tmp_path):
+    for folder in ("walk", "jump/color"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "video.mp4").write_bytes(video.read_bytes())
+        assert run(capsys, "track", tmp_path / folder / "video.mp4", BOX)[0] == 0
+    assert {"walk_boxes.txt", "jump_boxes.txt", "walk_tracked.mp4"} <= {path.name for path in Path().iterdir()}
+
+
+def test_address_that_does_not_open(capsys, tracker, video):
+    message = fails(capsys, "track", "rtsp://127.0.0.1:9/x", BOX)
+    assert "rtsp://127.0.0.1:9/x: the stream could not be opened" in message
+
+
 def test_box_partly_left_of_the_frame(capsys, tracker, video):
     assert run(capsys, "track", "clip.mp4", "--box", "-5,3,40,40")[0] == 0
     assert Path("clip_boxes.txt").read_text().startswith("-5,3,40,40\n")

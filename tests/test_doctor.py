@@ -47,7 +47,7 @@ def test_asset_is_that_of_the_goldens(stored_arrays):
 def test_all_is_right(capsys):
     assert cli.main(["doctor", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "WRONG" not in out and re.search(r"all 11 checks are right\n$", out), out
+    assert "WRONG" not in out and re.search(r"all 12 checks are right\n$", out), out
     for expected in (rf"libraries +jax {jax.__version__}, ", r"\[torch\] ", "checked +cpu:0 ", f"{DEFAULT_WEIGHTS}, "):
         assert re.search(expected, out), expected
 
@@ -64,7 +64,7 @@ def test_wrong_weights_are_found(capsys, altered, stored_arrays, monkeypatch):
     out = capsys.readouterr().out
     wrong = re.findall(r"^WRONG +(.*?)  ", out, re.MULTILINE)
     assert wrong == [f"MixCvT, float32: {name}" for name in ("search features", "corner logits", "box cxcywh")]
-    assert "3 of 10 checks are WRONG" in out and "OK     MixViT, float32: box cxcywh" in out
+    assert "3 of 11 checks are WRONG" in out and "OK     MixViT, float32: box cxcywh" in out
 
 
 def test_wrong_embedded_weights_are_found(tmp_path):
@@ -94,13 +94,13 @@ def test_what_fails_is_wrong_and_the_rest_goes_on(altered, monkeypatch, tmp_path
     monkeypatch.setattr(doctor, "_check_case", lambda *_: [])
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     found = list(doctor.examine(DEVICE, doctor.ASSET, str(tmp_path / "broken.safetensors")))
-    assert [finding.is_right for finding in found] == [False, True, True]
+    assert [finding.is_right for finding in found] == [False, True, True, True]
     assert "failed: " in str(found[0]) and "not a readable .safetensors file" in str(found[0])
 
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(doctor.ASSET.read_bytes()[:1000])
     found = list(doctor.examine(DEVICE, damaged))
-    assert [finding.is_right for finding in found] == [False, True, True]
+    assert [finding.is_right for finding in found] == [False, True, True, True]
     assert "stored numbers" in str(found[0]) and "install mixformer-jax anew" in str(found[0])
     with pytest.raises(WeightsError, match=r"none\.npz: cannot be read"):
         doctor.load_stored(tmp_path / "none.npz")

@@ -1,5 +1,6 @@
 """Sources give every frame once and in order, say where they break off, and written videos read back."""
 
+import warnings
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from mixformer_jax.video import (
     open_source,
     prepare_output,
     read_image,
+    telling_name,
 )
 
 
@@ -153,6 +155,57 @@ def test_grey_and_deep_images_become_rgb(tmp_path):
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((6, 8, 3), 77 * 257, np.uint16))
     for name in ("grey.png", "deep.png"):
         np.testing.assert_array_equal(read_image(tmp_path / name), np.full((6, 8, 3), 77, np.uint8))
+
+
+@pytest.mark.parametrize(("suffix", "bits"), [(".png", 12), (".tif", 12), (".png", 14), (".png", 10)])
+def test_few_bits_in_sixteen_are_warned_of(tmp_path, suffix, bits):
+    """A sensor's 12 bits look nearly black when the higher 8 of 16 are taken."""
+    scene = np.random.default_rng(0).integers(0, 2**bits, (6, 8, 3)).astype(np.uint16)
+    scene[0, 0] = 2**bits - 1
+    for number in (1, 2):
+        cv2.imwrite(str(tmp_path / f"{number}{suffix}"), scene)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        dark = [read_image(tmp_path / f"{number}{suffix}") for number in (1, 2)]
+    (warning,) = caught  # once a folder
+    assert f"{tmp_path}: images of 16 bits whose values need {bits} alone" in str(warning.message)
+    assert f"multiply {2 ** (16 - bits)} " in str(warning.message)
+    np.testing.assert_array_equal(dark[0], scene[..., ::-1] >> 8)
+
+
+@pytest.mark.parametrize("peak", [0, 255, 2**15, 2**16 - 1])
+def test_sixteen_bits_without_a_warning(tmp_path, peak):
+    cv2.imwrite(str(tmp_path / "1.png"), np.full((6, 8, 3), peak, np.uint16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (read_image(tmp_path / "1.png") == peak >> 8).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("walk.mp4", "walk"),
+        ("walk.v2.mp4", "walk.v2"),
+        ("walk/video.mp4", "walk"),
+        ("walk/00000001.avi", "walk"),
+        ("walk/img/0001.mp4", "walk"),
+        ("walk/Video.MOV", "walk"),
+        ("walk/run.mp4", "run"),
+        ("walk/../jump/video.mp4", "jump"),
+    ],
+)
+def test_telling_names(tmp_path, monkeypatch, path, name):
+    monkeypatch.chdir(tmp_path)
+    assert telling_name(Path(path)) == name
+
+
+def test_links_keep_their_own_names(tmp_path):
+    (tmp_path / "stored" / "0001").mkdir(parents=True)
+    (tmp_path / "stored" / "0001" / "1.png").write_bytes(encoded(".png", picture(0)))
+    (tmp_path / "walk").symlink_to(tmp_path / "stored" / "0001")
+    assert open_source(tmp_path / "walk").name == "walk"
+    (tmp_path / "clip.mp4").symlink_to(write_video(tmp_path / "stored" / "abc.mp4", 3))
+    assert open_source(tmp_path / "clip.mp4").name == "clip"
 
 
 def test_folder_with_twins_is_ambiguous(tmp_path):

@@ -8,6 +8,7 @@ beside them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -177,7 +178,9 @@ class ImagePool:
     def load(cls, root: str | Path, num_threads: int = 2) -> ImagePool:
         """Read every ROOT/images/**/NAME.jpg and the instance mask NAME.png beside it (0 background, then
         instance ids)."""
-        paths = sorted((Path(root) / "images").rglob("*.jpg"))
+        # Through links, as every reader goes; rglob would pass over folders that are links.
+        walk = os.walk(Path(root) / "images", followlinks=True)
+        paths = sorted(Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".jpg"))
         if not paths:
             raise ValueError(
                 f"no NAME.jpg under {Path(root) / 'images'}; expected photographs, with masks NAME.png beside"

@@ -70,7 +70,7 @@ class ImageFolder:
         self.root = root
         self._paths = sorted(
             os.path.join(folder, name)  # noqa: PTH118 (a million paths)
-            for folder, _, names in os.walk(root)
+            for folder, _, names in os.walk(root, followlinks=True)
             for name in names
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         )

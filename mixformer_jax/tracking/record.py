@@ -51,6 +51,7 @@ def record(
     every: int = 1,
     groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None,
     progress: bool = False,
+    overwrite: bool = False,
 ) -> Recording:
     """Tracks the targets that `boxes_xywh` mark on the first frame, to the end of the source.
 
@@ -66,11 +67,13 @@ def record(
         every: only every N-th frame is tracked, drawn and written. The video's rate is divided by it.
         groundtruth_xywh: boxes to draw beside the tracker's, one row a frame of the source.
         progress: show a bar with the rate on stderr.
+        overwrite: whether files that are there may be replaced.
 
     Raises:
         ValueError: a box is unusable (from `tracker.start`), or `every` is below 1. Nothing is left behind.
         SourceError: there is no first frame.
         OutputError: a file cannot be written.
+        NameTakenError: a file is there, or another run is writing it.
     """
     if every < 1:
         raise ValueError(f"every is {every}; expected 1 (each frame) or more")
@@ -86,12 +89,12 @@ def record(
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
     with ExitStack() as stack:
-        writer = stack.enter_context(VideoWriter(video, source.fps / every, source.size))
+        writer = stack.enter_context(VideoWriter(video, source.fps / every, source.size, overwrite))
         started = time.perf_counter()
         state = tracker.start(first[1], boxes_xywh)
         start_s = time.perf_counter() - started
 
-        files = stack.enter_context(ResultFiles(boxes, len(boxes_xywh)))
+        files = stack.enter_context(ResultFiles(boxes, len(boxes_xywh), overwrite))
         total = None if source.num_frames is None else -(-source.num_frames // every)
         bar = stack.enter_context(tqdm(total=total, unit=" frames", desc=source.name, disable=not progress))
 

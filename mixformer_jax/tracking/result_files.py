@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mixformer_jax.files import named_errors, write_atomically
+from mixformer_jax.files import Part, named_errors, write_atomically
 from mixformer_jax.video import prepare_output
 
 
@@ -36,21 +36,40 @@ def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> 
 class ResultFiles:
     """Open text files, one a target. A context manager.
 
-    Not under temporary names: whoever kills the run, or watches it, finds every line written so far.
+    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
+    written so far. When the context ends, for whatever reason, they get their names.
+
+    Args:
+        path: see `numbered_paths`.
+        num_targets: how many files.
+        overwrite: whether files that are there may be replaced.
+
+    Raises:
+        NameTakenError: on entering: a file is there, or another run is writing it. Then none is made.
     """
 
-    def __init__(self, path: Path, num_targets: int) -> None:
+    def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
         self.paths = numbered_paths(path, num_targets)
+        self._overwrite = overwrite
+        self._parts: list[Part] = []
         self._files: list[IO[str]] = []
         self._sizes = [0] * num_targets
 
     def __enter__(self) -> "ResultFiles":
-        self._files = [path.open("w", encoding="ascii") for path in self.paths]
+        try:
+            for path in self.paths:
+                self._parts.append(Part(path, self._overwrite))
+        except BaseException:
+            self.__exit__()
+            raise
+        self._files = [part.path.open("w", encoding="ascii") for part in self._parts]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.ExitStack() as stack:  # one that cannot be closed leaves none open
-            for path, file in zip(self.paths, self._files, strict=True):
+        with contextlib.ExitStack() as stack:  # one that cannot be closed or named leaves none open
+            for part in self._parts:
+                stack.callback(part.finish)
+            for path, file in zip(self.paths, self._files, strict=False):
                 stack.enter_context(named_errors(path))
                 stack.callback(file.close)
 
@@ -76,6 +95,6 @@ class ResultFiles:
                 # Half a line could pass for a box.
                 with contextlib.suppress(OSError):
                     file.close()
-                os.truncate(self.paths[target], self._sizes[target])
+                os.truncate(self._parts[target].path, self._sizes[target])
                 raise
             self._sizes[target] += len(line) + 1

@@ -72,6 +72,15 @@ def test_pools_hold_what_the_folders_hold(root):
     assert images.backgrounds == (3, 4)
 
 
+def test_pools_go_through_links(root, tmp_path):
+    for kind in ("videos", "images"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "linked").symlink_to(root / kind / "first" if kind == "videos" else root / kind)
+    assert [clip.name for clip in VideoPool.load(tmp_path).clips] == ["linked"]
+    images = ImagePool.load(tmp_path)
+    assert len(images.photos) == 5 and len(images.cutouts) == 3
+
+
 def test_sequences_are_chosen_by_name(root):
     assert [c.name for c in VideoPool.load(root, include=["second"]).clips] == ["second"]
     assert [c.name for c in VideoPool.load(root, exclude=["second"]).clips] == ["first"]

@@ -29,6 +29,17 @@ def write_images(folder, num_frames, name="{:08d}.jpg", first=1):
     return folder
 
 
+def test_links_name_sequences_themselves(tmp_path):
+    """Data sets on other disks are linked in under names of one's own; the targets' names may be the same."""
+    for place in ("first", "second"):
+        write_images(tmp_path / place / "0001", 3)
+        (tmp_path / "root").mkdir(exist_ok=True)
+        (tmp_path / "root" / f"{place}_walk").symlink_to(tmp_path / place / "0001")
+    assert [sequence.name for sequence in open_dataset("folder", tmp_path / "root")] == ["first_walk", "second_walk"]
+    (tmp_path / "alone").symlink_to(tmp_path / "first" / "0001")
+    assert [sequence.name for sequence in open_dataset("folder", tmp_path / "alone")] == ["alone"]
+
+
 def write_video(folder, num_frames, fps=25.0):
     write_boxes(folder, num_frames)
     writer = cv2.VideoWriter(str(folder / "video.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), fps, SIZE[::-1])

@@ -114,7 +114,7 @@ def test_bug_in_a_tracker_is_raised_and_keeps_what_was_computed(tmp_path):
 def test_boxes_are_on_disk_while_it_runs(tmp_path):
     class Watching(RedTracker):
         def step(self, state, frame):
-            assert len((tmp_path / "out.txt").read_text().splitlines()) == state
+            assert len((tmp_path / "out.txt.part").read_text().splitlines()) == state
             return super().step(state, frame)
 
     assert len(run(tmp_path, Watching()).boxes_xywh) == 20
@@ -166,3 +166,37 @@ def test_box_lines(tmp_path):
     boxes = np.random.default_rng(0).uniform(-50, 900, (30, 4))
     write_boxes(tmp_path / "new" / "boxes.txt", boxes)
     np.testing.assert_allclose(np.loadtxt(tmp_path / "new" / "boxes.txt", delimiter=","), boxes, atol=5.1e-4)
+
+
+def test_nothing_is_replaced_unasked(tmp_path):
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"out.mp4", "out.txt"}
+    with pytest.raises(FileExistsError, match=r"out\.mp4: is there already"):
+        run(tmp_path, frames=square_clip(5))
+    (tmp_path / "out.mp4").rename(tmp_path / "other.mp4")
+    with pytest.raises(FileExistsError, match=r"out\.txt: is there already"):
+        run(tmp_path, frames=square_clip(5))
+    (tmp_path / "other.mp4").rename(tmp_path / "out.mp4")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(read_boxes(run(tmp_path, frames=square_clip(5), overwrite=True))) == 5
+
+
+def test_two_at_once_never_write_one_file(tmp_path):
+    class Second(RedTracker):
+        def step(self, state, frame):
+            if state == 3:
+                with pytest.raises(FileExistsError, match="another run is writing"):
+                    run(tmp_path)
+            return super().step(state, frame)
+
+    np.testing.assert_array_equal(read_boxes(run(tmp_path, Second())), square_boxes(20))
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.txt"}
+
+
+def test_one_taken_name_of_several(tmp_path):
+    (tmp_path / "out_2.txt").write_text("older")
+    given = np.concatenate([square_boxes(1), square_boxes(1) + np.array([SIDE, 0, 0, 0])])
+    with pytest.raises(FileExistsError, match=r"out_2\.txt"):
+        record(PairTracker(), open_source(square_clip(5)), given, tmp_path / "out.mp4", tmp_path / "out.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["out_2.txt"]
