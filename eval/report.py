@@ -80,10 +80,10 @@ def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, di
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
     if args.dataset == "vot":
-        sequences = open_dataset("vot", args.root, args.split, args.list) if worst or args.list else None
+        shown = open_dataset("vot", args.root, args.split, args.list) if worst or args.list else None
         # The names alone: scoring needs no frames.
-        chosen = list(sequences.keys) if args.list and sequences is not None else None
-        drawn = sequences if worst else None
+        chosen = list(shown.keys) if args.list and shown is not None else None
+        drawn = shown if worst else None
         return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), drawn, worst, chosen), {}
     dataset = opened if opened is not None else open_dataset(args.dataset, args.root, args.split, args.list)
     sequences, unreadable = dataset.read_all()
