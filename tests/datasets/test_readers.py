@@ -220,7 +220,7 @@ def test_real_sequences(shared_data):
     assert smoke[-1].name == "vot15__bag"
     assert smoke[-1].frame(195).shape == (360, 480, 3)
     train = open_dataset("folder", shared_data / "train" / "videos")
-    assert (len(train), sum(map(len, train))) == (40, 8078)
+    assert len(train) >= 107 and sum(map(len, train)) >= 23_099  # the collection grows
     absent = sum(int(np.isnan(sequence.boxes_xywh).any(axis=1).sum()) for sequence in train)
     assert absent > 0
     forward = list(train[0].frames())
