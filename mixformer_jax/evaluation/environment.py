@@ -11,6 +11,7 @@ import jaxlib
 import numpy as np
 
 import mixformer_jax
+from mixformer_jax.decoders import decoder_name, find_pyav
 
 # OpenCV comes in four packages, whose versions tell more than the module's own.
 READERS = ("opencv-python-headless", "opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python", "av")
@@ -36,12 +37,13 @@ def versions() -> dict[str, str]:
 
 
 def decoders() -> dict[str, str]:
-    """Who decodes images and videos: OpenCV, and the libraries that it was built with."""
+    """Who decodes images and videos, and the libraries that OpenCV was built with."""
     built_with = cv2.getBuildInformation()
     jpeg, avcodec = (re.search(rf"^\s*{name}:\s*(.+?)\s*$", built_with, re.M) for name in ("JPEG", "avcodec"))
+    library = f", avcodec {avcodec[1].removeprefix('YES ') if avcodec else 'unknown'}" if find_pyav() is None else ""
     return {
         "images": f"OpenCV {cv2.__version__}, JPEG {jpeg[1] if jpeg else 'unknown'}",
-        "video": f"OpenCV {cv2.__version__}, avcodec {avcodec[1].removeprefix('YES ') if avcodec else 'unknown'}",
+        "video": f"{decoder_name()}{library}",
     }
 
 
