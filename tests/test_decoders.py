@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from mixformer_jax import decoders
 from mixformer_jax.data.check import check_dataset
 from mixformer_jax.data.records import Dataset, VideoFrames
 from mixformer_jax.data.sequences import open_dataset
@@ -219,7 +220,7 @@ def test_upside_down_and_interlaced(tmp_path, without_pyav):
 @pytest.mark.parametrize("shown", [[0] * 6, [0, 0, 1, 1, 1, 2], [0]])
 def test_a_picture_that_stands_is_no_fault(tmp_path, without_pyav, shown):
     clip = [frames()[index] for index in shown]
-    path = write_clip(tmp_path / "still.mp4", clip)
+    path = write_clip(tmp_path / "still.mkv", clip, codec="ffv1")  # lossless: the same bytes again
     without_pyav()
     assert_right(path, clip)
     with open_source(path) as source:
@@ -367,3 +368,18 @@ def test_one_door_for_data_sets(tmp_path, without_pyav):
             open_dataset("folder", tmp_path)
         found = check_dataset(Dataset("late", tmp_path, ["walk"], lambda _: replace(sequence, frame=VideoFrames(path))))
         assert {fault.kind for fault in found.faults} == {"image"} and str(path) in found.faults[0].what
+
+
+@pytest.mark.skipif(CONVERTS, reason="this OpenCV converts interlaced frames, and nobody is asked")
+def test_silent_witnesses_are_not_believed(tmp_path, without_pyav, monkeypatch):
+    path = write_clip(tmp_path / "still.mkv", [frames()[0]] * 4, codec="ffv1")
+    without_pyav()
+    assert_right(path, [frames()[0]] * 4)
+    # As if this FFmpeg had been built to say nothing.
+    deaf = 'import os\nfor number in range(99):\n    os.write(2, b"passed %d\\n" % number)\n'
+    monkeypatch.setattr(decoders, "_WITNESS", deaf)
+    decoders._witnesses_speak.cache_clear()
+    try:
+        assert "cannot be trusted" in refusal(path)
+    finally:
+        decoders._witnesses_speak.cache_clear()
