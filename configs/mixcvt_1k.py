@@ -2,7 +2,8 @@
 
     mixformer train --config configs/mixcvt_1k.py
 
-Official experiment: mixformer_cvt/baseline_1k.yaml. Hardware in the paper: 8 V100; hours are not published.
+Official experiment: mixformer_cvt/baseline_1k.yaml.
+Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).
 The official experiment trains the backbone at the full rate.
 Expected after stage 2 (the paper, Table 10): LaSOT AUC 67.9, TrackingNet AUC 82.6, UAV123 AUC 68.7.

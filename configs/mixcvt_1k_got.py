@@ -2,7 +2,7 @@
 
     mixformer train --config configs/mixcvt_1k_got.py
 
-Hardware in the paper: 8 V100; hours are not published.
+Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).
 Validation is on sequences of the training set: the protocol allows no others.
 No official experiment: those of the other two variants put together.

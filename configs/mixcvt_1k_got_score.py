@@ -2,7 +2,7 @@
 
     mixformer train --config configs/mixcvt_1k_got_score.py --config.train.init=runs/mixcvt_1k_got
 
-40 epochs. Hardware in the paper: 8 V100; hours are not published.
+40 epochs. Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 2.4 million samples of 0.04 TFLOP each, 0.09 EFLOP in all (counted, not run).
 Expected (the paper, Table 10): GOT-10k AO 71.2.
 """

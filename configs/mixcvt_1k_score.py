@@ -3,7 +3,7 @@
     mixformer train --config configs/mixcvt_1k_score.py --config.train.init=runs/mixcvt_1k
 
 Official experiment: mixformer_cvt_online/baseline_1k.yaml. 40 epochs.
-Hardware in the paper: 8 V100; hours are not published.
+Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 2.4 million samples of 0.04 TFLOP each, 0.09 EFLOP in all (counted, not run).
 Expected (the paper, Table 10): LaSOT AUC 67.9, TrackingNet AUC 82.6, UAV123 AUC 68.7.
 """

@@ -2,7 +2,7 @@
 
     mixformer train --config configs/mixcvt_l.py
 
-Official experiment: mixformer_cvt/baseline_large.yaml. Hardware in the paper: 8 V100; hours are not published.
+Official experiment: mixformer_cvt/baseline_large.yaml. The authors took 3 days and more on 8 V100 (official issue 1).
 30 million samples of 0.69 TFLOP each, 20.8 EFLOP in all (counted, not run).
 The first stage of the backbone stays frozen, as in the official experiment; of CvT24-W's last stage the first blocks
 are taken.

@@ -3,7 +3,7 @@
     mixformer train --config configs/mixcvt_l_score.py --config.train.init=runs/mixcvt_l
 
 Official experiment: mixformer_cvt_online/baseline_large.yaml. 40 epochs.
-Hardware in the paper: 8 V100; hours are not published.
+Hardware in the paper: 8 V100; the authors give hours for mixcvt_l.py.
 2.4 million samples of 0.23 TFLOP each, 0.54 EFLOP in all (counted, not run).
 Expected (the paper, Table 10): LaSOT AUC 70.1, TrackingNet AUC 83.9, UAV123 AUC 69.5.
 """

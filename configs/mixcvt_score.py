@@ -3,7 +3,7 @@
     mixformer train --config configs/mixcvt_score.py --config.train.init=runs/mixcvt
 
 Official experiment: mixformer_cvt_online/baseline.yaml. 30 epochs; the paper says 40.
-Hardware in the paper: 8 V100; hours are not published.
+Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 1.8 million samples of 0.04 TFLOP each, 0.07 EFLOP in all (counted, not run).
 Expected (the paper, Table 10): LaSOT AUC 69.2, TrackingNet AUC 83.1, UAV123 AUC 70.4.
 """

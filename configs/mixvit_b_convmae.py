@@ -2,7 +2,8 @@
 
     mixformer train --config configs/mixvit_b_convmae.py
 
-Official experiment: mixformer_convmae/baseline.yaml. Hardware in the paper: 8 V100; hours are not published.
+Official experiment: mixformer_convmae/baseline.yaml.
+The authors took 50 hours and more on 8 V100 or RTX 2080 Ti (official issue 73).
 30 million samples of 0.35 TFLOP each, 10.6 EFLOP in all (counted, not run).
 Expected after stage 2 (the paper, Table 10): LaSOT AUC 70.4, TrackingNet AUC 84.5, UAV123 AUC 69.0.
 """

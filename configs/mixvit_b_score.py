@@ -3,7 +3,7 @@
     mixformer train --config configs/mixvit_b_score.py --config.train.init=runs/mixvit_b
 
 Official experiment: mixformer_vit_online/baseline.yaml. 50 epochs; the paper says 40.
-Hardware in the paper: 8 V100; hours are not published.
+Hardware in the paper: 8 V100; the authors give hours for mixvit_b.py.
 3 million samples of 0.08 TFLOP each, 0.25 EFLOP in all (counted, not run).
 Expected (the paper, Table 10): LaSOT AUC 69.6, TrackingNet AUC 83.5, UAV123 AUC 68.1.
 """

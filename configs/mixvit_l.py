@@ -2,7 +2,8 @@
 
     mixformer train --config configs/mixvit_l.py
 
-Official experiment: mixformer_vit/baseline_large.yaml. Hardware in the paper: 8 V100; hours are not published.
+Official experiment: mixformer_vit/baseline_large.yaml.
+The authors took 4 days and more on 8 V100 or RTX 8000 (official issue 73).
 30 million samples of 1.68 TFLOP each, 50.4 EFLOP in all (counted, not run).
 Patch embedding and the first six blocks stay frozen, and a batch goes through in three parts, as in the official
 experiment.

@@ -2,7 +2,8 @@
 
     mixformer train --config configs/mixvit_l_convmae.py
 
-Official experiment: mixformer_convmae/baseline_large.yaml. Hardware in the paper: 8 V100; hours are not published.
+Official experiment: mixformer_convmae/baseline_large.yaml.
+The authors took 4 days and more on 8 V100 or RTX 8000 (official issue 73).
 30 million samples of 1.95 TFLOP each, 58.4 EFLOP in all (counted, not run).
 A batch goes through in three parts, as in the official experiment.
 Expected after stage 2 (the paper, Table 10): LaSOT AUC 73.3, TrackingNet AUC 86.1, UAV123 AUC 70.0.

@@ -2,7 +2,7 @@
 
     mixformer train --config configs/mixvit_l_got.py
 
-Hardware in the paper: 8 V100; hours are not published.
+Hardware in the paper: 8 V100; the authors give hours for mixvit_l.py.
 7.5 million samples of 1.68 TFLOP each, 12.6 EFLOP in all (counted, not run).
 Validation is on sequences of the training set: the protocol allows no others.
 No official experiment: MixViT-L's, with the data and epochs of MixViT's.

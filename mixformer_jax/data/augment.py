@@ -22,12 +22,11 @@ class AugmentConfig(TypedSettings):
     """
 
     flip_probability: Share = 0.5  # joint
-    # Data sets on disk only: all templates, and the search, each once more by itself
+    # Data sets on disk only: each crop once more by itself
     separate_flip_probability: Share = 0.0
     aspect: LogStrength = 0.08  # each crop: log of width / height uniform within +-aspect
     brightness: LogStrength = 0.2  # log of the gain uniform within +-brightness
-    # Gain uniform within 1 +-separate_gain, one for all templates, one for the search
-    separate_gain: ShareBelowOne = 0.0
+    separate_gain: ShareBelowOne = 0.0  # each crop: gain uniform within 1 +-separate_gain
     contrast: LogStrength = 0.2  # log of the gain about mid grey
     gamma: LogStrength = 0.2  # log of the exponent
     colour: LogStrength = 0.1  # log of the gain of each channel
@@ -47,8 +46,8 @@ class AugmentConfig(TypedSettings):
 
     @classmethod
     def official(cls) -> AugmentConfig:
-        """The disturbances of the official trainer: joint grey 0.05 and flip 0.5, then for the templates and for the
-        search by themselves a flip 0.5 and a gain in 0.8 to 1.2."""
+        """The disturbances of the official trainer: joint grey 0.05 and flip 0.5, then for each crop by itself a flip
+        0.5 and a gain in 0.8 to 1.2."""
         none = {field.name: 0.0 for field in fields(cls)}
         ours = {
             "flip_probability": 0.5,
@@ -154,19 +153,17 @@ def disturb(
     joint = draw_light(rng, config)
     grey = rng.random() < config.grey_probability
 
-    def one(crop: np.ndarray, joint: Light) -> np.ndarray:
-        crop = relight(crop, joint + draw_light(rng, config, config.independent))
+    def one(crop: np.ndarray) -> np.ndarray:
+        light = joint + draw_light(rng, config, config.independent)
+        if config.separate_gain > 0:
+            gain = 1 + (2 * rng.random() - 1) * config.separate_gain
+            light = replace(light, brightness=light.brightness + math.log(gain))
+        crop = relight(crop, light)
         if grey:
             crop = cv2.cvtColor(cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         return degrade(rng, crop, config)
 
-    of_templates = of_search = joint
-    if config.separate_gain > 0:
-        gains = 1 + (2 * rng.random(2) - 1) * config.separate_gain
-        of_templates, of_search = (
-            replace(joint, brightness=joint.brightness + math.log(gain)) for gain in gains.tolist()
-        )
-    return np.stack([one(template, of_templates) for template in templates]), one(search, of_search)
+    return np.stack([one(template) for template in templates]), one(search)
 
 
 def occlude(

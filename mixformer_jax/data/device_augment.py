@@ -67,18 +67,18 @@ def disturb(
     draws = Draws(key)
     joint = draw_light(draws, config)
     is_grey = draws.chance(config.grey_probability)
-    gains = jnp.log(1 + draws.signed(config.separate_gain, (2,)))
 
-    def one(key: PRNGKeyArray, crop: Array, gain: Array) -> Array:
+    def one(key: PRNGKeyArray, crop: Array) -> Array:
         draws = Draws(key)
         light = joint.over(draw_light(draws, config, config.independent))
+        gain = jnp.log(1 + draws.signed(config.separate_gain))
         crop = relight(crop, light._replace(brightness=light.brightness + gain))
         if config.grey_probability > 0:
             crop = jnp.where(is_grey, greyed(crop), crop)
         return degrade(draws, crop, config)
 
     keys = jax.random.split(draws.key(), len(templates) + 1)
-    return jax.vmap(one, (0, 0, None))(keys[1:], templates, gains[0]), one(keys[0], search, gains[1])
+    return jax.vmap(one)(keys[1:], templates), one(keys[0], search)
 
 
 def degrade(draws: Draws, image: Float[Array, "s s 3"], config: AugmentConfig) -> Float[Array, "s s 3"]:

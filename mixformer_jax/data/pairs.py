@@ -128,20 +128,19 @@ class SequencePairs:
         """
         crops, augment = self.crops, self.augment
         frames: dict[tuple[str, int], Frame] = {}
-        flip = rng.random() < augment.flip_probability
-        flips = [flip, flip]
+        flips = np.full(1 + crops.slots, rng.random() < augment.flip_probability)
         if augment.separate_flip_probability > 0:
-            flips = [bool(flip ^ (rng.random() < augment.separate_flip_probability)) for flip in flips]
+            flips ^= rng.random(len(flips)) < augment.separate_flip_probability
 
         templates = np.empty((crops.slots, crops.template_size, crops.template_size, 3), np.uint8)
         for slot, shot in enumerate(draw.templates):
             pixels, _ = self._crop(rng, frames, shot, crops.template_factor, crops.template_size)
-            templates[slot] = cv2.flip(pixels, 1) if flips[0] else pixels
+            templates[slot] = cv2.flip(pixels, 1) if flips[slot] else pixels
         placement = draw_placement(rng, crops)
         search, box_cxcywh = self._crop(rng, frames, draw.search, crops.search_factor, crops.search_size, placement)
         if draw.label:
             check_target(box_cxcywh, crops)
-        if flips[1]:
+        if flips[-1]:
             search = cv2.flip(search, 1)
             box_cxcywh[0] = 1 - box_cxcywh[0]
         sample = {"templates": templates, "search": search, "box_cxcywh": box_cxcywh}

@@ -193,7 +193,7 @@ class MixedAttentionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
         self.norm2 = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
         self.mlp = Mlp(width * self.mlp_ratio, self.activation, dtype)
-        self.drop = DropPath(self.drop_path)
+        self.drop1, self.drop2 = DropPath(self.drop_path), DropPath(self.drop_path)
         if self.layer_scale:
             small = nn.initializers.constant(1e-4)  # DeiT3's start
             self.scale1, self.scale2 = (self.param(f"scale{i}", small, (width,)) for i in (1, 2))
@@ -223,9 +223,9 @@ class MixedAttentionBlock(nn.Module):
             train: whether stochastic depth draws.
         """
         mixed = self.attention.mix(queries, seen, key_mask)
-        tokens = tokens + self.drop(self._scaled(mixed, 1), train=train)
+        tokens = tokens + self.drop1(self._scaled(mixed, 1), train=train)
         hidden = self.mlp(self.norm2(tokens))
-        return tokens + self.drop(self._scaled(hidden, 2), train=train)
+        return tokens + self.drop2(self._scaled(hidden, 2), train=train)
 
     def _scaled(self, branch: Float[Array, "b n c"], which: int) -> Float[Array, "b n c"]:
         if not self.layer_scale:

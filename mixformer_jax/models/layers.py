@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
+from flax.core.scope import LazyRng
 from jaxtyping import Array, Float
 
 from mixformer_jax.models.config import HeadNormKind
@@ -54,7 +55,11 @@ def perceptron(x: Float[Array, "*b c"], outputs: int, dtype: jnp.dtype) -> Float
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole samples and rescales the others (Huang et al. 2016)."""
+    """Stochastic depth: drops a residual branch for whole samples and rescales the others (Huang et al. 2016).
+
+    A module draws once for a pass of the model: what it drops of the templates of a sample, it drops of the search
+    region, which pass one after the other here and as one stream of tokens in the official trainer.
+    """
 
     rate: float
 
@@ -64,7 +69,10 @@ class DropPath(nn.Module):
             return branch
         keep = 1.0 - self.rate
         shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, shape)
+        assert self.scope is not None
+        # Not `make_rng`, which would count the calls.
+        key = LazyRng.create(self.scope.rngs["drop_path"]).as_jax_rng()
+        kept = jax.random.bernoulli(key, keep, shape)
         return jnp.where(kept, branch / keep, 0.0).astype(branch.dtype)
 
 

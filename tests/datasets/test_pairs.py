@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.augment import AugmentConfig, disturb
 from mixformer_jax.data.pairs import SequencePairs, Source, centre_box, draw_frames, usable_frames
 from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.data.views import CropConfig, UnusableSampleError
@@ -188,6 +188,29 @@ def test_usable_frames():
     np.testing.assert_array_equal(usable_frames(made), [False, False, False, True])
     np.testing.assert_array_equal(usable_frames(made, hidden_too=True), [True, False, False, True])
     np.testing.assert_array_equal(usable_frames(made, 4.5, hidden_too=True), [True, False, False, False])
+
+
+def test_each_crop_is_flipped_and_lit_by_itself():
+    def half_white(_index):
+        picture = np.zeros((90, 120, 3), np.uint8)
+        picture[:, 60:] = 128
+        return picture
+
+    boxes_xywh = np.tile([50.0, 35.0, 20.0, 20.0], (40, 1))
+    still_target = Sequence("made", boxes_xywh, half_white, 30.0, Path("/nowhere"))
+    augment = AugmentConfig(**{**vars(PLAIN), "separate_flip_probability": 0.5, "separate_gain": 0.2})
+    source = pairs(dataset(still_target), augment=augment)
+    rng = np.random.default_rng(0)
+    flips, levels = Counter(), []
+    for _ in range(80):
+        templates = source.render(rng, source.draw(rng))["templates"]
+        flips[tuple(bool(template[0, 0, 0]) for template in templates)] += 1
+        lit, _ = disturb(rng, templates, templates[0], augment)
+        levels.append([int(template.max()) for template in lit])
+    assert set(flips) == {(a, b) for a in (False, True) for b in (False, True)}
+    first, second = np.array(levels).T
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.4
+    assert min(levels) >= [round(0.8 * 128) - 1] * 2 and first.max() - first.min() > 30
 
 
 def test_official_disturbances():

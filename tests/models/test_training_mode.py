@@ -62,6 +62,30 @@ def test_drop_path_grows_with_depth(images):
     assert [block.drop_path for block in model.bind(variables).backbone.blocks] == [0.0, 0.9]
 
 
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("attention", ["asymmetric", "symmetric"])
+def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, remat):
+    templates, search = (jnp.tile(each, (8, *[1] * (each.ndim - 1))) for each in images)
+    model = build_model(dataclasses.replace(SMALL, drop_path=0.5, attention=attention), remat)
+    _, captured = model.apply(
+        init_variables(model, jax.random.key(0)),
+        templates,
+        search,
+        train=True,
+        mutable=["batch_stats", "intermediates"],
+        capture_intermediates=lambda module, _method: isinstance(module, DropPath),
+        rngs={"drop_path": jax.random.key(0)},
+    )
+    last = captured["intermediates"]["backbone"]["blocks_1"]
+    kept = {}
+    for branch in ("drop1", "drop2"):
+        outputs = [np.asarray(output).reshape(len(search), -1) for output in last[branch]["__call__"]]
+        kept[branch], of_search = (output.any(axis=1) for output in outputs)
+        np.testing.assert_array_equal(kept[branch], of_search)
+        assert 0 < kept[branch].sum() < len(search)
+    assert (kept["drop1"] != kept["drop2"]).any()
+
+
 def test_batch_statistics_move_in_training_alone(images):
     templates, search = images
     model = build_model(SMALL)
