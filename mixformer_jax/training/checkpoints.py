@@ -140,10 +140,6 @@ class Checkpoints:
             self._manager.reload()
         return None
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether some process was told to stop and all have agreed on this step as the last."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for what is being written.
 

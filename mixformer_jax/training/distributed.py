@@ -1,42 +1,59 @@
-"""Several processes that train one model: how they find each other and agree, and what happens when one is lost."""
+"""Several processes that train one model: how they find each other and agree, and how they end together.
+
+Barriers and a store of words by name come from JAX's coordination service, which process 0 holds.
+"""
 
 import contextlib
 import os
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax._src.distributed import global_state  # its client has no public name
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mixformer_jax import signals
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.processes import check_devices, local_device_ids, process_words
 from mixformer_jax.training.settings import RunConfig
+
+# After another's failure a process waits so long for its own: all may have met the same, and have their say.
+OWN_FAILURE_S = 5
+_BEAT_MS = 1000
+_FAILED, _ALIVE, _END, _PROCESSES = (f"mixformer/{name}" for name in ("failed", "alive", "end", "processes"))
 
 
 class LostPeerError(RuntimeError):
     """Another process of the run is gone, and nothing can be computed without it."""
 
 
-def connect(settings: RunConfig) -> None:
+def connect(settings: RunConfig) -> list[str]:
     """Joins the other processes of a distributed run; must come before JAX looks for devices.
 
-    JAX's own service watches the processes too, and aborts one that has not heard of another for twice the time that
-    `PeerWatch` allows: only where that one could not tell.
+    JAX's service aborts a process that has not heard of another for twice `train.peer_timeout_s`: only where
+    `PeerWatch` could not tell. Its preemption service stays off: it takes SIGTERM from `signals`, and knows no SIGINT.
+
+    Returns:
+        The processes and their devices, a line each.
 
     Raises:
-        ConfigError: the other processes cannot be found, or not reached.
+        ConfigError: the other processes cannot be found, or not reached; or they use fewer devices than they see.
     """
     if not settings.distributed:
-        return
+        return []
     count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
             process_id=None if index is None else int(index),
+            local_device_ids=local_device_ids(os.environ),
             heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
@@ -46,6 +63,9 @@ def connect(settings: RunConfig) -> None:
             "found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES "
             "and JAX_PROCESS_ID"
         ) from error
+    global_state.client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
+    global_state.client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
+    return check_devices([words for _, words in sorted(global_state.client.key_value_dir_get(_PROCESSES))])
 
 
 def is_first() -> bool:
@@ -73,79 +93,116 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-class PeerWatch:
-    """While open, every process leaves signs of life in the run's folder, and looks for those of the others.
+def largest(mesh: Mesh) -> Callable[[int], jax.Array | int]:
+    """The largest of the numbers that the processes give, as an array to be read later; all of them must ask."""
+    if jax.process_count() == 1:
+        return lambda mine: mine
+    split, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (mesh.axis_names, None))
+    take = jax.jit(jnp.max, out_shardings=whole)
+    shape = (mesh.size,)
+    return lambda mine: take(
+        jax.make_array_from_callback(shape, split, lambda index: np.full(shape, mine, np.int32)[index])
+    )
 
-    When one has been silent for too long, this process ends at once, with a message and exit code 2: it may be stuck in
-    a computation with the lost one, which no exception interrupts. In a run of one process it does nothing.
+
+class PeerWatch:
+    """While open, the processes meet every second, and end together. In a run of one process it does nothing.
+
+    A process that is stuck in a computation with a lost one cannot be interrupted by an exception, so a thread meets
+    the others. When one has not come for too long, or has failed, this process ends with a message and exit status 2.
+    A process that fails itself tells the others and waits for them, then its error goes its way.
     """
 
-    def __init__(self, folder: Path, timeout_s: int | float, processes: tuple[int, int] | None = None) -> None:
-        """Prepares to watch.
+    def __init__(self, timeout_s: int) -> None:
+        """Prepares to watch; `timeout_s` is how long a process may be silent."""
+        self._timeout_ms = 1000 * timeout_s
+        self._client: Any = global_state.client if jax.process_count() > 1 else None
+        self._ended = threading.Event()
+        self._leaving = threading.Lock()
 
-        Args:
-            folder: of the run; all processes have the same.
-            timeout_s: how long a process may be silent.
-            processes: this one's number, and how many there are; None: as JAX says.
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """What goes wrong inside is told to the others, before anything that is open closes and waits for them.
+
+        Raises:
+            LostPeerError: computing failed because one of them is gone.
         """
-        own, count = (jax.process_index(), jax.process_count()) if processes is None else processes
-        self._own: int = own
-        self._count: int = count
-        self._folder, self._timeout_s = folder / ".alive", timeout_s
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
-
-    def silent(self, last_seen: dict[int, tuple[int, float]]) -> list[int]:
-        """Leaves a sign and returns the processes that left none for too long; `last_seen` is its memory."""
-        now = time.monotonic()
-        with contextlib.suppress(OSError):  # the others will say so
-            self._folder.mkdir(exist_ok=True)
-            self._sign(self._own).touch()
-        for process in (process for process in range(self._count) if process != self._own):
-            try:
-                sign = self._sign(process).stat().st_mtime_ns
-            except OSError:
-                sign = 0
-            # Clocks may differ: what counts is that the time changes.
-            if last_seen.get(process, (None, now))[0] != sign:
-                last_seen[process] = (sign, now)
-        return [process for process, (_, since) in last_seen.items() if now - since > self._timeout_s]
+        try:
+            yield
+        except signals.Stopped:
+            raise  # by common consent
+        except BaseException as error:
+            if self._client is None:
+                raise
+            if _is_communication(error):
+                raise lost_peer(str(error).splitlines()[0]) from error
+            self._ended.set()
+            self._tell(str(error).strip() or type(error).__name__)
+            raise
 
     def __enter__(self) -> "PeerWatch":
-        if self._count > 1:
-            self._thread.start()
+        if self._client is not None:
+            threading.Thread(target=self._watch, name="peer watch", daemon=True).start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._closed.set()
-
-    def _sign(self, process: int) -> Path:
-        return self._folder / f"process_{process}"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is None:
+            return
+        if isinstance(error, LostPeerError):
+            self._leave(str(error))
+        self._ended.set()
+        if not self._meet():
+            self._leave(str(error or lost_peer("it did not come to the end")))
+        jax.distributed.shutdown()
 
     def _watch(self) -> None:
-        last_seen: dict[int, tuple[int, float]] = {}
-        while not self._closed.wait(min(1.0, self._timeout_s / 4)):
-            lost = self.silent(last_seen)
-            if lost:
-                names = ", ".join(f"process {process}" for process in lost)
-                message = lost_peer(f"nothing heard of {names} for {self._timeout_s:g} s")
-                print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
-                os._exit(2)
+        try:
+            while not self._ended.is_set():
+                self._client.wait_at_barrier(_ALIVE, self._timeout_ms)
+                failure = self._failure()
+                if failure is not None:
+                    if not self._ended.wait(OWN_FAILURE_S):
+                        self._leave(f"process {jax.process_index()} of {jax.process_count()} ends, for {failure}", True)
+                    return
+        except jax.errors.JaxRuntimeError as error:
+            if not self._ended.is_set():
+                self._leave(str(lost_peer(str(error).splitlines()[0])))
 
-
-@contextlib.contextmanager
-def naming_lost_peers() -> Iterator[None]:
-    """Says what it means when computing with the other processes fails.
-
-    Raises:
-        LostPeerError: one of them is gone.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    def _failure(self) -> str | None:
+        """What another process has told, as soon as it does; None after a while."""
+        try:
+            return str(self._client.blocking_key_value_get(_FAILED, _BEAT_MS))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                return None
             raise
-        raise lost_peer(str(error).splitlines()[0]) from error
+
+    def _tell(self, reason: str) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
+            self._client.key_value_set(_FAILED, f"process {jax.process_index()} has failed: {reason}")
+
+    def _meet(self) -> bool:
+        try:
+            self._client.wait_at_barrier(_END, self._timeout_ms)
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
+
+    def _leave(self, message: str, together: bool = False) -> NoReturn:
+        self._leaving.acquire()  # the thread or the loop, whoever comes first
+        print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
+        if together and self._meet():
+            jax.distributed.shutdown()
+        os._exit(2)
+
+
+def _is_communication(error: BaseException) -> bool:
+    """Whether computing together failed: JAX's errors, but for want of memory; over gloo also plain ones."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in str(error)
+    return isinstance(error, ValueError) and "Gloo" in str(error)
 
 
 def lost_peer(reason: str) -> LostPeerError:
