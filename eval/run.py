@@ -12,29 +12,34 @@ command goes on, and finished sequences are not run again. The exit status is 1 
 
 import argparse
 import logging
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
-from mixformer_jax.data.sequences import READERS, open_dataset
-from mixformer_jax.evaluation.runner import Alone, RunSummary, describe, run_dataset
-from mixformer_jax.evaluation.settings import read_benchmark_settings
-from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice
-from mixformer_jax.evaluation.workers import Workers
-from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.signals import Stopped, StopSignals
 
+if TYPE_CHECKING:
+    from mixformer_jax.evaluation.runner import Alone, RunSummary
+    from mixformer_jax.evaluation.trackers import TrackerChoice
+    from mixformer_jax.evaluation.workers import Workers
+
+ADVICE = "the same command goes on where this one was"
+STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
 SETTINGS = Path(__file__).resolve().parents[1] / "configs" / "benchmarks.toml"
 
 
-def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[TrackerChoice]]:
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, "list[TrackerChoice]"]:
     """The command line, and the trackers that it names.
 
     Raises:
         ConfigError: settings of the tracker that do not exist or cannot work.
     """
+    from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
+    from mixformer_jax.data.sequences import READERS
+    from mixformer_jax.evaluation.settings import read_benchmark_settings
+    from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice
+    from mixformer_jax.models.config import TrackerConfig
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
@@ -86,12 +91,16 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     return args, [TrackerChoice(kind, **model_options if alone or kind == TRACKERS[0] else {}) for kind in kinds]
 
 
-def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummary]:
+def run(args: argparse.Namespace, choice: "TrackerChoice") -> "tuple[str, RunSummary]":
     """Runs one tracker, and says how its results are named."""
+    from mixformer_jax.data.sequences import open_dataset
+    from mixformer_jax.evaluation.runner import Alone, run_dataset
+    from mixformer_jax.evaluation.workers import Workers
+
     sequences = open_dataset(args.dataset, args.root, args.split)
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
-    def track(crew: Alone | Workers, name: str, settings: dict) -> tuple[str, RunSummary]:
+    def track(crew: "Alone | Workers", name: str, settings: dict) -> "tuple[str, RunSummary]":
         name = args.tracker_name or name
         return name, run_dataset(crew, sequences, args.out, name, settings | kept, args.dataset, args.repeat)
 
@@ -103,24 +112,30 @@ def run(args: argparse.Namespace, choice: TrackerChoice) -> tuple[str, RunSummar
 
 
 def main(arguments: list[str] | None = None) -> int:
+    # Before anything imports JAX.
+    with StopSignals("eval/run.py", ADVICE) as signals:
+        return _main(arguments, signals)
+
+
+def _main(arguments: list[str] | None, signals: StopSignals) -> int:
+    from mixformer_jax.evaluation.runner import describe
+
     logging.basicConfig(format="%(message)s")
     failed, names = False, []
-    # Like Ctrl-C: what is open closes, and no process stays behind.
-    handler = signal.signal(signal.SIGTERM, _stop)
     try:
         args, choices = parse(arguments)
         for choice in choices:
-            name, summary = run(args, choice)
+            # What is open closes, and no process stays behind.
+            with signals.saving(STOP_S):
+                name, summary = run(args, choice)
             names.append(name)
             print(describe(summary))
             failed |= bool(summary.failures)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 128 + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    except Stopped as stopped:
+        print(f"eval/run.py: {stopped.word}; {ADVICE}", file=sys.stderr)
+        return stopped.status
     if args.report is not None and not failed:
         from eval.report import main as report
 
@@ -128,11 +143,6 @@ def main(arguments: list[str] | None = None) -> int:
         options += [] if args.split is None else ["--split", args.split]
         return report([*options, "--trackers", ",".join(names), "--out", str(args.report)])
     return 1 if failed else 0
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    print("stopped; the same command goes on where this one was", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -194,10 +194,11 @@ def listening() -> Iterator[StopSignals]:
 
 
 @contextlib.contextmanager
-def blocked() -> Iterator[None]:
-    """Processes that are started inside never get signals: Ctrl-C and `timeout` send them to the whole group, and what
-    becomes of it is for the parent to decide. SIGKILL ends such a process."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+def blocked(*numbers: int) -> Iterator[None]:
+    """Processes that are started inside never get these signals (none given: all of `NUMBERS`), which terminals and
+    `timeout` send to the whole group; what becomes of it is for the parent to decide. SIGKILL ends them all the same.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or NUMBERS)
     try:
         yield
     finally:

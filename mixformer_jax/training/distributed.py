@@ -97,7 +97,7 @@ def largest(mesh: Mesh) -> Callable[[int], jax.Array | int]:
     """The largest of the numbers that the processes give, as an array to be read later; all of them must ask."""
     if jax.process_count() == 1:
         return lambda mine: mine
-    split, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (mesh.axis_names, None))
+    split, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
     take = jax.jit(jnp.max, out_shardings=whole)
     shape = (mesh.size,)
     return lambda mine: take(
