@@ -35,6 +35,7 @@ CODE = "import sys; sys.argv[0] = 'mixformer'; from mixformer_jax.cli import mai
 # Where Python itself ends by Ctrl-C, before there is a handler.
 LISTENS_S = 0.5
 FRAMES = 400
+METRICS = "metrics.jsonl"
 
 
 class Ended(NamedTuple):
@@ -102,9 +103,7 @@ def try_track(folder: Path, rng: random.Random, limit_s: float) -> tuple[list[st
                 writer.write(frame)
     box = ",".join(f"{number:g}" for number in square_boxes(1)[0])
     program = Program(folder, "track", clip, "--box", box)
-    # A third of the tries while Python and JAX are imported.
-    alive_s = rng.uniform(0, 1) if rng.random() < 1 / 3 else rng.uniform(1, 25)
-    time.sleep(alive_s)
+    alive_s = _wait(program, rng, lambda: _lines(folder / "clip_boxes.txt"))
     program.tell(signal.SIGINT)
     ended = program.end(limit_s)
     wrong = complaints(ended, signal.SIGINT, alive_s)
@@ -123,9 +122,8 @@ def try_train(folder: Path, rng: random.Random, limit_s: float) -> tuple[list[st
     """Ctrl-C to `mixformer train`."""
     config = _config(folder, steps=1_000_000, checkpoint_every=1_000_000, validate_every=1_000_000, log_every=1)
     program = Program(folder, "train", "--config", config, "--out", folder / "run")
-    alive_s = rng.uniform(0, 1) if rng.random() < 1 / 3 else rng.uniform(1, 40)
-    time.sleep(alive_s)
-    steps = _lines(folder / "run")
+    alive_s = _wait(program, rng, lambda: _lines(folder / "run" / METRICS))
+    steps = _lines(folder / "run" / METRICS)
     program.tell(signal.SIGINT)
     ended = program.end(limit_s)
     wrong = complaints(ended, signal.SIGINT, alive_s)
@@ -158,13 +156,13 @@ def try_resume(folder: Path, rng: random.Random, limit_s: float, processes: int 
     told = []
     for _ in range(2):
         number = rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-        before, lines = _lines(folder / "run"), rng.randrange(6)
+        before, lines = _lines(folder / "run" / METRICS), rng.randrange(6)
         programs = start(folder / "run")
         chosen = rng.randrange(processes)
         # Half of them once it trains, the others at any moment before.
         waits_s = rng.uniform(1, 20) if rng.random() < 0.5 else 600.0
         began = time.monotonic()
-        while time.monotonic() - began < waits_s and _lines(folder / "run") < before + lines:
+        while time.monotonic() - began < waits_s and _lines(folder / "run" / METRICS) < before + lines:
             if any(program.process.poll() is not None for program in programs):
                 break
             time.sleep(0.01)
@@ -228,8 +226,20 @@ def _config(folder: Path, **train: object) -> Path:
     return path
 
 
-def _lines(run: Path) -> int:
-    path = run / "metrics.jsonl"
+def _wait(program: Program, rng: random.Random, lines: Callable[[], int]) -> float:
+    """Seconds to a random moment: while Python and JAX are imported, while it compiles, or once there are results."""
+    began, kind = time.monotonic(), rng.random()
+    if kind < 0.5:
+        time.sleep(rng.uniform(0, 1) if kind < 0.25 else rng.uniform(1, 15))
+    else:
+        count = rng.randrange(20)
+        while lines() <= count and program.process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+    return time.monotonic() - began
+
+
+def _lines(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 

@@ -4,7 +4,10 @@ Barriers and a store of words by name come from JAX's coordination service, whic
 """
 
 import contextlib
+import ctypes
 import os
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,15 +21,17 @@ from jax._src.distributed import global_state  # its client has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mixformer_jax import signals
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.signals import Stopped
 from mixformer_jax.training.processes import check_devices, local_device_ids, process_words
 from mixformer_jax.training.settings import RunConfig
 
 # After another's failure a process waits so long for its own: all may have met the same, and have their say.
 OWN_FAILURE_S = 5
 _BEAT_MS = 1000
-_FAILED, _ALIVE, _END, _PROCESSES = (f"mixformer/{name}" for name in ("failed", "alive", "end", "processes"))
+_FAILED, _ALIVE, _END, _PROCESSES, _PORT = (
+    f"mixformer/{name}" for name in ("failed", "alive", "end", "processes", "port")
+)
 
 
 class LostPeerError(RuntimeError):
@@ -129,7 +134,7 @@ class PeerWatch:
         """
         try:
             yield
-        except signals.Stopped:
+        except Stopped:
             raise  # by common consent
         except BaseException as error:
             if self._client is None:
@@ -143,6 +148,13 @@ class PeerWatch:
     def __enter__(self) -> "PeerWatch":
         if self._client is not None:
             threading.Thread(target=self._watch, name="peer watch", daemon=True).start()
+            if is_first():
+                # Connections wait to be accepted for as long as this process lives.
+                self._door = socket.create_server(("", 0), backlog=jax.process_count())
+                self._client.key_value_set(_PORT, str(self._door.getsockname()[1]))
+            else:
+                _put_off_aborts()
+                threading.Thread(target=self._follow_first, name="peer watch", daemon=True).start()
         return self
 
     def __exit__(
@@ -170,6 +182,17 @@ class PeerWatch:
             if not self._ended.is_set():
                 self._leave(str(lost_peer(str(error).splitlines()[0])))
 
+    def _follow_first(self) -> None:
+        """Notices that process 0 is gone by a connection of its own: the thread that hears the service's answers is the
+        one that aborts."""
+        with contextlib.suppress(OSError):
+            host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+            port = self._client.blocking_key_value_get(_PORT, self._timeout_ms)
+            with socket.create_connection((host, int(port))) as line, contextlib.suppress(ConnectionError):
+                line.recv(1)
+            if not self._ended.is_set():
+                self._leave(str(lost_peer("process 0 has closed its connection")))
+
     def _failure(self) -> str | None:
         """What another process has told, as soon as it does; None after a while."""
         try:
@@ -196,6 +219,17 @@ class PeerWatch:
         if together and self._meet():
             jax.distributed.shutdown()
         os._exit(2)
+
+
+def _put_off_aborts() -> None:
+    """JAX's service aborts its clients as soon as process 0 is gone; they shall first say what that means.
+
+    The handler of SIGABRT is the C library's `sleep`: called with the signal's number, it puts the abort off by so many
+    seconds, needs none of Python's locks, and goes on to abort where nobody has ended the process by then.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
 
 
 def _is_communication(error: BaseException) -> bool:
