@@ -28,6 +28,7 @@ from mixformer_jax.training.settings import RunConfig
 
 # After another's failure a process waits so long for its own: all may have met the same, and have their say.
 OWN_FAILURE_S = 5
+_FAILURE_MS = 3000 * OWN_FAILURE_S  # and so long for the others to end, too
 _BEAT_MS = 1000
 _FAILED, _ALIVE, _END, _PROCESSES, _PORT = (
     f"mixformer/{name}" for name in ("failed", "alive", "end", "processes", "port")
@@ -62,14 +63,14 @@ def connect(settings: RunConfig) -> list[str]:
             heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
+        global_state.client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
+        global_state.client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"train.distributed: cannot join the other processes: {error}. On TPU pods, Slurm and Open MPI they are "
             "found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES "
             "and JAX_PROCESS_ID"
         ) from error
-    global_state.client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
-    global_state.client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
     return check_devices([words for _, words in sorted(global_state.client.key_value_dir_get(_PROCESSES))])
 
 
@@ -134,8 +135,8 @@ class PeerWatch:
         """
         try:
             yield
-        except Stopped:
-            raise  # by common consent
+        except (LostPeerError, Stopped):
+            raise  # known to all, or to be found out by each
         except BaseException as error:
             if self._client is None:
                 raise
@@ -144,6 +145,14 @@ class PeerWatch:
             self._ended.set()
             self._tell(str(error).strip() or type(error).__name__)
             raise
+
+    def stop(self) -> str:
+        """Before the process ends by a signal, with nothing to save: so do the others."""
+        if self._client is not None:
+            self._ended.set()
+            self._tell("it was told to stop before it had trained a step")
+            self._meet(_FAILURE_MS)
+        return ""
 
     def __enter__(self) -> "PeerWatch":
         if self._client is not None:
@@ -164,20 +173,20 @@ class PeerWatch:
             return
         if isinstance(error, LostPeerError):
             self._leave(str(error))
-        self._ended.set()
-        if not self._meet():
+        failed = error is not None and not isinstance(error, Stopped)
+        if not self._meet(_FAILURE_MS if failed else self._timeout_ms):
             self._leave(str(error or lost_peer("it did not come to the end")))
+        self._ended.set()
         jax.distributed.shutdown()
 
     def _watch(self) -> None:
+        failure = None
         try:
-            while not self._ended.is_set():
+            while failure is None:  # to the end of all: the others wait for this one, too
                 self._client.wait_at_barrier(_ALIVE, self._timeout_ms)
                 failure = self._failure()
-                if failure is not None:
-                    if not self._ended.wait(OWN_FAILURE_S):
-                        self._leave(f"process {jax.process_index()} of {jax.process_count()} ends, for {failure}", True)
-                    return
+            if not self._ended.wait(OWN_FAILURE_S):
+                self._leave(f"process {jax.process_index()} of {jax.process_count()} ends, for {failure}", True)
         except jax.errors.JaxRuntimeError as error:
             if not self._ended.is_set():
                 self._leave(str(lost_peer(str(error).splitlines()[0])))
@@ -185,7 +194,7 @@ class PeerWatch:
     def _follow_first(self) -> None:
         """Notices that process 0 is gone by a connection of its own: the thread that hears the service's answers is the
         one that aborts."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, jax.errors.JaxRuntimeError):
             host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
             port = self._client.blocking_key_value_get(_PORT, self._timeout_ms)
             with socket.create_connection((host, int(port))) as line, contextlib.suppress(ConnectionError):
@@ -206,9 +215,9 @@ class PeerWatch:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
             self._client.key_value_set(_FAILED, f"process {jax.process_index()} has failed: {reason}")
 
-    def _meet(self) -> bool:
+    def _meet(self, timeout_ms: int) -> bool:
         try:
-            self._client.wait_at_barrier(_END, self._timeout_ms)
+            self._client.wait_at_barrier(_END, timeout_ms)
         except jax.errors.JaxRuntimeError:
             return False
         return True
@@ -216,7 +225,7 @@ class PeerWatch:
     def _leave(self, message: str, together: bool = False) -> NoReturn:
         self._leaving.acquire()  # the thread or the loop, whoever comes first
         print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
-        if together and self._meet():
+        if together and self._meet(_FAILURE_MS):
             jax.distributed.shutdown()
         os._exit(2)
 

@@ -69,7 +69,12 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     # --- processes ---
     for line in connect(settings):
         tell(line)
-    with listening() as signals, PeerWatch(settings.peer_timeout_s) as peers, peers.telling():
+    with (
+        listening() as signals,
+        PeerWatch(settings.peer_timeout_s) as peers,
+        signals.saving(0.0, peers.stop),
+        peers.telling(),
+    ):
         return _run(objective, settings, record, Path(out), signals, peers)
 
 
