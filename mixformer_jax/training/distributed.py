@@ -63,15 +63,16 @@ def connect(settings: RunConfig) -> list[str]:
             heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
-        global_state.client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
-        global_state.client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
+        client: Any = global_state.client
+        client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
+        client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"train.distributed: cannot join the other processes: {error}. On TPU pods, Slurm and Open MPI they are "
             "found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES "
             "and JAX_PROCESS_ID"
         ) from error
-    return check_devices([words for _, words in sorted(global_state.client.key_value_dir_get(_PROCESSES))])
+    return check_devices([words for _, words in sorted(client.key_value_dir_get(_PROCESSES))])
 
 
 def is_first() -> bool:
@@ -195,7 +196,7 @@ class PeerWatch:
         """Notices that process 0 is gone by a connection of its own: the thread that hears the service's answers is the
         one that aborts."""
         with contextlib.suppress(OSError, jax.errors.JaxRuntimeError):
-            host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+            host = str(global_state.coordinator_address).rpartition(":")[0].strip("[]")
             port = self._client.blocking_key_value_get(_PORT, self._timeout_ms)
             with socket.create_connection((host, int(port))) as line, contextlib.suppress(ConnectionError):
                 line.recv(1)

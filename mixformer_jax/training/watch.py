@@ -48,20 +48,12 @@ class Taken(NamedTuple):
     paused_s: float
 
 
-class _Arrived(NamedTuple):
-    """A report on the host, and when it came."""
-
-    report: StepReport
-    asked: int
-    at: float
-
-
 class StepWatch:
     """See the module. All of it happens in the loop's own thread, but for the note of when a report came.
 
     Attributes:
         not_finite: the first bad step, once it is read.
-        asked: what `dispatched` was given with the steps read so far, the largest of it.
+        asked: the largest number that `after_step` got with the steps read so far.
     """
 
     def __init__(self) -> None:
@@ -70,7 +62,8 @@ class StepWatch:
         self._finished: list[Finished] = []
         self._idle_s = self._paused_s = 0.0
         self._idle_since = time.perf_counter()
-        self._pending: deque[tuple[int, Batch, Future[_Arrived]]] = deque()
+        # With the report on the host come what was asked, and when they came.
+        self._pending: deque[tuple[int, Batch, Future[tuple[StepReport, int, float]]]] = deque()
         self._fetching = ThreadPoolExecutor(1, "report")
 
     def read(self, left: int = 0) -> None:
@@ -93,15 +86,15 @@ class StepWatch:
         """Leaves one step on its way; call it with the batch at hand, right before the next step."""
         self.read(left=1)
         if all(coming.done() for _, _, coming in self._pending):
-            since = max([self._idle_since, *(coming.result().at for _, _, coming in self._pending)])
-            self._idle_s += time.perf_counter() - since
+            done_at = max([self._idle_since, *(coming.result()[2] for _, _, coming in self._pending)])
+            self._idle_s += time.perf_counter() - done_at
 
     def after_step(self, step: int, batch: Batch, report: StepReport, asked: jax.Array | int = 0) -> None:
         """Takes over what was dispatched: the step's number counts from 0, and `asked` comes with its report."""
 
-        def fetch() -> _Arrived:
+        def fetch() -> tuple[StepReport, int, float]:
             values, largest = jax.device_get((report, asked))
-            return _Arrived(values, int(largest), time.perf_counter())
+            return values, int(largest), time.perf_counter()
 
         self._pending.append((step, batch, self._fetching.submit(fetch)))
 
