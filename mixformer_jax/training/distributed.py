@@ -152,7 +152,7 @@ class PeerWatch:
         if self._client is not None:
             self._ended.set()
             self._tell("it was told to stop before it had trained a step")
-            self._meet(_FAILURE_MS)
+            self._part(_FAILURE_MS)
         return ""
 
     def __enter__(self) -> "PeerWatch":
@@ -175,10 +175,8 @@ class PeerWatch:
         if isinstance(error, LostPeerError):
             self._leave(str(error))
         failed = error is not None and not isinstance(error, Stopped)
-        if not self._meet(_FAILURE_MS if failed else self._timeout_ms):
+        if not self._part(_FAILURE_MS if failed else self._timeout_ms):
             self._leave(str(error or lost_peer("it did not come to the end")))
-        self._ended.set()
-        jax.distributed.shutdown()
 
     def _watch(self) -> None:
         failure = None
@@ -216,18 +214,21 @@ class PeerWatch:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
             self._client.key_value_set(_FAILED, f"process {jax.process_index()} has failed: {reason}")
 
-    def _meet(self, timeout_ms: int) -> bool:
+    def _part(self, timeout_ms: int) -> bool:
+        """Leaves the service together with the others; false where they do not come."""
         try:
             self._client.wait_at_barrier(_END, timeout_ms)
         except jax.errors.JaxRuntimeError:
             return False
+        self._ended.set()
+        jax.distributed.shutdown()  # waits for all: JAX aborts whom process 0 leaves behind
         return True
 
     def _leave(self, message: str, together: bool = False) -> NoReturn:
         self._leaving.acquire()  # the thread or the loop, whoever comes first
         print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
-        if together and self._meet(_FAILURE_MS):
-            jax.distributed.shutdown()
+        if together:
+            self._part(_FAILURE_MS)
         os._exit(2)
 
 
