@@ -5,6 +5,7 @@ Barriers and a store of words by name come from JAX's coordination service, whic
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -39,39 +40,57 @@ class LostPeerError(RuntimeError):
     """Another process of the run is gone, and nothing can be computed without it."""
 
 
-def connect(settings: RunConfig) -> list[str]:
+def connect(settings: RunConfig) -> None:
     """Joins the other processes of a distributed run; must come before JAX looks for devices.
 
     JAX's service aborts a process that has not heard of another for twice `train.peer_timeout_s`: only where
     `PeerWatch` could not tell. Its preemption service stays off: it takes SIGTERM from `signals`, and knows no SIGINT.
 
-    Returns:
-        The processes and their devices, a line each.
-
     Raises:
-        ConfigError: the other processes cannot be found, or not reached; or they use fewer devices than they see.
+        ConfigError: the other processes cannot be found, or not reached.
     """
     if not settings.distributed:
-        return []
+        return
     count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     jax.config.update("jax_enable_preemption_service", False)
+    # JAX itself aborts where the others do not come.
+    late = threading.Timer(settings.peer_timeout_s, _end, [str(_not_joined(f"{settings.peer_timeout_s} s are over"))])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
             process_id=None if index is None else int(index),
             local_device_ids=local_device_ids(os.environ),
+            initialization_timeout=2 * settings.peer_timeout_s,
             heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
-        client: Any = global_state.client
-        client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
-        client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"train.distributed: cannot join the other processes: {error}. On TPU pods, Slurm and Open MPI they are "
-            "found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES "
-            "and JAX_PROCESS_ID"
-        ) from error
+        raise _not_joined(str(error)) from error
+    finally:
+        late.cancel()
+
+
+def _not_joined(reason: str) -> ConfigError:
+    return ConfigError(
+        f"train.distributed: cannot join the other processes: {reason}. On TPU pods, Slurm and Open MPI they are found "
+        "by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID"
+    )
+
+
+def process_table(settings: RunConfig) -> list[str]:
+    """The processes of a distributed run and their devices, a line each.
+
+    Raises:
+        ConfigError: they use fewer devices than they see.
+    """
+    client: Any = global_state.client
+    if client is None:
+        return []
+    client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
+    client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
     return check_devices([words for _, words in sorted(client.key_value_dir_get(_PROCESSES))])
 
 
@@ -123,7 +142,8 @@ class PeerWatch:
     def __init__(self, timeout_s: int) -> None:
         """Prepares to watch; `timeout_s` is how long a process may be silent."""
         self._timeout_ms = 1000 * timeout_s
-        self._client: Any = global_state.client if jax.process_count() > 1 else None
+        # Not `jax.process_count()`, which looks for devices, and waits for the others' first.
+        self._client: Any = global_state.client if global_state.num_processes > 1 else None
         self._ended = threading.Event()
         self._leaving = threading.Lock()
 
@@ -158,9 +178,9 @@ class PeerWatch:
     def __enter__(self) -> "PeerWatch":
         if self._client is not None:
             threading.Thread(target=self._watch, name="peer watch", daemon=True).start()
-            if is_first():
+            if global_state.process_id == 0:
                 # Connections wait to be accepted for as long as this process lives.
-                self._door = socket.create_server(("", 0), backlog=jax.process_count())
+                self._door = socket.create_server(("", 0), backlog=global_state.num_processes)
                 self._client.key_value_set(_PORT, str(self._door.getsockname()[1]))
             else:
                 _put_off_aborts()
@@ -185,7 +205,7 @@ class PeerWatch:
                 self._client.wait_at_barrier(_ALIVE, self._timeout_ms)
                 failure = self._failure()
             if not self._ended.wait(OWN_FAILURE_S):
-                self._leave(f"process {jax.process_index()} of {jax.process_count()} ends, for {failure}", True)
+                self._leave(f"{_this_process()} ends, for {failure}", True)
         except jax.errors.JaxRuntimeError as error:
             if not self._ended.is_set():
                 self._leave(str(lost_peer(str(error).splitlines()[0])))
@@ -212,7 +232,7 @@ class PeerWatch:
 
     def _tell(self, reason: str) -> None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
-            self._client.key_value_set(_FAILED, f"process {jax.process_index()} has failed: {reason}")
+            self._client.key_value_set(_FAILED, f"process {global_state.process_id} has failed: {reason}")
 
     def _part(self, timeout_ms: int) -> bool:
         """Leaves the service together with the others; false where they do not come."""
@@ -226,10 +246,14 @@ class PeerWatch:
 
     def _leave(self, message: str, together: bool = False) -> NoReturn:
         self._leaving.acquire()  # the thread or the loop, whoever comes first
-        print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
-        if together:
-            self._part(_FAILURE_MS)
-        os._exit(2)
+        _end(message, functools.partial(self._part, _FAILURE_MS) if together else None)
+
+
+def _end(message: str, last: Callable[[], object] | None = None) -> NoReturn:
+    print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
+    if last is not None:
+        last()
+    os._exit(2)
 
 
 def _put_off_aborts() -> None:
@@ -250,10 +274,14 @@ def _is_communication(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Gloo" in str(error)
 
 
+def _this_process() -> str:
+    return f"process {global_state.process_id} of {global_state.num_processes}"
+
+
 def lost_peer(reason: str) -> LostPeerError:
     """The error that says what to do."""
     return LostPeerError(
-        f"process {jax.process_index()} of {jax.process_count()}: computing with the other processes failed "
+        f"{_this_process()}: computing with the other processes failed "
         f"({reason}): one of them is gone. Start all of them again with the same command: the run goes on from its "
         "last checkpoint"
     )

@@ -18,7 +18,7 @@ from mixformer_jax.data.pipeline import batches
 from mixformer_jax.signals import Stopped, StopSignals, listening
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.checkpoints import Checkpoints
-from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, largest
+from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, largest, process_table
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import NO_ROOM, TrainingError, claim_folder, save_evidence, writing
 from mixformer_jax.training.metrics_log import MetricsLog, NoLog
@@ -67,14 +67,15 @@ def run(objective: Objective, settings: RunConfig, record: Mapping[str, Any], ou
     The process of a distributed run ends where another one is gone or has failed, see `PeerWatch`.
     """
     # --- processes ---
-    for line in connect(settings):
-        tell(line)
+    connect(settings)
     with (
         listening() as signals,
         PeerWatch(settings.peer_timeout_s) as peers,
         signals.saving(0.0, peers.stop),
         peers.telling(),
     ):
+        for line in process_table(settings):
+            tell(line)
         return _run(objective, settings, record, Path(out), signals, peers)
 
 
