@@ -13,29 +13,35 @@ on, and finished sequences are not run again. The exit status is 1 when a sequen
 
 import argparse
 import logging
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
-from mixformer_jax.data.sequences import READERS, Dataset, open_dataset
-from mixformer_jax.evaluation.runner import Alone, RunSummary, describe, run_dataset
-from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
-from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
-from mixformer_jax.evaluation.workers import Workers
-from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.signals import Stopped, StopSignals
 
+if TYPE_CHECKING:
+    from mixformer_jax.data.sequences import Dataset
+    from mixformer_jax.evaluation.runner import Alone, RunSummary
+    from mixformer_jax.evaluation.trackers import OpenedTracker, TrackerChoice
+    from mixformer_jax.evaluation.workers import Workers
+
+ADVICE = "the same command goes on where this one was"
+STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
 SETTINGS = Path(__file__).resolve().parents[1] / "configs" / "benchmarks.toml"
 
 
-def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[TrackerChoice]]:
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, "list[TrackerChoice]"]:
     """The command line, and the trackers that it names.
 
     Raises:
         ConfigError: settings of the tracker that do not exist or cannot work.
     """
+    from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
+    from mixformer_jax.data.sequences import READERS
+    from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
+    from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, TrackerChoice
+    from mixformer_jax.models.config import TrackerConfig
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
@@ -90,11 +96,15 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, list[Tracker
     return args, [TrackerChoice(kind, **model_options if alone or kind == TRACKERS[0] else {}) for kind in kinds]
 
 
-def run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) -> tuple[str, RunSummary]:
+def run(args: argparse.Namespace, choice: "TrackerChoice", sequences: "Dataset") -> "tuple[str, RunSummary]":
     """Runs one tracker, and says how its results are named."""
+    from mixformer_jax.evaluation.runner import Alone, run_dataset
+    from mixformer_jax.evaluation.trackers import announce
+    from mixformer_jax.evaluation.workers import Workers
+
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
-    def track(crew: Alone | Workers, opened: OpenedTracker | Workers) -> tuple[str, RunSummary]:
+    def track(crew: "Alone | Workers", opened: "OpenedTracker | Workers") -> "tuple[str, RunSummary]":
         name, settings, about = args.tracker_name or opened.name, opened.settings, opened.about
         print(announce(choice, settings, about), flush=True)
         return name, run_dataset(crew, sequences, args.out, name, settings | kept, args.dataset, args.repeat, about)
@@ -107,27 +117,34 @@ def run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
+    # Before anything imports JAX.
+    with StopSignals("eval/run.py", ADVICE) as signals:
+        return _main(arguments, signals)
+
+
+def _main(arguments: list[str] | None, signals: StopSignals) -> int:
+    from mixformer_jax.data.sequences import open_dataset
+    from mixformer_jax.evaluation.runner import describe
+
     logging.basicConfig(format="%(message)s")
     failures: set[str] = set()
     names = []
-    # Like Ctrl-C: what is open closes, and no process stays behind.
-    handler = signal.signal(signal.SIGTERM, _stop)
     try:
         args, choices = parse(arguments)
         # Opened once for all trackers and the report: a data set tells of its faults when it is first read.
         sequences = open_dataset(args.dataset, args.root, args.split, args.list)
         for choice in choices:
-            name, summary = run(args, choice, sequences)
+            # What is open closes, and no process stays behind.
+            with signals.saving(STOP_S):
+                name, summary = run(args, choice, sequences)
             names.append(name)
             print(describe(summary))
             failures |= {failure.sequence for failure in summary.failures}
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 128 + signal.SIGINT
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    except Stopped as stopped:
+        print(f"eval/run.py: {stopped.word}; {ADVICE}", file=sys.stderr)
+        return stopped.status
     # What cannot be read is named in the report, too; with other results missing there is none.
     if args.report is not None and (not failures or failures <= set(sequences.read_all()[1])):
         from eval.report import main as report
@@ -137,11 +154,6 @@ def main(arguments: list[str] | None = None) -> int:
         options += [] if args.list is None else ["--list", str(args.list)]
         return report([*options, "--trackers", ",".join(names), "--out", str(args.report)], sequences)
     return 1 if failures else 0
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    print("stopped; the same command goes on where this one was", file=sys.stderr)
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

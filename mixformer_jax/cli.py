@@ -4,32 +4,25 @@ Imports stay inside the subcommands: `mixformer --help` is quick, and an extra i
 """
 
 import argparse
-import contextlib
 import datetime
 import itertools
 import math
 import os
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mixformer_jax
 from mixformer_jax.console import complain, positive, positives, print_table
 from mixformer_jax.data_commands import add_data_commands
 from mixformer_jax.extras import EXTRAS, is_not_installed
+from mixformer_jax.signals import Stopped, StopSignals
 from mixformer_jax.training_commands import add_training_commands
 
 if TYPE_CHECKING:
     from mixformer_jax.tracking.record import Recording
-
-# Shells report a program that ended by a signal as 128 + its number.
-INTERRUPTED = 128 + signal.SIGINT
-TERMINATED = 128 + signal.SIGTERM
 
 DATA = "Check a data set, pack it for fast training, or look at training samples."
 
@@ -38,19 +31,21 @@ class UsageError(ValueError):
     """A command line that makes no sense; the message says how to write it."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, treated like Ctrl-C: finish the files, then go."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status.
 
     0; 1 when `doctor` finds something wrong; 2 after a message on stderr; 128 + signal.
     """
+    # Before anything imports JAX.
+    with StopSignals("mixformer"):
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: Sequence[str]) -> int:
     # A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    arguments = _join_negative_box(sys.argv[1:] if argv is None else argv)
+    arguments = _join_negative_box(argv)
     parser = _parser()
     try:
         args, rest = parser.parse_known_args(arguments)
@@ -58,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         unknown = [text for text in rest if text not in args.overrides]
         if unknown:
             raise UsageError(f"unknown arguments: {' '.join(unknown)}; see mixformer --help")
-        with _stop_signals():
-            return args.run(args)
-    except KeyboardInterrupt as interrupt:
-        return _interrupted(interrupt)
+        return args.run(args)
+    except Stopped as stopped:
+        return _stopped(stopped)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
@@ -439,18 +433,16 @@ def _report(recording: "Recording", more: list[tuple[str, str]]) -> int:
     lines += [("video", str(recording.video)), ("boxes", files)]
     print_table([*lines, *more])
     kept = f"the {count} frames tracked until then are in {files} and {recording.video}"
-    if isinstance(recording.stopped_by, KeyboardInterrupt):
-        return _interrupted(recording.stopped_by, kept)
+    if isinstance(recording.stopped_by, Stopped):
+        return _stopped(recording.stopped_by, kept)
     if recording.stopped_by is not None:
         return complain(f"{recording.stopped_by}; {kept}")
     return 0
 
 
-def _interrupted(interrupt: KeyboardInterrupt, kept: str | None = None) -> int:
-    terminated = isinstance(interrupt, Terminated)
-    message = "terminated" if terminated else "interrupted"
-    print(f"mixformer: {message}" + (f"; {kept}" if kept else ""), file=sys.stderr)
-    return TERMINATED if terminated else INTERRUPTED
+def _stopped(stopped: Stopped, kept: str | None = None) -> int:
+    print(f"mixformer: {stopped.word}" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    return stopped.status
 
 
 def _is_for_the_user(error: Exception) -> bool:
@@ -464,28 +456,6 @@ def _user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) 
         return function(*args, **kwargs)
     except kind as error:
         raise error if _is_for_the_user(error) else UsageError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does; and so does SIGINT where a script started it in the background.
-
-    Shells start such jobs with SIGINT ignored, and Python then leaves it so: `kill -INT` would do nothing.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
-    handlers = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mixformer_jax.console import SAYS_NO, USER_ERROR, complain, positive, positives, print_table, timed
+from mixformer_jax.console import SAYS_NO, positive, positives, print_table, timed
 
 AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
@@ -39,17 +39,11 @@ def add_training_commands(command: AddCommand) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """Trains one experiment."""
     from mixformer_jax.config_files import default_settings, load_config
-    from mixformer_jax.training.distributed import LostPeerError
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
-    try:
-        weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
-    except LostPeerError as error:
-        complain(str(error))
-        sys.stderr.flush()
-        os._exit(USER_ERROR)  # a regular exit would wait for the lost process
+    weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
     print(f"weights  {weights}")
     return 0
 

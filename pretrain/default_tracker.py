@@ -14,18 +14,18 @@ renews the boxes that `mixformer doctor` expects.
 
 import argparse
 import dataclasses
-import signal
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from mixformer_jax.config_files import PREFIX
-from mixformer_jax.convert.convert import RUN_WEIGHTS
-from mixformer_jax.convert.weights import load_weights, save_weights
+from mixformer_jax.signals import Stopped, StopSignals, check
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
+ADVICE = "the same command goes on where this one was"
 STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
 
 
@@ -46,6 +46,8 @@ def stage_to_go_on_with(runs: Path) -> int:
 
     No stage begins before the ones before it have ended, and nobody moves the weights of an unfinished one alone.
     """
+    from mixformer_jax.convert.convert import RUN_WEIGHTS
+
     for stage, name in reversed(list(enumerate(STAGES))):
         if any((runs / name / "checkpoints").glob("[0-9]*")):
             return stage
@@ -59,9 +61,10 @@ def run_until(arguments: list[str | Path], deadline: float | None) -> int | None
     # A session of its own: Ctrl-C would reach it beside the signal from here, and at a second one it does not save.
     process = subprocess.Popen([sys.executable, *map(str, arguments)], start_new_session=True)
     try:
-        return process.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return None
+        while (status := process.poll()) is None and time.monotonic() < (deadline or math.inf):
+            check()
+            time.sleep(0.1)
+        return status
     finally:
         process.terminate()  # nothing, where it has ended
         process.wait()
@@ -80,15 +83,22 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start what runs in the background with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    # Whatever a stage still has to save, it is waited for.
+    with StopSignals("pretrain/default_tracker.py", ADVICE) as signals, signals.saving():
+        return _run(args, changes)
+
+
+def _run(args: argparse.Namespace, changes: list[str]) -> int:
+    from mixformer_jax.convert.convert import RUN_WEIGHTS
+    from mixformer_jax.convert.weights import load_weights, save_weights
+
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     for program in stages(args.runs, changes)[stage_to_go_on_with(args.runs) :]:
         try:
             status = run_until(program, deadline)
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on where this one was", file=sys.stderr)
-            return 128 + signal.SIGINT
+        except Stopped as stopped:
+            print(f"pretrain/default_tracker.py: {stopped.word}; {ADVICE}", file=sys.stderr)
+            return stopped.status
         if status is None:
             print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
             return 0

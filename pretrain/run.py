@@ -12,17 +12,25 @@ import argparse
 import sys
 from pathlib import Path
 
-from mixformer_jax.config_files import PREFIX, default_settings, load_config
-from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.models.config import ConfigError
-from mixformer_jax.training.checkpoints import CheckpointError
-from mixformer_jax.training.folder import TrainingError
-from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
+from mixformer_jax.signals import Stopped, StopSignals
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one pre-training; returns the exit status."""
+    # Before anything imports JAX.
+    with StopSignals("pretrain/run.py"):
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
+    from mixformer_jax.config_files import PREFIX, default_settings, load_config
+    from mixformer_jax.convert.weights import WeightsError
+    from mixformer_jax.data.groundtruth import DatasetError
+    from mixformer_jax.models.config import ConfigError
+    from mixformer_jax.training.checkpoints import CheckpointError
+    from mixformer_jax.training.folder import TrainingError
+    from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
@@ -34,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load_config(args.config, rest, default_settings(PretrainExperiment))
         weights = pretrain(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    except Stopped as stopped:
+        print(f"pretrain/run.py: {stopped.word}", file=sys.stderr)
+        return stopped.status
     except (CheckpointError, ConfigError, DatasetError, TrainingError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,12 +17,11 @@ import dataclasses
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +34,9 @@ from mixformer_jax.data.sequences import open_dataset
 from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 from mixformer_jax.files import write_atomically
+from mixformer_jax.signals import Stopped, StopSignals, check
 
+ADVICE = "the same command goes on where this one was"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -255,8 +256,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not 1 <= args.points <= args.steps or args.steps % args.points:
         parser.error(f"--steps {args.steps} does not divide into --points {args.points}")
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # scripts start what runs in the background with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    # Whatever a training still has to save, it is waited for.
+    with StopSignals("pretrain/study.py", ADVICE) as signals, signals.saving():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     out = args.out.resolve()
     train_root = None if args.train_root is None else args.train_root.resolve()
     setup = Setup(train_root, args.test_root.resolve(), out, args.steps, args.points, args.pretraining_steps)
@@ -267,9 +272,9 @@ def main(arguments: list[str] | None = None) -> int:
             wanted = dict.fromkeys(ARMS[arm].pretraining for arm in arms)
             _all(threads, [(pretrain_for, programs, setup, name) for name in wanted if name is not None])
             _all(threads, [(train_arm, programs, setup, arm, seed) for seed in args.seeds for arm in arms])
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except Stopped as stopped:
+        print(f"pretrain/study.py: {stopped.word}; {ADVICE}", file=sys.stderr)
+        return stopped.status
     except (RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -287,10 +292,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _all(threads: ThreadPoolExecutor, calls: Sequence[tuple[Any, ...]]) -> None:
     """Makes all calls; the first that fails ends it."""
-    futures = {threads.submit(*call): call for call in calls}
-    for done, future in enumerate(as_completed(futures), start=1):
-        future.result()
-        print(f"{done} of {len(calls)}: {' '.join(str(x) for x in futures[future][3:])}", flush=True)
+    waiting = {threads.submit(*call): call for call in calls}
+    done = 0
+    while waiting:
+        check()
+        for future in wait(waiting, 0.2, FIRST_COMPLETED).done:
+            future.result()
+            done += 1
+            print(f"{done} of {len(calls)}: {' '.join(str(x) for x in waiting.pop(future)[3:])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import mixformer_jax
 from mixformer_jax import cli, training_commands
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.signals import Stopped
 from mixformer_jax.video import VideoWriter, open_source
 from tests.stand_ins import HEIGHT, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
@@ -191,9 +192,9 @@ def test_box_partly_left_of_the_frame(capsys, tracker, video):
     assert Path("clip_boxes.txt").read_text().startswith("-5,3,40,40\n")
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (cli.Terminated, 143)])
-def test_interrupt_keeps_what_was_computed(capsys, tracker, video, error, status):
-    tracker.interrupt_at, tracker.error = 8, error
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_keeps_what_was_computed(capsys, tracker, video, number, status):
+    tracker.interrupt_at, tracker.error = 8, Stopped(number)
     result, _, message = run(capsys, "track", "clip.mp4", BOX)
     assert result == status and "8 frames tracked until then are in clip_boxes.txt" in message
     assert len(Path("clip_boxes.txt").read_text().splitlines()) == 8
@@ -216,14 +217,6 @@ def test_signals_end_a_running_command(capsys, tracker, video, monkeypatch, numb
     assert signal.signal(number, outer) is signal.SIG_IGN, "the handler is put back"
     assert result == status and f"{word}; the" in message
     assert len(Path("clip_boxes.txt").read_text().splitlines()) in (5, 6)
-
-
-def test_interrupt_before_any_result(capsys, tracker, video, monkeypatch):
-    def load(weights=None, device=None, dtype=None):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(mixformer_jax, "load", load)
-    assert run(capsys, "track", "clip.mp4", BOX) == (130, "", "mixformer: interrupted")
 
 
 def test_truncated_video_keeps_what_was_computed(capsys, tracker, video):
@@ -332,7 +325,7 @@ def test_version(capsys):
 
 
 def test_demo_reports_even_when_interrupted(capsys, tracker, tmp_path):
-    tracker.interrupt_at = 4
+    tracker.interrupt_at, tracker.error = 4, Stopped(signal.SIGINT)
     status, out, message = run(capsys, "demo", "--out", tmp_path)
     assert status == 130 and "4 frames tracked until then" in message
     assert re.search(r"mean IoU +0\.\d{3}\n", out)

@@ -21,6 +21,7 @@ from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.samples import Pools, TrackingSamples
 from mixformer_jax.data.sheet import contact_sheet
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples
+from mixformer_jax.signals import blocked
 
 __all__ = [
     "BadDataError",
@@ -155,9 +156,11 @@ class Batches(grain.DatasetIterator):
             BadDataError: more than `max_bad_share` of at least 1,000 samples had to be replaced (see `DataConfig` and
                 `ImagesConfig`).
         """
-        if self._running is None:
-            self._running = iter(self._pipeline())
-        batch = next(self._running)
+        # Processes start with the first batch. What becomes of a signal to all of them is for this one to decide.
+        with blocked() if self._running is None else contextlib.nullcontext():
+            if self._running is None:
+                self._running = iter(self._pipeline())
+            batch = next(self._running)
         self._step += 1
         self._count(batch.pop(FAULTS), self._render.local_size)
         return batch

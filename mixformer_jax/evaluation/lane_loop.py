@@ -13,6 +13,7 @@ from mixformer_jax.data.records import Sequence as TrackingSequence
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.prefetch import FramesAhead
 from mixformer_jax.evaluation.results import SequenceResult
+from mixformer_jax.signals import check
 from mixformer_jax.tracking.interface import Frame, LanesLike, PredictionLike, TrackerLike
 from mixformer_jax.tracking.lanes import LaneError
 
@@ -116,6 +117,7 @@ class LaneLoop:
         began = time.perf_counter()
         try:
             while True:
+                check()
                 yield from self._fill()
                 if not self._running:
                     break

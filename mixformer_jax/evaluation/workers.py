@@ -24,12 +24,14 @@ import jax
 
 from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, explain, longest_first
 from mixformer_jax.evaluation.trackers import OpenedTracker
+from mixformer_jax.signals import blocked, check
 
 logger = logging.getLogger(__name__)
 
 OpenTracker = Callable[[], OpenedTracker]
-# How often a worker tells of its frames.
+# How often a worker tells of its frames, and the parent asks for signals.
 REPORT_S = 0.1
+ASKING_S = 0.2
 
 
 class _Opened(NamedTuple):
@@ -76,7 +78,8 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(theirs, open_tracker, index, num_workers, cache), name=f"tracker-{index}", daemon=True
         )
-        self.process.start()
+        with blocked(signal.SIGINT):  # Ctrl-C goes to the whole group; the parent decides what becomes of it
+            self.process.start()
         # So that the pipe closes with the process.
         theirs.close()
         self.jobs: dict[int, Job] = {}
@@ -134,7 +137,8 @@ class Workers:
         live = list(self._workers)
         reason = trace = ""
         while live:
-            for connection in wait([worker.connection for worker in live]):
+            check()
+            for connection in wait([worker.connection for worker in live], ASKING_S):
                 worker = next(worker for worker in live if worker.connection is connection)
                 try:
                     message = worker.connection.recv()
@@ -181,6 +185,8 @@ class Workers:
 
     def _receive_opened(self, worker: _Worker) -> _Opened:
         try:
+            while not worker.connection.poll(ASKING_S):
+                check()
             message = worker.connection.recv()
         except EOFError:
             raise ValueError(f"the process that opens the tracker ended with {worker.end()}") from None
@@ -201,8 +207,6 @@ class Workers:
 
 def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_workers: int, cache: str) -> None:
     """The life of a worker."""
-    # Ctrl-C goes to the whole group of processes; the parent decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _take_share(index, num_workers)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,10 +13,14 @@ from jaxtyping import Bool, Float, Float64
 from tqdm import tqdm
 
 from mixformer_jax.images import SourceError
+from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.draw import GROUND_TRUTH, draw_box, draw_caption, target_colour
 from mixformer_jax.tracking.interface import Frame, MultiTrackerLike
 from mixformer_jax.tracking.result_files import ResultFiles
 from mixformer_jax.video import FrameSource, VideoWriter, prepare_output
+
+# A signal waits so long for the frame that is being tracked, and no longer for a compilation.
+STOP_S = 3.0
 
 
 class Recording(NamedTuple):
@@ -56,7 +61,8 @@ def record(
     """Tracks the targets that `boxes_xywh` mark on the first frame, to the end of the source.
 
     A source that breaks off and Ctrl-C end the recording early, but not in vain: boxes are flushed line by
-    line, the video is finished, and `stopped_by` in the result tells why. The caller must look at it.
+    line, the video is finished, and `stopped_by` in the result tells why. The caller must look at it. In a program
+    that listens (`signals.StopSignals`), where a frame takes longer than STOP_S, the process ends here instead.
 
     Args:
         tracker: anything with `start` and `step`.
@@ -88,13 +94,23 @@ def record(
     step_seconds: list[float] = []
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
-    with ExitStack() as stack:
-        writer = stack.enter_context(VideoWriter(video, source.fps / every, source.size, overwrite))
+    keeping = threading.Lock()
+
+    def finish() -> str:
+        keeping.acquire(timeout=STOP_S)  # and never given back
+        writer.close()
+        files.__exit__()
+        kept = f"{', '.join(map(str, files.paths))} and {video}"
+        return f"the {len(rows)} frames tracked until then are in {kept}" if rows else ""
+
+    files = ResultFiles(boxes, len(boxes_xywh), overwrite)
+    writer = VideoWriter(video, source.fps / every, source.size, overwrite)
+    with saving(STOP_S, finish), writer, ExitStack() as stack:
         started = time.perf_counter()
         state = tracker.start(first[1], boxes_xywh)
         start_s = time.perf_counter() - started
 
-        files = stack.enter_context(ResultFiles(boxes, len(boxes_xywh), overwrite))
+        stack.enter_context(files)
         total = None if source.num_frames is None else -(-source.num_frames // every)
         bar = stack.enter_context(tqdm(total=total, unit=" frames", desc=source.name, disable=not progress))
 
@@ -106,11 +122,12 @@ def record(
             lost: Bool[np.ndarray, " n"] | None,
         ) -> None:
             # Copies: a view keeps alive, or changes with, what the tracker made it of.
-            rows.append(np.array(boxes_xywh, np.float64))
-            if lost is not None:
-                lost_rows.append(np.array(lost))
-            files.write(boxes_xywh, scores, lost)
-            writer.write(annotate(frame, index, boxes_xywh, scores, lost, groundtruth_xywh))
+            with keeping:
+                rows.append(np.array(boxes_xywh, np.float64))
+                if lost is not None:
+                    lost_rows.append(np.array(lost))
+                files.write(boxes_xywh, scores, lost)
+                writer.write(annotate(frame, index, boxes_xywh, scores, lost, groundtruth_xywh))
             bar.update()
 
         try:
@@ -118,6 +135,7 @@ def record(
             certain = np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)
             keep(*first, boxes_xywh, *(certain if tracker.has_scores else (None, None)))
             for index, frame in frames:
+                check()
                 before = time.perf_counter()
                 state, found = tracker.step(state, frame)
                 step_seconds.append(time.perf_counter() - before)

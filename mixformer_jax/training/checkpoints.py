@@ -178,10 +178,6 @@ class Checkpoints:
             self._put_aside(damaged)
         return found
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether some process was told to stop and all have agreed on this step as the last."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def close(self) -> None:
         """Waits for what is being written.
 

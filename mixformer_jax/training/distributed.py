@@ -1,20 +1,39 @@
-"""Several processes that train one model: how they find each other and agree, and what happens when one is lost."""
+"""Several processes that train one model: how they find each other and agree, and how they end together.
+
+Barriers and a store of words by name come from JAX's coordination service, which process 0 holds.
+"""
 
 import contextlib
+import ctypes
+import functools
 import os
+import signal
+import socket
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax._src.distributed import global_state  # its client has no public name
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.signals import Stopped
+from mixformer_jax.training.processes import check_devices, local_device_ids, process_words
 from mixformer_jax.training.settings import RunConfig
+
+# After another's failure a process waits so long for its own: all may have met the same, and have their say.
+OWN_FAILURE_S = 5
+_FAILURE_MS = 3000 * OWN_FAILURE_S  # and so long for the others to end, too
+_BEAT_MS = 1000
+_FAILED, _ALIVE, _END, _PROCESSES, _PORT = (
+    f"mixformer/{name}" for name in ("failed", "alive", "end", "processes", "port")
+)
 
 
 class LostPeerError(RuntimeError):
@@ -24,8 +43,8 @@ class LostPeerError(RuntimeError):
 def connect(settings: RunConfig) -> None:
     """Joins the other processes of a distributed run; must come before JAX looks for devices.
 
-    JAX's own service watches the processes too, and aborts one that has not heard of another for twice the time that
-    `PeerWatch` allows: only where that one could not tell.
+    JAX's service aborts a process that has not heard of another for twice `train.peer_timeout_s`: only where
+    `PeerWatch` could not tell. Its preemption service stays off: it takes SIGTERM from `signals`, and knows no SIGINT.
 
     Raises:
         ConfigError: the other processes cannot be found, or not reached.
@@ -33,19 +52,46 @@ def connect(settings: RunConfig) -> None:
     if not settings.distributed:
         return
     count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    jax.config.update("jax_enable_preemption_service", False)
+    # JAX itself aborts where the others do not come.
+    late = threading.Timer(settings.peer_timeout_s, _end, [str(_not_joined(f"{settings.peer_timeout_s} s are over"))])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
             process_id=None if index is None else int(index),
+            local_device_ids=local_device_ids(os.environ),
+            initialization_timeout=2 * settings.peer_timeout_s,
             heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"train.distributed: cannot join the other processes: {error}. On TPU pods, Slurm and Open MPI they are "
-            "found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES "
-            "and JAX_PROCESS_ID"
-        ) from error
+        raise _not_joined(str(error)) from error
+    finally:
+        late.cancel()
+
+
+def _not_joined(reason: str) -> ConfigError:
+    return ConfigError(
+        f"train.distributed: cannot join the other processes: {reason}. On TPU pods, Slurm and Open MPI they are found "
+        "by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID"
+    )
+
+
+def process_table(settings: RunConfig) -> list[str]:
+    """The processes of a distributed run and their devices, a line each.
+
+    Raises:
+        ConfigError: they use fewer devices than they see.
+    """
+    client: Any = global_state.client
+    if client is None:
+        return []
+    client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
+    client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
+    return check_devices([words for _, words in sorted(client.key_value_dir_get(_PROCESSES))])
 
 
 def is_first() -> bool:
@@ -73,85 +119,169 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-class PeerWatch:
-    """While open, every process leaves signs of life in the run's folder, and looks for those of the others.
+def largest(mesh: Mesh) -> Callable[[int], jax.Array | int]:
+    """The largest of the numbers that the processes give, as an array to be read later; all of them must ask."""
+    if jax.process_count() == 1:
+        return lambda mine: mine
+    split, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    take = jax.jit(jnp.max, out_shardings=whole)
+    shape = (mesh.size,)
+    return lambda mine: take(
+        jax.make_array_from_callback(shape, split, lambda index: np.full(shape, mine, np.int32)[index])
+    )
 
-    When one has been silent for too long, this process ends at once, with a message and exit code 2: it may be stuck in
-    a computation with the lost one, which no exception interrupts. In a run of one process it does nothing.
+
+class PeerWatch:
+    """While open, the processes meet every second, and end together. In a run of one process it does nothing.
+
+    A process that is stuck in a computation with a lost one cannot be interrupted by an exception, so a thread meets
+    the others. When one has not come for too long, or has failed, this process ends with a message and exit status 2.
+    A process that fails itself tells the others and waits for them, then its error goes its way.
     """
 
-    def __init__(self, folder: Path, timeout_s: int | float, processes: tuple[int, int] | None = None) -> None:
-        """Prepares to watch.
+    def __init__(self, timeout_s: int) -> None:
+        """Prepares to watch; `timeout_s` is how long a process may be silent."""
+        self._timeout_ms = 1000 * timeout_s
+        # Not `jax.process_count()`, which looks for devices, and waits for the others' first.
+        self._client: Any = global_state.client if global_state.num_processes > 1 else None
+        self._ended = threading.Event()
+        self._leaving = threading.Lock()
 
-        Args:
-            folder: of the run; all processes have the same.
-            timeout_s: how long a process may be silent.
-            processes: this one's number, and how many there are; None: as JAX says.
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """What goes wrong inside is told to the others, before anything that is open closes and waits for them.
+
+        Raises:
+            LostPeerError: computing failed because one of them is gone.
         """
-        own, count = (jax.process_index(), jax.process_count()) if processes is None else processes
-        self._own: int = own
-        self._count: int = count
-        self._folder, self._timeout_s = folder / ".alive", timeout_s
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
+        try:
+            yield
+        except (LostPeerError, Stopped):
+            raise  # known to all, or to be found out by each
+        except BaseException as error:
+            if self._client is None:
+                raise
+            if _is_communication(error):
+                raise lost_peer(str(error).splitlines()[0]) from error
+            self._ended.set()
+            self._tell(str(error).strip() or type(error).__name__)
+            raise
 
-    def silent(self, last_seen: dict[int, tuple[int, float]]) -> list[int]:
-        """Leaves a sign and returns the processes that left none for too long; `last_seen` is its memory."""
-        now = time.monotonic()
-        with contextlib.suppress(OSError):  # the others will say so
-            self._folder.mkdir(exist_ok=True)
-            self._sign(self._own).touch()
-        for process in (process for process in range(self._count) if process != self._own):
-            try:
-                sign = self._sign(process).stat().st_mtime_ns
-            except OSError:
-                sign = 0
-            # Clocks may differ: what counts is that the time changes.
-            if last_seen.get(process, (None, now))[0] != sign:
-                last_seen[process] = (sign, now)
-        return [process for process, (_, since) in last_seen.items() if now - since > self._timeout_s]
+    def stop(self) -> str:
+        """Before the process ends by a signal, with nothing to save: so do the others."""
+        if self._client is not None:
+            self._ended.set()
+            self._tell("it was told to stop before it had trained a step")
+            self._part(_FAILURE_MS)
+        return ""
 
     def __enter__(self) -> "PeerWatch":
-        if self._count > 1:
-            self._thread.start()
+        if self._client is not None:
+            threading.Thread(target=self._watch, name="peer watch", daemon=True).start()
+            if global_state.process_id == 0:
+                # Connections wait to be accepted for as long as this process lives.
+                self._door = socket.create_server(("", 0), backlog=global_state.num_processes)
+                self._client.key_value_set(_PORT, str(self._door.getsockname()[1]))
+            else:
+                _put_off_aborts()
+                threading.Thread(target=self._follow_first, name="peer watch", daemon=True).start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._closed.set()
-
-    def _sign(self, process: int) -> Path:
-        return self._folder / f"process_{process}"
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._client is None:
+            return
+        if isinstance(error, LostPeerError):
+            self._leave(str(error))
+        failed = error is not None and not isinstance(error, Stopped)
+        if not self._part(_FAILURE_MS if failed else self._timeout_ms):
+            self._leave(str(error or lost_peer("it did not come to the end")))
 
     def _watch(self) -> None:
-        last_seen: dict[int, tuple[int, float]] = {}
-        while not self._closed.wait(min(1.0, self._timeout_s / 4)):
-            lost = self.silent(last_seen)
-            if lost:
-                names = ", ".join(f"process {process}" for process in lost)
-                message = lost_peer(f"nothing heard of {names} for {self._timeout_s:g} s")
-                print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
-                os._exit(2)
+        failure = None
+        try:
+            while failure is None:  # to the end of all: the others wait for this one, too
+                self._client.wait_at_barrier(_ALIVE, self._timeout_ms)
+                failure = self._failure()
+            if not self._ended.wait(OWN_FAILURE_S):
+                self._leave(f"{_this_process()} ends, for {failure}", True)
+        except jax.errors.JaxRuntimeError as error:
+            if not self._ended.is_set():
+                self._leave(str(lost_peer(str(error).splitlines()[0])))
 
+    def _follow_first(self) -> None:
+        """Notices that process 0 is gone by a connection of its own: the thread that hears the service's answers is the
+        one that aborts."""
+        with contextlib.suppress(OSError, jax.errors.JaxRuntimeError):
+            host = str(global_state.coordinator_address).rpartition(":")[0].strip("[]")
+            port = self._client.blocking_key_value_get(_PORT, self._timeout_ms)
+            with socket.create_connection((host, int(port))) as line, contextlib.suppress(ConnectionError):
+                line.recv(1)
+            if not self._ended.is_set():
+                self._leave(str(lost_peer("process 0 has closed its connection")))
 
-@contextlib.contextmanager
-def naming_lost_peers() -> Iterator[None]:
-    """Says what it means when computing with the other processes fails.
-
-    Raises:
-        LostPeerError: one of them is gone.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    def _failure(self) -> str | None:
+        """What another process has told, as soon as it does; None after a while."""
+        try:
+            return str(self._client.blocking_key_value_get(_FAILED, _BEAT_MS))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" in str(error):
+                return None
             raise
-        raise lost_peer(str(error).splitlines()[0]) from error
+
+    def _tell(self, reason: str) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
+            self._client.key_value_set(_FAILED, f"process {global_state.process_id} has failed: {reason}")
+
+    def _part(self, timeout_ms: int) -> bool:
+        """Leaves the service together with the others; false where they do not come."""
+        try:
+            self._client.wait_at_barrier(_END, timeout_ms)
+        except jax.errors.JaxRuntimeError:
+            return False
+        self._ended.set()
+        jax.distributed.shutdown()  # waits for all: JAX aborts whom process 0 leaves behind
+        return True
+
+    def _leave(self, message: str, together: bool = False) -> NoReturn:
+        self._leaving.acquire()  # the thread or the loop, whoever comes first
+        _end(message, functools.partial(self._part, _FAILURE_MS) if together else None)
+
+
+def _end(message: str, last: Callable[[], object] | None = None) -> NoReturn:
+    print(f"mixformer: error: {message}", file=sys.stderr, flush=True)
+    if last is not None:
+        last()
+    os._exit(2)
+
+
+def _put_off_aborts() -> None:
+    """JAX's service aborts its clients as soon as process 0 is gone; they shall first say what that means.
+
+    The handler of SIGABRT is the C library's `sleep`: called with the signal's number, it puts the abort off by so many
+    seconds, needs none of Python's locks, and goes on to abort where nobody has ended the process by then.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
+
+
+def _is_communication(error: BaseException) -> bool:
+    """Whether computing together failed: JAX's errors, but for want of memory; over gloo also plain ones."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" not in str(error)
+    return isinstance(error, ValueError) and "Gloo" in str(error)
+
+
+def _this_process() -> str:
+    return f"process {global_state.process_id} of {global_state.num_processes}"
 
 
 def lost_peer(reason: str) -> LostPeerError:
     """The error that says what to do."""
     return LostPeerError(
-        f"process {jax.process_index()} of {jax.process_count()}: computing with the other processes failed "
+        f"{_this_process()}: computing with the other processes failed "
         f"({reason}): one of them is gone. Start all of them again with the same command: the run goes on from its "
         "last checkpoint"
     )

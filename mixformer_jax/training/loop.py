@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
 from mixformer_jax.data.pipeline import batches, one_opencv_thread
+from mixformer_jax.signals import Stopped, StopSignals, listening
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.checkpoints import Checkpoints
-from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, naming_lost_peers
+from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, largest, process_table
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import (
     NO_ROOM,
@@ -33,7 +35,6 @@ from mixformer_jax.training.program import train_program
 from mixformer_jax.training.progress import Progress
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sharding import make_mesh, process_rows
-from mixformer_jax.training.signals import StopSignals
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
 from mixformer_jax.training.tracking import tracking_objective
 from mixformer_jax.training.validation import Validation
@@ -68,11 +69,28 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
         TrainingError: numbers that are not finite (step, batch and names are saved), a folder of another experiment, in
             use, or one that cannot be written to.
         CheckpointError: a checkpoint that could not be written or restored.
-        LostPeerError: a process of a distributed run is gone; where nothing can be raised, see `PeerWatch`.
+        Stopped: SIGTERM or Ctrl-C, of any of the processes; all is saved.
+
+    The process of a distributed run ends where another one is gone or has failed, see `PeerWatch`.
     """
-    # --- processes, mesh ---
+    # --- processes ---
     connect(settings)
-    out, weights = Path(out), Path(out) / RUN_WEIGHTS
+    with (
+        listening() as signals,
+        PeerWatch(settings.peer_timeout_s) as peers,
+        signals.saving(0.0, peers.stop),
+        peers.telling(),
+    ):
+        for line in process_table(settings):
+            tell(line)
+        return _run(objective, settings, experiment, Path(out), signals, peers)
+
+
+def _run(
+    objective: Objective, settings: RunConfig, experiment: Any, out: Path, signals: StopSignals, peers: PeerWatch
+) -> Path:
+    # --- mesh ---
+    weights = out / RUN_WEIGHTS
     mesh = make_mesh(settings.mesh)
     part = process_rows(settings.batch_size, mesh)
 
@@ -82,10 +100,9 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
 
     with (
         locked(out),
-        PeerWatch(out, settings.peer_timeout_s),
         writing(out, only=NO_ROOM),
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
-        naming_lost_peers(),
+        peers.telling(),
         one_opencv_thread(),
     ):
         # --- start ---
@@ -120,18 +137,25 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
 
         # --- loop ---
         record = claim_folder(out, experiment)  # from here on there is something to keep
-        signals = StopSignals(settings.distributed)
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
         progress = Progress(settings, schedule, first_step, shown=is_first())
-        with contextlib.closing(stream), signals, log, progress, StepWatch() as watch:
+        largest_of = largest(mesh)
+        with (
+            contextlib.closing(stream),
+            contextlib.closing(StepWatch()) as watch,
+            log,
+            progress,
+            contextlib.ExitStack() as once_trained,
+        ):
             step = first_step
             while True:
                 last = step == settings.steps
-                stopping = signals.received is not None or checkpoints.reached_preemption(step)
+                # What several processes were told comes with the steps' reports: all read it at the same step.
+                stopped = watch.asked if jax.process_count() > 1 else signals.asked()
                 evaluate_now = step > first_step and (last or step % settings.validate_every == 0)
-                save_now = step > first_step and (last or stopping or step % settings.checkpoint_every == 0)
+                save_now = step > first_step and (last or stopped or step % settings.checkpoint_every == 0)
                 if evaluate_now or save_now:
-                    watch.drain()  # a step that went wrong is neither evaluated nor saved
+                    watch.read()  # a step that went wrong is neither evaluated nor saved
                 for done, line in progress.lines(watch.take()):
                     log.write("train", done, line)
                 if watch.not_finite is not None:
@@ -153,18 +177,20 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
                             if settings.keep_every and step % settings.keep_every == 0:
                                 _export(objective, weights.with_stem(f"{weights.stem}_{step}"), state.shipped)
                             log.draw()
-                if last or stopping:
+                if last or stopped:
                     checkpoints.wait()
                     break
 
                 batch = to_mesh(next(stream))
                 watch.before_step()
                 state, report = step_program(state, batch)
-                watch.after_step(step, batch, report)
+                watch.after_step(step, batch, report, largest_of(signals.asked()))
+                if step == first_step:
+                    once_trained.enter_context(signals.saving())
                 step += 1
     if not last:
         tell(f"{out}: stopped after {step} steps; the same command goes on from there")
-        signals.deliver()
+        raise Stopped(stopped)
     return weights
 
 

@@ -132,6 +132,19 @@ def test_workers_are_processes_without_devices():
     assert not any(batch["has_devices"].any() for batch in drawn)
 
 
+def test_workers_leave_signals_to_their_parent():
+    """Ctrl-C and `timeout` reach the whole group, and a run that is told to stop still wants its batch."""
+    stream = batches(Numbers(), 1, workers=2)
+    pids = {int(batch["pid"][0]) for batch in take(stream, 4)}
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGINT)
+    drawn = take(stream, 20)
+    stream.close()
+    assert [int(batch["index"][0]) for batch in drawn] == list(range(4, 24))
+    assert {int(batch["pid"][0]) for batch in drawn} == pids
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])

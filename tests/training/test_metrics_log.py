@@ -1,8 +1,9 @@
 """What a run writes down: lines, TensorBoard, Weights & Biases, curves; how it follows the device; its evidence."""
 
+import contextlib
 import json
 import sys
-import time
+import threading
 import types
 
 import cv2
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.training.distributed import PeerWatch
 from mixformer_jax.training.metrics_log import MetricsLog, read_lines
 from mixformer_jax.training.progress import Progress
 from mixformer_jax.training.settings import RunConfig
@@ -78,11 +78,13 @@ def report(loss, squares=(1.0, 2.0)):
 def test_the_watch_follows_without_holding_up():
     settings = RunConfig(steps=6, batch_size=4, log_every=3)
     progress = Progress(settings, lambda step: 0.1 * step, 0, shown=False)
-    with StepWatch() as watch, progress:
+    with contextlib.closing(StepWatch()) as watch, progress:
         for step in range(6):
             watch.before_step()
-            watch.after_step(step, {}, report(float(step)))
-        watch.drain()
+            watch.after_step(step, {}, report(float(step)), asked=15 if step == 2 else 0)
+            # Never more than the last step is left unread, and it is left.
+            assert (watch.asked == 15) == (step > 3)
+        watch.read()
         with watch.paused():
             pass
         lines = list(progress.lines(watch.take()))
@@ -92,31 +94,61 @@ def test_the_watch_follows_without_holding_up():
     assert watch.not_finite is None
 
 
+class Coming:
+    """A value that the device has once it is told."""
+
+    def __init__(self):
+        self.told = threading.Event()
+
+    def __array__(self, dtype=None, copy=None):
+        self.told.wait()
+        return np.asarray(1.0, np.float32)
+
+
+def test_idle_time_is_what_passes_between_steps():
+    first, second = Coming(), Coming()
+    with contextlib.closing(StepWatch()) as watch:
+        watch.before_step()
+        assert watch.take().idle_s > 0
+        watch.after_step(0, {}, StepReport({"loss": first}, np.ones(1)))
+        watch.before_step()  # while the first one runs
+        watch.after_step(1, {}, StepReport({"loss": second}, np.ones(1)))
+        first.told.set()
+        watch.before_step()  # while the second one runs
+        assert watch.take().idle_s == 0.0
+        watch.after_step(2, {}, report(1.0))
+        second.told.set()
+        watch.read()
+        with watch.paused():
+            pass
+        watch.take()
+        watch.before_step()
+        assert watch.take().idle_s > 0
+
+
+def test_what_goes_wrong_with_a_step_reaches_the_loop():
+    class Broken:
+        def __array__(self, dtype=None, copy=None):
+            raise ZeroDivisionError("in the other thread")
+
+    with contextlib.closing(StepWatch()) as watch:
+        watch.after_step(0, {}, StepReport({"loss": Broken()}, np.ones(1)))
+        with pytest.raises(ZeroDivisionError, match="in the other thread"):
+            watch.read()
+
+
 @pytest.mark.parametrize(
     ("loss", "squares"), [(np.nan, (1.0, 2.0)), (np.inf, (1.0, 2.0)), (1.0, (1.0, np.inf)), (1.0, (np.nan, 1.0))]
 )
 def test_the_watch_keeps_the_batch_of_the_first_bad_step(loss, squares):
-    with StepWatch() as watch:
+    with contextlib.closing(StepWatch()) as watch:
         for step in range(4):
             watch.before_step()
             bad = step >= 1
             watch.after_step(step, {"number": np.asarray(step)}, report(loss, squares) if bad else report(1.0))
-        watch.drain()
+        watch.read()
     assert watch.not_finite.step == 1 and watch.not_finite.batch["number"] == 1
     np.testing.assert_array_equal(watch.not_finite.gradient_squares, np.float32(squares))
-
-
-def test_a_silent_process_counts_as_lost(tmp_path):
-    first, second = (PeerWatch(tmp_path, 0.2, (index, 2)) for index in range(2))
-    seen = {}
-    for _ in range(3):
-        second.silent({})
-        assert first.silent(seen) == []
-        time.sleep(0.1)
-    time.sleep(0.25)  # the second one says no more
-    assert first.silent(seen) == [1]
-    second.silent({})
-    assert first.silent(seen) == []
 
 
 def test_lines_are_json_with_plain_numbers(tmp_path):

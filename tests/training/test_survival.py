@@ -95,8 +95,8 @@ def test_killed_or_stopped_at_any_moment_a_run_ends_with_the_same_bits(root, tmp
     assert [event["step"] for event in ours] == [8, 16, 24] and ours == theirs
 
 
-def together(commands, config, out, logs, **overrides):
-    """Two processes with four devices each that train one run."""
+def together(commands, config, out, logs, *others, **overrides):
+    """Processes with two devices each that train one run; `others` are arguments of the last one alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -104,14 +104,14 @@ def together(commands, config, out, logs, **overrides):
     arguments += [f"--config.train.{name}={value}" for name, value in overrides.items()]
     return [
         commands.start(
-            arguments,
+            [*arguments, *(others if index == len(logs) - 1 else ())],
             logs[index],
             {"jax_num_cpu_devices": 2},
             JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
+            JAX_NUM_PROCESSES=str(len(logs)),
             JAX_PROCESS_ID=str(index),
         )
-        for index in range(2)
+        for index in range(len(logs))
     ]
 
 
@@ -138,8 +138,9 @@ def test_two_processes_stop_together_go_on_and_end_together(root, tmp_path, comm
     pair = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=8)
     while not steps_logged(tmp_path / "run"):
         time.sleep(0.05)
-    os.kill(pair[1], signal.SIGTERM)
-    assert [commands.wait(process) for process in pair] == [128 + signal.SIGTERM] * 2, logs[1].read_text()
+    assert "process 1 on " in logs[0].read_text() and ": 2 x cpu" in logs[0].read_text()
+    os.kill(pair[1], signal.SIGINT)
+    assert [commands.wait(process) for process in pair] == [128 + signal.SIGINT] * 2, logs[1].read_text()
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
 
     first, second = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", peer_timeout_s=8)
@@ -151,3 +152,39 @@ def test_two_processes_stop_together_go_on_and_end_together(root, tmp_path, comm
     assert commands.wait(second) == -signal.SIGKILL
     assert commands.wait(first) == 2, logs[0].read_text()
     assert "one of them is gone. Start all of them again" in logs[0].read_text()
+
+
+def test_what_one_process_meets_ends_both(root, tmp_path, commands):
+    config = config_file(tmp_path, root, workers=0)
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    nowhere = f"--config.data.datasets.folder.root={tmp_path / 'nowhere'}"
+    pair = together(commands, config, tmp_path / "run", logs, nowhere, mesh="(4,1,1)")
+    assert [commands.wait(process) for process in pair] == [2, 2], logs[1].read_text()
+    for log in logs:
+        assert log.read_text().count("mixformer: error: ") == 1 and "nowhere" in log.read_text()
+        assert "Traceback" not in log.read_text()
+    assert "process 0 of 2 ends, for process 1 has failed: " in logs[0].read_text()
+
+
+def test_a_step_that_is_not_finite_ends_both_with_their_evidence(root, tmp_path, commands):
+    config = config_file(tmp_path, root, workers=0)
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    pair = together(commands, config, tmp_path / "run", logs, mesh="(4,1,1)", learning_rate=1e30)
+    assert [commands.wait(process) for process in pair] == [2, 2], logs[1].read_text()
+    evidence = sorted((tmp_path / "run").glob("not_finite_step_*_process_[01].npz"))
+    steps = {path.name.split("_")[3] for path in evidence}
+    assert len(evidence) == 2 and len(steps) == 1
+    for log, path in zip(logs, evidence, strict=True):
+        assert log.read_text().count("mixformer: error: ") == 1 and path.name in log.read_text()
+        assert len(np.load(path)["search"]) == 2
+
+
+def test_a_distributed_run_of_one_process_saves(root, tmp_path, commands):
+    config = config_file(tmp_path, root, steps=100_000, workers=0, checkpoint_every=100_000)
+    logs = [tmp_path / "0.txt"]
+    (process,) = together(commands, config, tmp_path / "run", logs, mesh="(2,1,1)")
+    while not steps_logged(tmp_path / "run"):
+        time.sleep(0.05)
+    os.kill(process, signal.SIGTERM)
+    assert commands.wait(process) == 128 + signal.SIGTERM, logs[0].read_text()
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
