@@ -153,7 +153,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def run_profile(args: argparse.Namespace) -> int:
     """Counts what models cost."""
-    from mixformer_jax.profile import PAPER, profile_models, tables
+    from mixformer_jax.planning.profile import PAPER, profile_models, tables
 
     print(tables(profile_models(args.names or PAPER, args.templates, progress=True)), end="")
     return 0

@@ -54,10 +54,10 @@ def run_plan(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from mixformer_jax.config_files import default_settings, load_config
     from mixformer_jax.files import write_atomically
+    from mixformer_jax.planning.hardware import PlanError
+    from mixformer_jax.planning.plan import plan
+    from mixformer_jax.planning.report import plan_lines
     from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.hardware import PlanError
-    from mixformer_jax.training.plan import plan
-    from mixformer_jax.training.plan_report import plan_lines
     from mixformer_jax.training.pretraining import PretrainExperiment
 
     kind = PretrainExperiment if "autoencoder" in load_config(args.config) else Experiment

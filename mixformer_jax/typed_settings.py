@@ -58,7 +58,7 @@ ShareBelowOne = Annotated[float, Range(0, 1, open_most=True)]
 ShareAboveZero = Annotated[float, Range(0, 1, open_least=True)]
 InnerShare = Annotated[float, Range(0, 1, open_least=True, open_most=True)]
 
-# Of crops, in models, trackers and data alike. A weights file's header is checked against the upper ends, too: they are
+# Of crops, in trackers and data alike. A weights file's header is checked against the upper ends, too: they are
 # beyond what anybody trains, and within what a machine can try.
 CropSide = Annotated[int, Range(16, 2048)]
 CropFactor = Annotated[float, Range(1, 32)]

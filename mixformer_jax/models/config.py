@@ -10,7 +10,6 @@ from mixformer_jax.typed_settings import (
     ConfigError,
     Count,
     CropFactor,
-    CropSide,
     NaturalNumber,
     OnlineTemplates,
     Range,
@@ -94,8 +93,8 @@ class MixFormerConfig(TypedSettings):
     """
 
     name: str = "mixvit_b"
-    search_size: CropSide = 288
-    template_size: CropSide = 128
+    search_size: Annotated[int, Range(1, 2048)] = 288
+    template_size: Annotated[int, Range(1, 2048)] = 128
     backbone: BackboneKind = "vit"
     patch_size: Annotated[int, Range(1, 256)] = 16
     patch_embed: PatchEmbedKind = "linear"

@@ -7,7 +7,7 @@ import pytest
 from eval import speed
 from eval.peaks import PUBLISHED, published_peak
 from mixformer_jax.models.sizes import size_config
-from mixformer_jax.profile import profile_model
+from mixformer_jax.planning.profile import profile_model
 
 
 @pytest.fixture

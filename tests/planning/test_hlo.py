@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.training.hlo import KINDS, by_kind, device_groups, read_program
+from mixformer_jax.planning.hlo import KINDS, by_kind, device_groups, read_program
 
 # Lines as XLA's TPU compiler writes them, cut to what matters.
 LOOP = """HloModule jit_step, is_scheduled=true

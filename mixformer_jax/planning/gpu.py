@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mixformer_jax.macs import count_macs, count_product_bytes
-from mixformer_jax.training.hardware import PlanError, Topology
-from mixformer_jax.training.hlo import Collective, by_kind
-from mixformer_jax.training.plan_record import (
+from mixformer_jax.planning.hardware import PlanError, Topology
+from mixformer_jax.planning.hlo import Collective, by_kind
+from mixformer_jax.planning.macs import count_macs, count_product_bytes
+from mixformer_jax.planning.record import (
     AnyExperiment,
     Plan,
     Stage,

@@ -18,10 +18,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from mixformer_jax.macs import count_macs
-from mixformer_jax.training.hardware import PlanError, Topology
-from mixformer_jax.training.hlo import Collective, ProgramCost, by_kind, read_program
-from mixformer_jax.training.plan_record import (
+from mixformer_jax.planning.hardware import PlanError, Topology
+from mixformer_jax.planning.hlo import Collective, ProgramCost, by_kind, read_program
+from mixformer_jax.planning.macs import count_macs
+from mixformer_jax.planning.record import (
     AnyExperiment,
     Plan,
     Stage,

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from mixformer_jax.cli import main
-from mixformer_jax.macs import count_macs, count_product_bytes
-from mixformer_jax.training.hardware import PlanError, parse_topology
-from mixformer_jax.training.hlo import Collective
-from mixformer_jax.training.plan import plan, propose_mesh
-from mixformer_jax.training.plan_record import Memory, Plan
-from mixformer_jax.training.plan_report import plan_lines
-from mixformer_jax.training.plan_tpu import network_seconds
+from mixformer_jax.planning.hardware import PlanError, parse_topology
+from mixformer_jax.planning.hlo import Collective
+from mixformer_jax.planning.macs import count_macs, count_product_bytes
+from mixformer_jax.planning.plan import plan, propose_mesh
+from mixformer_jax.planning.record import Memory, Plan
+from mixformer_jax.planning.report import plan_lines
+from mixformer_jax.planning.tpu import network_seconds
 
 SMALL = {
     "model": {

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from mixformer_jax.macs import count_macs
+from mixformer_jax.planning.hardware import Topology
+from mixformer_jax.planning.macs import count_macs
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.hardware import Topology
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, train_program

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mixformer_jax.planning.gpu import plan_gpu
+from mixformer_jax.planning.hardware import PlanError, Topology, parse_topology
+from mixformer_jax.planning.record import AnyExperiment, Plan, Stage, program_alone, tree_bytes, with_train
+from mixformer_jax.planning.tpu import plan_tpu
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.hardware import PlanError, Topology, parse_topology
-from mixformer_jax.training.plan_gpu import plan_gpu
-from mixformer_jax.training.plan_record import AnyExperiment, Plan, Stage, program_alone, tree_bytes, with_train
-from mixformer_jax.training.plan_tpu import plan_tpu
 from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.sharding import AXES
 

@@ -1,6 +1,6 @@
 """A plan for people: an aligned table of what a step needs, what bounds it, and what to expect."""
 
-from mixformer_jax.training.plan_record import Plan, gigabytes
+from mixformer_jax.planning.record import Plan, gigabytes
 
 
 def plan_lines(plan: Plan) -> list[tuple[str, str]]:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from mixformer_jax.convert.names import count_parameters
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
-from mixformer_jax.macs import count_macs, scope_modules
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.mixformer import build_model
 from mixformer_jax.models.sizes import STUDIES, size_config
+from mixformer_jax.planning.macs import count_macs, scope_modules
 
 DIFFERENCE_TO_EXPLAIN = 0.03
 PARAMETER_COLUMNS = ("backbone", "head", "score", "whole", "official", "paper", "difference")

@@ -17,7 +17,7 @@ from mixformer_jax.models.cvt import DepthwiseProjection
 from mixformer_jax.models.layers import DepthwiseConv
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.models.sizes import size_config
-from mixformer_jax.profile import PAPER, Cost, Profile, count_macs, profile_model, profile_models, tables
+from mixformer_jax.planning.profile import PAPER, Cost, Profile, count_macs, profile_model, profile_models, tables
 
 WIDTH, SEARCH_TOKENS, TEMPLATE_TOKENS = 48, 16, 4
 VIT = MixFormerConfig(
@@ -230,6 +230,8 @@ def test_command(capsys, monkeypatch):
     assert cli.main(["profile", "--templates", "0"]) == 2
     assert "--templates: expected a whole number from 1 on, got '0'" in capsys.readouterr().err
     asked = []
-    monkeypatch.setattr("mixformer_jax.profile.profile_models", lambda names, *_, **__: asked.extend(names) or [])
+    monkeypatch.setattr(
+        "mixformer_jax.planning.profile.profile_models", lambda names, *_, **__: asked.extend(names) or []
+    )
     assert cli.main(["profile"]) == 0
     assert asked == list(PAPER)
