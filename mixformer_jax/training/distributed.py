@@ -172,7 +172,7 @@ class PeerWatch:
         if self._client is not None:
             self._ended.set()
             self._tell("it was told to stop before it had trained a step")
-            self._part(_FAILURE_MS)
+            self._part(_FAILURE_MS // 2)
         return ""
 
     def __enter__(self) -> "PeerWatch":
