@@ -67,6 +67,8 @@ def connect(settings: RunConfig) -> None:
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
+        if global_state.client is not None:
+            _end(str(_not_joined(str(error))))  # a regular exit would wait for them, and abort
         raise _not_joined(str(error)) from error
     finally:
         late.cancel()
