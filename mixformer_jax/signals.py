@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -154,6 +155,9 @@ class StopSignals:
         stopped, told = Stopped(self._received or signal.SIGTERM), ""
         try:
             told = finish()
+            if (processes := sys.modules.get("multiprocessing")) is not None:
+                for worker in processes.active_children():
+                    worker.kill()  # they would complain that their parent is gone
         finally:
             words = "; ".join(filter(None, (f"{self._program}: {stopped.word}", told, self._advice)))
             # Not through `sys.stderr`, whose lock the main thread may hold. A bar or ^C may stand on the line.

@@ -167,12 +167,13 @@ def try_resume(folder: Path, rng: random.Random, limit_s: float, processes: int 
                 break
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
+        alive_s = time.monotonic() - began
         programs[chosen].tell(number, group=processes == 1 or rng.random() < 0.5)
         ends = [program.end(limit_s) for program in programs]
         told.append(f"{number.name} to {chosen}: {[ended.status for ended in ends]} in {ends[0].seconds:.0f} s")
         for index, ended in enumerate(ends):
             if index == chosen:
-                wrong += complaints(ended, number, LISTENS_S)
+                wrong += complaints(ended, number, alive_s)
             elif ended.status is None:
                 wrong.append(f"process {index} still running after {ended.seconds:.0f} s")
             elif ended.status not in (0, 2, 128 + number):

@@ -67,6 +67,8 @@ def connect(settings: RunConfig) -> None:
             shutdown_timeout_seconds=settings.peer_timeout_s,
         )
     except (ValueError, RuntimeError) as error:
+        if global_state.client is not None:
+            _end(str(_not_joined(str(error))))  # a regular exit would wait for them, and abort
         raise _not_joined(str(error)) from error
     finally:
         late.cancel()
@@ -172,7 +174,7 @@ class PeerWatch:
         if self._client is not None:
             self._ended.set()
             self._tell("it was told to stop before it had trained a step")
-            self._part(_FAILURE_MS)
+            self._part(_FAILURE_MS // 2)
         return ""
 
     def __enter__(self) -> "PeerWatch":
