@@ -161,7 +161,7 @@ def test_every_number_of_every_config_has_a_range(record, name, kind, allowed, p
         ("data.positive_share=0,5", "data.positive_share is (0, 5); expected a number, above 0 and below 1"),
         ("data.groups=('a','b')", "data.groups[0] is 'a'; expected a tuple of values, each text"),
         ("data.mix=1", "data.mix is a section"),
-        ("tracker.search_factor=nan", "tracker.search_factor is nan; expected a number, at least 1 and at most 100"),
+        ("tracker.search_factor=nan", "tracker.search_factor is nan; expected a number, at least 1 and at most 32"),
         ("tracker.num_online_templates=1000000", "tracker.num_online_templates is 1000000"),
     ],
 )
