@@ -111,7 +111,7 @@ def test_many_blocks_go_into_bands():
 def command(tracker, tmp_path, monkeypatch, capsys):
     """`mixformer attention` in a folder with `clip.mp4`; gives the status and what was printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mixformer_jax, "load", lambda weights=None, device=None: tracker, raising=False)
+    monkeypatch.setattr(mixformer_jax, "load", lambda weights=None, device=None, dtype=None: tracker, raising=False)
     with VideoWriter("clip.mp4", 30.0, (HEIGHT, WIDTH)) as writer:
         for frame in square_clip(4):
             writer.write(frame)

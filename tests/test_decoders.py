@@ -365,7 +365,7 @@ def test_one_door_for_data_sets(tmp_path, without_pyav):
     without_pyav()
     if not CONVERTS:
         with pytest.raises(SourceError, match="cannot be trusted"):
-            open_dataset("folder", tmp_path)
+            open_dataset("folder", tmp_path)[0]
         found = check_dataset(Dataset("late", tmp_path, ["walk"], lambda _: replace(sequence, frame=VideoFrames(path))))
         assert {fault.kind for fault in found.faults} == {"image"} and str(path) in found.faults[0].what
 

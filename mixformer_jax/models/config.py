@@ -104,7 +104,7 @@ class MixFormerConfig(TypedSettings):
     width: Width = 768
     depth: SomeBlocks = 12
     num_heads: SomeHeads = 12
-    mlp_ratio: Annotated[int, Range(1, 64)] = 4
+    mlp_ratio: Annotated[int, Range(1, 32)] = 4
     drop_path: ShareBelowOne = 0.1
     layer_scale: bool = False
     positions: PositionKind = "sincos"

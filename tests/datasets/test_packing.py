@@ -74,6 +74,8 @@ def test_jpeg_shards_differ_by_jpeg_and_resampling(root, tmp_path):
     ours, folders = samples(tmp_path / "out", "packed"), samples(root, "got10k")
     for index in range(30):
         packed, whole = ours.sample(index), folders.sample(index)
+        if not 0.03 < whole["box_cxcywh"][:2].min() <= whole["box_cxcywh"][:2].max() < 0.97:
+            continue  # at the edge of a crop half a pixel decides whether the sample is drawn again
         # Half a pixel of what was packed is at most this share of a crop.
         np.testing.assert_allclose(packed["box_cxcywh"], whole["box_cxcywh"], atol=0.03)
         blurred = [cv2.GaussianBlur(each["search"], (0, 0), 3).astype(float) for each in (packed, whole)]

@@ -26,7 +26,7 @@ def test_failures_are_the_stretches_that_are_not_boxed(overlaps, expected):
 class Lagging:
     """Stays where the target was first, and finds it again on the clip's last frame."""
 
-    def __init__(self, weights):
+    def __init__(self, weights, dtype=None):
         self.boxes_xywh = render_demo_clip(0).boxes_xywh
 
     def start(self, frame, box_xywh):
