@@ -54,6 +54,12 @@ def otb100(root):
     return "Boy"
 
 
+def otb100_toolkit(root):
+    write(root / "anno" / "skating2-1.txt", "\n".join(BOXES) + "\n")
+    write(root / "anno" / "att" / "skating2-1.txt", "1,0,0,0,0,0,0,0,0,0,0\n")
+    return "Skating2_1"
+
+
 def uav123(root):
     write(root / "anno" / "UAV123" / "bird1_2.txt", "\n".join(BOXES) + "\n")
     return "bird1_2"
@@ -74,7 +80,7 @@ def folder(root):
     return "mine"
 
 
-LAYOUTS = [lasot, lasot_toolkit, got10k, otb100, uav123, nfs, trackingnet, folder]
+LAYOUTS = [lasot, lasot_toolkit, got10k, otb100, otb100_toolkit, uav123, nfs, trackingnet, folder]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
