@@ -238,6 +238,22 @@ def test_nfs_with_one_frame_more_than_boxes(tmp_path, caplog):
         open_dataset("nfs", tmp_path)[2]
 
 
+def test_nfs_with_one_frame_more_than_a_few_boxes_of_240_frames_a_second(tmp_path):
+    lines = [f'0 {i} 2 {i + 10} 12 {i} 0 0 0 "a"' for i in range(5 * 8)]
+    write(tmp_path / "parkour" / "30" / "parkour.txt", "\n".join(lines) + "\n")
+    write_frames(tmp_path / "parkour" / "30" / "parkour", "%05d.jpg", range(1, 7))
+    (parkour,) = open_dataset("nfs", tmp_path)
+    assert parkour.boxes_xywh[:, 0].tolist() == [0, 8, 16, 24, 32]
+
+
+def test_nfs_with_an_empty_folder_of_sequences(tmp_path):
+    (tmp_path / "sequences").mkdir()
+    with pytest.raises(DatasetError, match=r"no NfS sequences; expected NAME/30/NAME\.txt"):
+        open_dataset("nfs", tmp_path)
+    write(tmp_path / "anno" / "nfs_bee.txt", f"{GOOD}\n")
+    assert list(open_dataset("nfs", tmp_path).keys) == ["bee"]
+
+
 @pytest.mark.parametrize("published", [True, False])
 def test_the_wrong_video_of_nfs_is_told_by_name(tmp_path, published):
     if published:
