@@ -113,7 +113,9 @@ def read_names(path: Path) -> list[str]:
     Raises:
         DatasetError: missing or empty file, or a name that is there twice.
     """
-    names = [line for line in _split_lines(read_text(path, "list"), path, "list") if line]
+    names = [line.strip() for line in read_text(path, "list").splitlines() if line.strip()]
+    if not names:
+        raise DatasetError(f"{path}: the list is empty; expected the names of sequences, one a line")
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DatasetError(f"{path}: {twice} is listed twice")
