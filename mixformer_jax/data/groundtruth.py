@@ -73,14 +73,14 @@ def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
 
 
 def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[np.ndarray, " n"]:
-    """One integer a line, as in GOT-10k's `absence.label`; or all in one line with commas, as in LaSOT.
+    """One integer a line, as in GOT-10k's `absence.label`; or all in one line, with commas as in LaSOT, tabs or spaces.
 
     Raises:
         DatasetError: missing file, something which is not an integer, or a length other than `expected_length`.
     """
     path = Path(path)
     lines = _split_lines(read_text(path, "label file"), path, "label file")
-    words = lines[0].split(",") if len(lines) == 1 else lines
+    words = lines if len(lines) > 1 else lines[0].split("," if "," in lines[0] else None)
     labels = []
     for number, word in enumerate(words, start=1):
         try:
