@@ -9,6 +9,7 @@ import pytest
 
 from eval.report import main as report
 from eval.run import main as run
+from mixformer_jax.cli import main as command
 from mixformer_jax.data.check import check_dataset
 from mixformer_jax.data.readers.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
 from mixformer_jax.data.readers.layout import SPLITS
@@ -190,6 +191,19 @@ def test_a_broken_ground_truth_costs_its_own_sequence(folder_dataset, tmp_path, 
         (folder_dataset / name / "groundtruth.txt").write_text("")
     with pytest.raises(SystemExit, match=r"error: .*drift/groundtruth\.txt, line 1.*hide/groundtruth\.txt"):
         report(arguments)
+
+
+def test_a_name_with_a_line_break_stays_in_its_line(folder_dataset, tmp_path, capsys):
+    (folder_dataset / "drift").rename(folder_dataset / "dri\nft")
+    write(folder_dataset / "dri\nft" / "groundtruth.txt", "words\n")
+    options = ["--dataset", "folder", "--root", str(folder_dataset)]
+    assert run([*options, "--tracker", "first-box", "--out", str(tmp_path / "out")]) == 1
+    capsys.readouterr()
+    assert report([*options, "--results", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"FAILED dri\\nft: {folder_dataset}/dri\\nft/groundtruth.txt, line 1")
+    assert command(["data", "check", str(folder_dataset), "--dataset", "folder"]) == 1
+    assert "/dri\\nft/groundtruth.txt, line 1" in capsys.readouterr().err
 
 
 def test_a_strip_shows_no_box_of_negative_size(tmp_path):
