@@ -140,17 +140,6 @@ def test_what_the_system_refuses_costs_one_sequence(tmp_path, monkeypatch):
     assert [each.name for each in sequences] == ["b"] and "Permission denied" in unreadable["a"]
 
 
-def test_links_name_the_sequences_of_a_folder(tmp_path):
-    for name in ("one", "two"):
-        write_frames(tmp_path / name / "clip", "%08d.jpg", (1,))
-        write(tmp_path / name / "clip" / "groundtruth.txt", f"{GOOD}\n")
-        (tmp_path / "links").mkdir(exist_ok=True)
-        (tmp_path / "links" / f"clip_{name}").symlink_to(tmp_path / name / "clip")
-    assert [each.name for each in open_dataset("folder", tmp_path / "links")] == ["clip_one", "clip_two"]
-    (alone,) = open_dataset("folder", tmp_path / "links" / "clip_one")
-    assert alone.name == "clip_one"
-
-
 def test_a_change_of_the_frame_size_is_found_and_named(tmp_path):
     for name in ("GOT-10k_Val_000135", "GOT-10k_Val_000136"):
         folder = write_got10k(tmp_path, name, [GOOD] * 5, [0] * 5)
