@@ -20,7 +20,7 @@ from mixformer_jax.evaluation.report.ope import ope_report
 from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
 from mixformer_jax.evaluation.report.vot import vot_report
 from mixformer_jax.evaluation.report.write import summary, write_report
-from mixformer_jax.evaluation.result_names import SequenceNames
+from mixformer_jax.evaluation.result_names import SequenceNames, printable
 from mixformer_jax.evaluation.rules import RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results
 from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None, opened: Dataset | None = None) -> i
     except (ValueError, ModuleNotFoundError, OSError) as error:
         sys.exit(f"error: {error}")
     for name, reason in unreadable.items():
-        print(f"FAILED {name}: {reason}", file=sys.stderr)
+        print(f"FAILED {printable(name)}: {printable(reason)}", file=sys.stderr)
     return 1 if unreadable else 0
 
 

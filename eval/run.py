@@ -146,14 +146,17 @@ def _main(arguments: list[str] | None, signals: StopSignals) -> int:
         print(f"eval/run.py: {stopped.word}; {ADVICE}", file=sys.stderr)
         return stopped.status
     # What cannot be read is named in the report, too; with other results missing there is none.
-    if args.report is not None and (not failures or failures <= set(sequences.read_all()[1])):
+    if args.report is None:
+        return 1 if failures else 0
+    if failures <= set(sequences.read_all()[1]):
         from eval.report import main as report
 
         options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]
         options += [] if args.split is None else ["--split", args.split]
         options += [] if args.list is None else ["--list", str(args.list)]
         return report([*options, "--trackers", ",".join(names), "--out", str(args.report)], sequences)
-    return 1 if failures else 0
+    print(f"no report in {args.report}: sequences without results would be missing in it", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -170,7 +170,9 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def _print_faults(faults: Sequence[str], most: int) -> None:
+    from mixformer_jax.evaluation.result_names import printable
+
     for fault in faults[:most]:
-        print(fault, file=sys.stderr)
+        print(printable(fault), file=sys.stderr)
     if len(faults) > most:
         print(f"... and {len(faults) - most:,} more; --faults {len(faults)} prints all", file=sys.stderr)

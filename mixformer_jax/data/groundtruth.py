@@ -73,14 +73,14 @@ def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
 
 
 def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[np.ndarray, " n"]:
-    """One integer a line, as in GOT-10k's `absence.label`; or all in one line with commas, as in LaSOT.
+    """One integer a line, as in GOT-10k's `absence.label`; or all in one line, with commas as in LaSOT, tabs or spaces.
 
     Raises:
         DatasetError: missing file, something which is not an integer, or a length other than `expected_length`.
     """
     path = Path(path)
     lines = _split_lines(read_text(path, "label file"), path, "label file")
-    words = lines[0].split(",") if len(lines) == 1 else lines
+    words = lines if len(lines) > 1 else lines[0].split("," if "," in lines[0] else None)
     labels = []
     for number, word in enumerate(words, start=1):
         try:
@@ -113,7 +113,9 @@ def read_names(path: Path) -> list[str]:
     Raises:
         DatasetError: missing or empty file, or a name that is there twice.
     """
-    names = [line for line in _split_lines(read_text(path, "list"), path, "list") if line]
+    names = [line.strip() for line in read_text(path, "list").splitlines() if line.strip()]
+    if not names:
+        raise DatasetError(f"{path}: the list is empty; expected the names of sequences, one a line")
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DatasetError(f"{path}: {twice} is listed twice")

@@ -19,6 +19,7 @@ from mixformer_jax.evaluation.metrics import continuous_overlap
 
 SUCCESS_THRESHOLDS: Float64[np.ndarray, " 101"] = np.linspace(0, 1, 101)
 SUCCESS_THRESHOLDS.flags.writeable = False
+HIDDEN = "the ground truth is hidden; GOT-10k's test subset is scored by its server (eval/pack.py)"
 
 
 class FrameLabels(NamedTuple):
@@ -92,8 +93,10 @@ def read_frame_labels(sequence: Sequence) -> FrameLabels:
     """cover.label and the resolution in meta_info.ini of a sequence's folder.
 
     Raises:
-        DatasetError: one of them is missing or is not what GOT-10k publishes.
+        DatasetError: one of them is missing or is not what GOT-10k publishes, as for the test subset.
     """
+    if len(sequence) > 1 and np.isnan(sequence.boxes_xywh[1:]).all():
+        raise DatasetError(f"{sequence.root}: {HIDDEN}")
     cover = read_labels(sequence.root / "cover.label", expected_length=len(sequence))
     return FrameLabels(cover, _read_resolution(sequence.root / "meta_info.ini"))
 
@@ -111,7 +114,7 @@ def sequence_overlaps(
     counted = labels.cover > 0
     counted[0] = False
     if np.isnan(groundtruth_xywh[counted]).any():
-        raise ValueError("the ground truth is hidden; GOT-10k's test subset is scored by its server (eval/pack.py)")
+        raise ValueError(HIDDEN)
     return continuous_overlap(
         clip_to_frame(boxes_xywh[counted], labels.size), clip_to_frame(groundtruth_xywh[counted], labels.size)
     )

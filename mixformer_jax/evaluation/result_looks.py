@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64
 from mixformer_jax.data.records import Sequence as TrackingSequence
 from mixformer_jax.evaluation.metrics import continuous_overlap
 from mixformer_jax.evaluation.results import read_boxes
-from mixformer_jax.evaluation.scoring import TrackerFiles
+from mixformer_jax.evaluation.scoring import TrackerFiles, known_length
 
 Boxes = Float64[np.ndarray, "n 4"]
 
@@ -103,6 +103,7 @@ def warnings(
     files: Sequence[TrackerFiles],
     sequences: Sequence[TrackingSequence],
     unusable_boxes: Literal["error", "keep"] = "error",
+    benchmark: str = "",
 ) -> tuple[str, ...]:
     """One line for every tracker with files to look at; none for the others.
 
@@ -110,16 +111,20 @@ def warnings(
         files: results of the trackers, from `scoring.find_results`.
         sequences: in the same order.
         unusable_boxes: see `results.read_boxes`.
+        benchmark: name of the data set's reader, of which lengths may be known.
 
     Raises:
         ResultsError: a file cannot be read.
     """
-    found = [(tracker.name, _findings(tracker, sequences, unusable_boxes)) for tracker in files]
+    found = [(tracker.name, _findings(tracker, sequences, unusable_boxes, benchmark)) for tracker in files]
     return tuple(f"warning: {name}: {'; '.join(findings)}" for name, findings in found if findings)
 
 
 def _findings(
-    tracker: TrackerFiles, sequences: Sequence[TrackingSequence], unusable_boxes: Literal["error", "keep"]
+    tracker: TrackerFiles,
+    sequences: Sequence[TrackingSequence],
+    unusable_boxes: Literal["error", "keep"],
+    benchmark: str,
 ) -> list[str]:
     looks: dict[str, list[str]] = {}
     offsets: dict[int, int] = {}
@@ -136,8 +141,11 @@ def _findings(
             if look.format is not None:
                 looks.setdefault(look.format, []).append(_beside(path, boxes, truth))
             if len(boxes) != len(truth):
-                example = f"{path}: {len(boxes)} rows for {len(truth)} frames"
-                (longer if len(boxes) > len(truth) else shorter).append(example)
+                examples = longer if len(boxes) > len(truth) else shorter
+                known = known_length(benchmark, sequence, len(boxes))
+                example = f"{path}: {len(boxes)} rows for {len(truth)} frames{known}"
+                # One that is known goes first: the first is shown.
+                examples.insert(0 if known else len(examples), example)
     findings = []
     for form, examples in looks.items():
         some = f"{len(examples)} of {total} result files"

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
+from mixformer_jax.data.known_faults import known_fault
 from mixformer_jax.data.records import Sequence as TrackingSequence
 from mixformer_jax.evaluation.metrics import (
     Curves,
@@ -158,7 +159,7 @@ def score_results(
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
     with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress) as bar:
-        scored = [_score_tracker(tracker, sequences, rules, bar) for tracker in files]
+        scored = [_score_tracker(tracker, benchmark, sequences, rules, bar) for tracker in files]
     scored.sort(key=lambda scores: -scores.headline["AUC"])
     return OpeScores(benchmark, rules, names, tuple(scored))
 
@@ -187,21 +188,28 @@ def runs_of(results_dir: Path, name: str) -> list[str]:
 
 
 def _score_tracker(
-    files: TrackerFiles, sequences: Sequence[TrackingSequence], rules: OpeRules, bar: tqdm
+    files: TrackerFiles, benchmark: str, sequences: Sequence[TrackingSequence], rules: OpeRules, bar: tqdm
 ) -> TrackerScores:
     curves, average_overlap = [], []
     for sequence, paths in zip(sequences, files.boxes, strict=True):
-        runs = [_score_file(path, sequence, rules) for path in paths]
+        runs = [_score_file(path, benchmark, sequence, rules) for path in paths]
         curves.append(stack_curves([run for run, _ in runs]).mean())
         average_overlap.append(np.mean([overlap for _, overlap in runs]))
         bar.update()
     return TrackerScores(files.name, rules, stack_curves(curves), np.array(average_overlap))
 
 
-def _score_file(path: Path, sequence: TrackingSequence, rules: OpeRules) -> tuple[Curves, float]:
+def known_length(benchmark: str, sequence: TrackingSequence, num_rows: int) -> str:
+    """What is known of results that have another number of rows than the sequence has frames; mostly nothing, ""."""
+    known = known_fault(benchmark, sequence.name, "length") if num_rows != len(sequence) else None
+    return f"; {known}" if known else ""
+
+
+def _score_file(path: Path, benchmark: str, sequence: TrackingSequence, rules: OpeRules) -> tuple[Curves, float]:
     boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
     try:
         errors = frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
         return sequence_curves(errors, rules), errors.average_overlap
     except ValueError as error:
-        raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}") from error
+        known = known_length(benchmark, sequence, len(boxes_xywh))
+        raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}{known}") from error

@@ -140,17 +140,6 @@ def test_what_the_system_refuses_costs_one_sequence(tmp_path, monkeypatch):
     assert [each.name for each in sequences] == ["b"] and "Permission denied" in unreadable["a"]
 
 
-def test_links_name_the_sequences_of_a_folder(tmp_path):
-    for name in ("one", "two"):
-        write_frames(tmp_path / name / "clip", "%08d.jpg", (1,))
-        write(tmp_path / name / "clip" / "groundtruth.txt", f"{GOOD}\n")
-        (tmp_path / "links").mkdir(exist_ok=True)
-        (tmp_path / "links" / f"clip_{name}").symlink_to(tmp_path / name / "clip")
-    assert [each.name for each in open_dataset("folder", tmp_path / "links")] == ["clip_one", "clip_two"]
-    (alone,) = open_dataset("folder", tmp_path / "links" / "clip_one")
-    assert alone.name == "clip_one"
-
-
 def test_a_change_of_the_frame_size_is_found_and_named(tmp_path):
     for name in ("GOT-10k_Val_000135", "GOT-10k_Val_000136"):
         folder = write_got10k(tmp_path, name, [GOOD] * 5, [0] * 5)
@@ -236,6 +225,22 @@ def test_nfs_with_one_frame_more_than_boxes(tmp_path, caplog):
     assert told[1].endswith("known: published at 30 fps with one frame more than boxes (visionml/pytracking#160)")
     with pytest.raises(DatasetError, match=r"nfs_tiger\.txt: 2 boxes for 4 frames"):
         open_dataset("nfs", tmp_path)[2]
+
+
+def test_nfs_with_one_frame_more_than_a_few_boxes_of_240_frames_a_second(tmp_path):
+    lines = [f'0 {i} 2 {i + 10} 12 {i} 0 0 0 "a"' for i in range(5 * 8)]
+    write(tmp_path / "parkour" / "30" / "parkour.txt", "\n".join(lines) + "\n")
+    write_frames(tmp_path / "parkour" / "30" / "parkour", "%05d.jpg", range(1, 7))
+    (parkour,) = open_dataset("nfs", tmp_path)
+    assert parkour.boxes_xywh[:, 0].tolist() == [0, 8, 16, 24, 32]
+
+
+def test_nfs_with_an_empty_folder_of_sequences(tmp_path):
+    (tmp_path / "sequences").mkdir()
+    with pytest.raises(DatasetError, match=r"no NfS sequences; expected NAME/30/NAME\.txt"):
+        open_dataset("nfs", tmp_path)
+    write(tmp_path / "anno" / "nfs_bee.txt", f"{GOOD}\n")
+    assert list(open_dataset("nfs", tmp_path).keys) == ["bee"]
 
 
 @pytest.mark.parametrize("published", [True, False])

@@ -29,13 +29,17 @@ def write_images(folder, num_frames, name="{:08d}.jpg", first=1):
     return folder
 
 
-def test_links_name_sequences_themselves(tmp_path):
+def test_links_name_sequences_themselves(tmp_path, caplog):
     """Data sets on other disks are linked in under names of one's own; the targets' names may be the same."""
     for place in ("first", "second"):
         write_images(tmp_path / place / "0001", 3)
         (tmp_path / "root").mkdir(exist_ok=True)
         (tmp_path / "root" / f"{place}_walk").symlink_to(tmp_path / place / "0001")
     assert [sequence.name for sequence in open_dataset("folder", tmp_path / "root")] == ["first_walk", "second_walk"]
+    assert not caplog.records
+    (tmp_path / "root" / "third_walk").symlink_to(tmp_path / "third" / "0001")
+    assert len(open_dataset("folder", tmp_path / "root")) == 2
+    assert caplog.messages == [f"{tmp_path / 'root'}: links to what is not there, left out: third_walk"]
     (tmp_path / "alone").symlink_to(tmp_path / "first" / "0001")
     assert [sequence.name for sequence in open_dataset("folder", tmp_path / "alone")] == ["alone"]
 

@@ -127,6 +127,9 @@ def test_lengths_that_differ_are_both_named(tmp_path):
     labels = tmp_path / "absence.label"
     labels.write_text("0\n1\n")
     np.testing.assert_array_equal(read_labels(labels), [0, 1])
+    for line in ("0,1", "0, 1\n", "0\t1\n", "0 1"):
+        (tmp_path / "line.txt").write_text(line)
+        np.testing.assert_array_equal(read_labels(tmp_path / "line.txt"), [0, 1])
     with pytest.raises(DatasetError, match="2 labels for 3 frames"):
         read_labels(labels, expected_length=3)
     labels.write_text("0\nyes\n")

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import cv2
+import numpy as np
 import pytest
 
 from eval.report import main as report
@@ -68,10 +69,31 @@ def test_a_list_restricts_what_is_tracked_and_scored(folder_dataset, tmp_path, c
             program(_arguments(folder_dataset, option, out, "--list", listed))
 
 
+def test_an_empty_list_is_told(folder_dataset, tmp_path):
+    (tmp_path / "list.txt").write_text("\n")
+    with pytest.raises(SystemExit, match=r"list\.txt: the list is empty; expected the names of sequences, one a line"):
+        report(_arguments(folder_dataset, "--results", tmp_path, "--list", tmp_path / "list.txt"))
+
+
+def test_a_report_of_got10k_s_test_subset_tells_of_the_server(tmp_path):
+    folder = tmp_path / "GOT-10k_Test_000001"
+    folder.mkdir()
+    (folder / "groundtruth.txt").write_text("10,12,8,6\n")
+    for number in (1, 2):
+        cv2.imwrite(str(folder / f"{number:08d}.jpg"), np.zeros((48, 64, 3), np.uint8))
+    results = tmp_path / "results" / "t"
+    results.mkdir(parents=True)
+    (results / f"{folder.name}.txt").write_text("10,12,8,6\n" * 2)
+    with pytest.raises(SystemExit, match=r"000001: the ground truth is hidden; .* its server \(eval/pack\.py\)"):
+        report(["--dataset", "got10k", "--root", str(tmp_path), "--results", str(results.parent)])
+
+
 def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
     (folder_dataset / "drift" / "groundtruth.txt").write_text("nan,nan,nan,nan\n" + "10,12,10,10\n" * 4)
-    assert run(_arguments(folder_dataset, "--tracker", "first-box", "--out", tmp_path / "out")) == 1
-    printed = capsys.readouterr().out
+    options = ("--tracker", "first-box", "--out", tmp_path / "out", "--report", tmp_path / "report")
+    assert run(_arguments(folder_dataset, *options)) == 1
+    printed, told = capsys.readouterr()
+    assert f"no report in {tmp_path / 'report'}: sequences without results" in told
     assert "2 sequences tracked, 0 were finished before, 1 failed" in printed
     assert "FAILED drift: ValueError: drift: the target is absent in the first frame" in printed
     with pytest.raises(SystemExit, match=r"error: 1 result files are missing.*drift\.txt"):

@@ -350,7 +350,7 @@ def test_options_of_the_program_that_make_no_sense(tmp_path, capsys, options):
 
 def test_the_program_ends_with_the_reason(tmp_path):
     arguments = ["--root", str(tmp_path), "--results", str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"error: .*list\.txt: no such file"):
+    with pytest.raises(SystemExit, match=r"error: .*no VOT sequences; expected sequences/list\.txt"):
         main(["--dataset", "vot", *arguments])
     with pytest.raises(SystemExit, match=r"error: .*no GOT-10k sequences"):
         main(["--dataset", "got10k", *arguments])

@@ -5,7 +5,9 @@ import pytest
 
 from mixformer_jax.data.records import Sequence
 from mixformer_jax.evaluation.result_looks import FORMATS, FRACTIONS, OTHER, look_at, warnings
-from mixformer_jax.evaluation.scoring import find_results
+from mixformer_jax.evaluation.results import ResultsError
+from mixformer_jax.evaluation.rules import benchmark_rules
+from mixformer_jax.evaluation.scoring import find_results, score_results
 
 FRAMES = 30
 ONE_PIXEL = np.array([1, 1, 0, 0])
@@ -149,3 +151,20 @@ def test_one_line_a_tracker_that_says_what_to_look_at(results):
     assert "1 of 4 result files have more rows" in long and "/s3.txt: 35 rows for 30 frames" in long
     assert "3 of 4 result files lack rows" in short and "/s1.txt: 29 rows for 30 frames" in short
     assert look_at(_truth(0) + 70, _truth(0)).format == OTHER
+
+
+@pytest.mark.parametrize(("rows", "said"), [(FRAMES + 5, "the last ones are cut"), (FRAMES - 5, "lack rows")])
+def test_lengths_that_are_known_say_so(tmp_path, rows, said):
+    sequences = [Sequence(name, _truth(0), lambda index: None, 30.0, tmp_path) for name in ("Boy", "Tiger1")]
+    (tmp_path / "t").mkdir()
+    for sequence in sequences:
+        np.savetxt(tmp_path / "t" / f"{sequence.name}.txt", np.resize(_truth(0), (rows, 4)), delimiter=",")
+    files = find_results(tmp_path, ["Boy", "Tiger1"])
+    (line,) = warnings(files, sequences, benchmark="otb100")
+    assert said in line and "Tiger1.txt: " in line and "known: 354 frames and boxes" in line
+    (line,) = warnings(files, sequences)
+    assert said in line and "known: " not in line
+    toolkit = benchmark_rules("otb100", "lasot-toolkit")
+    if rows < FRAMES:
+        with pytest.raises(ResultsError, match=r"25 predicted boxes for 30 frames; every frame needs one; known: 354"):
+            score_results([files[0]._replace(boxes=files[0].boxes[1:])], "otb100", sequences[1:], toolkit)

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import shutil
 import zipfile
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from eval.pack import main as pack
+from mixformer_jax.data.records import MissingFrames
 from mixformer_jax.data.sequences import Sequence
 from mixformer_jax.evaluation.layouts import result_paths
 from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
@@ -51,6 +53,16 @@ def test_got10k_is_packed_as_its_toolkit_does(packed):
     again = out.with_name("again.zip")
     pack_results("got10k", folder, sequences, again)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_without_frames_the_length_of_a_test_sequence_is_not_known(packed):
+    folder, sequences, out = packed
+    unseen = MissingFrames("none")
+    known = [dataclasses.replace(sequence, boxes_xywh=BOXES, frame=unseen) for sequence in sequences]
+    assert pack_results("got10k", folder, known, out)[1:] == (2, 6, 1)
+    hidden = [dataclasses.replace(sequence, boxes_xywh=BOXES[:1], frame=unseen) for sequence in sequences]
+    with pytest.raises(ResultsError, match=r"no frames, .* only they tell the length of GOT-10k_Test_000002"):
+        pack_results("got10k", folder, hidden, out)
 
 
 def test_trackingnet_is_packed_flat(packed):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -418,12 +419,19 @@ def test_objects_of_vots_are_refused_by_name(workspace):
         read_sequences(workspace)
 
 
+def test_a_workspace_without_a_list_has_what_is_there(workspace):
+    (workspace / "sequences" / "list.txt").unlink()
+    assert [sequence.name for sequence in read_sequences(workspace)] == ["one"]
+    shutil.rmtree(workspace / "sequences" / "one")
+    with pytest.raises(DatasetError, match="no VOT sequences"):
+        read_sequences(workspace)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("sequences/list.txt", "", r"list\.txt: empty"),
-        ("sequences/list.txt", None, r"list\.txt: no such file"),
-        ("sequences/list.txt", "two", r"two.*no such file"),
+        ("sequences/list.txt", "", r"list\.txt: the list is empty"),
+        ("sequences/list.txt", "two", r"list\.txt: two has no folder"),
         ("sequences/one/sequence", "length=x\n", "length=x; expected a whole number"),
         ("sequences/one/sequence", "length=4\n", "neither width and height"),
         ("sequences/one/sequence", "channels.color=%s.jpg\n", "expected a pattern"),

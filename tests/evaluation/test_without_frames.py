@@ -9,6 +9,7 @@ import pytest
 
 from eval.report import main as report
 from eval.run import main as run
+from mixformer_jax.cli import main as command
 from mixformer_jax.data.check import check_dataset
 from mixformer_jax.data.readers.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
 from mixformer_jax.data.readers.layout import SPLITS
@@ -54,6 +55,12 @@ def otb100(root):
     return "Boy"
 
 
+def otb100_toolkit(root):
+    write(root / "anno" / "skating2-1.txt", "\n".join(BOXES) + "\n")
+    write(root / "anno" / "att" / "skating2-1.txt", "1,0,0,0,0,0,0,0,0,0,0\n")
+    return "Skating2_1"
+
+
 def uav123(root):
     write(root / "anno" / "UAV123" / "bird1_2.txt", "\n".join(BOXES) + "\n")
     return "bird1_2"
@@ -74,7 +81,7 @@ def folder(root):
     return "mine"
 
 
-LAYOUTS = [lasot, lasot_toolkit, got10k, otb100, uav123, nfs, trackingnet, folder]
+LAYOUTS = [lasot, lasot_toolkit, got10k, otb100, otb100_toolkit, uav123, nfs, trackingnet, folder]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -184,6 +191,19 @@ def test_a_broken_ground_truth_costs_its_own_sequence(folder_dataset, tmp_path, 
         (folder_dataset / name / "groundtruth.txt").write_text("")
     with pytest.raises(SystemExit, match=r"error: .*drift/groundtruth\.txt, line 1.*hide/groundtruth\.txt"):
         report(arguments)
+
+
+def test_a_name_with_a_line_break_stays_in_its_line(folder_dataset, tmp_path, capsys):
+    (folder_dataset / "drift").rename(folder_dataset / "dri\nft")
+    write(folder_dataset / "dri\nft" / "groundtruth.txt", "words\n")
+    options = ["--dataset", "folder", "--root", str(folder_dataset)]
+    assert run([*options, "--tracker", "first-box", "--out", str(tmp_path / "out")]) == 1
+    capsys.readouterr()
+    assert report([*options, "--results", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"FAILED dri\\nft: {folder_dataset}/dri\\nft/groundtruth.txt, line 1")
+    assert command(["data", "check", str(folder_dataset), "--dataset", "folder"]) == 1
+    assert "/dri\\nft/groundtruth.txt, line 1" in capsys.readouterr().err
 
 
 def test_a_strip_shows_no_box_of_negative_size(tmp_path):

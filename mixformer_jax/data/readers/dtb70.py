@@ -24,7 +24,8 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
         DatasetError: no sequences. When a sequence is read: files that are missing or whose lengths disagree.
     """
     check_split("dtb70", split, ())
-    names = [name for name in sub_folders(root) if (root / name / GROUNDTRUTH).is_file()]
+    # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    names = [name for name in sub_folders(root) if any((root / name / part).exists() for part in (GROUNDTRUTH, "img"))]
     if not names:
         raise DatasetError(f"{root}: no DTB70 sequences; expected Animal1/{GROUNDTRUTH}, ...")
     return Dataset("dtb70", root, names, _Reader(root))

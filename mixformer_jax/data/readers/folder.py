@@ -1,5 +1,6 @@
 """Sequences in plain folders: images or a `video.mp4` beside a `groundtruth.txt`."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from mixformer_jax.data.records import (
 from mixformer_jax.images import has_images, list_images
 from mixformer_jax.video import DEFAULT_FPS, open_source
 
+logger = logging.getLogger(__name__)
+
 GROUNDTRUTH = "groundtruth.txt"
 VIDEO = "video.mp4"
 
@@ -33,6 +36,9 @@ def read_folder(root: Path, split: str | None = None) -> Dataset:
     """
     check_split("folder", split, ())
     names = [] if (root / GROUNDTRUTH).is_file() else [n for n in sub_folders(root) if _looks_like_sequence(root / n)]
+    dead = sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists())
+    if dead:
+        logger.warning("%s: links to what is not there, left out: %s", root, ", ".join(dead))
     if names:
         return Dataset("folder", root, names, _Reader(root))
     if not _looks_like_sequence(root):

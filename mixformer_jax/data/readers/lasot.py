@@ -78,7 +78,11 @@ def _dataset(dataset: str, root: Path, names: list[str]) -> Dataset:
     missing = [name for name in names if name not in there]
     if missing:
         # LaSOT-ext has no split to leave out.
-        part = "list_file, or no split," if dataset == "lasot" else "the reader lasot, which takes what is there,"
+        part = (
+            "no split, with a list of names if need be,"
+            if dataset == "lasot"
+            else "the reader lasot, which takes what is there,"
+        )
         raise DatasetError(
             f"{root}: {len(missing)} of {len(names)} sequences have no {'file' if is_toolkit else 'folder'}, "
             f"the first is {missing[0]}; use {part} for a part of the data set"

@@ -65,15 +65,18 @@ def find_attributes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
     A warning tells of sequences without one, unless the folder is not there at all.
     """
-    if not folder.is_dir():
-        return {}
-    there = {_plain_name(path.stem): path for path in sorted(folder.iterdir()) if path.suffix == ".txt"}
-    found = {name: there[_plain_name(name)] for name in names if _plain_name(name) in there}
+    found = find_by_name(folder, names)
     missing = [name for name in names if name not in found]
-    if missing:
+    if missing and folder.is_dir():
         listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         logger.warning("%s: no attributes of %d of %d sequences: %s", folder, len(missing), len(names), listed)
     return found
+
+
+def find_by_name(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The text file of each sequence that has one, as `find_attributes`; none without the folder."""
+    there = {_plain_name(path.stem): path for path in sorted(folder.glob("*.txt"))}
+    return {name: there[_plain_name(name)] for name in names if _plain_name(name) in there}
 
 
 def _plain_name(name: str) -> str:

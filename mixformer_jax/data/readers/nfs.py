@@ -39,10 +39,10 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
             than the one frame at the end by which published ones do.
     """
     check_split("nfs", split, ())
-    if (root / "sequences").is_dir():
-        return Dataset("nfs", root, sub_folders(root / "sequences"), _Reader(root))
-    if (root / "anno").is_dir():  # without the frames
-        names = sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
+    names = sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
+    # Without the frames, the annotations say which sequences there are.
+    names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
+    if names:
         return Dataset("nfs", root, names, _Reader(root))
     names = [name for name in sub_folders(root) if (root / name / "30").is_dir()]
     if not names:
@@ -74,8 +74,10 @@ class _VaticReader:
                 f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
                 "boxes of 30 or of 240 frames a second"
             )
-        if any(abs(len(boxes_xywh) / count - RATE_RATIO) < 1 for count in counts):
-            boxes_xywh, lost = boxes_xywh[::RATE_RATIO], lost[::RATE_RATIO]
+        # Some of their versions of 240 frames a second are a few frames longer or shorter.
+        steps = {step: min(abs(len(boxes_xywh[::step]) - count) for count in counts) for step in (1, RATE_RATIO)}
+        step = min(steps, key=steps.__getitem__)
+        boxes_xywh, lost = boxes_xywh[::step], lost[::step]
         return _sequence(name, groundtruth, boxes_xywh, lost, folder, images)
 
 

@@ -7,6 +7,11 @@ The layout, as published:
         groundtruth_rect.txt        x,y,w,h a line; Jogging, Skating2 and Human4 have one file a target
     anno/att/Basketball.txt         11 flags with commas, copied from the MATLAB toolkit where wanted, under its names:
                                     kiteSurf.txt, jogging-1.txt, ...
+
+The MATLAB toolkit's annotations, which are enough for scoring, are read, too:
+
+    anno/basketball.txt             x,y,w,h a line, under its names
+    anno/att/basketball.txt         as above
 """
 
 import logging
@@ -18,6 +23,7 @@ from mixformer_jax.data.readers.layout import (
     SPLITS,
     check_split,
     find_attributes,
+    find_by_name,
     missing_frames,
     row_faults,
     sub_folders,
@@ -43,6 +49,7 @@ USED_FRAMES = {
 }
 # Boxes and frames left out at the beginning, as in the evaluation code of the paper.
 LEFT_OUT = {"Tiger1": 5}
+ANNO = "anno"  # of the MATLAB toolkit
 
 
 def read_otb100(root: Path, split: str | None = None) -> Dataset:
@@ -66,12 +73,13 @@ def read_otb100(root: Path, split: str | None = None) -> Dataset:
         if targets and not news:
             extra.append(folder)
         found |= news
+    found = found or find_by_name(root / ANNO, sorted(published.values()))
     if not found:
         raise DatasetError(f"{root}: no OTB sequences; expected Basketball/groundtruth_rect.txt, ...")
     if extra:
         logger.warning("%s: not among OTB's 100 sequences, and left out: %s", root, ", ".join(extra))
     keys = sorted(found)
-    return Dataset("otb100", root, keys, _Reader(found, find_attributes(root / "anno" / "att", keys)))
+    return Dataset("otb100", root, keys, _Reader(root, found, find_attributes(root / ANNO / "att", keys)))
 
 
 def _targets(folder: Path) -> dict[str, Path]:
@@ -90,12 +98,13 @@ def _targets(folder: Path) -> dict[str, Path]:
 
 
 class _Reader:
-    def __init__(self, groundtruths: dict[str, Path], attributes: dict[str, Path]) -> None:
-        self.groundtruths, self.attributes = groundtruths, attributes
+    def __init__(self, root: Path, groundtruths: dict[str, Path], attributes: dict[str, Path]) -> None:
+        self.root, self.groundtruths, self.attributes = root, groundtruths, attributes
 
     def __call__(self, key: str) -> Sequence:
         groundtruth = self.groundtruths[key]
-        folder, name = groundtruth.parent, key.partition("_")[0]
+        name = key.partition("_")[0]
+        folder = self.root / name if groundtruth.parent.name == ANNO else groundtruth.parent
         boxes_xywh = read_groundtruth(groundtruth, published=True)
         faults = row_faults("otb100", key, groundtruth, boxes_xywh)
         images = folder / "img"

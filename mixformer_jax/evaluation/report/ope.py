@@ -57,7 +57,7 @@ def ope_report(
     rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
     return Report(
         title=f"{benchmark}, {len(scores.sequences)} sequences",
-        notes=(*warnings(files, sequences, unusable), *_notes(files, rules), *refusals),
+        notes=(*warnings(files, sequences, unusable, benchmark), *_notes(files, rules), *refusals),
         tables=(
             overall_table(scores),
             *([_attribute_table(scores, groups)] if groups else []),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.readers.vot import find_groundtruth, frame_pattern, read_settings
+from mixformer_jax.data.readers.vot import find_groundtruth, frame_pattern, read_settings, read_vot
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
 from mixformer_jax.evaluation.vot.measures import Run, SequenceRuns, find_progress, unsupervised_accuracy
 from mixformer_jax.evaluation.vot.overlaps import region_overlaps
@@ -37,24 +37,18 @@ class VotSequence(NamedTuple):
 
 
 def read_sequences(root: str | Path, chosen: Sequence[str] | None = None) -> list[VotSequence]:
-    """The sequences of a workspace, or of a folder with list.txt.
+    """The sequences of a workspace, or of a folder of them: those that `read_vot` names.
 
     Args:
         root: the workspace or the folder.
         chosen: names of those to read, in this order; default: all.
 
     Raises:
-        DatasetError, ResultsError: no list, a sequence that is not there, or one of its files that cannot be read.
+        DatasetError, ResultsError: no sequences, one that is not there, or one of its files that cannot be read.
     """
     root = Path(root)
     folder = root / "sequences" if (root / "sequences").is_dir() else root
-    listing = folder / "list.txt"
-    if not listing.is_file():
-        raise DatasetError(f"{listing}: no such file; expected the names of the VOT sequences, one a line")
-    names = listing.read_text(encoding="utf-8").split()
-    if not names:
-        raise DatasetError(f"{listing}: empty; expected the names of the VOT sequences, one a line")
-    return [_read_sequence(folder / name) for name in (names if chosen is None else chosen)]
+    return [_read_sequence(folder / name) for name in (read_vot(root).keys if chosen is None else chosen)]
 
 
 def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True) -> SequenceRuns:
