@@ -71,6 +71,12 @@ def test_written_video_reads_back(tmp_path, suffix):
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "nothing temporary stays"
 
 
+def test_written_under_a_name_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_source(write_video(Path("12:30:00.mp4"))) as source:
+        assert numbers(source) == list(range(20))
+
+
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (47, 63), (1, 1)])
 def test_odd_sizes_get_one_more_row_or_column(tmp_path, size):
     path = write_video(tmp_path / "odd.mp4", 3, *size)

@@ -1,6 +1,7 @@
 """eval/run.py and eval/report.py, the two ends of a benchmark, from their command lines."""
 
 import json
+import os
 import shutil
 
 import cv2
@@ -66,6 +67,16 @@ def test_a_list_restricts_what_is_tracked_and_scored(folder_dataset, tmp_path, c
     for program, option in ((run, "--out"), (report, "--results")):
         with pytest.raises(SystemExit, match=r"error: .*list\.txt: 1 of 2 listed sequences.*nobody"):
             program(_arguments(folder_dataset, option, out, "--list", listed))
+
+
+@pytest.mark.parametrize("program", [run, report])
+def test_decoders_do_not_talk_beside_our_messages(folder_dataset, tmp_path, monkeypatch, program):
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "32")
+    monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL")  # and as it was again afterwards
+    option = "--out" if program is run else "--results"
+    with pytest.raises(SystemExit, match="error: "):
+        program(_arguments(folder_dataset, option, tmp_path, "--list", tmp_path / "none.txt"))
+    assert os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "-8"
 
 
 def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):
