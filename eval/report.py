@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from mixformer_jax.console import silence_decoders
 from mixformer_jax.data.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.evaluation.report.content import Report
 from mixformer_jax.evaluation.report.got10k import got10k_report
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None, opened: Dataset | None = None) -> i
         help=f"lengths over which EAO is averaged ({EAO_LOW} {EAO_HIGH}, VOT2020 to VOT2022)",
     )
     args = parser.parse_args(arguments)
+    silence_decoders()
     if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
         parser.error("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
 

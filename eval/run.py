@@ -123,9 +123,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None, signals: StopSignals) -> int:
+    from mixformer_jax.console import silence_decoders
     from mixformer_jax.data.sequences import open_dataset
     from mixformer_jax.evaluation.runner import describe
 
+    silence_decoders()
     logging.basicConfig(format="%(message)s")
     failures: set[str] = set()
     names = []

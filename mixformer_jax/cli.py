@@ -7,7 +7,6 @@ import argparse
 import datetime
 import itertools
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mixformer_jax
-from mixformer_jax.console import complain, positive, positives, print_table
+from mixformer_jax.console import complain, positive, positives, print_table, silence_decoders
 from mixformer_jax.data_commands import add_data_commands
 from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.signals import Stopped, StopSignals
@@ -42,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    # A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    silence_decoders()
     arguments = _join_negative_box(argv)
     parser = _parser()
     try:

@@ -2,12 +2,19 @@
 
 import argparse
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 
 SAYS_NO = 1
 USER_ERROR = 2
+
+
+def silence_decoders() -> None:
+    """A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:

@@ -102,6 +102,11 @@ def is_address(source: object) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def ffmpeg_location(location: str | Path) -> str:
+    """How FFmpeg is told of a file or a stream; it takes a relative `12:30:00.mp4` for an address of protocol `12`."""
+    return str(location) if is_address(location) else str(Path(location).absolute())
+
+
 def find_pyav() -> ModuleType | None:
     """PyAV, or None where it is not installed. An installation that is broken raises its own error."""
     try:
@@ -191,7 +196,9 @@ class PyAVDecoder(Decoder):
 
     def _open(self) -> Any:
         try:
-            return self._av.open(self.location, timeout=STREAM_TIMEOUT if is_address(self.location) else None)
+            return self._av.open(
+                ffmpeg_location(self.location), timeout=STREAM_TIMEOUT if is_address(self.location) else None
+            )
         except (self._av.error.FFmpegError, OSError) as error:
             raise _not_opened(self.location, error.strerror) from error
 
@@ -209,6 +216,7 @@ class _Witness:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            process_group=0,  # a terminal's Ctrl-C is not for it: its end would count as a frame in doubt
             env={name: value for name, value in os.environ.items() if name not in silencers},
         )
         self._passed, self._complains = 0, False
@@ -302,7 +310,7 @@ class OpenCVDecoder(Decoder):
     def _new_witness(self, number: int) -> _Witness:
         if is_address(self.location):  # a stream is not sent twice
             raise self._in_doubt(number)
-        return _Witness(self.location)
+        return _Witness(ffmpeg_location(self.location))
 
     def _ask(self, witness: _Witness, number: int) -> None:
         if not (_witnesses_speak() and witness.vouches_for(number)):
@@ -324,7 +332,7 @@ class OpenCVDecoder(Decoder):
             ) from error
 
     def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(self.location, cv2.CAP_FFMPEG)
+        capture = cv2.VideoCapture(ffmpeg_location(self.location), cv2.CAP_FFMPEG)
         if not capture.isOpened():
             raise _not_opened(self.location)
         # OpenCV turns by 180 degrees in its buffer, and one that was not written would differ from frame to frame.

@@ -98,9 +98,11 @@ def _warn_of_few_bits(image: UInt16[np.ndarray, "height width 3"], name: str) ->
     bits = int(image.max()).bit_length()
     if 8 < bits <= MAX_SENSOR_BITS:
         folder = Path(name).parent
+        # One text a folder: its brightest image, which tells the sensor's bits, is not known here.
         text = (
-            f"{folder}: images of 16 bits whose values need {bits} alone are nearly black as 8 bits; scale them to 16 "
-            f"first, such as by: magick mogrify -evaluate multiply {2 ** (16 - bits)} '{folder}/*'"
+            f"{folder}: images of 16 bits whose values need {MAX_SENSOR_BITS} at most are nearly black as 8 bits; "
+            f"scale them to 16 first, those of 12 bits by: magick mogrify -evaluate multiply 16 '{folder}/*' "
+            "(10 bits: 64, 14 bits: 4)"
         )
         warnings.warn(text, stacklevel=2)
 

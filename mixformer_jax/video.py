@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mixformer_jax.decoders import is_address, open_decoder
+from mixformer_jax.decoders import ffmpeg_location, is_address, open_decoder
 from mixformer_jax.files import Part
 from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
 
@@ -290,7 +290,7 @@ class VideoWriter:
         self._padding = (size[0] % 2, size[1] % 2)
         coded = (size[1] + self._padding[1], size[0] + self._padding[0])
         codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(self._part.path), cv2.CAP_FFMPEG, codec, fps, coded)
+        self._writer = cv2.VideoWriter(ffmpeg_location(self._part.path), cv2.CAP_FFMPEG, codec, fps, coded)
         if not self._writer.isOpened():
             self._part.discard()
             raise OutputError(f"{self.path}: OpenCV cannot encode {coded[0]}x{coded[1]} at {fps} Hz here")
@@ -319,7 +319,7 @@ class VideoWriter:
         if self.num_frames == 0:
             self._part.discard()
             return
-        written = cv2.VideoCapture(str(self._part.path), cv2.CAP_FFMPEG)
+        written = cv2.VideoCapture(ffmpeg_location(self._part.path), cv2.CAP_FFMPEG)
         held = max(int(written.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         written.release()
         if held:

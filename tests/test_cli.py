@@ -158,7 +158,7 @@ def test_what_a_killed_run_left_stays(capsys, tracker, video):
 def test_two_runs_that_start_at_once(capsys, tracker, video, monkeypatch):
     """The other one took the names while this one loaded its weights."""
 
-    def load(weights=None, device=None):
+    def load(weights=None, device=None, dtype=None):
         Path("clip_boxes.txt.part").touch()
         return tracker
 

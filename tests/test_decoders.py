@@ -5,6 +5,7 @@ import itertools
 import os
 import sys
 import threading
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -127,6 +128,21 @@ def test_both_decoders_give_the_same_bytes(tmp_path, without_pyav, name):
         np.testing.assert_array_equal(ours[3], theirs[3])
     else:  # an older FFmpeg, which interpolates colours of ten bits in its own way
         assert np.abs(ours[3].astype(float) - theirs[3]).mean() < 2.0
+
+
+@pytest.mark.parametrize("shown", [range(NUM_FRAMES), [0, 0, 0]])
+def test_colon_in_a_name_begins_no_address(tmp_path, without_pyav, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    clip = [frames()[index] for index in shown]
+    write_clip(tmp_path / "12:30:00.mp4", clip)
+    assert_right(Path("12:30:00.mp4"), clip)
+    without_pyav()
+    assert_right(Path("12:30:00.mp4"), clip)
+
+
+def test_ctrl_c_in_a_terminal_is_not_for_the_witness():
+    with closing(decoders._Witness(str(INTERLACED_CLIP))) as witness:
+        assert os.getpgid(witness._process.pid) != os.getpgid(0)
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
@@ -365,7 +381,7 @@ def test_one_door_for_data_sets(tmp_path, without_pyav):
     without_pyav()
     if not CONVERTS:
         with pytest.raises(SourceError, match="cannot be trusted"):
-            open_dataset("folder", tmp_path)[0]
+            list(open_dataset("folder", tmp_path))
         found = check_dataset(Dataset("late", tmp_path, ["walk"], lambda _: replace(sequence, frame=VideoFrames(path))))
         assert {fault.kind for fault in found.faults} == {"image"} and str(path) in found.faults[0].what
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.infer import Hints, infer_config
 from mixformer_jax.convert.names import (
@@ -171,8 +172,6 @@ def read_weights(path: str | Path) -> Weights:
         ) from error
     model, _named_after, tracker, views = _from_state(path, state, Hints())
     variables = jax.tree.map(np.array, views)  # the file may change while a tracker runs
-    if broken := not_finite({jax.tree_util.keystr(key): value for key, value in jax.tree.leaves_with_path(variables)}):
-        raise WeightsError(f"{path}: {NOT_FINITE} {', '.join(broken)}")
     return Weights(variables, model, tracker)
 
 
@@ -235,6 +234,8 @@ def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
         variables = variables_from_official(found.tensors, model)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
+    if broken := not_finite(flatten_dict(variables, sep="/")):
+        raise WeightsError(f"{source}: {NOT_FINITE} {', '.join(broken)}")
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
     return _Converted(dataclasses.replace(model, name=name), words, tracker_settings(model), variables)

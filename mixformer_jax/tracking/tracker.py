@@ -320,8 +320,8 @@ def checked_frame(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
         ValueError: anything else, and a frame without pixels.
     """
     expected = "expected uint8 RGB of shape (height, width, 3)"
-    mode = getattr(frame, "mode", "RGB")  # of a PIL image; in other modes three channels may be something else
-    if mode != "RGB":
+    mode = getattr(frame, "mode", None)  # text of a PIL image; in other modes three channels may be something else
+    if isinstance(mode, str) and mode != "RGB":
         raise ValueError(f'a frame of mode {mode!r}; convert a PIL image with image.convert("RGB"); {expected}')
     try:
         pixels = np.asarray(frame)

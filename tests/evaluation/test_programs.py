@@ -1,6 +1,7 @@
 """eval/run.py and eval/report.py, the two ends of a benchmark, from their command lines."""
 
 import json
+import os
 import shutil
 
 import cv2
@@ -86,6 +87,16 @@ def test_a_report_of_got10k_s_test_subset_tells_of_the_server(tmp_path):
     (results / f"{folder.name}.txt").write_text("10,12,8,6\n" * 2)
     with pytest.raises(SystemExit, match=r"000001: the ground truth is hidden; .* its server \(eval/pack\.py\)"):
         report(["--dataset", "got10k", "--root", str(tmp_path), "--results", str(results.parent)])
+
+
+@pytest.mark.parametrize("program", [run, report])
+def test_decoders_do_not_talk_beside_our_messages(folder_dataset, tmp_path, monkeypatch, program):
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "32")
+    monkeypatch.delenv("OPENCV_FFMPEG_LOGLEVEL")  # and as it was again afterwards
+    option = "--out" if program is run else "--results"
+    with pytest.raises(SystemExit, match="error: "):
+        program(_arguments(folder_dataset, option, tmp_path, "--list", tmp_path / "none.txt"))
+    assert os.environ["OPENCV_FFMPEG_LOGLEVEL"] == "-8"
 
 
 def test_a_failed_sequence_is_a_failed_run(folder_dataset, tmp_path, capsys):

@@ -109,7 +109,10 @@ def test_margins_by_target():
 def test_frames_may_come_in_other_forms(default):
     frames, boxes_xywh = drifting_patch(24, 20, 3)
     expected = follow(default, frames, boxes_xywh[0])
-    for form in (jnp.asarray, np.ndarray.tolist, Image.fromarray, lambda frame: frame[:, ::-1][:, ::-1]):
+    # As PyTorch's tensors, whose `mode` is no PIL image's.
+    tensor_type = type("Tensor", (np.ndarray,), {"mode": lambda self: None})
+    forms = (jnp.asarray, np.ndarray.tolist, Image.fromarray, lambda frame: frame[:, ::-1][:, ::-1])
+    for form in (*forms, lambda frame: frame.view(tensor_type)):
         found = follow(default, [form(frame) for frame in frames], jnp.asarray(boxes_xywh[0]))
         np.testing.assert_array_equal(found, expected)
     lanes = Lanes(default, 1)
