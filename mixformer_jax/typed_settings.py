@@ -144,7 +144,8 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         number = _number(kind, value)
         if number is not None and number in allowed:
             return number
-    raise ConfigError(f"{name} is {value!r}; expected {_expected(hint)}")
+    large = f", below {_INT_LIMIT}" if isinstance(value, numbers.Integral) and abs(value) >= _INT_LIMIT else ""
+    raise ConfigError(f"{name} is {value!r}; expected {_expected(hint)}{large}")
 
 
 def _number(kind: Any, value: Any) -> int | float | None:
