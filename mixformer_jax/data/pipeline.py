@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -155,12 +155,21 @@ class Batches(grain.DatasetIterator):
         Raises:
             BadDataError: more than `max_bad_share` of at least 1,000 samples had to be replaced (see `DataConfig` and
                 `ImagesConfig`).
+            DatasetError: a worker process was killed.
         """
         # Processes start with the first batch. What becomes of a signal to all of them is for this one to decide.
         with blocked() if self._running is None else contextlib.nullcontext():
             if self._running is None:
                 self._running = iter(self._pipeline())
-            batch = next(self._running)
+            try:
+                batch = next(self._running)
+            except RuntimeError as error:
+                if "Worker process" not in str(error):
+                    raise
+                raise DatasetError(
+                    f"a process that makes samples has ended ({str(error).split('. ')[0]}); exit code -9 is mostly the "
+                    "system's, for want of memory: lower train.workers"
+                ) from error
         self._step += 1
         self._count(batch.pop(FAULTS), self._render.local_size)
         return batch
@@ -185,6 +194,10 @@ class Batches(grain.DatasetIterator):
             buffer = self._prefetch if self._num_threads else 0
             options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
             return dataset.to_iter_dataset(options)
+        # What a process that ends at once leaves in shared memory, the tracker clears; it need not say so.
+        sys.warnoptions.append(quiet := "ignore:resource_tracker:UserWarning")
+        resource_tracker.ensure_running()
+        sys.warnoptions.remove(quiet)
         # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
         for name in (name for name in flags.FLAGS if name.startswith("grain_")):
             flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)

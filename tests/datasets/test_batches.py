@@ -145,6 +145,15 @@ def test_workers_leave_signals_to_their_parent():
     assert {int(batch["pid"][0]) for batch in drawn} == pids
 
 
+def test_a_worker_that_is_killed_is_named():
+    stream = batches(Numbers(), 1, workers=1)
+    os.kill(int(next(stream)["pid"][0]), signal.SIGKILL)
+    with pytest.raises(DatasetError, match=r"exit code -9\); .*lower train.workers"):
+        while True:
+            next(stream)
+    stream.close()
+
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
