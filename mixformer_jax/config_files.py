@@ -43,8 +43,8 @@ def load_config(
         defaults: settings that the file may leave out, by dotted name, see `default_settings`.
 
     Raises:
-        ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting (the closest known ones are
-            named), or a value of another type.
+        ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
+            (the closest known ones are named), or a value of another type.
     """
     config = _run_get_config(Path(path))
     settings = dict(defaults or {}) | flatten(config.to_dict())
@@ -114,7 +114,7 @@ def _run_get_config(path: Path) -> ConfigDict:
             config = module.get_config()
         except ConfigError:
             raise
-        except Exception as error:  # noqa: BLE001 (the file is the user's, and may go wrong in any way)
+        except Exception as error:
             looked = f"; looked in {', '.join(folders)}" if isinstance(error, ModuleNotFoundError) else ""
             own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
             line = f", line {own[-1]}" if own else ""

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import NamedTuple, NoReturn
 
@@ -202,6 +203,11 @@ def blocked(*numbers: int) -> Iterator[None]:
     """Processes that are started inside never get these signals (none given: all of `NUMBERS`), which terminals and
     `timeout` send to the whole group; what becomes of it is for the parent to decide. SIGKILL ends them all the same.
     """
+    # Python's tracker of shared memory unblocks signals as it starts, which is with the first process otherwise. What a
+    # process that ends at once has left it clears, and need not say so.
+    sys.warnoptions.append(quiet := "ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()
+    sys.warnoptions.remove(quiet)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or NUMBERS)
     try:
         yield

@@ -144,7 +144,7 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         number = _number(kind, value)
         if number is not None and number in allowed:
             return number
-    large = f", below {_INT_LIMIT}" if isinstance(value, numbers.Integral) and abs(value) >= _INT_LIMIT else ""
+    large = f", below {_INT_LIMIT}" if isinstance(value, numbers.Integral) and abs(int(value)) >= _INT_LIMIT else ""
     raise ConfigError(f"{name} is {value!r}; expected {_expected(hint)}{large}")
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing import connection, parent_process
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -158,7 +158,7 @@ class Batches(grain.DatasetIterator):
             DatasetError: a worker process was killed.
         """
         # Processes start with the first batch. What becomes of a signal to all of them is for this one to decide.
-        with blocked() if self._running is None else contextlib.nullcontext():
+        with blocked() if self._running is None and self._num_processes else contextlib.nullcontext():
             if self._running is None:
                 self._running = iter(self._pipeline())
             try:
@@ -194,10 +194,6 @@ class Batches(grain.DatasetIterator):
             buffer = self._prefetch if self._num_threads else 0
             options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
             return dataset.to_iter_dataset(options)
-        # What a process that ends at once leaves in shared memory, the tracker clears; it need not say so.
-        sys.warnoptions.append(quiet := "ignore:resource_tracker:UserWarning")
-        resource_tracker.ensure_running()
-        sys.warnoptions.remove(quiet)
         # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
         for name in (name for name in flags.FLAGS if name.startswith("grain_")):
             flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)

@@ -145,11 +145,6 @@ def _place(folders: list[ResultFolder], sequence: Sequence) -> Path:
 
 
 def _read_repetitions(paths: list[Path], sequence: Sequence) -> list[Float64[np.ndarray, "n 4"]]:
-    if len(sequence) == 1 and not sequence.has_frames:
-        raise ResultsError(
-            f"{sequence.root}: no frames, and of a test set the first box alone is published, so that only they tell "
-            f"the length of {sequence.name}"
-        )
     repetitions = []
     for path in paths:
         boxes_xywh = read_boxes(path)
