@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,17 +38,19 @@ def load_config(
     Args:
         path: the file; it may import its neighbours, as a script may, and those of the project's configs/ wherever it
             lies itself.
-        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces.
+        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces;
+            `None` is none where that is the default.
         defaults: settings that the file may leave out, by dotted name, see `default_settings`.
 
     Raises:
-        ConfigError: no such file, a file without get_config(), an unknown setting (the closest known ones are
-            named), or a value of another type.
+        ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
+            (the closest known ones are named), or a value of another type.
     """
     config = _run_get_config(Path(path))
     settings = dict(defaults or {}) | flatten(config.to_dict())
     for name, value in parse_overrides(overrides, settings, PREFIX).items():
-        _set(config, name, value)
+        may_be_none = defaults is not None and name in defaults and defaults[name] is None
+        _set(config, name, None if value == "None" and may_be_none else value)
     return config
 
 
@@ -109,9 +112,14 @@ def _run_get_config(path: Path) -> ConfigDict:
             if not callable(getattr(module, "get_config", None)):
                 raise ConfigError(f"{path}: defines no get_config()")
             config = module.get_config()
-        except (SyntaxError, NameError, ImportError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:
             looked = f"; looked in {', '.join(folders)}" if isinstance(error, ModuleNotFoundError) else ""
-            raise ConfigError(f"{path}: does not run: {type(error).__name__}: {error}{looked}") from error
+            own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
+            line = f", line {own[-1]}" if own else ""
+            words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+            raise ConfigError(f"{path}{line}: does not run: {type(error).__name__}: {words}{looked}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(
             f"{path}: get_config() returned {type(config).__name__}; expected an ml_collections.ConfigDict"
@@ -195,5 +203,8 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
         if not isinstance(config[section], ConfigDict):
             raise ConfigError(f"{section} is {config[section]!r}; expected a section, which has {key}")
         config = config[section]
-    with config.ignore_type():  # a list may become longer, None a number; other types are checked above
+    with (
+        config.unlocked(),
+        config.ignore_type(),
+    ):  # a list may become longer, None a number; other types are checked above
         config[key] = value

@@ -13,6 +13,7 @@ signals even while the main thread compiles or computes, and what it does depend
 Programs open `StopSignals(...)` before they import JAX. Library functions ask `current`.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -23,6 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import NamedTuple, NoReturn
 
@@ -116,6 +118,8 @@ class StopSignals:
             if self._program is not None:
                 signal.set_wakeup_fd(self._woken)
                 self._writing.close()
+                # All is done and said: what Python and JAX have left to take down needs no second end.
+                atexit.register(_ignore)
         if isinstance(error, Stopped):
             signal.raise_signal(error.number)
 
@@ -165,6 +169,11 @@ class StopSignals:
             os._exit(stopped.status)
 
 
+def _ignore() -> None:
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def current() -> StopSignals | None:
     """The innermost that is open; None where signals act as Python has them."""
     handler = signal.getsignal(signal.SIGTERM)
@@ -202,6 +211,11 @@ def blocked(*numbers: int) -> Iterator[None]:
     """Processes that are started inside never get these signals (none given: all of `NUMBERS`), which terminals and
     `timeout` send to the whole group; what becomes of it is for the parent to decide. SIGKILL ends them all the same.
     """
+    # Python's tracker of shared memory unblocks signals as it starts, which is with the first process otherwise. What a
+    # process that ends at once has left it clears, and need not say so.
+    sys.warnoptions.append(quiet := "ignore:resource_tracker:UserWarning")
+    resource_tracker.ensure_running()
+    sys.warnoptions.remove(quiet)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers or NUMBERS)
     try:
         yield

@@ -144,9 +144,8 @@ def _checked(hint: Any, value: Any, name: str) -> Any:
         number = _number(kind, value)
         if number is not None and number in allowed:
             return number
-    is_huge = isinstance(value, numbers.Integral) and abs(int(value)) >= _INT_LIMIT
-    size = f", below {_INT_LIMIT} in size" if is_huge else ""
-    raise ConfigError(f"{name} is {value!r}; expected {_expected(hint)}{size}")
+    large = f", below {_INT_LIMIT}" if isinstance(value, numbers.Integral) and abs(int(value)) >= _INT_LIMIT else ""
+    raise ConfigError(f"{name} is {value!r}; expected {_expected(hint)}{large}")
 
 
 def _number(kind: Any, value: Any) -> int | float | None:

@@ -45,7 +45,7 @@ def _main(arguments: list[str] | None) -> int:
     except Stopped as stopped:
         print(f"pretrain/run.py: {stopped.word}", file=sys.stderr)
         return stopped.status
-    except (CheckpointError, ConfigError, DatasetError, TrainingError, WeightsError) as error:
+    except (CheckpointError, ConfigError, DatasetError, TrainingError, WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"weights  {weights}")

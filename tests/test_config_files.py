@@ -108,6 +108,17 @@ def test_settings_that_the_file_leaves_out(path):
     assert "root" not in load_config(path, (), defaults).data, "only what is asked for is added"
 
 
+def test_a_setting_goes_back_to_none(path):
+    path.write_text(path.read_text().replace('"init": None', '"init": "weights.pth"'))
+    assert load_config(path, ["--config.train.init=None"], {"train.init": None}).train.init is None
+    assert load_config(path, ["--config.train.name=None"]).train.name == "None"
+
+
+def test_a_locked_config_takes_overrides(path):
+    path.write_text(path.read_text().replace("return config", "return config.lock()"))
+    assert load_config(path, ["--config.train.keep_every=3"], {"train.keep_every": 0}).train.keep_every == 3
+
+
 def test_file_may_import_its_neighbours(tmp_path, monkeypatch):
     (tmp_path / "neighbour_of_a_config.py").write_text("STEPS = 3")
     (tmp_path / "big.py").write_text(
@@ -153,6 +164,10 @@ def test_a_copied_config_finds_what_it_imports(tmp_path, monkeypatch, name):
         ("x = 1", r"defines no get_config"),
         ("def get_config():\n    return {}", r"returned dict; expected an ml_collections"),
         ("def get_config(:", "does not run: SyntaxError"),
+        ("def get_config():\n    return 1 / 0", r"wrong.py, line 2: does not run: ZeroDivisionError"),
+        ("def get_config(size):\n    return size", r"does not run: TypeError: .*'size'"),
+        (f"{TEXT[:-18]}    config.train.steps = '5'\n    return config", r"wrong.py, line 8: .*field 'steps'"),
+        (f"{TEXT[:-18]}    config.trian.steps = 5\n    return config", r"wrong.py, line 8: .*trian"),
         ("import no_such_module_at_all", r"does not run: ModuleNotFoundError.*looked in .*configs"),
     ],
 )

@@ -129,6 +129,24 @@ def test_what_is_started_blocked_gets_no_signal(program):
     assert process.communicate(timeout=60) == ("1\n", "") and process.returncode == 0
 
 
+def test_a_program_that_is_done_ends_as_it_said(program):
+    process = program("""
+import atexit
+
+def take_down():
+    print("ready", flush=True)
+    time.sleep(2)
+
+atexit.register(take_down)
+with signals.StopSignals("program"):
+    pass
+sys.exit(3)
+""")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 3
+
+
 def test_a_call_of_the_library_hands_the_signal_on():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), listening() as signals:

@@ -65,7 +65,7 @@ def test_values_come_as_declared():
         ({"steps": True}, r"steps is True"),
         ({"steps": "3"}, r"steps is '3'"),
         ({"steps": None}, r"steps is None"),
-        ({"steps": 2**40}, r"steps is 1099511627776"),
+        ({"steps": 2**40}, r"steps is 1099511627776; expected a whole number, at least 1, below 2147483648$"),
         ({"rate": 1.0}, r"rate is 1\.0; expected a number, at least 0 and below 1$"),
         ({"rate": math.nan}, r"rate is nan"),
         ({"rate": (0, 5)}, r"rate is \(0, 5\); expected a number"),

@@ -155,12 +155,21 @@ class Batches(grain.DatasetIterator):
         Raises:
             BadDataError: more than `max_bad_share` of at least 1,000 samples had to be replaced (see `DataConfig` and
                 `ImagesConfig`).
+            DatasetError: a worker process was killed.
         """
         # Processes start with the first batch. What becomes of a signal to all of them is for this one to decide.
-        with blocked() if self._running is None else contextlib.nullcontext():
+        with blocked() if self._running is None and self._num_processes else contextlib.nullcontext():
             if self._running is None:
                 self._running = iter(self._pipeline())
-            batch = next(self._running)
+            try:
+                batch = next(self._running)
+            except RuntimeError as error:
+                if "Worker process" not in str(error):
+                    raise
+                raise DatasetError(
+                    f"a process that makes samples has ended ({str(error).split('. ')[0]}); exit code -9 is mostly the "
+                    "system's, for want of memory: lower train.workers"
+                ) from error
         self._step += 1
         self._count(batch.pop(FAULTS), self._render.local_size)
         return batch

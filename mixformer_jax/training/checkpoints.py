@@ -8,10 +8,12 @@ fails, or that it is of another experiment, is an error that changes nothing.
 
 import functools
 import gc
+import inspect
 import json
 import logging
 import math
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,7 +34,7 @@ from mixformer_jax.training.steps import TrainState
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _BEST = "best"
 _FILE_BYTES = 8 * 2**20  # where Orbax begins a new file
-# What Orbax logs of a failure, with tracebacks from its threads and tasks, comes back as one error of ours.
+# What Orbax says of a failure, with tracebacks from its threads and tasks, comes back as one error of ours.
 _NOISY_LOGS = (logging.getLogger("absl"), logging.getLogger("asyncio"))
 # What TensorStore says of bytes that are gone, cut off or changed; it has other words for file systems and memory.
 _DAMAGE_STATUS = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "INVALID_ARGUMENT", "FAILED_PRECONDITION")
@@ -166,6 +168,9 @@ class Checkpoints:
                 found = read
             else:
                 damaged[step] = reason
+        if damaged:
+            error = None
+            gc.collect()  # what Orbax has left of the attempt goes now, unheard
         if damaged and found is None:
             listed = "".join(f"\n  {step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(
@@ -195,6 +200,8 @@ class Checkpoints:
         self._log_levels = {log: log.level for log in _NOISY_LOGS}
         for log in _NOISY_LOGS:
             log.setLevel(logging.CRITICAL)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = lambda fault: None if _is_aftermath(fault) else self._hook(fault)
         return self
 
     def __exit__(
@@ -209,6 +216,7 @@ class Checkpoints:
         finally:
             if isinstance(error, CheckpointError):
                 gc.collect()  # hundreds of Orbax's tasks have failed, and each would say so when it goes
+            sys.unraisablehook = self._hook
             for log, level in self._log_levels.items():
                 log.setLevel(level)
 
@@ -287,6 +295,11 @@ def _is_damage(error: BaseException | None) -> bool:
         return True
     told = isinstance(error, ValueError) and str(error).startswith(_DAMAGE_STATUS)
     return told or (error is not None and _is_damage(error.__cause__))
+
+
+def _is_aftermath(fault: Any) -> bool:
+    """Whether what Python cannot raise comes from reads that were given up together with the first that failed."""
+    return inspect.iscoroutine(fault.object) or str(fault.exc_value) == "Event loop is closed"
 
 
 def _in_short(error: BaseException) -> str:

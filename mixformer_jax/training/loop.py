@@ -28,7 +28,7 @@ from mixformer_jax.training.folder import (
     save_evidence,
     writing,
 )
-from mixformer_jax.training.metrics_log import MetricsLog, NoLog
+from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.optimizer import learning_rate_schedule
 from mixformer_jax.training.program import train_program
@@ -89,6 +89,8 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
 def _run(
     objective: Objective, settings: RunConfig, experiment: Any, out: Path, signals: StopSignals, peers: PeerWatch
 ) -> Path:
+    if settings.wandb_project and is_first():
+        import_wandb()
     # --- mesh ---
     weights = out / RUN_WEIGHTS
     mesh = make_mesh(settings.mesh)
@@ -177,6 +179,8 @@ def _run(
                             if settings.keep_every and step % settings.keep_every == 0:
                                 _export(objective, weights.with_stem(f"{weights.stem}_{step}"), state.shipped)
                             log.draw()
+                    if save_now and jax.process_count() == 1:
+                        stopped = signals.asked()  # meanwhile, too: once saved is enough
                 if last or stopped:
                     checkpoints.wait()
                     break

@@ -26,7 +26,7 @@ class MetricsLog:
         """Opens the log of a run that begins, or goes on, after `first_step` steps.
 
         Raises:
-            ConfigError: Weights & Biases is asked for and not installed.
+            ConfigError: Weights & Biases is asked for, and not installed or not to be reached.
         """
         self._folder, self._lines = folder, folder / LINES_NAME
         kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
@@ -92,14 +92,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
+def import_wandb() -> Any:
+    """The package `wandb`, which a run may be without.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import wandb
     except ModuleNotFoundError as error:
         raise ConfigError("train.wandb_project is set, and wandb is not installed: pip install wandb") from error
+    return wandb
+
+
+def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    wandb = import_wandb()
     # One run of theirs for one run of ours, whatever was killed between and wherever its folder moves.
     kept = folder / WANDB_ID_NAME
     if not kept.exists():
         write_atomically(kept, uuid.uuid4().hex)
     settings = {"name": folder.resolve().name, "dir": str(folder), "config": dict(config)}
-    return wandb.init(project=project, id=kept.read_text().strip(), resume="allow", **settings)
+    try:
+        return wandb.init(project=project, id=kept.read_text().strip(), resume="allow", **settings)
+    except wandb.Error as error:
+        raise ConfigError(
+            f"train.wandb_project is {project!r}, and Weights & Biases does not take the run: {error}. Log in (wandb "
+            "login), record on this machine alone (WANDB_MODE=offline), or set train.wandb_project to None"
+        ) from error

@@ -30,7 +30,9 @@ class Validation:
         with contextlib.closing(stream):
             for first in range(0, self._pairs, size):
                 rows = first + index * (size // count) + np.arange(size // count)
-                self._batches.append((next(stream), (rows < self._pairs).astype(np.float32)))
+                # Copies: worker processes hand over arrays in /dev/shm, which may be small.
+                batch = {name: np.array(value) for name, value in next(stream).items()}
+                self._batches.append((batch, (rows < self._pairs).astype(np.float32)))
 
     def __bool__(self) -> bool:
         return bool(self._batches)

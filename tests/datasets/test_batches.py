@@ -132,17 +132,13 @@ def test_workers_are_processes_without_devices():
     assert not any(batch["has_devices"].any() for batch in drawn)
 
 
-def test_workers_leave_signals_to_their_parent():
-    """Ctrl-C and `timeout` reach the whole group, and a run that is told to stop still wants its batch."""
-    stream = batches(Numbers(), 1, workers=2)
-    pids = {int(batch["pid"][0]) for batch in take(stream, 4)}
-    for pid in pids:
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGINT)
-    drawn = take(stream, 20)
+def test_a_worker_that_is_killed_is_named():
+    stream = batches(Numbers(), 1, workers=1)
+    os.kill(int(next(stream)["pid"][0]), signal.SIGKILL)
+    with pytest.raises(DatasetError, match=r"exit code -9\); .*lower train.workers"):
+        while True:
+            next(stream)
     stream.close()
-    assert [int(batch["index"][0]) for batch in drawn] == list(range(4, 24))
-    assert {int(batch["pid"][0]) for batch in drawn} == pids
 
 
 SCRIPT = """
@@ -153,10 +149,23 @@ from tests.datasets.test_batches import Numbers
 
 if __name__ == "__main__":
     stream = batches(Numbers(), 1, workers=1)
-    print(int(next(stream)["pid"][0]), flush=True)
     while True:
-        next(stream)
+        print(int(next(stream)["pid"][0]), flush=True)
 """
+
+
+def test_workers_leave_signals_to_their_parent(tmp_path):
+    """Ctrl-C and `timeout` reach the whole group, and a run that is told to stop still wants its batch."""
+    (tmp_path / "run.py").write_text(SCRIPT)  # its first process of all is the worker
+    command = [sys.executable, str(tmp_path / "run.py"), str(REPOSITORY)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        os.kill(worker, signal.SIGTERM)
+        os.kill(worker, signal.SIGINT)
+        drawn = [parent.stdout.readline() for _ in range(50)]
+        parent.kill()
+    assert drawn == [f"{worker}\n"] * 50
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):

@@ -86,8 +86,10 @@ def test_killed_at_any_moment_a_run_goes_on(dataset, uninterrupted, tmp_path, wo
         before = _box_files(folder)
         started = diary.read_text().count("\n") if diary.exists() else 0
         program = _start(dataset, tmp_path / "out", diary, workers)
-        # Somewhere in the first, or between two results: a sequence takes 0.2 s.
-        _wait_until(lambda: diary.exists() and diary.read_text().count("\n") > started)  # noqa: B023
+        # Somewhere in the first, or between two results: a sequence takes 0.2 s. On a slow machine the run before may
+        # have left nothing to do.
+        begun = lambda: diary.exists() and diary.read_text().count("\n") > started  # noqa: B023, E731
+        _wait_until(lambda: begun() or program.poll() is not None)  # noqa: B023
         time.sleep(moments.uniform(0, 0.5))
         program.kill()
         program.wait()

@@ -1,10 +1,12 @@
 """Checkpoints: which are kept, what a damaged one does, other meshes, and folders that cannot be written to."""
 
 import errno
+import gc
 import logging
 import os
 import resource
 import shutil
+import sys
 import warnings
 
 import jax
@@ -132,7 +134,9 @@ def lose(name):
         change("_METADATA", "jax.Array", "jax.Arrqy"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda fault: heard.append(str(fault.exc_value)))
     with Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, 1)
         save(checkpoints, 2)
@@ -144,6 +148,8 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     ):
         np.testing.assert_array_equal(kernel(others.restore(abstract()).state), kernel(state_at(1)))
     assert everything(tmp_path) == there, "another run's folder"
+    gc.collect()
+    assert not heard, "one warning, and nothing from Orbax's threads"
     with pytest.warns(UserWarning, match=f"{tmp_path}/2: a damaged checkpoint is passed over"):
         checkpoints = Checkpoints(tmp_path)
         state = checkpoints.restore(abstract()).state

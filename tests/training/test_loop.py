@@ -1,6 +1,7 @@
 """Whole runs on a data set of a few small frames: learning, resuming, and failing loudly."""
 
 import json
+import signal
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.signals import Stopped, StopSignals
+from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError
 from mixformer_jax.training.loop import train
@@ -30,6 +33,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     assert "backbone/blocks_0/mlp/fc1/kernel" in about["gradients_not_finite"]
     # Nothing of it was saved.
     assert all(int(path.name) <= about["step"] for path in (tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_signal_while_it_saves_needs_no_second_checkpoint(config, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def save_and_be_told(self, state, *others):
+        save(self, state, *others)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_be_told)
+    with StopSignals("mixformer") as signals, pytest.raises(Stopped):
+        train(config, tmp_path)
+    assert signals.asked() == signal.SIGTERM
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
 
 
 def test_unknown_keys_are_errors(config):

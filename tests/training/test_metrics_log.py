@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.loop import train
 from mixformer_jax.training.metrics_log import MetricsLog, read_lines
 from mixformer_jax.training.progress import Progress
 from mixformer_jax.training.settings import RunConfig
@@ -69,6 +70,26 @@ def test_weights_and_biases_get_the_metrics_too(tmp_path, monkeypatch):
         pass
     assert started[0]["name"] == started[1]["name"]
     assert started[0]["id"] != started[1]["id"] == started[2]["id"]
+
+
+def test_a_refusal_of_weights_and_biases_is_one_sentence(tmp_path, monkeypatch):
+    class Error(Exception):
+        pass
+
+    def init(**settings):
+        raise Error("api_key not configured (no-tty)")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Error=Error))
+    with pytest.raises(ConfigError, match=r"does not take the run: api_key not configured.*WANDB_MODE=offline"):
+        MetricsLog(tmp_path, 0, {}, "project")
+
+
+def test_a_run_without_its_package_begins_nothing(tmp_path, monkeypatch, config):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config["train"]["wandb_project"] = "project"
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def report(loss, squares=(1.0, 2.0)):

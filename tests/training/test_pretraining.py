@@ -226,3 +226,8 @@ def test_crop_sizes_are_the_model_s(root):
     config["data"]["crops"] = {"search_size": 96}
     with pytest.raises(ConfigError, match=r"data\.crops may not set search_size: the autoencoder does"):
         PretrainExperiment.from_mapping(config)
+
+
+def test_what_the_file_system_says_is_one_sentence(capsys):
+    assert main(["--config", "n" * 300]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

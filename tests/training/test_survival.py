@@ -83,6 +83,7 @@ def test_killed_or_stopped_at_any_moment_a_run_ends_with_the_same_bits(root, tmp
         assert commands.wait(process) == (-number if number == signal.SIGKILL else 128 + number), log.read_text()
     assert "the same command goes on from there" in log.read_text()
     assert commands.wait(start("killed")) == 0, log.read_text()
+    assert "leaked" not in log.read_text(), "nobody need hear of shared memory that is cleared"
 
     expected, found = (tensors(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     for name, value in expected.items():
