@@ -179,13 +179,13 @@ class PeerWatch:
 
     def __enter__(self) -> "PeerWatch":
         if self._client is not None:
+            _put_off_aborts()
             threading.Thread(target=self._watch, name="peer watch", daemon=True).start()
             if global_state.process_id == 0:
                 # Connections wait to be accepted for as long as this process lives.
                 self._door = socket.create_server(("", 0), backlog=global_state.num_processes)
                 self._client.key_value_set(_PORT, str(self._door.getsockname()[1]))
             else:
-                _put_off_aborts()
                 threading.Thread(target=self._follow_first, name="peer watch", daemon=True).start()
         return self
 
@@ -259,7 +259,8 @@ def _end(message: str, last: Callable[[], object] | None = None) -> NoReturn:
 
 
 def _put_off_aborts() -> None:
-    """JAX's service aborts its clients as soon as process 0 is gone; they shall first say what that means.
+    """JAX's service aborts its clients, that of process 0 too, where a process is gone; they shall first say what that
+    means.
 
     The handler of SIGABRT is the C library's `sleep`: called with the signal's number, it puts the abort off by so many
     seconds, needs none of Python's locks, and goes on to abort where nobody has ended the process by then.
