@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, NoReturn
@@ -180,7 +181,8 @@ class PeerWatch:
     def __enter__(self) -> "PeerWatch":
         if self._client is not None:
             _put_off_aborts()
-            threading.Thread(target=self._watch, name="peer watch", daemon=True).start()
+            for task in (self._meet, self._listen):
+                threading.Thread(target=task, name="peer watch", daemon=True).start()
             if global_state.process_id == 0:
                 # Connections wait to be accepted for as long as this process lives.
                 self._door = socket.create_server(("", 0), backlog=global_state.num_processes)
@@ -200,17 +202,23 @@ class PeerWatch:
         if not self._part(_FAILURE_MS if failed else self._timeout_ms):
             self._leave(str(error or lost_peer("it did not come to the end")))
 
-    def _watch(self) -> None:
-        failure = None
+    def _meet(self) -> None:
+        """Meets the others every second, to the end of all: they wait for this process, too."""
         try:
-            while failure is None:  # to the end of all: the others wait for this one, too
+            while True:
+                time.sleep(_BEAT_MS / 1000)
                 self._client.wait_at_barrier(_ALIVE, self._timeout_ms)
-                failure = self._failure()
-            if not self._ended.wait(OWN_FAILURE_S):
-                self._leave(f"{_this_process()} ends, for {failure}", True)
         except jax.errors.JaxRuntimeError as error:
             if not self._ended.is_set():
                 self._leave(str(lost_peer(str(error).splitlines()[0])))
+
+    def _listen(self) -> None:
+        """Hears of a failure. Not between two meetings: who has heard of it would not come to the next one."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone: `_meet` says so
+            while (failure := self._failure()) is None:
+                pass
+            if not self._ended.wait(OWN_FAILURE_S):
+                self._leave(f"{_this_process()} ends, for {failure}", True)
 
     def _follow_first(self) -> None:
         """Notices that process 0 is gone by a connection of its own: the thread that hears the service's answers is the
