@@ -34,17 +34,17 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.turns import time_in_turns
-from mixformer_jax.bench import device_name
+from mixformer_jax.cli.bench import device_name
+from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
 from mixformer_jax.data.pairs import usable_frames
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.sequences import open_dataset
-from mixformer_jax.data.views import CropConfig
-from mixformer_jax.demo import render_demo_clip
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import write_atomically
+from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(
     template_size=128,

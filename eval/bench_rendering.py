@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 from eval.turns import time_in_turns
-from mixformer_jax.bench import device_name
+from mixformer_jax.cli.bench import device_name
 from mixformer_jax.config_files import default_settings, load_config
-from mixformer_jax.data.device_samples import DeviceSamples
 from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches, one_opencv_thread
+from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mixformer_jax.data.groundtruth import read_groundtruth
-from mixformer_jax.data.records import Sequence
+from mixformer_jax.datasets.groundtruth import read_groundtruth
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
@@ -91,7 +91,7 @@ def _turn(name: str, root: Path) -> dict[str, Any]:
 def _score(root: Path) -> Callable[[], list[float]]:
     def run() -> list[float]:
         paths = sorted((root / "groundtruth").iterdir())
-        sequences = [Sequence(path.stem, read_groundtruth(path), _no_frame, 30.0, root) for path in paths]
+        sequences = [TrackingSequence(path.stem, read_groundtruth(path), _no_frame, 30.0, root) for path in paths]
         files = find_results(root / "results", [sequence.name for sequence in sequences])
         scores = score_results(files, "otb100", sequences, benchmark_rules("otb100", "got10k-toolkit"))
         return [tracker.headline["AUC"] / 100 for tracker in sorted(scores.trackers, key=lambda t: t.name)]

@@ -29,14 +29,14 @@ import numpy as np
 from einops import rearrange
 
 from eval.turns import WARM_UP_CALLS, Timed, time_in_turns
-from mixformer_jax.bench import device_name
+from mixformer_jax.cli.bench import device_name
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.files import write_atomically
+from mixformer_jax.media.video import prepare_output
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.models.sizes import size_config
-from mixformer_jax.video import prepare_output
 
 ONLINE_TEMPLATES = (1, 3)
 # What rounding may do to a box, as a share of the search crop, and to a score's logit.

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from mixformer_jax.boxes import iou, xywh_to_xyxy
-from mixformer_jax.demo import DemoClip, render_demo_clip
-from mixformer_jax.images import write_image
-from mixformer_jax.tracking.draw import contact_sheet
+from mixformer_jax.cli.demo import DemoClip, render_demo_clip
+from mixformer_jax.media.drawing import contact_sheet
+from mixformer_jax.media.images import write_image
 from mixformer_jax.tracking.interface import TrackerLike
 from mixformer_jax.tracking.record import annotate
 from mixformer_jax.tracking.tracker import load

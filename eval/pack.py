@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.submission import BENCHMARKS, TEST_SEQUENCES, pack_results
 
 

@@ -13,18 +13,18 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from mixformer_jax.console import silence_decoders
-from mixformer_jax.data.sequences import READERS, Dataset, open_dataset
-from mixformer_jax.evaluation.report.content import Report
-from mixformer_jax.evaluation.report.got10k import got10k_report
-from mixformer_jax.evaluation.report.ope import ope_report
-from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
-from mixformer_jax.evaluation.report.vot import vot_report
-from mixformer_jax.evaluation.report.write import summary, write_report
+from mixformer_jax.cli.console import silence_decoders
+from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.evaluation.result_names import SequenceNames, printable
 from mixformer_jax.evaluation.rules import RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results
 from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
+from mixformer_jax.reports.content import Report
+from mixformer_jax.reports.got10k import got10k_report
+from mixformer_jax.reports.ope import ope_report
+from mixformer_jax.reports.trackingnet import trackingnet_report
+from mixformer_jax.reports.vot import vot_report
+from mixformer_jax.reports.write import summary, write_report
 
 OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from mixformer_jax.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
-    from mixformer_jax.data.sequences import Dataset
+    from mixformer_jax.datasets.sequences import Dataset
     from mixformer_jax.evaluation.runner import Alone, RunSummary
     from mixformer_jax.evaluation.trackers import OpenedTracker, TrackerChoice
     from mixformer_jax.evaluation.workers import Workers
@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, "list[Tracke
         ConfigError: settings of the tracker that do not exist or cannot work.
     """
     from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
-    from mixformer_jax.data.sequences import READERS
+    from mixformer_jax.datasets.sequences import READERS
     from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
     from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, TrackerChoice
     from mixformer_jax.models.config import TrackerConfig
@@ -123,8 +123,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None, signals: StopSignals) -> int:
-    from mixformer_jax.console import silence_decoders
-    from mixformer_jax.data.sequences import open_dataset
+    from mixformer_jax.cli.console import silence_decoders
+    from mixformer_jax.datasets.sequences import open_dataset
     from mixformer_jax.evaluation.runner import describe
 
     silence_decoders()

@@ -31,16 +31,16 @@ import mixformer_jax
 from eval.bench_step import append_rows, random_variables
 from eval.peaks import PRODUCT_MACS, large_product, published_peak
 from eval.turns import Timed, time_in_turns
-from mixformer_jax.bench import device_name
+from mixformer_jax.cli.bench import device_name
 from mixformer_jax.crops import normalise
-from mixformer_jax.images import read_image
+from mixformer_jax.media.images import read_image
+from mixformer_jax.media.video import prepare_output
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
 from mixformer_jax.planning.profile import profile_model
 from mixformer_jax.tracking.sequence import scan_frames
 from mixformer_jax.tracking.step import encode_templates
 from mixformer_jax.tracking.tracker import Tracker
-from mixformer_jax.video import prepare_output
 
 SCAN_FRAMES = 4
 COLUMNS = (

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     from mixformer_jax.config_files import PREFIX, default_settings, load_config
     from mixformer_jax.convert.weights import WeightsError
-    from mixformer_jax.data.groundtruth import DatasetError
+    from mixformer_jax.datasets.groundtruth import DatasetError
     from mixformer_jax.models.config import ConfigError
     from mixformer_jax.training.checkpoints import CheckpointError
     from mixformer_jax.training.folder import TrainingError

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from mixformer_jax.cli.demo import DemoFrames
 from mixformer_jax.convert.autoencoders import load_autoencoder
 from mixformer_jax.crops import context_crop
-from mixformer_jax.data.groundtruth import read_groundtruth
-from mixformer_jax.demo import DemoFrames
-from mixformer_jax.images import write_image
+from mixformer_jax.datasets.groundtruth import read_groundtruth
+from mixformer_jax.media.images import write_image
+from mixformer_jax.media.video import open_source
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.start import weights_file
-from mixformer_jax.video import open_source
 
 Frames = dict[int, UInt8[np.ndarray, "h w 3"]]
 

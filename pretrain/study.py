@@ -30,7 +30,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 from mixformer_jax.files import write_atomically

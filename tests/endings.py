@@ -26,7 +26,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.weights import load_weights
-from mixformer_jax.video import VideoWriter, open_source
+from mixformer_jax.media.video import VideoWriter, open_source
 from tests.stand_ins import HEIGHT, WIDTH, square_boxes, square_clip
 from tests.training.conftest import write_sequence
 from tests.training.test_survival import config_file

@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.doctor import ASSET, track_clip
+from mixformer_jax.cli.doctor import ASSET, track_clip
 from mixformer_jax.files import write_atomically
 from mixformer_jax.tracking.tracker import load
 from tests.conftest import _GOLDEN

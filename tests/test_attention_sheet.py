@@ -9,13 +9,13 @@ import pytest
 
 import mixformer_jax
 from mixformer_jax import cli
-from mixformer_jax.attention_sheet import attention_sheet, draw_sheet
-from mixformer_jax.images import SourceError, read_image
+from mixformer_jax.cli.attention import attention_sheet, draw_sheet
+from mixformer_jax.media.images import SourceError, read_image
+from mixformer_jax.media.video import ArrayFrames, VideoWriter
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.tracking.attention_maps import AttentionMaps, View, looked_at
 from mixformer_jax.tracking.tracker import Tracker
-from mixformer_jax.video import ArrayFrames, VideoWriter
 from tests.stand_ins import HEIGHT, WIDTH, square_boxes, square_clip
 
 CONFIG = MixFormerConfig(

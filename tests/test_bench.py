@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixformer_jax.bench import COLUMNS, Timing, append_row, device_name, measure, table
+from mixformer_jax.cli.bench import COLUMNS, Timing, append_row, device_name, measure, table
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.tracking.tracker import Tracker

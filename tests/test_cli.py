@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import mixformer_jax
-from mixformer_jax import cli, training_commands
+from mixformer_jax import cli
+from mixformer_jax.cli import train as training_commands
 from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.media.video import VideoWriter, open_source
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.signals import Stopped
-from mixformer_jax.video import VideoWriter, open_source
 from tests.stand_ins import HEIGHT, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
 BOX = "--box=35,42,12,12"
@@ -334,7 +335,7 @@ def test_demo_reports_even_when_interrupted(capsys, tracker, tmp_path):
 
 
 def test_bench_prints_and_appends(capsys, tracker, tmp_path, monkeypatch):
-    from mixformer_jax import bench
+    from mixformer_jax.cli import bench
 
     seen = []
 

@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax import decoders
-from mixformer_jax.data.check import check_dataset
-from mixformer_jax.data.records import Dataset, VideoFrames
-from mixformer_jax.data.sequences import open_dataset
-from mixformer_jax.decoders import INTERLACED_CLIP, decoder_name, opencv_converts_interlaced
-from mixformer_jax.images import SourceError
-from mixformer_jax.interlaced import clip_frames, try_interlaced
-from mixformer_jax.video import open_source
+from mixformer_jax.datasets.check import check_dataset
+from mixformer_jax.datasets.records import Dataset, VideoFrames
+from mixformer_jax.datasets.sequences import open_dataset
+from mixformer_jax.media import decoders
+from mixformer_jax.media.decoders import INTERLACED_CLIP, decoder_name, opencv_converts_interlaced
+from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.interlaced import clip_frames, try_interlaced
+from mixformer_jax.media.video import open_source
 from tests.clips import INTERLACED as INTERLACED_FLAGS
 from tests.clips import write_clip
 

@@ -5,12 +5,12 @@ import importlib.util
 import numpy as np
 import pytest
 
-from mixformer_jax import demo
 from mixformer_jax.boxes import iou, xywh_to_xyxy
-from mixformer_jax.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, run_demo
-from mixformer_jax.images import read_image
+from mixformer_jax.cli import demo
+from mixformer_jax.cli.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, run_demo
+from mixformer_jax.media.images import read_image
+from mixformer_jax.media.video import OutputError, open_source
 from mixformer_jax.tracking.state import Tracked
-from mixformer_jax.video import OutputError, open_source
 
 
 @pytest.fixture(scope="module")

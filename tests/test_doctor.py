@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import mixformer_jax.doctor as doctor
+import mixformer_jax.cli.doctor as doctor
 from mixformer_jax import cli
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
 from mixformer_jax.extras import install_line

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from mixformer_jax.media.video import open_source
 from mixformer_jax.signals import Stopped, StopSignals, blocked, current, listening
-from mixformer_jax.video import open_source
 from tests.stand_ins import square_boxes
 
 BUSY = """
@@ -91,7 +91,7 @@ def test_a_second_signal_after_a_while_ends_it(program):
 RECORD = """
 import numpy as np
 from mixformer_jax.tracking import record
-from mixformer_jax.video import ArrayFrames
+from mixformer_jax.media.video import ArrayFrames
 from tests.stand_ins import RedTracker, square_boxes, square_clip
 record.STOP_S = 0.3
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.video import (
+from mixformer_jax.media.video import (
     CODECS,
     ArrayFrames,
     OutputError,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.synthetic import SyntheticConfig
-from mixformer_jax.data.views import CropConfig
+from mixformer_jax.data.pool.synthetic import SyntheticConfig
 from mixformer_jax.typed_settings import ConfigError, Count, InnerShare, NotNegative, Positive, Share, TypedSettings
+from mixformer_jax.views import CropConfig
 
 FrameScheme = Literal["causal", "trident", "trident_pro"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.sampling import Drawn, Sample, VideoPairs
-from mixformer_jax.data.views import CropConfig, UnusableSampleError, check_target, seen_share
+from mixformer_jax.views import CropConfig, UnusableSampleError, check_target, seen_share
 
 Kind = Literal["target", "other", "elsewhere", "beside"]
 

@@ -26,10 +26,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from mixformer_jax.data.frame_parts import Rectangle
-from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.pairs import absent_frames, centre_box, usable_frames
-from mixformer_jax.data.readers.packed import (
+from mixformer_jax.datasets.frame_parts import Rectangle
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.packed import (
     PACKING,
     StoredPart,
     encode_annotations,
@@ -37,9 +37,9 @@ from mixformer_jax.data.readers.packed import (
     encode_frame,
     shard_name,
 )
-from mixformer_jax.data.records import Dataset
+from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import whole_file, write_atomically
-from mixformer_jax.images import SourceError
+from mixformer_jax.media.images import SourceError
 from mixformer_jax.typed_settings import Count, CropFactor, NotNegative, Range, TypedSettings
 
 MARGIN = 2  # pixels more on each side, for rounding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as AbstractSequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float64, Int64
 
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import FrameScheme
-from mixformer_jax.data.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
-from mixformer_jax.data.records import Dataset, Sequence
 from mixformer_jax.data.sampling import Sample
-from mixformer_jax.data.views import (
+from mixformer_jax.datasets.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
+from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.views import (
     CENTRED,
     CropConfig,
     Placement,
@@ -46,13 +46,13 @@ class Source(NamedTuple):
 class Shot(NamedTuple):
     """One frame; with its box, or, where there is none, with the middle of the frame instead."""
 
-    sequence: Sequence
+    sequence: TrackingSequence
     frame: int
     has_box: bool = True
 
 
 # Opened for one sample. By the sequences themselves: names are unique within a data set alone.
-Frames = dict[tuple[Sequence, int], Frame]
+Frames = dict[tuple[TrackingSequence, int], Frame]
 
 
 class Draw(NamedTuple):
@@ -83,7 +83,7 @@ class SequencePairs:
 
     def __init__(
         self,
-        sources: AbstractSequence[Source],
+        sources: Sequence[Source],
         crops: CropConfig,
         augment: AugmentConfig,
         scheme: FrameScheme = "causal",
@@ -176,7 +176,7 @@ class SequencePairs:
         pixels, shown = cut(frame, rectangle, size)
         return pixels, box_within(box_xywh, shown)
 
-    def _draw_sequence(self, rng: np.random.Generator) -> tuple[Source, Sequence]:
+    def _draw_sequence(self, rng: np.random.Generator) -> tuple[Source, TrackingSequence]:
         """A data set by its ratio, and one of its sequences with enough visible frames."""
         chosen = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         source = self.sources[min(chosen, len(self.sources) - 1)]
@@ -192,7 +192,7 @@ class SequencePairs:
             f"{2 * (1 + self.crops.slots)} of them"
         )
 
-    def _draw_other(self, rng: np.random.Generator, sequence: Sequence) -> Shot:
+    def _draw_other(self, rng: np.random.Generator, sequence: TrackingSequence) -> Shot:
         """A frame of another sequence, with its box."""
         for _ in range(MAX_TRIES):
             source, other = self._draw_sequence(rng)
@@ -203,13 +203,15 @@ class SequencePairs:
         raise UnusableSampleError(f"no other sequence than {sequence.name} to draw a negative sample from")
 
 
-def usable_frames(sequence: Sequence, min_side: float = 0.0, hidden_too: bool = False) -> Bool[np.ndarray, " n"]:
+def usable_frames(
+    sequence: TrackingSequence, min_side: float = 0.0, hidden_too: bool = False
+) -> Bool[np.ndarray, " n"]:
     """Which frames have a box with both sides above `min_side`, and the target in view (unless `hidden_too`)."""
     usable = sequence.has_target & (sequence.boxes_xywh[:, 2:] > min_side).all(axis=1)
     return usable if hidden_too or sequence.visible is None else usable & sequence.visible
 
 
-def absent_frames(sequence: Sequence) -> Int64[np.ndarray, " m"]:
+def absent_frames(sequence: TrackingSequence) -> Int64[np.ndarray, " m"]:
     """Numbers of the frames without target: those marked so, or, where the data set has no marks, those of NaN.
 
     A small target is not absent, and a row without area that nothing marks may have the target in view.

@@ -17,10 +17,10 @@ import numpy as np
 from absl import flags
 
 from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
-from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.samples import Pools, TrackingSamples
 from mixformer_jax.data.sheet import contact_sheet
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.signals import blocked
 
 __all__ = [

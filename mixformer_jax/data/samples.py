@@ -14,13 +14,13 @@ from mixformer_jax.data.augment import disturb, occlude
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.labelled import LabelledPairs, PoolPairs
 from mixformer_jax.data.pairs import SequencePairs, Source
-from mixformer_jax.data.pool import ImagePool, VideoPool
-from mixformer_jax.data.pool_folder import is_pool_folder, read_images, read_videos
+from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
+from mixformer_jax.data.pool.pool import ImagePool, VideoPool
+from mixformer_jax.data.pool.synthetic import PastedPairs, RegionPairs, StillPairs
 from mixformer_jax.data.sampling import Sample, VideoPairs
-from mixformer_jax.data.sequences import Dataset, DatasetError, open_dataset
-from mixformer_jax.data.synthetic import PastedPairs, RegionPairs, StillPairs
-from mixformer_jax.data.views import UnusableSampleError
-from mixformer_jax.images import SourceError
+from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
+from mixformer_jax.media.images import SourceError
+from mixformer_jax.views import UnusableSampleError
 
 MAX_REDRAWS = 50
 Draw = Callable[[np.random.Generator], Sample] | LabelledPairs

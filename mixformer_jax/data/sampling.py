@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.pool import Clip, VideoPool
-from mixformer_jax.data.views import (
+from mixformer_jax.data.pool.pool import Clip, VideoPool
+from mixformer_jax.views import (
     CropConfig,
     Placement,
     UnusableSampleError,

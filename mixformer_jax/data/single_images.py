@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.readers.tfds import read_tfds_images
 from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
-from mixformer_jax.images import IMAGE_SUFFIXES, SourceError, read_image
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.tfds import read_tfds_images
+from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
 from mixformer_jax.typed_settings import Range, Share, ShareAboveZero, TypedSettings
 
 CENTRE_SHARE = 224 / 256  # of the shorter side: what classifiers are validated on

@@ -11,7 +11,7 @@ import jaxlib
 import numpy as np
 
 import mixformer_jax
-from mixformer_jax.decoders import decoder_name, find_pyav
+from mixformer_jax.media.decoders import decoder_name, find_pyav
 
 # OpenCV comes in four packages, whose versions tell more than the module's own.
 READERS = ("opencv-python-headless", "opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python", "av")

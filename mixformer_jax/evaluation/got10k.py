@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from mixformer_jax.data.groundtruth import DatasetError, read_labels
-from mixformer_jax.data.records import Sequence
+from mixformer_jax.datasets.groundtruth import DatasetError, read_labels
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import continuous_overlap
 
 SUCCESS_THRESHOLDS: Float64[np.ndarray, " 101"] = np.linspace(0, 1, 101)
@@ -89,7 +89,7 @@ class Got10kScores:
         return speeds
 
 
-def read_frame_labels(sequence: Sequence) -> FrameLabels:
+def read_frame_labels(sequence: TrackingSequence) -> FrameLabels:
     """cover.label and the resolution in meta_info.ini of a sequence's folder.
 
     Raises:

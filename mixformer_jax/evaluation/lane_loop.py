@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.prefetch import FramesAhead
 from mixformer_jax.evaluation.results import SequenceResult

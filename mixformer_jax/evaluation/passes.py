@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.records import Sequence
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.number_files import read_numbers
 
 
@@ -22,7 +22,7 @@ class Pass(NamedTuple):
     """
 
     label: str
-    sequence: Sequence
+    sequence: TrackingSequence
     anchor: int = 0
 
 
@@ -37,7 +37,7 @@ class Reordered:
         return self.frame(self.indices[index])
 
 
-def passes(dataset: str, sequence: Sequence) -> list[Pass]:
+def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     """The passes that a data set, by its reader's name, asks for.
 
     VOT's anchors (Kristan et al. 2020) are in `anchor.value`, a number a frame: from a frame with a number above zero a
@@ -59,7 +59,7 @@ def passes(dataset: str, sequence: Sequence) -> list[Pass]:
     return [_run_from(sequence, int(anchor), bool(anchors[anchor] < 0)) for anchor in np.flatnonzero(anchors)]
 
 
-def _run_from(sequence: Sequence, anchor: int, backward: bool) -> Pass:
+def _run_from(sequence: TrackingSequence, anchor: int, backward: bool) -> Pass:
     indices = range(anchor, -1, -1) if backward else range(anchor, len(sequence))
     run = dataclasses.replace(
         sequence,

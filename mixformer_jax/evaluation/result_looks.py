@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import continuous_overlap
 from mixformer_jax.evaluation.results import read_boxes
 from mixformer_jax.evaluation.scoring import TrackerFiles, known_length

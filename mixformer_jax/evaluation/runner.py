@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float64
 from tqdm import tqdm
 
-from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.records import Dataset
-from mixformer_jax.data.records import Sequence as TrackingSequence
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, explain, longest_first
 from mixformer_jax.evaluation.layouts import ResultPaths, layout_of, result_paths, tracker_folders
 from mixformer_jax.evaluation.passes import Pass, passes
@@ -22,7 +21,7 @@ from mixformer_jax.evaluation.result_names import printable
 from mixformer_jax.evaluation.results import ResultsError, check_names, claim_folder, is_finished, write_result
 from mixformer_jax.evaluation.trackers import OpenedTracker
 from mixformer_jax.files import write_atomically
-from mixformer_jax.images import SourceError
+from mixformer_jax.media.images import SourceError
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from mixformer_jax.data.records import Sequence
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.result_looks import OTHER, look_at
 from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
@@ -47,7 +47,7 @@ class _Result(NamedTuple):
     times_s: Float64[np.ndarray, "n k"] | None
 
 
-def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequence], out: str | Path) -> Pack:
+def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[TrackingSequence], out: str | Path) -> Pack:
     """Writes the archive of one tracker that a server takes.
 
     Args:
@@ -106,7 +106,7 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Sequenc
     )
 
 
-def _check_got10k(folders: list[ResultFolder], sequence: Sequence) -> _Result:
+def _check_got10k(folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
     paths = _find(folders, sequence)
     if len(paths) > MAX_REPETITIONS:
         raise ResultsError(f"{_place(folders, sequence)}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
@@ -125,14 +125,14 @@ def _check_got10k(folders: list[ResultFolder], sequence: Sequence) -> _Result:
     return _Result(boxes_xywh, times_s)
 
 
-def _check_trackingnet(folders: list[ResultFolder], sequence: Sequence) -> _Result:
+def _check_trackingnet(folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
     paths = _find(folders, sequence)
     if len(paths) > 1:
         raise ResultsError(f"{_place(folders, sequence)}: {len(paths)} repetitions; TrackingNet's server takes one")
     return _Result(_read_repetitions(paths, sequence), None)
 
 
-def _find(folders: list[ResultFolder], sequence: Sequence) -> list[Path]:
+def _find(folders: list[ResultFolder], sequence: TrackingSequence) -> list[Path]:
     paths = [folder.boxes(sequence.name) for folder in folders]
     lacking = [folder.path for folder, found in zip(folders, paths, strict=True) if not found]
     if lacking:
@@ -140,11 +140,11 @@ def _find(folders: list[ResultFolder], sequence: Sequence) -> list[Path]:
     return [path for found in paths for path in found]
 
 
-def _place(folders: list[ResultFolder], sequence: Sequence) -> Path:
+def _place(folders: list[ResultFolder], sequence: TrackingSequence) -> Path:
     return folders[0].path / sequence.name
 
 
-def _read_repetitions(paths: list[Path], sequence: Sequence) -> list[Float64[np.ndarray, "n 4"]]:
+def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Float64[np.ndarray, "n 4"]]:
     if len(sequence) == 1 and not sequence.has_frames:
         raise ResultsError(
             f"{sequence.root}: no frames, and of a test set the first box alone is published, so that only they tell "
@@ -184,7 +184,10 @@ def _rows(values: Float64[np.ndarray, "n k"], form: str) -> str:
 
 # How a sequence is checked, and what its part of the archive is.
 BENCHMARKS: Mapping[
-    str, tuple[Callable[[list[ResultFolder], Sequence], _Result], Callable[[str, _Result], Iterable[tuple[str, str]]]]
+    str,
+    tuple[
+        Callable[[list[ResultFolder], TrackingSequence], _Result], Callable[[str, _Result], Iterable[tuple[str, str]]]
+    ],
 ] = MappingProxyType(
     {
         "got10k": (_check_got10k, _got10k_members),

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 from tqdm import tqdm
 
-from mixformer_jax.images import SourceError
+from mixformer_jax.media.drawing import GROUND_TRUTH, draw_box, draw_caption, target_colour
+from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.video import FrameSource, VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
-from mixformer_jax.tracking.draw import GROUND_TRUTH, draw_box, draw_caption, target_colour
 from mixformer_jax.tracking.interface import Frame, MultiTrackerLike
 from mixformer_jax.tracking.result_files import ResultFiles
-from mixformer_jax.video import FrameSource, VideoWriter, prepare_output
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
 STOP_S = 3.0

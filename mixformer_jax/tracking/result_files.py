@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mixformer_jax.files import Part, named_errors, write_atomically
-from mixformer_jax.video import prepare_output
+from mixformer_jax.media.video import prepare_output
 
 
 def numbered_paths(path: Path, count: int) -> tuple[Path, ...]:

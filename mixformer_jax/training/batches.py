@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mixformer_jax.data.device_samples import DeviceSamples
+from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.training.objective import Samples
 from mixformer_jax.training.sharding import BATCH, place, put_batch
 

@@ -22,7 +22,7 @@ from mixformer_jax.convert.initial import init_from
 from mixformer_jax.convert.mae_names import start_from_mae
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig, held_out
-from mixformer_jax.data.device_samples import DeviceSamples
+from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.data.samples import Pools, Rendered, TrackingSamples
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
 from mixformer_jax.models.autoencoder import (

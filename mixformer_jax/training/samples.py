@@ -1,7 +1,7 @@
 """The samples of an experiment: those to train on, and fixed ones of held-out sequences."""
 
-from mixformer_jax.data.device_samples import DeviceSamples
 from mixformer_jax.data.pipeline import Pools, TrackingSamples, held_out
+from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.training.experiment import Experiment
 
 

@@ -20,8 +20,8 @@ from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig, held_out
 from mixformer_jax.data.pipeline import BadDataError, batches
 from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.sequences import DatasetError
-from mixformer_jax.data.views import CropConfig
+from mixformer_jax.datasets.sequences import DatasetError
+from mixformer_jax.views import CropConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CROPS = CropConfig(template_size=16, search_size=32, search_factor=4.5, centre_jitter=4.5)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mixformer_jax.cli import main
-from mixformer_jax.data.check import check_dataset
-from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.datasets.check import check_dataset
+from mixformer_jax.datasets.sequences import open_dataset
 
 
 def write_got10k(root, name, lines, absence):

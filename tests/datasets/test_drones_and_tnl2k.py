@@ -10,12 +10,12 @@ import pytest
 from eval.report import main as report
 from eval.run import main as run
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.check import check_dataset
 from mixformer_jax.data.config import DataConfig, DatasetConfig
-from mixformer_jax.data.readers.lasot import EXTENSION_CLASSES
-from mixformer_jax.data.readers.uav123 import FIRST_FRAMES
 from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.sequences import READERS, DatasetError, open_dataset
+from mixformer_jax.datasets.check import check_dataset
+from mixformer_jax.datasets.lasot import EXTENSION_CLASSES
+from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
+from mixformer_jax.datasets.uav123 import FIRST_FRAMES
 from mixformer_jax.evaluation.rules import BENCHMARK_RULES, RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 

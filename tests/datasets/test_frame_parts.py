@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.crops import context_crop
-from mixformer_jax.data.frame_parts import (
+from mixformer_jax.data.packing import PackConfig, pack_frame
+from mixformer_jax.datasets.frame_parts import (
     FramePart,
     Rectangle,
     WholeFrame,
@@ -15,9 +16,8 @@ from mixformer_jax.data.frame_parts import (
     cut,
     shows_frame,
 )
-from mixformer_jax.data.packing import PackConfig, pack_frame
-from mixformer_jax.data.readers.packed import PackedFrame
-from mixformer_jax.data.views import Placement, UnusableSampleError
+from mixformer_jax.datasets.packed import PackedFrame
+from mixformer_jax.views import Placement, UnusableSampleError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
 boxes = st.tuples(st.floats(-20, 85), st.floats(-20, 65), st.floats(4, 60), st.floats(4, 60)).map(np.array)

@@ -10,11 +10,11 @@ from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, Mix, held_out
 from mixformer_jax.data.labelled import LabelledPairs
-from mixformer_jax.data.pool import Clip, CutOut, ImagePool, VideoPool, cut_out
+from mixformer_jax.data.pool.pool import Clip, CutOut, ImagePool, VideoPool, cut_out
+from mixformer_jax.data.pool.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig
 from mixformer_jax.data.samples import Pools, TrackingSamples
 from mixformer_jax.data.sampling import Drawn, VideoPairs
-from mixformer_jax.data.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig
-from mixformer_jax.data.views import CropConfig, UnusableSampleError, linear_map, pyramid, target_view
+from mixformer_jax.views import CropConfig, UnusableSampleError, linear_map, pyramid, target_view
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)
 PLAIN = AugmentConfig(

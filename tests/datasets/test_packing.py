@@ -10,10 +10,10 @@ from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
 from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.sequences import DatasetError, open_dataset
-from mixformer_jax.data.views import CropConfig
-from mixformer_jax.images import SourceError
+from mixformer_jax.datasets.sequences import DatasetError, open_dataset
+from mixformer_jax.media.images import SourceError
 from mixformer_jax.typed_settings import ConfigError
+from mixformer_jax.views import CropConfig
 
 COUNT = 24
 CROPS = CropConfig(template_size=32, search_size=64, search_factor=4.5, centre_jitter=4.5, scale_jitter=0.5)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig, disturb
 from mixformer_jax.data.pairs import SequencePairs, Source, absent_frames, centre_box, draw_frames, usable_frames
-from mixformer_jax.data.records import Dataset, Sequence
-from mixformer_jax.data.views import CropConfig, UnusableSampleError
+from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.views import CropConfig, UnusableSampleError
 
 CROPS = CropConfig(template_size=32, search_size=64, search_factor=4.5, centre_jitter=4.5, scale_jitter=0.5)
 PLAIN = AugmentConfig(**dict.fromkeys(vars(AugmentConfig()), 0.0))
@@ -79,7 +79,7 @@ def sequence(name="moving", count=30, hidden=(), is_still=False):
     boxes_xywh = np.array([[40.0 + i, 30.0, 20.0, 20.0] for i in range(count)])
     visible = np.ones(count, bool)
     visible[list(hidden)] = False
-    return Sequence(name, boxes_xywh, white_square, 30.0, Path("/nowhere"), visible, is_still=is_still)
+    return TrackingSequence(name, boxes_xywh, white_square, 30.0, Path("/nowhere"), visible, is_still=is_still)
 
 
 def dataset(*sequences):
@@ -186,7 +186,7 @@ def test_small_targets_are_not_absent():
     boxes_xywh = np.array([[40.0, 30.0, 20.0, 20.0]] * 30)
     boxes_xywh[::2, 2:] = 8.0
     boxes_xywh[29] = np.nan
-    small = Sequence("shrinks", boxes_xywh, white_square, 30.0, Path("/nowhere"))
+    small = TrackingSequence("shrinks", boxes_xywh, white_square, 30.0, Path("/nowhere"))
     np.testing.assert_array_equal(absent_frames(small), [29])
     source = SequencePairs(
         [Source("set", dataset(small), 1.0, min_side=10.0)], CROPS, PLAIN, "trident_pro", positive_share=0.5
@@ -208,7 +208,7 @@ def test_negative_samples_of_two_data_sets_with_sequences_of_one_name():
 
     boxes_xywh = np.array([[50.0, 35.0, 20.0, 20.0]] * 24)
     sets = [
-        dataset(Sequence("car", boxes_xywh, coloured(channel), 30.0, Path(f"/{name}")))
+        dataset(TrackingSequence("car", boxes_xywh, coloured(channel), 30.0, Path(f"/{name}")))
         for channel, name in enumerate(("first", "second"))
     ]
     source = pairs(*sets, scheme="trident", positive_share=0.2)
@@ -232,7 +232,9 @@ def test_a_data_set_that_is_given_twice_is_no_negative_of_itself(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     boxes_xywh = np.array([[50.0, 35.0, 20.0, 20.0]] * 24)
-    twice = [dataset(Sequence("car", boxes_xywh, white_square, 30.0, tmp_path / name)) for name in ("real", "link")]
+    twice = [
+        dataset(TrackingSequence("car", boxes_xywh, white_square, 30.0, tmp_path / name)) for name in ("real", "link")
+    ]
     rng = np.random.default_rng(0)
     with pytest.raises(UnusableSampleError, match="no other sequence than car"):
         for _ in range(20):
@@ -242,7 +244,7 @@ def test_a_data_set_that_is_given_twice_is_no_negative_of_itself(tmp_path):
 def test_usable_frames():
     boxes_xywh = np.array([[0, 0, 5, 5], [0, 0, 0, 5], [np.nan] * 4, [0, 0, 9, 4]], np.float64)
     visible = np.array([False, True, True, True])
-    made = Sequence("made", boxes_xywh, white_square, 30.0, Path("/nowhere"), visible)
+    made = TrackingSequence("made", boxes_xywh, white_square, 30.0, Path("/nowhere"), visible)
     np.testing.assert_array_equal(usable_frames(made), [False, False, False, True])
     np.testing.assert_array_equal(usable_frames(made, hidden_too=True), [True, False, False, True])
     np.testing.assert_array_equal(usable_frames(made, 4.5, hidden_too=True), [True, False, False, False])
@@ -255,7 +257,7 @@ def test_each_crop_is_flipped_and_lit_by_itself():
         return picture
 
     boxes_xywh = np.tile([50.0, 35.0, 20.0, 20.0], (40, 1))
-    still_target = Sequence("made", boxes_xywh, half_white, 30.0, Path("/nowhere"))
+    still_target = TrackingSequence("made", boxes_xywh, half_white, 30.0, Path("/nowhere"))
     augment = AugmentConfig(**{**vars(PLAIN), "separate_flip_probability": 0.5, "separate_gain": 0.2})
     source = pairs(dataset(still_target), augment=augment)
     rng = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mixformer_jax.data.pipeline import DataConfig, Mix, Pools, TrackingSamples, batches, contact_sheet
-from mixformer_jax.data.pool import ImagePool, VideoPool
-from mixformer_jax.data.views import CropConfig
+from mixformer_jax.data.pool.pool import ImagePool, VideoPool
+from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)
 

@@ -8,11 +8,11 @@ import pytest
 
 from mixformer_jax.cli import main
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.pool import ImagePool, VideoPool
-from mixformer_jax.data.pool_folder import PoolFolderConfig, is_pool_folder, read_images, read_videos, write_pool_folder
+from mixformer_jax.data.pool.folder import PoolFolderConfig, is_pool_folder, read_images, read_videos, write_pool_folder
+from mixformer_jax.data.pool.pool import ImagePool, VideoPool
 from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.views import CropConfig
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.views import CropConfig
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_the_command_writes_a_folder(root, tmp_path, capsys):
 def test_the_command_has_the_defaults_of_the_library(root, tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(
-        "mixformer_jax.data.pool_folder.write_pool_folder",
+        "mixformer_jax.data.pool.folder.write_pool_folder",
         lambda root, out, config, threads: found.append(config) or _stop(),
     )
     assert main(["data", "pool", str(root), str(tmp_path / "pool")]) == 2

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.data.readers.layout import SPLITS, read_numbers
-from mixformer_jax.data.readers.vot import region_box
-from mixformer_jax.data.records import Dataset, Sequence
-from mixformer_jax.data.sequences import DatasetError, open_dataset
 from mixformer_jax.data.single_images import ImageSamples, ImagesConfig, open_images
+from mixformer_jax.datasets.layout import SPLITS, read_numbers
+from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.datasets.sequences import DatasetError, open_dataset
+from mixformer_jax.datasets.vot import region_box
 
 SIZE = (24, 32)
 
@@ -406,7 +406,7 @@ def test_a_data_set_reads_a_sequence_once_and_keeps_the_last_ones(tmp_path):
 
     def read_one(key):
         read.append(key)
-        return Sequence(key, np.ones((1, 4)), np.zeros, 30.0, tmp_path)
+        return TrackingSequence(key, np.ones((1, 4)), np.zeros, 30.0, tmp_path)
 
     dataset = Dataset("any", tmp_path, ["a", "b", "c"], read_one, kept=2)
     assert [dataset[i].name for i in (0, 0, 1, 0, 2, 0, 1)] == ["a", "a", "b", "a", "c", "a", "b"]

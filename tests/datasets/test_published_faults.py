@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.check import check_dataset
-from mixformer_jax.data.known_faults import KNOWN_FAULTS, known_fault
 from mixformer_jax.data.packing import PackConfig, pack
 from mixformer_jax.data.pairs import SequencePairs, Source, absent_frames, usable_frames
-from mixformer_jax.data.readers.layout import SPLITS
-from mixformer_jax.data.sequences import DatasetError, open_dataset
-from mixformer_jax.data.views import CropConfig
-from mixformer_jax.images import SourceError
+from mixformer_jax.datasets.check import check_dataset
+from mixformer_jax.datasets.known_faults import KNOWN_FAULTS, known_fault
+from mixformer_jax.datasets.layout import SPLITS
+from mixformer_jax.datasets.sequences import DatasetError, open_dataset
+from mixformer_jax.media.images import SourceError
+from mixformer_jax.views import CropConfig
 
 GOOD = "10,12,8,6"
 
@@ -135,7 +135,7 @@ def test_what_the_system_refuses_costs_one_sequence(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(folder))
         return sorted(folder.glob("*.jpg"))
 
-    monkeypatch.setattr("mixformer_jax.data.readers.folder.list_images", list_images)
+    monkeypatch.setattr("mixformer_jax.datasets.folder.list_images", list_images)
     sequences, unreadable = open_dataset("folder", tmp_path).read_all()
     assert [each.name for each in sequences] == ["b"] and "Permission denied" in unreadable["a"]
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import DatasetError, open_dataset
-from mixformer_jax.images import SourceError
+from mixformer_jax.datasets.sequences import DatasetError, open_dataset
+from mixformer_jax.media.images import SourceError
 
 SIZE = (48, 64)
 
@@ -104,9 +104,9 @@ def test_folder_length_differs(tmp_path, write, num_boxes):
 def test_folder_header_count_is_not_trusted(tmp_path, monkeypatch):
     write_video(tmp_path / "seq", 6)
     monkeypatch.setattr(
-        "mixformer_jax.video.VideoFile.num_frames", property(lambda _: 9, lambda *_: None), raising=False
+        "mixformer_jax.media.video.VideoFile.num_frames", property(lambda _: 9, lambda *_: None), raising=False
     )
-    monkeypatch.setattr("mixformer_jax.video.MISSING_FRAMES", 100)
+    monkeypatch.setattr("mixformer_jax.media.video.MISSING_FRAMES", 100)
     (sequence,) = open_dataset("folder", tmp_path)
     assert len(sequence) == 6
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.pool import Clip, VideoPool
+from mixformer_jax.data.pool.pool import Clip, VideoPool
 from mixformer_jax.data.sampling import VideoPairs, clip_weights, draw_times
-from mixformer_jax.data.views import CropConfig, UnusableSampleError
+from mixformer_jax.views import CropConfig, UnusableSampleError
 
 GEOMETRY_ONLY = AugmentConfig(aspect=0.3)
 

@@ -1,4 +1,4 @@
-"""Annotation files, the Sequence record, and frames by index."""
+"""Annotation files, the TrackingSequence record, and frames by index."""
 
 import copy
 import pickle
@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.data.records import ImageFrames, VideoFrames
-from mixformer_jax.data.sequences import (
+from mixformer_jax.datasets.records import ImageFrames, VideoFrames
+from mixformer_jax.datasets.sequences import (
     READERS,
     DatasetError,
-    Sequence,
+    TrackingSequence,
     open_dataset,
     read_groundtruth,
     read_labels,
 )
-from mixformer_jax.images import SourceError
+from mixformer_jax.media.images import SourceError
 
 SIZE = (48, 64)
 GREY_STEP = 10
@@ -165,7 +165,7 @@ def test_video_forward_access_decodes_once(tmp_path, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr("mixformer_jax.data.records.open_source", lambda _: Counting())
+    monkeypatch.setattr("mixformer_jax.datasets.records.open_source", lambda _: Counting())
     frames = VideoFrames(path)
     for index in (0, 1, 1, 4, 4, 11):
         assert frame_number(frames(index)) == index
@@ -201,7 +201,7 @@ def test_frames_pickle_and_copy_with_a_position_of_their_own(tmp_path):
 
 def test_sequence_frames_are_not_disturbed_by_random_access(tmp_path):
     video = VideoFrames(write_video(tmp_path / "video.mp4", 8))
-    sequence = Sequence("video", np.zeros((8, 4)), video, 25.0, tmp_path)
+    sequence = TrackingSequence("video", np.zeros((8, 4)), video, 25.0, tmp_path)
     seen = []
     for index, frame in enumerate(sequence.frames()):
         seen.append(frame_number(frame))

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data import pipeline
-from mixformer_jax.data.groundtruth import DatasetError
 from mixformer_jax.data.pipeline import BadDataError, batches
 from mixformer_jax.data.single_images import (
     CentreCrops,
@@ -22,6 +21,7 @@ from mixformer_jax.data.single_images import (
     open_images,
     random_part,
 )
+from mixformer_jax.datasets.groundtruth import DatasetError
 
 
 def grey(level, height=40, width=60):

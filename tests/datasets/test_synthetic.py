@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig, Light
-from mixformer_jax.data.pool import CutOut, ImagePool, cut_out
-from mixformer_jax.data.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig, paste
-from mixformer_jax.data.views import CropConfig, Placement, linear_map, pyramid, target_view
+from mixformer_jax.data.pool.pool import CutOut, ImagePool, cut_out
+from mixformer_jax.data.pool.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig, paste
+from mixformer_jax.views import CropConfig, Placement, linear_map, pyramid, target_view
 
 CROPS = CropConfig(template_size=32, search_size=64)
 NO_LIGHT = AugmentConfig(brightness=0.0, contrast=0.0, gamma=0.0, colour=0.0, saturation=0.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.crops import context_crop
-from mixformer_jax.data.views import (
+from mixformer_jax.views import (
     CropConfig,
     Placement,
     UnusableSampleError,

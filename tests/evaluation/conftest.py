@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import Sequence
+from mixformer_jax.datasets.sequences import TrackingSequence
 
 _GOLDEN = Path(__file__).resolve().parents[1] / "data" / "evalgold" / "ope"
 
@@ -26,7 +26,7 @@ class OpeGolden:
     def boxes(self, tracker: str, sequence: str) -> np.ndarray:
         return _numbers(self.files / "results" / tracker / f"{sequence}.txt")
 
-    def sequence(self, benchmark: str, name: str) -> Sequence:
+    def sequence(self, benchmark: str, name: str) -> TrackingSequence:
         visible = None
         if benchmark == "lasot":
             folder = self.files / "lasot" / name.split("-")[0] / name
@@ -37,7 +37,7 @@ class OpeGolden:
             boxes_xywh = _numbers(self.files / "otb" / name / "groundtruth_rect.txt")
         else:
             boxes_xywh = _numbers(self.files / benchmark / "anno" / f"{name}.txt")
-        return Sequence(name, boxes_xywh, _no_frame, 30.0, self.files, visible)
+        return TrackingSequence(name, boxes_xywh, _no_frame, 30.0, self.files, visible)
 
 
 @pytest.fixture(scope="session")

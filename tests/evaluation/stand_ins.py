@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.first_box import BoxPrediction, FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import OneLane
 from mixformer_jax.evaluation.runner import Alone, run_dataset

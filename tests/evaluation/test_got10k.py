@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import DatasetError, Sequence
+from mixformer_jax.datasets.sequences import DatasetError, TrackingSequence
 from mixformer_jax.evaluation.got10k import (
     SUCCESS_THRESHOLDS,
     FrameLabels,
@@ -35,7 +35,7 @@ def _numbers(path):
 
 def _sequence(folder):
     boxes_xywh = _numbers(folder / "groundtruth.txt")
-    return Sequence(folder.name, boxes_xywh, lambda index: None, 10.0, folder)
+    return TrackingSequence(folder.name, boxes_xywh, lambda index: None, 10.0, folder)
 
 
 def _scores(got10k, tracker):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mixformer_jax.data.sequences import READERS
+from mixformer_jax.datasets.sequences import READERS
 from mixformer_jax.evaluation.metrics import (
     CENTER_THRESHOLDS,
     NORM_CENTER_THRESHOLDS,

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from eval.report import main
-from mixformer_jax.data.sequences import Sequence, open_dataset
-from mixformer_jax.evaluation.report.got10k import got10k_report
-from mixformer_jax.evaluation.report.ope import ope_report
-from mixformer_jax.evaluation.report.tables import to_latex, to_markdown, to_text
-from mixformer_jax.evaluation.report.trackingnet import trackingnet_report
-from mixformer_jax.evaluation.report.vot import vot_report
-from mixformer_jax.evaluation.report.write import report_json, summary, write_report
+from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import TrackerFiles, find_results
+from mixformer_jax.reports.got10k import got10k_report
+from mixformer_jax.reports.ope import ope_report
+from mixformer_jax.reports.tables import to_latex, to_markdown, to_text
+from mixformer_jax.reports.trackingnet import trackingnet_report
+from mixformer_jax.reports.vot import vot_report
+from mixformer_jax.reports.write import report_json, summary, write_report
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "evalgold"
 
@@ -35,7 +35,7 @@ def drawn(tmp_path):
     truth = np.tile([10.0, 12, 20, 10], (5, 1))
     attributes = [("FM", "OV"), ("FM",), ()]
     sequences = [
-        Sequence(f"s{i}", truth, _grey, 30.0, tmp_path, np.array([True] * 4 + [False]), names)
+        TrackingSequence(f"s{i}", truth, _grey, 30.0, tmp_path, np.array([True] * 4 + [False]), names)
         for i, names in enumerate(attributes)
     ]
     for tracker, shift in (("good", 0), ("b & <ad>", 8)):
@@ -73,14 +73,14 @@ def test_one_pass_report(drawn):
 def test_rules_that_do_not_apply_have_no_numbers(drawn):
     sequences, files = drawn
     hidden = [
-        Sequence(s.name, np.where(np.arange(5)[:, None] == 2, np.nan, s.boxes_xywh), _grey, 30.0, s.root)
+        TrackingSequence(s.name, np.where(np.arange(5)[:, None] == 2, np.nan, s.boxes_xywh), _grey, 30.0, s.root)
         for s in sequences
     ]
     report = ope_report("uav123", hidden, files, benchmark_rules("uav123"), worst=0)
     rules = {row.label: row.values for row in next(t for t in report.tables if t.name == "rules").rows}
     assert rules["good, got10k-toolkit"][1] == 100
     assert "attributes" not in [table.name for table in report.tables] and report.strips == ()
-    visible_only = [Sequence(s.name, s.boxes_xywh, _grey, 30.0, s.root) for s in sequences]
+    visible_only = [TrackingSequence(s.name, s.boxes_xywh, _grey, 30.0, s.root) for s in sequences]
     report = ope_report("otb100", visible_only, files, benchmark_rules("otb100"), worst=0)
     assert json.loads(report_json(report))["trackers"]["good"]["OP50"] == 100
 
@@ -104,7 +104,10 @@ def test_why_there_are_no_numbers_under_other_rules(drawn, tmp_path):
 def test_one_reason_for_all_trackers_is_one_note(drawn):
     sequences, files = drawn
     # Rates over valid frames need one.
-    absent = [*sequences[:2], Sequence("s2", sequences[2].boxes_xywh * [1, 1, 0, 0], _grey, 30.0, sequences[2].root)]
+    absent = [
+        *sequences[:2],
+        TrackingSequence("s2", sequences[2].boxes_xywh * [1, 1, 0, 0], _grey, 30.0, sequences[2].root),
+    ]
     report = ope_report("otb100", absent, files, benchmark_rules("otb100"), worst=0)
     (note,) = [note for note in report.notes if "no numbers" in note]
     assert note.startswith("no numbers of good, b & <ad> under the rules of mixformer, valid frames; pytracking, valid")
@@ -133,7 +136,7 @@ def test_names_that_would_break_documents(drawn, tmp_path):
     name = "a|b\nc\\|d $x_$ \udcff"
     (tmp_path / "results" / "good").rename(tmp_path / "results" / name)
     named = [
-        Sequence(f"{s.name}|\n{i}", s.boxes_xywh, _grey, 30.0, s.root, s.visible, s.attributes)
+        TrackingSequence(f"{s.name}|\n{i}", s.boxes_xywh, _grey, 30.0, s.root, s.visible, s.attributes)
         for i, s in enumerate(sequences)
     ]
     for old, new in zip(sequences, named, strict=True):
@@ -202,7 +205,7 @@ def test_got10k_report(tmp_path):
     root = tmp_path / "GOT-10k" / "val"
     names = (root / "list.txt").read_text().split()
     sequences = [
-        Sequence(name, np.loadtxt(root / name / "groundtruth.txt", delimiter=","), _grey, 10.0, root / name)
+        TrackingSequence(name, np.loadtxt(root / name / "groundtruth.txt", delimiter=","), _grey, 10.0, root / name)
         for name in names
     ]
     report = got10k_report(sequences, find_results(tmp_path / "results" / "GOT-10k", names), worst=1)
@@ -237,7 +240,7 @@ def test_trackingnet_report(tmp_path):
     for tracker in ("steady", "laggy"):
         with zipfile.ZipFile(DATA / "trackingnet" / f"{tracker}.zip") as archive:
             archive.extractall(tmp_path / tracker)
-    sequences = [Sequence(name, boxes, _grey, 30.0, tmp_path) for name, boxes in truth.items()]
+    sequences = [TrackingSequence(name, boxes, _grey, 30.0, tmp_path) for name, boxes in truth.items()]
     report = trackingnet_report(sequences, find_results(tmp_path, list(truth)), worst=1)
     golden = json.loads((DATA / "trackingnet" / "devkit.json").read_text())["results"]
     for row in report.tables[0].rows:
@@ -257,7 +260,7 @@ def test_vot_report(tmp_path):
     golden = json.loads((tmp_path / "golden" / "mask.json").read_text())
     root = tmp_path / "mask"
     frames = [
-        Sequence(name, np.full((info["length"], 4), np.nan), _grey, 30.0, root)
+        TrackingSequence(name, np.full((info["length"], 4), np.nan), _grey, 30.0, root)
         for name, info in golden["sequences"].items()
     ]
     report = vot_report(root, root / "results", interval=(30, 120), sequences=frames, worst=1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.data.records import Sequence
+from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.result_looks import FORMATS, FRACTIONS, OTHER, look_at, warnings
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.rules import benchmark_rules
@@ -112,7 +112,7 @@ def test_ground_truth_that_says_nothing():
 @pytest.fixture
 def results(tmp_path):
     """Four sequences, and what writes a tracker's files: a change of the boxes by sequence."""
-    sequences = [Sequence(f"s{i}", _truth(i), lambda index: None, 30.0, tmp_path) for i in range(4)]
+    sequences = [TrackingSequence(f"s{i}", _truth(i), lambda index: None, 30.0, tmp_path) for i in range(4)]
 
     def write(tracker, change):
         folder = tmp_path / "results" / tracker
@@ -155,7 +155,7 @@ def test_one_line_a_tracker_that_says_what_to_look_at(results):
 
 @pytest.mark.parametrize(("rows", "said"), [(FRAMES + 5, "the last ones are cut"), (FRAMES - 5, "lack rows")])
 def test_lengths_that_are_known_say_so(tmp_path, rows, said):
-    sequences = [Sequence(name, _truth(0), lambda index: None, 30.0, tmp_path) for name in ("Boy", "Tiger1")]
+    sequences = [TrackingSequence(name, _truth(0), lambda index: None, 30.0, tmp_path) for name in ("Boy", "Tiger1")]
     (tmp_path / "t").mkdir()
     for sequence in sequences:
         np.savetxt(tmp_path / "t" / f"{sequence.name}.txt", np.resize(_truth(0), (rows, 4)), delimiter=",")

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import Sequence, open_dataset
+from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.evaluation.first_box import BoxPrediction, FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import Job, LaneLoop, OneLane
 from mixformer_jax.evaluation.passes import passes
@@ -60,7 +60,7 @@ def track(tracker, sequence, on_frames=lambda count: None):
 
 def _sequence(length=3, first=(1.0, 2.0, 3.0, 4.0), name="car"):
     boxes_xywh = np.tile(np.array(first), (length, 1))
-    return Sequence(name, boxes_xywh, lambda index: np.zeros((8, 8, 3), np.uint8), 30.0, Path("/nowhere"))
+    return TrackingSequence(name, boxes_xywh, lambda index: np.zeros((8, 8, 3), np.uint8), 30.0, Path("/nowhere"))
 
 
 def _files(folder):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, list_trackers, score_results

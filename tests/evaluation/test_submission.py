@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from eval.pack import main as pack
-from mixformer_jax.data.records import MissingFrames
-from mixformer_jax.data.sequences import Sequence
+from mixformer_jax.datasets.records import MissingFrames
+from mixformer_jax.datasets.sequences import TrackingSequence
 from mixformer_jax.evaluation.layouts import result_paths
 from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
 from mixformer_jax.evaluation.results import ResultsError, SequenceResult, read_times, write_result
@@ -21,7 +21,7 @@ TIMES = np.array([0.512345678, 0.0212, 0.0208])
 def _sequence(name, tmp_path):
     hidden = np.full_like(BOXES, np.nan)
     hidden[0] = BOXES[0]
-    return Sequence(name, hidden, lambda index: None, 10.0, tmp_path)
+    return TrackingSequence(name, hidden, lambda index: None, 10.0, tmp_path)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.data.groundtruth import DatasetError
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.evaluation.number_files import ResultsError
 from mixformer_jax.evaluation.vot.measures import (
     Run,

@@ -10,12 +10,12 @@ import pytest
 from eval.report import main as report
 from eval.run import main as run
 from mixformer_jax.cli import main as command
-from mixformer_jax.data.check import check_dataset
-from mixformer_jax.data.readers.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
-from mixformer_jax.data.readers.layout import SPLITS
-from mixformer_jax.data.records import Sequence
-from mixformer_jax.data.sequences import open_dataset
-from mixformer_jax.evaluation.report.strips import worst_strips
+from mixformer_jax.datasets.check import check_dataset
+from mixformer_jax.datasets.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
+from mixformer_jax.datasets.layout import SPLITS
+from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.datasets.sequences import open_dataset
+from mixformer_jax.reports.strips import worst_strips
 
 COUNT = 6
 BOXES = [f"{10 + 2 * i},12,8,6" for i in range(COUNT)]
@@ -209,7 +209,7 @@ def test_a_name_with_a_line_break_stays_in_its_line(folder_dataset, tmp_path, ca
 def test_a_strip_shows_no_box_of_negative_size(tmp_path):
     def draw(row):
         boxes_xywh = np.array([[25.0, 25, 10, 10], row])
-        sequence = Sequence("one", boxes_xywh, lambda index: np.zeros((48, 64, 3), np.uint8), 30.0, tmp_path)
+        sequence = TrackingSequence("one", boxes_xywh, lambda index: np.zeros((48, 64, 3), np.uint8), 30.0, tmp_path)
         (strip,) = worst_strips({"mine": np.zeros(1)}, "AUC", [sequence], lambda *_: np.full((2, 4), np.nan), 1)
         return strip.frames[-1]
 

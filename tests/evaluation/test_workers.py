@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.data.sequences import open_dataset
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.lane_loop import Clock
 from mixformer_jax.evaluation.runner import describe, run_dataset
 from mixformer_jax.evaluation.workers import Workers

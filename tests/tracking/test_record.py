@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from mixformer_jax.images import SourceError
-from mixformer_jax.tracking.draw import GROUND_TRUTH, TARGET, target_colour
+from mixformer_jax.media.drawing import GROUND_TRUTH, TARGET, target_colour
+from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.video import OutputError, open_source
 from mixformer_jax.tracking.record import annotate, record
 from mixformer_jax.tracking.result_files import format_box, write_boxes
-from mixformer_jax.video import OutputError, open_source
 from tests.stand_ins import HEIGHT, SIDE, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
 

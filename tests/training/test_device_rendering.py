@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.data.device_samples import DeviceSamples
 from mixformer_jax.data.pipeline import batches
+from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.experiment import Experiment

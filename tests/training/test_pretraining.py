@@ -15,7 +15,7 @@ from mixformer_jax.convert.autoencoders import load_autoencoder
 from mixformer_jax.convert.mae_names import autoencoder_to_mae
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import load_weights
-from mixformer_jax.images import read_image
+from mixformer_jax.media.images import read_image
 from mixformer_jax.models.autoencoder import init_autoencoder
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.loop import train

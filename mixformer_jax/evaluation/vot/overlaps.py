@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from mixformer_jax.data.readers.vot import MAX_MASK_PIXELS
+from mixformer_jax.datasets.vot import MAX_MASK_PIXELS
 from mixformer_jax.evaluation.vot.regions import Mask, Polygon, Rectangle, Region, Special
 
 # Left, top, right, bottom in whole pixels, the last two included.

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from mixformer_jax.data.readers.vot import MAX_MASK_PIXELS
+from mixformer_jax.datasets.vot import MAX_MASK_PIXELS
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.number_files import ResultsError
 

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mixformer_jax.data.groundtruth import DatasetError
-from mixformer_jax.data.readers.vot import find_groundtruth, frame_pattern, read_settings, read_vot
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.vot import find_groundtruth, frame_pattern, read_settings, read_vot
 from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
 from mixformer_jax.evaluation.vot.measures import Run, SequenceRuns, find_progress, unsupervised_accuracy
 from mixformer_jax.evaluation.vot.overlaps import region_overlaps
 from mixformer_jax.evaluation.vot.regions import UNKNOWN, Region, Special, is_empty, read_regions
-from mixformer_jax.images import read_image
+from mixformer_jax.media.images import read_image
 
 
 class VotSequence(NamedTuple):

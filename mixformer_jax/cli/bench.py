@@ -1,0 +1,166 @@
+"""Where the time of a frame goes: decode, crop, model, rest; measured on the demo clip as a video file."""
+
+import datetime
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mixformer_jax.cli.demo import render_demo_clip
+from mixformer_jax.files import write_atomically
+from mixformer_jax.media.video import VideoWriter, open_source, prepare_output
+from mixformer_jax.tracking.state import TrackState
+from mixformer_jax.tracking.tracker import Tracker
+
+WARM_UP_STEPS = 3
+COLUMNS = (
+    *("date", "model", "dtype", "device", "video"),
+    *("decode ms", "crop ms", "model ms", "rest ms", "FPS", "warm-up s", "jax"),
+)
+
+
+class Timing(NamedTuple):
+    """One measurement. Milliseconds are medians over the frames.
+
+    Attributes:
+        model: name of the model's size.
+        dtype: its compute type.
+        device: what it ran on, as its maker calls it.
+        size: (height, width) of the video.
+        decode_ms: from the file to an RGB frame.
+        crop_ms: the search crop, on the host.
+        model_ms: from the crop to the box, transfers included, until the box is there.
+        rest_ms: what a whole `step` takes beyond crop and model.
+        fps: frames a second from the file to the box, over all frames after the warm-up.
+        warm_up_s: `start` and the first steps, compilation included.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    size: tuple[int, int]
+    decode_ms: float
+    crop_ms: float
+    model_ms: float
+    rest_ms: float
+    fps: float
+    warm_up_s: float
+
+
+def measure(
+    tracker: Tracker, num_frames: int = 100, size: tuple[int, int] = (360, 640), progress: bool = False
+) -> Timing:
+    """Tracks the demo clip, scaled to `size` (height, width), from an mp4 in a temporary folder.
+
+    On each frame the whole step and its two halves are timed, in turns which comes first. For more frames
+    than the clip has, it runs back and forth.
+
+    Raises:
+        ValueError: no frame to measure.
+        ModuleNotFoundError: scikit-image is missing, from which the clip is rendered.
+    """
+    if num_frames < 1:
+        raise ValueError(f"{num_frames} frames to measure; expected at least 1")
+    clip = render_demo_clip()
+    last = len(clip.frames) - 1
+    height, width = size
+    scale = np.array([width, height] * 2) / np.array(clip.frames[0].shape[1::-1] * 2)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        with VideoWriter(path, clip.fps, size) as writer:
+            for index in range(1 + WARM_UP_STEPS + num_frames):
+                frame = clip.frames[last - abs(last - index % (2 * last))]
+                writer.write(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
+
+        seconds = np.zeros((num_frames, 4))  # decode, crop, model, whole step
+        frames = iter(open_source(path))
+        began = time.perf_counter()
+        state = tracker.start(next(frames), clip.boxes_xywh[0] * scale)
+        for _ in range(WARM_UP_STEPS):
+            state, _tracked = tracker.step(state, next(frames))
+        warm_up_s = time.perf_counter() - began
+
+        for index in tqdm(range(num_frames), unit=" frames", desc=tracker.config.name, disable=not progress):
+            before = time.perf_counter()
+            frame = next(frames)
+            seconds[index, 0] = time.perf_counter() - before
+            if index % 2:
+                seconds[index, 1:3] = _time_halves(tracker, state, frame)
+            before = time.perf_counter()
+            next_state, _tracked = tracker.step(state, frame)
+            seconds[index, 3] = time.perf_counter() - before
+            if not index % 2:
+                seconds[index, 1:3] = _time_halves(tracker, state, frame)
+            state = next_state
+
+    decode, crop, model, step = seconds.T
+    return Timing(
+        model=tracker.config.name,
+        dtype=tracker.config.dtype,
+        device=device_name(tracker.device),
+        size=size,
+        decode_ms=1e3 * float(np.median(decode)),
+        crop_ms=1e3 * float(np.median(crop)),
+        model_ms=1e3 * float(np.median(model)),
+        rest_ms=1e3 * float(np.median(step - crop - model)),
+        fps=num_frames / float((decode + step).sum()),
+        warm_up_s=warm_up_s,
+    )
+
+
+def _time_halves(tracker: Tracker, state: TrackState, frame: np.ndarray) -> tuple[float, float]:
+    before = time.perf_counter()
+    crops = tracker.search_crops(state, frame)
+    between = time.perf_counter()
+    tracker.locate_crops(state, crops, frame.shape[:2])
+    return between - before, time.perf_counter() - between
+
+
+def device_name(device: jax.Device) -> str:
+    """What the device is called by its maker; for a CPU with the number of cores this process may use."""
+    if device.platform != "cpu":
+        return device.device_kind
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def table(timing: Timing, date: datetime.date) -> str:
+    """Header, rule and one row in Markdown."""
+    row = (
+        date.isoformat(),
+        timing.model,
+        timing.dtype,
+        timing.device,
+        f"{timing.size[1]}x{timing.size[0]}",
+        *(f"{value:.2f}" for value in (timing.decode_ms, timing.crop_ms, timing.model_ms, timing.rest_ms)),
+        f"{timing.fps:.1f}",
+        f"{timing.warm_up_s:.1f}",
+        jax.__version__,
+    )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), row)) + "\n"
+
+
+def append_row(path: str | Path, markdown: str) -> None:
+    """Adds the last line of a table to a file that ends in the same table, else the whole table."""
+    path = prepare_output(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    text = text.rstrip("\n") + "\n"
+    header, _rule, row = markdown.splitlines()
+    last_table = text.rpartition("\n\n")[2]
+    text += f"{row}\n" if last_table.startswith(header) else f"\n{markdown}"
+    write_atomically(path, text)

@@ -1,0 +1,263 @@
+"""The demo clip, rendered from photographs that come with scikit-image: no third-party media is kept here.
+
+The cat (`chelsea`) is cut out and moves over the garage (`motorcycle_left`) while the camera pans and zooms.
+The astronaut passes close by as a distractor, and the saucer (`coffee`) covers half of the cat for half a
+second. Every path is a formula of time, so the ground truth is exact: the box around the cat's outline.
+"""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float64, UInt8
+
+from mixformer_jax.boxes import iou, xywh_to_xyxy
+from mixformer_jax.extras import install_line
+from mixformer_jax.media.drawing import contact_sheet
+from mixformer_jax.media.images import read_image, write_image
+from mixformer_jax.media.video import ArrayFrames, prepare_output
+from mixformer_jax.tracking.interface import MultiTrackerLike
+from mixformer_jax.tracking.record import Recording, annotate, record
+from mixformer_jax.tracking.result_files import write_boxes
+
+HEIGHT, WIDTH = 360, 640
+FPS = 30.0
+SECONDS = 10.0
+NUM_FRAMES = round(FPS * SECONDS)
+NOISE = 2.0  # grey levels, a quiet sensor
+
+Matrix = Float64[np.ndarray, "2 3"]
+Point = Float64[np.ndarray, "2"]
+
+
+class Cutout(NamedTuple):
+    """An ellipse out of a photograph: pixels, a soft mask (0.5 on the outline), and the semi-axes."""
+
+    pixels: Float[np.ndarray, "height width 3"]
+    mask: Float[np.ndarray, "height width 1"]
+    semi_axes: tuple[float, float]
+
+
+class Placed(NamedTuple):
+    """A cutout on a frame; `matrix` takes its pixels, counted from its centre, to pixels of the frame."""
+
+    cutout: Cutout
+    matrix: Matrix
+
+    def box_xywh(self) -> Float64[np.ndarray, "4"]:
+        """The tight box around the outline: an ellipse under a linear map keeps a closed form."""
+        half = np.linalg.norm(self.matrix[:, :2] * np.asarray(self.cutout.semi_axes), axis=1)
+        return np.concatenate([self.matrix[:, 2] - half, 2 * half])
+
+
+class DemoFrames(Sequence):
+    """The frames of the demo clip, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
+
+    Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
+    Raises:
+        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._seed = seed
+        self._phases = rng.uniform(-0.35, 0.35, 6)
+        self._meeting = 2.8 + rng.uniform(-0.3, 0.3)
+        self._covering = 6.4 + rng.uniform(-0.3, 0.3)
+        self._noise = np.rint(rng.normal(0, NOISE, (HEIGHT + 64, WIDTH + 64, 3))).astype(np.int16)
+
+        photographs = _photograph_folder()
+        garage = read_image(photographs / "motorcycle_left.png")
+        self._world = cv2.resize(garage, None, fx=1.6, fy=1.6, interpolation=cv2.INTER_CUBIC)
+        # Centre, semi-axes and angle (degrees) of each outline in its photograph; then the wanted semi-axis.
+        self._cat = _cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
+        self._astronaut = _cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
+        self._saucer = _cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
+
+    def __len__(self) -> int:
+        return NUM_FRAMES
+
+    # One frame at a time: a slice would hold as many frames in memory.
+    def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:  # type: ignore[override]
+        if not -NUM_FRAMES <= index < NUM_FRAMES:
+            raise IndexError(f"frame {index} of a clip of {NUM_FRAMES}")
+        index %= NUM_FRAMES
+        time = index / FPS
+        centre, zoom = self._camera(time)
+        to_frame = np.array([[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]])
+        picture = cv2.warpAffine(self._world, to_frame, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(np.float32)
+        for placed in self.layers(time):
+            _paste(picture, placed)
+        picture *= 1 + 0.08 * math.sin(2 * math.pi * time / 7 + self._phases[5])
+        top, left = np.random.default_rng((self._seed, index)).integers(0, 64, 2)
+        picture += self._noise[top : top + HEIGHT, left : left + WIDTH]
+        return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+    @cached_property
+    def boxes_xywh(self) -> Float64[np.ndarray, "n 4"]:
+        """The cat's box on every frame."""
+        return np.stack([self._target(index / FPS).box_xywh() for index in range(NUM_FRAMES)])
+
+    def layers(self, time: float) -> list[Placed]:
+        """What stands in front of the background at `time` (seconds), from back to front."""
+        return [
+            self._passing(self._astronaut, time, self._meeting, velocity=(-150.0, -40.0), miss=100.0),
+            self._target(time),
+            self._passing(self._saucer, time, self._covering, velocity=(-160.0, 190.0), miss=66.0),
+        ]
+
+    def _camera(self, time: float) -> tuple[Point, float]:
+        """Centre of the view on the background, and pixels of the frame to a pixel of the background."""
+        turn = 2 * math.pi * time / SECONDS
+        middle = np.array(self._world.shape[1::-1]) / 2
+        pan = np.array([190 * math.sin(turn + self._phases[0]), 70 * math.sin(2 * turn + self._phases[1])])
+        return middle + pan, 1.05 + 0.2 * math.sin(1.5 * turn + self._phases[2])
+
+    def _target(self, time: float) -> Placed:
+        turn = 2 * math.pi * time / SECONDS
+        x = WIDTH / 2 + 185 * math.sin(1.3 * turn + 0.6 + self._phases[3])
+        y = HEIGHT / 2 + 72 * math.sin(2.1 * turn + self._phases[4])
+        size = (0.68 + 0.2 * math.sin(1.2 * turn + 0.4)) * self._camera(time)[1]
+        return Placed(self._cat, _similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
+
+    def _passing(
+        self, cutout: Cutout, time: float, moment: float, velocity: tuple[float, float], miss: float
+    ) -> Placed:
+        """A cutout that comes within `miss` of the target's centre at `moment`, and never closer.
+
+        `velocity` (a second) is relative to the target; it and `miss` are in pixels of the background.
+        """
+        beside = np.array([velocity[1], -velocity[0]]) / math.hypot(*velocity)
+        offset = miss * beside + np.array(velocity) * (time - moment)
+        zoom = self._camera(time)[1]
+        on_frame = self._target(time).matrix[:, 2] + zoom * offset
+        return Placed(cutout, _similarity(zoom, 10 * math.sin(time - moment), on_frame))
+
+
+class DemoClip(NamedTuple):
+    """Frames, the exact box of the target on each of them, and frames a second."""
+
+    frames: DemoFrames
+    boxes_xywh: Float64[np.ndarray, "n 4"]
+    fps: float
+
+
+def render_demo_clip(seed: int = 0) -> DemoClip:
+    """The demo clip: 10 s of 640 x 360 at 30 frames a second. Frames are rendered as they are read.
+
+    Raises:
+        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+    """
+    frames = DemoFrames(seed)
+    return DemoClip(frames, frames.boxes_xywh, FPS)
+
+
+def _photograph_folder() -> Path:
+    # Only its files are wanted: importing scikit-image, and SciPy with it, would take seconds.
+    found = importlib.util.find_spec("skimage")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(
+            "the demo clip is rendered from photographs in scikit-image, which is not installed: "
+            f"{install_line('demo')}",
+            name="skimage",
+        )
+    return Path(found.origin).parent / "data"
+
+
+def _cut_out(
+    photograph: UInt8[np.ndarray, "height width 3"],
+    centre: tuple[int, int],
+    outline_axes: tuple[int, int],
+    degrees: int,
+    wanted: int,
+) -> Cutout:
+    """The ellipse turned upright and scaled so that its first semi-axis is `wanted` pixels long."""
+    scale = wanted / outline_axes[0]
+    semi_axes = (float(wanted), scale * outline_axes[1])
+    # Shrunk before it is turned: area averaging does not alias, a plain bilinear warp would.
+    small = cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    radius = (math.ceil(semi_axes[0]) + 3, math.ceil(semi_axes[1]) + 3)
+    matrix = _similarity(1.0, float(-degrees), np.array(radius, np.float64))
+    matrix[:, 2] -= matrix[:, :2] @ (scale * np.asarray(centre))
+    size = (2 * radius[0] + 1, 2 * radius[1] + 1)
+    pixels = cv2.warpAffine(small, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    y, x = np.mgrid[-radius[1] : radius[1] + 1, -radius[0] : radius[0] + 1]
+    outline = np.hypot(x / semi_axes[0], y / semi_axes[1])
+    mask = np.clip(0.5 + (1 - outline) * min(semi_axes) / 2, 0, 1)
+    return Cutout(pixels.astype(np.float32), mask[..., None].astype(np.float32), semi_axes)
+
+
+def _similarity(scale: float, degrees: float, to: Point) -> Matrix:
+    cos, sin = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
+    return np.array([[cos, -sin, to[0]], [sin, cos, to[1]]])
+
+
+def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
+    """Blends a cutout into a picture, in place; only the part of the picture under it is touched."""
+    x, y, w, h = placed.box_xywh()
+    left, top = max(0, math.floor(x) - 4), max(0, math.floor(y) - 4)
+    right, bottom = min(WIDTH, math.ceil(x + w) + 4), min(HEIGHT, math.ceil(y + h) + 4)
+    if left >= right or top >= bottom:
+        return
+    matrix = placed.matrix.copy()
+    middle = (np.array(placed.cutout.mask.shape[1::-1]) - 1) / 2
+    matrix[:, 2] -= matrix[:, :2] @ middle + (left, top)
+    size = (right - left, bottom - top)
+    pixels = cv2.warpAffine(placed.cutout.pixels, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mask = cv2.warpAffine(placed.cutout.mask, matrix, size, flags=cv2.INTER_LINEAR)[..., None]
+    region = picture[top:bottom, left:right]
+    region += mask * (pixels - region)
+
+
+class DemoReport(NamedTuple):
+    """What the demo left behind, and how well the target was followed.
+
+    Attributes:
+        recording: the annotated video, the boxes and the rates.
+        groundtruth: text file of the exact boxes, one `x,y,w,h` line a frame.
+        picture: PNG of the first, middle and last annotated frame side by side.
+        mean_iou: mean overlap with the ground truth, without the first frame, whose box is given.
+    """
+
+    recording: Recording
+    groundtruth: Path
+    picture: Path
+    mean_iou: float
+
+
+def run_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
+    """Renders the demo clip and tracks it; leaves video, boxes, ground truth and a picture in a folder.
+
+    Its own files of an earlier run are replaced. An interrupt ends the demo early; the report covers the frames tracked
+    by then.
+
+    Raises:
+        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+        OutputError: the folder cannot be written.
+    """
+    folder = prepare_output(Path(folder) / "demo.mp4").parent
+    clip = render_demo_clip(seed)
+    truth = clip.boxes_xywh
+    recording = record(
+        tracker,
+        ArrayFrames(clip.frames, "demo", clip.fps),
+        truth[:1],
+        folder / "demo.mp4",
+        folder / "boxes.txt",
+        groundtruth_xywh=truth,
+        progress=progress,
+        overwrite=True,
+    )
+    write_boxes(folder / "groundtruth.txt", truth)
+    boxes = recording.boxes_xywh[:, 0]
+    shown = (0, (len(boxes) - 1) // 2, len(boxes) - 1)
+    pictures = [annotate(clip.frames[i], i, boxes[i, None], groundtruth_xywh=truth) for i in shown]
+    write_image(folder / "demo.png", contact_sheet(pictures))
+    overlaps = iou(xywh_to_xyxy(boxes[1:]), xywh_to_xyxy(truth[1 : len(boxes)]))
+    mean_iou = float(overlaps.mean()) if len(overlaps) else math.nan
+    return DemoReport(recording, folder / "groundtruth.txt", folder / "demo.png", mean_iou)

@@ -1,0 +1,78 @@
+"""`mixformer train` and `plan`: what they take on the command line, and what they print.
+
+Imports stay inside the commands, as in `cli`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mixformer_jax.cli.console import SAYS_NO, positive, positives, print_table, timed
+
+AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+def add_training_commands(command: AddCommand) -> None:
+    """Gives `mixformer` its commands for training; `command` adds one by name, function and text."""
+    train = command("train", run_train, "Train a tracker. Started again on the same folder, it goes on.")
+    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
+    train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
+    train.set_defaults(override_prefix="--config.")
+    train.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
+
+    plan = command("plan", run_plan, "Say what a train step needs of TPUs or GPUs that are not here.")
+    plan.add_argument("--config", type=Path, required=True, metavar="FILE", help="as for train")
+    plan.add_argument("--topology", required=True, metavar="T", help="such as v5e:16x16, v5p:4x4x4, h100:8")
+    plan.add_argument("--global-batch", type=positive, required=True, metavar="N", help="samples a step, all chips")
+    plan.add_argument(
+        "--mesh", type=positives, metavar="D,F,T", help="chips along data, fsdp, tensor (default: one is proposed)"
+    )
+    plan.add_argument("--quick", action="store_true", help="let XLA optimise less: a quarter of the time, see docs")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers for programs")
+    plan.set_defaults(override_prefix="--config.")
+    plan.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.remat=true)."
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Trains one experiment."""
+    from mixformer_jax.config_files import default_settings, load_config
+    from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.loop import train
+
+    config = load_config(args.config, args.overrides, default_settings(Experiment))
+    weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    print(f"weights  {weights}")
+    return 0
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Says what a train step needs of a topology; status 1 where it cannot run there."""
+    # The compiler is for chips that are elsewhere; whatever is here is left alone.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from mixformer_jax.config_files import default_settings, load_config
+    from mixformer_jax.files import write_atomically
+    from mixformer_jax.planning.hardware import PlanError
+    from mixformer_jax.planning.plan import plan
+    from mixformer_jax.planning.report import plan_lines
+    from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.pretraining import PretrainExperiment
+
+    kind = PretrainExperiment if "autoencoder" in load_config(args.config) else Experiment
+    config = load_config(args.config, args.overrides, default_settings(kind))
+    try:
+        planned = plan(config.to_dict(), args.topology, args.global_batch, args.mesh, args.quick, timed)
+        record = planned.to_dict()
+        print_table(plan_lines(planned))
+        refusal = planned.refusal
+    except PlanError as error:
+        refusal = str(error)
+        record = {"fits": False, "topology": args.topology, "global_batch": args.global_batch}
+    if args.json is not None:
+        write_atomically(args.json, json.dumps({**record, "refusal": refusal}, indent=1) + "\n")
+    if refusal is not None:
+        print(f"mixformer: no: {refusal}", file=sys.stderr)
+        return SAYS_NO
+    return 0

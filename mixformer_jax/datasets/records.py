@@ -1,0 +1,338 @@
+"""One annotated sequence, random access to its frames, and data sets that read their sequences one by one."""
+
+import copy
+import logging
+import threading
+from collections import OrderedDict, abc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Bool, Float64, UInt8
+
+from mixformer_jax.datasets.groundtruth import DatasetError, LengthError, has_target
+from mixformer_jax.datasets.known_faults import KnownFault, known_fault
+from mixformer_jax.media.images import SourceError, read_image
+from mixformer_jax.media.video import FrameSource, open_source
+
+logger = logging.getLogger(__name__)
+# Faults of a kind that a warning spells out for one sequence; `mixformer data check` lists them all.
+SPELT_OUT = 3
+
+
+class Fault(NamedTuple):
+    """Something wrong with a data set.
+
+    Attributes:
+        kind: such as `annotations`, `image`, `box empty`, `box outside` or `frame size`.
+        where: the file, with its line or the frame counted from 0 where there is one.
+        what: the message.
+        known: that it is published so.
+    """
+
+    kind: str
+    where: str
+    what: str
+    known: KnownFault | None = None
+
+    def __str__(self) -> str:
+        parts = [self.kind, *([self.where] if self.where else []), self.what]
+        return ": ".join(parts) + (f"; {self.known}" if self.known else "")
+
+
+@dataclass(frozen=True)
+class MissingFrames:
+    """Stands for frames that are not there: annotations alone can be scored, and nothing more.
+
+    Attributes:
+        reason: a sentence, what was looked for and where.
+    """
+
+    reason: str
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        raise SourceError(self.reason)
+
+
+@dataclass(frozen=True, eq=False)
+class TrackingSequence:
+    """A video with one target. `len()` is its number of frames; it pickles wherever `frame` does.
+
+    Attributes:
+        name: unique within its data set.
+        boxes_xywh: ground truth in pixels, 0-based; a row of NaN where no box is known (target absent, or
+            hidden test ground truth). Published rows of zero or negative size are left as they are; see `has_target`.
+        frame: index -> HWC uint8 RGB. Frames that need not be decoded whole also have `frame.open(index)`, see
+            `frame_parts`.
+        fps: frames a second.
+        root: the folder of the sequence.
+        visible: False where the data set marks the target as absent; None where it has no such marks.
+        attributes: challenges of the sequence by their short names, such as `FM` for fast motion; None where the data
+            set has no such files.
+        is_still: one image whose targets are the rows of `boxes_xywh`: every frame is that image.
+        faults: of its annotations, with which it can be used all the same; `Dataset` warns of them.
+    """
+
+    name: str
+    boxes_xywh: Float64[np.ndarray, "n 4"]
+    frame: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    fps: float
+    root: Path
+    visible: Bool[np.ndarray, " n"] | None = None
+    attributes: tuple[str, ...] | None = None
+    is_still: bool = False
+    faults: tuple[Fault, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.boxes_xywh)
+
+    @property
+    def has_target(self) -> Bool[np.ndarray, " n"]:
+        """Frames whose box has w > 0 and h > 0; whether the target is in view there, `visible` says."""
+        return has_target(self.boxes_xywh)
+
+    @property
+    def has_frames(self) -> bool:
+        """False where only annotations are there."""
+        return not isinstance(self.frame, MissingFrames)
+
+    def require_frames(self) -> None:
+        """Raises SourceError, which says where frames were looked for, if there are none."""
+        if isinstance(self.frame, MissingFrames):
+            raise SourceError(self.frame.reason)
+
+    def frames(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+        """All frames in order; a video is decoded once."""
+        # A copy has a decoder of its own: calls of `frame` meanwhile do not send this one back to the start.
+        frame = copy.copy(self.frame)
+        for index in range(len(self)):
+            yield frame(index)
+
+
+# Annotations of this many sequences are kept by a data set: 100 MB where they have 2,500 frames each (LaSOT).
+KEPT_SEQUENCES = 1200
+
+
+class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check of types would read one
+    """The sequences of a data set, in its order. Each is read when it is asked for, and the last ones are kept.
+
+    Iterating reads one sequence after another; a slice is a data set, too. Safe to call from several threads; a copy
+    that was pickled starts with nothing kept. The faults of a sequence are logged when it is first read; copies in
+    other processes, of which there may be many, do not repeat them.
+
+    Attributes:
+        name: of the reader.
+        root: the folder.
+        keys: what `read` takes, unique; mostly the names of the sequences.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        keys: abc.Sequence[str],
+        read: Callable[[str], TrackingSequence],
+        kept: int = KEPT_SEQUENCES,
+    ) -> None:
+        self.name, self.root, self.keys = name, root, keys
+        self._read, self._max_kept = read, kept
+        self._kept: OrderedDict[str, TrackingSequence] = OrderedDict()
+        self._told: set[str] | None = set()  # keys of which faults are logged; None in copies, which log nothing
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, index: int) -> TrackingSequence: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Dataset": ...
+
+    def __getitem__(self, index: int | slice) -> "TrackingSequence | Dataset":
+        """Raises DatasetError for a sequence whose files are not what its reader expects."""
+        if isinstance(index, slice):
+            return self.subset(self.keys[index])
+        key = self.keys[index]
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        sequence = self.read(key)
+        with self._lock:
+            is_news = self._told is not None and key not in self._told
+            if self._told is not None and sequence.faults:
+                self._told.add(key)
+            self._kept[key] = sequence
+            while len(self._kept) > self._max_kept:
+                self._kept.popitem(last=False)
+        if is_news:
+            _warn(sequence.faults)
+        return sequence
+
+    def read(self, key: str) -> TrackingSequence:
+        """Reads a sequence anew; its faults are left to the caller.
+
+        Raises:
+            DatasetError, SourceError: its files are not what the reader expects.
+        """
+        try:
+            return self._read(key)
+        except OSError as error:
+            raise DatasetError(f"{self.root}, {key}: cannot be read: {error}") from error
+        except LengthError as error:
+            known = known_fault(self.name, key.rpartition("/")[2], "length")
+            if known is None:
+                raise
+            raise LengthError(f"{error}; {known}") from error
+
+    def __iter__(self) -> Iterator[TrackingSequence]:
+        for index in range(len(self)):
+            yield self[index]
+
+    def read_all(self) -> tuple[list[TrackingSequence], dict[str, str]]:
+        """Every sequence that can be read, and by key why the others cannot."""
+        sequences, unreadable = [], {}
+        for index, key in enumerate(self.keys):
+            try:
+                sequences.append(self[index])
+            except (DatasetError, SourceError) as error:
+                unreadable[key] = str(error)
+        return sequences, unreadable
+
+    def subset(self, keys: abc.Sequence[str]) -> "Dataset":
+        """The data set with other keys, some of its own."""
+        return Dataset(self.name, self.root, keys, self._read, self._max_kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_told", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _kept=OrderedDict(), _told=None, _lock=threading.Lock())
+
+
+def _warn(faults: abc.Sequence[Fault]) -> None:
+    """Logs the first few of each kind, or, of many, the first and their number."""
+    by_kind: dict[str, list[Fault]] = {}
+    for fault in faults:
+        by_kind.setdefault(fault.kind, []).append(fault)
+    for alike in by_kind.values():
+        if len(alike) <= SPELT_OUT:
+            for fault in alike:
+                logger.warning("%s", fault)
+        else:
+            logger.warning("%s; and %d more rows like it", alike[0], len(alike) - 1)
+
+
+@dataclass(frozen=True)
+class NumberedFrames:
+    """Frames which are numbered image files, without listing them: `frames(i)` reads `pattern % (first + i)`."""
+
+    folder: Path
+    pattern: str  # such as %08d.jpg
+    count: int
+    first: int = 1
+
+    def path(self, index: int) -> Path:
+        """The file of frame `index`."""
+        return self.folder / (self.pattern % (self.first + index))
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.folder}: frame {index} of {self.count}")
+        return read_image(self.path(index))
+
+
+@dataclass(frozen=True)
+class StillFrames:
+    """The frames of a still: the same image file for each of its targets."""
+
+    file: Path
+
+    def path(self, index: int) -> Path:
+        """The file, whatever `index`."""
+        return self.file
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return read_image(self.file)
+
+
+@dataclass(frozen=True)
+class ImageFrames:
+    """Frames which are image files: `frames(i)` reads file i of `names` in `folder`."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def path(self, index: int) -> Path:
+        """The file of frame `index`."""
+        return self.folder / self.names[index]
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        if not 0 <= index < len(self.names):
+            raise IndexError(f"{self.folder}: frame {index} of {len(self.names)}")
+        return read_image(self.path(index))
+
+
+class VideoFrames:
+    """Frames of a video file by index; nothing is opened before the first call.
+
+    Seeking in compressed video is inexact for some containers and slow for all, so frames are found by
+    counting: an index ahead of the last one reads on, an index behind it opens the file again. Sequential
+    access decodes every frame once. Safe to call from several threads; a pickled or copied object opens the
+    file for itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._source: FrameSource | None = None
+        self._decoded: Iterator[np.ndarray] | None = None
+        self._position = -1
+        self._current: np.ndarray | None = None
+
+    def __reduce__(self) -> tuple[type["VideoFrames"], tuple[Path]]:
+        return VideoFrames, (self.path,)
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        if index < 0:
+            raise IndexError(f"{self.path}: frame {index}; indices start at 0")
+        with self._lock:
+            try:
+                return self._read(index).copy()
+            except BaseException:
+                # After an interrupt or a decoding error the position is unknown; the next call starts afresh.
+                self._close()
+                raise
+
+    def close(self) -> None:
+        """Give the decoder back; a later call opens the file again."""
+        with self._lock:
+            self._close()
+
+    def _read(self, index: int) -> np.ndarray:
+        if self._source is None:
+            self._source = open_source(self.path)
+        if self._decoded is None or index < self._position:
+            self._decoded, self._position = iter(self._source), -1
+        while self._position < index:
+            current = next(self._decoded, None)
+            if current is None:
+                raise IndexError(f"{self.path}: frame {index}, but the video ends after {self._position + 1} frames")
+            self._current = current
+            self._position += 1
+        assert self._current is not None
+        return self._current
+
+    def _close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source, self._decoded, self._position, self._current = None, None, -1, None
+
+
+def count_video_frames(path: Path) -> int:
+    """Number of frames that decode; the count in a container's header is an estimate for some encoders."""
+    with open_source(path) as source:
+        return sum(1 for _ in source)
