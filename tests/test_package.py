@@ -40,5 +40,5 @@ def test_load_is_found_on_demand():
 def test_every_folder_of_modules_is_a_package():
     """A folder without __init__.py imports from a checkout, but import-linter does not see it."""
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
-    assert PACKAGE / "data" / "readers" in folders
+    assert PACKAGE / "data" / "pool" in folders
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
