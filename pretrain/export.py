@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mixformer_jax.convert.mae_names import export_to_mae
+from mixformer_jax.convert.autoencoders import export_to_mae
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.training.start import weights_file
 

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.backbone_names import backbone_table, block_entries
-from mixformer_jax.convert.entries import Entry, affine, norm, official_shape, to_ours
+from mixformer_jax.convert.names import backbone_table, block_entries
+from mixformer_jax.convert.tables import Entry, affine, norm, official_shape, to_ours
 from mixformer_jax.convert.torch_files import read_official
 from mixformer_jax.convert.weights import NOT_FINITE, WeightsError, expected_shapes, not_finite
 from mixformer_jax.models.config import MixFormerConfig

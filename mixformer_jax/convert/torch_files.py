@@ -19,8 +19,7 @@ import ml_dtypes  # noqa: F401 (of JAX; makes bfloat16 a type that NumPy and saf
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mixformer_jax.convert.safetensors_bytes import to_safetensors
-from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.convert.weights import WeightsError, to_safetensors
 from mixformer_jax.files import write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")

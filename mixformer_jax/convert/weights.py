@@ -8,7 +8,9 @@ converted back, it is the checkpoint again, bit for bit.
 
 import dataclasses
 import functools
+import io
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,18 +20,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
-from mixformer_jax.convert.safetensors_bytes import to_safetensors
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 
+DTYPES = {"float32": "F32", "float16": "F16", "int64": "I64"}
 FORMAT = "mixformer_jax"
 FORMAT_VERSION = "1"
 CARRIED_PREFIX = "official/"
 
-
 NOT_FINITE = "NaN or infinite values, as a training that diverged leaves them, or damage; take an earlier checkpoint:"
-
 
 Record = TypeVar("Record")
 
@@ -139,13 +139,7 @@ class Content(NamedTuple):
             WeightsError: names that are missing, unexpected or misshapen, in one error.
         """
         tensors = self.tensors
-        complaints = [f"missing {name} {shape}" for name, shape in expected.items() if name not in tensors]
-        complaints += [f"unexpected {name} {value.shape}" for name, value in tensors.items() if name not in expected]
-        complaints += [
-            f"misshapen {name}: {value.shape}, expected {expected[name]}"
-            for name, value in tensors.items()
-            if name in expected and value.shape != expected[name]
-        ]
+        complaints = mismatches({name: value.shape for name, value in tensors.items()}, expected)
         complaints += [
             f"mistyped {name}: {value.dtype}, expected floats"
             for name, value in tensors.items()
@@ -202,6 +196,14 @@ def expected_shapes(model: MixFormerConfig) -> Mapping[str, tuple[int, ...]]:
     return MappingProxyType({name: value.shape for name, value in shapes.items()})
 
 
+def mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What keeps tensors of some names and shapes from being the expected ones, a line each."""
+    lines = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
+    lines += [f"unexpected {name} {shape}" for name, shape in found.items() if name not in expected]
+    shared = [name for name in found if name in expected and found[name] != expected[name]]
+    return lines + [f"misshapen {name}: {found[name]}, expected {expected[name]}" for name in shared]
+
+
 def not_finite(tensors: Mapping[str, np.ndarray], limit: int = 6) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity; after so many, how many more there are."""
     broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
@@ -215,3 +217,35 @@ def _widen(value: np.ndarray) -> np.ndarray:
 
 def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {"/".join(path): value for path, value in flatten_dict(variables).items()}
+
+
+def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a .safetensors file, one tensor at a time.
+
+    The library's own `save` makes a second copy of all tensors, and scrambles those that are not contiguous (0.8.0).
+
+    Args:
+        tensors: float32, float16 or int64 arrays of any memory layout.
+        metadata: texts for the header.
+
+    Raises:
+        KeyError: for an array of another type.
+    """
+    # Each tensor is asked for twice: it may have to be read from a file.
+    specs = {name: (tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
+    # As the library orders them: wide types first, so that every tensor is aligned without padding.
+    names = sorted(specs, key=lambda name: (-specs[name][0].itemsize, name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        dtype, shape, size = specs[name]
+        start, end = end, end + size
+        header[name] = {"dtype": DTYPES[dtype.name], "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file = io.BytesIO()
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in names:
+        tensor = tensors[name]
+        file.write(np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<")).data)
+    return file.getvalue()

@@ -17,9 +17,9 @@ from mixformer_jax.convert.autoencoders import (
     load_autoencoder,
     save_autoencoder,
     shapes_of_autoencoder,
+    start_from_mae,
 )
 from mixformer_jax.convert.initial import init_from
-from mixformer_jax.convert.mae_names import start_from_mae
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig, held_out
 from mixformer_jax.data.pool.device_samples import DeviceSamples

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.autoencoders import load_autoencoder, save_autoencoder, shapes_of_autoencoder
-from mixformer_jax.convert.mae_names import (
+from mixformer_jax.convert.autoencoders import (
     autoencoder_from_mae,
     autoencoder_to_mae,
     carried_from_mae,
     export_to_mae,
+    load_autoencoder,
     mae_table,
+    save_autoencoder,
+    shapes_of_autoencoder,
     start_from_mae,
 )
 from mixformer_jax.convert.torch_files import write_official_safetensors

@@ -7,7 +7,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.convert import convert, tracker_settings
-from mixformer_jax.convert.entries import Carried, official_shape
 from mixformer_jax.convert.infer import infer_config
 from mixformer_jax.convert.names import (
     carried_from_official,
@@ -16,6 +15,7 @@ from mixformer_jax.convert.names import (
     variables_from_official,
     variables_to_official,
 )
+from mixformer_jax.convert.tables import Carried, official_shape
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.positions import sincos_positions

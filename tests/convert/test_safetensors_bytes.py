@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mixformer_jax.convert.safetensors_bytes import to_safetensors
+from mixformer_jax.convert.weights import to_safetensors
 
 arrays = st.sampled_from(["float32", "float16", "int64", ">f4", ">i8"]).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
