@@ -15,10 +15,18 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.attention import Grid, KeysValues, MixedAttentionBlock
+from mixformer_jax.models.attention import (
+    Grid,
+    KeysValues,
+    MixedAttentionBlock,
+    cross_step,
+    joint_step,
+    search_step,
+    step_runner,
+    templates_step,
+)
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.masking import Masking
-from mixformer_jax.models.streams import cross_step, joint_step, search_step, step_runner, templates_step
 
 Stream = Literal["templates", "search"]
 

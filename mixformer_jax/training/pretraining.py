@@ -31,10 +31,11 @@ from mixformer_jax.models.autoencoder import (
     Reconstruction,
     draw_masking,
     initial_values,
+    reconstruct,
+    reconstruction_losses,
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
 from mixformer_jax.models.masking import Masking
-from mixformer_jax.models.patches import reconstruct, reconstruction_losses
 from mixformer_jax.training.experiment import data_section
 from mixformer_jax.training.loop import run
 from mixformer_jax.training.objective import Batch, Group, Samples, Start, Variables

@@ -17,11 +17,14 @@ from mixformer_jax.models.autoencoder import (
     autoencoder_shapes,
     draw_masking,
     init_autoencoder,
+    patchify,
+    reconstruct,
+    reconstruction_loss,
+    unpatchify,
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.masking import random_masking
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.patches import patchify, reconstruct, reconstruction_loss, unpatchify
 from mixformer_jax.models.sizes import size_config
 
 TOLERANCE = 1e-4

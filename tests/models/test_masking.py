@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.convmae import ConvMaePatchEmbed
 from mixformer_jax.models.layers import ConvPatchEmbed, DepthwiseConv
 from mixformer_jax.models.masking import count_visible, random_masking
+from mixformer_jax.models.vit import ConvMaePatchEmbed
 
 
 @given(grid=st.integers(2, 9), ratio=st.floats(0.01, 0.99), seed=st.integers(0, 99))
