@@ -16,10 +16,11 @@ from mixformer_jax import views
 from mixformer_jax.data import augment as host_augment
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, Mix
+from mixformer_jax.data.pool import device_augment, device_views
 from mixformer_jax.data.pool.device_pool import DevicePool, _pictures
 from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.data.pool.draws import Draws
-from mixformer_jax.data.pool.pool import Clip, ImagePool, VideoPool, cut_out, device_augment, device_views
+from mixformer_jax.data.pool.pool import Clip, ImagePool, VideoPool, cut_out
 from mixformer_jax.data.pool.rendering import inspector, renderer, sources_of
 from mixformer_jax.data.pool.synthetic import SyntheticConfig
 from mixformer_jax.data.samples import Pools
