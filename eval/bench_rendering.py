@@ -24,11 +24,10 @@ from mixformer_jax.cli.bench import device_name
 from mixformer_jax.config_files import default_settings, load_config
 from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches, one_opencv_thread
 from mixformer_jax.data.pool.device_samples import DeviceSamples
-from mixformer_jax.training.batches import to_devices
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
-from mixformer_jax.training.sharding import make_mesh
-from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.sharding import make_mesh, to_devices
+from mixformer_jax.training.supervised import tracking_objective
 
 CONFIG_PREFIX = "--config."
 

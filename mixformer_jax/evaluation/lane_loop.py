@@ -3,7 +3,10 @@
 import dataclasses
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +14,13 @@ from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
-from mixformer_jax.evaluation.prefetch import FramesAhead
 from mixformer_jax.evaluation.results import SequenceResult
 from mixformer_jax.signals import check
 from mixformer_jax.tracking.interface import Frame, LanesLike, PredictionLike, TrackerLike
 from mixformer_jax.tracking.lanes import LaneError
+
+# Frames that are read ahead of the tracker: at most 25 MB of Full HD.
+FRAMES_AHEAD = 4
 
 
 class Job(NamedTuple):
@@ -287,3 +292,37 @@ def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, "4"]:
             f"{where}: the tracker returned {box.tolist()}; expected finite x,y,w,h with w >= 0 and h >= 0"
         )
     return box
+
+
+class FramesAhead:
+    """The frames of an iterator, in order, read by a thread of its own while the tracker is busy. A context manager.
+
+    At most `depth` frames wait. What the iterator raises is raised where its frame would have come.
+    """
+
+    def __init__(self, frames: Iterator[Frame], depth: int = FRAMES_AHEAD) -> None:
+        self._frames = frames
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
+        self._waiting: deque[Future[Frame | None]] = deque(
+            self._thread.submit(next, frames, None) for _ in range(depth)
+        )
+
+    def __iter__(self) -> "FramesAhead":
+        return self
+
+    def __next__(self) -> Frame:
+        frame = self._waiting.popleft().result()
+        if frame is None:
+            raise StopIteration
+        self._waiting.append(self._thread.submit(next, self._frames, None))
+        return frame
+
+    def close(self) -> None:
+        """Ends the thread once it has read the frame that it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> "FramesAhead":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

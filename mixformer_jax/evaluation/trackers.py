@@ -1,24 +1,47 @@
-"""Opening a tracker for a benchmark by what the user typed, with a record of which weights it was."""
+"""Opening a tracker for a benchmark by what the user typed, with a record of which weights it was, and of what beside
+code and weights decides the numbers: hardware, precision, versions, decoders.
 
+Beside ours there are the first box, and OpenCV's trackers as a yardstick that needs no weights.
+"""
+
+import ctypes
 import dataclasses
 import hashlib
+import importlib.metadata
+import os
+import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+import cv2
+import flax
+import jax
+import jaxlib
 import numpy as np
+from jaxtyping import Float, Float64, UInt8
 
 import mixformer_jax
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
-from mixformer_jax.evaluation.environment import decoders, matmul_precision, versions
-from mixformer_jax.evaluation.first_box import FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import OneLane
-from mixformer_jax.evaluation.peers import PEERS, open_peer
+from mixformer_jax.media.decoders import decoder_name, find_pyav
 from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.tracking.interface import LanesLike
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.tracker import find_weights
+
+PEERS: Mapping[str, str] = MappingProxyType(
+    {"opencv:CSRT": "TrackerCSRT", "opencv:KCF": "TrackerKCF", "opencv:MIL": "TrackerMIL"}
+)
+"""Classes of OpenCV by what the user types."""
+
+MEND = (
+    "it is in opencv-contrib-python-headless, which takes the place of opencv-python-headless:\n"
+    "    pip install --no-deps --target contrib opencv-contrib-python-headless\n"
+    "    PYTHONPATH=contrib python eval/run.py ..."
+)
 
 TRACKERS = ("mixformer", "first-box", *PEERS)
 # What the names of models add for weights that differ by their training alone.
@@ -26,6 +49,78 @@ VARIANTS = ("_1k", "_got", "_1k_got")
 BENCHMARK_DTYPE: ComputeDtype = "float32"
 # Videos in one step, by JAX's platform; see docs/evaluation.md for what was measured.
 DEFAULT_BATCH: Mapping[str, int] = MappingProxyType({"cpu": 1, "gpu": 16, "tpu": 16})
+
+# OpenCV comes in four packages, whose versions tell more than the module's own.
+READERS = ("opencv-python-headless", "opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python", "av")
+
+
+class BoxPrediction(NamedTuple):
+    """What a tracker that is not ours says about a frame."""
+
+    box_xywh: Float64[np.ndarray, " 4"]
+    score: float | None = None
+
+
+class FirstBoxTracker:
+    """Says forever what it was told first: tests the harness with no model, and is the floor of a table."""
+
+    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
+        return np.array(box_xywh, np.float64)
+
+    def step(
+        self, state: Float64[np.ndarray, " 4"], frame: UInt8[np.ndarray, "h w 3"]
+    ) -> tuple[Float64[np.ndarray, " 4"], BoxPrediction]:
+        return state, BoxPrediction(state.copy())
+
+
+class PeerState(NamedTuple):
+    """OpenCV's tracker, which changes with every frame, and the last box that it found."""
+
+    tracker: Any
+    box_xywh: Float64[np.ndarray, "4"]
+
+
+class OpenCVTracker:
+    """One of OpenCV's trackers. Where it reports that it lost the target, its last box stands.
+
+    MIL draws from the C library's `rand`, which is seeded anew for each video: its boxes do not depend on what was
+    tracked before.
+    """
+
+    def __init__(self, class_name: str) -> None:
+        self._class = getattr(cv2, class_name)
+
+    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"]) -> PeerState:
+        _seed_c_library()
+        tracker = self._class.create()
+        tracker.init(_bgr(frame), [round(value) for value in box_xywh.tolist()])
+        return PeerState(tracker, np.array(box_xywh, np.float64))
+
+    def step(self, state: PeerState, frame: UInt8[np.ndarray, "h w 3"]) -> tuple[PeerState, BoxPrediction]:
+        is_found, box_xywh = state.tracker.update(_bgr(frame))
+        if is_found:
+            state = state._replace(box_xywh=np.array(box_xywh, np.float64))
+        return state, BoxPrediction(state.box_xywh)
+
+
+def open_peer(kind: str) -> tuple[OpenCVTracker, dict[str, Any]]:
+    """A tracker of OpenCV, and what its results depend on.
+
+    Raises:
+        ValueError: this build of OpenCV does not have it.
+    """
+    if not hasattr(cv2, PEERS[kind]):
+        raise ValueError(f"this OpenCV ({cv2.__version__}) has no {PEERS[kind]}: {MEND}")
+    return OpenCVTracker(PEERS[kind]), {"opencv": cv2.__version__}
+
+
+def _seed_c_library() -> None:
+    if os.name == "posix":
+        ctypes.CDLL(None).srand(1)
+
+
+def _bgr(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
 
 
 class OpenedTracker(NamedTuple):
@@ -165,3 +260,38 @@ def weights_digest(weights: str | None) -> str:
     """SHA-256 of the weights file: a path may hold other weights tomorrow, and so may a name."""
     with find_weights(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes and reads, by name."""
+    found = {
+        "mixformer-jax": mixformer_jax.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "flax": flax.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+    for name in READERS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def decoders() -> dict[str, str]:
+    """Who decodes images and videos, and the libraries that OpenCV was built with."""
+    built_with = cv2.getBuildInformation()
+    jpeg, avcodec = (re.search(rf"^\s*{name}:\s*(.+?)\s*$", built_with, re.M) for name in ("JPEG", "avcodec"))
+    library = f", avcodec {avcodec[1].removeprefix('YES ') if avcodec else 'unknown'}" if find_pyav() is None else ""
+    return {
+        "images": f"OpenCV {cv2.__version__}, JPEG {jpeg[1] if jpeg else 'unknown'}",
+        "video": f"{decoder_name()}{library}",
+    }
+
+
+def matmul_precision() -> str:
+    """How JAX rounds the factors of float32 products: `default` may mean TF32 on GPUs and bfloat16 on TPUs."""
+    return str(jax.config.jax_default_matmul_precision or "default")  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperi
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
 from mixformer_jax.training.steps import TrainState
-from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.supervised import tracking_objective
 
 Stage = Callable[[str], AbstractContextManager[None]]
 

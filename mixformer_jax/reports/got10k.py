@@ -15,10 +15,8 @@ from mixformer_jax.evaluation.got10k import (
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.scoring import TrackerFiles
-from mixformer_jax.reports.content import Figure, Line, Panel, Report
-from mixformer_jax.reports.published import compare
-from mixformer_jax.reports.strips import worst_strips
-from mixformer_jax.reports.tables import Place, Row, Table
+from mixformer_jax.reports.content import Figure, Line, Panel, Report, worst_strips
+from mixformer_jax.reports.tables import Place, Row, Table, compare
 
 RULES = (
     "got10k toolkit: frames pooled over sequences and repetitions, without the first frame and those of cover 0; "

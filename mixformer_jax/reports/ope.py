@@ -14,10 +14,8 @@ from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.rules import OpeRules, RuleSet, benchmark_rules, describe_rules
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
-from mixformer_jax.reports.content import Figure, Line, Panel, Report
-from mixformer_jax.reports.published import compare
-from mixformer_jax.reports.strips import worst_strips
-from mixformer_jax.reports.tables import Place, Row, Table
+from mixformer_jax.reports.content import Figure, Line, Panel, Report, worst_strips
+from mixformer_jax.reports.tables import Place, Row, Table, compare
 
 
 def ope_report(

@@ -15,10 +15,8 @@ from mixformer_jax.evaluation.trackingnet import (
     TrackingNetScores,
     score_sequences,
 )
-from mixformer_jax.reports.content import Figure, Line, Panel, Report
-from mixformer_jax.reports.published import compare
-from mixformer_jax.reports.strips import worst_strips
-from mixformer_jax.reports.tables import Place, Row, Table
+from mixformer_jax.reports.content import Figure, Line, Panel, Report, worst_strips
+from mixformer_jax.reports.tables import Place, Row, Table, compare
 
 RULES = (
     "TrackingNet dev kit: areas under the curves, boxes rounded to whole pixels, IoU >= t; first frame counted as "

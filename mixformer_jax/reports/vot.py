@@ -25,10 +25,8 @@ from mixformer_jax.evaluation.vot.workspace import (
     score_runs,
     score_unsupervised,
 )
-from mixformer_jax.reports.content import Figure, Line, Panel, Report, Strip
-from mixformer_jax.reports.published import compare
-from mixformer_jax.reports.strips import worst_strips
-from mixformer_jax.reports.tables import Row, Table
+from mixformer_jax.reports.content import Figure, Line, Panel, Report, Strip, worst_strips
+from mixformer_jax.reports.tables import Row, Table, compare
 
 ANCHORS, WHOLE = "baseline", "unsupervised"
 HEADER = ("EAO", "A", "R", "A, no restarts")

@@ -1,8 +1,9 @@
 """A run's metrics: JSON lines, TensorBoard, Weights & Biases where asked for, and the curve to look at."""
 
+import io
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,13 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.training.curves import draw_curves
 
 LINES_NAME, CURVES_NAME, WANDB_ID_NAME = "metrics.jsonl", "curves.png", "wandb_id.txt"
+
+# What has no curve of its own, or one that tells little.
+_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "seconds"}
 
 
 class MetricsLog:
@@ -119,3 +124,35 @@ def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
             f"train.wandb_project is {project!r}, and Weights & Biases does not take the run: {error}. Log in (wandb "
             "login), record on this machine alone (WANDB_MODE=offline), or set train.wandb_project to None"
         ) from error
+
+
+def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes:
+    """A PNG with a panel for every metric: training as a line, validation as points.
+
+    Args:
+        lines: events of `MetricsLog`.
+    """
+    trained = [line for line in lines if line["kind"] == "train"]
+    validated = [line for line in lines if line["kind"] == "validation"]
+    names = list(dict.fromkeys(name for line in (*validated, *trained) for name in line if name not in _LEFT_OUT))
+    columns = 3
+    rows = max(1, -(-len(names) // columns))
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        for label, events, style in (("training", trained, "-"), ("validation", validated, "o-")):
+            points = [(line["step"], line[name]) for line in events if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+        if name.startswith("loss") and all(line.get(name, 1.0) > 0 for line in (*trained, *validated)):
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7)
+    for axes in figure.axes[-columns:]:
+        axes.set_xlabel("step", fontsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    return picture.getvalue()

@@ -39,8 +39,8 @@ from mixformer_jax.models.masking import Masking
 from mixformer_jax.training.experiment import data_section
 from mixformer_jax.training.loop import run
 from mixformer_jax.training.objective import Batch, Group, Samples, Start, Variables
-from mixformer_jax.training.reconstructions import reconstruction_sheet
 from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.sheets import reconstruction_sheet
 from mixformer_jax.training.start import is_ours, weights_file
 
 

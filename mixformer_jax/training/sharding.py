@@ -8,7 +8,7 @@ divides it, so the result is the same on every mesh up to rounding, batch norm o
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -16,7 +16,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.objective import Samples
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -161,3 +163,24 @@ def own_rows(value: jax.Array | np.ndarray) -> np.ndarray:
     # Devices along `tensor` hold the same rows.
     parts = {shard.index[0].start: shard.data for shard in value.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+ToDevices = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
+
+
+def to_devices(samples: Samples, mesh: Mesh, batch_size: int) -> ToDevices:
+    """The function from this process's part of a batch to the global one of `batch_size` samples.
+
+    For `DeviceSamples` every device of the mesh gets the whole pool now, and then renders its own samples.
+
+    Raises:
+        ValueError: a pool that does not suit the config, see `DeviceSamples.check`.
+    """
+    if not isinstance(samples, DeviceSamples):
+        return lambda batch: put_batch(batch, mesh)
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, BATCH)
+    resident = jax.tree.map(lambda value: place(value, whole), samples.resident)
+    samples.check(resident)
+    numbers = {"index": jax.ShapeDtypeStruct((batch_size,), np.uint32, sharding=split)}
+    render = jax.jit(samples.render, out_shardings=split).lower(resident, numbers).compile()
+    return lambda batch: render(resident, put_batch(batch, mesh))

@@ -7,7 +7,7 @@ import pytest
 from eval import failures
 from eval.failures import Failure, find_failures
 from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, render_demo_clip
-from mixformer_jax.evaluation.first_box import BoxPrediction
+from mixformer_jax.evaluation.trackers import BoxPrediction
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.evaluation.peers import PEERS, OpenCVTracker, PeerState, open_peer
-from mixformer_jax.evaluation.trackers import TrackerChoice
+from mixformer_jax.evaluation.trackers import PEERS, OpenCVTracker, PeerState, TrackerChoice, open_peer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where `make test` lays OpenCV's build with all trackers, beside the one that the project uses.

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from mixformer_jax.evaluation.prefetch import FramesAhead
+from mixformer_jax.evaluation.lane_loop import FramesAhead
 
 
 def frames(count, read, error_at=None):

@@ -5,12 +5,10 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
-from mixformer_jax.evaluation.first_box import BoxPrediction, FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import Job, LaneLoop, OneLane
-from mixformer_jax.evaluation.passes import passes
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.runner import Alone, describe, run_dataset
-from mixformer_jax.evaluation.trackers import OpenedTracker
+from mixformer_jax.evaluation.runner import Alone, describe, passes, run_dataset
+from mixformer_jax.evaluation.trackers import BoxPrediction, FirstBoxTracker, OpenedTracker
 from mixformer_jax.tracking.interface import TrackerLike
 from mixformer_jax.tracking.lanes import LaneError
 

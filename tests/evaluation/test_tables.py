@@ -6,8 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.reports.published import SOURCES, compare, published_rows
-from mixformer_jax.reports.tables import Row, Table, to_csv, to_html, to_latex, to_markdown, to_text
+from mixformer_jax.reports.tables import (
+    SOURCES,
+    Row,
+    Table,
+    compare,
+    published_rows,
+    to_csv,
+    to_html,
+    to_latex,
+    to_markdown,
+    to_text,
+)
 
 ROWS = (Row("a_1", (10.04, 1.0)), Row("b|c", (20.0, None)), Row("d & <e>", (15.06, float("nan"))))
 TABLE = Table("overall", "percent", ("tracker", "AUC", "P"), ROWS, ranked=True)

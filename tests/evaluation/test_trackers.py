@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 
 import mixformer_jax
-from mixformer_jax.evaluation.first_box import FirstBoxTracker
 from mixformer_jax.evaluation.lane_loop import OneLane
-from mixformer_jax.evaluation.trackers import DEFAULT_BATCH, TrackerChoice, announce, results_name, weights_digest
+from mixformer_jax.evaluation.trackers import (
+    DEFAULT_BATCH,
+    FirstBoxTracker,
+    TrackerChoice,
+    announce,
+    results_name,
+    weights_digest,
+)
 from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
 

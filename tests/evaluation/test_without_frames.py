@@ -15,7 +15,7 @@ from mixformer_jax.datasets.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
 from mixformer_jax.datasets.layout import SPLITS
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.sequences import open_dataset
-from mixformer_jax.reports.strips import worst_strips
+from mixformer_jax.reports.content import worst_strips
 
 COUNT = 6
 BOXES = [f"{10 + 2 * i},12,8,6" for i in range(COUNT)]

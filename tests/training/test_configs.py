@@ -8,8 +8,8 @@ import pytest
 from mixformer_jax.config_files import load_config
 from mixformer_jax.models.sizes import SIZES
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.optimizer import learning_rate_schedule
-from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.program import learning_rate_schedule
+from mixformer_jax.training.supervised import tracking_objective
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGE_ONE = sorted(path.stem for path in CONFIGS.glob("mix*.py") if (CONFIGS / f"{path.stem}_score.py").is_file())

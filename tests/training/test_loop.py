@@ -14,11 +14,10 @@ from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from mixformer_jax.training.program import train_program
+from mixformer_jax.training.program import learning_rate_schedule, make_optimizer, train_program
 from mixformer_jax.training.sharding import make_mesh
 from mixformer_jax.training.steps import split_params
-from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.supervised import tracking_objective
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):

@@ -14,10 +14,9 @@ import pytest
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.metrics_log import MetricsLog, read_lines
-from mixformer_jax.training.progress import Progress
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.steps import StepReport
-from mixformer_jax.training.watch import StepWatch
+from mixformer_jax.training.watch import Progress, StepWatch
 
 
 def test_a_log_takes_back_what_a_lost_part_wrote(tmp_path):

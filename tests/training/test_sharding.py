@@ -9,7 +9,7 @@ from mixformer_jax.models.sizes import size_config
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh, partition_spec, process_rows
-from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.supervised import tracking_objective
 
 SMALL = {
     "name": "small",

@@ -16,7 +16,7 @@ from mixformer_jax.training.loop import train
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
 from mixformer_jax.training.start import start_from, weights_file
-from mixformer_jax.training.tracking import tracking_objective
+from mixformer_jax.training.supervised import tracking_objective
 
 MODEL = {
     "name": "small",
