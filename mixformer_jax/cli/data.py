@@ -130,7 +130,8 @@ def run_show(args: argparse.Namespace) -> int:
     from mixformer_jax.data.sheet import contact_sheet
     from mixformer_jax.media.images import write_image
     from mixformer_jax.media.video import prepare_output
-    from mixformer_jax.training.experiment import Experiment, training_samples
+    from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.samples import training_samples
 
     prepare_output(args.out)
     config = load_config(args.config, args.overrides, default_settings(Experiment))

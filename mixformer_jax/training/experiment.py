@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.data.pipeline import Pools, TrackingSamples, held_out
-from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.training.losses import IouKind
 from mixformer_jax.training.settings import RunConfig
@@ -116,15 +114,3 @@ def data_section(values: Any, derived: Mapping[str, Any], who: str) -> DataConfi
     if clash:
         raise ConfigError(f"data.crops may not set {', '.join(clash)}: {who}")
     return dataclass_from_mapping(DataConfig, {**values, "crops": {**crops, **derived}}, "data")
-
-
-def training_samples(experiment: Experiment) -> TrackingSamples | DeviceSamples:
-    """The samples of `data`, by the run's seed, rendered where `data.render` says."""
-    kind = DeviceSamples if experiment.data.render == "device" else TrackingSamples
-    return kind(Pools.load(experiment.data), experiment.data, experiment.train.seed)
-
-
-def validation_samples(experiment: Experiment) -> TrackingSamples | None:
-    """Fixed frame pairs of held-out sequences, None where none are held out."""
-    config = held_out(experiment.data)
-    return None if config is None else TrackingSamples(Pools.load(config), config, seed=0)

@@ -17,9 +17,10 @@ from mixformer_jax.convert.weights import save_weights
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.pipeline import Samples
 from mixformer_jax.models.mixformer import MixFormer, Prediction, build_model
-from mixformer_jax.training.experiment import Experiment, TrainConfig, training_samples, validation_samples
+from mixformer_jax.training.experiment import Experiment, TrainConfig
 from mixformer_jax.training.losses import box_loss, corner_cross_entropy, score_losses
 from mixformer_jax.training.objective import Batch, Group, Objective, Start, Variables
+from mixformer_jax.training.samples import training_samples, validation_samples
 from mixformer_jax.training.sheets import prediction_sheet
 from mixformer_jax.training.start import start_from
 
