@@ -3,8 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Type checker, linter and formatter look at everything that is Python here.
-SOURCES := mixformer_jax eval pretrain configs tests
+# Linter and formatter look at everything that is Python here.
+SOURCES := mixformer_jax eval pretrain configs docs tests
 
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
