@@ -36,6 +36,7 @@ class Box(NamedTuple):
 
 def imports_of_parts() -> Imports:
     """The packages and modules directly under mixformer_jax, each with those whose modules it imports."""
+    sys.path.insert(0, str(REPOSITORY))  # of this checkout, whichever is installed
     graph = grimp.build_graph(PACKAGE, cache_dir=None)
     parts = {child.removeprefix(f"{PACKAGE}."): child for child in graph.find_children(PACKAGE)}
     imports = {}

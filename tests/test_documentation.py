@@ -9,6 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "mixformer_jax"
+ROOMS_OF_PAGES = ("docs", "pretrain", "mixformer_jax/assets")
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
@@ -39,6 +40,24 @@ def test_picture_of_the_packages_is_that_of_the_code():
     command = [sys.executable, "docs/architecture.py", "--check"]
     found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
+
+
+def test_links_between_pages_lead_somewhere():
+    """`make docs` checks more, headings too; it needs mkdocs."""
+    pages = [*REPOSITORY.glob("*.md"), *(page for room in ROOMS_OF_PAGES for page in (REPOSITORY / room).rglob("*.md"))]
+    broken = [
+        f"{page.relative_to(REPOSITORY)}: {target}"
+        for page in sorted(pages)
+        for target in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert len(pages) > 10 and broken == []
+
+
+def test_navigation_has_every_page_of_docs():
+    navigation = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r": (\w+\.md)$", navigation, flags=re.MULTILINE))
+    assert {page.name for page in (REPOSITORY / "docs").glob("*.md")} <= listed
 
 
 def _modules(room: str) -> list[Path]:
