@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Linter and formatter look at everything that is Python here.
-SOURCES := mixformer_jax eval pretrain configs docs tests
+SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
