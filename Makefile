@@ -3,13 +3,13 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Type checker, linter and formatter look at everything that is Python here.
-SOURCES := mixformer_jax eval pretrain configs docs tests
+# Linter and formatter look at everything that is Python here.
+SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo demo-arguments default-tracker test lint format clean
+.PHONY: help demo demo-arguments default-tracker test lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make test                            lint, then all tests'
 	@echo 'make lint                            ruff, mypy, and who may import whom'
 	@echo 'make format                          let ruff mend what it can'
+	@echo 'make docs                            the documentation as pages in site/; a broken link fails'
 	@echo 'make clean                           remove .venv and caches'
 
 demo: demo-arguments $(VENV)/.demo-installed
@@ -53,8 +54,14 @@ format: $(VENV)/.test-installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# The variable silences a notice on the future of MkDocs.
+docs: $(VENV)/.docs-installed
+	$(BIN)/python docs/architecture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'site/index.html'
+
 clean:
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp for each set of packages: a second call installs nothing until pyproject.toml changes.
@@ -85,6 +92,11 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --target $(VENV)/vot-toolkit-0.9 --upgrade --no-deps vot-toolkit==0.9.0
 	@touch $@ $(VENV)/.demo-installed
+
+$(VENV)/.docs-installed: pyproject.toml | $(VENV)/.created
+	@echo 'Installing into $(VENV), with what builds the documentation (a minute or two) ...'
+	@$(PIP) --editable '.[docs]'
+	@touch $@
 
 # A name on the path proves little (version managers leave stubs), so each candidate has to run and show what it can.
 $(VENV)/.created:
