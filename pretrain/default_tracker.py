@@ -31,7 +31,7 @@ STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
 
 def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
     """The programs of the stages, as arguments of Python."""
-    train = ("-m", "mixformer_jax.cli", "train")
+    train = ("-m", "mixformer_jax", "train")
     folders = [runs / name for name in STAGES]
     programs: tuple[list[str | Path], ...] = (
         [HERE / "run.py", "--config", CONFIGS / "pretrain" / "trackmae_tiny.py"],

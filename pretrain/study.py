@@ -179,7 +179,7 @@ def train_arm(programs: Programs, setup: Setup, arm: str, seed: int) -> None:
     name = f"{arm}_seed{seed}"
     settings = [f"--config.{key}={value}" for key, value in changes.items()]
     config = ROOT / "configs" / "mixvit_tiny.py"
-    programs.run(name, "-m", "mixformer_jax.cli", "train", "--config", config, "--out", run, *settings)
+    programs.run(name, "-m", "mixformer_jax", "train", "--config", config, "--out", run, *settings)
     for step in setup.points_at():
         weights, results = run / f"model_{step}.safetensors", run / "results"
         where = ("--dataset", "folder", "--root", str(setup.test_root), "--tracker-name", f"step{step}")

@@ -1,5 +1,6 @@
 """The studies in small and the default tracker's stages: what they would run, and what they make of results."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -121,6 +122,21 @@ def test_stages_of_the_default_tracker_hand_over(tmp_path, changes):
     assert folders == [tmp_path / name for name in ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")]
     if changes:
         assert {changed(stage).data.root for stage in (pretraining, boxes, scores)} == {"elsewhere"}
+
+
+def test_the_programs_that_others_start_are_there(tmp_path):
+    recorder = Recorder()
+    study.train_arm(recorder, setup(tmp_path), "scratch", 0)
+    study.pretrain_for(recorder, setup(tmp_path), "mae")
+    programs = [*default_tracker.stages(tmp_path, []), *recorder.calls]
+    heads = {tuple(map(str, program[: [*map(str, program)].index("--out")])) for program in programs}
+    without_options = {
+        tuple(itertools.takewhile(lambda text: text not in ("--config", "--dataset"), head)) for head in heads
+    }
+    assert len(without_options) == 3, without_options  # train, pretrain/run.py, eval/run.py
+    for program in without_options:
+        found = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, check=False)
+        assert found.returncode == 0 and "usage: " in found.stdout, found.stderr
 
 
 def test_a_stage_that_has_begun_needs_none_before_it(tmp_path):
