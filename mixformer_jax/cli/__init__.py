@@ -11,11 +11,26 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import mixformer_jax
-from mixformer_jax.cli.console import complain, positive, positives, print_table, silence_decoders
+from mixformer_jax.cli.configs import add_configs_command
+from mixformer_jax.cli.console import (
+    TRACKER_PREFIX,
+    Commands,
+    Parser,
+    UsageError,
+    complain,
+    parse_arguments,
+    positive,
+    positives,
+    print_table,
+    silence_decoders,
+)
 from mixformer_jax.cli.data import add_data_commands
+from mixformer_jax.cli.evaluate import add_evaluate_command
+from mixformer_jax.cli.pack import add_pack_command
+from mixformer_jax.cli.report import add_report_command
 from mixformer_jax.cli.train import add_training_commands
 from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.signals import Stopped, StopSignals
@@ -24,10 +39,6 @@ if TYPE_CHECKING:
     from mixformer_jax.tracking.record import Recording
 
 DATA = "Check a data set, pack it for fast training, or look at training samples."
-
-
-class UsageError(ValueError):
-    """A command line that makes no sense; the message says how to write it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +56,7 @@ def _main(argv: Sequence[str]) -> int:
     arguments = _join_negative_box(argv)
     parser = _parser()
     try:
-        args, rest = parser.parse_known_args(arguments)
-        args.overrides = [text for text in rest if text.startswith(args.override_prefix)]
-        unknown = [text for text in rest if text not in args.overrides]
-        if unknown:
-            raise UsageError(f"unknown arguments: {' '.join(unknown)}; see mixformer --help")
+        args = parse_arguments(parser, arguments)
         return args.run(args)
     except Stopped as stopped:
         return _stopped(stopped)
@@ -188,18 +195,18 @@ def run_convert(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mixformer", description="Track objects in video with MixFormer.", allow_abbrev=False)
+    parser = Parser(prog="mixformer", description="Track objects in video with MixFormer.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"mixformer-jax {mixformer_jax.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    command = Commands(parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        # Settings by dotted name are not argparse's to know; NUL begins no argument.
-        added.set_defaults(run=run, override_prefix="\0")
-        return added
-
-    track = command("track", run_track, "Track targets through a video, a folder of images or a camera.")
-    track.set_defaults(override_prefix="--tracker.")
+    track = command(
+        "track",
+        run_track,
+        "Track targets through a video, a folder of images or a camera.",
+        "my.mp4 --box 120,80,60,90",
+        "my.mp4 --box 120,80,60,90 --tracker.search_factor=5",
+        overrides=TRACKER_PREFIX,
+    )
     track.add_argument("source", metavar="SOURCE", help="video file, folder of images, camera index, or rtsp://...")
     track.add_argument(
         "--box",
@@ -228,11 +235,15 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="replace files that are there; without it they stay: NAME of the defaults becomes NAME-2, NAME-3, ...",
     )
-    track.epilog = "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.search_factor=5)."
     _add_model(track)
 
-    attention = command("attention", run_attention, "Draw what attends to what on one frame (Figs. 8 and 9).")
-    attention.set_defaults(override_prefix="--tracker.")
+    attention = command(
+        "attention",
+        run_attention,
+        "Draw what attends to what on one frame (Figs. 8 and 9).",
+        "my.mp4 --box 120,80,60,90 --frame 50 --tracker.num_online_templates=1",
+        overrides=TRACKER_PREFIX,
+    )
     attention.add_argument("source", metavar="SOURCE", help="video file, folder of images, camera index, or rtsp://...")
     attention.add_argument("--box", required=True, metavar="X,Y,W,H", help="the target in the first frame, in pixels")
     attention.add_argument(
@@ -260,17 +271,21 @@ def _parser() -> argparse.ArgumentParser:
         default="queries",
         help="queries: who looks at the target's tokens; keys: where the target's tokens look (default: %(default)s)",
     )
-    attention.epilog = (
-        "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.num_online_templates=1)."
-    )
     _add_model(attention).add_argument("--model", metavar="NAME", help="a size (mixvit_b, mixcvt) with random weights")
 
-    demo = command("demo", run_demo, "Render a clip with exact ground truth, track it, and show how well.")
+    demo = command(
+        "demo", run_demo, "Render a clip with exact ground truth, track it, and show how well.", "--out demo_output"
+    )
     demo.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
     demo.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
     _add_model(demo)
 
-    bench = command("bench", run_bench, "Measure decoding, cropping, the model and the rest, a frame.")
+    bench = command(
+        "bench",
+        run_bench,
+        "Measure decoding, cropping, the model and the rest, a frame.",
+        "--model mixvit_b --frames 50",
+    )
     _add_model(bench).add_argument(
         "--model", metavar="NAME", help="a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
     )
@@ -278,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
     bench.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
 
-    profile = command("profile", run_profile, "Count parameters and FLOPs, beside the paper's.")
+    profile = command("profile", run_profile, "Count parameters and FLOPs, beside the paper's.", "mixvit_b mixcvt")
     profile.add_argument(
         "names",
         nargs="*",
@@ -292,13 +307,20 @@ def _parser() -> argparse.ArgumentParser:
         help="the initial and online templates (default: 1 for study models, else 2, as in the paper)",
     )
 
-    doctor = command("doctor", run_doctor, "Check numbers, weights and video here; the status is 1 if any is wrong.")
+    doctor = command(
+        "doctor", run_doctor, "Check numbers, weights and video here; the status is 1 if any is wrong.", "--device cpu"
+    )
     doctor.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
 
-    data = commands.add_parser("data", help=DATA, description=DATA, allow_abbrev=False)
-    add_data_commands(data)
+    add_data_commands(command.group("data", DATA))
 
-    convert = command("convert", run_convert, "Convert weights between official PyTorch files and ours.")
+    convert = command(
+        "convert",
+        run_convert,
+        "Convert weights between official PyTorch files and ours.",
+        "mixformer_vit_base.pth.tar mixvit_b.safetensors",
+        "runs/mixvit_tiny mine.pth.tar",
+    )
     convert.add_argument("source", type=Path, metavar="IN", help="weights, or the folder of a training run")
     convert.add_argument("target", type=Path, metavar="OUT", help="ends in .safetensors, .pth or .pth.tar")
     convert.add_argument("--official", action="store_true", help="official names in a .safetensors OUT too")
@@ -308,17 +330,16 @@ def _parser() -> argparse.ArgumentParser:
     hints.add_argument("--early-heads", type=positives, metavar="N,N", help="of the stages before the last (MixCvT)")
     hints.add_argument(
         "--name",
-        help="of the model, a table of configs/benchmarks.toml (default: the published model's, with _1k and _got "
+        help="of the model, a table of benchmarks.toml (default: the published model's, with _1k and _got "
         "where the file's name or experiment has these words)",
     )
 
     add_training_commands(command)
+    add_evaluate_command(command)
+    add_report_command(command)
+    add_pack_command(command)
+    add_configs_command(command)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
