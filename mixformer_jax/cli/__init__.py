@@ -31,6 +31,7 @@ from mixformer_jax.cli.data import add_data_commands
 from mixformer_jax.cli.evaluate import add_evaluate_command
 from mixformer_jax.cli.pack import add_pack_command
 from mixformer_jax.cli.report import add_report_command
+from mixformer_jax.cli.study import add_study_command
 from mixformer_jax.cli.train import add_training_commands
 from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.signals import Stopped, StopSignals
@@ -335,6 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add_training_commands(command)
+    add_study_command(command)
     add_evaluate_command(command)
     add_report_command(command)
     add_pack_command(command)
