@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import mixformer_jax
+from mixformer_jax.signals import Stopped
+
 SAYS_NO = 1
 USER_ERROR = 2
 CONFIG_PREFIX = "--config."
@@ -158,3 +161,22 @@ def timed(what: str) -> Iterator[None]:
         finally:
             done.set()
             ticking.join()
+
+
+def tell_stopped(stopped: Stopped, kept: str | None = None) -> int:
+    """Says that a signal ended the command, and what is kept; returns the exit status."""
+    print(f"mixformer: {stopped.word}" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    return stopped.status
+
+
+def is_for_the_user(error: Exception) -> bool:
+    """Errors of our own classes and of the file system are messages; others are bugs, with a traceback."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == mixformer_jax.__name__
+
+
+def for_the_user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function whose errors of this builtin kind are about what the user typed."""
+    try:
+        return function(*args, **kwargs)
+    except kind as error:
+        raise error if is_for_the_user(error) else UsageError(str(error)) from error
