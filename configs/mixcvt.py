@@ -1,6 +1,6 @@
 """MixCvT, stage 1: backbone and box head (the paper, Tables 1 and 10).
 
-    mixformer train --config configs/mixcvt.py
+    mixformer train --config mixcvt
 
 Official experiment: mixformer_cvt/baseline.yaml.
 The authors took about 40 hours on 8 V100, 92 on 8 RTX 2080 Ti (official issue 1).

@@ -1,6 +1,6 @@
 """MixCvT from ImageNet-1k, stage 1: backbone and box head (the paper, Tables 1 and 10).
 
-    mixformer train --config configs/mixcvt_1k.py
+    mixformer train --config mixcvt_1k
 
 Official experiment: mixformer_cvt/baseline_1k.yaml.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.

@@ -1,6 +1,6 @@
 """MixCvT from ImageNet-1k, on GOT-10k alone, stage 1: backbone and box head (the paper, Tables 1 and 10).
 
-    mixformer train --config configs/mixcvt_1k_got.py
+    mixformer train --config mixcvt_1k_got
 
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).

@@ -1,6 +1,6 @@
 """MixCvT from ImageNet-1k, on GOT-10k alone, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixcvt_1k_got_score.py --config.train.init=runs/mixcvt_1k_got
+    mixformer train --config mixcvt_1k_got_score --config.train.init=runs/mixcvt_1k_got
 
 40 epochs. Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
 2.4 million samples of 0.04 TFLOP each, 0.09 EFLOP in all (counted, not run).

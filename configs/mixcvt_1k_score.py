@@ -1,6 +1,6 @@
 """MixCvT from ImageNet-1k, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixcvt_1k_score.py --config.train.init=runs/mixcvt_1k
+    mixformer train --config mixcvt_1k_score --config.train.init=runs/mixcvt_1k
 
 Official experiment: mixformer_cvt_online/baseline_1k.yaml. 40 epochs.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.

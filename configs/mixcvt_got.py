@@ -1,6 +1,6 @@
 """MixCvT on GOT-10k alone, stage 1: backbone and box head (the paper, Tables 1 and 10).
 
-    mixformer train --config configs/mixcvt_got.py
+    mixformer train --config mixcvt_got
 
 Official experiment: mixformer_cvt/baseline_got.yaml.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.

@@ -1,6 +1,6 @@
 """MixCvT on GOT-10k alone, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixcvt_got_score.py --config.train.init=runs/mixcvt_got
+    mixformer train --config mixcvt_got_score --config.train.init=runs/mixcvt_got
 
 Official experiment: mixformer_cvt_online/baseline_got.yaml. 40 epochs.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.

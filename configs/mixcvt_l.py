@@ -1,6 +1,6 @@
 """MixCvT-L, stage 1: backbone and box head (the paper, Tables 1 and 10).
 
-    mixformer train --config configs/mixcvt_l.py
+    mixformer train --config mixcvt_l
 
 Official experiment: mixformer_cvt/baseline_large.yaml. The authors took 3 days and more on 8 V100 (official issue 1).
 30 million samples of 0.69 TFLOP each, 20.8 EFLOP in all (counted, not run).

@@ -1,6 +1,6 @@
 """MixCvT-L, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixcvt_l_score.py --config.train.init=runs/mixcvt_l
+    mixformer train --config mixcvt_l_score --config.train.init=runs/mixcvt_l
 
 Official experiment: mixformer_cvt_online/baseline_large.yaml. 40 epochs.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt_l.py.

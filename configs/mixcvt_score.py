@@ -1,6 +1,6 @@
 """MixCvT, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixcvt_score.py --config.train.init=runs/mixcvt
+    mixformer train --config mixcvt_score --config.train.init=runs/mixcvt
 
 Official experiment: mixformer_cvt_online/baseline.yaml. 30 epochs; the paper says 40.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.

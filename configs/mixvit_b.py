@@ -1,6 +1,6 @@
 """MixViT, stage 1: backbone and box head (the paper, Tables 2 and 10).
 
-    mixformer train --config configs/mixvit_b.py
+    mixformer train --config mixvit_b
 
 Official experiment: mixformer_vit/baseline.yaml.
 The authors took 50 hours and more on 8 V100 or RTX 2080 Ti (official issue 73).

@@ -1,6 +1,6 @@
 """MixViT (ConvMAE) on GOT-10k alone, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixvit_b_convmae_got_score.py --config.train.init=runs/mixvit_b_convmae_got
+    mixformer train --config mixvit_b_convmae_got_score --config.train.init=runs/mixvit_b_convmae_got
 
 Official experiment: mixformer_convmae_online/baseline_got.yaml. 50 epochs; the paper says 40.
 Hardware in the paper: 8 V100; the authors give hours for mixvit_b_convmae.py.

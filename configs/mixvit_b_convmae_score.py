@@ -1,6 +1,6 @@
 """MixViT (ConvMAE), stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixvit_b_convmae_score.py --config.train.init=runs/mixvit_b_convmae
+    mixformer train --config mixvit_b_convmae_score --config.train.init=runs/mixvit_b_convmae
 
 Official experiment: mixformer_convmae_online/baseline.yaml. 50 epochs; the paper says 40.
 Hardware in the paper: 8 V100; the authors give hours for mixvit_b_convmae.py.

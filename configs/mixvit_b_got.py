@@ -1,6 +1,6 @@
 """MixViT on GOT-10k alone, stage 1: backbone and box head (the paper, Tables 2 and 10).
 
-    mixformer train --config configs/mixvit_b_got.py
+    mixformer train --config mixvit_b_got
 
 Official experiment: mixformer_vit/baseline_got.yaml.
 Hardware in the paper: 8 V100; the authors give hours for mixvit_b.py.

@@ -1,6 +1,6 @@
 """MixViT, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixvit_b_score.py --config.train.init=runs/mixvit_b
+    mixformer train --config mixvit_b_score --config.train.init=runs/mixvit_b
 
 Official experiment: mixformer_vit_online/baseline.yaml. 50 epochs; the paper says 40.
 Hardware in the paper: 8 V100; the authors give hours for mixvit_b.py.

@@ -1,6 +1,6 @@
 """MixViT-L, stage 1: backbone and box head (the paper, Tables 2 and 10).
 
-    mixformer train --config configs/mixvit_l.py
+    mixformer train --config mixvit_l
 
 Official experiment: mixformer_vit/baseline_large.yaml.
 The authors took 4 days and more on 8 V100 or RTX 8000 (official issue 73).

@@ -1,6 +1,6 @@
 """MixViT-L (ConvMAE), stage 1: backbone and box head (the paper, Tables 2 and 10).
 
-    mixformer train --config configs/mixvit_l_convmae.py
+    mixformer train --config mixvit_l_convmae
 
 Official experiment: mixformer_convmae/baseline_large.yaml.
 The authors took 4 days and more on 8 V100 or RTX 8000 (official issue 73).

@@ -1,6 +1,6 @@
 """MixViT-L on GOT-10k alone, stage 1: backbone and box head (the paper, Tables 2 and 10).
 
-    mixformer train --config configs/mixvit_l_got.py
+    mixformer train --config mixvit_l_got
 
 Hardware in the paper: 8 V100; the authors give hours for mixvit_l.py.
 7.5 million samples of 1.68 TFLOP each, 12.6 EFLOP in all (counted, not run).

@@ -1,6 +1,6 @@
 """MixViT-L, stage 2: the score module alone (the paper, Fig. 6 and Table 10).
 
-    mixformer train --config configs/mixvit_l_score.py --config.train.init=runs/mixvit_l
+    mixformer train --config mixvit_l_score --config.train.init=runs/mixvit_l
 
 Official experiment: mixformer_vit_online/baseline_large.yaml. 50 epochs; the paper says 40.
 Hardware in the paper: 8 V100; the authors give hours for mixvit_l.py.

@@ -1,6 +1,6 @@
 """The embedded default tracker: MixViT-Tiny, stage 1 of 2, on a small set of videos and photographs.
 
-    mixformer train --config configs/mixvit_tiny.py --config.train.init=runs/trackmae_tiny
+    mixformer train --config mixvit_tiny --config.train.init=runs/trackmae_tiny
 
 Without `init` it trains from scratch; `make default-tracker` runs all stages. 3.6 M parameters, search crops of 128
 and templates of 64 pixels, one template and one online template. The recipe departs from the paper's (section 4.1),

@@ -1,6 +1,6 @@
 """MixViT-Tiny, stage 2: the score module alone (the paper, section 3.5), on the data of stage 1.
 
-    mixformer train --config configs/mixvit_tiny_score.py --config.train.init=runs/mixvit_tiny
+    mixformer train --config mixvit_tiny_score --config.train.init=runs/mixvit_tiny
 
 Half of the samples are negative: their box holds something else than the templates do, see docs/data.md. Far fewer
 samples than the paper's, and a higher rate with cosine decay: the module is small, and all else is frozen.

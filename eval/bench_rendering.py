@@ -21,6 +21,7 @@ import numpy as np
 
 from eval.turns import time_in_turns
 from mixformer_jax.cli.bench import device_name
+from mixformer_jax.cli.console import CONFIG_PREFIX, parse_arguments
 from mixformer_jax.config_files import default_settings, load_config
 from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches, one_opencv_thread
 from mixformer_jax.data.pool.device_samples import DeviceSamples
@@ -28,8 +29,6 @@ from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh, to_devices
 from mixformer_jax.training.supervised import tracking_objective
-
-CONFIG_PREFIX = "--config."
 
 
 def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
@@ -77,15 +76,13 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
 def main(arguments: list[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=Path("configs/mixvit_tiny.py"), help="default: %(default)s")
+    parser.add_argument("--config", type=Path, default=Path("mixvit_tiny"), help="default: %(default)s")
     parser.add_argument("--root", help="the pool, in place of data.root")
     parser.add_argument("--turns", type=int, default=20, help="timed turns of each")
-    args, rest = parser.parse_known_args(arguments)
-    unknown = [text for text in rest if not text.startswith(CONFIG_PREFIX)]
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    parser.set_defaults(override_prefix=CONFIG_PREFIX)
+    args = parse_arguments(parser, arguments)
     try:
-        config = load_config(args.config, rest, default_settings(Experiment))
+        config = load_config(args.config, args.overrides, default_settings(Experiment))
         if args.root is not None:
             config.data.root = args.root
         bench(Experiment.from_mapping(config.to_dict()), args.turns, progress=sys.stderr.isatty())

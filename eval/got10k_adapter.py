@@ -16,12 +16,12 @@ files. Settings and compute type are those of `eval/run.py`: configs/benchmarks.
 import argparse
 import inspect
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from mixformer_jax.config_files import BENCHMARK_SETTINGS
 from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
 from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
 from mixformer_jax.extras import is_not_installed
@@ -33,7 +33,6 @@ try:
 except ModuleNotFoundError:
     sys.exit(f"error: {is_not_installed('got10k')}")
 
-SETTINGS = Path(__file__).resolve().parents[1] / "configs" / "benchmarks.toml"
 # The toolkit's names of the data sets that have settings.
 BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "uav123", "TrackingNet": "trackingnet"}
 EXPERIMENTS: dict[str, Any] = {
@@ -83,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         benchmark = BENCHMARKS.get(args.experiment, args.experiment)
-        settings = settings_on(read_benchmark_settings(SETTINGS), benchmark, args.settings_of)
+        settings = settings_on(read_benchmark_settings(BENCHMARK_SETTINGS), benchmark, args.settings_of)
         choice = TrackerChoice(
             args.tracker,
             args.weights,

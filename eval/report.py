@@ -1,115 +1,13 @@
-"""Score result files and print the tables; with --out also write them, with plots and a page (HTML).
+"""`mixformer report` for the checkout: `python eval/report.py --dataset lasot --root LaSOT --results DIR`."""
 
-    python eval/report.py --dataset folder --root DATA --results results/ --out report/
-    python eval/report.py --dataset vot --root WORKSPACE --results WORKSPACE/results --out report/
-
-GOT-10k, TrackingNet and VOT have measures of their own; --measures ope scores the first two as LaSOT. The rules are in
-docs/evaluation.md.
-"""
-
-import argparse
-import dataclasses
 import sys
-from pathlib import Path
-from typing import get_args
 
-from mixformer_jax.cli.console import silence_decoders
-from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
-from mixformer_jax.evaluation.result_names import SequenceNames, printable
-from mixformer_jax.evaluation.rules import RuleSet, benchmark_rules
-from mixformer_jax.evaluation.scoring import find_results
-from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
-from mixformer_jax.reports.content import Report
-from mixformer_jax.reports.got10k import got10k_report
-from mixformer_jax.reports.ope import ope_report
-from mixformer_jax.reports.trackingnet import trackingnet_report
-from mixformer_jax.reports.vot import vot_report
-from mixformer_jax.reports.write import summary, write_report
-
-OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
+from mixformer_jax import cli
 
 
-def main(arguments: list[str] | None = None, opened: Dataset | None = None) -> int:
-    """Args:
-    arguments: of the command line.
-    opened: the data set that they name, where it is open already.
-    """
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
-    parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
-    parser.add_argument("--split", help="a published part of the data set, such as LaSOT's test")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="score only the sequences that it names, one a line")
-    parser.add_argument("--results", required=True, type=Path, help="holds TRACKER/SEQUENCE.txt")
-    parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
-    parser.add_argument("--out", type=Path, help="write the report there: index.html, tables, plots")
-    parser.add_argument("--worst", type=int, default=3, metavar="N", help="sequences a tracker with pictures (3)")
-    parser.add_argument("--measures", choices=("own", "ope"), default="own", help="of GOT-10k and TrackingNet")
-    ope = parser.add_argument_group("one-pass evaluation")
-    ope.add_argument("--rules", choices=get_args(RuleSet), default="mixformer", help="whose numbers (mixformer)")
-    ope.add_argument("--exclude-invalid-frames", action="store_true", help="rates over valid frames")
-    ope.add_argument("--separate-runs", action="store_true", help="NAME_000, NAME_001, ... are not averaged")
-    vot = parser.add_argument_group("VOT")
-    vot.add_argument(
-        "--eao-interval",
-        type=int,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        default=(EAO_LOW, EAO_HIGH),
-        help=f"lengths over which EAO is averaged ({EAO_LOW} {EAO_HIGH}, VOT2020 to VOT2022)",
-    )
-    args = parser.parse_args(arguments)
-    silence_decoders()
-    if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
-        parser.error("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
-
-    try:
-        report, unreadable = _score(args, opened)
-        print(summary(report), end="")
-        if args.out is not None:
-            for path in write_report(report, args.out):
-                print(f"wrote {path}")
-    except (ValueError, ModuleNotFoundError, OSError) as error:
-        sys.exit(f"error: {error}")
-    for name, reason in unreadable.items():
-        print(f"FAILED {printable(name)}: {printable(reason)}", file=sys.stderr)
-    return 1 if unreadable else 0
-
-
-def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, dict[str, str]]:
-    """The report, and why the sequences that are not in it could not be read."""
-    trackers = args.trackers.split(",") if args.trackers else None
-    # Pictures are for the page alone.
-    worst = args.worst if args.out else 0
-    if args.dataset == "vot":
-        shown = open_dataset("vot", args.root, args.split, args.list) if worst or args.list else None
-        # The names alone: scoring needs no frames.
-        chosen = list(shown.keys) if args.list and shown is not None else None
-        drawn = shown if worst else None
-        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), drawn, worst, chosen), {}
-    dataset = opened if opened is not None else open_dataset(args.dataset, args.root, args.split, args.list)
-    sequences, unreadable = dataset.read_all()
-    if not sequences:
-        raise ValueError("; ".join(unreadable.values()))
-    names = [sequence.name for sequence in sequences]
-    # Files of the other sequences are not files of these under another name.
-    others = unreadable if args.list is None else open_dataset(args.dataset, args.root, args.split).keys
-    known = SequenceNames([*names, *(key.rpartition("/")[2] for key in others)], args.dataset)
-    files = find_results(args.results, names, trackers, args.separate_runs, known)
-    if args.dataset in OWN_MEASURES and args.measures == "own":
-        report = OWN_MEASURES[args.dataset](sequences, files, worst)
-    else:
-        rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
-        report = ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
-    notes = [f"{name} is not scored, since its ground truth cannot be read: {why}" for name, why in unreadable.items()]
-    empty = {each.name: [fault.kind for fault in each.faults].count("box empty") for each in sequences}
-    if any(empty.values()):
-        names = [name for name, count in empty.items() if count]
-        notes.append(
-            f"{sum(empty.values())} boxes of negative or no size are rows without target, in {', '.join(names[:5])}"
-            + (f" and {len(names) - 5} more sequences" if len(names) > 5 else "")
-        )
-    return dataclasses.replace(report, notes=(*report.notes, *notes)), unreadable
+def main(arguments: list[str] | None = None) -> int:
+    """Scores result files; returns the exit status."""
+    return cli.main(["report", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 if __name__ == "__main__":

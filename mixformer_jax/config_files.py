@@ -22,12 +22,11 @@ from mixformer_jax.models.config import ConfigError
 
 PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."
-# Of the checkout that the package runs from; a package that was installed without its checkout has none.
-PROJECT_CONFIGS = [
-    folder
-    for name in ("configs", "configs/pretrain")
-    if (folder := Path(__file__).resolve().parents[1] / name).is_dir()
-]
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""The project's configs: in an installed package, or in the checkout that the package runs from."""
+BENCHMARK_SETTINGS = CONFIGS / "benchmarks.toml"
+PROJECT_CONFIGS = (CONFIGS, CONFIGS / "pretrain")
 
 
 def load_config(
@@ -36,8 +35,8 @@ def load_config(
     """Runs `get_config()` of a Python file and applies overrides.
 
     Args:
-        path: the file; it may import its neighbours, as a script may, and those of the project's configs/ wherever it
-            lies itself.
+        path: the file, or the name of one of the project's, see `find_config`; it may import its neighbours, as a
+            script may, and those of the project's configs wherever it lies itself.
         overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces;
             `None` is none where that is the default.
         defaults: settings that the file may leave out, by dotted name, see `default_settings`.
@@ -46,12 +45,41 @@ def load_config(
         ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
             (the closest known ones are named), or a value of another type.
     """
-    config = _run_get_config(Path(path))
+    config = _run_get_config(find_config(path))
     settings = dict(defaults or {}) | flatten(config.to_dict())
     for name, value in parse_overrides(overrides, settings, PREFIX).items():
         may_be_none = defaults is not None and name in defaults and defaults[name] is None
         _set(config, name, None if value == "None" and may_be_none else value)
     return config
+
+
+def find_config(name: str | Path) -> Path:
+    """The config file of a name.
+
+    Args:
+        name: a path, which ends in .py, or the name of one of the project's configs, such as `mixvit_b`.
+
+    Raises:
+        ConfigError: no such file or name (the closest known ones are named).
+    """
+    path, known = Path(name), project_configs()
+    if str(name) in known:
+        return known[str(name)]
+    if path.is_file():
+        return path
+    close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.7)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    kind = "config file" if path.suffix == ".py" else "config"
+    raise ConfigError(f"{name}: no such {kind}; {meant}`mixformer configs` lists those that come with the project")
+
+
+def project_configs() -> dict[str, Path]:
+    """The configs that come with the project, by name: those of trackers, then those of pre-trainings.
+
+    Files that only hold what others share are left out.
+    """
+    files = [path for folder in PROJECT_CONFIGS for path in sorted(folder.glob("*.py"))]
+    return {path.stem: path for path in files if "def get_config(" in path.read_text(encoding="utf-8")}
 
 
 def parse_overrides(overrides: Iterable[str], settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -100,8 +128,6 @@ def default_settings(record_type: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _run_get_config(path: Path) -> ConfigDict:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; the ones that come with the project are in configs/")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: not a Python file; expected one that defines get_config()")

@@ -20,21 +20,20 @@ import sys
 import time
 from pathlib import Path
 
-from mixformer_jax.config_files import PREFIX
+from mixformer_jax.cli.console import CONFIG_PREFIX, parse_arguments
+from mixformer_jax.config_files import CONFIGS
 from mixformer_jax.signals import Stopped, StopSignals, check
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / "configs"
 ADVICE = "the same command goes on where this one was"
 STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
 
 
 def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
     """The programs of the stages, as arguments of Python."""
-    train = ("-m", "mixformer_jax", "train")
+    train, pretrain = (("-m", "mixformer_jax", command) for command in ("train", "pretrain"))
     folders = [runs / name for name in STAGES]
     programs: tuple[list[str | Path], ...] = (
-        [HERE / "run.py", "--config", CONFIGS / "pretrain" / "trackmae_tiny.py"],
+        [*pretrain, "--config", CONFIGS / "pretrain" / "trackmae_tiny.py"],
         [*train, "--config", CONFIGS / "mixvit_tiny.py", f"--config.train.init={folders[0]}"],
         [*train, "--config", CONFIGS / "mixvit_tiny_score.py", f"--config.train.init={folders[1]}"],
     )
@@ -78,22 +77,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="stop after so many minutes; the same command goes on"
     )
-    args, changes = parser.parse_known_args(arguments)
-    unknown = [text for text in changes if not text.startswith(PREFIX)]
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    parser.set_defaults(override_prefix=CONFIG_PREFIX)
+    args = parse_arguments(parser, arguments)
 
     # Whatever a stage still has to save, it is waited for.
     with StopSignals("pretrain/default_tracker.py", ADVICE) as signals, signals.saving():
-        return _run(args, changes)
+        return _run(args)
 
 
-def _run(args: argparse.Namespace, changes: list[str]) -> int:
+def _run(args: argparse.Namespace) -> int:
     from mixformer_jax.convert.convert import RUN_WEIGHTS
     from mixformer_jax.convert.weights import load_weights, save_weights
 
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    for program in stages(args.runs, changes)[stage_to_go_on_with(args.runs) :]:
+    for program in stages(args.runs, args.overrides)[stage_to_go_on_with(args.runs) :]:
         try:
             status = run_until(program, deadline)
         except Stopped as stopped:

@@ -8,6 +8,15 @@ from mixformer_jax.tracking.state import Tracked
 HEIGHT, WIDTH, SIDE = 60, 90, 12
 
 
+def complaint(capsys, program, arguments) -> str:
+    """What a program says of a mistake of the user's, in one line on stderr."""
+    capsys.readouterr()
+    assert program(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("mixformer: error: ") and told.count("\n") == 1, told
+    return told
+
+
 def square_boxes(num_frames: int) -> Float[np.ndarray, "n 4"]:
     """Where the square is on each frame."""
     time = np.arange(num_frames)

@@ -350,3 +350,44 @@ def test_bench_prints_and_appends(capsys, tracker, tmp_path, monkeypatch):
     assert "abacus" in out and "7.5 s, not counted" in out
     row = next(line for line in out.splitlines() if "| mixvit_b |" in line)
     assert "| 320x180 |" in row and row in path.read_text()
+
+
+def test_configs_are_listed_and_printed(capsys):
+    status, out, _ = run(capsys, "configs")
+    assert status == 0 and re.search(r"^  mixvit_b +MixViT, stage 1: ", out, re.MULTILINE)
+    assert out.index("mixvit_tiny ") < out.index("mixformer pretrain") < out.index("trackmae_tiny ")
+    configs = Path(__file__).parents[1] / "configs"
+    for name, path in (("mixvit_b", "mixvit_b.py"), ("mae_tiny", "pretrain/mae_tiny.py"), ("benchmarks.toml",) * 2):
+        assert run(capsys, "configs", "show", name) == (0, (configs / path).read_text(), "")
+    assert "did you mean mixvit_b" in fails(capsys, "configs", "show", "mixvit_bb")
+    assert "show needs the NAME" in fails(capsys, "configs", "show")
+
+
+def commands(capsys) -> list[str]:
+    """All that `mixformer --help` and `mixformer data --help` name."""
+    found = []
+    for group in ([], ["data"]):
+        with pytest.raises(SystemExit):
+            cli.main([*group, "--help"])
+        found += [
+            " ".join([*group, name]) for name in re.findall(r"^    ([a-z]+)\b", capsys.readouterr().out, re.MULTILINE)
+        ]
+    return [name for name in found if name != "data"]
+
+
+def test_every_command_s_help_shows_an_example(capsys):
+    names = commands(capsys)
+    assert {"track", "evaluate", "report", "pack", "train", "configs", "data check"} <= set(names)
+    for name in names:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*name.split(), "--help"])
+        out = capsys.readouterr().out
+        assert end.value.code == 0 and re.search(rf"^examples:\n  mixformer {name}\b", out, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    "arguments", [["configs"], ["train", "--config", "mixvit_tiny"], ["data", "check", ".", "--dataset", "folder"]]
+)
+def test_unknown_arguments_are_named(capsys, arguments):
+    message = fails(capsys, *arguments, "--what", "--tracker.search_factor=5")
+    assert "unknown arguments: --what --tracker.search_factor=5" in message

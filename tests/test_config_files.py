@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from mixformer_jax.config_files import default_settings, flatten, load_config
+from mixformer_jax.config_files import default_settings, flatten, load_config, project_configs
 from mixformer_jax.models.config import ConfigError
 
 TEXT = """
@@ -160,7 +160,7 @@ def test_a_copied_config_finds_what_it_imports(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (None, r"no such config file.*configs/"),
+        (None, r"no such config file.*mixformer configs"),
         ("x = 1", r"defines no get_config"),
         ("def get_config():\n    return {}", r"returned dict; expected an ml_collections"),
         ("def get_config(:", "does not run: SyntaxError"),
@@ -187,3 +187,13 @@ def test_configs_of_the_project_load():
         config = load_config(path, ["--config.train.seed=5", "--config.train.steps=900"], default_settings(Experiment))
         experiment = Experiment.from_mapping(config.to_dict())
         assert (experiment.train.seed, experiment.train.steps) == (5, 900)
+
+
+def test_configs_of_the_project_have_names():
+    names = project_configs()
+    assert {"mixvit_tiny", "mixcvt_l_score", "trackmae_tiny"} <= set(names) and not {"paper", "recipe", "tiny"} & set(
+        names
+    )
+    assert load_config("mixvit_b").to_dict() == load_config(names["mixvit_b"]).to_dict()
+    with pytest.raises(ConfigError, match=r"mixvit_bb: no such config; did you mean mixvit_b or .*`mixformer configs`"):
+        load_config("mixvit_bb")

@@ -1,7 +1,10 @@
 """The package as a whole: cheap to import, complete when built."""
 
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,35 @@ def test_every_folder_of_modules_is_a_package():
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     assert PACKAGE / "data" / "pool" in folders
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
+
+
+def test_an_installed_package_brings_its_configs(tmp_path):
+    """As the wheel lays them, which pyproject.toml says: beside the modules, with no checkout around."""
+    pyproject = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["mixformer_jax"], "force-include": {"configs": "mixformer_jax/configs"}}
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, site / "mixformer_jax", ignore=ignored)
+    shutil.copytree(PACKAGE.parent / "configs", site / "mixformer_jax" / "configs", ignore=ignored)
+    elsewhere.mkdir()
+    program = (
+        "import sys\nfrom mixformer_jax import cli, config_files\n"
+        f"assert config_files.BENCHMARK_SETTINGS.is_relative_to({str(site)!r})\n"
+        "assert config_files.BENCHMARK_SETTINGS.is_file()\n"
+        "for name in config_files.project_configs():\n    config_files.load_config(name)\n"
+        "sys.exit(cli.main(['configs', 'show', 'mixvit_b']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == (PACKAGE.parent / "configs" / "mixvit_b.py").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["eval/run.py", "eval/report.py", "eval/pack.py", "pretrain/run.py", "pretrain/study.py"]
+)
+def test_programs_of_the_checkout_are_commands(name):
+    command = [sys.executable, name, "--what"]
+    wrong = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("mixformer: error: the following arguments are required")

@@ -1,7 +1,7 @@
 """ConvMAE on ImageNet-1k with the encoder of MixViT-L (ConvMAE) (Gao et al. 2022; the paper, section 3.4).
 
-    python pretrain/run.py --config configs/pretrain/convmae_imagenet_vit_l.py
-    mixformer train --config configs/mixvit_l_convmae.py --config.train.init=runs/convmae_imagenet_vit_l
+    mixformer pretrain --config convmae_imagenet_vit_l
+    mixformer train --config mixvit_l_convmae --config.train.init=runs/convmae_imagenet_vit_l
 
 As MAE, behind two convolutional stages: the mask is drawn on the coarsest grid and holds for them too, their
 convolutions see zeros in hidden cells, and the decoder reads their output beside the encoder's. 800 epochs, batch 4096.

@@ -1,7 +1,7 @@
 """MAE on ImageNet-1k with the encoder of MixViT-B (He et al. 2022; row "MAE Pre-train" of the paper's Table 7).
 
-    python pretrain/run.py --config configs/pretrain/mae_imagenet_vit_b.py
-    mixformer train --config configs/mixvit_b.py --config.train.init=runs/mae_imagenet_vit_b
+    mixformer pretrain --config mae_imagenet_vit_b
+    mixformer train --config mixvit_b --config.train.init=runs/mae_imagenet_vit_b
 
 800 epochs, batch 4096, 75% of the patches of 224-pixel images hidden, a decoder of 8 blocks: the run of MAE's published
 checkpoints. --config.train.init=mae_pretrain_vit_base.pth goes on from one, and pretrain/export.py writes one. The

@@ -1,7 +1,7 @@
 """MAE on tracking data alone, encoder of MixViT-L (the paper, section 3.4; Table 7, "MAE, Tracking Data").
 
-    python pretrain/run.py --config configs/pretrain/mae_tracking_vit_l.py
-    mixformer train --config configs/mixvit_l.py --config.train.init=runs/mae_tracking_vit_l
+    mixformer pretrain --config mae_tracking_vit_l
+    mixformer train --config mixvit_l --config.train.init=runs/mae_tracking_vit_l
 
 The single images are the tracker's own search regions. The paper tells neither length nor rate: MAE's optimizer, and
 800 times the 60,000 samples that the official trainer calls an epoch, as for TrackMAE.

@@ -1,7 +1,7 @@
 """TrackMAE with the encoder of MixViT-L (the paper, section 3.4, Fig. 5; row "TrackMAE" of Table 7).
 
-    python pretrain/run.py --config configs/pretrain/trackmae_vit_l.py
-    mixformer train --config configs/mixvit_l.py --config.train.init=runs/trackmae_vit_l
+    mixformer pretrain --config trackmae_vit_l
+    mixformer train --config mixvit_l --config.train.init=runs/trackmae_vit_l
 
 Two templates are fully visible, 75% of the search region's patches are hidden, and the decoder reconstructs them with
 the same asymmetric mixed attention. The paper tells neither length nor rate: MAE's optimizer, and 800 times the 60,000

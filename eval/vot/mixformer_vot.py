@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mixformer_jax.config_files import TRACKER_PREFIX, parse_overrides
+from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
 from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
 from mixformer_jax.extras import is_not_installed
@@ -23,7 +24,6 @@ try:
 except ModuleNotFoundError:
     sys.exit(f"error: {is_not_installed('trax')}")
 
-SETTINGS = Path(__file__).resolve().parents[2] / "configs" / "benchmarks.toml"
 BENCHMARK = "vot"
 
 
@@ -66,19 +66,17 @@ def main(*arguments: str) -> int:
         "--settings-of", metavar="NAME", help="a table of configs/benchmarks.toml; default: the model's own name"
     )
     parser.epilog = "Change a setting of the tracker with --tracker.SETTING=VALUE (--tracker.search_factor=5)."
-    args, rest = parser.parse_known_args(arguments or None)
-    overrides = [text for text in rest if text.startswith(TRACKER_PREFIX)]
-    if len(overrides) < len(rest):
-        parser.error(f"unknown arguments: {' '.join(text for text in rest if text not in overrides)}")
+    parser.set_defaults(override_prefix=TRACKER_PREFIX)
+    args = parse_arguments(parser, arguments or None)
     try:
         choice = TrackerChoice(
             args.tracker,
             args.weights,
             args.device,
             batch=1,
-            settings=settings_on(read_benchmark_settings(SETTINGS), BENCHMARK, args.settings_of),
+            settings=settings_on(read_benchmark_settings(BENCHMARK_SETTINGS), BENCHMARK, args.settings_of),
             settings_of=args.settings_of,
-            changes=parse_overrides(overrides, TrackerConfig().to_dict(), TRACKER_PREFIX),
+            changes=parse_overrides(args.overrides, TrackerConfig().to_dict(), TRACKER_PREFIX),
             benchmark=BENCHMARK,
             dtype=args.dtype,
         )

@@ -6,29 +6,31 @@ Imports stay inside the commands, as in `cli`.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from mixformer_jax.cli.console import positive, print_table
+from mixformer_jax.cli.console import CONFIG_PREFIX, Commands, Parser, positive, print_table
 
 SHOWN_FAULTS = 50
-CONFIG_PREFIX = "--config."
 
 
-def add_data_commands(parser: argparse.ArgumentParser) -> None:
+def add_data_commands(parser: Parser) -> None:
     """Gives the parser of `mixformer data` its commands."""
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    command = Commands(parser)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.set_defaults(run=run, override_prefix="\0")
-        return added
-
-    check = command("check", run_check, "Look at every annotation and frame of a data set; the status tells of faults.")
+    check = command(
+        "check",
+        run_check,
+        "Look at every annotation and frame of a data set; the status tells of faults.",
+        "GOT-10k --dataset got10k --split vottrain",
+    )
     _add_dataset(check)
 
     pack = command(
-        "pack", run_pack, "Cut what training can see of a data set, once, into shards that are fast to read."
+        "pack",
+        run_pack,
+        "Cut what training can see of a data set, once, into shards that are fast to read.",
+        "GOT-10k packed/got10k --dataset got10k --split vottrain",
     )
     _add_dataset(pack)
     pack.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; packing goes on where it stopped")
@@ -36,7 +38,12 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: %(default)s)")
     pack.add_argument("--lossless", action="store_true", help="PNGs of full resolution; several times as large")
 
-    pool = command("pool", run_pool, "Shrink videos/ and images/ into a few small files; data.root can name them, too.")
+    pool = command(
+        "pool",
+        run_pool,
+        "Shrink videos/ and images/ into a few small files; data.root can name them, too.",
+        "shared/data pool",
+    )
     pool.add_argument("root", type=Path, metavar="ROOT", help="holds videos/ and images/, or one of them")
     pool.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     # The defaults are those of `pool_folder.PoolFolderConfig`.
@@ -52,14 +59,18 @@ def add_data_commands(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=type(default), default=default, metavar="N", help=f"{text} (default: %(default)s)"
         )
 
-    show = command("show", run_show, "Draw training samples with their boxes on one sheet.")
-    show.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
+    show = command(
+        "show",
+        run_show,
+        "Draw training samples with their boxes on one sheet.",
+        "--config mixvit_tiny --count 32",
+        overrides=CONFIG_PREFIX,
+    )
+    show.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
     show.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="default: %(default)s")
     show.add_argument("--count", type=positive, default=16, metavar="N", help="samples (default: %(default)s)")
     show.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")
     show.add_argument("--columns", type=positive, default=4, metavar="N", help="default: %(default)s")
-    show.set_defaults(override_prefix=CONFIG_PREFIX)
-    show.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE."
 
 
 _SIDE = "larger targets are shrunk to this side, sqrt(w * h) (default: %(default)s)"

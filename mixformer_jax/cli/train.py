@@ -1,4 +1,4 @@
-"""`mixformer train` and `plan`: what they take on the command line, and what they print.
+"""`mixformer train`, `pretrain` and `plan`: what they take on the command line, and what they print.
 
 Imports stay inside the commands, as in `cli`.
 """
@@ -7,24 +7,45 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from mixformer_jax.cli.console import SAYS_NO, positive, positives, print_table, timed
+from mixformer_jax.cli.console import CONFIG_PREFIX, SAYS_NO, Commands, positive, positives, print_table, timed
 
-AddCommand = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
+A training starts from it: mixformer train --config mixvit_b --config.train.init=runs/trackmae_vit_b"""
 
 
-def add_training_commands(command: AddCommand) -> None:
-    """Gives `mixformer` its commands for training; `command` adds one by name, function and text."""
-    train = command("train", run_train, "Train a tracker. Started again on the same folder, it goes on.")
-    train.add_argument("--config", type=Path, required=True, metavar="FILE", help="such as configs/mixvit_tiny.py")
+def add_training_commands(command: Commands) -> None:
+    """Gives `mixformer` its commands for training."""
+    train = command(
+        "train",
+        run_train,
+        "Train a tracker. Started again on the same folder, it goes on.",
+        "--config mixvit_tiny --out runs/mine --config.train.steps=100",
+        overrides=CONFIG_PREFIX,
+    )
+    _add_config(train)
     train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
-    train.set_defaults(override_prefix="--config.")
-    train.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.steps=100)."
 
-    plan = command("plan", run_plan, "Say what a train step needs of TPUs or GPUs that are not here.")
-    plan.add_argument("--config", type=Path, required=True, metavar="FILE", help="as for train")
+    pretrain = command(
+        "pretrain",
+        run_pretrain,
+        "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",
+        "--config trackmae_vit_b --out runs/trackmae_vit_b",
+        overrides=CONFIG_PREFIX,
+        about=PRETRAIN,
+    )
+    _add_config(pretrain)
+    pretrain.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
+
+    plan = command(
+        "plan",
+        run_plan,
+        "Say what a train step needs of TPUs or GPUs that are not here.",
+        "--config mixvit_b --topology v5e:4x4 --global-batch 256",
+        overrides=CONFIG_PREFIX,
+    )
+    _add_config(plan)
     plan.add_argument("--topology", required=True, metavar="T", help="such as v5e:16x16, v5p:4x4x4, h100:8")
     plan.add_argument("--global-batch", type=positive, required=True, metavar="N", help="samples a step, all chips")
     plan.add_argument(
@@ -32,8 +53,10 @@ def add_training_commands(command: AddCommand) -> None:
     )
     plan.add_argument("--quick", action="store_true", help="let XLA optimise less: a quarter of the time, see docs")
     plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers for programs")
-    plan.set_defaults(override_prefix="--config.")
-    plan.epilog = "Change a setting of the config with --config.SECTION.SETTING=VALUE (--config.train.remat=true)."
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -44,6 +67,17 @@ def run_train(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
     weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    print(f"weights  {weights}")
+    return 0
+
+
+def run_pretrain(args: argparse.Namespace) -> int:
+    """Pre-trains one autoencoder."""
+    from mixformer_jax.config_files import default_settings, load_config
+    from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
+
+    config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
+    weights = pretrain(config.to_dict(), args.out or Path("runs") / args.config.stem)
     print(f"weights  {weights}")
     return 0
 

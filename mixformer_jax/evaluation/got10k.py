@@ -19,7 +19,7 @@ from mixformer_jax.evaluation.metrics import continuous_overlap
 
 SUCCESS_THRESHOLDS: Float64[np.ndarray, " 101"] = np.linspace(0, 1, 101)
 SUCCESS_THRESHOLDS.flags.writeable = False
-HIDDEN = "the ground truth is hidden; GOT-10k's test subset is scored by its server (eval/pack.py)"
+HIDDEN = "the ground truth is hidden; GOT-10k's test subset is scored by its server (mixformer pack)"
 
 
 class FrameLabels(NamedTuple):

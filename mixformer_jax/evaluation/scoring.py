@@ -86,7 +86,7 @@ def list_trackers(
     """
     results_dir, known_names = Path(results_dir), known_names or SequenceNames(sequence_names)
     if not results_dir.is_dir():
-        raise ResultsError(f"{results_dir}: no such folder; expected the results of eval/run.py")
+        raise ResultsError(f"{results_dir}: no such folder; expected the results of mixformer evaluate")
     folders = [ResultFolder(path, known_names) for path in sorted(results_dir.iterdir()) if path.is_dir()]
     names = [folder.path.name for folder in folders if any(map(folder.boxes, sequence_names))]
     if not names:

@@ -40,7 +40,7 @@ PEERS: Mapping[str, str] = MappingProxyType(
 MEND = (
     "it is in opencv-contrib-python-headless, which takes the place of opencv-python-headless:\n"
     "    pip install --no-deps --target contrib opencv-contrib-python-headless\n"
-    "    PYTHONPATH=contrib python eval/run.py ..."
+    "    PYTHONPATH=contrib mixformer evaluate ..."
 )
 
 TRACKERS = ("mixformer", "first-box", *PEERS)

@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from mixformer_jax.cli import study
 from mixformer_jax.config_files import default_settings, load_config
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.pretraining import PretrainExperiment
-from pretrain import default_tracker, study
+from pretrain import default_tracker
 
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = {"AUC": 50.0, "OP50": 60.0}
 
 
@@ -27,7 +30,7 @@ def changed(arguments):
     return kind.from_mapping(load_config(config, overrides, default_settings(kind)).to_dict())
 
 
-class Recorder:
+class Recorder(study.Programs):
     """Programs that only note what they were asked to run."""
 
     def __init__(self):
@@ -190,7 +193,7 @@ def test_ctrl_c_reaches_a_stage_once(tmp_path):
     )
     driver = f"from pretrain import default_tracker; default_tracker.run_until(['-c', {stage!r}], None)"
     process = subprocess.Popen(
-        [sys.executable, "-c", driver], cwd=study.ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", driver], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
     )
     while not signals.exists():
         assert process.poll() is None

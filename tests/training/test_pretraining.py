@@ -177,7 +177,7 @@ def test_program_on_single_images(root, tmp_path, capsys):
     assert "weights" in capsys.readouterr().out
     assert load_autoencoder(tmp_path / "run" / "model.safetensors").config.mask_ratio == 0.5
     assert lines_of(tmp_path / "run")[-1]["kind"] == "validation"
-    assert main([*arguments, "--config.images.min_aria=0.5"]) == 1
+    assert main([*arguments, "--config.images.min_aria=0.5"]) == 2
     assert "did you mean images.min_area?" in capsys.readouterr().err
 
 
@@ -228,5 +228,5 @@ def test_crop_sizes_are_the_model_s(root):
 
 
 def test_what_the_file_system_says_is_one_sentence(capsys):
-    assert main(["--config", "n" * 300]) == 1
+    assert main(["--config", "n" * 300]) == 2
     assert capsys.readouterr().err.count("\n") == 1
