@@ -1,12 +1,17 @@
-"""What every test needs: a CPU that counts as eight devices, checked shapes, golden numbers, real videos."""
+"""What every test needs: eight CPU devices, quick compilation, checked shapes, golden numbers, real videos."""
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before anything imports jax: tests run on the CPU unless the caller chose a platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import jax
@@ -17,6 +22,19 @@ from jaxtyping import install_import_hook
 _NUM_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 if "JAX_NUM_CPU_DEVICES" not in os.environ and _NUM_DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", 8)
+
+# One folder of compiled programs for this run of the tests: for its workers, which inherit the environment, and for
+# what tests start. A later run, perhaps on another CPU, never reads it.
+_COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.mkdtemp(prefix="mixformer_jax_compiled_")
+    for _name, _value in {
+        "jax_compilation_cache_dir": _COMPILED,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }.items():
+        os.environ[_name.upper()] = str(_value)
+        jax.config.update(_name, _value)
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
 install_import_hook("mixformer_jax", "beartype.beartype")
@@ -33,11 +51,10 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 _GOLDEN = _REPOSITORY / "tests" / "data" / "golden"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests that run one program twice (a killed and a resumed training, say) compile it once."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+def pytest_unconfigure() -> None:
+    """The process that made the folder of compiled programs removes it."""
+    if _COMPILED is not None:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

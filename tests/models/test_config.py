@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import pytest
 
@@ -6,6 +8,7 @@ from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.models.sizes import SIZES, STUDIES, size_config
 
 
+@functools.cache
 def count(name):
     """Learned parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(variable_shapes(build_model(size_config(name)))["params"]))

@@ -1,5 +1,6 @@
 """Modules alone against the official code: heads, RoI pooling, and modules fed so small values that epsilons matter."""
 
+import functools
 import json
 
 import jax
@@ -77,7 +78,7 @@ def test_corner_heads(golden, kind, norm):
         "frozen" if norm == "frozenbn" else "batch",
         FLOAT32,
     )
-    found = head.apply(values, nhwc(arrays["in/feat"]), train=False)
+    found = jax.jit(functools.partial(head.apply, train=False))(values, nhwc(arrays["in/feat"]))
     np.testing.assert_allclose(found.top_left_logits, arrays["score_map_tl"][:, 0], atol=1e-4)
     np.testing.assert_allclose(found.bottom_right_logits, arrays["score_map_br"][:, 0], atol=1e-4)
     np.testing.assert_allclose(found.boxes_xyxy, arrays["xyxy"], atol=1e-5)
@@ -126,15 +127,19 @@ def check_block(block, values, arrays, module, sides):
     tokens = jnp.asarray(arrays[f"{module}/in"])
     split = 2 * sides[0] ** 2
 
-    def stream(method, *args):
-        return block.apply(values, *args, train=False, method=method)
+    @jax.jit
+    def output(values, tokens):
+        def stream(method, *args):
+            return block.apply(values, *args, train=False, method=method)
 
-    templates, search = tokens[:, :split], tokens[:, split:]
-    queries, cached = stream("project", templates, Grid(2, sides[0]))
-    templates = stream("advance", templates, queries, cached, None)
-    queries, own = stream("project", search, Grid(1, sides[1]))
-    search = stream("advance", search, queries, cached.then(own), None)
-    found = jnp.concatenate([templates, search], axis=1)
+        templates, search = tokens[:, :split], tokens[:, split:]
+        queries, cached = stream("project", templates, Grid(2, sides[0]))
+        templates = stream("advance", templates, queries, cached, None)
+        queries, own = stream("project", search, Grid(1, sides[1]))
+        search = stream("advance", search, queries, cached.then(own), None)
+        return jnp.concatenate([templates, search], axis=1)
+
+    found = output(values, tokens)
     # Logits of the CvT block reach hundreds, where float32 decides near ties of the softmax; a wrong epsilon changes
     # outputs by 40% and more.
     expected = arrays[f"{module}/out"]
@@ -155,7 +160,7 @@ def test_convmae_convolutions(golden):
     pointwise = ("conv1", "conv2", "mlp.fc1", "mlp.fc2")
     state |= {f"{name}.weight": state[f"{name}.weight"][:, :, 0, 0] for name in pointwise}
     values = variables(state, BLOCK | {"conv1": "conv1", "conv2": "conv2", "attn": "depthwise"})
-    found = ConvBlock(4, FLOAT32).apply(values, nhwc(arrays["convmae_cblock/in"]))
+    found = jax.jit(ConvBlock(4, FLOAT32).apply)(values, nhwc(arrays["convmae_cblock/in"]))
     np.testing.assert_allclose(found, nhwc(arrays["convmae_cblock/out"]), atol=1e-5, rtol=1e-4)
 
 
@@ -177,7 +182,7 @@ def test_score_prediction(golden):
     values["params"]["token"] = jnp.asarray(state["score_token"][0, 0])
     search, template = nhwc(arrays["spm/in"]), nhwc(arrays["spm/in_template"])
     boxes_xyxy = jnp.asarray(arrays["spm/in_boxes_xyxy"])
-    found = ScorePrediction(24, 3, FLOAT32).apply(values, search, template, boxes_xyxy)
+    found = jax.jit(ScorePrediction(24, 3, FLOAT32).apply)(values, search, template, boxes_xyxy)
     np.testing.assert_allclose(found, arrays["spm/out"][:, 0, 0], atol=1e-5, rtol=1e-4)
 
 
@@ -193,7 +198,8 @@ def test_head_convolution_epsilon(golden, norm):
 
 
 def pool(arrays, features, rois, bins, scale=1.0):
-    return precise_roi_pool(features[arrays["rois"][:, 0].astype(int)], rois[:, 1:] * scale, bins)
+    pooled = jax.jit(precise_roi_pool, static_argnums=2)
+    return pooled(features[arrays["rois"][:, 0].astype(int)], rois[:, 1:] * scale, bins)
 
 
 def test_precise_roi_pooling(golden):
@@ -217,7 +223,7 @@ def test_precise_roi_pooling_gradients(golden):
         return jnp.sum(pool(arrays, features, rois, (4, 4)) * cotangent)
 
     features, rois = nhwc(arrays["feat"]), jnp.asarray(arrays["rois"])
-    by_features, by_rois = jax.grad(total, argnums=(0, 1))(features, rois)
+    by_features, by_rois = jax.jit(jax.grad(total, argnums=(0, 1)))(features, rois)
     np.testing.assert_allclose(rearrange(by_features, "b h w c -> b c h w"), arrays["grad_feat"], atol=1e-4)
     scale = np.maximum(1.0, np.abs(arrays["grad_rois"]))
     np.testing.assert_allclose(by_rois / scale, arrays["grad_rois"] / scale, atol=1e-3)

@@ -58,36 +58,54 @@ def check_prediction(prediction, features, arrays, case):
         assert prediction.score_logits is None and prediction.scores is None
 
 
-@pytest.fixture(scope="module", params=FILES)
-def case(request, golden, golden_model):
-    arrays = golden(request.param)
+# One program for each call of a build and each shape serves all its tests; the joint one shows its stages, too.
+@functools.cache
+def joint_call(model):
+    return jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+
+
+@functools.cache
+def cached_calls(model):
+    return [jax.jit(functools.partial(model.apply, method=name)) for name in ("encode_templates", "locate")]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_joint_call(golden, golden_model, file):
+    arrays = golden(file)
     model, variables = golden_model(arrays)
-    # One compilation for each call and shape serves the tests of a file.
-    encode = jax.jit(functools.partial(model.apply, variables, method="encode_templates"))
-    locate = jax.jit(functools.partial(model.apply, variables, method="locate"))
-    return arrays, jax.jit(functools.partial(model.apply, variables)), encode, locate
-
-
-def test_joint_call(case):
-    arrays, joint, encode, _locate = case
     templates = slots(arrays["in/template"], arrays["in/online_template"])
-    prediction = joint(templates, nhwc(arrays["in/search"]))
-    features = encode(templates).features
+    prediction, _ = joint_call(model)(variables, templates, nhwc(arrays["in/search"]))
+    features = cached_calls(model)[0](variables, templates).features
     check_prediction(prediction, features, arrays, "train")
     online = rearrange(arrays["train/feat_online"], "b c h w -> b h w c")
     close(features[:, 1], online, FEATURE_TOLERANCE)
 
 
+@pytest.mark.parametrize("file", ["vit_online__corner__frozenbn", "convmae_online__corner__bn", "cvt__corner__bn"])
+def test_joint_call_as_users_compile_it(golden, golden_model, file):
+    """One build of each family with XLA's default optimisation, which other tests do without."""
+    arrays = golden(f"model/mixformer_{file}.npz")
+    model, variables = golden_model(arrays)
+    templates = slots(arrays["in/template"], arrays["in/online_template"])
+    options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    joint = jax.jit(model.apply, compiler_options=options)
+    features = cached_calls(model)[0](variables, templates).features
+    check_prediction(joint(variables, templates, nhwc(arrays["in/search"])), features, arrays, "train")
+
+
 @pytest.mark.parametrize("name", ["cache1", "cache3"])
-def test_cached_call(case, name):
-    arrays, _joint, encode, locate = case
+@pytest.mark.parametrize("file", FILES)
+def test_cached_call(golden, golden_model, file, name):
+    arrays = golden(file)
+    model, variables = golden_model(arrays)
+    encode, locate = cached_calls(model)
     online = arrays["in/online_template"][:1] if name == "cache1" else arrays["in/online_template3"]
-    cache = encode(slots(arrays["in/template"][:1], *(image[None] for image in online)))
+    cache = encode(variables, slots(arrays["in/template"][:1], *(image[None] for image in online)))
     search = nhwc(arrays["in/search"][:1])
-    check_prediction(locate(cache, search), cache.features, arrays, name)
+    check_prediction(locate(variables, cache, search), cache.features, arrays, name)
     if f"{name}/pred_scores_gt" in arrays:
         boxes_xyxy = jnp.asarray(arrays["in/gt_bboxes"][:1])
-        judged = locate(cache, search, boxes_xyxy)
+        judged = locate(variables, cache, search, boxes_xyxy)
         close(judged.score_logits, arrays[f"{name}/pred_scores_gt"], SCORE_TOLERANCE)
 
 
@@ -95,10 +113,10 @@ def test_cached_call(case, name):
 def test_every_stage(golden, golden_model, file):
     arrays = golden(file)
     model, variables = golden_model(arrays)
-    templates = slots(arrays["in/template"][:1], arrays["in/online_template"][:1])
-    search = nhwc(arrays["in/search"][:1])
-    captured = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))(variables, templates, search)[1]
+    templates = slots(arrays["in/template"], arrays["in/online_template"])
+    captured = joint_call(model)(variables, templates, nhwc(arrays["in/search"]))[1]
     stages = captured["intermediates"]["backbone"]
+    # The official stages are those of the first sample; maps of templates are [samples * slots, ...].
     seen = {}
     if model.config.backbone == "cvt":
         for stage in range(3):
@@ -114,13 +132,13 @@ def test_every_stage(golden, golden_model, file):
         embedding = stages["patch_embed"] if model.config.patch_embed == "convmae" else {}
         last = "patch_embed4" if model.config.patch_embed == "convmae" else "patch_embed"
         seen[f"inter/{last}_template"] = stages["patch_embed_templates"][0][:1]
-        seen[f"inter/{last}_online"] = stages["patch_embed_templates"][0][1:]
-        seen[f"inter/{last}_search"] = stages["patch_embed_search"][0]
+        seen[f"inter/{last}_online"] = stages["patch_embed_templates"][0][1:2]
+        seen[f"inter/{last}_search"] = stages["patch_embed_search"][0][:1]
         for name, (both, found) in embedding.items():
-            for image, maps in (("template", both[:1]), ("online", both[1:]), ("search", found)):
+            for image, maps in (("template", both[:1]), ("online", both[1:2]), ("search", found[:1])):
                 seen[f"inter/{name}_{image}"] = rearrange(maps, "b h w c -> b c h w")
         for index in range(model.config.depth):
-            tokens = (stages[f"templates_block{index}"][0], stages[f"search_block{index}"][0])
+            tokens = (stages[f"templates_block{index}"][0][:1], stages[f"search_block{index}"][0][:1])
             seen[f"inter/block{index}"] = jnp.concatenate(tokens, axis=1)
     assert set(seen) == {name for name in arrays.files if name.startswith("inter/")}
     for name, value in seen.items():
@@ -134,11 +152,11 @@ def test_empty_slots_change_nothing(golden, golden_model, file):
     template, online = (jnp.asarray(nhwc(arrays[f"in/{name}"]))[:, None] for name in ("template", "online_template"))
     junk = jnp.full_like(template, 7.0)
     search = nhwc(arrays["in/search"])
-    apply = jax.jit(model.apply)
-    two = apply(variables, jnp.concatenate([template, online], axis=1), search)
+    joint = joint_call(model)
+    two, _ = joint(variables, jnp.concatenate([template, online], axis=1), search)
     padded = jnp.concatenate([template, junk, online, junk], axis=1)
-    masked = apply(variables, padded, search, jnp.asarray([[True, False, True, False]] * 2))
-    unmasked = apply(variables, padded, search)
+    masked, _ = joint(variables, padded, search, jnp.asarray([[True, False, True, False]] * 2))
+    unmasked, _ = joint(variables, padded, search, jnp.full((2, 4), True))
     np.testing.assert_allclose(masked.boxes_cxcywh, two.boxes_cxcywh, atol=1e-6)
     np.testing.assert_allclose(masked.features, two.features, atol=2e-5)
     assert np.abs(unmasked.features - two.features).max() > 1e-2

@@ -1,6 +1,7 @@
 """What training switches on: stochastic depth, batch statistics, learnable positions, bfloat16."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,17 @@ SMALL = MixFormerConfig(
 )
 
 
+def applied(model, variables, *args, rngs=None, **settings):
+    """`model.apply` as one program: operation by operation it would be hundreds."""
+    return jax.jit(functools.partial(model.apply, **settings))(variables, *args, rngs=rngs)
+
+
+@functools.cache
+def fresh(config):
+    """Variables of a config."""
+    return init_variables(build_model(config), jax.random.key(0))
+
+
 @pytest.fixture(scope="module")
 def images():
     keys = jax.random.split(jax.random.key(1), 2)
@@ -44,18 +56,11 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_grows_with_depth(images):
     templates, search = images
     model = build_model(dataclasses.replace(SMALL, drop_path=0.9))
-    variables = init_variables(model, jax.random.key(0))
+    variables = fresh(model.config)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats", "intermediates"]))
 
     def features(seed):
-        prediction, _ = model.apply(
-            variables,
-            templates,
-            search,
-            train=True,
-            mutable=["batch_stats", "intermediates"],
-            rngs={"drop_path": jax.random.key(seed)},
-        )
-        return prediction.features
+        return train(variables, templates, search, rngs={"drop_path": jax.random.key(seed)})[0].features
 
     assert np.abs(features(0) - features(1)).max() > 1e-3
     np.testing.assert_array_equal(features(0), features(0))
@@ -67,8 +72,9 @@ def test_drop_path_grows_with_depth(images):
 def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, remat):
     templates, search = (jnp.tile(each, (8, *[1] * (each.ndim - 1))) for each in images)
     model = build_model(dataclasses.replace(SMALL, drop_path=0.5, attention=attention), remat)
-    _, captured = model.apply(
-        init_variables(model, jax.random.key(0)),
+    _, captured = applied(
+        model,
+        fresh(model.config),
         templates,
         search,
         train=True,
@@ -89,12 +95,12 @@ def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, re
 def test_batch_statistics_move_in_training_alone(images):
     templates, search = images
     model = build_model(SMALL)
-    variables = init_variables(model, jax.random.key(0))
-    _, updates = model.apply(variables, templates, search, train=True, mutable=["batch_stats"])
+    variables = fresh(model.config)
+    _, updates = applied(model, variables, templates, search, train=True, mutable=["batch_stats"])
     before = variables["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
     after = updates["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
     assert np.abs(before - after).max() > 0
-    _, kept = model.apply(variables, templates, search, train=False, mutable=["batch_stats"])
+    _, kept = applied(model, variables, templates, search, train=False, mutable=["batch_stats"])
     np.testing.assert_array_equal(kept["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"], before)
 
 
@@ -104,26 +110,24 @@ def test_batch_statistics_move_in_training_alone(images):
 def test_position_tables(images, kind, learns):
     templates, search = images
     model = build_model(dataclasses.replace(SMALL, positions=kind))
-    variables = init_variables(model, jax.random.key(0))
+    variables = fresh(model.config)
     rest = {name: value for name, value in variables.items() if name != "params"}
 
     def loss(params):
         return model.apply({"params": params, **rest}, templates, search).features.sum()
 
-    gradient = jax.grad(loss)(variables["params"])["backbone"]["search_positions"]["table"]
+    gradient = jax.jit(jax.grad(loss))(variables["params"])["backbone"]["search_positions"]["table"]
     assert gradient.shape == (16, 48)
     assert bool(np.abs(gradient).max() > 0) == learns
 
 
 def test_bfloat16_stays_near_float32(images):
     templates, search = images
-    variables = init_variables(build_model(SMALL), jax.random.key(0))
-    exact = build_model(SMALL).apply(variables, templates, search)
-    rough = build_model(dataclasses.replace(SMALL, dtype="bfloat16")).apply(variables, templates, search)
+    variables, model = fresh(SMALL), build_model(dataclasses.replace(SMALL, dtype="bfloat16"))
+    exact = applied(build_model(SMALL), variables, templates, search)
+    rough = applied(model, variables, templates, search)
     assert jax.tree.leaves(variables)[0].dtype == jnp.float32
-    cache = build_model(dataclasses.replace(SMALL, dtype="bfloat16")).apply(
-        variables, templates, method="encode_templates"
-    )
+    cache = applied(model, variables, templates, method="encode_templates")
     assert cache.blocks[0].keys.dtype == jnp.bfloat16
     assert rough.features.dtype == rough.boxes_cxcywh.dtype == jnp.float32, "the residual stream is not rounded"
     assert 0 < np.abs(rough.boxes_cxcywh - exact.boxes_cxcywh).max() < 0.005
@@ -133,10 +137,10 @@ def test_the_cache_is_the_templates_alone(images):
     """Asymmetric attention (eq. 2): the search region leaves no trace in the template stream."""
     templates, search = images
     model = build_model(SMALL)
-    variables = init_variables(model, jax.random.key(0))
-    cache = model.apply(variables, templates, method="encode_templates")
-    joint = model.apply(variables, templates, search)
-    cached = model.apply(variables, cache, search, method="locate")
+    variables = fresh(model.config)
+    cache = applied(model, variables, templates, method="encode_templates")
+    joint = applied(model, variables, templates, search)
+    cached = applied(model, variables, cache, search, method="locate")
     np.testing.assert_allclose(cached.boxes_cxcywh, joint.boxes_cxcywh, atol=1e-6)
     tokens = templates.shape[1] * SMALL.template_grid**2
     assert all(block.keys.shape == (4, 3, tokens, 16) for block in cache.blocks)
