@@ -2,14 +2,19 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Installs into the environment of an interpreter, $(call INSTALL,interpreter): by uv where it is found, by pip otherwise.
+INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(1),\
+    $(1) -m pip install --quiet --disable-pip-version-check)
+PIP = $(call INSTALL,$(BIN)/python)
+# Files of tests go to two processes in the order of tests/conftest.py, the longest first.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Linter and formatter look at everything that is Python here.
 SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo demo-arguments default-tracker test lint format docs clean
+.PHONY: help demo demo-arguments default-tracker test test-fast lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +22,7 @@ help:
 	@echo 'make demo VIDEO=my.mp4 BOX=x,y,w,h   track your own video from a box in its first frame'
 	@echo 'make default-tracker                 train a tracker of its size in three stages (hours on a CPU); goes on where it stopped'
 	@echo 'make test                            lint, then all tests'
+	@echo 'make test-fast                       the quick tests alone, without lint; while you work'
 	@echo 'make lint                            ruff, mypy, and who may import whom'
 	@echo 'make format                          let ruff mend what it can'
 	@echo 'make docs                            the documentation as pages in site/; a broken link fails'
@@ -42,7 +48,10 @@ default-tracker: $(VENV)/.test-installed
 	$(BIN)/python pretrain/default_tracker.py
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+test-fast: $(VENV)/.test-installed
+	$(PYTEST) -m 'not slow'
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --quiet $(SOURCES)
@@ -86,10 +95,10 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	    'from importlib.metadata import requires; \
 	    print(next(r.partition(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
 	@$(BIN)/python -m venv $(VENV)/vot-toolkit
-	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
+	@$(call INSTALL,$(VENV)/vot-toolkit/bin/python) \
 	    vot-toolkit==0.7.4 vot-trax==4.0.2 attributee==0.1.9
 	@# The current toolkit, which has the same dependencies: beside the one that runs all experiments.
-	@$(VENV)/vot-toolkit/bin/python -m pip install --quiet --disable-pip-version-check \
+	@$(call INSTALL,$(VENV)/vot-toolkit/bin/python) \
 	    --target $(VENV)/vot-toolkit-0.9 --upgrade --no-deps vot-toolkit==0.9.0
 	@touch $@ $(VENV)/.demo-installed
 

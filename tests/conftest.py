@@ -50,6 +50,53 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "lo
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _GOLDEN = _REPOSITORY / "tests" / "data" / "golden"
 
+# The files that take long, the longest first. Their tests are marked `slow`.
+_SLOW_FILES = (
+    "training/test_survival.py",
+    "training/test_sharding.py",
+    "models/test_parity.py",
+    "datasets/test_rendering.py",
+    "training/test_device_rendering.py",
+    "evaluation/test_workers.py",
+    "tracking/test_parity.py",
+    "models/test_config.py",
+    "convert/test_names.py",
+    "models/test_variants.py",
+    "training/test_start.py",
+    "training/test_loop.py",
+    "models/test_autoencoder.py",
+    "training/test_pretraining.py",
+    "training/test_checkpoints.py",
+    "tracking/test_targets.py",
+    "models/test_modules.py",
+    "tracking/test_attention_maps.py",
+    "evaluation/test_vot_toolkit.py",
+    "tracking/test_tracker.py",
+    "planning/test_profile.py",
+    "models/test_training_mode.py",
+    "programs/test_show.py",
+    "test_doctor.py",
+    "planning/test_plan.py",
+    "test_endings.py",
+    "models/test_masking.py",
+    "test_attention_sheet.py",
+    "convert/test_autoencoders.py",
+    "evaluation/test_speed.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is slow, and starts it first: no worker is left with a long file when the others are done."""
+    ranks = {_REPOSITORY / "tests" / name: rank for rank, name in enumerate(_SLOW_FILES)}
+    gone = [str(path) for path in ranks if not path.is_file()]
+    if gone:
+        raise pytest.UsageError(f"tests/conftest.py lists files as slow that are gone: {', '.join(gone)}")
+    for item in items:
+        if item.path in ranks:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
 
 def pytest_unconfigure() -> None:
     """The process that made the folder of compiled programs removes it."""
