@@ -120,3 +120,8 @@ class Part:
         if self.final.exists() and not self._overwrite:
             raise FileExistsError(f"{self.final}: was made by somebody else meanwhile; this run's is {self.path}")
         self.path.replace(self.final)
+
+
+def user_cache() -> Path:
+    """The folder for what can be made anew: mixformer_jax in $XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixformer_jax"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mixformer_jax
+from mixformer_jax.cli.compiled import keep_compiled_programs
 from mixformer_jax.cli.configs import add_configs_command
 from mixformer_jax.cli.console import (
     Commands,
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     silence_decoders()
+    keep_compiled_programs()
     arguments = join_negative_box(argv)
     parser = _parser()
     try:
