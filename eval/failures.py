@@ -19,9 +19,9 @@ from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli.demo import DemoClip, render_demo_clip
 from mixformer_jax.media.drawing import contact_sheet
 from mixformer_jax.media.images import write_image
-from mixformer_jax.tracking.interface import TrackerLike
+from mixformer_jax.tracking.lanes import TrackerLike
 from mixformer_jax.tracking.record import annotate
-from mixformer_jax.tracking.tracker import load
+from mixformer_jax.tracking.tracker import Tracked, load
 
 BOXED = 0.5  # IoU from which a target counts as boxed
 
@@ -71,7 +71,7 @@ def draw_failure(
 ) -> list[UInt8[np.ndarray, "height width 3"]]:
     """Three frames with both boxes."""
     shown = (failure.before, failure.worst, failure.after)
-    return [annotate(clip.frames[i], i, boxes_xywh[i, None], groundtruth_xywh=clip.boxes_xywh) for i in shown]
+    return [annotate(clip.frames[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in shown]
 
 
 def main(arguments: list[str] | None = None) -> int:

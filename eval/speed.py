@@ -38,8 +38,7 @@ from mixformer_jax.media.video import prepare_output
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
 from mixformer_jax.planning.profile import profile_model
-from mixformer_jax.tracking.sequence import scan_frames
-from mixformer_jax.tracking.step import encode_templates
+from mixformer_jax.tracking.step import encode_templates, scan_frames
 from mixformer_jax.tracking.tracker import Tracker
 
 SCAN_FRAMES = 4

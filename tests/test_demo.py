@@ -10,7 +10,7 @@ from mixformer_jax.cli import demo
 from mixformer_jax.cli.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, run_demo
 from mixformer_jax.media.images import read_image
 from mixformer_jax.media.video import OutputError, open_source
-from mixformer_jax.tracking.state import Tracked
+from mixformer_jax.tracking.tracker import Tracked
 
 
 @pytest.fixture(scope="module")

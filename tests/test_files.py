@@ -11,7 +11,8 @@ from mixformer_jax.data.pool.folder import write_pool_folder
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import Part, is_taken, part_path, whole_file, write_atomically
 from mixformer_jax.media.video import OutputError, VideoWriter
-from mixformer_jax.tracking.result_files import ResultFiles
+from mixformer_jax.tracking.record import ResultFiles
+from mixformer_jax.tracking.tracker import Tracked
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def test_boxes_on_a_full_disk_keep_their_whole_lines(tmp_path):
     boxes_xywh = np.full((2, 4), 10.125)
     with full_disk(), pytest.raises(OSError, match=r"boxes_1\.txt"), ResultFiles(tmp_path / "boxes.txt", 2) as files:
         for _ in range(200):
-            files.write(boxes_xywh, np.array([0.5, 0.5]), np.array([False, True]))
+            files.write(Tracked(boxes_xywh, np.array([0.5, 0.5]), np.array([False, True])))
     assert _names(tmp_path) == ["boxes_1.txt", "boxes_2.txt"]
     lines = (tmp_path / "boxes_1.txt").read_text().splitlines(keepends=True)
     assert len(lines) > 40 and set(lines) == {"10.125,10.125,10.125,10.125,0.5000,0\n"}

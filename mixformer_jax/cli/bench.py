@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.video import VideoWriter, open_source, prepare_output
-from mixformer_jax.tracking.state import TrackState
+from mixformer_jax.tracking.step import TrackState
 from mixformer_jax.tracking.tracker import Tracker
 
 WARM_UP_STEPS = 3
@@ -120,7 +120,7 @@ def _time_halves(tracker: Tracker, state: TrackState, frame: np.ndarray) -> tupl
     before = time.perf_counter()
     crops = tracker.search_crops(state, frame)
     between = time.perf_counter()
-    tracker.locate_crops(state, crops, frame.shape[:2])
+    tracker.locate(state, crops, frame.shape[:2])
     return between - before, time.perf_counter() - between
 
 

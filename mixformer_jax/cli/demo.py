@@ -21,9 +21,8 @@ from mixformer_jax.extras import install_line
 from mixformer_jax.media.drawing import contact_sheet
 from mixformer_jax.media.images import read_image, write_image
 from mixformer_jax.media.video import ArrayFrames, prepare_output
-from mixformer_jax.tracking.interface import MultiTrackerLike
-from mixformer_jax.tracking.record import Recording, annotate, record
-from mixformer_jax.tracking.result_files import write_boxes
+from mixformer_jax.tracking.record import MultiTrackerLike, Recording, annotate, record, write_boxes
+from mixformer_jax.tracking.tracker import Tracked
 
 HEIGHT, WIDTH = 360, 640
 FPS = 30.0
@@ -256,7 +255,7 @@ def run_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progr
     write_boxes(folder / "groundtruth.txt", truth)
     boxes = recording.boxes_xywh[:, 0]
     shown = (0, (len(boxes) - 1) // 2, len(boxes) - 1)
-    pictures = [annotate(clip.frames[i], i, boxes[i, None], groundtruth_xywh=truth) for i in shown]
+    pictures = [annotate(clip.frames[i], i, Tracked(boxes[i, None]), truth) for i in shown]
     write_image(folder / "demo.png", contact_sheet(pictures))
     overlaps = iou(xywh_to_xyxy(boxes[1:]), xywh_to_xyxy(truth[1 : len(boxes)]))
     mean_iou = float(overlaps.mean()) if len(overlaps) else math.nan

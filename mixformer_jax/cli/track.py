@@ -203,7 +203,7 @@ def _checked_box(text: str, size: tuple[int, int]) -> Any:
 def _track_outputs(args: argparse.Namespace, name: str) -> tuple[Path, Path]:
     """Where `track` writes. Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ..."""
     from mixformer_jax.files import is_taken
-    from mixformer_jax.tracking.result_files import numbered_paths
+    from mixformer_jax.tracking.record import numbered_paths
 
     for number in itertools.count(1):
         stem = name if number == 1 else f"{name}-{number}"

@@ -4,7 +4,7 @@ import dataclasses
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from jaxtyping import Float64
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import MAX_COORDINATE
 from mixformer_jax.evaluation.results import SequenceResult
+from mixformer_jax.media.video import Frame
 from mixformer_jax.signals import check
-from mixformer_jax.tracking.interface import Frame, LanesLike, PredictionLike, TrackerLike
-from mixformer_jax.tracking.lanes import LaneError
+from mixformer_jax.tracking.lanes import LaneError, LanesLike, PredictionLike
 
 # Frames that are read ahead of the tracker: at most 25 MB of Full HD.
 FRAMES_AHEAD = 4
@@ -73,22 +73,6 @@ class Clock:
 def longest_first(jobs: Sequence[Job]) -> list[Job]:
     """The order in which several lanes or processes end at about the same time."""
     return sorted(jobs, key=lambda job: -len(job.sequence))
-
-
-class OneLane:
-    """A tracker of one target as a single lane."""
-
-    num_lanes = 1
-
-    def __init__(self, tracker: TrackerLike) -> None:
-        self.tracker = tracker
-
-    def start(self, state: object, lane: int, frame: Frame, box_xywh: Any) -> Any:
-        return self.tracker.start(frame, box_xywh)
-
-    def step(self, state: Any, frames: Mapping[int, Frame]) -> tuple[Any, dict[int, PredictionLike]]:
-        state, prediction = self.tracker.step(state, frames[0])
-        return state, {0: prediction}
 
 
 class LaneLoop:

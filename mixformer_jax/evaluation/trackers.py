@@ -25,11 +25,9 @@ from jaxtyping import Float, Float64, UInt8
 
 import mixformer_jax
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
-from mixformer_jax.evaluation.lane_loop import OneLane
 from mixformer_jax.media.decoders import decoder_name, find_pyav
 from mixformer_jax.models.config import ComputeDtype
-from mixformer_jax.tracking.interface import LanesLike
-from mixformer_jax.tracking.lanes import Lanes
+from mixformer_jax.tracking.lanes import Lanes, LanesLike, OneLane
 from mixformer_jax.tracking.tracker import find_weights
 
 PEERS: Mapping[str, str] = MappingProxyType(

@@ -1,9 +1,8 @@
-"""Who attends to whom: the softmax weights behind the paper's Figs. 8 and 9, as one tracker uses them on one frame.
+"""Who attends to whom: the softmax weights of the paper's Figs. 8 and 9, as a tracker uses them on one frame.
 
-The blocks sow their queries and keys; from these the weights are computed again, with each block's own scale and with
-empty slots masked, and averaged over heads. What comes out is every pair of tokens: rows and columns of the tokens that
-ask (queries), then of those that are asked (keys), on the grids of their crops. `looked_at` and `looking_at` make the
-two kinds of pictures of it.
+The blocks sow queries and keys; from these the weights are computed again, masked and scaled as in each block, and
+averaged over heads, for every pair of tokens: rows and columns of the queries, then of the keys, on the grids of their
+crops.
 """
 
 import math
@@ -19,7 +18,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from mixformer_jax.boxes import cxcywh_to_xyxy
 from mixformer_jax.crops import context_crop, normalise
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.tracking.state import TrackState
+from mixformer_jax.tracking.step import TrackState
 from mixformer_jax.tracking.tracker import Tracker
 
 # Kinds of attention in the order of Figs. 8 and 9: the crop whose tokens ask, and the crop whose tokens are asked.
@@ -48,18 +47,14 @@ class View(NamedTuple):
 class AttentionMaps(NamedTuple):
     """The attention of one moment.
 
-    Attributes:
-        views: the crops `template`, `search`, and `online` where the tracker has online templates.
-        blocks: names of the blocks.
-        weights: for each of `KINDS` that the tracker has, one array a block; None where a block has no such attention.
-            Summed over all keys that a query sees they are 1.
-        score: the model's confidence in what it found, where it has one.
+    `weights` has, for each of `KINDS` that the tracker has, one array a block, or None where a block has no such
+    attention. Summed over all keys that a query sees they are 1.
     """
 
-    views: dict[str, View]
-    blocks: tuple[str, ...]
+    views: dict[str, View]  # `template`, `search`, and `online` where the tracker has online templates
+    blocks: tuple[str, ...]  # names
     weights: dict[str, tuple[Weights | None, ...]]
-    score: float | None
+    score: float | None  # the model's confidence in what it found
 
 
 def block_names(config: MixFormerConfig) -> tuple[str, ...]:
@@ -82,10 +77,9 @@ def mixing_blocks(config: MixFormerConfig) -> tuple[str, ...]:
 
 
 def choose_blocks(config: MixFormerConfig, blocks: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The blocks to show: those asked for; for `["all"]` every mixing one; for None a choice.
+    """The blocks to show: those asked for; for `["all"]` every mixing one; for None at most `MOST_BLOCKS`.
 
-    The choice is among the mixing blocks of the last stage and after: every k-th and the last, at most `MOST_BLOCKS`.
-    For MixCvT it is that of Fig. 8.
+    These are every k-th and the last mixing block of the last stage and after: for MixCvT those of Fig. 8.
 
     Raises:
         ConfigError: a block that does not exist or does not mix, or a model without any.
@@ -121,15 +115,12 @@ def attention_maps(
     template_xyxy: Box,
     blocks: Sequence[str] | None = None,
 ) -> AttentionMaps:
-    """The attention with which a tracker looks at a frame.
+    """The attention with which a tracker looks at a frame, for the single target of the state before it.
 
-    Of several online templates the newest is taken. Its box in its crop is not known any more, only its area: the box
-    given with its view is a square in the middle.
+    Of several online templates the newest is taken. Only the area of its box in its crop is known: the box given with
+    its view is a square in the middle.
 
     Args:
-        tracker: model and settings.
-        state: after the frame before, of a single target.
-        frame: RGB.
         template_xyxy: the target's box in the initial template, normalised.
         blocks: see `choose_blocks`.
 
@@ -154,7 +145,7 @@ def attention_maps(
             # The template stream's, then the search stream's; cross-attention blocks have the second alone.
             steps = list(zip(asked["queries"], asked["keys"], strict=True))
             shape = (steps[-1][0].shape[2], steps[-1][1].shape[2])
-            slot_keys = _layout(config, shape, filled.shape[1], is_cross=len(steps) == 1).slot_keys
+            _side, slot_keys, _own = _layout(config, shape, filled.shape[1], is_cross=len(steps) == 1)
             mask = jnp.repeat(filled[0], slot_keys)
             weights[name] = [_mean_weights(queries, keys, scales[name], mask) for queries, keys in steps]
         return prediction.boxes_cxcywh, prediction.scores, weights
@@ -209,35 +200,25 @@ def _scale(tracker: Tracker, module: str) -> float:
     return float(getattr(backbone, blocks)[int(index)].attention.scale)
 
 
-class _Layout(NamedTuple):
-    """How tokens lie in a block: the search region's queries in a square, and its keys, those of each slot first.
+def _layout(config: MixFormerConfig, search_shape: tuple[int, ...], slots: int, is_cross: bool) -> tuple[int, int, int]:
+    """How tokens lie in a block: the side of the search region's queries, the keys of a slot, the side of its own keys.
 
-    Behind the slots' keys are the search region's own, but not in a cross-attention block: there `own_side` is 0. The
-    regression token stands behind the square, with the queries and with the own keys.
+    The keys of the slots come first; a cross-attention block has no others. The regression token stands behind the
+    square of the queries and behind that of the own keys.
     """
-
-    search_side: int
-    slot_keys: int
-    own_side: int
-
-
-def _layout(config: MixFormerConfig, search_shape: tuple[int, ...], slots: int, is_cross: bool) -> _Layout:
     num_queries, num_keys = search_shape
     side = math.isqrt(num_queries)
     if is_cross:
-        return _Layout(side, num_keys // slots, 0)
+        return side, num_keys // slots, 0
     own_side = (side + 1) // 2 if config.projection == "depthwise" else side
     own = own_side**2 + num_queries - side**2
-    return _Layout(side, (num_keys - own) // slots, own_side)
+    return side, (num_keys - own) // slots, own_side
 
 
 def _mean_weights(
     queries: Float[Array, "1 heads q d"], keys: Float[Array, "1 heads k d"], scale: float, filled: Bool[Array, " t"]
 ) -> Float[Array, "q k"]:
-    """Softmax weights as `models.attention.attend` has them, averaged over heads.
-
-    `filled` is for the templates' keys, which come first; all keys behind them may be attended to.
-    """
+    """Softmax weights as `models.attention.attend` has them, averaged over heads; `filled` masks the first keys."""
     queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
     logits = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
     mask = jnp.pad(filled, (0, keys.shape[2] - len(filled)), constant_values=True)

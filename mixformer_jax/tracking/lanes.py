@@ -1,26 +1,63 @@
 """Several videos at once, one target in each: their crops go through one batched step.
 
 For benchmarks on an accelerator, which a single search crop leaves idle. A lane is a place in the batch. Videos start
-and end in it when they like: an empty lane computes something that nobody reads, so that one program serves the whole
-run and the boxes of a video do not depend on its neighbours.
+and end in it at any time; what an empty lane computes nobody reads, so one program serves the whole run and the boxes
+of a video do not depend on its neighbours.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float64, Int32
+from jaxtyping import Array, Bool, Float, Float64, Int32, UInt8
 
 from mixformer_jax.crops import context_crop
-from mixformer_jax.tracking.interface import Frame
-from mixformer_jax.tracking.state import Tracked, TrackState
-from mixformer_jax.tracking.step import is_refresh_due, keep_candidates, refresh_from_crops, step_from_crops
-from mixformer_jax.tracking.tracker import Tracker, checked_frame
+from mixformer_jax.media.video import Frame
+from mixformer_jax.tracking.step import (
+    TrackState,
+    is_refresh_due,
+    keep_new_candidates,
+    refresh_templates,
+    step_from_crops,
+)
+from mixformer_jax.tracking.tracker import Tracked, Tracker, checked_frame
 
 # Of the frame that an empty lane seems to show: any size will do.
 EMPTY_SIZE = (1000, 1000)
+
+
+@runtime_checkable
+class PredictionLike(Protocol):
+    """What a tracker says about its only target on a frame."""
+
+    @property
+    def box_xywh(self) -> Float[np.ndarray, "4"]: ...
+
+    @property
+    def score(self) -> float | None: ...
+
+
+@runtime_checkable
+class TrackerLike(Protocol):
+    """Anything that follows one target: state in, state out."""
+
+    def start(self, frame: Frame, box_xywh: Any) -> Any: ...
+
+    def step(self, state: Any, frame: Frame) -> tuple[Any, PredictionLike]: ...
+
+
+@runtime_checkable
+class LanesLike(Protocol):
+    """Anything that follows one target in each of several videos at once, as `Lanes` does."""
+
+    @property
+    def num_lanes(self) -> int: ...
+
+    def start(self, state: Any, lane: int, frame: Frame, box_xywh: Any) -> Any: ...
+
+    def step(self, state: Any, frames: Mapping[int, Frame]) -> tuple[Any, Mapping[int, PredictionLike]]: ...
 
 
 class LaneError(ValueError):
@@ -31,18 +68,20 @@ class LaneError(ValueError):
         self.lane = lane
 
 
-class LanesState(NamedTuple):
-    """State of the lanes.
+class OneLane:
+    """A tracker of one target as a single lane."""
 
-    Attributes:
-        targets: one a lane, on the leading axis; its two counters are those of no video.
-        frame_index: frames tracked since the first, by lane.
-        num_refreshes: online templates taken so far, by lane.
-    """
+    num_lanes = 1
 
-    targets: TrackState
-    frame_index: Int32[np.ndarray, " lanes"]
-    num_refreshes: Int32[np.ndarray, " lanes"]
+    def __init__(self, tracker: TrackerLike) -> None:
+        self.tracker = tracker
+
+    def start(self, state: object, lane: int, frame: Frame, box_xywh: Any) -> Any:
+        return self.tracker.start(frame, box_xywh)
+
+    def step(self, state: Any, frames: Mapping[int, Frame]) -> tuple[Any, dict[int, PredictionLike]]:
+        state, prediction = self.tracker.step(state, frames[0])
+        return state, {0: prediction}
 
 
 class Lanes:
@@ -52,7 +91,8 @@ class Lanes:
         state = lanes.start(state, 3, frame_of_b, box_of_b)
         state, found = lanes.step(state, {0: frame_of_a, 3: frame_of_b})
 
-    The boxes are those of `Tracker.step` up to rounding, which depends on the number of lanes.
+    The state is a `TrackState` with a target, and counters, for each lane. The boxes are those of `Tracker.step` up to
+    rounding, which depends on the number of lanes.
     """
 
     def __init__(self, tracker: Tracker, num_lanes: int) -> None:
@@ -60,114 +100,80 @@ class Lanes:
             raise ValueError(f"{num_lanes} lanes; expected at least 1")
         self.tracker, self.num_lanes = tracker, num_lanes
 
-    def start(self, state: LanesState | None, lane: int, frame: Any, box_xywh: Any) -> LanesState:
-        """Begins a video in a lane, whatever was there before. `state` is None before the first video.
-
-        Raises:
-            ValueError: the frame is no RGB image of bytes, or the box is unusable.
-        """
+    def start(self, state: TrackState | None, lane: int, frame: Any, box_xywh: Any) -> TrackState:
+        """Begins a video in a lane, whatever was there before, as `Tracker.start`; the first `state` is None."""
         single = self.tracker.start(frame, box_xywh)
         if state is None:
-            everywhere = jax.tree.map(lambda x: jnp.repeat(x, self.num_lanes, axis=0) if x.ndim else x, single)
-            zeros = np.zeros(self.num_lanes, np.int32)
-            return LanesState(everywhere, zeros, zeros)
-        zero = np.int32(0)
-        return LanesState(
-            _put(state.targets, lane, single),
-            _replaced(state.frame_index, lane, zero),
-            _replaced(state.num_refreshes, lane, zero),
-        )
+            return jax.tree.map(lambda x: jnp.repeat(x, self.num_lanes, axis=0), _counters_by_lane(single))
+        return _put(state, lane, single)
 
-    def step(self, state: LanesState, frames: Mapping[int, Any]) -> tuple[LanesState, dict[int, Tracked]]:
-        """Finds the targets on the next frames of the videos in some lanes, RGB, uint8 [height, width, 3] each, as for
-        `Tracker.start`.
-
-        A lane without a frame must be started before it gets one again.
+    def step(self, state: TrackState, frames: Mapping[int, Any]) -> tuple[TrackState, dict[int, Tracked]]:
+        """Finds the targets on the next frames of some lanes; a lane without a frame must be started anew.
 
         Raises:
             LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
         """
-        tracker, config, settings = self.tracker, self.tracker.config, self.tracker.settings
-        shape = (self.num_lanes, config.search_size, config.search_size, 3)
-        crops, scales = np.zeros(shape, np.uint8), np.ones(self.num_lanes, np.float32)
+        model, settings, variables = self.tracker.model, self.tracker.settings, self.tracker.variables
+        size = self.tracker.config.search_size
+        crops, scales = np.zeros((self.num_lanes, size, size, 3), np.uint8), np.ones(self.num_lanes, np.float32)
         sizes = np.tile(np.array(EMPTY_SIZE, np.int32), (self.num_lanes, 1))
-        before_xywh = np.asarray(state.targets.boxes_xywh, np.float64)
+        before_xywh = np.asarray(state.boxes_xywh, np.float64)
         checked: dict[int, Frame] = {}
         for lane, given in frames.items():
             try:
                 frame = checked[lane] = checked_frame(given)
-                crop = context_crop(frame, before_xywh[lane], settings.search_factor, config.search_size)
+                crop = context_crop(frame, before_xywh[lane], settings.search_factor, size)
             except ValueError as error:
                 raise LaneError(lane) from error
             crops[lane], scales[lane], sizes[lane] = crop.pixels, crop.scale, frame.shape[:2]
 
-        targets, prediction = step_from_crops(
-            tracker.model, settings, tracker.variables, state.targets, crops, scales, sizes
-        )
+        state, prediction = step_from_crops(model, settings, variables, state, crops, scales, sizes)
         # One wait for all that the host reads of this step.
-        boxes_xywh, scores, lost, is_candidate = jax.device_get(
-            (targets.boxes_xywh, prediction.scores, prediction.lost, prediction.is_candidate)
+        boxes_xywh, scores, lost, is_candidate, frame_index = jax.device_get(
+            (state.boxes_xywh, prediction.scores, prediction.lost, prediction.is_candidate, state.frame_index)
         )
         boxes_xywh = np.asarray(boxes_xywh, np.float64)
-        active = np.isin(np.arange(self.num_lanes), list(checked))
-        state = LanesState(targets, state.frame_index + active.astype(np.int32), state.num_refreshes)
-        if settings.num_online_templates > 0:
-            if is_candidate is not None:
-                state = self._keep_candidates(state, checked, boxes_xywh, is_candidate & active)
-            for lane, frame in checked.items():
-                if is_refresh_due(settings, int(state.frame_index[lane])):
-                    state = self._refresh(state, lane, frame, boxes_xywh[lane])
-        found = {
-            lane: Tracked(
-                boxes_xywh[lane : lane + 1],
-                None if scores is None else scores[lane : lane + 1],
-                None if lost is None else lost[lane : lane + 1],
-            )
-            for lane in checked
-        }
+
+        def cut(wanted: Bool[np.ndarray, " lanes"] | None) -> UInt8[np.ndarray, "lanes T T 3"]:
+            chosen = {lane: frame for lane, frame in checked.items() if wanted is None or wanted[lane]}
+            return self.tracker.template_crops(chosen, boxes_xywh)
+
+        if is_candidate is not None:
+            is_candidate = is_candidate & np.isin(np.arange(self.num_lanes), list(checked))
+        state = keep_new_candidates(settings, state, is_candidate, cut)
+        for lane, frame in checked.items():
+            if is_refresh_due(settings, int(frame_index[lane])):
+                state = self._refresh(state, lane, frame, boxes_xywh[lane : lane + 1])
+        found = {}
+        for lane in checked:
+            parts = (None if x is None else x[lane : lane + 1] for x in (scores, lost))
+            found[lane] = Tracked(boxes_xywh[lane : lane + 1], *parts)
         return state, found
 
-    def _keep_candidates(
-        self,
-        state: LanesState,
-        frames: Mapping[int, Frame],
-        boxes_xywh: Float64[np.ndarray, "lanes 4"],
-        is_candidate: Bool[np.ndarray, " lanes"],
-    ) -> LanesState:
-        if not is_candidate.any():
-            return state
-        size = self.tracker.config.template_size
-        crops = np.zeros((self.num_lanes, size, size, 3), np.uint8)
-        for lane in np.flatnonzero(is_candidate).tolist():
-            crops[lane] = self._template_crop(frames[lane], boxes_xywh[lane])
-        return state._replace(targets=keep_candidates(state.targets, crops, is_candidate))
-
-    def _refresh(self, state: LanesState, lane: int, frame: Frame, box_xywh: Float64[np.ndarray, "4"]) -> LanesState:
-        tracker = self.tracker
-        single = _take(state.targets, lane)._replace(num_refreshes=jnp.int32(state.num_refreshes[lane]))
-        crops = self._template_crop(frame, box_xywh)[None] if single.memory is None else single.memory.candidates
-        single = refresh_from_crops(tracker.model, tracker.settings, tracker.variables, single, crops)
-        refreshes = _replaced(state.num_refreshes, lane, state.num_refreshes[lane] + 1)
-        return state._replace(targets=_put(state.targets, lane, single), num_refreshes=refreshes)
-
-    def _template_crop(self, frame: Frame, box_xywh: Float64[np.ndarray, "4"]) -> np.ndarray:
-        tracker = self.tracker
-        return context_crop(frame, box_xywh, tracker.settings.template_factor, tracker.config.template_size).pixels
+    def _refresh(
+        self, state: TrackState, lane: int, frame: Frame, boxes_xywh: Float64[np.ndarray, "1 4"]
+    ) -> TrackState:
+        """As for a single target, so that templates do not depend on which other lanes are due."""
+        tracker, single = self.tracker, _take(state, lane)
+        single = refresh_templates(
+            *(tracker.model, tracker.settings, tracker.variables, single),
+            lambda _all: tracker.template_crops({0: frame}, boxes_xywh),
+        )
+        return _put(state, lane, single)
 
 
 @jax.jit
-def _put(targets: TrackState, lane: Int32[Array, ""] | int, single: TrackState) -> TrackState:
-    """Takes one target of another state into a lane."""
-    return jax.tree.map(lambda many, one: many.at[lane].set(one[0]) if many.ndim else many, targets, single)
+def _put(state: TrackState, lane: Int32[Array, ""] | int, single: TrackState) -> TrackState:
+    """Takes the state of a single target into a lane."""
+    return jax.tree.map(lambda many, one: many.at[lane].set(one[0]), state, _counters_by_lane(single))
 
 
 @jax.jit
-def _take(targets: TrackState, lane: Int32[Array, ""] | int) -> TrackState:
+def _take(state: TrackState, lane: Int32[Array, ""] | int) -> TrackState:
     """The state of one lane, as of a single target."""
-    return jax.tree.map(lambda many: many[lane][None] if many.ndim else many, targets)
+    single = jax.tree.map(lambda many: many[lane][None], state)
+    return single._replace(frame_index=single.frame_index[0], num_refreshes=single.num_refreshes[0])
 
 
-def _replaced(values: Int32[np.ndarray, " lanes"], lane: int, value: np.int32) -> Int32[np.ndarray, " lanes"]:
-    values = values.copy()
-    values[lane] = value
-    return values
+def _counters_by_lane(single: TrackState) -> TrackState:
+    return single._replace(frame_index=single.frame_index[None], num_refreshes=single.num_refreshes[None])

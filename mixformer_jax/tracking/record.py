@@ -1,50 +1,56 @@
-"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes."""
+"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes.
 
+Boxes are text files, one a target and a line a frame: `x,y,w,h` in pixels; where the tracker gives scores,
+`x,y,w,h,score,lost`, with lost 0 or 1. The first line is what was given: its score is 1.
+"""
+
+import contextlib
 import itertools
 import math
+import os
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 from tqdm import tqdm
 
+from mixformer_jax.files import Part, named_errors, write_atomically
 from mixformer_jax.media.drawing import GROUND_TRUTH, draw_box, draw_caption, target_colour
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.video import FrameSource, VideoWriter, prepare_output
+from mixformer_jax.media.video import Frame, FrameSource, VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
-from mixformer_jax.tracking.interface import Frame, MultiTrackerLike
-from mixformer_jax.tracking.result_files import ResultFiles
+from mixformer_jax.tracking.tracker import Tracked
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
 STOP_S = 3.0
 
 
+@runtime_checkable
+class MultiTrackerLike(Protocol):
+    """Anything that follows several targets at once; `has_scores` tells whether its predictions carry scores."""
+
+    @property
+    def has_scores(self) -> bool: ...
+
+    def start(self, frame: Frame, boxes_xywh: Any) -> Any: ...
+
+    def step(self, state: Any, frame: Frame) -> tuple[Any, Tracked]: ...
+
+
 class Recording(NamedTuple):
-    """What `record` left behind.
+    """What `record` left behind. Times and rates are NaN where no frame was there to measure."""
 
-    Attributes:
-        boxes_xywh: one row a tracked frame, pixels; the first holds the given boxes.
-        lost: whether the targets counted as lost; None where the tracker gives no scores.
-        video: the annotated video.
-        boxes: the text files of boxes (and scores), one a target; see `result_files`.
-        warm_up_s: seconds for `start` and the first `step`, compilation included; NaN after a single frame.
-        tracking_fps: frames a second inside `step`, without the first call; NaN when there was no other.
-        overall_fps: the same with decoding, drawing and writing.
-        stopped_by: why it ended before the source did; None when it did not.
-    """
-
-    boxes_xywh: Float64[np.ndarray, "frames n 4"]
-    lost: Bool[np.ndarray, "frames n"] | None
-    video: Path
-    boxes: tuple[Path, ...]
-    warm_up_s: float
-    tracking_fps: float
-    overall_fps: float
-    stopped_by: SourceError | KeyboardInterrupt | None
+    boxes_xywh: Float64[np.ndarray, "frames n 4"]  # pixels, a row a tracked frame; the first holds the given boxes
+    lost: Bool[np.ndarray, "frames n"] | None  # None where the tracker gives no scores
+    video: Path  # annotated
+    boxes: tuple[Path, ...]  # text files, one a target
+    warm_up_s: float  # `start` and the first `step`, compilation included
+    tracking_fps: float  # inside `step`, without the first call
+    overall_fps: float  # the same with decoding, drawing and writing
+    stopped_by: SourceError | KeyboardInterrupt | None  # why it ended before the source did
 
 
 def record(
@@ -60,20 +66,15 @@ def record(
 ) -> Recording:
     """Tracks the targets that `boxes_xywh` mark on the first frame, to the end of the source.
 
-    A source that breaks off and Ctrl-C end the recording early, but not in vain: boxes are flushed line by
-    line, the video is finished, and `stopped_by` in the result tells why. The caller must look at it. In a program
-    that listens (`signals.StopSignals`), where a frame takes longer than STOP_S, the process ends here instead.
+    A source that breaks off and Ctrl-C end the recording early: boxes are flushed line by line, the video is finished,
+    and `stopped_by` in the result, at which the caller must look, tells why. In a program that listens
+    (`signals.StopSignals`), where a frame takes longer than STOP_S, the process ends here instead.
 
     Args:
-        tracker: anything with `start` and `step`.
-        source: where the frames come from.
-        boxes_xywh: the targets on the first frame, pixels.
         video: file to write: each frame with the boxes, the frame's number, and the scores where there are.
-        boxes: file to write for one target; for several, the name before the numbers (`result_files`).
+        boxes: file to write for one target; for several, see `numbered_paths`.
         every: only every N-th frame is tracked, drawn and written. The video's rate is divided by it.
         groundtruth_xywh: boxes to draw beside the tracker's, one row a frame of the source.
-        progress: show a bar with the rate on stderr.
-        overwrite: whether files that are there may be replaced.
 
     Raises:
         ValueError: a box is unusable (from `tracker.start`), or `every` is below 1. Nothing is left behind.
@@ -105,7 +106,7 @@ def record(
 
     files = ResultFiles(boxes, len(boxes_xywh), overwrite)
     writer = VideoWriter(video, source.fps / every, source.size, overwrite)
-    with saving(STOP_S, finish), writer, ExitStack() as stack:
+    with saving(STOP_S, finish), writer, contextlib.ExitStack() as stack:
         started = time.perf_counter()
         state = tracker.start(first[1], boxes_xywh)
         start_s = time.perf_counter() - started
@@ -114,57 +115,45 @@ def record(
         total = None if source.num_frames is None else -(-source.num_frames // every)
         bar = stack.enter_context(tqdm(total=total, unit=" frames", desc=source.name, disable=not progress))
 
-        def keep(
-            index: int,
-            frame: Frame,
-            boxes_xywh: Float[np.ndarray, "n 4"],
-            scores: Float[np.ndarray, " n"] | None,
-            lost: Bool[np.ndarray, " n"] | None,
-        ) -> None:
+        def keep(index: int, frame: Frame, found: Tracked) -> None:
             # Copies: a view keeps alive, or changes with, what the tracker made it of.
             with keeping:
-                rows.append(np.array(boxes_xywh, np.float64))
-                if lost is not None:
-                    lost_rows.append(np.array(lost))
-                files.write(boxes_xywh, scores, lost)
-                writer.write(annotate(frame, index, boxes_xywh, scores, lost, groundtruth_xywh))
+                rows.append(np.array(found.boxes_xywh, np.float64))
+                if found.lost is not None:
+                    lost_rows.append(np.array(found.lost))
+                files.write(found)
+                writer.write(annotate(frame, index, found, groundtruth_xywh))
             bar.update()
 
         try:
             # What was given is certain.
-            certain = np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)
-            keep(*first, boxes_xywh, *(certain if tracker.has_scores else (None, None)))
+            certain = (np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)) if tracker.has_scores else ()
+            keep(*first, Tracked(boxes_xywh, *certain))
             for index, frame in frames:
                 check()
                 before = time.perf_counter()
                 state, found = tracker.step(state, frame)
                 step_seconds.append(time.perf_counter() - before)
-                keep(index, frame, found.boxes_xywh, found.scores, found.lost)
+                keep(index, frame, found)
                 finished_at = time.perf_counter()
                 if len(step_seconds) == 1:
                     warm_at = finished_at
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
 
-    return Recording(
-        boxes_xywh=np.stack(rows),
-        lost=np.stack(lost_rows) if lost_rows else None,
-        video=video,
-        boxes=files.paths,
-        warm_up_s=start_s + step_seconds[0] if step_seconds else math.nan,
-        tracking_fps=_rate(len(step_seconds) - 1, math.fsum(step_seconds[1:])),
-        overall_fps=_rate(len(step_seconds) - 1, finished_at - warm_at),
-        stopped_by=stopped_by,
-    )
+    lost = np.stack(lost_rows) if lost_rows else None
+    warm_up_s = start_s + step_seconds[0] if step_seconds else math.nan
+    count = len(step_seconds) - 1
+
+    def rate(seconds: float) -> float:
+        return count / seconds if count > 0 and seconds > 0 else math.nan
+
+    tracking_fps, overall_fps = rate(math.fsum(step_seconds[1:])), rate(finished_at - warm_at)
+    return Recording(np.stack(rows), lost, video, files.paths, warm_up_s, tracking_fps, overall_fps, stopped_by)
 
 
 def annotate(
-    frame: Frame,
-    index: int,
-    boxes_xywh: Float[np.ndarray, "n 4"],
-    scores: Float[np.ndarray, " n"] | None = None,
-    lost: Bool[np.ndarray, " n"] | None = None,
-    groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None,
+    frame: Frame, index: int, found: Tracked, groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None
 ) -> Frame:
     """A copy of frame `index` (shown counted from 1) with the tracker's boxes over the thinner ground truth.
 
@@ -172,15 +161,87 @@ def annotate(
     """
     if groundtruth_xywh is not None and index < len(groundtruth_xywh):
         frame = draw_box(frame, groundtruth_xywh[index], GROUND_TRUTH, thickness=1)
-    several = len(boxes_xywh) > 1
-    for target, box_xywh in enumerate(boxes_xywh):
-        is_lost = lost is not None and bool(lost[target])
+    several = len(found.boxes_xywh) > 1
+    for target, box_xywh in enumerate(found.boxes_xywh):
+        is_lost = found.lost is not None and bool(found.lost[target])
         words = [str(target + 1) if several else f"frame {index + 1}"]
-        words += [] if scores is None else [f"{scores[target]:.2f}" if several else f"score {scores[target]:.2f}"]
+        if found.scores is not None:
+            words.append(f"{'' if several else 'score '}{found.scores[target]:.2f}")
         words += ["lost"] if is_lost else []
         frame = draw_box(frame, box_xywh, target_colour(target), "  ".join(words), dashed=is_lost)
     return draw_caption(frame, f"frame {index + 1}") if several else frame
 
 
-def _rate(count: int, seconds: float) -> float:
-    return count / seconds if count > 0 and seconds > 0 else math.nan
+def numbered_paths(path: Path, count: int) -> tuple[Path, ...]:
+    """`boxes.txt` for one target; `boxes_1.txt`, `boxes_2.txt`, ... for several."""
+    if count == 1:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1))
+
+
+def format_box(box_xywh: Float[np.ndarray, "4"]) -> str:
+    """`x,y,w,h` to a thousandth of a pixel, without superfluous zeros."""
+    return ",".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in box_xywh)
+
+
+def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> None:
+    """Writes one `x,y,w,h` line a frame, at once: the file appears whole or not at all."""
+    write_atomically(prepare_output(path), "".join(format_box(box) + "\n" for box in boxes_xywh))
+
+
+class ResultFiles:
+    """Open text files, one a target (`numbered_paths`). A context manager.
+
+    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
+    written so far. When the context ends, for whatever reason, they get their names.
+
+    Raises:
+        NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
+            made.
+    """
+
+    def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
+        self.paths = numbered_paths(path, num_targets)
+        self._overwrite = overwrite
+        self._parts: list[Part] = []
+        self._files: list[IO[str]] = []
+        self._sizes = [0] * num_targets
+
+    def __enter__(self) -> "ResultFiles":
+        try:
+            for path in self.paths:
+                self._parts.append(Part(path, self._overwrite))
+        except BaseException:
+            self.__exit__()
+            raise
+        self._files = [part.path.open("w", encoding="ascii") for part in self._parts]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.ExitStack() as stack:  # one that cannot be closed or named leaves none open
+            for part in self._parts:
+                stack.callback(part.finish)
+            for path, file in zip(self.paths, self._files, strict=False):
+                stack.enter_context(named_errors(path))
+                stack.callback(file.close)
+
+    def write(self, found: Tracked) -> None:
+        """A line in each file, on disk when this returns.
+
+        Raises:
+            OSError: a full disk; it names the file, which keeps its whole lines.
+        """
+        for target, file in enumerate(self._files):
+            line = format_box(found.boxes_xywh[target])
+            if found.scores is not None and found.lost is not None:
+                line += f",{found.scores[target]:.4f},{int(found.lost[target])}"
+            try:
+                with named_errors(self.paths[target]):
+                    print(line, file=file, flush=True)
+            except OSError:
+                # Half a line could pass for a box.
+                with contextlib.suppress(OSError):
+                    file.close()
+                os.truncate(self._parts[target].path, self._sizes[target])
+                raise
+            self._sizes[target] += len(line) + 1

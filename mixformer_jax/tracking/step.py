@@ -1,19 +1,15 @@
-"""Tracking as pure functions (the paper, section 3.5, inference).
+"""Tracking as pure functions of an explicit state (the paper, section 3.5, inference).
 
-`start`, `step` and `refresh_templates` go from frames to boxes on the device, each as one program; `sequence.py` scans
-`step` over a video. `start_from_crops`, `step_from_crops`, `keep_candidates` and `refresh_from_crops` are the same
-after the cropping, for a host that cuts the crops itself: they share the program of `encode_templates`, so that the
-first renewal of a template, in the middle of a video, has nothing large to compile.
+`start_from_crops`, `step_from_crops` and `update_templates` are what the host calls, which cuts crops itself; `start`,
+`step`, `scan_frames` and `track_sequence` are the same from frames to boxes on the device, each as one program.
 
-The model and the settings are static. One compilation serves every target and every number of filled slots; another
-number of targets, and on the device another size of frame, is another one.
-
-Online templates are picked by score where the model gives one. Models without a score prediction module take the crop
-around the current box, as the official trackers of both kinds do.
+Model and settings are static. One compilation serves every target and every number of filled slots, but not another
+number of targets or, on the device, another size of frame.
 """
 
 import functools
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +22,107 @@ from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, norma
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
-from mixformer_jax.tracking import scores as score_rules
-from mixformer_jax.tracking.state import TrackPrediction, TrackState
+
+# The paper, section 3.5: only what scores above this may become an online template.
+CANDIDATE_SCORE = 0.5
+# Below every score: whatever passes CANDIDATE_SCORE first is the best so far.
+NO_SCORE = -1.0
 
 Variables = dict[str, Any]
-# Of the host or of the device.
 AnyArray = np.ndarray | Array
 jit_static = functools.partial(jax.jit, static_argnames=("model", "settings"))
 
 
-def _crops(
-    frame: UInt8[Array, "H W 3"], boxes_xywh: Float[Array, "n 4"], factor: float, size: int
-) -> tuple[UInt8[Array, "n size size 3"], Float[Array, " n"]]:
-    return jax.vmap(lambda box_xywh: context_crop_on_device(frame, box_xywh, factor, size))(boxes_xywh)
+class ScoreMemory(NamedTuple):
+    """What past scores have left behind, for models with a score prediction module."""
+
+    best: Float[Array, " n"]  # since the last refresh, decayed; NO_SCORE before the first candidate
+    candidates: UInt8[Array, "n T T 3"]  # the crops that were scored so, or the initial templates
+    lost: Bool[Array, " n"]  # whether the targets count as lost
+    streak: Int32[Array, " n"]  # frames in a row that spoke against `lost`
+
+
+class TrackState(NamedTuple):
+    """State of `n` targets between two frames. The counters are scalars, or one a target in `lanes`."""
+
+    boxes_xywh: Float[Array, "n 4"]  # on the last frame, pixels
+    templates: UInt8[Array, "n slots T T 3"]  # crops: the initial template, then the online templates
+    filled: Bool[Array, "n slots"]  # slots that hold a template; 0 and, where there is one, 1 always do
+    cache: TemplateCache | None  # encoded templates; None for models that encode them with every search region
+    memory: ScoreMemory | None  # None for models without a score prediction module
+    clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
+    frame_index: Int32[Array, "*each"]  # frames tracked since the first
+    num_refreshes: Int32[Array, "*each"]  # online templates taken so far
+
+
+class TrackPrediction(NamedTuple):
+    """Where `n` targets are on one frame; the last three are None for models without a score prediction module."""
+
+    boxes_xywh: Float[Array, "*t n 4"]  # pixels, clipped to the frame
+    boxes_cxcywh: Float[Array, "*t n 4"]  # as the model gave them: normalised to the search crops, not clipped
+    scores: Float[Array, "*t n"] | None  # confidence in [0, 1]
+    is_candidate: Bool[Array, "*t n"] | None  # whether this crop is the best for an online template so far
+    lost: Bool[Array, "*t n"] | None  # whether the target counts as lost (not in the paper)
+
+
+# Rules on scores, target by target.
+
+
+def start_memory(initial_templates: UInt8[Array, "n T T 3"]) -> ScoreMemory:
+    """Before the first score. The initial template is the candidate until a better one comes."""
+    n = len(initial_templates)
+    best, lost, streak = jnp.full((n,), NO_SCORE, jnp.float32), jnp.zeros((n,), bool), jnp.zeros((n,), jnp.int32)
+    return ScoreMemory(best, initial_templates, lost, streak)
+
+
+def select(
+    settings: TrackerConfig, memory: ScoreMemory, scores: Float[Array, " n"]
+) -> tuple[ScoreMemory, Bool[Array, " n"]]:
+    """Which targets' crops on this frame become their candidates (the paper, section 3.5).
+
+    A score must be above CANDIDATE_SCORE and above the best since the last refresh, which first decays by
+    `max_score_decay`. The result's `best` counts on the crop: give it to `keep_candidates`.
+    """
+    best = memory.best * settings.max_score_decay
+    is_candidate = (scores > CANDIDATE_SCORE) & (scores > best)
+    return memory._replace(best=jnp.where(is_candidate, scores, best)), is_candidate
+
+
+@jax.jit
+def keep_candidates(
+    memory: ScoreMemory, crops: UInt8[Array, "n T T 3"], is_candidate: Bool[Array, " n"]
+) -> ScoreMemory:
+    """Takes the crops of the targets for which `is_candidate` holds."""
+    return memory._replace(candidates=jnp.where(is_candidate[:, None, None, None], crops, memory.candidates))
+
+
+@jax.jit
+def forget_candidates(memory: ScoreMemory, templates: UInt8[Array, "n slots T T 3"]) -> ScoreMemory:
+    """After a refresh: an interval in which nothing scores above CANDIDATE_SCORE ends with the initial template."""
+    return memory._replace(best=jnp.full_like(memory.best, NO_SCORE), candidates=templates[:, 0])
+
+
+def watch(settings: TrackerConfig, memory: ScoreMemory, scores: Float[Array, " n"]) -> ScoreMemory:
+    """Whether targets count as lost, with hysteresis. Not in the paper.
+
+    `lost_after` frames in a row below `lost_below` lose a target, `found_after` in a row above `found_above` find it.
+    """
+    against = jnp.where(memory.lost, scores > settings.found_above, scores < settings.lost_below)
+    streak = jnp.where(against, memory.streak + 1, 0)
+    turns = streak >= jnp.where(memory.lost, settings.found_after, settings.lost_after)
+    return memory._replace(lost=memory.lost ^ turns, streak=jnp.where(turns, 0, streak))
+
+
+def clip_margins(settings: TrackerConfig, boxes_xywh: Float[EitherArray, "n 4"]) -> Float[EitherArray, " n"]:
+    """Pixels by which the boxes of targets must reach into the frame, and their least sides, from the given boxes."""
+    xp = namespace(boxes_xywh)
+    sides = boxes_xywh[:, 2:].min(axis=1)
+    if not settings.clip_share:
+        return xp.full_like(sides, settings.clip_margin)
+    return xp.clip(settings.clip_share * sides, min(1, settings.clip_margin), settings.clip_margin)
+
+
+# From crops to boxes.
 
 
 def _mask(settings: TrackerConfig, filled: Bool[Array, "n slots"]) -> Bool[Array, "n slots"] | None:
@@ -61,24 +145,6 @@ def encode_templates(
     return cast(TemplateCache, cache)
 
 
-def _locate(
-    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, crops: UInt8[Array, "n S S 3"]
-) -> Prediction:
-    if state.cache is None:
-        templates, mask = normalise(state.templates), _mask(settings, state.filled)
-        return cast(Prediction, model.apply(variables, templates, normalise(crops), mask))
-    return cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
-
-
-def clip_margins(settings: TrackerConfig, boxes_xywh: Float[EitherArray, "n 4"]) -> Float[EitherArray, " n"]:
-    """Pixels by which the boxes of targets must reach into the frame, and their least sides, from the given boxes."""
-    xp = namespace(boxes_xywh)
-    sides = boxes_xywh[:, 2:].min(axis=1)
-    if not settings.clip_share:
-        return xp.full_like(sides, settings.clip_margin)
-    return xp.clip(settings.clip_share * sides, min(1, settings.clip_margin), settings.clip_margin)
-
-
 @jit_static
 def _first_state(
     model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T 3"], boxes_xywh: Float[Array, "n 4"]
@@ -89,7 +155,7 @@ def _first_state(
         templates=jnp.repeat(crops[:, None], settings.num_slots, axis=1),
         filled=jnp.broadcast_to(jnp.arange(settings.num_slots) < 2, (len(crops), settings.num_slots)),
         cache=None,
-        memory=score_rules.start_memory(crops) if model.config.score_heads else None,
+        memory=start_memory(crops) if model.config.score_heads else None,
         clip_margins=clip_margins(settings, boxes_xywh.astype(jnp.float32)),
         frame_index=zero,
         num_refreshes=zero,
@@ -105,8 +171,7 @@ def start_from_crops(
 ) -> TrackState:
     """The state after the first frame. The first online slot starts as a copy of the initial template."""
     state = _first_state(model, settings, crops, boxes_xywh)
-    cache = encode_templates(model, settings, variables, state.templates, state.filled)
-    return state._replace(cache=cache)
+    return state._replace(cache=encode_templates(model, settings, variables, state.templates, state.filled))
 
 
 @jit_static
@@ -119,41 +184,91 @@ def step_from_crops(
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackState, TrackPrediction]:
-    """Finds the targets in search crops taken around `state.boxes_xywh`.
+    """Finds the targets in search crops around `state.boxes_xywh`; `update_templates` must follow.
 
-    Where the result's `is_candidate` holds, the caller cuts a template crop around the new box and gives it to
-    `keep_candidates`.
-
-    Args:
-        model, settings, variables: the tracker.
-        state: after the previous frame.
-        crops: search crops.
-        scales: of the crops (crop pixels per frame pixel).
-        frame_size: height and width of the frame, pixels; a row a target where they are in different videos.
+    `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
     """
-    prediction = _locate(model, settings, variables, state, crops)
-    boxes_xywh = crop_box_to_frame(prediction.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
+    if state.cache is None:
+        templates, mask = normalise(state.templates), _mask(settings, state.filled)
+        found = cast(Prediction, model.apply(variables, templates, normalise(crops), mask))
+    else:
+        found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
+    boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    memory, scores, is_candidate = state.memory, prediction.scores, None
-    if memory is not None and scores is not None:
-        memory, is_candidate = score_rules.select(settings, memory, scores)
-        memory = score_rules.watch(settings, memory, scores)
+    memory, is_candidate, lost = state.memory, None, None
+    if memory is not None and found.scores is not None:
+        memory, is_candidate = select(settings, memory, found.scores)
+        memory = watch(settings, memory, found.scores)
+        lost = memory.lost
     state = state._replace(boxes_xywh=boxes_xywh, memory=memory, frame_index=state.frame_index + 1)
-    lost = None if memory is None else memory.lost
-    return state, TrackPrediction(boxes_xywh, prediction.boxes_cxcywh, scores, is_candidate, lost)
+    return state, TrackPrediction(boxes_xywh, found.boxes_cxcywh, found.scores, is_candidate, lost)
 
 
-def keep_candidates(
-    state: TrackState, crops: UInt8[AnyArray, "n T T 3"], is_candidate: Bool[AnyArray, " n"]
+# Online templates.
+
+CutTemplates = Callable[[Any], UInt8[AnyArray, "n T T 3"]]
+"""Template crops around the current boxes of the targets that a mask chooses (None: all); others' hold anything."""
+
+
+def update_templates(
+    model: MixFormer,
+    settings: TrackerConfig,
+    variables: Variables,
+    state: TrackState,
+    is_candidate: Bool[AnyArray, " n"] | None,
+    cut: CutTemplates,
 ) -> TrackState:
-    """Takes template crops around the current boxes as candidates, for the targets for which `is_candidate` holds.
+    """The policy of online templates, after each step, on the host and on the device alike.
+
+    The crops of new candidates are kept; every `update_interval` frames the candidates become online templates. Models
+    without scores take the crops around the current boxes instead, as the official trackers of both kinds do.
+    """
+    state = keep_new_candidates(settings, state, is_candidate, cut)
+    return _when(
+        is_refresh_due(settings, state.frame_index),
+        lambda state: refresh_templates(model, settings, variables, state, cut),
+        state,
+    )
+
+
+def keep_new_candidates(
+    settings: TrackerConfig, state: TrackState, is_candidate: Bool[AnyArray, " n"] | None, cut: CutTemplates
+) -> TrackState:
+    """The first half of the policy. Crops are cut only on frames on which a target has a new candidate."""
+    if settings.num_online_templates == 0 or is_candidate is None:
+        return state
+
+    # Not the whole state: what goes through a branch may be copied on every frame, and the cache is large.
+    def keep(memory: ScoreMemory) -> ScoreMemory:
+        return keep_candidates(memory, cut(is_candidate), is_candidate)
+
+    return state._replace(memory=_when(is_candidate.any(), keep, state.memory))
+
+
+def is_refresh_due(settings: TrackerConfig, frame_index: EitherArray | int) -> EitherArray | bool:
+    """Whether online templates are refreshed after the frame of this index (the first frame is 0)."""
+    return settings.num_online_templates > 0 and frame_index % settings.update_interval == 0
+
+
+def refresh_templates(
+    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, cut: CutTemplates
+) -> TrackState:
+    """The second half of the policy: one online template of each target is replaced, and all are encoded anew.
+
+    Empty slots are filled first, then the oldest online template goes: first the copy of the initial one. A new
+    interval begins: the best score is forgotten, and the initial template is the candidate.
 
     Raises:
-        ValueError: the model gives no scores.
+        ValueError: the tracker has no online slots.
     """
-    if state.memory is None:
-        raise ValueError("candidates are picked by score, and this model has no score prediction module")
-    return state._replace(memory=score_rules.keep_candidates(state.memory, crops, is_candidate))
+    if settings.num_online_templates == 0:
+        raise ValueError("this tracker has no online template slots (num_online_templates is 0)")
+    memory, crops = state.memory, cut(None) if state.memory is None else state.memory.candidates
+    replaced = _replace_template(settings, state.templates, state.filled, state.num_refreshes, crops)
+    templates, filled, num_refreshes = replaced
+    cache = encode_templates(model, settings, variables, templates, filled)
+    memory = None if memory is None else forget_candidates(memory, templates)
+    return state._replace(templates=templates, filled=filled, cache=cache, memory=memory, num_refreshes=num_refreshes)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -168,34 +283,20 @@ def _replace_template(
     return templates.at[:, slot].set(crops), filled.at[:, slot].set(True), num_refreshes + 1
 
 
-def refresh_from_crops(
-    model: MixFormer,
-    settings: TrackerConfig,
-    variables: Variables,
-    state: TrackState,
-    crops: UInt8[AnyArray, "n T T 3"],
-) -> TrackState:
-    """Takes crops (`state.memory.candidates`, where there are) as online templates, and encodes the templates anew.
-
-    Empty slots are filled first, then the oldest online template is replaced: the copy of the initial one goes first.
-    A new interval begins: the best score is forgotten, and the initial template is the candidate.
-
-    Raises:
-        ValueError: if the tracker has no online slots.
-    """
-    if settings.num_online_templates == 0:
-        raise ValueError("this tracker has no online template slots (num_online_templates is 0)")
-    templates, filled, num_refreshes = _replace_template(
-        settings, state.templates, state.filled, state.num_refreshes, crops
-    )
-    cache = encode_templates(model, settings, variables, templates, filled)
-    memory = None if state.memory is None else score_rules.forget_candidates(state.memory, templates)
-    return state._replace(templates=templates, filled=filled, cache=cache, memory=memory, num_refreshes=num_refreshes)
+def _when(condition: Any, change: Callable[[Any], Any], value: Any) -> Any:
+    """`change(value)` where the condition holds, else `value`; a `lax.cond` inside a traced program."""
+    if isinstance(condition, jax.core.Tracer):
+        return jax.lax.cond(condition, change, lambda value: value, value)
+    return change(value) if condition else value
 
 
-def is_refresh_due(settings: TrackerConfig, frame_index: Array | int) -> Array | bool:
-    """Whether online templates are renewed after the frame of this index (the first frame is 0)."""
-    return settings.num_online_templates > 0 and frame_index % settings.update_interval == 0
+# From frames to boxes on the device.
+
+
+def _crops(
+    frame: UInt8[Array, "H W 3"], boxes_xywh: Float[Array, "n 4"], factor: float, size: int
+) -> tuple[UInt8[Array, "n size size 3"], Float[Array, " n"]]:
+    return jax.vmap(lambda box_xywh: context_crop_on_device(frame, box_xywh, factor, size))(boxes_xywh)
 
 
 @jit_static
@@ -211,58 +312,54 @@ def start(
     return start_from_crops(model, settings, variables, crops, boxes_xywh)
 
 
-def _cut_templates(
-    model: MixFormer, settings: TrackerConfig, state: TrackState, frame: UInt8[Array, "H W 3"]
-) -> UInt8[Array, "n T T 3"]:
-    crops, _scales = _crops(frame, state.boxes_xywh, settings.template_factor, model.config.template_size)
-    return crops
-
-
-@jit_static
-def refresh_templates(
-    model: MixFormer,
-    settings: TrackerConfig,
-    variables: Variables,
-    state: TrackState,
-    frame: UInt8[Array, "H W 3"],
-) -> TrackState:
-    """Renews one online template of each target, after `frame` was tracked: see `refresh_from_crops`."""
-    crops = _cut_templates(model, settings, state, frame) if state.memory is None else state.memory.candidates
-    return refresh_from_crops(model, settings, variables, state, crops)
-
-
 @jit_static
 def step(
-    model: MixFormer,
-    settings: TrackerConfig,
-    variables: Variables,
-    state: TrackState,
-    frame: UInt8[Array, "H W 3"],
+    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frame: UInt8[Array, "H W 3"]
 ) -> tuple[TrackState, TrackPrediction]:
-    """From the next frame to boxes, and to new online templates where they are due. May be scanned over frames.
-
-    Template crops are cut only on frames on which a target has a new candidate or, without scores, a renewal is due.
-    """
+    """From the next frame to boxes, and to new online templates where they are due. May be scanned over frames."""
     crops, scales = _crops(frame, state.boxes_xywh, settings.search_factor, model.config.search_size)
     frame_size = jnp.asarray(frame.shape[:2], jnp.int32)
     state, prediction = step_from_crops(model, settings, variables, state, crops, scales, frame_size)
-    if settings.num_online_templates == 0:
-        return state, prediction
-    if state.memory is not None:
-        # Not the whole state: what goes through the branches may be copied on every frame, and the cache is large.
-        memory = jax.lax.cond(
-            prediction.is_candidate.any(),
-            lambda memory: score_rules.keep_candidates(
-                memory, _cut_templates(model, settings, state, frame), prediction.is_candidate
-            ),
-            lambda memory: memory,
-            state.memory,
-        )
-        state = state._replace(memory=memory)
-    state = jax.lax.cond(
-        is_refresh_due(settings, state.frame_index),
-        lambda state: refresh_templates(model, settings, variables, state, frame),
-        lambda state: state,
-        state,
+
+    def cut(_wanted: Bool[Array, " n"] | None) -> UInt8[Array, "n T T 3"]:
+        return _crops(frame, prediction.boxes_xywh, settings.template_factor, model.config.template_size)[0]
+
+    return update_templates(model, settings, variables, state, prediction.is_candidate, cut), prediction
+
+
+@jit_static
+def scan_frames(
+    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frames: UInt8[Array, "t H W 3"]
+) -> tuple[TrackState, TrackPrediction]:
+    """Goes on from a state over `t` frames; the prediction has them on a leading axis.
+
+    For a video that does not fit on the device: call it again with the state that it returns.
+    """
+    return jax.lax.scan(lambda state, frame: step(model, settings, variables, state, frame), state, frames)
+
+
+@jit_static
+def track_sequence(
+    model: MixFormer,
+    settings: TrackerConfig,
+    variables: Variables,
+    frames: UInt8[Array, "t H W 3"],
+    boxes_xywh: Float[Array, "n 4"],
+) -> TrackPrediction:
+    """Tracks `n` targets that `boxes_xywh` mark on the first of `t` RGB frames; row i of the result is frame i.
+
+    The first row is what was given: score 1, and NaN for `boxes_cxcywh`. A traced box cannot be refused: check it with
+    `boxes.check_box_xywh` first. Boxes are those of the host loop up to float32 rounding: on the rare frame where the
+    host's float64 rounds to a crop one pixel apart, they differ by a fraction of a pixel.
+    """
+    state = start(model, settings, variables, frames[0], boxes_xywh)
+    _state, found = scan_frames(model, settings, variables, state, frames[1:])
+    nobody = jnp.zeros(len(boxes_xywh), bool)
+    given = TrackPrediction(
+        boxes_xywh=state.boxes_xywh,
+        boxes_cxcywh=jnp.full_like(state.boxes_xywh, jnp.nan),
+        scores=None if found.scores is None else jnp.ones_like(found.scores, shape=nobody.shape),
+        is_candidate=None if found.is_candidate is None else nobody,
+        lost=None if found.lost is None else nobody,
     )
-    return state, prediction
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), given, found)

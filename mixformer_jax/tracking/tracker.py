@@ -1,37 +1,71 @@
-"""The tracker that users hold: weights, a device, and the host side of the per-frame loop."""
+"""The tracker that users hold: weights, a device, and the host side of a step."""
 
 import dataclasses
 import logging
 import math
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import read_weights
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import context_crop
+from mixformer_jax.media.video import Frame
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
-from mixformer_jax.tracking.state import Tracked, TrackPrediction, TrackState
 from mixformer_jax.tracking.step import (
+    TrackPrediction,
+    TrackState,
+    Variables,
     clip_margins,
-    is_refresh_due,
-    keep_candidates,
-    refresh_from_crops,
     start_from_crops,
     step_from_crops,
+    update_templates,
 )
 
 Device = Literal["cpu", "gpu", "tpu"]
 DEFAULT_WEIGHTS = "mixvit_tiny"
 
 logger = logging.getLogger(__name__)
+
+
+class Tracked(NamedTuple):
+    """The targets on one frame, on the host, in the order in which their boxes were given.
+
+    `box_xywh`, `score` and `is_lost` are for those who follow one target; with several they raise ValueError. Scores
+    and lost flags are None for models without a score prediction module.
+    """
+
+    boxes_xywh: Float[np.ndarray, "n 4"]  # pixels, clipped to the frame
+    scores: Float[np.ndarray, " n"] | None = None  # confidence in [0, 1]
+    lost: Bool[np.ndarray, " n"] | None = None  # whether the target counts as lost; not in the paper, changes no box
+
+    @property
+    def box_xywh(self) -> Float[np.ndarray, "4"]:
+        return self._only("box_xywh", "boxes_xywh")
+
+    @property
+    def score(self) -> float | None:
+        score = self._only("score", "scores")
+        return None if score is None else float(score)
+
+    @property
+    def is_lost(self) -> bool | None:
+        lost = self._only("is_lost", "lost")
+        return None if lost is None else bool(lost)
+
+    def _only(self, name: str, of_all: str) -> Any:
+        if len(self.boxes_xywh) != 1:
+            raise ValueError(f"{name} is for a single target and there are {len(self.boxes_xywh)}; use {of_all}")
+        values = getattr(self, of_all)
+        return None if values is None else values[0]
 
 
 class Crops(NamedTuple):
@@ -47,23 +81,13 @@ class Tracker:
         state = tracker.start(frame, box_xywh)
         state, tracked = tracker.step(state, frame)
 
-    Crops are cut on the host, bit for bit as the official code cuts them, so that one compiled program serves videos
-    of every size, and every target; another number of targets is another program. `tracking.step` and
-    `tracking.sequence` have the same from frame to box on the device.
-
-    Attributes:
-        model: the network.
-        settings: how it tracks.
-        variables: the network's weights, on the device.
-        device: where it runs.
+    `model` is the network, `settings` how it tracks, `variables` its weights, on `device`. Crops are cut on the host,
+    bit for bit as the official code cuts them, so that one compiled program serves every size of frame and every
+    target, but not another number of targets. `tracking.step` has the same from frame to box on the device.
     """
 
     def __init__(
-        self,
-        model: MixFormerConfig,
-        settings: TrackerConfig,
-        variables: dict[str, Any],
-        device: jax.Device | None = None,
+        self, model: MixFormerConfig, settings: TrackerConfig, variables: Variables, device: jax.Device | None = None
     ) -> None:
         self.settings = settings
         self.device = jax.devices()[0] if device is None else device
@@ -84,17 +108,13 @@ class Tracker:
     def random(
         cls, name: str, device: Device | None = None, seed: int = 0, dtype: ComputeDtype | None = None
     ) -> "Tracker":
-        """A tracker of a size in the table with random weights: for measuring speed, not for tracking.
-
-        Device and compute type as in `load`.
+        """A tracker of a size in the table with random weights, for measuring speed. Otherwise as `load`.
 
         Raises:
             ConfigError: no such size, or a compute type in which this project does not compute.
             ValueError: no such device.
         """
-        found = find_device(device)
-        dtype = default_dtype(found) if dtype is None else dtype
-        check_dtype(dtype)
+        found, dtype = _device_and_dtype(device, dtype)
         config = dataclasses.replace(size_config(name), dtype=dtype)
         variables = init_variables(build_model(config), jax.random.key(seed))
         return cls(config, TrackerConfig(), variables, found)
@@ -121,125 +141,99 @@ class Tracker:
         frame = checked_frame(frame)
         boxes = _check_boxes(boxes_xywh, frame.shape)
         _warn_of_small_targets(self.settings, boxes)
+        crops = self.template_crops(dict.fromkeys(range(len(boxes)), frame), boxes)
         # On the device from the first frame on: arrays that JAX may still move would compile another program.
-        arrays = (self._template_crops(frame, boxes), boxes.astype(np.float32))
-        return start_from_crops(self.model, self.settings, self.variables, *jax.device_put(arrays, self.device))
+        arrays = jax.device_put((crops, boxes.astype(np.float32)), self.device)
+        return start_from_crops(self.model, self.settings, self.variables, *arrays)
 
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
-        """Finds the targets on the next frame, which is RGB, uint8 [height, width, 3], as for `start`.
-
-        Raises:
-            ValueError: the frame is no RGB image of bytes.
-        """
+        """Finds the targets on the next frame; ValueError as `start`."""
         frame = checked_frame(frame)
-        state, prediction = self._locate(state, self.search_crops(state, frame), (frame.shape[0], frame.shape[1]))
-        boxes_xywh = _boxes(state)
-        if self.settings.num_online_templates > 0 and prediction.is_candidate is not None:
-            state = self._keep_candidates(state, frame, np.asarray(prediction.is_candidate))
-        if is_refresh_due(self.settings, int(state.frame_index)):
-            crops = self._template_crops(frame, boxes_xywh) if state.memory is None else state.memory.candidates
-            state = refresh_from_crops(self.model, self.settings, self.variables, state, crops)
-        return state, _tracked(boxes_xywh, prediction)
+        state, prediction = self.locate(state, self.search_crops(state, frame), (frame.shape[0], frame.shape[1]))
+        boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
-    def search_crops(self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"]) -> Crops:
-        """The first half of a step: the search crops around the last boxes."""
+        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T 3"]:
+            chosen = range(len(boxes_xywh)) if wanted is None else np.flatnonzero(wanted).tolist()
+            return self.template_crops(dict.fromkeys(chosen, frame), boxes_xywh)
+
+        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate)
+        state = update_templates(self.model, self.settings, self.variables, state, is_candidate, cut)
+        # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
+        scores, lost = (None if x is None else np.array(x) for x in (prediction.scores, prediction.lost))
+        return state, Tracked(boxes_xywh, scores, lost)
+
+    def search_crops(self, state: TrackState, frame: Frame) -> Crops:
+        """The first part of a step: the search crops around the last boxes."""
+        boxes_xywh = np.asarray(state.boxes_xywh, np.float64)
         factor, size = self.settings.search_factor, self.config.search_size
-        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in _boxes(state)]
-        scales = np.array([crop.scale for crop in crops], np.float32)
-        return Crops(_stack([crop.pixels for crop in crops]), scales)
+        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in boxes_xywh]
+        return Crops(np.stack([crop.pixels for crop in crops]), np.array([crop.scale for crop in crops], np.float32))
 
-    def locate_crops(self, state: TrackState, crops: Crops, frame_size: tuple[int, int]) -> tuple[TrackState, Tracked]:
-        """The second half of a step: from the search crops to the boxes on a frame of (height, width) pixels.
-
-        Online templates are the business of `step`: here none is renewed.
-        """
-        state, prediction = self._locate(state, crops, frame_size)
-        return state, _tracked(_boxes(state), prediction)
-
-    def _locate(
+    def locate(
         self, state: TrackState, crops: Crops, frame_size: tuple[int, int]
     ) -> tuple[TrackState, TrackPrediction]:
-        size = np.asarray(frame_size, np.int32)
+        """The second part: from the search crops to the boxes on a frame of (height, width) pixels.
+
+        Online templates are the business of `step`: here none is refreshed.
+        """
         state, prediction = step_from_crops(
-            self.model, self.settings, self.variables, state, crops.pixels, crops.scales, size
+            self.model, self.settings, self.variables, state, *crops, np.asarray(frame_size, np.int32)
         )
         # One wait for all that the host reads of this step; each array keeps its value for the next reader.
         jax.device_get((state.boxes_xywh, state.frame_index, prediction._replace(boxes_cxcywh=None)))
         return state, prediction
 
-    def _keep_candidates(
-        self, state: TrackState, frame: UInt8[np.ndarray, "H W 3"], is_candidate: Bool[np.ndarray, " n"]
-    ) -> TrackState:
-        if not is_candidate.any():
-            return state
-        size = self.config.template_size
-        crops = np.zeros((len(is_candidate), size, size, 3), np.uint8)
-        crops[is_candidate] = self._template_crops(frame, _boxes(state)[is_candidate])
-        return keep_candidates(state, crops, is_candidate)
-
-    def _template_crops(
-        self, frame: UInt8[np.ndarray, "H W 3"], boxes_xywh: Float64[np.ndarray, "n 4"]
+    def template_crops(
+        self, frames: Mapping[int, Frame], boxes_xywh: Float64[np.ndarray, "n 4"]
     ) -> UInt8[np.ndarray, "n T T 3"]:
-        factor, size = self.settings.template_factor, self.config.template_size
-        return _stack([context_crop(frame, box_xywh, factor, size).pixels for box_xywh in boxes_xywh])
+        """Template crops of targets, each around its box in its frame; black for targets without a frame."""
+        size = self.config.template_size
+        crops = np.zeros((len(boxes_xywh), size, size, 3), np.uint8)
+        for target, frame in frames.items():
+            crops[target] = context_crop(frame, boxes_xywh[target], self.settings.template_factor, size).pixels
+        return crops
 
 
 def load(weights: str | Path | None = None, device: Device | None = None, dtype: ComputeDtype | None = None) -> Tracker:
     """A tracker with trained weights.
 
     Args:
-        weights: None for the embedded default; the name of an embedded file; a `.safetensors` file written by this
-            project; the folder of a training run; or an official checkpoint (`.pth`, `.pth.tar`, or `.safetensors` with
-            official names), which is converted in memory.
+        weights: None for the embedded default; the name of an embedded file; a `.safetensors` file of this project; the
+            folder of a training run; or an official checkpoint (`.pth`, `.pth.tar`, or `.safetensors` with official
+            names), which is converted in memory.
         device: kind of device to run on; None for JAX's default.
         dtype: compute type; None for float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        WeightsError: no such weights, an unreadable file, weights of another model, or a file of PyTorch's where
-            PyTorch is not installed.
+        WeightsError: no such weights, an unreadable file, weights of another model, or PyTorch is missing for its file.
         ConfigError: a compute type in which this project does not compute.
         ValueError: no such device.
     """
-    found = find_device(device)
-    dtype = default_dtype(found) if dtype is None else dtype
-    check_dtype(dtype)  # before seconds of reading
+    found, dtype = _device_and_dtype(device, dtype)  # before seconds of reading
     file = read_weights(find_weights(weights))
     return Tracker(dataclasses.replace(file.model, dtype=dtype), file.tracker, file.variables, found)
 
 
-def default_dtype(device: jax.Device) -> ComputeDtype:
-    """The compute type of a tracker where nobody asks for one."""
-    return "float32" if device.platform == "cpu" else "bfloat16"
-
-
 def check_dtype(dtype: object) -> None:
-    """Refuses compute types whose numbers nobody has held to the official ones, such as float16 with its small range.
-
-    Raises:
-        ConfigError: naming those that work.
-    """
+    """Raises ConfigError for types whose numbers were not held to the official ones, such as float16."""
     if dtype not in get_args(ComputeDtype):
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(get_args(ComputeDtype))}")
 
 
 def find_weights(weights: str | Path | None) -> Path:
-    """The file that `load` reads for what the user gave.
-
-    Raises:
-        WeightsError: neither a file nor a run's folder nor the name of embedded weights.
-    """
-    assets = Path(str(resources.files("mixformer_jax") / "assets"))
+    """The file that `load` reads for what the user gave; WeightsError where there is none."""
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            official = sorted(path.glob("*.pth*"))
-            instead = f"; for an official checkpoint give the file itself, such as {official[-1]}" if official else ""
-            raise WeightsError(
-                f"{path}: a folder without model.safetensors; expected the folder of a training run{instead}"
-            )
-        return path / "model.safetensors"
+        if (path / "model.safetensors").is_file():
+            return path / "model.safetensors"
+        official = sorted(path.glob("*.pth*"))
+        instead = f"; for an official checkpoint give the file itself, such as {official[-1]}" if official else ""
+        raise WeightsError(
+            f"{path}: a folder without model.safetensors; expected the folder of a training run{instead}"
+        )
     if path.is_file():
         return path
+    assets = Path(str(resources.files("mixformer_jax") / "assets"))
     embedded = assets / f"{path}.safetensors"
     if not embedded.is_file():
         known = ", ".join(sorted(file.stem for file in assets.glob("*.safetensors")))
@@ -248,11 +242,7 @@ def find_weights(weights: str | Path | None) -> Path:
 
 
 def find_device(kind: Device | None) -> jax.Device:
-    """The first device of a kind; None for JAX's default.
-
-    Raises:
-        ValueError: no such device.
-    """
+    """The first device of a kind, or JAX's default; ValueError where there is none."""
     if kind is None:
         return jax.devices()[0]
     try:
@@ -262,18 +252,12 @@ def find_device(kind: Device | None) -> jax.Device:
         raise ValueError(f"no device of kind {kind!r} here; JAX sees: {have}") from error
 
 
-def _boxes(state: TrackState) -> Float64[np.ndarray, "n 4"]:
-    return np.asarray(state.boxes_xywh, np.float64)
-
-
-def _tracked(boxes_xywh: Float64[np.ndarray, "n 4"], prediction: TrackPrediction) -> Tracked:
-    # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
-    scores = None if prediction.scores is None else np.array(prediction.scores)
-    return Tracked(boxes_xywh, scores, None if prediction.lost is None else np.array(prediction.lost))
-
-
-def _stack(pixels: list[UInt8[np.ndarray, "size size 3"]]) -> UInt8[np.ndarray, "n size size 3"]:
-    return pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
+def _device_and_dtype(kind: Device | None, dtype: ComputeDtype | None) -> tuple[jax.Device, ComputeDtype]:
+    device = find_device(kind)
+    if dtype is None:
+        dtype = "float32" if device.platform == "cpu" else "bfloat16"
+    check_dtype(dtype)
+    return device, dtype
 
 
 def _check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "n 4"]:
@@ -310,14 +294,11 @@ def _warn_of_small_targets(settings: TrackerConfig, boxes_xywh: Float64[np.ndarr
         )
 
 
-def checked_frame(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """The frame that a user gave as an array, once it is known to be usable.
-
-    Args:
-        frame: a numpy or JAX array of bytes, lists of whole numbers from 0 to 255, or a PIL image of mode RGB.
+def checked_frame(frame: Any) -> Frame:
+    """A frame that a user gave, as an array.
 
     Raises:
-        ValueError: anything else, and a frame without pixels.
+        ValueError: no array of bytes, no lists of whole numbers from 0 to 255, no PIL image of mode RGB, or no pixels.
     """
     expected = "expected uint8 RGB of shape (height, width, 3)"
     mode = getattr(frame, "mode", None)  # text of a PIL image; in other modes three channels may be something else
@@ -328,7 +309,7 @@ def checked_frame(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU, traced JAX arrays
         raise ValueError(f"a frame of type {type(frame).__name__} is no array: {error}; {expected}") from error
     # Python's numbers have no type of their own; arrays of another type may hold another range.
-    if isinstance(frame, (list, tuple)) and pixels.dtype.kind == "i" and _are_bytes(pixels):
+    if isinstance(frame, (list, tuple)) and pixels.dtype.kind == "i" and ((pixels >= 0) & (pixels <= 255)).all():
         pixels = pixels.astype(np.uint8)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         kind = type(frame).__name__ if pixels.dtype == object else f"{pixels.dtype} and shape {pixels.shape}"
@@ -336,7 +317,3 @@ def checked_frame(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
     if pixels.size == 0:
         raise ValueError(f"a frame of {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height); {expected}")
     return pixels
-
-
-def _are_bytes(numbers: np.ndarray) -> bool:
-    return numbers.size > 0 and int(numbers.min()) >= 0 and int(numbers.max()) <= 255

@@ -16,7 +16,8 @@ from mixformer_jax.evaluation.results import (
     read_boxes,
     write_result,
 )
-from mixformer_jax.tracking.result_files import ResultFiles
+from mixformer_jax.tracking.record import ResultFiles
+from mixformer_jax.tracking.tracker import Tracked
 
 BOXES = np.array([[1.0, 2, 30, 40], [1.23456, 2.5, 30, 40], [-7, 0, 0, 1e5]])
 
@@ -143,7 +144,7 @@ def test_the_boxes_files_of_track_are_read(tmp_path):
     path = tmp_path / "boxes.txt"
     with ResultFiles(path, 1) as files:
         for score in (1.0, 0.25):
-            files.write(BOXES[:1], np.array([score]), np.array([score < 0.5]))
+            files.write(Tracked(BOXES[:1], np.array([score]), np.array([score < 0.5])))
     assert path.read_text().splitlines()[1] == "1,2,30,40,0.2500,1"
     np.testing.assert_array_equal(read_boxes(path), [BOXES[0]] * 2)
     path.write_text("nan,nan,nan,nan,0.1,1\n1,2,3,4,0.5,0\n")

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
-from mixformer_jax.evaluation.lane_loop import Job, LaneLoop, OneLane
+from mixformer_jax.evaluation.lane_loop import Job, LaneLoop
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.runner import Alone, describe, passes, run_dataset
 from mixformer_jax.evaluation.trackers import BoxPrediction, FirstBoxTracker, OpenedTracker
-from mixformer_jax.tracking.interface import TrackerLike
-from mixformer_jax.tracking.lanes import LaneError
+from mixformer_jax.tracking.lanes import LaneError, OneLane, TrackerLike
 
 
 class BrightTracker:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import mixformer_jax
-from mixformer_jax.evaluation.lane_loop import OneLane
 from mixformer_jax.evaluation.trackers import (
     DEFAULT_BATCH,
     FirstBoxTracker,
@@ -17,7 +16,7 @@ from mixformer_jax.evaluation.trackers import (
     weights_digest,
 )
 from mixformer_jax.models.config import ConfigError, TrackerConfig
-from mixformer_jax.tracking.lanes import Lanes
+from mixformer_jax.tracking.lanes import Lanes, OneLane
 
 
 def test_first_box_needs_no_model():

@@ -6,7 +6,7 @@ import pytest
 
 from mixformer_jax.crops import normalise
 from mixformer_jax.models.mixformer import build_model
-from mixformer_jax.tracking.sequence import track_sequence
+from mixformer_jax.tracking.step import track_sequence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -9,8 +9,8 @@ import pytest
 from mixformer_jax.media.drawing import GROUND_TRUTH, TARGET, target_colour
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.video import OutputError, open_source
-from mixformer_jax.tracking.record import annotate, record
-from mixformer_jax.tracking.result_files import format_box, write_boxes
+from mixformer_jax.tracking.record import annotate, format_box, record, write_boxes
+from mixformer_jax.tracking.tracker import Tracked
 from tests.stand_ins import HEIGHT, SIDE, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
 
@@ -144,16 +144,16 @@ def test_ground_truth_is_drawn_beside_the_box():
     frame = square_clip(1)[0]
     truth = np.array([[5.0, 40.0, 20.0, 15.0]])
     boxes_xywh = np.array([[50.0, 30.0, 20.0, 15.0]])
-    picture = annotate(frame, 0, boxes_xywh, groundtruth_xywh=truth)
+    picture = annotate(frame, 0, Tracked(boxes_xywh), truth)
     assert tuple(picture[40, 15]) == GROUND_TRUTH and tuple(picture[45, 60]) == TARGET
-    without = annotate(frame, 1, boxes_xywh, groundtruth_xywh=truth)
+    without = annotate(frame, 1, Tracked(boxes_xywh), truth)
     np.testing.assert_array_equal(without[40, 15], frame[40, 15])
 
 
 def test_lost_targets_are_dashed_and_every_target_has_its_colour():
     frame = np.zeros((200, 300, 3), np.uint8)
     boxes_xywh = np.array([[20.0, 60.0, 90.0, 90.0], [160.0, 60.0, 90.0, 90.0]])
-    picture = annotate(frame, 0, boxes_xywh, np.array([0.9, 0.1]), np.array([False, True]))
+    picture = annotate(frame, 0, Tracked(boxes_xywh, np.array([0.9, 0.1]), np.array([False, True])))
     bottoms = [picture[150, left : left + 90] for left in (20, 160)]
     share = [(row == target_colour(target)).all(axis=1).mean() for target, row in enumerate(bottoms)]
     assert share[0] > 0.95 and 0.5 < share[1] < 0.8

@@ -8,14 +8,14 @@ import pytest
 from mixformer_jax.crops import context_crop, normalise
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.tracking.sequence import scan_frames, track_sequence
 from mixformer_jax.tracking.step import (
     encode_templates,
-    keep_candidates,
-    refresh_from_crops,
+    refresh_templates,
+    scan_frames,
     start,
     step,
     step_from_crops,
+    track_sequence,
 )
 from mixformer_jax.tracking.tracker import Tracker
 
@@ -145,7 +145,7 @@ def test_without_online_slots_nothing_is_renewed(loop):
     np.testing.assert_array_equal(state.templates, templates)
     assert tracked.score is not None and int(state.num_refreshes) == 0
     with pytest.raises(ValueError, match="num_online_templates is 0"):
-        refresh_from_crops(tracker.model, tracker.settings, tracker.variables, state, state.memory.candidates)
+        refresh_templates(tracker.model, tracker.settings, tracker.variables, state, lambda wanted: None)
 
 
 def test_the_lost_flag_changes_no_box(loop):
@@ -212,9 +212,6 @@ def test_bad_input_is_met_at_the_door(loop):
     ):
         with pytest.raises(ValueError, match=message):
             tracker.start(frame, boxes)
-    plain = Tracker(tracker.config, tracker.settings, tracker.variables).start(frame, (10, 10, 20, 20))
-    with pytest.raises(ValueError, match="no score prediction module"):
-        keep_candidates(plain._replace(memory=None), np.zeros((1, 64, 64, 3), np.uint8), np.array([True]))
 
 
 def test_other_settings_for_the_same_weights(loop):
