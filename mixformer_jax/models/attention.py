@@ -1,9 +1,9 @@
 """Mixed attention (the paper, section 3.1): what every block does, whatever its projections and its neighbours.
 
-A block works on one stream of tokens, template or search, in two halves: `project` makes its queries, keys and values,
-`advance` attends and runs the MLP. What the queries see is decided between the halves, by whoever drives the
-blocks (`backbone.py`): own tokens alone, or cached template keys and values before the own ones (eq. 2), or both
-streams' (eq. 1).
+In tracking a block works on one stream of tokens, template or search, in two halves: `project` makes its queries, keys
+and values, `advance` attends and runs the MLP. What the queries see is decided between the halves, by whoever drives
+the blocks (`backbone.py`): own tokens alone, or cached template keys and values before the own ones (eq. 2).
+In training `joint` runs both streams at once, templates first: all but the attention is one pass over all tokens.
 """
 
 import functools
@@ -17,7 +17,9 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from mixformer_jax.models.config import AttentionKernel, ComputeDtype, ConfigError
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, Activation, DropPath, Mlp
+from mixformer_jax.models.tpu_attention import attend_on_tpu, fits_tpu_kernel
 
 
 class KeysValues(NamedTuple):
@@ -25,6 +27,10 @@ class KeysValues(NamedTuple):
 
     keys: Float[Array, "b heads n d"]
     values: Float[Array, "b heads n d"]
+
+    def part(self, start: int, end: int | None) -> "KeysValues":
+        """Those of some tokens in a row."""
+        return KeysValues(self.keys[:, :, start:end], self.values[:, :, start:end])
 
     def then(self, other: "KeysValues") -> "KeysValues":
         """These tokens, followed by the other's."""
@@ -52,12 +58,16 @@ def attend(
     values: Float[Array, "b heads k d"],
     key_mask: Bool[Array, "b k"] | None,
     scale: float,
+    kernel: AttentionKernel = "xla",
 ) -> Float[Array, "b heads q d"]:
     """Scaled dot-product attention; keys where `key_mask` is False get no weight.
 
-    The exponentials are summed in float32 and divide the product with the values, which is smaller than the map. On
-    CPUs a large map is made for a few queries at a time; the last of them may be filled up.
+    By `xla`, the exponentials are summed in float32 and divide the product with the values, which is smaller than the
+    map. On CPUs a large map is made for a few queries at a time; the last of them may be filled up.
     """
+    if kernel == "cudnn":
+        queries, keys, values = (rearrange(x, "b h n d -> b n h d") for x in (queries, keys, values))
+        return rearrange(_attend_by_cudnn(queries, keys, values, key_mask, scale), "b n h d -> b h n d")
     queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
     chunks = query_chunks(queries.shape, keys.shape[2])
     if chunks == 1:
@@ -101,6 +111,108 @@ def _attend_at_once(
     return (mixed / total).astype(values.dtype)
 
 
+def _attend_by_cudnn(
+    queries: Float[Array, "b q heads d"],
+    keys: Float[Array, "b k heads d"],
+    values: Float[Array, "b k heads d"],
+    key_mask: Bool[Array, "b k"] | None,
+    scale: float,
+) -> Float[Array, "b q heads d"]:
+    """The same by cuDNN, whose backward pass wants even numbers of tokens (jax issue 28974 for masks)."""
+    (batch, num_queries, heads, _), num_keys = queries.shape, keys.shape[1]
+    odd_queries, odd_keys = num_queries % 2, num_keys % 2
+
+    def even(x: Array, odd: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) if odd else x
+
+    mask = query_lengths = key_lengths = None
+    if key_mask is not None:
+        shape = (batch, heads, num_queries + odd_queries, num_keys + odd_keys)
+        mask = jnp.broadcast_to(jnp.pad(key_mask, ((0, 0), (0, odd_keys)))[:, None, None, :], shape)
+    elif odd_queries or odd_keys:
+        query_lengths, key_lengths = (jnp.full(batch, count, jnp.int32) for count in (num_queries, num_keys))
+    mixed = jax.nn.dot_product_attention(
+        even(queries, odd_queries),
+        even(keys, odd_keys),
+        even(values, odd_keys),
+        mask=mask,
+        scale=scale,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
+        implementation="cudnn",
+    )
+    return mixed[:, :num_queries]
+
+
+def attend_fused(
+    qkv: Float[Array, "b n qkv"], num_heads: int, num_templates: int, scale: float, kernel: AttentionKernel
+) -> Float[Array, "b n c"]:
+    """Attention of both streams by a fused kernel, from where the dense layer wrote queries, keys and values.
+
+    Args:
+        qkv: of the templates' tokens, then of the search region's.
+        num_heads: heads.
+        num_templates: tokens of the templates, which see each other alone; 0 where all see all.
+        scale: of the logits.
+        kernel: `cudnn` or `pallas`.
+    """
+    if kernel == "pallas":
+        return attend_on_tpu(qkv, num_heads, num_templates, scale)
+    queries, keys, values = (rearrange(x, "b n (h d) -> b n h d", h=num_heads) for x in jnp.split(qkv, 3, axis=2))
+    mixed = [_attend_by_cudnn(queries[:, num_templates:], keys, values, None, scale)]
+    if num_templates:
+        queries, keys, values = (x[:, :num_templates] for x in (queries, keys, values))
+        mixed.insert(0, _attend_by_cudnn(queries, keys, values, None, scale))
+    return rearrange(jnp.concatenate(mixed, axis=1), "b n h d -> b n (h d)")
+
+
+def choose_kernel(
+    asked: AttentionKernel, dtype: ComputeDtype, platform: str | None, width: int, num_heads: int, tokens: int = 0
+) -> AttentionKernel:
+    """The kernel for attention of some size on a platform.
+
+    Args:
+        asked: `MixFormerConfig.attention_kernel`.
+        dtype: compute type.
+        platform: cpu, gpu or tpu; None for that of the mesh in whose context this is traced, or JAX's default.
+        width: channels.
+        num_heads: heads.
+        tokens: of both streams, in training.
+
+    Raises:
+        ConfigError: a kernel that cannot run there, or not in this type.
+    """
+    platform = platform or _traced_platform()
+    head_dim = width // num_heads
+    may = {
+        "cudnn": platform in ("gpu", "cuda") and dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128,
+        "pallas": platform == "tpu" and dtype == "bfloat16" and fits_tpu_kernel(width, num_heads, tokens),
+    }
+    if asked == "auto":
+        found: list[AttentionKernel] = [kernel for kernel in ("cudnn", "pallas") if may[kernel]]
+        return found[0] if found and (found[0] != "cudnn" or _gpu_has_fused_attention()) else "xla"
+    if not may.get(asked, True):
+        where = {
+            "cudnn": "NVIDIA GPUs with heads of 8, 16, ... 128 channels",
+            "pallas": "TPUs with heads that fill 128 lanes",
+        }
+        raise ConfigError(
+            f"model.attention_kernel is {asked!r}, which runs on {where[asked]}, in bfloat16; here are {dtype}, "
+            f"{num_heads} heads of {head_dim}, {tokens} tokens and a {platform}: take 'auto' or 'xla'"
+        )
+    return asked
+
+
+def _traced_platform() -> str:
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
+def _gpu_has_fused_attention() -> bool:
+    """Whether cuDNN has the kernel for this GPU: from Ampere on."""
+    return all(float(device.compute_capability) >= 8.0 for device in jax.devices("gpu"))
+
+
 def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: int) -> Array:
     """Query/key weights whose product is near `0.7 I + 0.7 noise` in every head, values near `0.4 noise - 0.4 I`.
 
@@ -135,6 +247,8 @@ class MixedAttention(nn.Module):
         scale: of the logits.
         mimetic_init: see `MixFormerConfig`.
         dtype: compute type.
+        kernel: see `MixFormerConfig.attention_kernel`.
+        platform: see `choose_kernel`.
     """
 
     width: int
@@ -142,6 +256,8 @@ class MixedAttention(nn.Module):
     scale: float
     mimetic_init: bool
     dtype: jnp.dtype
+    kernel: AttentionKernel
+    platform: str | None
 
     def setup(self) -> None:
         qkv_init: nn.initializers.Initializer = TRUNCATED_NORMAL
@@ -163,10 +279,56 @@ class MixedAttention(nn.Module):
         self, queries: Float[Array, "b heads q d"], seen: KeysValues, key_mask: Bool[Array, "b k"] | None
     ) -> Float[Array, "b q c"]:
         """What the queries gather of the keys and values that they see."""
+        return self.proj(rearrange(self._attended(queries, seen, key_mask), "b h n d -> b n (h d)"))
+
+    def joint(
+        self,
+        tokens: Float[Array, "b n c"],
+        grids: tuple[Grid, Grid],
+        filled: Bool[Array, "b slots"] | None,
+        *,
+        symmetric: bool,
+        train: bool,
+    ) -> Float[Array, "b n c"]:
+        """What the tokens of both streams gather, templates first: theirs see each other, or all where symmetric."""
+        qkv, start = self.qkv(tokens), grids[0].tokens
+        kernel = self._chosen(tokens.shape[1])
+        if kernel != "xla" and filled is None and not self.is_mutable_collection("intermediates"):
+            return self.proj(attend_fused(qkv, self.num_heads, 0 if symmetric else start, self.scale, kernel))
+        queries, keys, values = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        offered = KeysValues(keys, values)
+        return self._both(
+            (queries[:, :, :start], queries[:, :, start:]),
+            (offered.part(0, start), offered.part(start, None)),
+            offered,
+            filled,
+            symmetric=symmetric,
+        )
+
+    def _both(
+        self,
+        queries: tuple[Float[Array, "b heads n d"], Float[Array, "b heads m d"]],
+        offered: tuple[KeysValues, KeysValues],
+        together: KeysValues,
+        filled: Bool[Array, "b slots"] | None,
+        *,
+        symmetric: bool,
+    ) -> Float[Array, "b q c"]:
+        whole = key_mask(filled, *offered)
+        own = (together, whole) if symmetric else (offered[0], key_mask(filled, offered[0], None))
+        mixed = (self._attended(queries[0], *own), self._attended(queries[1], together, whole))
+        return self.proj(rearrange(jnp.concatenate(mixed, axis=2), "b h n d -> b n (h d)"))
+
+    def _attended(
+        self, queries: Float[Array, "b heads q d"], seen: KeysValues, key_mask: Bool[Array, "b k"] | None
+    ) -> Float[Array, "b heads q d"]:
         self.sow("intermediates", "queries", queries)
         self.sow("intermediates", "keys", seen.keys)
-        mixed = attend(queries, seen.keys, seen.values, key_mask, self.scale)
-        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
+        return attend(queries, seen.keys, seen.values, key_mask, self.scale, self._chosen())
+
+    def _chosen(self, tokens: int = 0) -> AttentionKernel:
+        dtype: ComputeDtype = "bfloat16" if self.dtype == jnp.bfloat16 else "float32"
+        return choose_kernel(self.kernel, dtype, self.platform, self.width, self.num_heads, tokens)
 
 
 class MixedAttentionBlock(nn.Module):
@@ -222,7 +384,24 @@ class MixedAttentionBlock(nn.Module):
             key_mask: False for those that nobody may attend to (empty slots); None when there are none.
             train: whether stochastic depth draws.
         """
-        mixed = self.attention.mix(queries, seen, key_mask)
+        return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)
+
+    def joint(
+        self,
+        tokens: Float[Array, "b n c"],
+        filled: Bool[Array, "b slots"] | None,
+        *,
+        grids: tuple[Grid, Grid],
+        symmetric: bool,
+        train: bool,
+    ) -> Float[Array, "b n c"]:
+        """Both halves for both streams at once, see `MixedAttention.joint`."""
+        mixed = self.attention.joint(self.norm1(tokens), grids, filled, symmetric=symmetric, train=train)
+        return self._finish(tokens, mixed, train=train)
+
+    def _finish(
+        self, tokens: Float[Array, "b n c"], mixed: Float[Array, "b n c"], *, train: bool
+    ) -> Float[Array, "b n c"]:
         tokens = tokens + self.drop1(self._scaled(mixed, 1), train=train)
         hidden = self.mlp(self.norm2(tokens))
         return tokens + self.drop2(self._scaled(hidden, 2), train=train)
@@ -277,22 +456,15 @@ def cross_step(
 
 def joint_step(
     block: MixedAttentionBlock,
-    templates: Float[Array, "b n c"],
-    search: Float[Array, "b m c"],
+    tokens: Float[Array, "b n c"],
     filled: Bool[Array, "b slots"] | None,
     *,
-    template_grid: Grid,
-    search_grid: Grid,
+    grids: tuple[Grid, Grid],
+    symmetric: bool,
     train: bool,
-) -> tuple[Float[Array, "b n c"], Float[Array, "b m c"]]:
-    """Both streams attend to both."""
-    template_queries, template_keys = block.project(templates, template_grid, train=train)
-    search_queries, search_keys = block.project(search, search_grid, train=train)
-    seen, mask = template_keys.then(search_keys), key_mask(filled, template_keys, search_keys)
-    return (
-        block.advance(templates, template_queries, seen, mask, train=train),
-        block.advance(search, search_queries, seen, mask, train=train),
-    )
+) -> Float[Array, "b n c"]:
+    """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
+    return block.joint(tokens, filled, grids=grids, symmetric=symmetric, train=train)
 
 
 def step_runner(part: Callable[..., Any], recompute: bool) -> Callable[..., Any]:

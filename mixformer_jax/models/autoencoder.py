@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Float32
 
-from mixformer_jax.models.attention import Grid, joint_step, search_step, step_runner, templates_step
+from mixformer_jax.models.attention import Grid, joint_step, search_step, step_runner
 from mixformer_jax.models.backbone import VisibleFeatures
 from mixformer_jax.models.config import (
     DECODER_HEADS,
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         self.norm, self.embed = norm(), dense(width)
         self.mask_token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
         self.blocks = [
-            slimming_block(config.model, width, config.decoder_heads, 0.0) for _ in range(config.decoder_depth)
+            slimming_block(config.model, width, config.decoder_heads, 0.0, None) for _ in range(config.decoder_depth)
         ]
         self.output_norm, self.pixels = norm(), dense(3 * config.model.patch_size**2)
 
@@ -152,20 +152,18 @@ class Decoder(nn.Module):
         """Reconstructs the search region from what the encoder made of its visible cells and of the templates."""
         latent = self.norm(self._fused(visible, masking))
         search, grid = self._whole_grid(self._embedded(latent), masking), Grid(1, masking.grid)
-        step = functools.partial(search_step, grid=grid, train=train)
         if templates is None:
+            step = functools.partial(search_step, grid=grid, train=train)
             for block in self.blocks:
                 search = self._run(step, train)(block, search, None, None)
         else:
-            target, template_grid = self._template_tokens(templates), Grid(*templates.shape[1:3])
-            own_step = functools.partial(templates_step, grid=template_grid, train=train)
-            both = functools.partial(joint_step, template_grid=template_grid, search_grid=grid, train=train)
+            target, target_grid = self._template_tokens(templates), Grid(*templates.shape[1:3])
+            symmetric = self.config.model.attention == "symmetric"
+            joint = functools.partial(joint_step, grids=(target_grid, grid), symmetric=symmetric, train=train)
+            both = jnp.concatenate([target, search], axis=1)
             for block in self.blocks:
-                if self.config.model.attention == "symmetric":
-                    target, search = self._run(both, train)(block, target, search, None)
-                else:
-                    target, keys_values = self._run(own_step, train)(block, target, None)
-                    search = self._run(step, train)(block, search, keys_values, None)
+                both = self._run(joint, train)(block, both, None)
+            search = both[:, target_grid.tokens :]
         return Reconstruction(self.pixels(self.output_norm(search[:, : grid.tokens])), latent)
 
     def _run(self, step: Callable[..., Any], train: bool) -> Callable[..., Any]:

@@ -1,8 +1,8 @@
 """The backbone that all families share: stages of embedding and blocks, driven for templates and search region.
 
 Asymmetric mixed attention (the paper, eq. 2) needs the template stream once, then the search stream on any number of
-search regions: two calls, with `TemplateCache` between them. Symmetric attention (eq. 1) needs both streams in step:
-`joint`. Both use the same blocks; they differ in which keys and values are handed to them.
+search regions: two calls, with `TemplateCache` between them. Training, and symmetric attention (eq. 1), which has no
+cache, run both streams as one: `joint`. All use the same blocks.
 """
 
 import functools
@@ -79,10 +79,12 @@ class Backbone(nn.Module):
     Attributes:
         config: of the whole model.
         remat: in training, keep only what goes from block to block, and compute the rest again for the gradient.
+        platform: for which this is compiled, see `choose_kernel`.
     """
 
     config: MixFormerConfig
     remat: bool = False
+    platform: str | None = None
 
     def setup(self) -> None:
         config = self.config
@@ -130,6 +132,7 @@ class Backbone(nn.Module):
             state = self._enter(stage, templates, state, "templates", train=train)
             for index in blocks:
                 tokens, own = self._self_step(index, state, filled, train=train)
+                self.sow("intermediates", f"templates_block{index}", tokens)
                 state = state._replace(tokens=tokens)
                 cache.append(own)
             self.sow("intermediates", f"stage{stage}_templates", state.maps())
@@ -163,20 +166,18 @@ class Backbone(nn.Module):
         *,
         train: bool,
     ) -> tuple[TemplateCache, SearchFeatures]:
-        """Both streams: one after the other where attention is asymmetric, in step where it is symmetric.
+        """Both streams in one, for training.
 
-        The cache of a symmetric model holds the templates' features and no keys.
+        The cache holds the templates' features and no keys.
         """
-        if self.config.attention == "asymmetric":
-            cache = self.encode_templates(templates, filled, train=train)
-            return cache, self.locate(cache, search, train=train)
         ours: _Tokens | None = None
         theirs: _Tokens | None = None
         for stage, blocks in self._stages():
             ours = self._enter(stage, templates, ours, "templates", train=train)
             theirs = self._enter(stage, search[:, None], theirs, "search", train=train)
-            for index in blocks:
-                ours, theirs = self._joint_step(index, ours, theirs, filled, train=train)
+            ours, theirs = self._joint_steps(blocks, ours, theirs, filled, train=train)
+            self.sow("intermediates", f"stage{stage}_templates", ours.maps())
+            self.sow("intermediates", f"stage{stage}_search", theirs.maps())
         assert ours is not None and theirs is not None
         for block in self.cross_blocks:
             seen = block.project(ours.tokens, ours.grid, train=train)[1]
@@ -216,19 +217,12 @@ class Backbone(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b slots h w c"] | None, VisibleFeatures]:
-        """The templates, where there are any, and the visible cells of a search region: features of both.
-
-        As `joint` does it, one after the other or in step.
-        """
+        """The templates, where there are any, and the visible cells of a search region: features of both."""
         if templates is None:
             return None, self.locate_visible(None, search, masking, extra, train=train)
-        if self.config.attention == "asymmetric":
-            cache = self.encode_templates(templates, None, train=train)
-            return cache.features, self.locate_visible(cache, search, masking, extra, train=train)
         ours = self._enter(0, templates, None, "templates", train=train)
         theirs, early = self._enter_visible(search, masking, extra, train=train)
-        for index in range(len(self.blocks)):
-            ours, theirs = self._joint_step(index, ours, theirs, None, train=train)
+        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, None, train=train)
         return ours.maps(), VisibleFeatures(theirs.tokens, early)
 
     def _stages(self) -> list[tuple[int, range]]:
@@ -298,24 +292,35 @@ class Backbone(nn.Module):
         if self._mixes(index):
             step = functools.partial(templates_step, grid=grid, train=train)
             tokens, own = self._run(step, block, tokens, filled, train=train)
-            self.sow("intermediates", f"templates_block{index}", tokens)
             return tokens, own
         step = functools.partial(templates_step, grid=Grid(1, grid.side), train=train)
         tokens = rearrange(tokens, "b (s n) c -> (b s) n c", s=grid.images)
         tokens, _own = self._run(step, block, tokens, None, train=train)
         return rearrange(tokens, "(b s) n c -> b (s n) c", s=grid.images), None
 
-    def _joint_step(
-        self, index: int, ours: _Tokens, theirs: _Tokens, filled: Bool[Array, "b slots"] | None, *, train: bool
+    def _joint_steps(
+        self,
+        blocks: range,
+        ours: _Tokens,
+        theirs: _Tokens,
+        filled: Bool[Array, "b slots"] | None,
+        *,
+        train: bool,
     ) -> tuple[_Tokens, _Tokens]:
-        """A block for both streams at once: each attends to both, or where it does not mix, to itself."""
-        if self._mixes(index):
-            step = functools.partial(joint_step, template_grid=ours.grid, search_grid=theirs.grid, train=train)
-            tokens, found = self._run(step, self.blocks[index], ours.tokens, theirs.tokens, filled, train=train)
-        else:
-            tokens, _own = self._self_step(index, ours, filled, train=train)
-            found = self._search_step(index, theirs, None, train=train)
-        return ours._replace(tokens=tokens), theirs._replace(tokens=found)
+        """Blocks for both streams at once; where one does not mix, every image attends to itself."""
+        start, symmetric = ours.grid.tokens, self.config.attention == "symmetric"
+        step = functools.partial(joint_step, grids=(ours.grid, theirs.grid), symmetric=symmetric, train=train)
+        both = jnp.concatenate([ours.tokens, theirs.tokens], axis=1)
+        for index in blocks:
+            if self._mixes(index):
+                both = self._run(step, self.blocks[index], both, filled, train=train)
+            else:
+                alone, _own = self._self_step(index, ours._replace(tokens=both[:, :start]), filled, train=train)
+                found = self._search_step(index, theirs._replace(tokens=both[:, start:]), None, train=train)
+                both = jnp.concatenate([alone, found], axis=1)
+            self.sow("intermediates", f"templates_block{index}", both[:, :start])
+            self.sow("intermediates", f"search_block{index}", both[:, start:])
+        return ours._replace(tokens=both[:, :start]), theirs._replace(tokens=both[:, start:])
 
     def _finish(self, state: _Tokens) -> SearchFeatures:
         token = state.tokens[:, -1] if self.config.head == "query" else None

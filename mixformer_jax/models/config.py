@@ -31,6 +31,7 @@ AttentionKind = Literal["asymmetric", "symmetric"]
 HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
+AttentionKernel = Literal["auto", "xla", "cudnn", "pallas"]
 
 # MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16
@@ -90,6 +91,8 @@ class MixFormerConfig(TypedSettings):
             "Mimetic initialization of self-attention layers"): at birth, tokens attend to tokens alike. For
             training from scratch.
         dtype: compute type; parameters, softmax, norms, losses and boxes stay float32.
+        attention_kernel: what computes attention: `xla` (plain operations), `cudnn` (NVIDIA, bfloat16), `pallas` (TPU,
+            in training); `auto` takes the fused kernel where device, type and shapes allow it.
     """
 
     name: str = "mixvit_b"
@@ -121,6 +124,7 @@ class MixFormerConfig(TypedSettings):
     score_heads: Heads = 0
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
+    attention_kernel: AttentionKernel = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mixformer_jax.models.attention import Grid, KeysValues, MixedAttention, MixedAttentionBlock
 from mixformer_jax.models.backbone import Backbone, Stream
@@ -67,6 +67,22 @@ class WideMixedAttention(MixedAttention):
         keys_values = KeysValues(projected(self.depthwise_k, self.k), projected(self.depthwise_v, self.v))
         return projected(self.depthwise_q, self.q), keys_values
 
+    def joint(
+        self,
+        tokens: Float[Array, "b n c"],
+        grids: tuple[Grid, Grid],
+        filled: Bool[Array, "b slots"] | None,
+        *,
+        symmetric: bool,
+        train: bool,
+    ) -> Float[Array, "b n c"]:
+        # Convolutions see one image at a time, so the streams part for the projections.
+        parts = jnp.split(tokens, [grids[0].tokens], axis=1)
+        queries, offered = zip(
+            *(self.project(part, grid, train=train) for part, grid in zip(parts, grids, strict=True)), strict=True
+        )
+        return self._both(queries, offered, offered[0].then(offered[1]), filled, symmetric=symmetric)
+
 
 class ConvEmbed(nn.Module):
     """Overlapping convolution with stride, and layer norm: the entry of a stage."""
@@ -96,11 +112,13 @@ class MixCvTBackbone(Backbone):
     def make_blocks(self) -> list[MixedAttentionBlock]:
         config = self.config
         early = zip(config.early_widths, config.early_depths, config.early_heads, strict=True)
-        blocks = [_block(config, width, heads, 0.0) for width, depth, heads in early for _ in range(depth)]
+        blocks = [
+            _block(config, width, heads, 0.0, self.platform) for width, depth, heads in early for _ in range(depth)
+        ]
         return blocks + [self.last_stage_block(float(r)) for r in np.linspace(0.0, config.drop_path, config.depth)]
 
     def last_stage_block(self, drop_path: float) -> MixedAttentionBlock:
-        return _block(self.config, self.config.width, self.config.num_heads, drop_path)
+        return _block(self.config, self.config.width, self.config.num_heads, drop_path, self.platform)
 
     def stage_depths(self) -> tuple[int, ...]:
         return (*self.config.early_depths, self.config.depth)
@@ -109,14 +127,15 @@ class MixCvTBackbone(Backbone):
         return self.embed[stage](maps)
 
 
-def _block(config: MixFormerConfig, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
+def _block(
+    config: MixFormerConfig, width: int, num_heads: int, drop_path: float, platform: str | None
+) -> MixedAttentionBlock:
     """Logits are scaled by the full width, not by a head's: so CvT was trained."""
     dtype, scale = jnp.dtype(config.dtype), width**-0.5
+    values = (width, num_heads, scale, config.mimetic_init, dtype, config.attention_kernel, platform)
     attention: MixedAttention
     if config.projection == "depthwise":
-        attention = WideMixedAttention(
-            width, num_heads, scale, config.mimetic_init, dtype, config.projection_norm, parent=None
-        )
+        attention = WideMixedAttention(*values, norm=config.projection_norm, parent=None)
     else:
-        attention = MixedAttention(width, num_heads, scale, config.mimetic_init, dtype, parent=None)
+        attention = MixedAttention(*values, parent=None)
     return MixedAttentionBlock(attention, config.mlp_ratio, "quick_gelu", EPSILON, drop_path, config.layer_scale)

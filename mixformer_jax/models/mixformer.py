@@ -45,16 +45,17 @@ class MixFormer(nn.Module):
 
     Attributes:
         config: the architecture.
-        remat: see `Backbone`.
+        remat, platform: see `Backbone`.
     """
 
     config: MixFormerConfig
     remat: bool = False
+    platform: str | None = None
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
-        self.backbone = family(config, self.remat)
+        self.backbone = family(config, self.remat, self.platform)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -140,9 +141,12 @@ class MixFormer(nn.Module):
         return prediction._replace(score_logits=self.score(features, cache.features[:, 0], boxes_xyxy))
 
 
-def build_model(config: MixFormerConfig, remat: bool = False) -> MixFormer:
-    """The model of a config; its variables come from `init_variables` or a weights file."""
-    return MixFormer(config, remat)
+def build_model(config: MixFormerConfig, remat: bool = False, platform: str | None = None) -> MixFormer:
+    """The model of a config; its variables come from `init_variables` or a weights file.
+
+    `remat` and `platform` as in `Backbone`.
+    """
+    return MixFormer(config, remat, platform)
 
 
 def init_variables(model: MixFormer, key: Array) -> dict:

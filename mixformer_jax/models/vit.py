@@ -74,11 +74,15 @@ class ConvMaePatchEmbed(nn.Module):
         return tokens, tuple(early)
 
 
-def slimming_block(config: MixFormerConfig, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
-    """S-MAM: ViT's block, logits scaled by the width of a head."""
+def slimming_block(
+    config: MixFormerConfig, width: int, num_heads: int, drop_path: float, platform: str | None
+) -> MixedAttentionBlock:
+    """S-MAM: ViT's block, logits scaled by the width of a head; `platform` as in `choose_kernel`."""
     dtype = jnp.dtype(config.dtype)
     scale = (width // num_heads) ** -0.5
-    attention = MixedAttention(width, num_heads, scale, config.mimetic_init, dtype, parent=None)
+    attention = MixedAttention(
+        width, num_heads, scale, config.mimetic_init, dtype, config.attention_kernel, platform, parent=None
+    )
     return MixedAttentionBlock(attention, config.mlp_ratio, "gelu", 1e-6, drop_path, config.layer_scale)
 
 
@@ -110,11 +114,12 @@ class MixViTBackbone(Backbone):
         config = self.config
         encoder = [self.last_stage_block(float(rate)) for rate in np.linspace(0.0, config.drop_path, config.depth)]
         return encoder + [
-            slimming_block(config, DECODER_WIDTH, DECODER_HEADS, 0.0) for _ in range(config.decoder_blocks)
+            slimming_block(config, DECODER_WIDTH, DECODER_HEADS, 0.0, self.platform)
+            for _ in range(config.decoder_blocks)
         ]
 
     def last_stage_block(self, drop_path: float) -> MixedAttentionBlock:
-        return slimming_block(self.config, self.config.width, self.config.num_heads, drop_path)
+        return slimming_block(self.config, self.config.width, self.config.num_heads, drop_path, self.platform)
 
     def stage_depths(self) -> tuple[int, ...]:
         config = self.config

@@ -91,7 +91,7 @@ class Tracker:
     ) -> None:
         self.settings = settings
         self.device = jax.devices()[0] if device is None else device
-        self.model = build_model(model)
+        self.model = build_model(model, platform=self.device.platform)
         self.variables = jax.device_put(variables, self.device)
 
     @property

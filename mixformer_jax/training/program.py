@@ -5,6 +5,7 @@ compiles the real step for whatever devices the mesh holds, present or not.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -105,6 +106,16 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
     batch_shardings = dict.fromkeys(batch, split)
     shipped = shardings.shipped
 
+    def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Traced in the mesh's context: attention is computed by the kernel of its devices, split as the batch is."""
+
+        @functools.wraps(function)
+        def traced(*args: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                return function(*args)
+
+        return traced
+
     gather = functools.partial(gather_params, shardings=shardings.params)
     step = make_train_step(objective, optimizer, gather, settings.ema_decay, settings.accumulate)
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
@@ -113,12 +124,14 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
         mesh=mesh,
         init=jax.jit(start, out_shardings=shardings, compiler_options=quick),
         step=jax.jit(
-            step, in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
+            on_mesh(step), in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
         ),
         evaluate=jax.jit(
-            make_validation_step(objective, gather), in_shardings=(shipped, batch_shardings, split), out_shardings=whole
+            on_mesh(make_validation_step(objective, gather)),
+            in_shardings=(shipped, batch_shardings, split),
+            out_shardings=whole,
         ),
-        show=jax.jit(objective.show, in_shardings=(shipped, batch_shardings), out_shardings=whole),
+        show=jax.jit(on_mesh(objective.show), in_shardings=(shipped, batch_shardings), out_shardings=whole),
         state=with_shardings(shapes, shardings),
         batch=with_shardings(batch, batch_shardings),
     )

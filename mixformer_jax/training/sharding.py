@@ -18,10 +18,11 @@ from jaxtyping import Array
 
 from mixformer_jax.data.pool.device_samples import DeviceSamples
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.models.tpu_attention import BATCH_AXES
 from mixformer_jax.training.objective import Samples
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+BATCH = PartitionSpec(BATCH_AXES)
 
 Tree = TypeVar("Tree")
 

@@ -100,7 +100,7 @@ def test_slimming_block(golden, family):
     arrays = golden("modules_small_variance.npz")
     names = BLOCK | {"attn.qkv": "attention/qkv", "attn.proj": "attention/proj"}
     values = variables(module_state(arrays, f"{family}_block"), names)
-    attention = MixedAttention(24, 3, 8**-0.5, False, FLOAT32, parent=None)
+    attention = MixedAttention(24, 3, 8**-0.5, False, FLOAT32, "auto", None, parent=None)
     block = MixedAttentionBlock(attention, 4, "gelu", 1e-6, 0.0, False)
     check_block(block, values, arrays, f"{family}_block", (2, 4))
 
@@ -117,7 +117,7 @@ def test_wide_block(golden, norm):
         module_state(arrays, f"cvt_block_{norm}"), names, "constants" if norm == "frozenbn" else "batch_stats"
     )
     kind = "frozen" if norm == "frozenbn" else "batch"
-    attention = WideMixedAttention(24, 3, 24**-0.5, False, FLOAT32, kind, parent=None)
+    attention = WideMixedAttention(24, 3, 24**-0.5, False, FLOAT32, "auto", None, kind, parent=None)
     block = MixedAttentionBlock(attention, 4, "quick_gelu", 1e-5, 0.0, False)
     check_block(block, values, arrays, f"cvt_block_{norm}", (4, 8))
 

@@ -85,8 +85,9 @@ def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, re
     last = captured["intermediates"]["backbone"]["blocks_1"]
     kept = {}
     for branch in ("drop1", "drop2"):
-        outputs = [np.asarray(output).reshape(len(search), -1) for output in last[branch]["__call__"]]
-        kept[branch], of_search = (output.any(axis=1) for output in outputs)
+        (both,) = last[branch]["__call__"]
+        streams = np.split(np.asarray(both), [templates.shape[1] * SMALL.template_grid**2], axis=1)
+        kept[branch], of_search = (stream.any(axis=(1, 2)) for stream in streams)
         np.testing.assert_array_equal(kept[branch], of_search)
         assert 0 < kept[branch].sum() < len(search)
     assert (kept["drop1"] != kept["drop2"]).any()

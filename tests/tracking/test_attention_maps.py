@@ -82,14 +82,14 @@ def caught_weights(monkeypatch, tracker, state, frame):
     caught = []
     original = attention.attend
 
-    def attend(queries, keys, values, key_mask, scale):
+    def attend(queries, keys, values, key_mask, scale, kernel):
         # As many columns of the identity at a time as values have channels.
         channels, identity = keys.shape[3], jnp.eye(keys.shape[2])
         parts = [identity[:, first : first + channels] for first in range(0, len(identity), channels)]
         parts = [jnp.pad(part, ((0, 0), (0, channels - part.shape[1]))) for part in parts]
-        told = [original(queries, keys, jnp.broadcast_to(part, keys.shape), key_mask, scale) for part in parts]
+        told = [original(queries, keys, jnp.broadcast_to(part, keys.shape), key_mask, scale, kernel) for part in parts]
         caught.append(jnp.concatenate(told, axis=-1)[0].mean(axis=0)[:, : len(identity)])
-        return original(queries, keys, values, key_mask, scale)
+        return original(queries, keys, values, key_mask, scale, kernel)
 
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, tracker.settings.search_factor, tracker.config.search_size).pixels
@@ -110,7 +110,7 @@ def test_weights_are_the_models_own(monkeypatch, case):
     maps = attention_maps(tracker, state, frame, BOX, [mixing_blocks(config)[-1]])
     caught = caught_weights(monkeypatch, tracker, state, frame)
     of_search = caught[-1][: search_side**2]
-    of_templates = caught[-2] if config.attention == "symmetric" else caught[config.num_blocks - 1]
+    of_templates = caught[-2]
     found = {kind: weights for kind, (weights,) in maps.weights.items()}
     per_slot = template_keys**2
 
