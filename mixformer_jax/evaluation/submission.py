@@ -19,9 +19,8 @@ from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.result_looks import OTHER, look_at
-from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.scoring import runs_of
+from mixformer_jax.evaluation.scoring import ResultFolder, SequenceNames, runs_of
 from mixformer_jax.files import write_atomically
 
 MAX_REPETITIONS = 3

@@ -1,21 +1,27 @@
-"""GOT-10k's own numbers: AO, SR and the success curve over pooled frames (Huang et al. 2019; got10k toolkit).
+"""The numbers of the two evaluation servers, GOT-10k's and TrackingNet's, which are not those of OPE.
 
-They are not OPE numbers. The first frame does not count, frames are pooled over all sequences (and repetitions) instead
-of sequences being averaged, frames with cover 0 are left out, and both boxes are first clipped to the image. Fractions.
+GOT-10k (Huang et al. 2019; got10k toolkit): AO, SR and the success curve, as fractions. The first frame does not count,
+frames are pooled over all sequences (and repetitions), frames with cover 0 are left out, and both boxes are first
+clipped to the image.
+
+TrackingNet (Müller et al. 2018; dev kit metrics.py, which the server runs): areas under three curves, and coverage, in
+percent. "Precision" and "Normalized Precision" are areas too, and all boxes are rounded to whole pixels.
 """
 
 import configparser
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 
+from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import DatasetError, read_labels
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import continuous_overlap
+from mixformer_jax.evaluation.metrics import Curves, continuous_overlap, stack_curves
 
 SUCCESS_THRESHOLDS: Float64[np.ndarray, " 101"] = np.linspace(0, 1, 101)
 SUCCESS_THRESHOLDS.flags.writeable = False
@@ -34,10 +40,9 @@ class Got10kScores:
     """One tracker on a subset of GOT-10k."""
 
     sequences: tuple[str, ...]
-    overlaps: tuple[
-        Float64[np.ndarray, " _"], ...
-    ]  # of the frames that count, by sequence, repetitions one after another
-    times_s: tuple[Float64[np.ndarray, " _"] | None, ...]  # seconds a frame; None where no times were kept
+    # By sequence: of the frames that count, repetitions one after another; seconds a frame, None where none were kept.
+    overlaps: tuple[Float64[np.ndarray, " _"], ...]
+    times_s: tuple[Float64[np.ndarray, " _"] | None, ...]
 
     @property
     def ao(self) -> float:
@@ -151,3 +156,98 @@ def _mean(values: np.ndarray) -> float:
 
 def _speed(times_s: Float64[np.ndarray, " _"]) -> float:
     return _mean(1 / times_s[times_s > 0])
+
+
+OVERLAP_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 1, 21)
+DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 50, 21)
+NORM_DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 0.5, 21)
+for _thresholds in (OVERLAP_THRESHOLDS, DISTANCE_THRESHOLDS, NORM_DISTANCE_THRESHOLDS):
+    _thresholds.flags.writeable = False
+
+
+def _areas(curves: Curves) -> dict[str, Float64[np.ndarray, " *batch"]]:
+    """Success, P and P_norm of TrackingNet: percent of the area that a perfect tracker has, which has 100."""
+    # Trapezoids over thresholds that are scaled to 0..1, 20 intervals.
+    found = (np.asarray(100 * (curve[..., :-1] + curve[..., 1:]).sum(-1) / 2 / 20) for curve in curves)
+    return dict(zip(("Success", "P", "P_norm"), found, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingNetScores:
+    """One tracker over the sequences of the ground truth."""
+
+    sequences: tuple[str, ...]
+    curves: Curves  # first axis: sequences; rates of frames with IoU >= t
+    covered: tuple[Bool[np.ndarray, " _"], ...]  # by sequence, whether the tracker gave a box
+
+    @property
+    def areas(self) -> dict[str, Float64[np.ndarray, " s"]]:
+        """Success, P and P_norm by sequence, in percent."""
+        return _areas(self.curves)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Success, P, P_norm and Coverage in percent."""
+        means = {name: float(area) for name, area in _areas(self.curves.mean()).items()}
+        return {**means, "Coverage": 100 * float(np.concatenate(self.covered).mean())}
+
+
+def score_sequences(
+    boxes_xywh: Mapping[str, Float[np.ndarray, "_ 4"] | None], groundtruth_xywh: Mapping[str, Float[np.ndarray, "_ 4"]]
+) -> TrackingNetScores:
+    """Scores one tracker on every sequence of the ground truth, by names.
+
+    Where there are no boxes, the result is missing, and all but the first are taken for 0,0,0,0.
+
+    Raises:
+        ValueError: no sequences, more boxes than frames, or a ground truth that is not finite (the sequence is named).
+    """
+    if not groundtruth_xywh:
+        raise ValueError("the ground truth has no sequences")
+    curves, covered = [], []
+    for name, truth in groundtruth_xywh.items():
+        boxes = boxes_xywh.get(name)
+        if boxes is None:
+            boxes = np.zeros_like(truth)
+        if len(boxes) > len(truth):
+            raise ValueError(f"{name}: {len(boxes)} predicted boxes for {len(truth)} frames")
+        if not (np.abs(truth) <= MAX_PIXELS).all():
+            raise ValueError(f"{name}: the ground truth is not finite; TrackingNet's test set is scored by its server")
+        sequence_curves, has_box = score_sequence(boxes, truth)
+        curves.append(sequence_curves)
+        covered.append(has_box)
+    return TrackingNetScores(tuple(groundtruth_xywh), stack_curves(curves), tuple(covered))
+
+
+def score_sequence(
+    boxes_xywh: Float[np.ndarray, "m 4"], groundtruth_xywh: Float[np.ndarray, "n 4"]
+) -> tuple[Curves, Bool[np.ndarray, " n"]]:
+    """The three curves of one sequence, and which frames have a box (x + y + w + h > 0).
+
+    All boxes are rounded to whole pixels (half to even) and the first is the ground truth's. Missing last rows fail at
+    every threshold, 0 included; the rates are over all frames.
+    """
+    truth = np.round(groundtruth_xywh.astype(np.float64))
+    boxes = np.full_like(truth, np.nan)
+    boxes[: len(boxes_xywh)] = np.round(boxes_xywh)
+    boxes[0] = truth[0]
+    # A true box without area divides by zero: NaN or infinity, which no threshold reaches.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overlap = _overlap(boxes, truth)
+        offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
+        distance = np.sqrt((offset**2).sum(1))
+        norm_distance = np.sqrt(((offset / truth[:, 2:]) ** 2).sum(1))
+        curves = Curves(
+            (overlap[:, None] >= OVERLAP_THRESHOLDS).mean(0),
+            (distance[:, None] <= DISTANCE_THRESHOLDS).mean(0),
+            (norm_distance[:, None] <= NORM_DISTANCE_THRESHOLDS).mean(0),
+        )
+        return curves, boxes.sum(1) > 0
+
+
+def _overlap(boxes: Float64[np.ndarray, "n 4"], truth: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
+    left_top = np.maximum(boxes[:, :2], truth[:, :2])
+    right_bottom = np.minimum(boxes[:, :2] + boxes[:, 2:], truth[:, :2] + truth[:, 2:])
+    # NaN stays NaN under max(), so a missing row has no overlap to compare.
+    intersection = np.maximum(right_bottom - left_top, 0).prod(1)
+    return intersection / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - intersection)
