@@ -9,7 +9,9 @@ Toolkits name some sequences otherwise than the data sets do:
 """
 
 import dataclasses
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +43,8 @@ _REPETITION = re.compile(r"(?P<name>.+)_(?P<number>\d+)", re.ASCII)
 class SequenceNames:
     """The sequences of a data set by any of their names.
 
-    Letters' case and the difference between `-`, `.` and `_` do not count, unless they tell two sequences apart.
-
-    Args:
-        names: of all sequences of the data set, also of those that are not looked at.
-        benchmark: name of the data set's reader.
+    Letters' case and the difference between `-`, `.` and `_` do not count, unless they tell two sequences apart: give
+    the names of all sequences, also of those that are not looked at.
     """
 
     def __init__(self, names: Iterable[str], benchmark: str = "") -> None:
@@ -65,30 +64,25 @@ class SequenceNames:
 
 
 class ResultFolder:
-    """One tracker's folder, listed once. One that is not there is empty.
-
-    Attributes:
-        path: the folder.
-        strangers: text files that belong to no sequence.
-    """
+    """One tracker's folder, listed once. One that is not there is empty."""
 
     def __init__(self, path: Path, names: SequenceNames) -> None:
         self.path, self._names = path, names
-        self.strangers: list[str] = []
-        self._boxes: dict[str, list[Path]] = {}
-        self._times: dict[str, list[Path]] = {}
-        self._folders: dict[str, list[Path]] = {}
+        self.strangers: list[str] = []  # text files that belong to no sequence
+        self._boxes: dict[str, list[Path]] = defaultdict(list)
+        self._times: dict[str, list[Path]] = defaultdict(list)
+        self._folders: dict[str, list[Path]] = defaultdict(list)
         for entry in sorted(path.iterdir()) if path.is_dir() else ():
-            stem, suffix = entry.stem, entry.suffix
-            name, _, kind = stem.rpartition("_")
-            if suffix == ".txt" and (sequence := names.sequence(stem)) is not None:
-                self._boxes.setdefault(sequence, []).append(entry)
-            elif suffix == ".txt" and kind == "time" and (sequence := names.sequence(name)) is not None:
-                self._times.setdefault(sequence, []).append(entry)
-            elif suffix == ".txt" and f"_{kind}" not in SIDE_FILES:
+            is_text = entry.suffix == ".txt"
+            name, _, kind = entry.stem.rpartition("_")
+            if is_text and (sequence := names.sequence(entry.stem)) is not None:
+                self._boxes[sequence].append(entry)
+            elif is_text and kind == "time" and (sequence := names.sequence(name)) is not None:
+                self._times[sequence].append(entry)
+            elif is_text and f"_{kind}" not in SIDE_FILES:
                 self.strangers.append(entry.name)
             elif (sequence := names.sequence(entry.name)) is not None and entry.is_dir():
-                self._folders.setdefault(sequence, []).append(entry)
+                self._folders[sequence].append(entry)
 
     def boxes(self, sequence: str) -> list[Path]:
         """The box files of a sequence, one a repetition; none where there is no result.
@@ -96,8 +90,8 @@ class ResultFolder:
         Raises:
             ResultsError: two files that are both its result, under two names or in both layouts.
         """
-        flat = self._boxes.get(sequence, [])
-        nested = [found for folder in self._folders.get(sequence, []) if (found := self._repetitions(folder, sequence))]
+        flat = self._boxes[sequence]
+        nested = [found for folder in self._folders[sequence] if (found := self._repetitions(folder, sequence))]
         _check_one(sequence, [*flat, *(found[0] for found in nested)])
         return flat or (nested[0] if nested else [])
 
@@ -108,30 +102,31 @@ class ResultFolder:
             ResultsError: two files that are both its times.
         """
         shared, single = [], []
-        for folder in self._folders.get(sequence, []):
-            for path in sorted(folder.glob("*_time.txt")):
-                name = path.stem.removesuffix("_time")
-                repetition = _REPETITION.fullmatch(name)
-                if self._names.sequence(name) == sequence:
-                    shared.append(path)
-                elif repetition is not None and self._names.sequence(repetition["name"]) == sequence:
-                    single.append(path)
+        for path in (path for folder in self._folders[sequence] for path in sorted(folder.glob("*_time.txt"))):
+            name = path.stem.removesuffix("_time")
+            if self._names.sequence(name) == sequence:
+                shared.append(path)
+            elif self._repetition(name, sequence) is not None:
+                single.append(path)
         _check_one(sequence, shared)
         if shared or single:
             return shared or single
-        _check_one(sequence, self._times.get(sequence, []))
-        return self._times.get(sequence, [])
+        _check_one(sequence, self._times[sequence])
+        return self._times[sequence]
 
     def _repetitions(self, folder: Path, sequence: str) -> list[Path]:
         """<sequence>_001.txt, <sequence>_002.txt, ... in GOT-10k's layout."""
-        found: dict[int, list[Path]] = {}
+        found: dict[int, list[Path]] = defaultdict(list)
         for path in sorted(folder.glob("*.txt")):
-            repetition = _REPETITION.fullmatch(path.stem)
-            if repetition is not None and self._names.sequence(repetition["name"]) == sequence:
-                found.setdefault(int(repetition["number"]), []).append(path)
+            if (repetition := self._repetition(path.stem, sequence)) is not None:
+                found[repetition].append(path)
         for paths in found.values():
             _check_one(sequence, paths)
         return [paths[0] for _, paths in sorted(found.items())]
+
+    def _repetition(self, stem: str, sequence: str) -> int | None:
+        match = _REPETITION.fullmatch(stem)
+        return int(match["number"]) if match and self._names.sequence(match["name"]) == sequence else None
 
 
 def _other_names(name: str, benchmark: str) -> Iterable[str]:
@@ -225,16 +220,10 @@ def find_results(
     separate_runs: bool = False,
     known_names: SequenceNames | None = None,
 ) -> list[TrackerFiles]:
-    """The box files of trackers (default: all that are there).
+    """The box files of trackers: of the folders of these names, or by default of all that are there.
 
-    Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`.
-
-    Args:
-        results_dir: holds the trackers' folders.
-        sequence_names: of the sequences that are looked at.
-        trackers: names of folders, or of several with their numbers.
-        separate_runs: whether runs are trackers of their own.
-        known_names: of all sequences, by which files of others are found; default: those that are looked at.
+    Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`. `known_names` are those of
+    all sequences, by which files of others are told; default: those that are looked at.
 
     Raises:
         ResultsError: no trackers, a sequence without result (all are named), or one with two.
@@ -246,21 +235,21 @@ def find_results(
     strangers: list[str] = []
     for name, numbered in _group_runs(results_dir, names, separate_runs).items():
         folders = [ResultFolder(results_dir / folder, known_names) for folder in numbered]
-        boxes, times, missing_before = [], [], len(missing)
-        for sequence in sequence_names:
-            paths = [folder.boxes(sequence) for folder in folders]
-            missing += [
-                str(folder.path / f"{sequence}.txt") for folder, files in zip(folders, paths, strict=True) if not files
-            ]
-            boxes.append(tuple(path for files in paths for path in files))
-            times.append(tuple(path for folder in folders for path in folder.times(sequence)))
-        if len(missing) > missing_before:
+        paths = {sequence: [folder.boxes(sequence) for folder in folders] for sequence in sequence_names}
+        lacking = [
+            str(folder.path / f"{sequence}.txt")
+            for sequence, by_folder in paths.items()
+            for folder, files in zip(folders, by_folder, strict=True)
+            if not files
+        ]
+        missing += lacking
+        if lacking:
             strangers += [str(folder.path / file) for folder in folders for file in folder.strangers]
-        found.append(TrackerFiles(name, tuple(folder.path for folder in folders), tuple(boxes), tuple(times)))
+        boxes = tuple(tuple(itertools.chain(*by_folder)) for by_folder in paths.values())
+        times = tuple(tuple(path for folder in folders for path in folder.times(each)) for each in sequence_names)
+        found.append(TrackerFiles(name, tuple(folder.path for folder in folders), boxes, times))
     if missing:
-        others = ""
-        if strangers:
-            others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})"
+        others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})" if strangers else ""
         raise ResultsError(
             f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
             f"{', '.join(missing)}{others}; run the tracker again, or leave it out with --trackers"

@@ -46,7 +46,7 @@ class Got10kScores:
 
     @property
     def ao(self) -> float:
-        """Average overlap: the mean over all frames of all sequences and repetitions."""
+        """The mean over all frames of all sequences and repetitions."""
         return _mean(np.concatenate(self.overlaps))
 
     @property
@@ -76,12 +76,10 @@ class Got10kScores:
     @property
     def speed_fps(self) -> float:
         """Mean of 1 / t over all frames with t > 0; NaN without times."""
-        known = [times for times in self.times_s if times is not None]
-        return _speed(np.concatenate(known)) if known else float("nan")
+        return _speed(np.concatenate([np.empty(0), *(times for times in self.times_s if times is not None)]))
 
     @property
     def speed_by_sequence(self) -> Float64[np.ndarray, " s"]:
-        """Frames a second; NaN where no times were kept."""
         return np.array([float("nan") if times is None else _speed(times) for times in self.times_s])
 
     @property
@@ -204,19 +202,17 @@ def score_sequences(
     """
     if not groundtruth_xywh:
         raise ValueError("the ground truth has no sequences")
-    curves, covered = [], []
+    scored = []
     for name, truth in groundtruth_xywh.items():
         boxes = boxes_xywh.get(name)
-        if boxes is None:
-            boxes = np.zeros_like(truth)
+        boxes = np.zeros_like(truth) if boxes is None else boxes
         if len(boxes) > len(truth):
             raise ValueError(f"{name}: {len(boxes)} predicted boxes for {len(truth)} frames")
         if not (np.abs(truth) <= MAX_PIXELS).all():
             raise ValueError(f"{name}: the ground truth is not finite; TrackingNet's test set is scored by its server")
-        sequence_curves, has_box = score_sequence(boxes, truth)
-        curves.append(sequence_curves)
-        covered.append(has_box)
-    return TrackingNetScores(tuple(groundtruth_xywh), stack_curves(curves), tuple(covered))
+        scored.append(score_sequence(boxes, truth))
+    curves, covered = zip(*scored, strict=True)
+    return TrackingNetScores(tuple(groundtruth_xywh), stack_curves(curves), covered)
 
 
 def score_sequence(

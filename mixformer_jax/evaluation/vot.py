@@ -81,10 +81,7 @@ def find_progress(
     threshold: float = FAILURE_THRESHOLD,
     grace: int = GRACE,
 ) -> int:
-    """Frames before the first `grace` lost ones in a row; all frames if there are none.
-
-    A frame without a target in the ground truth is never lost.
-    """
+    """Frames before the first `grace` lost ones in a row, or all; a frame without a true target is never lost."""
     lost = (overlaps <= threshold) & target_present
     # How many frames in a row are lost up to each one.
     index = np.arange(1, len(lost) + 1)
@@ -94,22 +91,18 @@ def find_progress(
 
 
 def accuracy_robustness(sequences: Sequence[SequenceRuns]) -> tuple[float, float]:
-    """A, weighted by the frames before failures, and R, weighted by the length of the sequences.
-
-    A is NaN if every run of every sequence failed at once.
-    """
-    weights = [sequence.accuracy_weight for sequence in sequences]
-    lengths = [sequence.length for sequence in sequences]
-    accuracy = sum(s.accuracy * weight for s, weight in zip(sequences, weights, strict=True))
-    robustness = sum(s.robustness * length for s, length in zip(sequences, lengths, strict=True))
-    return accuracy / sum(weights) if any(weights) else float("nan"), robustness / sum(lengths)
+    """A, weighted by the frames before failures (NaN if every run failed at once), and R, weighted by lengths."""
+    frames, length = sum(s.accuracy_weight for s in sequences), sum(s.length for s in sequences)
+    accuracy = sum(s.accuracy * s.accuracy_weight for s in sequences)
+    robustness = sum(s.robustness * s.length for s in sequences)
+    return accuracy / frames if frames else float("nan"), robustness / length
 
 
 def sequence_eao(runs: Sequence[Run], high: int) -> tuple[Float64[np.ndarray, " high"], Float64[np.ndarray, " high"]]:
     """Expected overlap of a sequence by length 0 .. high - 1, and how many runs contribute to each.
 
-    A run contributes the mean over its first frames without the one of initialisation. Beyond its end it contributes
-    only if it failed, and then as if it went on with overlap 0. Frames from a failure on have overlap 0.
+    A run contributes the mean over its first frames without the one of initialisation. Frames from a failure on have
+    overlap 0, also beyond the run's end; a run without failure contributes nothing there.
 
     Raises:
         ValueError: a run that failed is shorter than two frames.
@@ -150,8 +143,7 @@ def unsupervised_accuracy(
 ) -> float:
     """Mean overlap of one run through a whole sequence; NaN where no frame counts.
 
-    Left out are frames of unknown ground truth, unknown or failed predictions, and `burn_in` frames from an
-    initialisation on.
+    Frames of unknown truth, unknown or failed predictions, and `burn_in` frames from an initialisation on do not.
     """
     counted = np.ones(len(overlaps), bool)
     for index, (region, truth) in enumerate(zip(predicted, groundtruth, strict=True)):
@@ -208,9 +200,7 @@ def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True)
 
 
 def score_unsupervised(results: str | Path, sequence: VotSequence, burn_in: int = 1) -> float:
-    """Mean accuracy of the repetitions <s>_001, <s>_002, ... of one tracker through a sequence.
-
-    A repetition without a frame that counts has accuracy 0, as in the toolkit.
+    """Mean accuracy of the repetitions <s>_001, <s>_002, ... of one tracker; 0 where no frame counts.
 
     Raises:
         ResultsError: no repetition is there, or one is unreadable or of another length.

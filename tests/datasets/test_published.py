@@ -207,7 +207,7 @@ def test_vot(tmp_path):
     with pytest.raises(DatasetError, match=r"groundtruth\.txt, line 5: 3 numbers; expected a code"):
         open_dataset("vot", tmp_path)[0]
     write(folder / "groundtruth.txt", "1,2,3,4\n\n" + "1,2,3,4\n" * 4)
-    with pytest.raises(DatasetError, match=r"groundtruth\.txt, line 2: expected a rectangle, .* found ''"):
+    with pytest.raises(DatasetError, match=r"groundtruth\.txt, line 2: expected numbers .* found ''"):
         open_dataset("vot", tmp_path)[0]
 
 
