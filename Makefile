@@ -7,6 +7,8 @@ INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --pytho
     $(1) -m pip install --quiet --disable-pip-version-check)
 PIP = $(call INSTALL,$(BIN)/python)
 # Files of tests go to two processes in the order of tests/conftest.py, the longest first.
+# The extra with the JAX of this machine's accelerator.
+ACCELERATOR := $(if $(GPU),$(patsubst 1,cuda,$(GPU)))
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # Linter and formatter look at everything that is Python here.
 SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
@@ -19,6 +21,7 @@ export VIDEO BOX
 
 help:
 	@echo 'make demo                            render a clip, track it, leave a video, boxes and a picture'
+	@echo 'make demo GPU=1                      the same on a GPU (GPU=cuda12 for older drivers, GPU=tpu on a TPU VM)'
 	@echo 'make demo VIDEO=my.mp4 BOX=x,y,w,h   track your own video from a box in its first frame'
 	@echo 'make default-tracker                 train a tracker of its size in three stages (hours on a CPU); goes on where it stopped'
 	@echo 'make test                            lint, then all tests'
@@ -28,7 +31,7 @@ help:
 	@echo 'make docs                            the documentation as pages in site/; a broken link fails'
 	@echo 'make clean                           remove .venv and caches'
 
-demo: demo-arguments $(VENV)/.demo-installed
+demo: demo-arguments $(VENV)/.demo-installed $(if $(GPU),$(VENV)/.$(ACCELERATOR)-installed)
 	@if [ -n "$$VIDEO" ]; then \
 	    $(BIN)/mixformer track "$$VIDEO" --box="$$BOX"; \
 	else \
@@ -37,6 +40,8 @@ demo: demo-arguments $(VENV)/.demo-installed
 
 # Before anything is installed.
 demo-arguments:
+	@case '$(ACCELERATOR)' in ''|cuda|cuda12|tpu) ;; \
+	    *) echo "make demo: GPU is 1 (or cuda), cuda12 or tpu" >&2; exit 2;; esac
 	@if [ -n "$$VIDEO" ] && [ -z "$$BOX" ]; then \
 	    echo "make demo: VIDEO needs BOX=x,y,w,h, the target in the first frame in pixels" >&2; exit 2; \
 	elif [ -z "$$VIDEO" ] && [ -n "$$BOX" ]; then \
@@ -78,6 +83,11 @@ clean:
 $(VENV)/.demo-installed: pyproject.toml | $(VENV)/.created
 	@echo 'Installing into $(VENV) (a minute or two) ...'
 	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.cuda-installed $(VENV)/.cuda12-installed $(VENV)/.tpu-installed: $(VENV)/.%-installed: pyproject.toml | $(VENV)/.created
+	@echo 'Installing JAX for this accelerator ($*; gigabytes, some minutes) ...'
+	@$(PIP) --editable '.[$*]'
 	@touch $@
 
 # The test set contains the demo set.
