@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from mixformer_jax.datasets.groundtruth import read_groundtruth
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.rules import benchmark_rules
+from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
 OURS, TOOLKIT = "ours", "got10k toolkit"

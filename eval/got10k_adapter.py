@@ -22,8 +22,15 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.config_files import BENCHMARK_SETTINGS
-from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
-from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
+from mixformer_jax.evaluation.trackers import (
+    BENCHMARK_DTYPE,
+    TRACKERS,
+    OpenedTracker,
+    TrackerChoice,
+    announce,
+    read_benchmark_settings,
+    settings_on,
+)
 from mixformer_jax.extras import is_not_installed
 
 try:

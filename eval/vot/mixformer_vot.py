@@ -13,8 +13,15 @@ from typing import Any
 
 from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
-from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
-from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS, OpenedTracker, TrackerChoice, announce
+from mixformer_jax.evaluation.trackers import (
+    BENCHMARK_DTYPE,
+    TRACKERS,
+    OpenedTracker,
+    TrackerChoice,
+    announce,
+    read_benchmark_settings,
+    settings_on,
+)
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.config import TrackerConfig

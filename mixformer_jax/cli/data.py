@@ -181,7 +181,7 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def _print_faults(faults: Sequence[str], most: int) -> None:
-    from mixformer_jax.evaluation.result_names import printable
+    from mixformer_jax.evaluation.results import printable
 
     for fault in faults[:most]:
         print(printable(fault), file=sys.stderr)

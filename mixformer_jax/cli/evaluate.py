@@ -14,9 +14,9 @@ from mixformer_jax.signals import Stopped, StopSignals
 
 if TYPE_CHECKING:
     from mixformer_jax.datasets.sequences import Dataset
-    from mixformer_jax.evaluation.runner import Alone, RunSummary
+    from mixformer_jax.evaluation.runner import RunSummary
     from mixformer_jax.evaluation.trackers import OpenedTracker, TrackerChoice
-    from mixformer_jax.evaluation.workers import Workers
+    from mixformer_jax.evaluation.workers import Alone, Workers
 
 ADVICE = "the same command goes on where this one was"
 STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
@@ -129,8 +129,7 @@ def _choices(args: argparse.Namespace) -> "list[TrackerChoice]":
         ConfigError: settings of the tracker that do not exist or cannot work.
     """
     from mixformer_jax.config_files import BENCHMARK_SETTINGS, parse_overrides
-    from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
-    from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice
+    from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice, read_benchmark_settings, settings_on
     from mixformer_jax.models.config import TrackerConfig
 
     kinds = args.tracker.split(",")
@@ -154,9 +153,9 @@ def _choices(args: argparse.Namespace) -> "list[TrackerChoice]":
 
 def _run(args: argparse.Namespace, choice: "TrackerChoice", sequences: "Dataset") -> "tuple[str, RunSummary]":
     """Runs one tracker, and says how its results are named."""
-    from mixformer_jax.evaluation.runner import Alone, run_dataset
+    from mixformer_jax.evaluation.runner import run_dataset
     from mixformer_jax.evaluation.trackers import announce
-    from mixformer_jax.evaluation.workers import Workers
+    from mixformer_jax.evaluation.workers import Alone, Workers
 
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 

@@ -27,9 +27,9 @@ def add_pack_command(command: Commands) -> None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mixformer_jax.evaluation.submission import BENCHMARKS
+    from mixformer_jax.evaluation.submission import TEST_SEQUENCES
 
-    parser.add_argument("--dataset", required=True, choices=sorted(BENCHMARKS))
+    parser.add_argument("--dataset", required=True, choices=sorted(TEST_SEQUENCES))
     parser.add_argument("--root", required=True, type=Path, help="folder of the test set")
     parser.add_argument("--split", help="a published part of the data set; TrackingNet: test, without its chunks")
     parser.add_argument("--results", required=True, type=Path, help="folder of one tracker, which holds SEQUENCE.txt")

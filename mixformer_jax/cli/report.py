@@ -35,8 +35,8 @@ def add_report_command(command: Commands) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Gives a parser the arguments of `run_report`."""
     from mixformer_jax.datasets.sequences import READERS
-    from mixformer_jax.evaluation.rules import RuleSet
-    from mixformer_jax.evaluation.vot.measures import EAO_HIGH, EAO_LOW
+    from mixformer_jax.evaluation.metrics import RuleSet
+    from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
 
     parser.add_argument("--dataset", required=True, choices=sorted(READERS))
     parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
@@ -69,7 +69,7 @@ def run_report(args: argparse.Namespace, opened: "Dataset | None" = None) -> int
         args: of the command line.
         opened: the data set that they name, where it is open already.
     """
-    from mixformer_jax.evaluation.result_names import printable
+    from mixformer_jax.evaluation.results import printable
     from mixformer_jax.reports.write import summary, write_report
 
     if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
@@ -90,9 +90,8 @@ def run_report(args: argparse.Namespace, opened: "Dataset | None" = None) -> int
 def _score(args: argparse.Namespace, opened: "Dataset | None") -> "tuple[Report, dict[str, str]]":
     """The report, and why the sequences that are not in it could not be read."""
     from mixformer_jax.datasets.sequences import open_dataset
-    from mixformer_jax.evaluation.result_names import SequenceNames
-    from mixformer_jax.evaluation.rules import benchmark_rules
-    from mixformer_jax.evaluation.scoring import find_results
+    from mixformer_jax.evaluation.metrics import benchmark_rules
+    from mixformer_jax.evaluation.scoring import SequenceNames, find_results
     from mixformer_jax.reports.got10k import got10k_report
     from mixformer_jax.reports.ope import ope_report
     from mixformer_jax.reports.trackingnet import trackingnet_report

@@ -190,7 +190,7 @@ def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
 def score(setup: Setup, arm: str, seed: int) -> dict[int, dict[str, float]]:
     """The headline numbers of one run, in percent, by step."""
     from mixformer_jax.datasets.sequences import open_dataset
-    from mixformer_jax.evaluation.rules import benchmark_rules
+    from mixformer_jax.evaluation.metrics import benchmark_rules
     from mixformer_jax.evaluation.scoring import find_results, score_results
 
     sequences = open_dataset("folder", setup.test_root)

@@ -137,6 +137,15 @@ def read_text(path: Path, kind: str) -> str:
         raise DatasetError(f"{path}: cannot read the {kind} as text: {error}") from error
 
 
+def parse_numbers(line: str, separator: str | None = None) -> list[float]:
+    """Numbers separated by commas or, where there are none, by tabs or spaces; ValueError where one is no number."""
+    # float() would read 1_0 as 10, and digits of other scripts.
+    if "_" in line or not line.isascii():
+        raise ValueError(line)
+    # Splitting at commas alone keeps "1,,3,4" an error instead of three numbers.
+    return [float(cell) for cell in line.split("," if "," in line else separator)]
+
+
 def _split_lines(text: str, path: Path, kind: str) -> list[str]:
     """Stripped lines; refuses an empty file."""
     lines = [line.strip() for line in text.splitlines()]
@@ -176,10 +185,7 @@ def _parse_box(line: str, path: Path, number: int) -> list[float]:
         hint = "; polygons must be turned into boxes first" if len(columns) == 8 else ""
         raise DatasetError(f"{where}: expected 4 columns x,y,w,h, found {len(columns)} in {line!r}{hint}")
     try:
-        # float() would read 1_0 as 10, and digits of other scripts.
-        if "_" in line or not line.isascii():
-            raise ValueError(line)
-        box_xywh = [float(column) for column in columns]
+        box_xywh = parse_numbers(line)[:4]
     except ValueError:
         raise DatasetError(f"{where}: expected four numbers x,y,w,h, found {line!r}") from None
     num_nan = sum(math.isnan(value) for value in box_xywh)

@@ -16,16 +16,29 @@ and as VOT2013 to VOT2016 were published, without the file `sequence`, with the 
     bag/00000001.jpg ..., groundtruth.txt, camera_motion.label, ...
 
 Sequences with several objects, and masks of what is to be ignored, both of VOTS, are refused.
+
+A region is a line of text, or a record of a binary trajectory (`evaluation.vot_regions`):
+
+    0                       special code: 0 unknown, 1 initialisation, 2 failure
+    x,y,w,h                 rectangle, pixels
+    x1,y1,x2,y2,x3,y3,...   polygon of three points or more
+    mX,Y,W,H,r0,r1,...      mask: run lengths over the window of W x H pixels at X,Y, row by row, starting with zeros;
+                            empty where the window has no pixels, whatever the runs
+
+A line with nan is code 0.
 """
 
+import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float, Float64
 
-from mixformer_jax.datasets.groundtruth import DatasetError, read_labels, read_names
+from mixformer_jax.boxes import MAX_PIXELS
+from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names
 from mixformer_jax.datasets.layout import check_split, numbered_frames, row_faults, sub_folders
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.media.video import DEFAULT_FPS
@@ -35,6 +48,35 @@ DEFAULT_CHANNEL = "color/%08d.jpg"
 MAX_MASK_PIXELS = 2**26
 # The object of VOTS whose masks do not count in scores.
 IGNORED = "_ignore"
+UNKNOWN, INITIALIZATION, FAILURE = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Special:
+    """A code in the place of a region."""
+
+    code: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rectangle:
+    box_xywh: Float[np.ndarray, " 4"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Polygon:
+    points_xy: Float[np.ndarray, "n 2"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mask:
+    """Pixels of a window whose upper left pixel is `offset_xy` in the frame."""
+
+    pixels: Bool[np.ndarray, "h w"]
+    offset_xy: tuple[int, int]
+
+
+Region = Special | Rectangle | Polygon | Mask
 
 
 def read_vot(root: Path, split: str | None = None) -> Dataset:
@@ -74,12 +116,14 @@ class _Reader:
             raise DatasetError(f"{groundtruth}: no such file; the ground truth is missing") from None
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"{groundtruth}: cannot read the ground truth as text: {error}") from error
-        boxes_xywh = np.array(
-            [region_box(line.strip(), f"{groundtruth}, line {number}") for number, line in enumerate(lines, start=1)],
-            np.float64,
-        ).reshape(-1, 4)
-        if not len(boxes_xywh):
+        if not lines:
             raise DatasetError(f"{groundtruth}: the ground truth is empty; expected one region for every frame")
+        boxes_xywh = np.empty((len(lines), 4))
+        for row, line in enumerate(lines):
+            try:
+                boxes_xywh[row] = region_box(parse_region(line))
+            except ValueError as error:
+                raise DatasetError(f"{groundtruth}, line {row + 1}: {error}") from None
         images, _, pattern = frame_pattern(folder, settings).rpartition("/")
         frames = numbered_frames(folder / images, pattern, len(boxes_xywh), groundtruth)
         fps = float(settings.get("fps", DEFAULT_FPS))
@@ -150,54 +194,78 @@ def frame_pattern(folder: Path, settings: Mapping[str, str]) -> str:
     return channel
 
 
-def region_box(text: str, where: str) -> Float64[np.ndarray, "4"]:
-    """The box around a region in the notation of the VOT toolkit, xywh; NaN for a special code or an empty mask.
-
-    Args:
-        text: `x,y,w,h`; `x1,y1,x2,y2,x3,y3,...`; `mX,Y,W,H,r0,r1,...` with row-major run lengths inside the window
-            W x H at X, Y that begin with zeros; or one number, a special code. Whatever runs a window without pixels
-            has, it is an empty mask: `m0,0,0,0,0,1` is published.
-        where: file and line, for messages.
+def parse_region(text: str) -> Region:
+    """The region on one line of a file.
 
     Raises:
-        DatasetError: anything else.
+        ValueError: the line is no region; says what was expected.
     """
-    is_mask = text.startswith("m")
+    text = text.strip()
+    if text.startswith("m"):
+        return _parse_mask(text)
     try:
-        numbers = [float(word) for word in text.removeprefix("m").split(",")]
+        numbers = parse_numbers(text, ",")
     except ValueError:
-        raise DatasetError(f"{where}: expected a rectangle, polygon or mask, found {text[:60]!r}") from None
-    if is_mask:
-        return _mask_box(numbers, where)
-    if len(numbers) == 1 or not np.isfinite(numbers).all():
-        return np.full(4, np.nan)
-    if len(numbers) == 4:
-        return np.array(numbers)
-    if len(numbers) < 6 or len(numbers) % 2:
-        raise DatasetError(f"{where}: {len(numbers)} numbers are neither a rectangle nor a polygon: {text[:60]!r}")
-    points = np.array(numbers).reshape(-1, 2)
-    return np.concatenate([points.min(axis=0), np.ptp(points, axis=0)])
+        raise ValueError(f"expected numbers separated by commas, found {_short(text)}") from None
+    if len(numbers) == 1 and not math.isnan(numbers[0]):
+        if numbers[0] not in (UNKNOWN, INITIALIZATION, FAILURE):
+            raise ValueError(f"special code {text!r}; expected 0 unknown, 1 initialisation or 2 failure")
+        return Special(int(numbers[0]))
+    if len(numbers) > 1 and (len(numbers) < 4 or len(numbers) % 2):
+        raise ValueError(
+            f"{len(numbers)} numbers; expected a code, a rectangle x,y,w,h, a polygon of three points or more, "
+            "or a mask mX,Y,W,H,runs"
+        )
+    return Special(UNKNOWN) if any(map(math.isnan, numbers)) else shape_region(numbers)
 
 
-def _mask_box(numbers: list[float], where: str) -> np.ndarray:
-    values = np.array(numbers)
-    if len(values) < 4 or (values != np.floor(values)).any() or (values[2:] < 0).any():
-        raise DatasetError(f"{where}: a mask needs whole numbers mX,Y,W,H,r0,r1,...")
-    left, top, width, height = (int(value) for value in values[:4])
-    if not width * height:
-        return np.full(4, np.nan)
+def shape_region(numbers: Sequence[float]) -> Rectangle | Polygon:
+    """A rectangle of four numbers, or else a polygon; ValueError where one is infinite or too large."""
+    values = np.array(numbers, np.float64)
+    if not (np.abs(values) <= MAX_PIXELS).all():
+        raise ValueError(f"{list(numbers)} is infinite or too large for pixels")
+    return Rectangle(values) if len(values) == 4 else Polygon(values.reshape(-1, 2))
+
+
+def mask_region(x: int, y: int, width: int, height: int, runs: Sequence[int]) -> Mask:
+    """A mask in its window, of run lengths that begin with zeros; ValueError where they do not fit."""
     if width * height > MAX_MASK_PIXELS:
-        raise DatasetError(f"{where}: a mask of {width} x {height} pixels; at most {MAX_MASK_PIXELS} are read")
-    runs = values[4:].astype(np.int64)
-    if runs.sum() > width * height:
-        raise DatasetError(f"{where}: run lengths add up to {runs.sum()}, the mask has {width} x {height} pixels")
-    inside = np.zeros(width * height, bool)
-    inside[: runs.sum()] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    if not inside.any():
-        return np.full(4, np.nan)
-    rows, columns = np.nonzero(inside.reshape(height, width))
-    x, y = int(columns.min()), int(rows.min())
-    return np.array([left + x, top + y, int(columns.max()) - x + 1, int(rows.max()) - y + 1], np.float64)
+        raise ValueError(f"a mask of {width} x {height} pixels; at most {MAX_MASK_PIXELS} are read")
+    pixels = np.zeros(width * height, bool)
+    # Windows without pixels are published with a run all the same: m0,0,0,0,0,1 (votchallenge/toolkit#7).
+    if width * height:
+        if sum(runs) > width * height:
+            raise ValueError(f"the runs of a mask cover {sum(runs)} pixels, and its window has {width} x {height}")
+        covered = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+        pixels[: len(covered)] = covered
+    if max(abs(x), abs(y)) > MAX_PIXELS:
+        raise ValueError(f"a mask at {x},{y}: too far away for pixels")
+    return Mask(pixels.reshape(height, width), (x, y))
+
+
+def region_box(region: Region) -> Float64[np.ndarray, "4"]:
+    """The box around a region, x, y, w, h; NaN for a special code or an empty mask."""
+    match region:
+        case Rectangle(box_xywh):
+            return box_xywh
+        case Polygon(points_xy):
+            return np.concatenate([points_xy.min(axis=0), np.ptp(points_xy, axis=0)])
+        case Mask(pixels, (left, top)) if pixels.any():
+            rows, columns = np.nonzero(pixels)
+            corner = (left + columns.min(), top + rows.min())
+            return np.array([*corner, np.ptp(columns) + 1, np.ptp(rows) + 1], np.float64)
+    return np.full(4, np.nan)
+
+
+def _parse_mask(text: str) -> Mask:
+    if re.fullmatch(r"m-?\d+,-?\d+,\d+(,\d+)+", text, re.ASCII) is None:
+        raise ValueError(f"expected a mask mX,Y,W,H,runs of whole numbers, found {_short(text)}")
+    x, y, width, height, *runs = (int(cell) for cell in text[1:].split(","))
+    return mask_region(x, y, width, height, runs)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def _read_tags(folder: Path, count: int) -> tuple[str, ...] | None:

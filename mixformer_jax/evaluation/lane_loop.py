@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import MAX_COORDINATE
+from mixformer_jax.evaluation.metrics import MAX_PIXELS
 from mixformer_jax.evaluation.results import SequenceResult
 from mixformer_jax.media.video import Frame
 from mixformer_jax.signals import check
@@ -31,32 +31,22 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of the job `number`: a result, or the reason why there is none, in a sentence.
-
-    `trace` is the traceback of an error that nobody foresaw.
-    """
+    """What became of the job `number`: a result, or the reason why there is none."""
 
     number: int
     result: SequenceResult | None
-    reason: str = ""
-    trace: str = ""
+    reason: str = ""  # in a sentence
+    trace: str = ""  # of an error that nobody foresaw
 
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds of a loop from its first job to its last.
+    """Seconds of a loop from its first job to its last."""
 
-    Attributes:
-        wait_s: waiting for frames that were not decoded in time.
-        tracker_s: inside the tracker.
-        total_s: all of it.
-        frames: tracked in that time.
-    """
-
-    wait_s: float = 0.0
+    wait_s: float = 0.0  # waiting for frames that were not decoded in time
     tracker_s: float = 0.0
     total_s: float = 0.0
-    frames: int = 0
+    frames: int = 0  # tracked in that time
 
     @property
     def rest_s(self) -> float:
@@ -84,18 +74,14 @@ class LaneLoop:
     equal parts.
 
     Args:
-        lanes: the tracker.
         next_job: gives a job for a free lane; None when there are no more.
         on_frames: is called with a number of frames after they were tracked.
-
-    Attributes:
-        clock: complete when `outcomes` has ended.
     """
 
     def __init__(
         self, lanes: LanesLike, next_job: Callable[[], Job | None], on_frames: Callable[[int], object]
     ) -> None:
-        self.clock = Clock()
+        self.clock = Clock()  # complete when `outcomes` has ended
         self._lanes, self._next_job, self._on_frames = lanes, next_job, on_frames
         self._running: dict[int, _Running] = {}
         self._state: Any = None
@@ -125,10 +111,13 @@ class LaneLoop:
                 return
             lane = next(lane for lane in range(self._lanes.num_lanes) if lane not in self._running)
             run = self._running[lane] = _Running(job)
-            try:
-                box_xywh = run.first_box()
-            except ValueError as error:
-                yield self._fail(lane, error, is_foreseen=True)
+            box_xywh = job.sequence.boxes_xywh[0]
+            if not job.sequence.has_target[0]:
+                absent = ValueError(
+                    f"{job.sequence.name}: the target is absent in the first frame, whose box is {box_xywh.tolist()}; "
+                    "cut the sequence to begin where the target is seen"
+                )
+                yield self._end(lane, absent, is_foreseen=True)
                 continue
             try:
                 frame = self._frame(run)
@@ -136,11 +125,11 @@ class LaneLoop:
                 self._state = self._lanes.start(self._state, lane, frame, box_xywh.copy())
                 run.keep(box_xywh, self._took(began))
             except Exception as error:  # noqa: BLE001  one sequence must not cost the others
-                yield self._fail(lane, error)
+                yield self._end(lane, error)
                 continue
             self._count(1)
             if run.is_done:
-                yield self._finish(lane)
+                yield self._end(lane)
 
     def _step(self) -> Iterator[Outcome]:
         """Tracks on one frame in every lane."""
@@ -149,7 +138,7 @@ class LaneLoop:
             try:
                 frames[lane] = self._frame(run)
             except Exception as error:  # noqa: BLE001
-                yield self._fail(lane, error)
+                yield self._end(lane, error)
         if not frames:
             return
         began = time.perf_counter()
@@ -158,12 +147,12 @@ class LaneLoop:
         except LaneError as error:
             # Nothing was tracked in the other lanes either, and they keep their frames for the next step.
             self._took(began)
-            yield self._fail(error.lane, error.__cause__ or error)
+            yield self._end(error.lane, error.__cause__ or error)
             return
         except Exception as error:  # noqa: BLE001
             self._took(began)
             for lane in frames:
-                yield self._fail(lane, error)
+                yield self._end(lane, error)
             return
         share_s = self._took(began) / len(frames)
         self._count(len(frames))
@@ -172,10 +161,10 @@ class LaneLoop:
             try:
                 run.keep_prediction(found[lane], share_s)
             except ValueError as error:
-                yield self._fail(lane, error, is_foreseen=True)
+                yield self._end(lane, error, is_foreseen=True)
                 continue
             if run.is_done:
-                yield self._finish(lane)
+                yield self._end(lane)
 
     def _frame(self, run: "_Running") -> Frame:
         began = time.perf_counter()
@@ -193,14 +182,11 @@ class LaneLoop:
         self.clock.frames += frames
         self._on_frames(frames)
 
-    def _finish(self, lane: int) -> Outcome:
+    def _end(self, lane: int, error: BaseException | None = None, is_foreseen: bool = False) -> Outcome:
         run = self._running.pop(lane)
         run.close()
-        return Outcome(run.job.number, run.result())
-
-    def _fail(self, lane: int, error: BaseException, is_foreseen: bool = False) -> Outcome:
-        run = self._running.pop(lane)
-        run.close()
+        if error is None:
+            return Outcome(run.job.number, run.result())
         return Outcome(run.job.number, None, *explain(error, is_foreseen))
 
 
@@ -229,15 +215,6 @@ class _Running:
     @property
     def is_done(self) -> bool:
         return len(self._boxes_xywh) == len(self.job.sequence)
-
-    def first_box(self) -> Float64[np.ndarray, "4"]:
-        sequence = self.job.sequence
-        if not sequence.has_target[0]:
-            raise ValueError(
-                f"{sequence.name}: the target is absent in the first frame, whose box is "
-                f"{sequence.boxes_xywh[0].tolist()}; cut the sequence to begin where the target is seen"
-            )
-        return sequence.boxes_xywh[0]
 
     def frame(self) -> Frame:
         """The next frame, until a box is kept for it."""
@@ -271,7 +248,7 @@ class _Running:
 
 def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, "4"]:
     box = np.array(box_xywh, np.float64)  # a copy: a view keeps alive, or changes with, what the tracker made it of
-    if box.shape != (4,) or not (np.abs(box) <= MAX_COORDINATE).all() or (box[2:] < 0).any():
+    if box.shape != (4,) or not (np.abs(box) <= MAX_PIXELS).all() or (box[2:] < 0).any():
         raise ValueError(
             f"{where}: the tracker returned {box.tolist()}; expected finite x,y,w,h with w >= 0 and h >= 0"
         )

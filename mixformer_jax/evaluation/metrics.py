@@ -1,18 +1,139 @@
-"""One-pass evaluation (OPE): per-frame errors, curves and the numbers that papers print.
+"""One-pass evaluation (OPE): the rules of toolkits, per-frame errors, curves and the numbers that papers print.
 
-What benchmarks and toolkits do differently is a field of `rules.OpeRules`. All arithmetic is float64. Rates are
-fractions in `Curves`; the headline numbers (`Curves.auc` ...) are percentages.
+Four rule sets, each named after the code that it gives the numbers of:
+
+    mixformer       the paper's own analysis code (and OSTrack's, MixFormerV2's): the default
+    pytracking      the code from which it descends; a target that touches x = 0 or y = 0 counts as absent
+    lasot-toolkit   the MATLAB toolkit of LaSOT, which descends from OTB's
+    got10k-toolkit  the OTB, NfS, UAV123 and LaSOT experiments of the got10k toolkit
+
+Where toolkits differ, the difference is a field of `OpeRules`; the mathematics knows neither benchmarks nor toolkits.
+All arithmetic is float64. Rates are fractions in `Curves`; the headline numbers (`Curves.auc` ...) are percentages.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from mixformer_jax.evaluation.rules import OpeRules
+from mixformer_jax.boxes import MAX_PIXELS
+
+RuleSet = Literal["mixformer", "pytracking", "lasot-toolkit", "got10k-toolkit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpeRules:
+    """How a benchmark is scored. The defaults are the rules of MixFormer's code for a benchmark without exceptions."""
+
+    rule_set: RuleSet = "mixformer"
+    # Which ground truth boxes count as present: those with w, h > 0 ("area"); with x, y, w, h > 0 ("positive"), so that
+    # a visible target touching the left or top border counts as absent; every box that is known ("any").
+    validity: Literal["area", "positive", "any"] = "area"
+    # Divide by the number of valid frames instead of all frames. The numerator keeps all frames, so with
+    # `invalid_norm_error` = -1 a rate can exceed one, as in pytracking.
+    exclude_invalid_frames: bool = False
+    nan_is_absent: bool = False  # a NaN ground truth row means that the target is absent; otherwise it is an error
+    visibility: Literal["used", "required", "ignored"] = "used"  # flags; "required": their absence is an error
+    pad_short_results: bool = True  # missing last rows are filled up with empty boxes; otherwise they are an error
+    unusable_boxes: Literal["error", "repeat"] = "error"  # NaN or negative sizes; "repeat": they become the box before
+    repeat_empty_boxes: bool = True  # a prediction without area becomes the box before it
+    # What an invalid frame gets: infinity is a miss at every threshold, -1 a hit at every threshold.
+    invalid_center_error: float = np.inf
+    invalid_norm_error: float = -1.0
+    invisible_is_miss: bool = False  # frames flagged invisible get infinity in both errors, and not these values
+    # IoU in pytracking's order of operations, or in the got10k toolkit's, with machine epsilon in the denominator and
+    # clipped to [0, 1]. They differ in the last bits, and those decide at thresholds.
+    overlap: Literal["pixels", "continuous"] = "pixels"
+    # "separate" divides the centres by the true size and then takes the difference; "clamped" divides the difference,
+    # by at least one pixel.
+    norm_error: Literal["separate", "clamped"] = "separate"
+    thresholds: Literal["blocks", "linspace"] = "blocks"  # i * 0.05 and i * 0.01, which differ in the last bit
+    norm_score: Literal["at 0.2", "mean"] = "at 0.2"  # what stands for the normalised precision curve; mean over 0..0.5
+    drop_zero_curves: bool = False  # sequences whose whole curve is zero leave the benchmark's mean of that curve
+
+
+# pytracking decides by the exact benchmark name: "lasot" has rules that "lasot_extension_subset" has not.
+_PLAIN = OpeRules()
+_LASOT = OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True)
+# UAV20L and UAV123@10fps, of which pytracking has no rules, are marked as UAV123 is.
+_UAV = OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
+# No toolkit scores a folder of one's own: absent targets are misses in all three curves, as in LaSOT.
+_FOLDER = OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False)
+
+BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
+    {
+        **dict.fromkeys(("dtb70", "got10k", "lasot_ext", "lasot_extension_subset", "nfs"), _PLAIN),
+        **dict.fromkeys(("otb", "otb100", "tnl2k", "trackingnet"), _PLAIN),
+        **dict.fromkeys(("uav", "uav123", "uav123_10fps", "uav20l"), _UAV),
+        "folder": _FOLDER,
+        "lasot": _LASOT,
+    }
+)
+"""MixFormer's rules by benchmark, under our names and under pytracking's."""
+
+_GOT10K_TOOLKIT = OpeRules(
+    "got10k-toolkit",
+    validity="any",
+    exclude_invalid_frames=True,
+    visibility="ignored",
+    pad_short_results=False,
+    repeat_empty_boxes=False,
+    invalid_norm_error=np.inf,
+    overlap="continuous",
+    norm_error="clamped",
+    thresholds="linspace",
+    norm_score="mean",
+)
+_LASOT_TOOLKIT = OpeRules(
+    "lasot-toolkit",
+    validity="positive",
+    pad_short_results=False,
+    unusable_boxes="repeat",
+    invalid_center_error=-1.0,
+    invisible_is_miss=True,
+    drop_zero_curves=True,
+)
+
+
+def benchmark_rules(benchmark: str, rule_set: RuleSet = "mixformer", exclude_invalid_frames: bool = False) -> OpeRules:
+    """The rules of a benchmark by name, under a rule set.
+
+    Raises:
+        ValueError: no rules are known for that name, or `exclude_invalid_frames` is no choice of the rule set.
+    """
+    if benchmark not in BENCHMARK_RULES:
+        known = ", ".join(sorted(BENCHMARK_RULES))
+        raise ValueError(f"no one-pass rules for benchmark {benchmark!r}; known: {known}")
+    rules = BENCHMARK_RULES[benchmark]
+    if rule_set in ("mixformer", "pytracking"):
+        validity: Literal["area", "positive"] = "area" if rule_set == "mixformer" else "positive"
+        return dataclasses.replace(
+            rules, rule_set=rule_set, validity=validity, exclude_invalid_frames=exclude_invalid_frames
+        )
+    if exclude_invalid_frames:
+        raise ValueError(f"rates over valid frames alone are a choice of mixformer and pytracking, not of {rule_set}")
+    if rule_set == "lasot-toolkit":
+        # The toolkit reads absence flags for LaSOT; other benchmarks have none, or NaN rows.
+        return dataclasses.replace(_LASOT_TOOLKIT, visibility=rules.visibility, nan_is_absent=rules.nan_is_absent)
+    # Rows of NaN leave numerator and denominator: UAV123 and LaSOT in the toolkit, and a folder here.
+    nan_is_absent = rules.nan_is_absent or benchmark.startswith("lasot")
+    return dataclasses.replace(_GOT10K_TOOLKIT, nan_is_absent=nan_is_absent)
+
+
+def describe_rules(rules: OpeRules) -> str:
+    """The choices under which numbers were made, in words; every table carries them."""
+    present = {"area": "w > 0 and h > 0", "positive": "x, y, w and h > 0", "any": "wherever a box is given"}
+    present_where = present[rules.validity]
+    frames = "valid frames only" if rules.exclude_invalid_frames else "all frames"
+    norm = "at 0.20" if rules.norm_score == "at 0.2" else "mean over 0..0.5"
+    return (
+        f"{rules.rule_set} rules: target present where {present_where}; rates over {frames}; P_norm {norm}; "
+        "first frame counted"
+    )
+
 
 # i * 0.05, but made in blocks of four as in pytracking: 0.65 and 0.75 are one ulp larger than the product.
 _STEP = np.arange(21)
@@ -32,9 +153,6 @@ _THRESHOLDS: Mapping[str, tuple[Float[np.ndarray, " 21"], Float[np.ndarray, " 51
     }
 )
 
-# No image is larger, and below it no product of two coordinates leaves float64.
-MAX_COORDINATE = 1e9
-
 
 class FrameErrors(NamedTuple):
     """One sequence, frame by frame. Invalid frames hold what `OpeRules` gives them (-1 in `overlap`)."""
@@ -50,46 +168,48 @@ class FrameErrors(NamedTuple):
         return float(self.overlap[self.valid].mean()) if self.valid.any() else float("nan")
 
 
-@dataclasses.dataclass(frozen=True)
-class Curves:
-    """Rates over thresholds as fractions; leading axes are whatever was stacked (sequences, runs)."""
+class Curves(NamedTuple):
+    """Rates over thresholds as fractions; leading axes are whatever was stacked (sequences, runs).
 
-    success: Float[np.ndarray, "*batch 21"]  # share of frames with IoU > t
-    precision: Float[np.ndarray, "*batch 51"]  # share with centre error <= t pixels
-    norm_precision: Float[np.ndarray, "*batch 51"]  # share with normalised centre error <= t
+    The numbers are percentages. OPE has 21 overlap thresholds and 51 of the errors, TrackingNet 21 of each.
+    """
+
+    success: Float[np.ndarray, "*batch s"]  # share of frames with IoU > t
+    precision: Float[np.ndarray, "*batch p"]  # share with centre error <= t pixels
+    norm_precision: Float[np.ndarray, "*batch p"]  # share with normalised centre error <= t
 
     def mean(self) -> "Curves":
         """Equal-weight mean over the first axis: sequences of a benchmark, or runs of a repeated tracker."""
-        return Curves(self.success.mean(0), self.precision.mean(0), self.norm_precision.mean(0))
+        return Curves(*(curve.mean(0) for curve in self))
 
     @property
     def auc(self) -> Float[np.ndarray, " *batch"]:
-        """Percent. Plain mean of the 21 success values: a perfect tracker has 20/21 = 95.238."""
+        """Plain mean of the 21 success values: a perfect tracker has 20/21 = 95.238."""
         return np.asarray(100 * self.success.mean(-1))
 
     @property
     def op50(self) -> Float[np.ndarray, " *batch"]:
-        """Percent of frames with IoU > 0.5."""
+        """Frames with IoU > 0.5."""
         return np.asarray(100 * self.success[..., 10])
 
     @property
     def op75(self) -> Float[np.ndarray, " *batch"]:
-        """Percent of frames with IoU > 0.75."""
+        """Frames with IoU > 0.75."""
         return np.asarray(100 * self.success[..., 15])
 
     @property
     def precision20(self) -> Float[np.ndarray, " *batch"]:
-        """Percent of frames with a centre error of at most 20 pixels ("P")."""
+        """Frames with a centre error of at most 20 pixels ("P")."""
         return np.asarray(100 * self.precision[..., 20])
 
     @property
     def norm_precision20(self) -> Float[np.ndarray, " *batch"]:
-        """Percent of frames with a normalised centre error of at most 0.20 ("P_norm")."""
+        """Frames with a normalised centre error of at most 0.20 ("P_norm")."""
         return np.asarray(100 * self.norm_precision[..., 20])
 
     @property
     def norm_precision_mean(self) -> Float[np.ndarray, " *batch"]:
-        """Percent. Plain mean of the 51 normalised precision values, which the got10k toolkit has in its place."""
+        """Plain mean of the 51 normalised precision values, which the got10k toolkit has in its place."""
         return np.asarray(100 * self.norm_precision.mean(-1))
 
 
@@ -104,41 +224,25 @@ def norm_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 51"]:
 
 
 def stack_curves(curves: Sequence[Curves]) -> Curves:
-    """Curves of several sequences (or runs) along a new first axis.
-
-    Raises:
-        ValueError: there is nothing to stack.
-    """
+    """Curves of several sequences (or runs) along a new first axis; ValueError where there are none."""
     if not curves:
         raise ValueError("no curves to stack: the benchmark has no sequences")
-    return Curves(
-        np.stack([c.success for c in curves]),
-        np.stack([c.precision for c in curves]),
-        np.stack([c.norm_precision for c in curves]),
-    )
+    return Curves(*map(np.stack, zip(*curves, strict=True)))
 
 
 def mean_over_sequences(curves: Curves, rules: OpeRules) -> Curves:
     """The benchmark's curves from those of its sequences (first axis), each with equal weight."""
     if not rules.drop_zero_curves:
         return curves.mean()
-    kept = [
-        curve[curve.sum(-1) > np.finfo(float).eps]
-        for curve in (curves.success, curves.precision, curves.norm_precision)
-    ]
+    kept = [curve[curve.sum(-1) > np.finfo(float).eps] for curve in curves]
     return Curves(*(curve.mean(0) if len(curve) else np.zeros(curve.shape[1:]) for curve in kept))
 
 
 def headline(curves: Curves, rules: OpeRules) -> dict[str, Float[np.ndarray, " *batch"]]:
     """The numbers that papers print, in percent: AUC, OP50, OP75, P and P_norm."""
-    norm_precision = {"at 0.2": curves.norm_precision20, "mean": curves.norm_precision_mean}
-    return {
-        "AUC": curves.auc,
-        "OP50": curves.op50,
-        "OP75": curves.op75,
-        "P": curves.precision20,
-        "P_norm": norm_precision[rules.norm_score],
-    }
+    p_norm = curves.norm_precision20 if rules.norm_score == "at 0.2" else curves.norm_precision_mean
+    overlaps = {"AUC": curves.auc, "OP50": curves.op50, "OP75": curves.op75}
+    return {**overlaps, "P": curves.precision20, "P_norm": p_norm}
 
 
 def frame_errors(
@@ -149,19 +253,13 @@ def frame_errors(
 ) -> FrameErrors:
     """Overlap and centre errors of one tracked sequence.
 
-    The first frame is scored as perfect and counted; more rows than the ground truth are cut. The arguments are left as
-    they are.
-
-    Args:
-        boxes_xywh: predictions in pixels, the first row standing for the frame on which the tracker was
-            started.
-        groundtruth_xywh: pixels; NaN rows are allowed where `rules.nan_is_absent`.
-        visible: False where the benchmark says that the target cannot be seen.
+    The first row stands for the frame on which the tracker was started: it is scored as perfect and counted. More rows
+    than the ground truth are cut. `visible` is False where the benchmark says that the target cannot be seen.
 
     Raises:
-        ValueError: predictions that are infinite or beyond `MAX_COORDINATE`, or that are NaN or of negative size where
-            the rules do not allow it; a ground truth that the rules do not allow; missing rows or visibility flags
-            where the rules ask for them.
+        ValueError: predictions that are infinite or beyond `MAX_PIXELS`, or that are NaN or of negative size where the
+            rules do not allow it; a ground truth that the rules do not allow; missing rows or visibility flags where
+            the rules ask for them.
     """
     absent = _absent_rows(groundtruth_xywh, rules)
     if visible is None and rules.visibility == "required":
@@ -183,8 +281,7 @@ def frame_errors(
     if visible is not None:
         valid &= visible
 
-    # Frames without a target are computed on a stand-in and overwritten, so that no NaN or zero size enters
-    # below.
+    # Frames without a target are computed on a stand-in and overwritten, so that no NaN or zero size enters below.
     stand_in = np.array([[0.0], [0.0], [1.0], [1.0]])
     truth[:, ~valid] = stand_in
     boxes[:, ~valid] = stand_in
@@ -239,7 +336,7 @@ def continuous_overlap(
 def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.ndarray, " n"]:
     if len(truth) == 0:
         raise ValueError("the ground truth has no rows")
-    fits = np.abs(truth) <= MAX_COORDINATE
+    fits = np.abs(truth) <= MAX_PIXELS
     if fits.all():
         return np.zeros(len(truth), bool)
     absent = np.asarray(np.isnan(truth).any(1))
@@ -256,7 +353,7 @@ def _settle_boxes(
     boxes: Float[np.ndarray, "m 4"], absent: Bool[np.ndarray, " n"], rules: OpeRules
 ) -> Float64[np.ndarray, "n 4"]:
     """The predictions, checked, with empty boxes replaced and as many rows as the ground truth."""
-    fits = np.abs(boxes) <= MAX_COORDINATE
+    fits = np.abs(boxes) <= MAX_PIXELS
     w, h = boxes[:, 2], boxes[:, 3]
     usable = np.asarray((w >= 0) & (h >= 0))
     if not fits.all():

@@ -4,14 +4,15 @@ Nothing is mended here: numbers are those of the files as they are, and a report
 differences are common and say nothing: trackers write whole pixels, or the given box cut to the frame.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
 
+from mixformer_jax.boxes import cxcywh_to_xywh, xywh_to_cxcywh, xywh_to_xyxy, xyxy_to_xywh
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import continuous_overlap
 from mixformer_jax.evaluation.results import read_boxes
@@ -38,24 +39,14 @@ class _Format(NamedTuple):
     read: Callable[[Boxes], Boxes]
 
 
-def _columns(*columns: Float64[np.ndarray, " n"]) -> Boxes:
-    return np.stack(columns, axis=1)
-
-
 def _swapped(boxes: Boxes) -> Boxes:
     return boxes[:, [1, 0, 3, 2]]
 
 
 FORMATS: Mapping[str, _Format] = MappingProxyType(
     {
-        "corners x1,y1,x2,y2": _Format(
-            lambda b: _columns(b[:, 0], b[:, 1], b[:, 0] + b[:, 2], b[:, 1] + b[:, 3]),
-            lambda b: _columns(b[:, 0], b[:, 1], b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]),
-        ),
-        "centres cx,cy,w,h": _Format(
-            lambda b: _columns(b[:, 0] + b[:, 2] / 2, b[:, 1] + b[:, 3] / 2, b[:, 2], b[:, 3]),
-            lambda b: _columns(b[:, 0] - b[:, 2] / 2, b[:, 1] - b[:, 3] / 2, b[:, 2], b[:, 3]),
-        ),
+        "corners x1,y1,x2,y2": _Format(xywh_to_xyxy, xyxy_to_xywh),
+        "centres cx,cy,w,h": _Format(xywh_to_cxcywh, cxcywh_to_xywh),
         "y,x,h,w": _Format(_swapped, _swapped),
     }
 )
@@ -65,21 +56,16 @@ Offset = Literal[-1, 0, 1]
 
 
 class FileLook(NamedTuple):
-    """Attributes:
-    format: a key of FORMATS, FRACTIONS or OTHER; None where nothing is to be said.
-    offset: 1 where the first row is the given box one pixel further right and down, -1 for left and up.
-    """
+    """What a result file looks like."""
 
-    format: str | None
-    offset: Offset
+    format: str | None  # a key of FORMATS, FRACTIONS or OTHER; None where nothing is to be said
+    offset: Offset  # 1 where the first row is the given box one pixel further right and down, -1 for left and up
 
 
 def look_at(boxes_xywh: Float[np.ndarray, "m 4"], truth_xywh: Float[np.ndarray, "n 4"]) -> FileLook:
     """What the rows of one result file look like beside the ground truth, whose first row is the given box.
 
-    Args:
-        boxes_xywh: as read, NaN and negative sizes included.
-        truth_xywh: pixels; rows of NaN or without area say nothing.
+    Boxes are as read, NaN and negative sizes included; true boxes of NaN or without area say nothing.
     """
     count = min(len(boxes_xywh), len(truth_xywh))
     boxes, truth = boxes_xywh[:count].astype(np.float64), truth_xywh[:count].astype(np.float64)
@@ -107,11 +93,7 @@ def warnings(
 ) -> tuple[str, ...]:
     """One line for every tracker with files to look at; none for the others.
 
-    Args:
-        files: results of the trackers, from `scoring.find_results`.
-        sequences: in the same order.
-        unusable_boxes: see `results.read_boxes`.
-        benchmark: name of the data set's reader, of which lengths may be known.
+    `benchmark` is the name of the data set's reader, of which lengths may be known.
 
     Raises:
         ResultsError: a file cannot be read.
@@ -126,8 +108,8 @@ def _findings(
     unusable_boxes: Literal["error", "keep"],
     benchmark: str,
 ) -> list[str]:
-    looks: dict[str, list[str]] = {}
-    offsets: dict[int, int] = {}
+    looks: dict[str, list[str]] = defaultdict(list)
+    offsets: Counter[int] = Counter()
     longer: list[str] = []
     shorter: list[str] = []
     total = 0
@@ -137,9 +119,10 @@ def _findings(
             boxes = read_boxes(path, unusable_boxes)
             total += 1
             look = look_at(boxes, truth)
-            offsets[look.offset] = offsets.get(look.offset, 0) + 1
+            offsets[look.offset] += 1
             if look.format is not None:
-                looks.setdefault(look.format, []).append(_beside(path, boxes, truth))
+                row, given = (",".join(f"{value:g}" for value in box) for box in (boxes[0], truth[0]))
+                looks[look.format].append(f"{path}: first row {row}, given box {given}")
             if len(boxes) != len(truth):
                 examples = longer if len(boxes) > len(truth) else shorter
                 known = known_length(benchmark, sequence, len(boxes))
@@ -154,24 +137,19 @@ def _findings(
         else:
             findings.append(f"{some} look like {form} and not like x,y,w,h in pixels ({examples[0]})")
     for offset, base in ((1, "1-based beside 0-based"), (-1, "0-based beside 1-based")):
-        if offsets.get(offset, 0) >= max(2, OFFSET_SHARE * total):
+        if offsets[offset] >= max(2, OFFSET_SHARE * total):
             where = "right of and below" if offset == 1 else "left of and above"
             findings.append(
                 f"the first row of {offsets[offset]} of {total} result files is a pixel {where} the given box: they "
                 f"look {base} ground truth"
             )
-    if longer:
-        some = f"{len(longer)} of {total} result files"
-        findings.append(f"{some} have more rows than the video has frames: the last ones are cut ({longer[0]})")
-    if shorter:
-        some = f"{len(shorter)} of {total} result files"
-        findings.append(f"{some} lack rows at the end, which count as frames without a box ({shorter[0]})")
+    for examples, words in (
+        (longer, "have more rows than the video has frames: the last ones are cut"),
+        (shorter, "lack rows at the end, which count as frames without a box"),
+    ):
+        if examples:
+            findings.append(f"{len(examples)} of {total} result files {words} ({examples[0]})")
     return findings
-
-
-def _beside(path: Path, boxes: Boxes, truth: Boxes) -> str:
-    row, given = (",".join(f"{value:g}" for value in box) for box in (boxes[0], truth[0]))
-    return f"{path}: first row {row}, given box {given}"
 
 
 def _look_at_first(row: Float64[np.ndarray, "1 4"], given: Float64[np.ndarray, "1 4"]) -> tuple[str | None, Offset]:

@@ -1,23 +1,24 @@
-"""Result files: what a tracker said about a sequence, as the toolkits lay it out.
+"""Result files: what a tracker said about a sequence, where and as the toolkits of the benchmarks lay it out.
 
-    <results>/<tracker>/<sequence>.txt        x,y,w,h in pixels, one line a frame; the first is the given box
-    <results>/<tracker>/<sequence>_time.txt   seconds of each frame inside the tracker, decoding left out
-    <results>/<tracker>/<sequence>_score.txt  the tracker's confidence (1 for the given box), if it has one
-    <results>/<tracker>/run.json              what made these files; see `claim_folder`
+    pytracking   <results>/<tracker>/<sequence>.txt        x,y,w,h in pixels, a line a frame; the first is the given box
+                 <results>/<tracker>/<sequence>_time.txt   seconds of each frame inside the tracker, decoding left out
+                 <results>/<tracker>/<sequence>_score.txt  confidence (1 for the given box), where there is one
+                 repetition k of several: <results>/<tracker>_<k, 3 digits, from 0>/...
+    got10k       <results>/<tracker>/<sequence>/<sequence>_<repetition, 3 digits, from 1>.txt
+                 <results>/<tracker>/<sequence>/<sequence>_time.txt, <sequence>_score.txt, a column a repetition
+    vot          <results>/<tracker>/baseline/<sequence>/<sequence>_<anchor, 8 digits>.txt, in the order of the run; its
+                 first line is 1, the code of an initialisation. <...>_time.value, <...>_confidence.value
 
-Every file appears whole or not at all, and the boxes come last: where they are, the sequence is finished.
-
-GOT-10k's layout is read as well, with repetitions of a tracker that is not deterministic:
-
-    <results>/<tracker>/<sequence>/<sequence>_001.txt, _002.txt, ...
-    <results>/<tracker>/<sequence>/<sequence>_time.txt    seconds, one column a repetition
-
-Files of others may name a sequence otherwise; `result_names` finds them.
+LaSOT's, OTB's, UAV123's and NFS's files are pytracking's; TNL2K's toolkit and TrackingNet's server take the same. Only
+VOT's toolkit knows scores. `run.json` in a tracker's folder tells what made its files (`claim_folder`). Every file
+appears whole or not at all, and the boxes come last: where they are, the sequence is finished.
 """
 
+import io
 import json
 import logging
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,19 +26,27 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 
-from mixformer_jax.evaluation.layouts import ResultPaths
-from mixformer_jax.evaluation.metrics import MAX_COORDINATE
-from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
-from mixformer_jax.evaluation.result_names import SIDE_FILES
-from mixformer_jax.evaluation.vot.regions import read_regions
+from mixformer_jax.boxes import MAX_PIXELS
+from mixformer_jax.datasets.groundtruth import parse_numbers
 from mixformer_jax.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+SIDE_FILES = ("_time", "_score")
 # Keys of run.json that make no other results of them, see `claim_folder`.
 ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "decoder", "resumed_with")
+# What a well-formed table of numbers holds. Others (nan, a byte order mark, typing errors) are read line by line.
+_PLAIN = b"0123456789.,-+eE \t\n"
+
+Layout = Literal["pytracking", "got10k", "vot"]
+LAYOUTS: Mapping[str, Layout] = MappingProxyType({"got10k": "got10k", "vot": "vot"})
+"""By the reader's name, where it is not pytracking's."""
+
+
+class ResultsError(ValueError):
+    """Result files that cannot be read, scored or written; the message names file, line and the mend."""
 
 
 class SequenceResult(NamedTuple):
@@ -48,31 +57,166 @@ class SequenceResult(NamedTuple):
     scores: Float64[np.ndarray, " n"] | None
 
 
+class ResultPaths(NamedTuple):
+    """Files of one pass through a sequence."""
+
+    boxes: Path
+    times: Path
+    scores: Path
+    column: int | None = None  # of `times` and `scores`, where repetitions share them
+    starts_with_code: bool = False  # whether a 1 stands for the given box
+
+
+def printable(text: str) -> str:
+    """The text in one line that can be written anywhere: line breaks and the like as escapes, such as `\\n`."""
+    unfit = ("Cc", "Zl", "Zp", "Cs")  # control characters, ends of lines and paragraphs, halves of characters
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in unfit else c for c in text)
+
+
+def layout_of(dataset: str) -> Layout:
+    """The layout of a data set by its reader's name; pytracking's for those without a toolkit."""
+    return LAYOUTS.get(dataset, "pytracking")
+
+
+def tracker_folders(layout: Layout, tracker: str, repetitions: int) -> list[str]:
+    """The folder of each repetition: in GOT-10k's layout they share one."""
+    if layout != "pytracking" or repetitions == 1:
+        return [tracker] * repetitions
+    return [f"{tracker}_{repetition:03d}" for repetition in range(repetitions)]
+
+
+def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 0, anchor: int = 0) -> ResultPaths:
+    """The files of a pass through a sequence.
+
+    Args:
+        folder: the tracker's, that `tracker_folders` names for the repetition.
+        repetition: counted from 0.
+        anchor: the frame from which a run of VOT starts.
+    """
+    column, ends = None, (".txt", "_time.txt", "_score.txt")
+    if layout == "vot":
+        stem = folder / "baseline" / sequence / f"{sequence}_{anchor:08d}"
+        ends = (".txt", "_time.value", "_confidence.value")
+    elif layout == "got10k":
+        stem, column = folder / sequence / sequence, repetition
+        ends = (f"_{repetition + 1:03d}.txt", *ends[1:])
+    else:
+        stem = folder / sequence
+    boxes, times, scores = (stem.with_name(stem.name + end) for end in ends)
+    return ResultPaths(boxes, times, scores, column, starts_with_code=layout == "vot")
+
+
+def read_bytes(path: Path, kind: str, expected: str = "") -> bytes:
+    """The content of a file; ResultsError says what `kind` of file it is, and what was expected of it."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ResultsError(f"{kind} {path}: no such file{expected and f'; expected {expected}'}") from None
+    except OSError as error:
+        raise ResultsError(f"{kind} {path}: cannot be read: {error}") from error
+
+
+def decode_text(path: Path, content: bytes, kind: str, expected: str) -> str:
+    """A file's text without the white space at its end; ResultsError where it is none, or empty."""
+    try:
+        # utf-8-sig: tools on Windows put a byte order mark before the first number.
+        text = content.decode("utf-8-sig").rstrip()
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise ResultsError(f"{kind} {path}, line {number}: not text in UTF-8: {error}") from error
+    if not text:
+        raise ResultsError(f"{kind} {path}: empty; expected {expected}")
+    return text
+
+
+def read_numbers(path: str | Path, columns: str, optional: str = "") -> Float64[np.ndarray, "n k"]:
+    """A table of numbers, one row a line, its columns separated by commas, or by tabs or spaces.
+
+    Blank lines are allowed at the end only: one in the middle would shift every row after it. `nan` is read as it is.
+
+    Args:
+        columns: their names, separated by commas, such as "x,y,w,h"; with "..." at the end, one or more.
+        optional: more columns, which all lines have or none.
+
+    Raises:
+        ResultsError: a missing, empty or unreadable file; a line with another number of columns, or with something else
+            than finite numbers and nan (file and line are named).
+    """
+    path = Path(path)
+    content = read_bytes(path, "result file", f"lines of {columns}")
+    widths: tuple[int, ...] = ()
+    if not columns.endswith("..."):
+        count = columns.count(",") + 1
+        widths = (count, count + optional.count(",") + 1) if optional else (count,)
+    numbers = _parse_plain(content, widths)
+    return _parse_lines(path, content, columns, optional, widths) if numbers is None else numbers
+
+
+def _parse_plain(content: bytes, widths: tuple[int, ...]) -> Float64[np.ndarray, "n k"] | None:
+    """All lines at once; None where that is not certain to be what `_parse_lines` gives."""
+    content = content.replace(b"\r\n", b"\n").rstrip()
+    if not content or content.translate(None, _PLAIN):
+        return None
+    delimiter = "," if b"," in content else None
+    try:
+        numbers = np.loadtxt(io.BytesIO(content), delimiter=delimiter, comments=None, ndmin=2)
+    except ValueError:
+        return None
+    # loadtxt passes over blank lines.
+    exact = len(numbers) == content.count(b"\n") + 1 and (not widths or numbers.shape[1] in widths)
+    return numbers if exact and np.isfinite(numbers).all() else None
+
+
+def _parse_lines(
+    path: Path, content: bytes, columns: str, optional: str, widths: tuple[int, ...]
+) -> Float64[np.ndarray, "n k"]:
+    text = decode_text(path, content, "result file", f"one line of {columns} for every frame")
+    rows: list[list[float]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        where = f"result file {path}, line {number}"
+        if not line.strip():
+            raise ResultsError(f"{where}: blank; blank lines are allowed at the end only")
+        try:
+            row = parse_numbers(line.strip())
+        except ValueError:
+            raise ResultsError(f"{where}: expected numbers {columns}, found {line.strip()!r}") from None
+        if any(map(math.isinf, row)):
+            raise ResultsError(f"{where}: infinite value in {line.strip()!r}")
+        # Of the numbers that may be, or of all, the first line says how many columns there are.
+        if not rows and (not widths or len(row) in widths):
+            widths = (len(row),)
+        if len(row) not in widths:
+            word = "column" if widths[0] == 1 else "columns"
+            # The optional columns are expected where the lines before have them.
+            names = f"{columns},{optional}" if optional and widths[0] > columns.count(",") + 1 else columns
+            raise ResultsError(f"{where}: expected {widths[0]} {word} {names}, found {len(row)} in {line!r}")
+        rows.append(row)
+    return np.array(rows, np.float64)
+
+
 def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "error") -> Float64[np.ndarray, "n 4"]:
     """Boxes of a result file, x,y,w,h separated by commas, tabs or spaces, one line a frame.
 
-    The six columns x,y,w,h,score,lost of `mixformer track` are read, too.
-
-    Args:
-        path: the text file.
-        unusable_boxes: whether NaN and negative sizes are an error, or are kept for rules that say what they count.
+    The six columns x,y,w,h,score,lost of `mixformer track` are read, too. NaN and negative sizes are an error, unless
+    they are kept for rules that say what they count.
 
     Raises:
-        ResultsError: missing, empty or not text; a line that is not four numbers, is infinite or too large for
-            pixels, or unusable (the line is named).
+        ResultsError: missing, empty or not text; a line that is not four numbers, is infinite or too large for pixels,
+            or unusable (the line is named).
     """
     rows = read_numbers(path, "x,y,w,h", optional="score,lost")
     boxes_xywh, beside = rows[:, :4], rows[:, 4:]
-    if beside.size and not (usual := _are_scores(beside)).all():
-        row = int(np.argmin(usual))
-        raise ResultsError(
-            f"result file {path}, line {row + 1}: {rows[row].tolist()} is not x,y,w,h,score,lost, with a score from 0 "
-            "to 1 and lost 0 or 1"
-        )
-    pixels = np.abs(boxes_xywh) <= MAX_COORDINATE
+    if beside.size:
+        score, lost = beside.T
+        usual = (score >= 0) & (score <= 1) & ((lost == 0) | (lost == 1))
+        if not usual.all():
+            row = int(np.argmin(usual))
+            raise ResultsError(
+                f"result file {path}, line {row + 1}: {rows[row].tolist()} is not x,y,w,h,score,lost, with a score "
+                "from 0 to 1 and lost 0 or 1"
+            )
+    pixels = np.abs(boxes_xywh) <= MAX_PIXELS
     if unusable_boxes == "error":
-        if pixels.all() and (boxes_xywh[:, 2:] >= 0).all():
-            return boxes_xywh
         fine, expected = pixels.all(1) & (boxes_xywh[:, 2:] >= 0).all(1), "finite x,y,w,h with w >= 0 and h >= 0"
     else:
         fine, expected = (pixels | np.isnan(boxes_xywh)).all(1), "x,y,w,h"
@@ -80,16 +224,13 @@ def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "err
         row = int(np.argmin(fine))
         raise ResultsError(
             f"result file {path}, line {row + 1}: {boxes_xywh[row].tolist()} is no box in pixels; expected {expected}, "
-            f"of at most {MAX_COORDINATE:g}"
+            f"of at most {MAX_PIXELS:g}"
         )
     return boxes_xywh
 
 
 def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
-    """Seconds of each frame, one column a repetition; None where no times were kept.
-
-    Args:
-        paths: one file with a column a repetition, or one a repetition; see `result_names.ResultFolder.times`.
+    """Seconds of each frame, one column a repetition, of one file or one a repetition; None where none were kept.
 
     Raises:
         ResultsError: not a table of numbers, a time below zero (file and line are named), or files of other lengths.
@@ -107,21 +248,14 @@ def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
     return np.hstack(tables) if tables else None
 
 
-def _are_scores(beside: Float64[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-    score, lost = beside.T
-    return (score >= 0) & (score <= 1) & ((lost == 0) | (lost == 1))
-
-
 def write_result(paths: ResultPaths, result: SequenceResult) -> None:
     """Writes a finished sequence into a tracker's folder, boxes last."""
     paths.boxes.parent.mkdir(parents=True, exist_ok=True)
     for path, values in ((paths.times, result.times_s), (paths.scores, result.scores)):
         if values is not None:
-            write_atomically(path, _rows(_beside_other_repetitions(path, values, paths.column), decimals=8))
-    if paths.starts_with_code:
-        write_atomically(paths.boxes, "1\n" + _rows(result.boxes_xywh[1:], decimals=4))
-    else:
-        write_atomically(paths.boxes, _rows(result.boxes_xywh, decimals=4))
+            write_atomically(path, rows_of_text(_beside_other_repetitions(path, values, paths.column), decimals=8))
+    code, first = ("1\n", 1) if paths.starts_with_code else ("", 0)
+    write_atomically(paths.boxes, code + rows_of_text(result.boxes_xywh[first:], decimals=4))
 
 
 def _beside_other_repetitions(
@@ -159,67 +293,44 @@ def _number(cell: bytes) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
-    """Whether the file holds a sequence's boxes: one for each frame, from the same first box.
-
-    A file that cannot be read counts as unfinished.
-    """
-    if not paths.boxes.exists():
-        return False
-    try:
-        if paths.starts_with_code:
-            return len(read_regions(paths.boxes)) == length
-        boxes_xywh = read_boxes(paths.boxes)
-    except ResultsError:
-        return False
-    return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
-
-
 def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any] = MappingProxyType({})) -> None:
     """Makes the tracker's folder, or makes sure that what it holds was made with the same settings.
 
-    Finished sequences are not run again, so without this check a table could mix two trackers, or show
-    yesterday's weights under today's name.
-
-    Args:
-        folder: of the tracker.
-        settings: what results depend on.
-        about: what to keep beside them: who made the first of these results. Where a later run has something else
-            there, such as another version of a library, that is added under `resumed_with`.
+    Finished sequences are not run again, so without this check a table could mix two trackers, or show yesterday's
+    weights under today's name. `about` is kept beside the settings; where a later run has something else there, such as
+    another version of a library, that is added under `resumed_with`.
 
     Raises:
         ResultsError: the folder holds results of other settings, or of unknown ones.
     """
-    record = folder / "run.json"
-    mend = "give another --tracker-name or --out, or delete that folder"
-    if record.exists():
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ResultsError(f"{record}: not JSON ({error}); {mend}") from error
-        if not isinstance(found, dict):
-            raise ResultsError(f"{record}: no JSON object; {mend}")
-        # A record from before compute types were recorded: they followed from the device.
-        if "device" in found:
-            found.setdefault("dtype", "float32" if found["device"] == "cpu" else "bfloat16")
-            found.setdefault("matmul_precision", settings.get("matmul_precision"))
-        before = {key: value for key, value in found.items() if key not in ABOUT}
-        if before != dict(settings):
-            keys = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-            theirs, ours = ({key: each[key] for key in keys if key in each} for each in (before, settings))
-            raise ResultsError(
-                f"{folder} holds results made with {json.dumps(theirs)}, and this run has {json.dumps(ours)}; {mend}"
-            )
-        kept = {key: value for key, value in found.items() if key in ABOUT}
-        changed = {key: value for key, value in about.items() if kept.get(key) != value}
-        if changed and changed not in found.get("resumed_with", []):
-            found["resumed_with"] = [*found.get("resumed_with", []), changed]
-            write_atomically(record, json.dumps(found, indent=2) + "\n")
+    record, mend = folder / "run.json", "give another --tracker-name or --out, or delete that folder"
+    if not record.exists():
+        if any(folder.rglob("*.txt")):
+            raise ResultsError(f"{folder} holds results without a run.json, so their origin is unknown; {mend}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps({**settings, **about}, indent=2) + "\n")
         return
-    if any(folder.rglob("*.txt")):
-        raise ResultsError(f"{folder} holds results without a run.json, so their origin is unknown; {mend}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(record, json.dumps({**settings, **about}, indent=2) + "\n")
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResultsError(f"{record}: not JSON ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise ResultsError(f"{record}: no JSON object; {mend}")
+    # A record from before compute types were recorded: they followed from the device.
+    if "device" in found:
+        found.setdefault("dtype", "float32" if found["device"] == "cpu" else "bfloat16")
+        found.setdefault("matmul_precision", settings.get("matmul_precision"))
+    before = {key: value for key, value in found.items() if key not in ABOUT}
+    if before != dict(settings):
+        keys = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
+        theirs, ours = ({key: each[key] for key in keys if key in each} for each in (before, settings))
+        raise ResultsError(
+            f"{folder} holds results made with {json.dumps(theirs)}, and this run has {json.dumps(ours)}; {mend}"
+        )
+    changed = {key: value for key, value in about.items() if key not in ABOUT or found.get(key) != value}
+    if changed and changed not in found.get("resumed_with", []):
+        found["resumed_with"] = [*found.get("resumed_with", []), changed]
+        write_atomically(record, json.dumps(found, indent=2) + "\n")
 
 
 def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
@@ -238,5 +349,6 @@ def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
         raise ResultsError(f"several sequences would write the same files: {', '.join(clashes)}; rename one")
 
 
-def _rows(values: Float64[np.ndarray, "n k"], decimals: int) -> str:
+def rows_of_text(values: Float[np.ndarray, "n k"], decimals: int) -> str:
+    """A line of numbers with commas for each row."""
     return "".join(",".join(f"{value:.{decimals}f}" for value in row) + "\n" for row in values)

@@ -3,57 +3,63 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float, Float64
 from tqdm import tqdm
 
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.evaluation.lane_loop import Clock, Job, LaneLoop, Outcome, explain, longest_first
-from mixformer_jax.evaluation.layouts import ResultPaths, layout_of, result_paths, tracker_folders
-from mixformer_jax.evaluation.number_files import read_numbers
-from mixformer_jax.evaluation.result_names import printable
-from mixformer_jax.evaluation.results import ResultsError, check_names, claim_folder, is_finished, write_result
-from mixformer_jax.evaluation.trackers import OpenedTracker
+from mixformer_jax.evaluation.lane_loop import Clock, Job, explain
+from mixformer_jax.evaluation.results import (
+    ResultPaths,
+    ResultsError,
+    check_names,
+    claim_folder,
+    layout_of,
+    printable,
+    read_boxes,
+    result_paths,
+    tracker_folders,
+    write_result,
+)
+from mixformer_jax.evaluation.vot import read_anchors
+from mixformer_jax.evaluation.vot_regions import read_regions
+from mixformer_jax.evaluation.workers import Crew
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.video import Frame
+
+logger = logging.getLogger(__name__)
+
+FAILURES_LOG = "failures.log"
 
 
 class Pass(NamedTuple):
-    """A way through a sequence.
+    """A way through a sequence."""
 
-    Attributes:
-        label: for messages.
-        sequence: its frames in the order in which they are tracked.
-        anchor: the frame with which it begins.
-    """
-
-    label: str
-    sequence: TrackingSequence
-    anchor: int = 0
+    label: str  # for messages
+    sequence: TrackingSequence  # its frames in the order in which they are tracked
+    anchor: int = 0  # the frame with which it begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Reordered:
     """Some frames of a video, in another order."""
 
-    frame: Callable[[int], UInt8[np.ndarray, "h w 3"]]
+    frame: Callable[[int], Frame]
     indices: range
 
-    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def __call__(self, index: int) -> Frame:
         return self.frame(self.indices[index])
 
 
 def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
-    """The passes that a data set, by its reader's name, asks for.
-
-    VOT's anchors (Kristan et al. 2020) are in `anchor.value`, a number a frame: from a frame with a number above zero a
-    run goes forward to the end, from one below zero backward to the start.
+    """The passes that a data set, by its reader's name, asks for: VOT's go from every anchor to an end of the video.
 
     Raises:
         DatasetError: a sequence of VOT without anchors.
@@ -61,60 +67,21 @@ def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     """
     if dataset != "vot":
         return [Pass(sequence.name, sequence)]
-    path = sequence.root / "anchor.value"
-    anchors = read_numbers(path, "anchor")[:, 0] if path.is_file() else np.zeros(0)
-    if not anchors[: len(sequence)].any():
+    anchors = read_anchors(sequence.root, len(sequence))
+    if not anchors:
         raise DatasetError(
-            f"{path}: no anchors; VOT's runs start from the frames that this file marks. Before VOT2020 there were "
-            "none, and trackers were restarted after failures, which is not supported: vot-toolkit does it"
+            f"{sequence.root / 'anchor.value'}: no anchors; VOT's runs start from the frames that this file marks. "
+            "Before VOT2020 there were none, and trackers were restarted after failures, which is not supported: "
+            "vot-toolkit does it"
         )
-    return [_run_from(sequence, int(anchor), bool(anchors[anchor] < 0)) for anchor in np.flatnonzero(anchors)]
+    return [_run_from(sequence, *anchor) for anchor in sorted(anchors)]
 
 
 def _run_from(sequence: TrackingSequence, anchor: int, backward: bool) -> Pass:
     indices = range(anchor, -1, -1) if backward else range(anchor, len(sequence))
-    run = dataclasses.replace(
-        sequence,
-        boxes_xywh=sequence.boxes_xywh[list(indices)],
-        frame=Reordered(sequence.frame, indices),
-        visible=None,
-    )
+    boxes_xywh, frame = sequence.boxes_xywh[list(indices)], Reordered(sequence.frame, indices)
+    run = dataclasses.replace(sequence, boxes_xywh=boxes_xywh, frame=frame, visible=None)
     return Pass(f"{sequence.name}, {'backward' if backward else 'forward'} from frame {anchor}", run, anchor)
-
-
-logger = logging.getLogger(__name__)
-
-FAILURES_LOG = "failures.log"
-
-
-@runtime_checkable
-class Crew(Protocol):
-    """Whoever tracks: this process, or several (`workers.Workers`)."""
-
-    @property
-    def num_workers(self) -> int: ...
-
-    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        """One outcome a job, as they come; every clock is added to `clock`."""
-        ...
-
-
-class Alone:
-    """Tracks in this process."""
-
-    num_workers = 1
-
-    def __init__(self, opened: OpenedTracker) -> None:
-        self._opened = opened
-
-    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        if not jobs:
-            return
-        self._opened.warm_up()
-        waiting = iter(jobs if self._opened.lanes.num_lanes == 1 else longest_first(jobs))
-        loop = LaneLoop(self._opened.lanes, lambda: next(waiting, None), on_frames)
-        yield from loop.outcomes()
-        clock.add(loop.clock)
 
 
 class Failure(NamedTuple):
@@ -124,29 +91,17 @@ class Failure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """What a run did. `failures` is not empty where sequences are still missing.
+    """What a run did. With several repetitions or VOT's runs, each counts as a sequence."""
 
-    Attributes:
-        folders: of the results, one a repetition; in GOT-10k's layout they share one.
-        finished: sequences tracked in this run; with several repetitions or VOT's runs, each is one.
-        skipped: were finished before.
-        failures: have no result.
-        clock: of all workers together.
-        seconds: from the first job to the last result.
-        step_times_s: inside `step`, over the sequences finished in this run.
-        num_workers: processes that tracked.
-        equal_repetitions: of how many sequences all repetitions are equal; None for a single one.
-    """
-
-    folders: tuple[Path, ...]
-    finished: tuple[str, ...]
-    skipped: tuple[str, ...]
-    failures: tuple[Failure, ...]
-    clock: Clock
-    seconds: float
-    step_times_s: Float64[np.ndarray, " n"]
-    num_workers: int
-    equal_repetitions: int | None
+    folders: tuple[Path, ...]  # of the results, one a repetition; in GOT-10k's layout they share one
+    finished: tuple[str, ...]  # sequences tracked in this run
+    skipped: tuple[str, ...]  # finished before
+    failures: tuple[Failure, ...]  # sequences without a result
+    clock: Clock  # of all workers together
+    seconds: float  # from the first job to the last result
+    step_times_s: Float64[np.ndarray, " n"]  # inside `step`, over the sequences finished in this run
+    num_workers: int  # processes that tracked
+    equal_repetitions: int | None  # of how many sequences all repetitions are equal; None for a single one
 
 
 class _Planned(NamedTuple):
@@ -156,9 +111,18 @@ class _Planned(NamedTuple):
     sequence: TrackingSequence
     paths: ResultPaths
 
-    @property
-    def is_finished(self) -> bool:
-        return is_finished(self.paths, self.sequence.boxes_xywh[0], len(self.sequence))
+
+def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
+    """Whether the file holds a box for each frame, from the same first box. One that cannot be read does not."""
+    if not paths.boxes.exists():
+        return False
+    try:
+        if paths.starts_with_code:
+            return len(read_regions(paths.boxes)) == length
+        boxes_xywh = read_boxes(paths.boxes)
+    except ResultsError:
+        return False
+    return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
 
 
 def run_dataset(
@@ -174,18 +138,14 @@ def run_dataset(
     """Tracks every sequence that has no finished result yet.
 
     May be killed at any moment and called again: a sequence's files appear whole or not at all, and this process alone
-    writes them. A sequence that fails leaves no result, and the others go on; tracebacks of errors that nobody foresaw
-    are in `failures.log`, in the (first) tracker's folder.
+    writes them. A sequence that cannot be read or tracked leaves no result, and the others go on; tracebacks of errors
+    that nobody foresaw are in `failures.log`, in the (first) tracker's folder.
 
     Args:
-        crew: tracks.
-        sequences: of the data set. One that cannot be read is a failure like others.
-        out_dir: gets the tracker's folders.
-        tracker_name: names them, see `layouts`.
-        settings: what makes these results different from others (weights, data set); results made with other
-            settings in the same folder are refused, see `claim_folder`.
-        dataset: decides the layout.
-        repetitions: how often each sequence is tracked.
+        out_dir: gets the tracker's folders, which `tracker_name` names.
+        settings: what makes these results different from others (weights, data set); results made with other settings
+            in the same folder are refused, see `claim_folder`.
+        dataset: by its reader's name; decides the layout.
         about: what to keep beside the settings, see `claim_folder`.
 
     Raises:
@@ -214,7 +174,11 @@ def run_dataset(
         for ways in readable
         for way in ways
     ]
-    todo = [number for number, plan in enumerate(planned) if not plan.is_finished]
+    todo = [
+        number
+        for number, (_, sequence, paths) in enumerate(planned)
+        if not is_finished(paths, sequence.boxes_xywh[0], len(sequence))
+    ]
     jobs = [Job(number, planned[number].sequence) for number in todo]
 
     clock, began = Clock(), time.perf_counter()

@@ -1,10 +1,21 @@
-"""Scoring the result files of several trackers in one pass over a benchmark."""
+"""Finding the result files of several trackers, and scoring them in one pass over a benchmark.
+
+Toolkits name some sequences otherwise than the data sets do:
+
+    OTB       Jogging_1 here and in pytracking; Jogging-1 in pysot and its results; Jogging.1 in the got10k toolkit,
+              which has Human4 for Human4_2, the only annotated target of that folder; names in lower case are common
+    UAV123    bike1 as published; uav_bike1 in pytracking's results
+    NfS       Gymnastics as published; nfs_Gymnastics in pytracking's results
+"""
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +26,124 @@ from mixformer_jax.datasets.known_faults import known_fault
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import (
     Curves,
+    OpeRules,
     frame_errors,
     headline,
     mean_over_sequences,
     sequence_curves,
     stack_curves,
 )
-from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
-from mixformer_jax.evaluation.results import ResultsError, read_boxes
-from mixformer_jax.evaluation.rules import OpeRules
+from mixformer_jax.evaluation.results import SIDE_FILES, ResultsError, read_boxes
+
+# By the reader's name: what pytracking's files have before the published name.
+PREFIXES: Mapping[str, str] = MappingProxyType({"nfs": "nfs_", "uav123": "uav_"})
+_REPETITION = re.compile(r"(?P<name>.+)_(?P<number>\d+)", re.ASCII)
+
+
+class SequenceNames:
+    """The sequences of a data set by any of their names.
+
+    Letters' case and the difference between `-`, `.` and `_` do not count, unless they tell two sequences apart: give
+    the names of all sequences, also of those that are not looked at.
+    """
+
+    def __init__(self, names: Iterable[str], benchmark: str = "") -> None:
+        self._names = frozenset(names)
+        claims: dict[str, set[str]] = {}
+        for name in self._names:
+            for other in _other_names(name, benchmark):
+                claims.setdefault(_plain(other), set()).add(name)
+        self._by_other_name = {other: min(claimed) for other, claimed in claims.items() if len(claimed) == 1}
+        self._side_files = frozenset(name + suffix for name in self._names for suffix in SIDE_FILES)
+
+    def sequence(self, name: str) -> str | None:
+        """The sequence that `name` stands for in the data set; None where there is none, or where two are as likely."""
+        if name in self._names:
+            return name
+        return None if name in self._side_files else self._by_other_name.get(_plain(name))
+
+
+class ResultFolder:
+    """One tracker's folder, listed once. One that is not there is empty."""
+
+    def __init__(self, path: Path, names: SequenceNames) -> None:
+        self.path, self._names = path, names
+        self.strangers: list[str] = []  # text files that belong to no sequence
+        self._boxes: dict[str, list[Path]] = defaultdict(list)
+        self._times: dict[str, list[Path]] = defaultdict(list)
+        self._folders: dict[str, list[Path]] = defaultdict(list)
+        for entry in sorted(path.iterdir()) if path.is_dir() else ():
+            is_text = entry.suffix == ".txt"
+            name, _, kind = entry.stem.rpartition("_")
+            if is_text and (sequence := names.sequence(entry.stem)) is not None:
+                self._boxes[sequence].append(entry)
+            elif is_text and kind == "time" and (sequence := names.sequence(name)) is not None:
+                self._times[sequence].append(entry)
+            elif is_text and f"_{kind}" not in SIDE_FILES:
+                self.strangers.append(entry.name)
+            elif (sequence := names.sequence(entry.name)) is not None and entry.is_dir():
+                self._folders[sequence].append(entry)
+
+    def boxes(self, sequence: str) -> list[Path]:
+        """The box files of a sequence, one a repetition; none where there is no result.
+
+        Raises:
+            ResultsError: two files that are both its result, under two names or in both layouts.
+        """
+        flat = self._boxes[sequence]
+        nested = [found for folder in self._folders[sequence] if (found := self._repetitions(folder, sequence))]
+        _check_one(sequence, [*flat, *(found[0] for found in nested)])
+        return flat or (nested[0] if nested else [])
+
+    def times(self, sequence: str) -> list[Path]:
+        """Its files of times: one with a column a repetition, or one a repetition; none where no times were kept.
+
+        Raises:
+            ResultsError: two files that are both its times.
+        """
+        shared, single = [], []
+        for path in (path for folder in self._folders[sequence] for path in sorted(folder.glob("*_time.txt"))):
+            name = path.stem.removesuffix("_time")
+            if self._names.sequence(name) == sequence:
+                shared.append(path)
+            elif self._repetition(name, sequence) is not None:
+                single.append(path)
+        _check_one(sequence, shared)
+        if shared or single:
+            return shared or single
+        _check_one(sequence, self._times[sequence])
+        return self._times[sequence]
+
+    def _repetitions(self, folder: Path, sequence: str) -> list[Path]:
+        """<sequence>_001.txt, <sequence>_002.txt, ... in GOT-10k's layout."""
+        found: dict[int, list[Path]] = defaultdict(list)
+        for path in sorted(folder.glob("*.txt")):
+            if (repetition := self._repetition(path.stem, sequence)) is not None:
+                found[repetition].append(path)
+        for paths in found.values():
+            _check_one(sequence, paths)
+        return [paths[0] for _, paths in sorted(found.items())]
+
+    def _repetition(self, stem: str, sequence: str) -> int | None:
+        match = _REPETITION.fullmatch(stem)
+        return int(match["number"]) if match and self._names.sequence(match["name"]) == sequence else None
+
+
+def _other_names(name: str, benchmark: str) -> Iterable[str]:
+    yield name
+    if benchmark in PREFIXES:
+        yield PREFIXES[benchmark] + name
+    if benchmark == "otb100" and name == "Human4_2":
+        yield "Human4"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-.]", "_", name).casefold()
+
+
+def _check_one(sequence: str, paths: list[Path]) -> None:
+    if len(paths) > 1:
+        raise ResultsError(f"{paths[0]} and {paths[1]} are both results of {sequence}; remove one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +172,7 @@ class TrackerScores:
     def subset(self, chosen: Sequence[int]) -> "TrackerScores":
         """The tracker on some of the sequences, by their positions."""
         index = np.array(chosen, np.intp)
-        curves = self.curves
-        part = Curves(curves.success[index], curves.precision[index], curves.norm_precision[index])
+        part = Curves(*(curve[index] for curve in self.curves))
         return TrackerScores(self.name, self.rules, part, self.average_overlap[index])
 
 
@@ -101,16 +220,10 @@ def find_results(
     separate_runs: bool = False,
     known_names: SequenceNames | None = None,
 ) -> list[TrackerFiles]:
-    """The box files of trackers (default: all that are there).
+    """The box files of trackers: of the folders of these names, or by default of all that are there.
 
-    Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`.
-
-    Args:
-        results_dir: holds the trackers' folders.
-        sequence_names: of the sequences that are looked at.
-        trackers: names of folders, or of several with their numbers.
-        separate_runs: whether runs are trackers of their own.
-        known_names: of all sequences, by which files of others are found; default: those that are looked at.
+    Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`. `known_names` are those of
+    all sequences, by which files of others are told; default: those that are looked at.
 
     Raises:
         ResultsError: no trackers, a sequence without result (all are named), or one with two.
@@ -122,21 +235,21 @@ def find_results(
     strangers: list[str] = []
     for name, numbered in _group_runs(results_dir, names, separate_runs).items():
         folders = [ResultFolder(results_dir / folder, known_names) for folder in numbered]
-        boxes, times, missing_before = [], [], len(missing)
-        for sequence in sequence_names:
-            paths = [folder.boxes(sequence) for folder in folders]
-            missing += [
-                str(folder.path / f"{sequence}.txt") for folder, files in zip(folders, paths, strict=True) if not files
-            ]
-            boxes.append(tuple(path for files in paths for path in files))
-            times.append(tuple(path for folder in folders for path in folder.times(sequence)))
-        if len(missing) > missing_before:
+        paths = {sequence: [folder.boxes(sequence) for folder in folders] for sequence in sequence_names}
+        lacking = [
+            str(folder.path / f"{sequence}.txt")
+            for sequence, by_folder in paths.items()
+            for folder, files in zip(folders, by_folder, strict=True)
+            if not files
+        ]
+        missing += lacking
+        if lacking:
             strangers += [str(folder.path / file) for folder in folders for file in folder.strangers]
-        found.append(TrackerFiles(name, tuple(folder.path for folder in folders), tuple(boxes), tuple(times)))
+        boxes = tuple(tuple(itertools.chain(*by_folder)) for by_folder in paths.values())
+        times = tuple(tuple(path for folder in folders for path in folder.times(each)) for each in sequence_names)
+        found.append(TrackerFiles(name, tuple(folder.path for folder in folders), boxes, times))
     if missing:
-        others = ""
-        if strangers:
-            others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})"
+        others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})" if strangers else ""
         raise ResultsError(
             f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
             f"{', '.join(missing)}{others}; run the tracker again, or leave it out with --trackers"

@@ -9,7 +9,7 @@ written.
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -19,9 +19,8 @@ from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.result_looks import OTHER, look_at
-from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
-from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.scoring import runs_of
+from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times, rows_of_text
+from mixformer_jax.evaluation.scoring import ResultFolder, SequenceNames, runs_of
 from mixformer_jax.files import write_atomically
 
 MAX_REPETITIONS = 3
@@ -44,26 +43,25 @@ class Pack(NamedTuple):
 
 class _Result(NamedTuple):
     boxes_xywh: list[Float64[np.ndarray, "n 4"]]  # by repetition
-    times_s: Float64[np.ndarray, "n k"] | None
+    times_s: Float64[np.ndarray, "n k"] | None = None
 
 
 def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[TrackingSequence], out: str | Path) -> Pack:
-    """Writes the archive of one tracker that a server takes.
+    """Writes the archive (.zip) of one tracker that a server takes.
 
     Args:
-        benchmark: one of BENCHMARKS.
+        benchmark: one of TEST_SEQUENCES.
         folder: the tracker's results, in our layout or in GOT-10k's. Where there is none of that name, but `<name>_000`
             and so on, each is a repetition.
         sequences: of the test set, with the first box of each; the frames are not read.
-        out: the archive, ending in .zip.
 
     Raises:
         ResultsError: anything that the server would refuse or take wrongly: sequences that are missing, of another
             length than the video, from another first box, with unusable boxes or times. All are named.
         ValueError: an unknown benchmark, or an archive of another kind.
     """
-    if benchmark not in BENCHMARKS:
-        raise ValueError(f"no server for {benchmark!r} is known; known: {', '.join(BENCHMARKS)}")
+    if benchmark not in TEST_SEQUENCES:
+        raise ValueError(f"no server for {benchmark!r} is known; known: {', '.join(TEST_SEQUENCES)}")
     folder, out = Path(folder), Path(out)
     if out.suffix != ".zip":
         raise ValueError(f"{out}: the servers take .zip archives")
@@ -73,14 +71,13 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Trackin
     if not runs:
         raise ResultsError(f"{folder}: no such folder; expected the results of one tracker")
     folders = [ResultFolder(run, names) for run in runs]
-    check, members = BENCHMARKS[benchmark]
     results: dict[str, _Result] = {}
     problems = []
     for sequence in sequences:
         if sequence.name in results:
             raise ResultsError(f"two sequences are named {sequence.name}; their files would overwrite each other")
         try:
-            results[sequence.name] = check(folders, sequence)
+            results[sequence.name] = _check(benchmark, folders, sequence)
         except ResultsError as error:
             problems.append(str(error))
     if problems:
@@ -94,25 +91,29 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Trackin
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name, result in results.items():
-            for member, text in members(name, result):
+            for member, text in _members(name, result):
                 # A fixed date: the same results give the same bytes.
                 file.writestr(zipfile.ZipInfo(member), text, zipfile.ZIP_DEFLATED)
     write_atomically(out, archive.getvalue())
-    return Pack(
-        out,
-        len(results),
-        sum(len(result.boxes_xywh[0]) for result in results.values()),
-        max(len(result.boxes_xywh) for result in results.values()),
-    )
+    frames = sum(len(result.boxes_xywh[0]) for result in results.values())
+    return Pack(out, len(results), frames, max(len(result.boxes_xywh) for result in results.values()))
 
 
-def _check_got10k(folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
-    paths = _find(folders, sequence)
+def _check(benchmark: str, folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
+    """What the server is to have of a sequence."""
+    by_folder = [folder.boxes(sequence.name) for folder in folders]
+    lacking = [folder.path for folder, found in zip(folders, by_folder, strict=True) if not found]
+    if lacking:
+        raise ResultsError(f"{lacking[0] / sequence.name}.txt: no such file; run the tracker on this sequence")
+    paths, where = [path for found in by_folder for path in found], folders[0].path / sequence.name
+    if benchmark == "trackingnet":
+        if len(paths) > 1:
+            raise ResultsError(f"{where}: {len(paths)} repetitions; TrackingNet's server takes one")
+        return _Result(_read_repetitions(paths, sequence))
     if len(paths) > MAX_REPETITIONS:
-        raise ResultsError(f"{_place(folders, sequence)}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
+        raise ResultsError(f"{where}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
     boxes_xywh = _read_repetitions(paths, sequence)
     times_s = read_times([path for folder in folders for path in folder.times(sequence.name)])
-    where = _place(folders, sequence)
     if times_s is None:
         raise ResultsError(f"{where}_time.txt: no such file; the server wants the seconds of every frame")
     if times_s.shape != (len(sequence), len(paths)):
@@ -123,25 +124,6 @@ def _check_got10k(folders: list[ResultFolder], sequence: TrackingSequence) -> _R
     if not np.isfinite(times_s).all():
         raise ResultsError(f"{where}_time.txt: NaN among the times")
     return _Result(boxes_xywh, times_s)
-
-
-def _check_trackingnet(folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
-    paths = _find(folders, sequence)
-    if len(paths) > 1:
-        raise ResultsError(f"{_place(folders, sequence)}: {len(paths)} repetitions; TrackingNet's server takes one")
-    return _Result(_read_repetitions(paths, sequence), None)
-
-
-def _find(folders: list[ResultFolder], sequence: TrackingSequence) -> list[Path]:
-    paths = [folder.boxes(sequence.name) for folder in folders]
-    lacking = [folder.path for folder, found in zip(folders, paths, strict=True) if not found]
-    if lacking:
-        raise ResultsError(f"{lacking[0] / sequence.name}.txt: no such file; run the tracker on this sequence")
-    return [path for found in paths for path in found]
-
-
-def _place(folders: list[ResultFolder], sequence: TrackingSequence) -> Path:
-    return folders[0].path / sequence.name
 
 
 def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Float64[np.ndarray, "n 4"]]:
@@ -166,31 +148,11 @@ def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Flo
     return repetitions
 
 
-def _got10k_members(name: str, result: _Result) -> Iterable[tuple[str, str]]:
+def _members(name: str, result: _Result) -> Iterator[tuple[str, str]]:
+    """A sequence's part of the archive: TrackingNet's server wants no times, GOT-10k's those of every frame."""
+    if result.times_s is None:
+        yield f"{name}.txt", rows_of_text(result.boxes_xywh[0], decimals=2)
+        return
     for number, boxes_xywh in enumerate(result.boxes_xywh, start=1):
-        yield f"{name}/{name}_{number:03d}.txt", _rows(boxes_xywh, "%.3f")
-    assert result.times_s is not None
-    yield f"{name}/{name}_time.txt", _rows(result.times_s, "%.8f")
-
-
-def _trackingnet_members(name: str, result: _Result) -> Iterable[tuple[str, str]]:
-    yield f"{name}.txt", _rows(result.boxes_xywh[0], "%.2f")
-
-
-def _rows(values: Float64[np.ndarray, "n k"], form: str) -> str:
-    line = ",".join([form] * values.shape[1]) + "\n"
-    return "".join(line % tuple(row) for row in values.tolist())
-
-
-# How a sequence is checked, and what its part of the archive is.
-BENCHMARKS: Mapping[
-    str,
-    tuple[
-        Callable[[list[ResultFolder], TrackingSequence], _Result], Callable[[str, _Result], Iterable[tuple[str, str]]]
-    ],
-] = MappingProxyType(
-    {
-        "got10k": (_check_got10k, _got10k_members),
-        "trackingnet": (_check_trackingnet, _trackingnet_members),
-    }
-)
+        yield f"{name}/{name}_{number:03d}.txt", rows_of_text(boxes_xywh, decimals=3)
+    yield f"{name}/{name}_time.txt", rows_of_text(result.times_s, decimals=8)

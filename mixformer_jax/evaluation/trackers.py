@@ -4,6 +4,7 @@ code and weights decides the numbers: hardware, precision, versions, decoders.
 Beside ours there are the first box, and OpenCV's trackers as a yardstick that needs no weights.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -11,6 +12,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,14 +23,18 @@ import flax
 import jax
 import jaxlib
 import numpy as np
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Float, Float64
 
 import mixformer_jax
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.media.decoders import decoder_name, find_pyav
-from mixformer_jax.models.config import ComputeDtype
+from mixformer_jax.media.video import Frame
+from mixformer_jax.models.config import ComputeDtype, ConfigError, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.tracking.lanes import Lanes, LanesLike, OneLane
 from mixformer_jax.tracking.tracker import find_weights
+
+BenchmarkSettings = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Tracker settings by model and benchmark, as in `configs/benchmarks.toml`."""
 
 PEERS: Mapping[str, str] = MappingProxyType(
     {"opencv:CSRT": "TrackerCSRT", "opencv:KCF": "TrackerKCF", "opencv:MIL": "TrackerMIL"}
@@ -62,12 +68,10 @@ class BoxPrediction(NamedTuple):
 class FirstBoxTracker:
     """Says forever what it was told first: tests the harness with no model, and is the floor of a table."""
 
-    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
+    def start(self, frame: Frame, box_xywh: Float[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
         return np.array(box_xywh, np.float64)
 
-    def step(
-        self, state: Float64[np.ndarray, " 4"], frame: UInt8[np.ndarray, "h w 3"]
-    ) -> tuple[Float64[np.ndarray, " 4"], BoxPrediction]:
+    def step(self, state: Float64[np.ndarray, " 4"], frame: Frame) -> tuple[Float64[np.ndarray, " 4"], BoxPrediction]:
         return state, BoxPrediction(state.copy())
 
 
@@ -88,13 +92,14 @@ class OpenCVTracker:
     def __init__(self, class_name: str) -> None:
         self._class = getattr(cv2, class_name)
 
-    def start(self, frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"]) -> PeerState:
-        _seed_c_library()
+    def start(self, frame: Frame, box_xywh: Float[np.ndarray, "4"]) -> PeerState:
+        if os.name == "posix":
+            ctypes.CDLL(None).srand(1)
         tracker = self._class.create()
         tracker.init(_bgr(frame), [round(value) for value in box_xywh.tolist()])
         return PeerState(tracker, np.array(box_xywh, np.float64))
 
-    def step(self, state: PeerState, frame: UInt8[np.ndarray, "h w 3"]) -> tuple[PeerState, BoxPrediction]:
+    def step(self, state: PeerState, frame: Frame) -> tuple[PeerState, BoxPrediction]:
         is_found, box_xywh = state.tracker.update(_bgr(frame))
         if is_found:
             state = state._replace(box_xywh=np.array(box_xywh, np.float64))
@@ -102,39 +107,23 @@ class OpenCVTracker:
 
 
 def open_peer(kind: str) -> tuple[OpenCVTracker, dict[str, Any]]:
-    """A tracker of OpenCV, and what its results depend on.
-
-    Raises:
-        ValueError: this build of OpenCV does not have it.
-    """
+    """A tracker of OpenCV, and what its results depend on; ValueError where this build of OpenCV does not have it."""
     if not hasattr(cv2, PEERS[kind]):
         raise ValueError(f"this OpenCV ({cv2.__version__}) has no {PEERS[kind]}: {MEND}")
     return OpenCVTracker(PEERS[kind]), {"opencv": cv2.__version__}
 
 
-def _seed_c_library() -> None:
-    if os.name == "posix":
-        ctypes.CDLL(None).srand(1)
-
-
-def _bgr(frame: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def _bgr(frame: Frame) -> Frame:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
 
 
 class OpenedTracker(NamedTuple):
-    """A tracker, ready.
-
-    Attributes:
-        lanes: tracks.
-        name: the folder of its results, unless the user gives another.
-        settings: what makes its results different from another's, see `results.claim_folder`.
-        about: what else to remember of it: model, table of settings, hardware, versions, decoders.
-    """
+    """A tracker, ready."""
 
     lanes: LanesLike
-    name: str
-    settings: dict[str, Any]
-    about: Mapping[str, Any] = MappingProxyType({})
+    name: str  # the folder of its results, unless the user gives another
+    settings: dict[str, Any]  # what makes its results different from another's, see `results.claim_folder`
+    about: Mapping[str, Any] = MappingProxyType({})  # model, table of settings, hardware, versions, decoders
 
     def warm_up(self) -> None:
         """Compiles a model's programs, so that no sequence's times have it in them."""
@@ -149,37 +138,21 @@ class OpenedTracker(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrackerChoice:
-    """What the user typed; pickles, so that several processes can open it.
+    """What the user typed; pickles, so that several processes can open it."""
 
-    Attributes:
-        kind: one of TRACKERS. "first-box" returns the first box forever; it and the peers take none of the following.
-        weights: name, folder, .safetensors file or official checkpoint; None is the embedded tracker.
-        device: None for JAX's default.
-        batch: videos in one step; None for the device's default.
-        settings: tracker settings by model, which take the place of the weights' own; see `settings.settings_on`.
-        settings_of: the model whose settings these are; None: the one of the weights.
-        changes: further settings, on top.
-        benchmark: whose settings these are, for the record.
-        dtype: compute type; None for float32, as the published numbers, whatever the device.
-    """
-
-    kind: str
-    weights: str | None = None
+    kind: str  # one of TRACKERS; only "mixformer" takes the following
+    weights: str | None = None  # name, folder, .safetensors file or official checkpoint; None: the embedded tracker
     device: Literal["cpu", "gpu"] | None = None
-    batch: int | None = None
+    batch: int | None = None  # videos in one step; None for the device's default
+    # Tracker settings by model, which take the place of the weights' own; see `settings_on`.
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    settings_of: str | None = None
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    benchmark: str | None = None
-    dtype: ComputeDtype | None = None
+    settings_of: str | None = None  # the model whose settings these are; None: the one of the weights
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further settings, on top
+    benchmark: str | None = None  # whose settings these are, for the record
+    dtype: ComputeDtype | None = None  # None for float32, as the published numbers, whatever the device
 
     def open(self) -> OpenedTracker:
-        """Opens it.
-
-        Raises:
-            ValueError: an unknown kind, something without a model with weights or device, weights that cannot be
-                loaded, or settings that cannot work.
-        """
+        """Opens it; ValueError says which choices are unknown, cannot be combined or loaded, or cannot work."""
         if self.kind not in TRACKERS:
             raise ValueError(f"unknown tracker {self.kind!r}; known: {', '.join(TRACKERS)}")
         if self.kind != "mixformer":
@@ -199,13 +172,15 @@ class TrackerChoice:
         tracker = tracker.with_settings(**{**self.settings.get(model, {}), **self.changes})
         platform = tracker.device.platform
         batch = DEFAULT_BATCH.get(platform, 1) if self.batch is None else self.batch
-        # On device, compute type and batch depend the last digits of every box.
+        # On device, compute type, precision and batch depend the last digits of every box. The default precision may
+        # mean TF32 on GPUs and bfloat16 on TPUs.
+        precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
         settings = {
             "tracker": self.kind,
             "weights": weights_digest(self.weights),
             "device": platform,
             "dtype": tracker.config.dtype,
-            "matmul_precision": matmul_precision(),
+            "matmul_precision": str(precision),
             "batch": batch,
             "settings": tracker.settings.to_dict(),
         }
@@ -223,12 +198,7 @@ class TrackerChoice:
 
 
 def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """What a run begins with: the model, how it computes, and which settings it tracks with.
-
-    Args:
-        choice: what the user typed.
-        settings, about: of the tracker that was opened.
-    """
+    """What a run begins with: the model, how it computes, and which settings it tracks with."""
     if choice.kind != "mixformer":
         return f"{choice.kind}, which has no settings"
     model, table, benchmark = about["model"], about["table"], about["benchmark"]
@@ -272,10 +242,8 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
     }
     for name in READERS:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -290,6 +258,41 @@ def decoders() -> dict[str, str]:
     }
 
 
-def matmul_precision() -> str:
-    """How JAX rounds the factors of float32 products: `default` may mean TF32 on GPUs and bfloat16 on TPUs."""
-    return str(jax.config.jax_default_matmul_precision or "default")  # type: ignore[attr-defined]
+def read_benchmark_settings(path: str | Path) -> BenchmarkSettings:
+    """Reads a file with a table a model, and in it an inline table of `TrackerConfig` settings a benchmark.
+
+    Raises:
+        ConfigError: no such file, no TOML, or settings that do not exist or cannot work (both names are given).
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected the settings of benchmarks") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for model, benchmarks in tables.items():
+        for benchmark, settings in benchmarks.items() if isinstance(benchmarks, dict) else [("", benchmarks)]:
+            where = f"{path}: [{model}] {benchmark}".rstrip()
+            if not isinstance(settings, dict):
+                raise ConfigError(f"{where} is {settings!r}; expected [MODEL] and BENCHMARK = {{ SETTING = VALUE }}")
+            try:
+                dataclass_from_mapping(TrackerConfig, settings)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+    return tables
+
+
+def settings_on(tables: BenchmarkSettings, benchmark: str, settings_of: str | None = None) -> Mapping[str, Any]:
+    """Tracker settings by model on one benchmark, by its reader's name; a model without any is not in it.
+
+    Raises:
+        ConfigError: there is no table `settings_of`, or it says nothing of this benchmark.
+    """
+    found = {model: benchmarks[benchmark] for model, benchmarks in tables.items() if benchmark in benchmarks}
+    if settings_of is not None and settings_of not in tables:
+        raise ConfigError(f"--settings-of {settings_of}: not in configs/benchmarks.toml; it has {', '.join(tables)}")
+    if settings_of is not None and settings_of not in found:
+        has = ", ".join(tables[settings_of])
+        raise ConfigError(f"--settings-of {settings_of}: has no {benchmark} in configs/benchmarks.toml, but {has}")
+    return found

@@ -1,4 +1,4 @@
-"""Several processes that track, each with a tracker of its own.
+"""Who tracks the sequences of a run: this process, or several, each with a tracker of its own.
 
 The parent hands out sequences and alone writes results, so that whatever happens to a worker, or to the parent, leaves
 no half result. Processes are spawned: a fork would inherit the locks of JAX's threads. Each has a pipe to the parent,
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import jax
@@ -34,8 +34,41 @@ REPORT_S = 0.1
 ASKING_S = 0.2
 
 
+@runtime_checkable
+class Crew(Protocol):
+    """Whoever tracks the sequences of a run."""
+
+    @property
+    def num_workers(self) -> int: ...
+
+    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
+        """One outcome a job, as they come; every clock is added to `clock`."""
+        ...
+
+
+class Alone:
+    """Tracks in this process."""
+
+    num_workers = 1
+
+    def __init__(self, opened: OpenedTracker) -> None:
+        self._opened = opened
+
+    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
+        if not jobs:
+            return
+        self._opened.warm_up()
+        waiting = iter(jobs if self._opened.lanes.num_lanes == 1 else longest_first(jobs))
+        loop = LaneLoop(self._opened.lanes, lambda: next(waiting, None), on_frames)
+        yield from loop.outcomes()
+        clock.add(loop.clock)
+
+
+# What a worker tells, beside outcomes and, at its end, its clock.
+
+
 class _Opened(NamedTuple):
-    """A worker has its tracker."""
+    """It has its tracker."""
 
     name: str
     settings: dict[str, Any]
@@ -43,28 +76,28 @@ class _Opened(NamedTuple):
 
 
 class _Refused(NamedTuple):
-    """A worker has no tracker."""
+    """It has no tracker."""
 
     reason: str
 
 
 class _Broken(NamedTuple):
-    """A worker cannot go on, for a reason that nobody foresaw."""
+    """It cannot go on, for a reason that nobody foresaw."""
 
     reason: str
     trace: str
 
 
 class _Warm(NamedTuple):
-    """A worker has compiled what it needs."""
+    """It has compiled what it needs."""
 
 
 class _Wants(NamedTuple):
-    """A worker has a free lane."""
+    """It has a free lane."""
 
 
 class _Tracked(NamedTuple):
-    """A worker has tracked so many frames more."""
+    """It has tracked so many frames more."""
 
     frames: int
 
@@ -94,15 +127,10 @@ class _Worker:
 class Workers:
     """A crew of processes. A context manager; the processes end with it.
 
-    The first process opens its tracker at once. The others start when it has compiled its programs, and take them from
-    a cache on disk: that of `jax_compilation_cache_dir`, or a temporary one.
-
-    Args:
-        open_tracker: opens a tracker; must pickle, as it is called in each process.
-        num_workers: processes. On Linux each has its share of the cores that this process may use.
-
-    Attributes:
-        name, settings, about: of the tracker, see `OpenedTracker`.
+    `open_tracker` must pickle, as it is called in each process; `name`, `settings` and `about` are those of the tracker
+    that it opens. The first process opens it at once. The others start when it has compiled its programs, and take them
+    from a cache on disk: that of `jax_compilation_cache_dir`, or a temporary one. On Linux each has its share of the
+    cores that this process may use.
 
     Raises:
         ValueError: fewer than one worker, or what `open_tracker` objects to.
@@ -130,7 +158,7 @@ class Workers:
         self._stack.close()
 
     def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        """See `runner.Crew`. The sequences of a process that dies fail; when all have died, so do all that are left."""
+        """As `Crew`. The sequences of a process that dies fail; when all have died, so do all that are left."""
         if not jobs:
             return
         waiting = deque(longest_first(jobs))
@@ -219,7 +247,7 @@ def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_wor
         connection.send(_Opened(opened.name, opened.settings, dict(opened.about)))
         opened.warm_up()
         connection.send(_Warm())
-        _Reporter(connection).track(opened)
+        _track(connection, opened)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The parent is gone, and there is nobody to tell.
         return
@@ -227,33 +255,31 @@ def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_wor
         connection.send(_Broken(*explain(error)))
 
 
-class _Reporter:
+def _track(connection: Connection, opened: OpenedTracker) -> None:
     """A worker's loop, told to the parent."""
+    untold, told_at = 0, time.perf_counter()
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._frames, self._sent = 0, time.perf_counter()
+    def tell() -> None:
+        nonlocal untold, told_at
+        connection.send(_Tracked(untold))
+        untold, told_at = 0, time.perf_counter()
 
-    def track(self, opened: OpenedTracker) -> None:
-        loop = LaneLoop(opened.lanes, self._next_job, self._count)
-        for outcome in loop.outcomes():
-            self._flush()
-            self._connection.send(outcome)
-        self._connection.send(loop.clock)
+    def count(frames: int) -> None:
+        nonlocal untold
+        untold += frames
+        if time.perf_counter() - told_at >= REPORT_S:
+            tell()
 
-    def _next_job(self) -> Job | None:
-        self._connection.send(_Wants())
-        job: Job | None = self._connection.recv()
+    def next_job() -> Job | None:
+        connection.send(_Wants())
+        job: Job | None = connection.recv()
         return job
 
-    def _count(self, frames: int) -> None:
-        self._frames += frames
-        if time.perf_counter() - self._sent >= REPORT_S:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._connection.send(_Tracked(self._frames))
-        self._frames, self._sent = 0, time.perf_counter()
+    loop = LaneLoop(opened.lanes, next_job, count)
+    for outcome in loop.outcomes():
+        tell()
+        connection.send(outcome)
+    connection.send(loop.clock)
 
 
 def _take_share(index: int, num_workers: int) -> None:

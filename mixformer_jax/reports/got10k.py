@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.got10k import (
+from mixformer_jax.evaluation.result_looks import warnings
+from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
+from mixformer_jax.evaluation.scoring import TrackerFiles
+from mixformer_jax.evaluation.server_scores import (
     SUCCESS_THRESHOLDS,
     FrameLabels,
     Got10kScores,
     read_frame_labels,
     sequence_overlaps,
 )
-from mixformer_jax.evaluation.result_looks import warnings
-from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.reports.content import Figure, Line, Panel, Report, worst_strips
 from mixformer_jax.reports.tables import Place, Row, Table, compare
 

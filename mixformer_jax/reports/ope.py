@@ -9,10 +9,17 @@ from jaxtyping import Float, Float64
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import CENTER_THRESHOLDS, norm_thresholds, overlap_thresholds
+from mixformer_jax.evaluation.metrics import (
+    CENTER_THRESHOLDS,
+    OpeRules,
+    RuleSet,
+    benchmark_rules,
+    describe_rules,
+    norm_thresholds,
+    overlap_thresholds,
+)
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
-from mixformer_jax.evaluation.rules import OpeRules, RuleSet, benchmark_rules, describe_rules
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
 from mixformer_jax.reports.content import Figure, Line, Panel, Report, worst_strips
 from mixformer_jax.reports.tables import Place, Row, Table, compare
@@ -242,7 +249,7 @@ def _numbers(scores: OpeScores, groups: dict[str, list[int]]) -> dict[str, objec
         "trackers": {
             tracker.name: {
                 **tracker.headline,
-                "curves": dataclasses.asdict(tracker.overall),
+                "curves": tracker.overall._asdict(),
                 "by_sequence": _by_sequence(tracker, scores.sequences),
             }
             for tracker in scores.trackers

@@ -14,7 +14,7 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from mixformer_jax.evaluation.result_names import printable
+from mixformer_jax.evaluation.results import printable
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     character: f"\\{character}" for character in "&%$#_{}"

@@ -8,7 +8,7 @@ from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.scoring import TrackerFiles
-from mixformer_jax.evaluation.trackingnet import (
+from mixformer_jax.evaluation.server_scores import (
     DISTANCE_THRESHOLDS,
     NORM_DISTANCE_THRESHOLDS,
     OVERLAP_THRESHOLDS,
@@ -37,7 +37,7 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     headlines = {name: score.numbers for name, score in scores.items()}
     by_name = {tracker.name: tracker for tracker in files}
     strips = worst_strips(
-        {name: score.curves.areas["Success"] for name, score in scores.items()},
+        {name: score.areas["Success"] for name, score in scores.items()},
         "Success",
         sequences,
         lambda tracker, position: read_boxes(by_name[tracker].boxes[position][0]),
@@ -94,7 +94,7 @@ def _sequence_tables(scores: dict[str, TrackingNetScores]) -> list[Table]:
     names = next(iter(scores.values())).sequences
     tables = []
     for number in ("Success", "P", "P_norm"):
-        areas = [score.curves.areas[number] for score in scores.values()]
+        areas = [score.areas[number] for score in scores.values()]
         rows = tuple(Row(name, tuple(float(area[i]) for area in areas)) for i, name in enumerate(names))
         place: Place = "more" if number == "Success" else "detail"
         title = f"{number} by sequence, percent"
@@ -103,7 +103,7 @@ def _sequence_tables(scores: dict[str, TrackingNetScores]) -> list[Table]:
 
 
 def _details(score: TrackingNetScores) -> dict[str, object]:
-    mean, areas = score.curves.mean(), score.curves.areas
+    mean, areas = score.curves.mean(), score.areas
     return {
         "curves": {"success": mean.success, "precision": mean.precision, "norm_precision": mean.norm_precision},
         "by_sequence": {

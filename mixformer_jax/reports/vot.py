@@ -8,23 +8,21 @@ from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.results import ResultsError
-from mixformer_jax.evaluation.vot.measures import (
+from mixformer_jax.evaluation.vot import (
     EAO_HIGH,
     EAO_LOW,
     SequenceRuns,
+    VotSequence,
     accuracy_robustness,
+    average_unsupervised,
     eao,
     eao_curve,
-)
-from mixformer_jax.evaluation.vot.overlaps import bounding_box
-from mixformer_jax.evaluation.vot.workspace import (
-    VotSequence,
-    average_unsupervised,
     read_run,
     read_sequences,
     score_runs,
     score_unsupervised,
 )
+from mixformer_jax.evaluation.vot_regions import bounding_box
 from mixformer_jax.reports.content import Figure, Line, Panel, Report, Strip, worst_strips
 from mixformer_jax.reports.tables import Row, Table, compare
 

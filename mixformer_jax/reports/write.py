@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mixformer_jax.evaluation.result_names import printable
+from mixformer_jax.evaluation.results import printable
 from mixformer_jax.extras import install_line
 from mixformer_jax.files import write_atomically
 from mixformer_jax.reports.content import Figure, Panel, Report

@@ -16,7 +16,7 @@ from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.lasot import EXTENSION_CLASSES
 from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
 from mixformer_jax.datasets.uav123 import FIRST_FRAMES
-from mixformer_jax.evaluation.rules import BENCHMARK_RULES, RuleSet, benchmark_rules
+from mixformer_jax.evaluation.metrics import BENCHMARK_RULES, RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
 SIZE = (24, 32)

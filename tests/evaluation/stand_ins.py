@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from mixformer_jax.datasets.sequences import open_dataset
-from mixformer_jax.evaluation.runner import Alone, run_dataset
+from mixformer_jax.evaluation.runner import run_dataset
 from mixformer_jax.evaluation.trackers import BoxPrediction, FirstBoxTracker, OpenedTracker
-from mixformer_jax.evaluation.workers import Workers
+from mixformer_jax.evaluation.workers import Alone, Workers
 from mixformer_jax.tracking.lanes import OneLane
 
 

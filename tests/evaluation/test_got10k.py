@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.sequences import DatasetError, TrackingSequence
-from mixformer_jax.evaluation.got10k import (
+from mixformer_jax.evaluation.metrics import benchmark_rules, continuous_overlap, frame_errors
+from mixformer_jax.evaluation.server_scores import (
     SUCCESS_THRESHOLDS,
     FrameLabels,
     Got10kScores,
@@ -14,8 +15,6 @@ from mixformer_jax.evaluation.got10k import (
     read_frame_labels,
     sequence_overlaps,
 )
-from mixformer_jax.evaluation.metrics import continuous_overlap, frame_errors
-from mixformer_jax.evaluation.rules import benchmark_rules
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "evalgold" / "got10k.zip"
 FRACTION = 1e-6

@@ -10,14 +10,16 @@ from hypothesis.extra import numpy as hnp
 
 from mixformer_jax.datasets.sequences import READERS
 from mixformer_jax.evaluation.metrics import (
+    BENCHMARK_RULES,
     CENTER_THRESHOLDS,
     NORM_CENTER_THRESHOLDS,
     OVERLAP_THRESHOLDS,
+    OpeRules,
+    benchmark_rules,
     frame_errors,
     sequence_curves,
     stack_curves,
 )
-from mixformer_jax.evaluation.rules import BENCHMARK_RULES, OpeRules, benchmark_rules
 
 _SUMMARY = Path(__file__).resolve().parents[1] / "data" / "evalgold" / "ope" / "golden" / "summary.json"
 GOLDEN_RUNS = sorted(json.loads(_SUMMARY.read_text())["runs"])

@@ -7,11 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.evaluation import number_files
-from mixformer_jax.evaluation.metrics import frame_errors, sequence_curves
-from mixformer_jax.evaluation.number_files import ResultsError, read_numbers
-from mixformer_jax.evaluation.results import read_boxes, read_times
-from mixformer_jax.evaluation.rules import benchmark_rules
+from mixformer_jax.evaluation import results
+from mixformer_jax.evaluation.metrics import benchmark_rules, frame_errors, sequence_curves
+from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_numbers, read_times
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +49,8 @@ def test_all_at_once_is_what_line_by_line_gives(path, content, columns, optional
     raw = content.encode()
     names = "a,..." if columns is None else ",".join("abcd"[:columns])
     widths = () if columns is None else (columns, columns + 2) if optional else (columns,)
-    at_once = number_files._parse_plain(raw, widths)
-    by_line = _outcome(lambda: number_files._parse_lines(path, raw, names, optional, widths))
+    at_once = results._parse_plain(raw, widths)
+    by_line = _outcome(lambda: results._parse_lines(path, raw, names, optional, widths))
     if at_once is not None:
         assert not isinstance(by_line, str), by_line
         np.testing.assert_array_equal(at_once, by_line)

@@ -12,8 +12,8 @@ import pytest
 
 from eval.report import main
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
+from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.results import ResultsError
-from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import TrackerFiles, find_results
 from mixformer_jax.reports.got10k import got10k_report
 from mixformer_jax.reports.ope import ope_report

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.result_looks import FORMATS, FRACTIONS, OTHER, look_at, warnings
 from mixformer_jax.evaluation.results import ResultsError
-from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
 FRAMES = 30

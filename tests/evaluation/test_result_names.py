@@ -2,9 +2,8 @@
 
 import pytest
 
-from mixformer_jax.evaluation.number_files import ResultsError
-from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
-from mixformer_jax.evaluation.scoring import find_results, list_trackers
+from mixformer_jax.evaluation.results import ResultsError
+from mixformer_jax.evaluation.scoring import ResultFolder, SequenceNames, find_results, list_trackers
 
 OTB = ("Basketball", "Human4_2", "Jogging_1", "Jogging_2", "KiteSurf")
 

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.evaluation.layouts import result_paths
 from mixformer_jax.evaluation.results import (
     ResultsError,
     SequenceResult,
     check_names,
     claim_folder,
-    is_finished,
     read_boxes,
+    result_paths,
     write_result,
 )
+from mixformer_jax.evaluation.runner import is_finished
 from mixformer_jax.tracking.record import ResultFiles
 from mixformer_jax.tracking.tracker import Tracked
 

@@ -7,8 +7,9 @@ import pytest
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.evaluation.lane_loop import Job, LaneLoop
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.runner import Alone, describe, passes, run_dataset
+from mixformer_jax.evaluation.runner import describe, passes, run_dataset
 from mixformer_jax.evaluation.trackers import BoxPrediction, FirstBoxTracker, OpenedTracker
+from mixformer_jax.evaluation.workers import Alone
 from mixformer_jax.tracking.lanes import LaneError, OneLane, TrackerLike
 
 

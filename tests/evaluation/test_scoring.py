@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.sequences import open_dataset
+from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.results import ResultsError
-from mixformer_jax.evaluation.rules import benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, list_trackers, score_results
 
 NAMES = ("drift", "hide", "still")

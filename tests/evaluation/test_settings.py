@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mixformer_jax.datasets.sequences import READERS
-from mixformer_jax.evaluation.settings import read_benchmark_settings, settings_on
+from mixformer_jax.evaluation.trackers import read_benchmark_settings, settings_on
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.sizes import SIZES
 

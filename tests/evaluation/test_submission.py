@@ -9,9 +9,8 @@ import pytest
 from eval.pack import main as pack
 from mixformer_jax.datasets.records import MissingFrames
 from mixformer_jax.datasets.sequences import TrackingSequence
-from mixformer_jax.evaluation.layouts import result_paths
-from mixformer_jax.evaluation.result_names import ResultFolder, SequenceNames
-from mixformer_jax.evaluation.results import ResultsError, SequenceResult, read_times, write_result
+from mixformer_jax.evaluation.results import ResultsError, SequenceResult, read_times, result_paths, write_result
+from mixformer_jax.evaluation.scoring import ResultFolder, SequenceNames
 from mixformer_jax.evaluation.submission import pack_results
 from tests.stand_ins import complaint
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from mixformer_jax.evaluation.metrics import (
+    benchmark_rules,
+    describe_rules,
     frame_errors,
     headline,
     mean_over_sequences,
     sequence_curves,
     stack_curves,
 )
-from mixformer_jax.evaluation.rules import benchmark_rules, describe_rules
 
 GOLDEN = Path(__file__).resolve().parents[1] / "data" / "evalgold" / "ope" / "golden"
 TRACKERS = ("steady", "laggy", "drifty", "fragile", "scalebad")

@@ -14,19 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.evaluation.number_files import ResultsError
-from mixformer_jax.evaluation.vot.measures import (
+from mixformer_jax.evaluation.results import ResultsError
+from mixformer_jax.evaluation.vot import (
     Run,
     SequenceRuns,
     accuracy_robustness,
+    average_unsupervised,
     eao,
     eao_curve,
     find_progress,
+    read_sequences,
+    score_runs,
+    score_unsupervised,
     sequence_eao,
     unsupervised_accuracy,
 )
-from mixformer_jax.evaluation.vot.overlaps import region_overlaps
-from mixformer_jax.evaluation.vot.regions import (
+from mixformer_jax.evaluation.vot_regions import (
     Mask,
     Polygon,
     Rectangle,
@@ -34,12 +37,7 @@ from mixformer_jax.evaluation.vot.regions import (
     is_empty,
     parse_region,
     read_regions,
-)
-from mixformer_jax.evaluation.vot.workspace import (
-    average_unsupervised,
-    read_sequences,
-    score_runs,
-    score_unsupervised,
+    region_overlaps,
 )
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "evalgold"

@@ -1,20 +1,142 @@
-"""Overlap of regions as vot-toolkit measures it: both become sets of pixels, and IoU counts pixels.
+"""Regions as vot-toolkit reads and compares them: files of a run, and overlaps that count pixels.
 
-A rectangle covers the pixels round(x) .. round(x) + round(w) - 1, and a polygon's border belongs to it (rounding is
-half to even). The degenerate cases are the toolkit's: two regions that together span no more than one row or one column
-overlap fully, even when both are empty.
+Numbers are kept in float32. A rectangle covers the pixels round(x) .. round(x) + round(w) - 1, and a polygon's border
+belongs to it (rounding is half to even). The degenerate cases are the toolkit's: two regions that together span no more
+than one row or one column overlap fully, even when both are empty.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from mixformer_jax.datasets.vot import MAX_MASK_PIXELS
-from mixformer_jax.evaluation.vot.regions import Mask, Polygon, Rectangle, Region, Special
+from mixformer_jax.datasets import vot
+from mixformer_jax.datasets.vot import (
+    MAX_MASK_PIXELS,
+    Mask,
+    Polygon,
+    Rectangle,
+    Region,
+    Special,
+    mask_region,
+    shape_region,
+)
+from mixformer_jax.evaluation.results import ResultsError, decode_text, read_bytes
 
 # Left, top, right, bottom in whole pixels, the last two included.
 Box = tuple[int, int, int, int]
+
+
+def is_empty(region: Region) -> bool:
+    """Whether vot-toolkit takes the region for empty: codes, shapes without extent, and masks without pixels.
+
+    A mask whose pixels all lie in the first row or the first column of its window counts as empty as well.
+    """
+    match region:
+        case Rectangle(box_xywh):
+            return not bool((box_xywh[2:] > 0).all())
+        case Polygon(points_xy):
+            return bool((np.ptp(points_xy, axis=0) == 0).any())
+        case Mask(pixels):
+            return min(_last_pixels(pixels)) <= 0
+    return True
+
+
+def parse_region(text: str) -> Region:
+    """The region on one line, as the toolkit keeps it; ValueError where there is none, as `datasets.vot`.
+
+    Of a mask the toolkit keeps the pixels alone, and drops one that ends in its window's first column.
+    """
+    region = vot.parse_region(text)
+    if not isinstance(region, Mask):
+        return _in_float32(region)
+    last_row, last_column = _last_pixels(region.pixels)
+    if last_column <= 0:
+        return Mask(np.zeros((0, 0), bool), (0, 0))
+    top, left = int(region.pixels.any(1).argmax()), int(region.pixels.any(0).argmax())
+    pixels = region.pixels[top : last_row + 1, left : last_column + 1].copy()
+    return Mask(pixels, (region.offset_xy[0] + left, region.offset_xy[1] + top))
+
+
+def read_regions(path: str | Path) -> list[Region]:
+    """All regions of a text file or a binary trajectory (.bin), one a frame.
+
+    Raises:
+        ResultsError: no such file, not text, empty, or a line (in a binary file: a region) that is none; file and line
+            are named.
+    """
+    path = Path(path)
+    content = read_bytes(path, "region file")
+    if path.suffix == ".bin":
+        return _read_binary(path, content)
+    regions = []
+    text = decode_text(path, content, "region file", "one region a line")
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            regions.append(parse_region(line))
+        except ValueError as error:
+            raise ResultsError(f"region file {path}, line {number}: {error}") from error
+    return regions
+
+
+def _in_float32(region: Region) -> Region:
+    match region:
+        case Rectangle(box_xywh):
+            return dataclasses.replace(region, box_xywh=box_xywh.astype(np.float32))
+        case Polygon(points_xy):
+            return dataclasses.replace(region, points_xy=points_xy.astype(np.float32))
+    return region
+
+
+def _last_pixels(pixels: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
+    """Last row and column that hold a pixel; -1, -1 when none does."""
+    rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+    return (int(rows[-1]), int(columns[-1])) if rows.size else (-1, -1)
+
+
+def _read_binary(path: Path, content: bytes) -> list[Region]:
+    regions: list[Region] = []
+    position = 0
+
+    def take(layout: str) -> tuple:
+        nonlocal position
+        values = struct.unpack_from(layout, content, position)
+        position += struct.calcsize(layout)
+        return values
+
+    try:
+        version, length = take("<hI")
+        if version != 1:
+            raise ValueError(f"version {version}; expected 1")
+        while len(regions) < length:
+            regions.append(_take_region(take))
+        if position != len(content):
+            raise ValueError(f"{len(content) - position} bytes after the last region")
+    except (struct.error, ValueError) as error:
+        raise ResultsError(f"region file {path}, region {len(regions) + 1}: no binary trajectory: {error}") from error
+    if not regions:
+        raise ResultsError(f"region file {path}: empty; expected one region a frame")
+    return regions
+
+
+def _take_region(take: Callable[[str], tuple]) -> Region:
+    (kind,) = take("<B")
+    if kind == 0:
+        return parse_region(str(take("<I")[0]))
+    if kind == 1:
+        return _in_float32(shape_region(take("<4f")))
+    if kind == 2:
+        (count,) = take("<H")
+        if count < 3:
+            raise ValueError(f"a polygon of {count} points")
+        return _in_float32(shape_region(take(f"<{2 * count}f")))
+    if kind == 3:
+        x, y, width, height, count = take("<hhHHH")
+        return mask_region(x, y, width, height, take(f"<{count}H"))
+    raise ValueError(f"kind {kind}; expected 0 to 3")
 
 
 def region_overlaps(

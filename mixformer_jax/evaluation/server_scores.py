@@ -1,0 +1,249 @@
+"""The numbers of the two evaluation servers, GOT-10k's and TrackingNet's, which are not those of OPE.
+
+GOT-10k (Huang et al. 2019; got10k toolkit): AO, SR and the success curve, as fractions. The first frame does not count,
+frames are pooled over all sequences (and repetitions), frames with cover 0 are left out, and both boxes are first
+clipped to the image.
+
+TrackingNet (Müller et al. 2018; dev kit metrics.py, which the server runs): areas under three curves, and coverage, in
+percent. "Precision" and "Normalized Precision" are areas too, and all boxes are rounded to whole pixels.
+"""
+
+import configparser
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int
+
+from mixformer_jax.boxes import MAX_PIXELS
+from mixformer_jax.datasets.groundtruth import DatasetError, read_labels
+from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.evaluation.metrics import Curves, continuous_overlap, stack_curves
+
+SUCCESS_THRESHOLDS: Float64[np.ndarray, " 101"] = np.linspace(0, 1, 101)
+SUCCESS_THRESHOLDS.flags.writeable = False
+HIDDEN = "the ground truth is hidden; GOT-10k's test subset is scored by its server (mixformer pack)"
+
+
+class FrameLabels(NamedTuple):
+    """What GOT-10k's scoring needs of a sequence besides its boxes."""
+
+    cover: Int[np.ndarray, " n"]  # 0..8, eighths of the target in view
+    size: tuple[int, int]  # width and height of the frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Got10kScores:
+    """One tracker on a subset of GOT-10k."""
+
+    sequences: tuple[str, ...]
+    # By sequence: of the frames that count, repetitions one after another; seconds a frame, None where none were kept.
+    overlaps: tuple[Float64[np.ndarray, " _"], ...]
+    times_s: tuple[Float64[np.ndarray, " _"] | None, ...]
+
+    @property
+    def ao(self) -> float:
+        """The mean over all frames of all sequences and repetitions."""
+        return _mean(np.concatenate(self.overlaps))
+
+    @property
+    def ao_by_sequence(self) -> Float64[np.ndarray, " s"]:
+        return np.array([_mean(overlaps) for overlaps in self.overlaps])
+
+    @property
+    def mean_ao(self) -> float:
+        """AO with equal weight for each sequence, which the toolkit does not report."""
+        return _mean(self.ao_by_sequence)
+
+    def sr(self, threshold: float) -> float:
+        """Success rate: the share of frames with IoU > threshold. The server reports 0.5 and 0.75."""
+        return _mean(np.concatenate(self.overlaps) > threshold)
+
+    def sr_by_sequence(self, threshold: float) -> Float64[np.ndarray, " s"]:
+        return np.array([_mean(overlaps > threshold) for overlaps in self.overlaps])
+
+    @property
+    def success_curve(self) -> Float64[np.ndarray, " 101"]:
+        """`sr` at the SUCCESS_THRESHOLDS."""
+        overlaps = np.sort(np.concatenate(self.overlaps))
+        if not overlaps.size:
+            return np.full(len(SUCCESS_THRESHOLDS), np.nan)
+        return 1 - np.searchsorted(overlaps, SUCCESS_THRESHOLDS, side="right") / len(overlaps)
+
+    @property
+    def speed_fps(self) -> float:
+        """Mean of 1 / t over all frames with t > 0; NaN without times."""
+        return _speed(np.concatenate([np.empty(0), *(times for times in self.times_s if times is not None)]))
+
+    @property
+    def speed_by_sequence(self) -> Float64[np.ndarray, " s"]:
+        return np.array([float("nan") if times is None else _speed(times) for times in self.times_s])
+
+    @property
+    def toolkit_speed_by_sequence(self) -> Float64[np.ndarray, " s"]:
+        """As the toolkit shows it: a sequence without times has the speed of the one before it."""
+        speeds = self.speed_by_sequence
+        for index in range(1, len(speeds)):
+            if self.times_s[index] is None:
+                speeds[index] = speeds[index - 1]
+        return speeds
+
+
+def read_frame_labels(sequence: TrackingSequence) -> FrameLabels:
+    """cover.label and the resolution in meta_info.ini of a sequence's folder.
+
+    Raises:
+        DatasetError: one of them is missing or is not what GOT-10k publishes, as for the test subset.
+    """
+    if len(sequence) > 1 and np.isnan(sequence.boxes_xywh[1:]).all():
+        raise DatasetError(f"{sequence.root}: {HIDDEN}")
+    cover = read_labels(sequence.root / "cover.label", expected_length=len(sequence))
+    return FrameLabels(cover, _read_resolution(sequence.root / "meta_info.ini"))
+
+
+def sequence_overlaps(
+    boxes_xywh: Float[np.ndarray, "n 4"], groundtruth_xywh: Float[np.ndarray, "m 4"], labels: FrameLabels
+) -> Float64[np.ndarray, " _"]:
+    """IoU of the frames that count: all but the first, with cover > 0 (absence.label has no say).
+
+    Raises:
+        ValueError: another number of boxes than of frames; a ground truth that is NaN where the target is in view.
+    """
+    if len(boxes_xywh) != len(groundtruth_xywh):
+        raise ValueError(f"{len(boxes_xywh)} predicted boxes for {len(groundtruth_xywh)} frames; every frame needs one")
+    counted = labels.cover > 0
+    counted[0] = False
+    if np.isnan(groundtruth_xywh[counted]).any():
+        raise ValueError(HIDDEN)
+    return continuous_overlap(
+        clip_to_frame(boxes_xywh[counted], labels.size), clip_to_frame(groundtruth_xywh[counted], labels.size)
+    )
+
+
+def clip_to_frame(boxes_xywh: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float64[np.ndarray, "n 4"]:
+    """The toolkit's clipping to a frame of width x height: first the corner, then the extent.
+
+    A corner left of the frame moves the box instead of shortening it: x = -10, w = 50 becomes x = 0, w = 50.
+    """
+    corner = np.clip(boxes_xywh[:, :2], 0.0, size)
+    extent = np.clip(boxes_xywh[:, 2:], 0.0, np.array(size) - corner)
+    return np.concatenate([corner, extent], axis=1)
+
+
+def _read_resolution(path: Path) -> tuple[int, int]:
+    meta = configparser.ConfigParser(interpolation=None)
+    try:
+        meta.read_string(path.read_text(encoding="utf-8"), source=str(path))
+        resolution = meta["METAINFO"]["resolution"]
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file; GOT-10k is scored inside the frame, whose size it tells") from None
+    except (configparser.Error, KeyError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path}: no `resolution: (width, height)` under [METAINFO]: {error}") from error
+    match = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", resolution.strip(), re.ASCII)
+    if match is None or min(int(match[1]), int(match[2])) < 1:
+        raise DatasetError(f"{path}: resolution is {resolution!r}; expected (width, height)")
+    return int(match[1]), int(match[2])
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _speed(times_s: Float64[np.ndarray, " _"]) -> float:
+    return _mean(1 / times_s[times_s > 0])
+
+
+OVERLAP_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 1, 21)
+DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 50, 21)
+NORM_DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 0.5, 21)
+for _thresholds in (OVERLAP_THRESHOLDS, DISTANCE_THRESHOLDS, NORM_DISTANCE_THRESHOLDS):
+    _thresholds.flags.writeable = False
+
+
+def _areas(curves: Curves) -> dict[str, Float64[np.ndarray, " *batch"]]:
+    """Success, P and P_norm of TrackingNet: percent of the area that a perfect tracker has, which has 100."""
+    # Trapezoids over thresholds that are scaled to 0..1, 20 intervals.
+    found = (np.asarray(100 * (curve[..., :-1] + curve[..., 1:]).sum(-1) / 2 / 20) for curve in curves)
+    return dict(zip(("Success", "P", "P_norm"), found, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingNetScores:
+    """One tracker over the sequences of the ground truth."""
+
+    sequences: tuple[str, ...]
+    curves: Curves  # first axis: sequences; rates of frames with IoU >= t
+    covered: tuple[Bool[np.ndarray, " _"], ...]  # by sequence, whether the tracker gave a box
+
+    @property
+    def areas(self) -> dict[str, Float64[np.ndarray, " s"]]:
+        """Success, P and P_norm by sequence, in percent."""
+        return _areas(self.curves)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Success, P, P_norm and Coverage in percent."""
+        means = {name: float(area) for name, area in _areas(self.curves.mean()).items()}
+        return {**means, "Coverage": 100 * float(np.concatenate(self.covered).mean())}
+
+
+def score_sequences(
+    boxes_xywh: Mapping[str, Float[np.ndarray, "_ 4"] | None], groundtruth_xywh: Mapping[str, Float[np.ndarray, "_ 4"]]
+) -> TrackingNetScores:
+    """Scores one tracker on every sequence of the ground truth, by names.
+
+    Where there are no boxes, the result is missing, and all but the first are taken for 0,0,0,0.
+
+    Raises:
+        ValueError: no sequences, more boxes than frames, or a ground truth that is not finite (the sequence is named).
+    """
+    if not groundtruth_xywh:
+        raise ValueError("the ground truth has no sequences")
+    scored = []
+    for name, truth in groundtruth_xywh.items():
+        boxes = boxes_xywh.get(name)
+        boxes = np.zeros_like(truth) if boxes is None else boxes
+        if len(boxes) > len(truth):
+            raise ValueError(f"{name}: {len(boxes)} predicted boxes for {len(truth)} frames")
+        if not (np.abs(truth) <= MAX_PIXELS).all():
+            raise ValueError(f"{name}: the ground truth is not finite; TrackingNet's test set is scored by its server")
+        scored.append(score_sequence(boxes, truth))
+    curves, covered = zip(*scored, strict=True)
+    return TrackingNetScores(tuple(groundtruth_xywh), stack_curves(curves), covered)
+
+
+def score_sequence(
+    boxes_xywh: Float[np.ndarray, "m 4"], groundtruth_xywh: Float[np.ndarray, "n 4"]
+) -> tuple[Curves, Bool[np.ndarray, " n"]]:
+    """The three curves of one sequence, and which frames have a box (x + y + w + h > 0).
+
+    All boxes are rounded to whole pixels (half to even) and the first is the ground truth's. Missing last rows fail at
+    every threshold, 0 included; the rates are over all frames.
+    """
+    truth = np.round(groundtruth_xywh.astype(np.float64))
+    boxes = np.full_like(truth, np.nan)
+    boxes[: len(boxes_xywh)] = np.round(boxes_xywh)
+    boxes[0] = truth[0]
+    # A true box without area divides by zero: NaN or infinity, which no threshold reaches.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        overlap = _overlap(boxes, truth)
+        offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
+        distance = np.sqrt((offset**2).sum(1))
+        norm_distance = np.sqrt(((offset / truth[:, 2:]) ** 2).sum(1))
+        curves = Curves(
+            (overlap[:, None] >= OVERLAP_THRESHOLDS).mean(0),
+            (distance[:, None] <= DISTANCE_THRESHOLDS).mean(0),
+            (norm_distance[:, None] <= NORM_DISTANCE_THRESHOLDS).mean(0),
+        )
+        return curves, boxes.sum(1) > 0
+
+
+def _overlap(boxes: Float64[np.ndarray, "n 4"], truth: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
+    left_top = np.maximum(boxes[:, :2], truth[:, :2])
+    right_bottom = np.minimum(boxes[:, :2] + boxes[:, 2:], truth[:, :2] + truth[:, 2:])
+    # NaN stays NaN under max(), so a missing row has no overlap to compare.
+    intersection = np.maximum(right_bottom - left_top, 0).prod(1)
+    return intersection / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - intersection)

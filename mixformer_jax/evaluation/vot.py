@@ -1,0 +1,297 @@
+"""VOT's short-term measures (VOT2020-2022; report of 2020, section 3.2): accuracy, robustness and EAO of runs.
+
+A run starts at an anchor frame and goes to the sequence's end, forward or backward. Its overlaps are in run order; the
+first belongs to the frame of initialisation and is 0 in every result, which counts, as in vot-toolkit. Fractions.
+
+    sequences/<s>/groundtruth.txt, sequence     see `datasets.vot`
+    sequences/<s>/anchor.value                  a number a frame: > 0 an anchor to run forward from, < 0 backward
+    results/<tracker>/<experiment>/<s>/<s>_<anchor, 8 digits>.txt       a run from an anchor (or .bin)
+    results/<tracker>/<experiment>/<s>/<s>_<repetition, 3 digits>.txt   a run through the sequence (unsupervised)
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.vot import (
+    FAILURE,
+    INITIALIZATION,
+    UNKNOWN,
+    Region,
+    Special,
+    find_groundtruth,
+    frame_pattern,
+    read_settings,
+    read_vot,
+)
+from mixformer_jax.evaluation.results import ResultsError, read_numbers
+from mixformer_jax.evaluation.vot_regions import is_empty, read_regions, region_overlaps
+from mixformer_jax.media.images import read_image
+
+FAILURE_THRESHOLD = 0.1  # an overlap at or below it is a frame lost
+GRACE = 10  # so many frames lost in a row are a failure at the first of them
+# The interval of sequence lengths over which EAO is averaged: VOT2020, VOT2021 and VOT2022, boxes and masks alike.
+EAO_LOW, EAO_HIGH = 115, 755
+
+
+class Run(NamedTuple):
+    """What a run from one anchor came to."""
+
+    overlaps: Float64[np.ndarray, " n"]
+    progress: int  # frames before the failure; all of them without one
+
+    @property
+    def failed(self) -> bool:
+        return self.progress < len(self.overlaps)
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceRuns:
+    """One tracker's runs from every anchor of a sequence."""
+
+    name: str
+    length: int  # frames of the sequence
+    runs: tuple[Run, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Overlap over the frames before failures; 0 where every run failed at once."""
+        frames = self.accuracy_weight
+        return sum(float(run.overlaps[: run.progress].sum()) for run in self.runs) / frames if frames else 0.0
+
+    @property
+    def robustness(self) -> float:
+        """Frames before failures, as a share of all frames of the runs."""
+        return self.accuracy_weight / sum(len(run.overlaps) for run in self.runs)
+
+    @property
+    def accuracy_weight(self) -> int:
+        return sum(run.progress for run in self.runs)
+
+
+def find_progress(
+    overlaps: Float[np.ndarray, " n"],
+    target_present: Bool[np.ndarray, " n"],
+    threshold: float = FAILURE_THRESHOLD,
+    grace: int = GRACE,
+) -> int:
+    """Frames before the first `grace` lost ones in a row, or all; a frame without a true target is never lost."""
+    lost = (overlaps <= threshold) & target_present
+    # How many frames in a row are lost up to each one.
+    index = np.arange(1, len(lost) + 1)
+    streak = index - np.maximum.accumulate(np.where(lost, 0, index))
+    failures = np.flatnonzero(streak >= grace)
+    return int(failures[0]) + 1 - grace if failures.size else len(overlaps)
+
+
+def accuracy_robustness(sequences: Sequence[SequenceRuns]) -> tuple[float, float]:
+    """A, weighted by the frames before failures (NaN if every run failed at once), and R, weighted by lengths."""
+    frames, length = sum(s.accuracy_weight for s in sequences), sum(s.length for s in sequences)
+    accuracy = sum(s.accuracy * s.accuracy_weight for s in sequences)
+    robustness = sum(s.robustness * s.length for s in sequences)
+    return accuracy / frames if frames else float("nan"), robustness / length
+
+
+def sequence_eao(runs: Sequence[Run], high: int) -> tuple[Float64[np.ndarray, " high"], Float64[np.ndarray, " high"]]:
+    """Expected overlap of a sequence by length 0 .. high - 1, and how many runs contribute to each.
+
+    A run contributes the mean over its first frames without the one of initialisation. Frames from a failure on have
+    overlap 0, also beyond the run's end; a run without failure contributes nothing there.
+
+    Raises:
+        ValueError: a run that failed is shorter than two frames.
+    """
+    total, active = np.zeros(high), np.zeros(high)
+    for run in runs:
+        if run.failed and len(run.overlaps) < 2:
+            raise ValueError(f"a run of {len(run.overlaps)} frames cannot fail")
+        overlaps = np.where(np.arange(len(run.overlaps)) < run.progress, run.overlaps, 0.0)
+        sums = np.cumsum(overlaps[1:high])
+        total[1 : len(sums) + 1] += sums / np.arange(1, len(sums) + 1)
+        active[1 : len(sums) + 1] += 1
+        beyond = np.arange(len(overlaps), high)
+        if run.failed and beyond.size:
+            # Divided by one frame less than within the run: the toolkit's way.
+            total[beyond] += sums[-1] / (beyond - 1)
+            active[beyond] += 1
+    return np.divide(total, active, out=np.zeros(high), where=active > 0), active
+
+
+def eao_curve(sequences: Sequence[SequenceRuns], high: int = EAO_HIGH) -> Float64[np.ndarray, " high"]:
+    """Expected overlap by length over all sequences, each weighted by its contributing runs; 0 where there are none."""
+    total, active = np.zeros(high), np.zeros(high)
+    for sequence in sequences:
+        expected, contributing = sequence_eao(sequence.runs, high)
+        total += expected * contributing
+        active += contributing
+    return np.divide(total, active, out=np.zeros(high), where=active > 0)
+
+
+def eao(curve: Float64[np.ndarray, " high"], low: int = EAO_LOW, high: int = EAO_HIGH) -> float:
+    """EAO: the mean of the curve over the lengths low .. high - 1."""
+    return float(curve[low:high].mean())
+
+
+def unsupervised_accuracy(
+    overlaps: Float64[np.ndarray, " n"], predicted: Sequence[Region], groundtruth: Sequence[Region], burn_in: int = 1
+) -> float:
+    """Mean overlap of one run through a whole sequence; NaN where no frame counts.
+
+    Frames of unknown truth, unknown or failed predictions, and `burn_in` frames from an initialisation on do not.
+    """
+    counted = np.ones(len(overlaps), bool)
+    for index, (region, truth) in enumerate(zip(predicted, groundtruth, strict=True)):
+        if truth == Special(UNKNOWN) or region in (Special(UNKNOWN), Special(FAILURE)):
+            counted[index] = False
+        elif region == Special(INITIALIZATION):
+            counted[index : index + burn_in] = False
+    return float(overlaps[counted].mean()) if counted.any() else float("nan")
+
+
+class VotSequence(NamedTuple):
+    """A sequence with its ground truth regions, one a frame."""
+
+    name: str
+    groundtruth: tuple[Region, ...]
+    anchors: tuple[tuple[int, bool], ...]  # frame, and whether the run goes backward
+    size: tuple[int, int]  # width and height of the frames
+
+    def run_frames(self, anchor: int, backward: bool) -> range:
+        """The frames of a run in its own order."""
+        return range(anchor, -1, -1) if backward else range(anchor, len(self.groundtruth))
+
+
+def read_sequences(root: str | Path, chosen: Sequence[str] | None = None) -> list[VotSequence]:
+    """The sequences of a workspace, or of a folder of them: the chosen ones in this order, or those of `read_vot`.
+
+    Raises:
+        DatasetError, ResultsError: no sequences, one that is not there, or one of its files that cannot be read.
+    """
+    root = Path(root)
+    folder = root / "sequences" if (root / "sequences").is_dir() else root
+    return [_read_sequence(folder / name) for name in (read_vot(root).keys if chosen is None else chosen)]
+
+
+def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True) -> SequenceRuns:
+    """All runs of one tracker, in `results/<tracker>/<experiment>`, on a sequence: forward anchors first.
+
+    Where `bounded`, only pixels inside the frame count.
+
+    Raises:
+        ResultsError: the sequence has no anchors, or the result of one is missing, unreadable or of another length.
+    """
+    if not sequence.anchors:
+        raise ResultsError(f"sequence {sequence.name} has no anchors, from which runs would start")
+    runs = []
+    for anchor, backward in sequence.anchors:
+        frames = sequence.run_frames(anchor, backward)
+        truth = [sequence.groundtruth[frame] for frame in frames]
+        predicted = read_run(Path(results) / sequence.name, f"{sequence.name}_{anchor:08d}", len(frames))
+        overlaps = region_overlaps(predicted, truth, sequence.size if bounded else None)
+        present = np.array([not is_empty(region) for region in truth])
+        runs.append(Run(overlaps, find_progress(overlaps, present)))
+    return SequenceRuns(sequence.name, len(sequence.groundtruth), tuple(runs))
+
+
+def score_unsupervised(results: str | Path, sequence: VotSequence, burn_in: int = 1) -> float:
+    """Mean accuracy of the repetitions <s>_001, <s>_002, ... of one tracker; 0 where no frame counts.
+
+    Raises:
+        ResultsError: no repetition is there, or one is unreadable or of another length.
+    """
+    folder = Path(results) / sequence.name
+    accuracies: list[float] = []
+    for number in itertools.count(1):
+        repetition = f"{sequence.name}_{number:03d}"
+        if accuracies and _run_file(folder, repetition) is None:
+            break
+        predicted = read_run(folder, repetition, len(sequence.groundtruth))
+        overlaps = region_overlaps(predicted, sequence.groundtruth, sequence.size)
+        accuracy = unsupervised_accuracy(overlaps, predicted, sequence.groundtruth, burn_in)
+        accuracies.append(float(np.nan_to_num(accuracy)))
+    return float(np.mean(accuracies))
+
+
+def average_unsupervised(accuracies: list[float], sequences: list[VotSequence]) -> float:
+    """Mean over sequences, weighted by their lengths."""
+    return float(np.average(accuracies, weights=[len(sequence.groundtruth) for sequence in sequences]))
+
+
+def read_anchors(folder: Path, length: int) -> tuple[tuple[int, bool], ...]:
+    """The anchors of a sequence: frame, and whether the run goes backward; none where there is no `anchor.value`.
+
+    Raises:
+        DatasetError, ResultsError: `anchor.value` is no list of numbers, or longer than the sequence.
+    """
+    path = folder / "anchor.value"
+    if not path.is_file():
+        return ()
+    values = read_numbers(path, "anchor")[:, 0]
+    if len(values) > length:
+        raise DatasetError(f"{path}: {len(values)} values for {length} frames")
+    forward, backward = np.flatnonzero(values > 0).tolist(), np.flatnonzero(values < 0).tolist()
+    return (*((frame, False) for frame in forward), *((frame, True) for frame in backward))
+
+
+def read_run(folder: Path, name: str, length: int) -> list[Region]:
+    """The regions of one run, from `<name>.txt` or `<name>.bin`.
+
+    Raises:
+        ResultsError: neither is there, or it is unreadable or of another length.
+    """
+    path = _run_file(folder, name)
+    if path is None:
+        raise ResultsError(f"{folder / name}.txt (or .bin): no such file; run the tracker on this sequence again")
+    regions = read_regions(path)
+    if len(regions) != length:
+        raise ResultsError(f"region file {path}: {len(regions)} regions for a run of {length} frames")
+    return regions
+
+
+def _run_file(folder: Path, name: str) -> Path | None:
+    # The toolkit prefers text where both are there.
+    return next((path for end in (".txt", ".bin") if (path := folder / f"{name}{end}").is_file()), None)
+
+
+def _read_sequence(folder: Path) -> VotSequence:
+    settings = read_settings(folder / "sequence")
+    path = find_groundtruth(folder, settings)
+    groundtruth = read_regions(path)
+    pattern = frame_pattern(folder, settings)
+    length = _whole_number(settings.get("length"), folder / "sequence", "length")
+    if length is None:
+        # None are there where annotations are kept without frames.
+        length = sum(1 for _ in _frame_paths(folder, pattern)) or len(groundtruth)
+    if len(groundtruth) > length:
+        raise DatasetError(f"{path}: {len(groundtruth)} regions for {length} frames")
+    groundtruth += [Special(UNKNOWN)] * (length - len(groundtruth))
+    width, height = (_whole_number(settings.get(key), folder / "sequence", key) for key in ("width", "height"))
+    if width is None or height is None:
+        first = next(_frame_paths(folder, pattern), None)
+        if first is None:
+            raise DatasetError(
+                f"{folder}: neither width and height in the file `sequence` nor a first frame to measure"
+            )
+        height, width = read_image(first).shape[:2]
+    return VotSequence(folder.name, tuple(groundtruth), read_anchors(folder, length), (width, height))
+
+
+def _whole_number(text: str | None, path: Path, key: str) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise DatasetError(f"{path}: {key}={text}; expected a whole number from 1 on")
+    return int(text)
+
+
+def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:
+    number = 1
+    while (path := folder / (pattern % number)).is_file():
+        yield path
+        number += 1
