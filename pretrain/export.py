@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from mixformer_jax.convert.autoencoders import export_to_mae
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.training.start import weights_file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("target", type=Path, metavar="FILE")
     args = parser.parse_args(arguments)
     try:
-        config = export_to_mae(weights_file(args.source), args.target)
+        config = export_to_mae(find_weights(args.source), args.target)
     except (WeightsError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -17,13 +17,13 @@ from jaxtyping import Float64, UInt8
 
 from mixformer_jax.cli.demo import DemoFrames
 from mixformer_jax.convert.autoencoders import load_autoencoder
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.crops import context_crop
 from mixformer_jax.datasets.groundtruth import read_groundtruth
 from mixformer_jax.media.images import write_image
 from mixformer_jax.media.video import open_source
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.settings import RunConfig
-from mixformer_jax.training.start import weights_file
 
 Frames = dict[int, UInt8[np.ndarray, "h w 3"]]
 
@@ -59,7 +59,7 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
         ValueError: not the folder of a run, or of one that did not train on tracking data.
         WeightsError: no autoencoder.
     """
-    found, record = load_autoencoder(weights_file(run)), run / "config.json"
+    found, record = load_autoencoder(find_weights(run)), run / "config.json"
     if not record.is_file():
         raise ValueError(f"{run}: no config.json, which says how to cut; expected the folder of a pre-training")
     data = json.loads(record.read_text())["data"]

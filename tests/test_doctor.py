@@ -13,9 +13,9 @@ import pytest
 
 import mixformer_jax.cli.doctor as doctor
 from mixformer_jax import cli
+from mixformer_jax.convert.convert import DEFAULT_WEIGHTS, find_weights
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
 from mixformer_jax.extras import install_line
-from mixformer_jax.tracking.tracker import DEFAULT_WEIGHTS, find_weights
 from tests.store_doctor import bfloat16_planes, golden_arrays
 
 DEVICE = jax.devices("cpu")[0]

@@ -29,6 +29,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Float32, UInt8
 
 import mixformer_jax
+from mixformer_jax.convert.convert import DEFAULT_WEIGHTS
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.extras import install_line
 from mixformer_jax.media.decoders import decoder_name
@@ -38,7 +39,7 @@ from mixformer_jax.media.video import VideoWriter, open_source
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import Prediction, build_model
-from mixformer_jax.tracking.tracker import DEFAULT_WEIGHTS, Tracker, load
+from mixformer_jax.tracking.tracker import Tracker, load
 
 ASSET = Path(str(resources.files("mixformer_jax") / "assets" / "doctor.npz"))
 HEIGHT, WIDTH, NUM_FRAMES = 120, 160, 6

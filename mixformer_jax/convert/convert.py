@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.sizes import SIZES
 
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
+DEFAULT_WEIGHTS = "mixvit_tiny"
 
 # The official experiments' own search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. They
 # hold for any source of frames; what the published benchmark runs used instead differs by benchmark.
@@ -127,11 +129,7 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
             that do not fit (one error lists them all), or a target of an unknown kind.
         ModuleNotFoundError: for `.pth` files where PyTorch is not installed.
     """
-    source, target = Path(source), Path(target)
-    if source.is_dir():
-        source = source / RUN_WEIGHTS
-    if not source.is_file():
-        raise WeightsError(f"{source}: no such file; expected weights, or the folder of a training run")
+    source, target = find_weights(source), Path(target)
     is_torch = target.name.endswith(TORCH_SUFFIXES)
     if not is_torch and target.suffix != ".safetensors":
         raise WeightsError(f"{target}: expected a name that ends in .safetensors or {', '.join(TORCH_SUFFIXES)}")
@@ -148,6 +146,29 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
     if from_ours:
         return _to_official(source, target, is_torch)
     return _from_official(source, target, is_torch, official, hints)
+
+
+def find_weights(weights: str | Path | None) -> Path:
+    """A weights file: itself, the one in the folder of a training run, or the embedded one of this name.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    path = Path(DEFAULT_WEIGHTS if weights is None else weights)
+    if path.is_dir():
+        if (path / RUN_WEIGHTS).is_file():
+            return path / RUN_WEIGHTS
+        official = sorted(path.glob("*.pth*"))
+        instead = f"; for an official checkpoint give the file itself, such as {official[-1]}" if official else ""
+        raise WeightsError(f"{path}: a folder without {RUN_WEIGHTS}; expected the folder of a training run{instead}")
+    if path.is_file():
+        return path
+    assets = Path(str(resources.files("mixformer_jax") / "assets"))
+    embedded = assets / f"{path}.safetensors"
+    if not embedded.is_file():
+        known = ", ".join(sorted(file.stem for file in assets.glob("*.safetensors")))
+        raise WeightsError(f"{path}: no such file, folder or embedded weights; embedded: {known}")
+    return embedded
 
 
 def read_weights(path: str | Path) -> Weights:

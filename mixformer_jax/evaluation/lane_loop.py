@@ -4,9 +4,8 @@ import dataclasses
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -206,7 +205,7 @@ class _Running:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._frames = FramesAhead(job.sequence.frames())
+        self._frames = frames_ahead(job.sequence.frames())
         self._frame: Frame | None = None
         self._boxes_xywh: list[Float64[np.ndarray, "4"]] = []
         self._times_s: list[float] = []
@@ -237,9 +236,7 @@ class _Running:
     def result(self) -> SequenceResult:
         known = [score for score in self._scores if score is not None]
         return SequenceResult(
-            np.array(self._boxes_xywh, np.float64),
-            np.array(self._times_s),
-            np.array([1.0, *known]) if known else None,
+            np.array(self._boxes_xywh, np.float64), np.array(self._times_s), np.array([1.0, *known]) if known else None
         )
 
     def close(self) -> None:
@@ -255,35 +252,16 @@ def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, "4"]:
     return box
 
 
-class FramesAhead:
-    """The frames of an iterator, in order, read by a thread of its own while the tracker is busy. A context manager.
+def frames_ahead(frames: Iterator[Frame], depth: int = FRAMES_AHEAD) -> Generator[Frame]:
+    """The frames of an iterator, in order, read by a thread of its own while the tracker is busy.
 
     At most `depth` frames wait. What the iterator raises is raised where its frame would have come.
     """
-
-    def __init__(self, frames: Iterator[Frame], depth: int = FRAMES_AHEAD) -> None:
-        self._frames = frames
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
-        self._waiting: deque[Future[Frame | None]] = deque(
-            self._thread.submit(next, frames, None) for _ in range(depth)
-        )
-
-    def __iter__(self) -> "FramesAhead":
-        return self
-
-    def __next__(self) -> Frame:
-        frame = self._waiting.popleft().result()
-        if frame is None:
-            raise StopIteration
-        self._waiting.append(self._thread.submit(next, self._frames, None))
-        return frame
-
-    def close(self) -> None:
-        """Ends the thread once it has read the frame that it is at."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def __enter__(self) -> "FramesAhead":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
+    try:
+        waiting = deque(thread.submit(next, frames, None) for _ in range(depth))
+        while (frame := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, frames, None))
+            yield frame
+    finally:  # it ends once it has read the frame that it is at
+        thread.shutdown(wait=False, cancel_futures=True)

@@ -147,10 +147,7 @@ for _thresholds in (OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLD
 
 # By `OpeRules.thresholds`: of the overlap and of the normalised error.
 _THRESHOLDS: Mapping[str, tuple[Float[np.ndarray, " 21"], Float[np.ndarray, " 51"]]] = MappingProxyType(
-    {
-        "blocks": (OVERLAP_THRESHOLDS, NORM_CENTER_THRESHOLDS),
-        "linspace": (_LINSPACE_OVERLAP, _LINSPACE_NORM),
-    }
+    {"blocks": (OVERLAP_THRESHOLDS, NORM_CENTER_THRESHOLDS), "linspace": (_LINSPACE_OVERLAP, _LINSPACE_NORM)}
 )
 
 

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import parse_numbers
@@ -209,24 +209,22 @@ def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "err
     if beside.size:
         score, lost = beside.T
         usual = (score >= 0) & (score <= 1) & ((lost == 0) | (lost == 1))
-        if not usual.all():
-            row = int(np.argmin(usual))
-            raise ResultsError(
-                f"result file {path}, line {row + 1}: {rows[row].tolist()} is not x,y,w,h,score,lost, with a score "
-                "from 0 to 1 and lost 0 or 1"
-            )
+        _check_rows(path, usual, rows, "{} is not x,y,w,h,score,lost, with a score from 0 to 1 and lost 0 or 1")
     pixels = np.abs(boxes_xywh) <= MAX_PIXELS
     if unusable_boxes == "error":
         fine, expected = pixels.all(1) & (boxes_xywh[:, 2:] >= 0).all(1), "finite x,y,w,h with w >= 0 and h >= 0"
     else:
         fine, expected = (pixels | np.isnan(boxes_xywh)).all(1), "x,y,w,h"
+    _check_rows(
+        path, np.asarray(fine), boxes_xywh, f"{{}} is no box in pixels; expected {expected}, of at most {MAX_PIXELS:g}"
+    )
+    return boxes_xywh
+
+
+def _check_rows(path: str | Path, fine: Bool[np.ndarray, " n"], rows: Float64[np.ndarray, "n k"], message: str) -> None:
     if not fine.all():
         row = int(np.argmin(fine))
-        raise ResultsError(
-            f"result file {path}, line {row + 1}: {boxes_xywh[row].tolist()} is no box in pixels; expected {expected}, "
-            f"of at most {MAX_PIXELS:g}"
-        )
-    return boxes_xywh
+        raise ResultsError(f"result file {path}, line {row + 1}: {message.format(rows[row].tolist())}")
 
 
 def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
@@ -238,10 +236,7 @@ def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
     tables: list[Float64[np.ndarray, "n _"]] = []
     for path in paths:
         times_s = read_numbers(path, "seconds,...")
-        wrong = np.flatnonzero((times_s < 0).any(1))
-        if wrong.size:
-            row = times_s[wrong[0]].tolist()
-            raise ResultsError(f"result file {path}, line {wrong[0] + 1}: a time below zero, {row}")
+        _check_rows(path, ~np.asarray((times_s < 0).any(1)), times_s, "a time below zero, {}")
         if tables and len(tables[0]) != len(times_s):
             raise ResultsError(f"result files {paths[0]} and {path}: {len(tables[0])} and {len(times_s)} times")
         tables.append(times_s)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -174,16 +175,15 @@ def run_dataset(
         for ways in readable
         for way in ways
     ]
-    todo = [
-        number
+    jobs = [
+        Job(number, sequence)
         for number, (_, sequence, paths) in enumerate(planned)
         if not is_finished(paths, sequence.boxes_xywh[0], len(sequence))
     ]
-    jobs = [Job(number, planned[number].sequence) for number in todo]
 
     clock, began = Clock(), time.perf_counter()
     times_s: dict[int, Float64[np.ndarray, " n"]] = {}
-    num_frames = sum(len(job.sequence) for job in jobs)
+    todo, num_frames = {job.number for job in jobs}, sum(len(job.sequence) for job in jobs)
     with tqdm(total=num_frames, unit="frame", desc=tracker_name, disable=not jobs) as progress:
         for outcome in crew.track(jobs, clock, progress.update):
             plan = planned[outcome.number]
@@ -203,7 +203,7 @@ def run_dataset(
     return RunSummary(
         folders=tuple(dict.fromkeys(folders)),
         finished=tuple(planned[number].label for number in sorted(times_s)),
-        skipped=tuple(plan.label for number, plan in enumerate(planned) if number not in set(todo)),
+        skipped=tuple(plan.label for number, plan in enumerate(planned) if number not in todo),
         failures=tuple(failures),
         clock=clock,
         seconds=time.perf_counter() - began,
@@ -251,8 +251,7 @@ def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tupl
 
 def _count_equal(planned: Sequence[_Planned]) -> int:
     """Sequences all of whose repetitions are finished, with the same boxes."""
-    files: dict[str, list[bytes | None]] = {}
-    for plan in planned:
-        content = plan.paths.boxes.read_bytes() if plan.paths.boxes.is_file() else None
-        files.setdefault(plan.sequence.name, []).append(content)
-    return sum(contents[0] is not None and len(set(contents)) == 1 for contents in files.values())
+    contents: dict[str, set[bytes | None]] = defaultdict(set)
+    for _, sequence, paths in planned:
+        contents[sequence.name].add(paths.boxes.read_bytes() if paths.boxes.is_file() else None)
+    return sum(len(each) == 1 and None not in each for each in contents.values())

@@ -26,12 +26,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 import mixformer_jax
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.media.decoders import decoder_name, find_pyav
 from mixformer_jax.media.video import Frame
 from mixformer_jax.models.config import ComputeDtype, ConfigError, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.tracking.lanes import Lanes, LanesLike, OneLane
-from mixformer_jax.tracking.tracker import find_weights
 
 BenchmarkSettings = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Tracker settings by model and benchmark, as in `configs/benchmarks.toml`."""

@@ -124,7 +124,7 @@ def sequence_eao(runs: Sequence[Run], high: int) -> tuple[Float64[np.ndarray, " 
 
 
 def eao_curve(sequences: Sequence[SequenceRuns], high: int = EAO_HIGH) -> Float64[np.ndarray, " high"]:
-    """Expected overlap by length over all sequences, each weighted by its contributing runs; 0 where there are none."""
+    """Expected overlap by length over all sequences, weighted by their contributing runs; 0 where there are none."""
     total, active = np.zeros(high), np.zeros(high)
     for sequence in sequences:
         expected, contributing = sequence_eao(sequence.runs, high)

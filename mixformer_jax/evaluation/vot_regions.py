@@ -5,7 +5,6 @@ belongs to it (rounding is half to even). The degenerate cases are the toolkit's
 than one row or one column overlap fully, even when both are empty.
 """
 
-import dataclasses
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,9 +84,9 @@ def read_regions(path: str | Path) -> list[Region]:
 def _in_float32(region: Region) -> Region:
     match region:
         case Rectangle(box_xywh):
-            return dataclasses.replace(region, box_xywh=box_xywh.astype(np.float32))
+            return Rectangle(box_xywh.astype(np.float32))
         case Polygon(points_xy):
-            return dataclasses.replace(region, points_xy=points_xy.astype(np.float32))
+            return Polygon(points_xy.astype(np.float32))
     return region
 
 
@@ -144,11 +143,8 @@ def region_overlaps(
 ) -> Float64[np.ndarray, " n"]:
     """IoU of regions, pair by pair.
 
-    Args:
-        first, second: as many of the one as of the other.
-        size: width and height of the frame, outside of which nothing counts; None for no bounds. Without them the
-            toolkit cuts rectangles wrongly that lie left of or above the origin, and so does this: identical
-            boxes at x = -50 have 0.
+    Nothing counts outside the frame of `size` (width, height). Without one the toolkit cuts rectangles wrongly that lie
+    left of or above the origin, and so does this: identical boxes at x = -50 have 0.
 
     Raises:
         ValueError: unequal numbers of regions, or shapes other than rectangles that are too large to be drawn.

@@ -65,41 +65,31 @@ class Alone:
 
 
 # What a worker tells, beside outcomes and, at its end, its clock.
-
-
 class _Opened(NamedTuple):
-    """It has its tracker."""
-
     name: str
     settings: dict[str, Any]
     about: dict[str, Any]
 
 
 class _Refused(NamedTuple):
-    """It has no tracker."""
-
-    reason: str
+    reason: str  # it has no tracker
 
 
 class _Broken(NamedTuple):
-    """It cannot go on, for a reason that nobody foresaw."""
-
     reason: str
-    trace: str
+    trace: str  # it cannot go on; nobody foresaw why
 
 
 class _Warm(NamedTuple):
-    """It has compiled what it needs."""
+    pass  # it has compiled what it needs
 
 
 class _Wants(NamedTuple):
-    """It has a free lane."""
+    pass  # it has a free lane
 
 
 class _Tracked(NamedTuple):
-    """It has tracked so many frames more."""
-
-    frames: int
+    frames: int  # so many more
 
 
 class _Worker:

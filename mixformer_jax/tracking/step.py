@@ -223,12 +223,10 @@ def update_templates(
     The crops of new candidates are kept; every `update_interval` frames the candidates become online templates. Models
     without scores take the crops around the current boxes instead, as the official trackers of both kinds do.
     """
-    state = keep_new_candidates(settings, state, is_candidate, cut)
-    return _when(
-        is_refresh_due(settings, state.frame_index),
-        lambda state: refresh_templates(model, settings, variables, state, cut),
-        state,
-    )
+    state, frame_index = keep_new_candidates(settings, state, is_candidate, cut), state.frame_index
+    # On the host a number of its own: arithmetic on the device would cost each frame.
+    due = is_refresh_due(settings, frame_index if isinstance(frame_index, jax.core.Tracer) else int(frame_index))
+    return _when(due, lambda state: refresh_templates(model, settings, variables, state, cut), state)
 
 
 def keep_new_candidates(
@@ -264,8 +262,9 @@ def refresh_templates(
     if settings.num_online_templates == 0:
         raise ValueError("this tracker has no online template slots (num_online_templates is 0)")
     memory, crops = state.memory, cut(None) if state.memory is None else state.memory.candidates
-    replaced = _replace_template(settings, state.templates, state.filled, state.num_refreshes, crops)
-    templates, filled, num_refreshes = replaced
+    templates, filled, num_refreshes = _replace_template(
+        settings, state.templates, state.filled, state.num_refreshes, crops
+    )
     cache = encode_templates(model, settings, variables, templates, filled)
     memory = None if memory is None else forget_candidates(memory, templates)
     return state._replace(templates=templates, filled=filled, cache=cache, memory=memory, num_refreshes=num_refreshes)

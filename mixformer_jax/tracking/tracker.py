@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,8 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
 from mixformer_jax.boxes import check_box_xywh
-from mixformer_jax.convert.convert import read_weights
-from mixformer_jax.convert.weights import WeightsError
+from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
 from mixformer_jax.media.video import Frame
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
@@ -31,7 +29,6 @@ from mixformer_jax.tracking.step import (
 )
 
 Device = Literal["cpu", "gpu", "tpu"]
-DEFAULT_WEIGHTS = "mixvit_tiny"
 
 logger = logging.getLogger(__name__)
 
@@ -218,27 +215,6 @@ def check_dtype(dtype: object) -> None:
     """Raises ConfigError for types whose numbers were not held to the official ones, such as float16."""
     if dtype not in get_args(ComputeDtype):
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(get_args(ComputeDtype))}")
-
-
-def find_weights(weights: str | Path | None) -> Path:
-    """The file that `load` reads for what the user gave; WeightsError where there is none."""
-    path = Path(DEFAULT_WEIGHTS if weights is None else weights)
-    if path.is_dir():
-        if (path / "model.safetensors").is_file():
-            return path / "model.safetensors"
-        official = sorted(path.glob("*.pth*"))
-        instead = f"; for an official checkpoint give the file itself, such as {official[-1]}" if official else ""
-        raise WeightsError(
-            f"{path}: a folder without model.safetensors; expected the folder of a training run{instead}"
-        )
-    if path.is_file():
-        return path
-    assets = Path(str(resources.files("mixformer_jax") / "assets"))
-    embedded = assets / f"{path}.safetensors"
-    if not embedded.is_file():
-        known = ", ".join(sorted(file.stem for file in assets.glob("*.safetensors")))
-        raise WeightsError(f"{path}: no such file, folder or embedded weights; embedded: {known}")
-    return embedded
 
 
 def find_device(kind: Device | None) -> jax.Device:

@@ -19,6 +19,7 @@ from mixformer_jax.convert.autoencoders import (
     shapes_of_autoencoder,
     start_from_mae,
 )
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.initial import init_from
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig, held_out
@@ -41,7 +42,7 @@ from mixformer_jax.training.loop import run
 from mixformer_jax.training.objective import Batch, Group, Samples, Start, Variables
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sheets import reconstruction_sheet
-from mixformer_jax.training.start import is_ours, weights_file
+from mixformer_jax.training.start import is_ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ class MaskedPretraining:
 
     def start_from(self, source: str | Path) -> Start:
         """Another pre-training; a checkpoint of MAE, whole or its encoder; or any backbone that trackers start from."""
-        path, config = weights_file(source), self._config
+        path, config = find_weights(source), self._config
         if is_ours(AUTOENCODER_FORMAT, path):
             return Start(*go_on(load_autoencoder(path), config))
         model = config.model

@@ -10,12 +10,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.autoencoders import AUTOENCODER_FORMAT, hand_over, load_autoencoder
-from mixformer_jax.convert.convert import RUN_WEIGHTS
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.initial import init_from
 from mixformer_jax.convert.torch_files import is_safetensors_of
 from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, expected_shapes, load_weights
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.tracking.tracker import find_weights
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
 from mixformer_jax.training.objective import Objective, Start
 from mixformer_jax.training.program import TrainProgram
@@ -79,7 +78,7 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
         WeightsError: a source that cannot be read, another backbone, or one that lacks a part: all names that are
             missing or misshapen in one error.
     """
-    path = weights_file(source)
+    path = find_weights(source)
     if is_ours(FORMAT, path):
         return _from_weights(path, load_weights(path), config, may_be_fresh)
     if is_ours(AUTOENCODER_FORMAT, path):
@@ -91,22 +90,6 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
     if missing:
         raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
     return Start(*start)
-
-
-def weights_file(source: str | Path) -> Path:
-    """The file itself, the one in the folder of a run, or the embedded one of this name.
-
-    Raises:
-        WeightsError: no such file.
-    """
-    path = Path(source)
-    if path.is_dir():
-        path = path / RUN_WEIGHTS
-        if not path.is_file():
-            raise WeightsError(
-                f"{source}: no {RUN_WEIGHTS} in this folder; expected the folder of a run that has trained"
-            )
-    return path if path.is_file() else find_weights(path)
 
 
 def is_ours(format_name: str, path: Path) -> bool:

@@ -97,7 +97,7 @@ def test_refused(run, official, tmp_path):
     ours = run / "model.safetensors"
     for source, target, match in [
         (tmp_path / "none.pth", tmp_path / "w.safetensors", r"none\.pth: no such file"),
-        (tmp_path, tmp_path / "w.pth", r"model\.safetensors: no such file"),
+        (tmp_path, tmp_path / "w.pth", r"a folder without model\.safetensors"),
         (run, tmp_path / "w.onnx", r"w\.onnx: expected a name that ends in \.safetensors or \.pth"),
         (run, tmp_path / "none" / "w.pth", "no such folder"),
         (run, ours, "source and target are one file"),

@@ -14,12 +14,13 @@ from PIL import Image
 import mixformer_jax
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli.demo import render_demo_clip
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.step import clip_margins
-from mixformer_jax.tracking.tracker import Tracker, find_weights
+from mixformer_jax.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")

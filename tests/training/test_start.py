@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError, load_weights
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.sizes import size_config
-from mixformer_jax.tracking.tracker import find_weights
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
-from mixformer_jax.training.start import start_from, weights_file
+from mixformer_jax.training.start import start_from
 from mixformer_jax.training.supervised import tracking_objective
 
 MODEL = {
@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_named(stage_one, tmp_path):
     start = objective(head="query").start_from(stage_one)
     assert all("/head/" in name or name.endswith("/regression_token") for name in start.fresh)
     assert {name.split("/")[1] for name in start.taken} == {"backbone"}
-    with pytest.raises(WeightsError, match=r"no model\.safetensors in this folder"):
+    with pytest.raises(WeightsError, match=r"a folder without model\.safetensors"):
         objective().start_from(tmp_path)
     with pytest.raises(WeightsError, match="no such file, folder or embedded weights; embedded: mixvit_tiny"):
         objective().start_from(tmp_path / "missing.pth")
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_named(stage_one, tmp_path):
 def test_embedded_weights_are_taken_by_their_name():
     start = start_from("mixvit_tiny", size_config("mixvit_tiny"), may_be_fresh=())
     assert not start.fresh and {name.split("/")[1] for name in start.ignored} == {"score"}
-    assert weights_file("mixvit_tiny") == find_weights(None)
+    assert find_weights("mixvit_tiny") == find_weights(None)
 
 
 @pytest.mark.parametrize(
