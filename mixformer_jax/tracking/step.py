@@ -202,9 +202,9 @@ def _find(
     settings: TrackerConfig,
     variables: Variables,
     state: TrackState,
-    crops: UInt8[AnyArray, "n S S 3"],
-    scales: Float[AnyArray, " n"],
-    frame_size: Int32[AnyArray, "*each 2"],
+    crops: UInt8[Array, "n S S 3"],
+    scales: Float[Array, " n"],
+    frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackPrediction, Float[Array, " n"] | None, Int32[Array, " n"] | None, Int32[Array, "*each"]]:
     """What `step_from_crops` computes: the prediction, and `best`, `streak` and `frame_index` of the next state."""
     if state.cache is None:
