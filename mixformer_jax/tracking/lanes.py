@@ -5,6 +5,7 @@ and end in it at any time; what an empty lane computes nobody reads, so one prog
 of a video do not depend on its neighbours.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,7 +92,8 @@ class Lanes:
         state = lanes.start(state, 3, frame_of_b, box_of_b)
         state, found = lanes.step(state, {0: frame_of_a, 3: frame_of_b})
 
-    The state is a `TrackState` with a target, and counters, for each lane. The boxes are those of `Tracker.step` up to
+    The state is a `TrackState` with a target, and counters, for each lane. A state that was handed in is used up: its
+    arrays may be those of the next one. The boxes are those of `Tracker.step` up to
     rounding, which depends on the number of lanes.
     """
 
@@ -162,7 +164,7 @@ class Lanes:
         return _put(state, lane, single)
 
 
-@jax.jit
+@functools.partial(jax.jit, donate_argnums=0)
 def _put(state: TrackState, lane: Int32[Array, ""] | int, single: TrackState) -> TrackState:
     """Takes the state of a single target into a lane."""
     return jax.tree.map(lambda many, one: many.at[lane].set(one[0]), state, _counters_by_lane(single))

@@ -174,8 +174,30 @@ def start_from_crops(
     return state._replace(cache=encode_templates(model, settings, variables, state.templates, state.filled))
 
 
-@jit_static
 def step_from_crops(
+    model: MixFormer,
+    settings: TrackerConfig,
+    variables: Variables,
+    state: TrackState,
+    crops: UInt8[AnyArray, "n S S 3"],
+    scales: Float[AnyArray, " n"],
+    frame_size: Int32[AnyArray, "*each 2"],
+) -> tuple[TrackState, TrackPrediction]:
+    """Finds the targets in search crops around `state.boxes_xywh`; `update_templates` must follow.
+
+    `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
+    """
+    # What a step does not change stays out of the program's results, which would be copies: the cache is large.
+    found = _find(model, settings, variables, state, crops, scales, frame_size)
+    prediction, best, streak, frame_index = found
+    memory = state.memory
+    if memory is not None and prediction.lost is not None:
+        memory = memory._replace(best=best, lost=prediction.lost, streak=streak)
+    return state._replace(boxes_xywh=prediction.boxes_xywh, memory=memory, frame_index=frame_index), prediction
+
+
+@jit_static
+def _find(
     model: MixFormer,
     settings: TrackerConfig,
     variables: Variables,
@@ -183,11 +205,8 @@ def step_from_crops(
     crops: UInt8[Array, "n S S 3"],
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
-) -> tuple[TrackState, TrackPrediction]:
-    """Finds the targets in search crops around `state.boxes_xywh`; `update_templates` must follow.
-
-    `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
-    """
+) -> tuple[TrackPrediction, Float[Array, " n"] | None, Int32[Array, " n"] | None, Int32[Array, "*each"]]:
+    """What `step_from_crops` computes: the prediction, and `best`, `streak` and `frame_index` of the next state."""
     if state.cache is None:
         templates, mask = normalise(state.templates), _mask(settings, state.filled)
         found = cast(Prediction, model.apply(variables, templates, normalise(crops), mask))
@@ -195,13 +214,13 @@ def step_from_crops(
         found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
     boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    memory, is_candidate, lost = state.memory, None, None
-    if memory is not None and found.scores is not None:
-        memory, is_candidate = select(settings, memory, found.scores)
-        memory = watch(settings, memory, found.scores)
-        lost = memory.lost
-    state = state._replace(boxes_xywh=boxes_xywh, memory=memory, frame_index=state.frame_index + 1)
-    return state, TrackPrediction(boxes_xywh, found.boxes_cxcywh, found.scores, is_candidate, lost)
+    frame_index, scores = state.frame_index + 1, found.scores
+    if state.memory is None or scores is None:
+        return TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, None, None), None, None, frame_index
+    memory, is_candidate = select(settings, state.memory, scores)
+    memory = watch(settings, memory, scores)
+    prediction = TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, is_candidate, memory.lost)
+    return prediction, memory.best, memory.streak, frame_index
 
 
 # Online templates.

@@ -89,7 +89,7 @@ class Tracker:
         self.settings = settings
         self.device = jax.devices()[0] if device is None else device
         self.model = build_model(model, platform=self.device.platform)
-        self.variables = jax.device_put(variables, self.device)
+        self.variables = jax.device_put(_in_compute_type(variables, model.dtype), self.device)
 
     @property
     def config(self) -> MixFormerConfig:
@@ -177,7 +177,7 @@ class Tracker:
             self.model, self.settings, self.variables, state, *crops, np.asarray(frame_size, np.int32)
         )
         # One wait for all that the host reads of this step; each array keeps its value for the next reader.
-        jax.device_get((state.boxes_xywh, state.frame_index, prediction._replace(boxes_cxcywh=None)))
+        jax.device_get((state.frame_index, prediction[0], *prediction[2:]))
         return state, prediction
 
     def template_crops(
@@ -209,6 +209,19 @@ def load(weights: str | Path | None = None, device: Device | None = None, dtype:
     found, dtype = _device_and_dtype(device, dtype)  # before seconds of reading
     file = read_weights(find_weights(weights))
     return Tracker(dataclasses.replace(file.model, dtype=dtype), file.tracker, file.variables, found)
+
+
+def _in_compute_type(variables: Variables, dtype: ComputeDtype) -> Variables:
+    """Kernels of dense layers and convolutions as the model computes with them, rather than converted on every frame.
+
+    Depth-wise kernels, of three axes, are multiplied in float32.
+    """
+
+    def cast(path: tuple[Any, ...], value: Any) -> Any:
+        is_cast = path[-1].key == "kernel" and value.ndim in (2, 4)
+        return value.astype(dtype) if is_cast else value
+
+    return jax.tree_util.tree_map_with_path(cast, variables)
 
 
 def check_dtype(dtype: object) -> None:

@@ -9,12 +9,12 @@ from mixformer_jax.crops import context_crop, normalise
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.tracking.step import (
+    _find,
     encode_templates,
     refresh_templates,
     scan_frames,
     start,
     step,
-    step_from_crops,
     track_sequence,
 )
 from mixformer_jax.tracking.tracker import Tracker
@@ -92,19 +92,30 @@ def test_several_targets_and_a_scan_in_pieces_give_the_boxes_of_the_host(loop, b
     assert int(state.frame_index) == 24 and int(state.num_refreshes) == 2
 
 
+def test_a_step_copies_nothing_that_it_does_not_change(loop, boxes_xywh):
+    """The cache is large: 28 MB a target of MixViT-L."""
+    tracker = loop.tracker(num_online_templates=1, update_interval=1000)
+    before = tracker.start(loop.frames[0], boxes_xywh[0])
+    after, _ = tracker.step(before, loop.frames[1])
+    for part in ("templates", "filled", "cache", "clip_margins", "num_refreshes"):
+        for old, new in zip(*(jax.tree.leaves(getattr(state, part)) for state in (before, after)), strict=True):
+            assert new is old, part
+    assert int(after.frame_index) == 1 and int(before.frame_index) == 0
+
+
 def test_nothing_is_compiled_again(loop, boxes_xywh):
     """Whatever the target, the size of the frame, and the number of filled slots."""
     tracker = loop.tracker(num_online_templates=3, update_interval=2)
-    compiled = [program._cache_size() for program in (step_from_crops, encode_templates)]
+    compiled = [program._cache_size() for program in (_find, encode_templates)]
     for box_xywh, frames in ((boxes_xywh[0], loop.frames[:10]), (boxes_xywh[2], loop.frames[:3, :80, :100])):
         state = tracker.start(frames[0], box_xywh)
         for frame in frames[1:]:
             state, _ = tracker.step(state, frame)
     assert state.filled.tolist() == [[True, True, True, False]], "1, 2 and 3 slots were in use"
-    more = [program._cache_size() for program in (step_from_crops, encode_templates)]
+    more = [program._cache_size() for program in (_find, encode_templates)]
     assert more == [compiled[0] + 1, compiled[1] + 1]
     state, _ = tracker.step(tracker.start(loop.frames[0], boxes_xywh[:2]), loop.frames[1])
-    assert step_from_crops._cache_size() == more[0] + 1, "two targets are another program"
+    assert _find._cache_size() == more[0] + 1, "two targets are another program"
 
 
 def test_slots_fill_up_then_the_oldest_goes(golden_loop):
