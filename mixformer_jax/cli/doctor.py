@@ -222,9 +222,7 @@ def unseen_accelerators(root: Path = Path("/")) -> list[tuple[str, str]]:
         ("tpu", "a TPU", "dev/accel0", "tpu"),
     ):
         if platform_name not in seen and (root / driver).exists():
-            mend = (
-                f"JAX_PLATFORMS is {chosen}" if chosen else f"{install_line(extra)}; drivers: docs/install.md"
-            )
+            mend = f"JAX_PLATFORMS is {chosen}" if chosen else f"{install_line(extra)}; drivers: docs/install.md"
             lines.append(("not used", f"{name} is here and JAX does not see it: {mend}"))
     return lines
 
