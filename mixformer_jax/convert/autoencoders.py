@@ -34,9 +34,10 @@ from mixformer_jax.convert.tables import (
 )
 from mixformer_jax.convert.torch_files import read_official, write_official_safetensors, write_torch
 from mixformer_jax.convert.weights import WeightsError, expected_shapes, read_variables, write_variables
-from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig
-from mixformer_jax.models.positions import resize_positions, sincos_positions
+from mixformer_jax.models.layers import resize_positions, sincos_positions
+from mixformer_jax.models.mixformer import variable_shapes
 
 AUTOENCODER_FORMAT = "mixformer_jax_autoencoder"
 
@@ -87,7 +88,7 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
 @functools.lru_cache(maxsize=4)  # tracing a large model takes seconds
 def shapes_of_autoencoder(config: AutoencoderConfig) -> Mapping[str, tuple[int, ...]]:
     """Shape of every variable of an autoencoder, by its path (`params/decoder/blocks_0/norm1/scale`)."""
-    shapes = flatten_dict(autoencoder_shapes(Autoencoder(config)))
+    shapes = flatten_dict(variable_shapes(Autoencoder(config)))
     return MappingProxyType({"/".join(path): value.shape for path, value in shapes.items()})
 
 

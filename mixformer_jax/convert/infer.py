@@ -10,7 +10,7 @@ import numpy as np
 from mixformer_jax.convert.names import COUNTER
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.models.positions import sincos_positions
+from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.models.sizes import SIZES
 
 HEAD_WIDTH = 64  # of every attention head in the official builds: ViT, CvT and score module alike

@@ -19,7 +19,7 @@ from mixformer_jax.convert.tables import Entry, affine, norm, official_shape, to
 from mixformer_jax.convert.torch_files import read_official
 from mixformer_jax.convert.weights import NOT_FINITE, WeightsError, expected_shapes, not_finite
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.positions import resize_positions
+from mixformer_jax.models.layers import resize_positions
 
 _BACKBONE = ("params", "backbone")
 # What pre-trained models hold that a tracker has no use for: tokens, classifiers, decoders, counters.

@@ -30,7 +30,7 @@ from mixformer_jax.convert.tables import (
 )
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.positions import PRETRAINED_GRID
+from mixformer_jax.models.layers import PRETRAINED_GRID
 
 CLASSES = 1000  # of ImageNet, which the unused classifiers tell apart
 CONVMAE_PATCHES = (4, 2, 2)

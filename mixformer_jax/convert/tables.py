@@ -9,7 +9,7 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.weights import WeightsError, mismatches
-from mixformer_jax.models.positions import sincos_positions
+from mixformer_jax.models.layers import sincos_positions
 
 TreePath = tuple[str, ...]
 Layout = Literal["same", "linear", "pointwise", "conv", "depthwise", "patches", "positions", "token"]

@@ -31,12 +31,11 @@ from mixformer_jax.models.autoencoder import (
     AutoencoderConfig,
     Reconstruction,
     draw_masking,
-    initial_values,
     reconstruct,
     reconstruction_losses,
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
-from mixformer_jax.models.masking import Masking
+from mixformer_jax.models.layers import Masking
 from mixformer_jax.training.experiment import data_section
 from mixformer_jax.training.loop import run
 from mixformer_jax.training.objective import Batch, Group, Samples, Start, Variables
@@ -121,7 +120,7 @@ class MaskedPretraining:
         return self.experiment.autoencoder
 
     def init(self, key: PRNGKeyArray) -> Variables:
-        return initial_values(self.model, key)
+        return self.model.initial_values(key)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         model, slots = self._config.model, self._config.num_templates

@@ -46,9 +46,7 @@ class _TrackingStage:
         return re.compile("|".join(frozen)) if frozen else None
 
     def init(self, key: PRNGKeyArray) -> Variables:
-        config = self.experiment.model
-        templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-        return dict(self.model.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
+        return self.model.initial_values(key)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         config, slots = self.experiment.model, self.experiment.tracker.num_slots

@@ -18,7 +18,7 @@ from mixformer_jax.convert.names import (
 from mixformer_jax.convert.tables import Carried, official_shape
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.positions import sincos_positions
+from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.models.sizes import SIZES, size_config
 from tests.convert.layouts import (
     ALL_LAYOUTS,
