@@ -117,8 +117,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Converts weights between official files and ours."""
-    from mixformer_jax.convert.convert import convert
-    from mixformer_jax.convert.infer import Hints
+    from mixformer_jax.convert.convert import Hints, convert
 
     hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size, args.name)
     report = convert(args.source, args.target, official=args.official, hints=hints)
