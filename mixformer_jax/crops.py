@@ -212,7 +212,7 @@ def frame_box_to_crop(
     size: int,
     normalised: bool = True,
 ) -> Float[Array, "*n 4"]:
-    """A box on the frame -> `x, y, w, h` in a crop taken around `crop_box_xywh`, in crop pixels or normalised by `size`.
+    """A frame box -> `x, y, w, h` in a crop around `crop_box_xywh`, normalised by `size` or in crop pixels.
 
     The official trainer's ground truth: it puts the centre of the crop box at (size - 1) / 2 here and at size / 2 in
     `crop_box_to_frame`, so the way there and back is off by half a crop pixel.
