@@ -145,14 +145,9 @@ def _attend_by_cudnn(
 def attend_fused(
     qkv: Float[Array, "b n qkv"], num_heads: int, num_templates: int, scale: float, kernel: AttentionKernel
 ) -> Tokens:
-    """Attention of both streams by a fused kernel, from where the dense layer wrote queries, keys and values.
+    """Attention of both streams by `cudnn` or `pallas`, from where the dense layer wrote queries, keys and values.
 
-    Args:
-        qkv: of the templates' tokens, then of the search region's.
-        num_heads: heads.
-        num_templates: tokens of the templates, which see each other alone; 0 where all see all.
-        scale: of the logits.
-        kernel: `cudnn` or `pallas`.
+    The first `num_templates` tokens, the templates', see each other alone; 0 where all see all.
     """
     if kernel == "pallas":
         return attend_on_tpu(qkv, num_heads, num_templates, scale)
@@ -164,24 +159,16 @@ def attend_fused(
     return rearrange(jnp.concatenate(mixed, axis=1), "b n h d -> b n (h d)")
 
 
-_RUNS_ON = {
-    "cudnn": "NVIDIA GPUs with heads of 8, 16, ... 128 channels",
-    "pallas": "TPUs with heads that fill 128 lanes",
-}
-
-
 def choose_kernel(
     asked: AttentionKernel, dtype: ComputeDtype, platform: str | None, width: int, num_heads: int, tokens: int = 0
 ) -> AttentionKernel:
-    """The kernel for attention of some size on a platform.
+    """The kernel for attention of some size; `tokens` are those of both streams, in training.
 
     Args:
         asked: `MixFormerConfig.attention_kernel`.
         dtype: compute type.
         platform: cpu, gpu or tpu; None for that of the mesh in whose context this is traced, or JAX's default.
-        width: channels.
-        num_heads: heads.
-        tokens: of both streams, in training.
+        width, num_heads, tokens: of the attention.
 
     Raises:
         ConfigError: a kernel that cannot run there, or not in this type.
@@ -195,13 +182,15 @@ def choose_kernel(
         "pallas": platform == "tpu" and dtype == "bfloat16" and fits_tpu_kernel(width, num_heads, tokens),
     }
     if asked == "auto":
-        if may["cudnn"]:  # has the kernel for GPUs from Ampere on
+        if may["cudnn"]:  # from Ampere on
             return "cudnn" if all(float(gpu.compute_capability) >= 8.0 for gpu in jax.devices("gpu")) else "xla"
         return "pallas" if may["pallas"] else "xla"
     if not may.get(asked, True):
+        channels = "NVIDIA GPUs with heads of 8, 16, ... 128 channels"
+        where = channels if asked == "cudnn" else "TPUs with heads that fill 128 lanes"
         raise ConfigError(
-            f"model.attention_kernel is {asked!r}, which runs on {_RUNS_ON[asked]}, in bfloat16; here are {dtype}, "
-            f"{num_heads} heads of {head_dim}, {tokens} tokens and a {platform}: take 'auto' or 'xla'"
+            f"model.attention_kernel is {asked!r}, which runs on {where}, in bfloat16; here are {dtype}, {num_heads} "
+            f"heads of {head_dim}, {tokens} tokens and a {platform}: take 'auto' or 'xla'"
         )
     return asked
 
@@ -234,19 +223,12 @@ def mimetic_output_init(_key: Array, shape: Sequence[int], dtype: Any) -> Array:
 class MixedAttention(nn.Module):
     """Multi-head attention in two halves, with one dense layer for queries, keys and values (S-MAM's).
 
-    Attributes:
-        width: channels.
-        num_heads: heads.
-        scale: of the logits.
-        mimetic_init: see `MixFormerConfig`.
-        dtype: compute type.
-        kernel: see `MixFormerConfig.attention_kernel`.
-        platform: see `choose_kernel`.
+    For `mimetic_init` see `MixFormerConfig`, for `kernel` and `platform` see `choose_kernel`.
     """
 
     width: int
     num_heads: int
-    scale: float
+    scale: float  # of the logits
     mimetic_init: bool
     dtype: jnp.dtype
     kernel: AttentionKernel
@@ -310,23 +292,14 @@ class MixedAttention(nn.Module):
 
 
 class MixedAttentionBlock(nn.Module):
-    """A pre-norm transformer block, driven by its steps.
+    """A pre-norm transformer block, driven by its steps."""
 
-    Attributes:
-        attention: `MixedAttention` or a subclass, unbound.
-        mlp_ratio: hidden width of the MLP over the width.
-        activation: of the MLP.
-        epsilon: of the layer norms.
-        drop_path: rate of stochastic depth.
-        layer_scale: learn a factor per channel on both branches.
-    """
-
-    attention: MixedAttention
-    mlp_ratio: int
+    attention: MixedAttention  # unbound
+    mlp_ratio: int  # hidden width of the MLP over the width
     activation: Activation
-    epsilon: float
+    epsilon: float  # of the layer norms
     drop_path: float
-    layer_scale: bool
+    layer_scale: bool  # learn a factor per channel on both branches
 
     def setup(self) -> None:
         width, dtype = self.attention.width, self.attention.dtype
@@ -350,15 +323,7 @@ class MixedAttentionBlock(nn.Module):
         *,
         train: bool,
     ) -> Tokens:
-        """The second half: the tokens after attention and MLP.
-
-        Args:
-            tokens: as they went into `project`.
-            queries: as they came out of it.
-            seen: all keys and values that the queries may attend to.
-            key_mask: False for those of empty slots; None when there are none.
-            train: whether stochastic depth draws.
-        """
+        """The second half: the tokens of `project` after attention to all keys and values seen, and the MLP."""
         return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)
 
     def templates_step(

@@ -97,15 +97,10 @@ class AutoencoderConfig(TypedSettings):
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder makes of masked images.
+    """What an autoencoder makes of masked images."""
 
-    Attributes:
-        patches: pixels of all patches; of each less its mean, over its deviation, where `norm_pix_loss` is set.
-        latent: visible tokens, and behind them the class token, as the decoder takes them in: after a layer norm.
-    """
-
-    patches: Patches
-    latent: Tokens
+    patches: Patches  # of each less its mean, over its deviation, where `norm_pix_loss` is set
+    latent: Tokens  # visible ones, and behind them the class token, as the decoder takes them in: after a layer norm
 
 
 class Decoder(nn.Module):

@@ -43,15 +43,10 @@ class SearchFeatures(NamedTuple):
 
 
 class VisibleFeatures(NamedTuple):
-    """What the backbone makes of the visible cells of a masked search region.
+    """What the backbone makes of the visible cells of a masked search region."""
 
-    Attributes:
-        tokens: of the visible cells, and behind them the extra ones.
-        early: the maps of ConvMAE's convolutional stages, a small one for each visible cell; empty for others.
-    """
-
-    tokens: Tokens
-    early: EarlyMaps
+    tokens: Tokens  # of the visible cells, and behind them the extra ones
+    early: EarlyMaps  # of ConvMAE's convolutional stages, a small one for each visible cell; empty for others
 
 
 class _Stream(NamedTuple):
@@ -162,14 +157,9 @@ class Backbone(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b slots h w c"] | None, VisibleFeatures]:
-        """The templates, where there are any, and the visible cells of a masked search region, and they alone.
+        """The templates, where there are any, and the visible cells of a masked search region: nothing else is read.
 
-        Args:
-            templates: None for a search stream that has only itself to look at.
-            search: whole crops; what is hidden in them is not read.
-            masking: the visible cells.
-            extra: tokens that go along with the visible ones.
-            train: whether stochastic depth draws.
+        `extra` tokens go along with the visible ones.
         """
         ours = None if templates is None else self._enter(0, templates, "templates", train=train)
         theirs, early = self._enter_visible(search, masking, extra, train=train)

@@ -155,22 +155,35 @@ def precise_roi_pool(
     return pooled.astype(features.dtype)
 
 
+def projected_attention(
+    queries: Float[Array, "b q c"],
+    keys: Tokens,
+    values: Tokens,
+    key_mask: KeyMask,
+    num_heads: int,
+    scale: float,
+    dtype: jnp.dtype,
+) -> Float[Array, "b q c"]:
+    """Multi-head attention between dense layers `q`, `k`, `v` and `proj` of the calling module."""
+    dense = functools.partial(nn.Dense, queries.shape[-1], dtype=dtype, kernel_init=TRUNCATED_NORMAL)
+    q, k, v = (
+        rearrange(dense(name=name)(x), "b n (h d) -> b h n d", h=num_heads)
+        for name, x in (("q", queries), ("k", keys), ("v", values))
+    )
+    mixed = attend(q, k, v, key_mask, scale)
+    return dense(name="proj")(rearrange(mixed, "b h n d -> b n (h d)"))
+
+
 class TokenAttention(nn.Module):
     """A query that attends to tokens as they are; logits scaled by the full width, as the official weights want."""
 
-    width: int
     num_heads: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, query: Float[Array, "b 1 c"], tokens: Float[Array, "b n c"]) -> Float[Array, "b 1 c"]:
-        dense = functools.partial(nn.Dense, self.width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL)
-
-        def heads(name: str, x: Float[Array, "b n c"]) -> Float[Array, "b heads n d"]:
-            return rearrange(dense(name=name)(x), "b n (h d) -> b h n d", h=self.num_heads)
-
-        mixed = attend(heads("q", query), heads("k", tokens), heads("v", tokens), None, self.width**-0.5)
-        return dense(name="proj")(rearrange(mixed, "b h n d -> b n (h d)"))
+    def __call__(self, query: Float[Array, "b 1 c"], tokens: Tokens) -> Float[Array, "b 1 c"]:
+        scale = query.shape[-1] ** -0.5
+        return projected_attention(query, tokens, tokens, None, self.num_heads, scale, self.dtype)
 
 
 class ScorePrediction(nn.Module):
@@ -196,7 +209,7 @@ class ScorePrediction(nn.Module):
         token = self.param("token", TRUNCATED_NORMAL, (self.width,))
         query = norm(name="norm_token")(repeat(token.astype(self.dtype), "c -> b 1 c", b=len(search)))
         for i, maps in enumerate((pooled, template)):
-            attention = TokenAttention(self.width, self.num_heads, self.dtype, name=f"attention_{i}")
+            attention = TokenAttention(self.num_heads, self.dtype, name=f"attention_{i}")
             query = norm(name=f"norm_{i}")(attention(query, rearrange(maps, "b h w c -> b (h w) c")))
         logits = perceptron(query, 1, self.dtype)
         return logits[:, 0, 0].astype(jnp.float32)
@@ -222,13 +235,9 @@ class AugmentAttention(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL)
         norm = functools.partial(nn.LayerNorm, epsilon=EPSILON, dtype=self.dtype)
 
-        def heads(name: str, x: Float[Array, "b n c"]) -> Float[Array, "b heads n d"]:
-            return rearrange(dense(FUSION_WIDTH, name=name)(x), "b n (h d) -> b h n d", h=FUSION_HEADS)
-
-        queries = heads("q", ours.tokens + ours.positions)
-        keys, values = heads("k", theirs.tokens + theirs.positions), heads("v", theirs.tokens)
-        mixed = attend(queries, keys, values, theirs.mask, queries.shape[-1] ** -0.5)
-        mixed = dense(FUSION_WIDTH, name="proj")(rearrange(mixed, "b h n d -> b n (h d)"))
+        queries, keys = ours.tokens + ours.positions, theirs.tokens + theirs.positions
+        scale = (FUSION_WIDTH // FUSION_HEADS) ** -0.5
+        mixed = projected_attention(queries, keys, theirs.tokens, theirs.mask, FUSION_HEADS, scale, self.dtype)
         tokens = norm(name="norm1")(ours.tokens + mixed)
         if self.feed_forward:
             hidden = nn.relu(dense(FUSION_HIDDEN, name="fc1")(tokens))

@@ -30,14 +30,9 @@ _TRUSTED = "promise_in_bounds"
 
 
 class Masking(NamedTuple):
-    """A choice of cells for every sample, on a square grid, row-major.
+    """A choice of cells for every sample, on a square grid, row-major."""
 
-    Attributes:
-        visible: indices of the cells that stay, in the order of their tokens.
-        hidden: True for every cell of the grid that is taken away.
-    """
-
-    visible: Int[Array, "b n"]
+    visible: Int[Array, "b n"]  # indices of the cells that stay, in the order of their tokens
     hidden: Bool[Array, "b cells"]
 
     @property
