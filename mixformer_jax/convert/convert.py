@@ -74,29 +74,17 @@ class Hints(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a conversion did.
-
-    Attributes:
-        target: the file written.
-        direction: such as "official names -> mixformer_jax".
-        model: settings of the model.
-        tracker: settings of the tracker, in a file of ours.
-        parameters: of the official module, with those that no forward pass reads.
-        carried: official names of the tensors that no forward pass reads and that went along.
-        computed: those that an official file must have and that were made up.
-        left_behind: what the source held beside the weights and the target does not.
-        named_after: words of the file's name or of its experiment that became part of the model's name.
-    """
+    """What a conversion did; tensors by their official names."""
 
     target: Path
-    direction: str
+    direction: str  # such as "official names -> mixformer_jax"
     model: MixFormerConfig
-    tracker: TrackerConfig | None
-    parameters: int
-    carried: tuple[str, ...] = ()
-    computed: tuple[str, ...] = ()
-    left_behind: tuple[str, ...] = ()
-    named_after: tuple[str, ...] = ()
+    tracker: TrackerConfig | None  # in a file of ours
+    parameters: int  # of the official module, with those that no forward pass reads
+    carried: tuple[str, ...] = ()  # tensors that no forward pass reads and that went along
+    computed: tuple[str, ...] = ()  # those that an official file must have and that were made up
+    left_behind: tuple[str, ...] = ()  # what the source held beside the weights and the target does not
+    named_after: tuple[str, ...] = ()  # words of the file's name or experiment that became part of the model's name
 
     def lines(self) -> list[tuple[str, str]]:
         """The report as labels and texts, for a terminal."""
@@ -123,11 +111,9 @@ class Report(NamedTuple):
 
 
 def convert(source: str | Path, target: str | Path, *, official: bool = False, hints: Hints = Hints()) -> Report:  # noqa: B008 (immutable)
-    """Converts a tracker between official PyTorch files and ours.
+    """Converts a tracker between official files (`.pth`, `.pth.tar`, `.safetensors`) and ours (`.safetensors`).
 
-    The direction follows from the files: official `.pth`, `.pth.tar` or `.safetensors` become a `.safetensors` of
-    ours; a `.safetensors` of ours, or a run's folder, becomes a `.pth` or `.pth.tar`. Between official formats, tensors
-    are checked and copied.
+    The direction follows from the files; between official formats, tensors are checked and copied.
 
     Args:
         source: file or folder of a training run.
@@ -183,9 +169,7 @@ def find_weights(weights: str | Path | None) -> Path:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """A tracker's weights: a file of ours, or an official one, which is converted in memory.
-
-    Of an official file what no forward pass reads is left out.
+    """A tracker's weights: a file of ours, or an official one, which is converted in memory without unread tensors.
 
     Raises:
         WeightsError: a file that cannot be read or belongs to another model, that `convert` would refuse, or that is
@@ -316,14 +300,34 @@ def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # no
 
 
 def _read(state: State, hints: Hints) -> dict[str, Any]:
-    if "backbone.stage0.patch_embed.proj.weight" in state:
-        found = _read_cvt(state, hints)
-    elif "backbone.patch_embed1.proj.weight" in state:
-        found = _read_convmae(state) | _read_positions(state, hints, 16)
+    stages = [i for i in range(len(state)) if f"backbone.stage{i}.patch_embed.proj.weight" in state]
+    is_convmae = "backbone.patch_embed1.proj.weight" in state
+    parts = [("backbone.patch_embed", "backbone.blocks")]
+    if stages:
+        parts = [(f"backbone.stage{i}.patch_embed", f"backbone.stage{i}.blocks") for i in stages]
+    elif is_convmae:
+        parts = [(f"backbone.patch_embed{i}", f"backbone.blocks{i}") for i in (1, 2, 3)]
+    embeddings = [_shape(state, f"{embedding}.proj.weight", 4) for embedding, _blocks in parts]
+    widths, depths = [shape[0] for shape in embeddings], [_depth(state, blocks) for _embedding, blocks in parts]
+    width, mlp = widths[-1], _shape(state, f"{parts[-1][1]}.0.mlp.fc1.weight", 2)
+    found: dict[str, Any] = {"width": width, "depth": depths[-1], "mlp_ratio": mlp[0] // width}
+    found |= {"early_widths": tuple(widths[:-1]), "early_depths": tuple(depths[:-1])}
+    if stages:
+        trained = f"backbone.stage0.blocks.0.attn.conv_proj_q.bn.{COUNTER}" in state
+        found |= {
+            "name": "mixcvt",
+            "backbone": "cvt",
+            "patch_size": 2 ** (len(stages) + 1),
+            "search_size": hints.search_size or SIZES["mixcvt"].search_size,
+            "template_size": hints.template_size or SIZES["mixcvt"].template_size,
+            "early_heads": hints.early_heads or tuple(_heads(early, "early_heads") for early in widths[:-1]),
+            "projection": "depthwise",
+            "projection_norm": "batch" if trained else "frozen",
+        }
     else:
-        found = _read_vit(state)
-        found |= _read_positions(state, hints, found["patch_size"])
-    width = found["width"]
+        kind = {"name": "mixvit_convmae", "patch_embed": "convmae"} if is_convmae else {"name": "mixvit"}
+        patch = 16 if is_convmae else embeddings[0][2]
+        found |= kind | {"patch_size": patch} | _read_positions(state, hints, patch)
     found["num_heads"] = hints.num_heads or _heads(width, "num_heads")
     found["head"] = "corner_pyramid" if "box_head.adjust1_tl.0.weight" in state else "corner"
     found["head_width"] = _shape(state, "box_head.conv1_tl.0.weight", 4)[0]
@@ -331,52 +335,6 @@ def _read(state: State, hints: Hints) -> dict[str, Any]:
     if any(name.startswith("score_branch.") for name in state):
         found["score_heads"] = hints.score_heads or _heads(width, "score_heads")
     return found
-
-
-def _read_vit(state: State) -> dict[str, Any]:
-    width, _, patch, _ = _shape(state, "backbone.patch_embed.proj.weight", 4)
-    return {
-        "name": "mixvit",
-        "patch_size": patch,
-        "width": width,
-        "depth": _depth(state, "backbone.blocks"),
-        "mlp_ratio": _shape(state, "backbone.blocks.0.mlp.fc1.weight", 2)[0] // width,
-    }
-
-
-def _read_convmae(state: State) -> dict[str, Any]:
-    widths = [_shape(state, f"backbone.patch_embed{i}.proj.weight", 4)[0] for i in (1, 2, 3)]
-    return {
-        "name": "mixvit_convmae",
-        "patch_embed": "convmae",
-        "early_widths": tuple(widths[:2]),
-        "early_depths": tuple(_depth(state, f"backbone.blocks{i}") for i in (1, 2)),
-        "width": widths[2],
-        "depth": _depth(state, "backbone.blocks3"),
-        "mlp_ratio": _shape(state, "backbone.blocks3.0.mlp.fc1.weight", 2)[0] // widths[2],
-    }
-
-
-def _read_cvt(state: State, hints: Hints) -> dict[str, Any]:
-    stages = [i for i in range(len(state)) if f"backbone.stage{i}.patch_embed.proj.weight" in state]
-    widths = [_shape(state, f"backbone.stage{i}.patch_embed.proj.weight", 4)[0] for i in stages]
-    depths = [_depth(state, f"backbone.stage{i}.blocks") for i in stages]
-    trained = f"backbone.stage0.blocks.0.attn.conv_proj_q.bn.{COUNTER}" in state
-    return {
-        "name": "mixcvt",
-        "backbone": "cvt",
-        "patch_size": 2 ** (len(stages) + 1),
-        "search_size": hints.search_size or SIZES["mixcvt"].search_size,
-        "template_size": hints.template_size or SIZES["mixcvt"].template_size,
-        "early_widths": tuple(widths[:-1]),
-        "early_depths": tuple(depths[:-1]),
-        "early_heads": hints.early_heads or tuple(_heads(width, "early_heads") for width in widths[:-1]),
-        "width": widths[-1],
-        "depth": depths[-1],
-        "mlp_ratio": _shape(state, "backbone.stage0.blocks.0.mlp.fc1.weight", 2)[0] // widths[0],
-        "projection": "depthwise",
-        "projection_norm": "batch" if trained else "frozen",
-    }
 
 
 def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
