@@ -187,11 +187,7 @@ def _position_table(
 
 
 def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
-    """The whole state dict of MAE for an autoencoder, in its own order.
-
-    Raises:
-        WeightsError: for an architecture that MAE does not have.
-    """
+    """The whole state dict of MAE, in its own order; WeightsError for an architecture that MAE does not have."""
     model = config.model
     refuse_unknown(
         f"the autoencoder around {model.name!r} has no counterpart: MAE",
@@ -246,7 +242,7 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
 
     Raises:
         WeightsError: a source that is no autoencoder or has no counterpart, or a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` files where PyTorch is not installed.
+        ModuleNotFoundError: for `.pth` without PyTorch.
     """
     found, target = load_autoencoder(source), Path(target)
     state = autoencoder_to_mae(found.variables, found.config, found.carried)
@@ -260,13 +256,9 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
 
 
 def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:
-    """What a checkpoint of MAE gives an autoencoder: everything, or the encoder alone where it holds no decoder.
+    """What a checkpoint of MAE, or a state dict, gives an autoencoder: all, or the encoder where it holds no decoder.
 
     MAE's published encoders come without their decoders. An autoencoder without class token leaves MAE's aside.
-
-    Args:
-        source: a `.pth` or `.safetensors` file, or the state dict itself.
-        config: the autoencoder.
 
     Raises:
         WeightsError: a file that cannot be read, or names and shapes that do not fit.

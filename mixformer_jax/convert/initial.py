@@ -31,19 +31,12 @@ _CVT_PROJECTIONS = (("depthwise", "frozen"), ("depthwise", "batch"))
 
 
 class Initialisation(NamedTuple):
-    """The part of a model's variables that somebody else's training gives.
+    """The part of a model's variables that somebody else's training gives."""
 
-    Attributes:
-        variables: the model's variable tree, with the given variables alone, as numpy arrays.
-        taken: their names, such as `params/backbone/blocks_0/norm1/scale`.
-        fresh: names of the model's other variables, which keep their random start.
-        ignored: names in the source that this model has no use for.
-    """
-
-    variables: dict[str, Any]
-    taken: tuple[str, ...]
-    fresh: tuple[str, ...]
-    ignored: tuple[str, ...]
+    variables: dict[str, Any]  # the model's variable tree, with the given variables alone, as numpy arrays
+    taken: tuple[str, ...]  # their names, such as `params/backbone/blocks_0/norm1/scale`
+    fresh: tuple[str, ...]  # names of the model's other variables, which keep their random start
+    ignored: tuple[str, ...]  # names in the source that this model has no use for
 
     @classmethod
     def of(cls, values: Mapping[str, np.ndarray], expected: Iterable[str], ignored: Iterable[str]) -> "Initialisation":
@@ -57,16 +50,12 @@ class Initialisation(NamedTuple):
 
 
 def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerConfig) -> Initialisation:
-    """Reads a pre-trained backbone for a model.
+    """Reads a pre-trained backbone for a model, from a `.pth` or `.safetensors` file or a state dict.
 
     All blocks of the model, its embeddings and the norms between them must be in the source; of a deeper source the
     first blocks of the last stage are taken (the paper, section 4.1: 16 of CvT24-W's layers; Fig. 7). Position tables
     of the interpolated kinds are the source's own, resized to both grids (section 3.3). `decoder_blocks` are MAE's
     first decoder blocks, behind the encoder's final norm.
-
-    Args:
-        source: a `.pth` or `.safetensors` file, or the state dict itself.
-        config: the model.
 
     Raises:
         WeightsError: a file that cannot be read, values that are not finite, or names and shapes that do not fit, all

@@ -59,21 +59,13 @@ class Entry(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """One official tensor that no forward pass reads.
-
-    Attributes:
-        official: its name.
-        shape: its shape in the official builds.
-        make: the value where no checkpoint gave one, of such a shape.
-        free: the axis whose length does not matter (the classes of a classifier, the rows of a position table).
-        objection: what to say of any other value than that of `make`; None: any will do.
-    """
+    """One official tensor that no forward pass reads."""
 
     official: str
-    shape: tuple[int, ...]
-    make: Callable[[tuple[int, ...]], np.ndarray]
-    free: int | None = None
-    objection: str | None = None
+    shape: tuple[int, ...]  # in the official builds
+    make: Callable[[tuple[int, ...]], np.ndarray]  # the value where no checkpoint gave one, of such a shape
+    free: int | None = None  # axis whose length does not matter: a classifier's classes, a position table's rows
+    objection: str | None = None  # what to say of any other value than that of `make`; None: any will do
 
     def complaints(self, found: np.ndarray | None) -> Iterator[str]:
         """What keeps a tensor from being the one."""
@@ -138,17 +130,12 @@ Table = Sequence[Entry | Carried]
 
 
 def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: Shapes, title: str) -> dict[str, Any]:
-    """A state dict as variables: views of its arrays wherever a transposition is all it takes.
-
-    Args:
-        state: official names and layouts.
-        table: the whole state dict.
-        shapes: of our variables, by name.
-        title: what the state dict should be, for the error.
+    """A state dict as variables of these shapes: views of its arrays wherever a transposition is all it takes.
 
     Raises:
-        WeightsError: names of the table that are missing or have another shape, names that nothing uses, or values
-            that cannot be carried. Tensors that no forward pass reads may be missing.
+        WeightsError: not `title`: names of the table that are missing or have another shape, names that nothing uses,
+        or
+            values that cannot be carried. Tensors that no forward pass reads may be missing.
     """
     used = [entry for entry in table if isinstance(entry, Entry)]
     unread = [entry for entry in table if isinstance(entry, Carried)]
@@ -172,8 +159,7 @@ def write_by_table(
 ) -> dict[str, np.ndarray]:
     """Variables as a state dict, in the table's order; what is carried nowhere is made up.
 
-    Raises:
-        WeightsError: variables or carried tensors that are missing, unexpected or misshapen.
+    Raises WeightsError for variables or carried tensors that are missing, unexpected or misshapen.
     """
     ours = {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
     unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
@@ -315,11 +301,7 @@ COUNTER = "num_batches_tracked"
 
 
 def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
-    """The whole official state dict of a config.
-
-    Raises:
-        WeightsError: for an architecture that the official code does not have.
-    """
+    """The whole official state dict of a config; WeightsError for an architecture that the official code has not."""
     _check_official(config)
     entries = [*backbone_table(config), *_head(config), *(_score() if config.score_heads else [])]
     return list(_with_counters(entries))

@@ -42,17 +42,11 @@ BOOKKEEPING = (
 
 
 class OfficialState(NamedTuple):
-    """A state dict from a file, and what else the file held.
+    """A state dict from a file, and what else the file held."""
 
-    Attributes:
-        tensors: arrays by official name: floats as float32, whole numbers as they are. Read as they are asked for.
-        left_behind: what stood beside the state dict (`optimizer`, `epoch`, ...).
-        experiment: the name of the official experiment's yaml (`baseline_got`), where the trainer's settings tell it.
-    """
-
-    tensors: Mapping[str, np.ndarray]
-    left_behind: tuple[str, ...]
-    experiment: str | None = None
+    tensors: Mapping[str, np.ndarray]  # floats as float32, whole numbers as they are; read as they are asked for
+    left_behind: tuple[str, ...]  # what stood beside the state dict (`optimizer`, `epoch`, ...)
+    experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), where settings tell it
 
 
 class Inert:
@@ -102,7 +96,7 @@ def read_official(path: str | Path) -> OfficialState:
     Raises:
         WeightsError: no such file; an empty, truncated, damaged or foreign one; a pickle that is more than tensors and
             the known records of training; a file without a state dict.
-        ModuleNotFoundError: a file of PyTorch's where PyTorch is not installed.
+        ModuleNotFoundError: a file of PyTorch's without PyTorch.
     """
     path = Path(path)
     if not path.is_file():
@@ -128,11 +122,7 @@ def is_torch_file(path: Path) -> bool:
 
 
 def safetensors_format(path: Path) -> str | None:
-    """The format that the header of a .safetensors file names; None where it names none.
-
-    Raises:
-        WeightsError: not a readable .safetensors file.
-    """
+    """The format that the header of a .safetensors file names, if any; WeightsError for a file that cannot be read."""
     with readable(path), safe_open(path, framework="numpy") as file:
         return (file.metadata() or {}).get("format")
 

@@ -61,12 +61,9 @@ def save_weights(
     store: Literal["float32", "float16"] = "float32",
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
-    """Writes a weights file atomically.
+    """Writes a weights file (`.safetensors`) atomically; the compute type is not part of a model's weights.
 
     Args:
-        path: ends in `.safetensors`.
-        variables: the model's variable tree.
-        model, tracker: settings for the header; the compute type is not part of a model's weights.
         store: `float16` halves the file; loading gives float32 either way.
         carried: see `Weights`; floats are stored like the variables, whole numbers as they are.
 
@@ -102,8 +99,7 @@ def load_weights(path: str | Path) -> Weights:
     """Reads a weights file and checks it against the model that its header names.
 
     Raises:
-        WeightsError: no such file, not one of this project's, settings that cannot work, values that are not finite, or
-            tensors that are not the model's, all listed.
+        WeightsError: no such file, not one of ours, or settings, values or tensors that cannot be the model's.
     """
     path = Path(path)
     content = read_variables(path, FORMAT, "weights written by `mixformer train`")
@@ -119,11 +115,7 @@ class Content(NamedTuple):
     carried: Mapping[str, np.ndarray]
 
     def settings(self, path: Path, record: type[Settings]) -> Settings:
-        """A record of settings out of the header.
-
-        Raises:
-            WeightsError: it is not there, is no JSON, or holds settings that do not exist or cannot work.
-        """
+        """A record of settings out of the header; WeightsError where it is not there or cannot work."""
         try:
             values = json.loads(self.header[record.section])
             if not isinstance(values, dict):
@@ -148,8 +140,7 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     """Reads a file of `write_variables`.
 
     Raises:
-        WeightsError: no such file, no safetensors file, one of another format (`wanted` says what was expected), or
-            values that are not finite.
+        WeightsError: no such file, not `wanted`, or values that are not finite.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected {wanted} (.safetensors)")

@@ -198,8 +198,7 @@ def choose_kernel(
 def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: int) -> Array:
     """Query/key weights whose product is near `0.7 I + 0.7 noise` in every head, values near `0.4 noise - 0.4 I`.
 
-    Trockman & Kolter 2023, with the value half carried by the value weights alone (the output projection starts at
-    the identity, see `mimetic_output_init`).
+    Trockman & Kolter 2023, with the value half carried by the value weights alone: the output starts at the identity.
     """
     width = shape[0]
     head_dim = width // num_heads
@@ -216,7 +215,7 @@ def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: in
 
 
 def mimetic_output_init(_key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """The identity: the partner of the values of `mimetic_qkv_init`."""
+    """The identity, see `mimetic_qkv_init`."""
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 

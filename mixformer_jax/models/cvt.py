@@ -42,9 +42,9 @@ class DepthwiseProjection(nn.Module):
 
 
 class WideMixedAttention(MixedAttention):
-    """W-MAM's attention: every image of a stream goes through depth-wise convolutions before the projections.
+    """W-MAM's attention: depth-wise convolutions of every image before the projections; extra tokens pass them by.
 
-    Keys and values have half the resolution of the queries. Tokens beyond the images pass the convolutions by.
+    Keys and values have half the resolution of the queries.
     """
 
     norm: NormKind

@@ -266,8 +266,8 @@ class ConvPatchEmbed(nn.Module):
 def sincos_positions(grid: int, width: int) -> Float[np.ndarray, "n c"]:
     """Two-dimensional sin-cos table of a square token grid, float64, row-major, as in MAE and the official weights.
 
-    The first half of the channels encodes the column (x), the second the row (y); each half holds all sines, then
-    all cosines, of the integer position times 10000 ** (-i / (width / 4)).
+    Half of the channels encode the column (x), half the row (y): all sines, then all cosines, of the integer position
+    times 10000 ** (-i / (width / 4)).
     """
     frequencies = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
 
