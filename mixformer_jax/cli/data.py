@@ -137,8 +137,8 @@ def run_pool(args: argparse.Namespace) -> int:
 def run_show(args: argparse.Namespace) -> int:
     """Draws training samples."""
     from mixformer_jax.config_files import default_settings, load_config
-    from mixformer_jax.data.pool.device_samples import DeviceSamples
-    from mixformer_jax.data.sheet import contact_sheet
+    from mixformer_jax.data.pool.device import DeviceSamples
+    from mixformer_jax.data.samples import contact_sheet
     from mixformer_jax.media.images import write_image
     from mixformer_jax.media.video import prepare_output
     from mixformer_jax.training.experiment import Experiment

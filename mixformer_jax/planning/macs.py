@@ -7,6 +7,8 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+KERNEL = "pallas_call"
+
 
 def scope_modules(scope: str) -> list[str]:
     """`MixFormer.locate/blocks_3.project/mlp` -> `MixFormer`, `blocks_3`, `mlp`."""
@@ -18,7 +20,7 @@ def count_macs(program: ClosedJaxpr) -> Counter[str]:
 
     Counted are matrix products, convolutions (every position of the window, padding included), and the
     multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
-    it is long, and of alternatives (one a platform) the last one counts.
+    it is long, a kernel as often as its grid has places, and of alternatives (one a platform) the last one counts.
 
     Raises:
         NotImplementedError: for a loop whose length is not known.
@@ -57,6 +59,16 @@ def count_product_bytes(program: ClosedJaxpr) -> int:
     return total
 
 
+def count_kernel_macs(program: ClosedJaxpr) -> int:
+    """Multiply-accumulates inside of kernels, of which XLA's own counts know nothing."""
+    return sum(
+        times * math.prod(equation.params["grid_mapping"].grid) * sum(count_macs(inner).values())
+        for _scope, equation, times in _equations(program.jaxpr, "", 1)
+        if equation.primitive.name == KERNEL
+        for inner in map(_closed, _programs_inside(equation.params))
+    )
+
+
 def _equations(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, Any, int]]:
     """Every equation with its scope and how often it is computed."""
     for equation in jaxpr.eqns:
@@ -64,9 +76,17 @@ def _equations(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, Any,
         if equation.primitive.name == "while":
             raise NotImplementedError(f"a loop of unknown length in {scope or 'the program'}")
         yield scope, equation, times
-        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        length = 1
+        if equation.primitive.name == "scan":
+            length = equation.params["length"]
+        elif equation.primitive.name == KERNEL:
+            length = math.prod(equation.params["grid_mapping"].grid)
         for inner in _programs_inside(equation.params):
             yield from _equations(inner, scope, times * length)
+
+
+def _closed(jaxpr: Jaxpr) -> ClosedJaxpr:
+    return ClosedJaxpr(jaxpr, ())
 
 
 def _shape(operand: Any) -> tuple[int, ...]:

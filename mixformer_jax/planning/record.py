@@ -210,8 +210,15 @@ def with_train(experiment: AnyExperiment, **changes: Any) -> AnyExperiment:
 
 
 def program_alone(experiment: AnyExperiment) -> TrainProgram:
-    """The program on one device, to look at shapes."""
+    """The program on one device, to look at shapes; attention in plain operations, which can be counted anywhere."""
     settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
+    model = dataclasses.replace(experiment.model, attention_kernel="xla")
+    if isinstance(experiment, PretrainExperiment):
+        experiment = dataclasses.replace(
+            experiment, autoencoder=dataclasses.replace(experiment.autoencoder, model=model)
+        )
+    else:
+        experiment = dataclasses.replace(experiment, model=model)
     return train_program(objective_of(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))
 
 
@@ -246,6 +253,6 @@ def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
 
 
 def count_model_flops(experiment: AnyExperiment) -> float:
-    """Operations of forward and backward pass of the whole batch, nothing recomputed."""
+    """Operations of forward and backward pass of the whole batch, nothing recomputed, whatever kernels compute it."""
     alone = program_alone(with_train(experiment, remat=False, batch_size=1, accumulate=1))
     return 2.0 * count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).total() * experiment.train.batch_size

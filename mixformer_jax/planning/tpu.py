@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from mixformer_jax.planning.hardware import PlanError, Topology
 from mixformer_jax.planning.hlo import Collective, ProgramCost, by_kind, read_program
-from mixformer_jax.planning.macs import count_macs
+from mixformer_jax.planning.macs import count_kernel_macs
 from mixformer_jax.planning.record import (
     AnyExperiment,
     Plan,
@@ -79,8 +79,8 @@ def plan_tpu(
         program = train_program(objective_of(experiment), experiment.train, mesh)
         step = program.step.trace(program.state, program.batch)
         lowered = step.lower()
-        whole = count_model_flops(experiment) if experiment.train.remat else 2.0 * count_macs(step.jaxpr).total()
-        model_flops = whole / topology.size
+        model_flops = count_model_flops(experiment) / topology.size
+        kernel_flops = 2.0 * count_kernel_macs(step.jaxpr)  # traced for one chip's share of the batch
     traced = time.perf_counter()
     with stage(f"compile it for {topology.size} x {topology.chip.name} (minutes)"):
         try:
@@ -93,7 +93,7 @@ def plan_tpu(
         cost = read_program(compiled.as_text())
     stats, counted = compiled.memory_analysis(), compiled.cost_analysis()
     seconds = {"trace": traced - began, "compile": done - traced}
-    made = from_compiler(experiment, topology, mesh, program, cost, stats, counted, model_flops, seconds)
+    made = from_compiler(experiment, topology, mesh, program, cost, stats, counted, model_flops, kernel_flops, seconds)
     if quick:
         made = dataclasses.replace(
             made, estimate_s=None, settings={**made.settings, "quick": True}, notes=(*made.notes, QUICK_NOTE)
@@ -121,9 +121,13 @@ def from_compiler(
     stats: Any,
     counted: Mapping[str, float],
     model_flops: float,
+    kernel_flops: float,
     seconds: Mapping[str, float],
 ) -> Plan:
-    """A plan out of what the compiler tells: memory statistics, XLA's cost analysis, and the program's text."""
+    """A plan out of what the compiler tells: memory statistics, XLA's cost analysis, and the program's text.
+
+    The FLOPs are one chip's: the model's alone, and those of kernels, which XLA neither counts nor estimates.
+    """
     shape = tuple(mesh.shape[axis] for axis in AXES)
     batch = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in program.batch.values()
@@ -136,7 +140,12 @@ def from_compiler(
     notes = []
     if cost.loops_of_unknown_length:
         notes.append(f"{cost.loops_of_unknown_length} loops of unknown length count once")
-    clock = topology.chip.clock_hz
+    clock, kernel_s = topology.chip.clock_hz, 0.0
+    if kernel_flops:
+        kernel_s = kernel_flops / topology.chip.flops[experiment.model.dtype]
+        notes.append(
+            f"attention kernels count as {1e3 * kernel_s:.1f} ms in the expected step, their products at the peak"
+        )
     # XLA counts the loop over the parts of a batch once; next to nothing happens outside it.
     parts = experiment.train.accumulate
     return Plan(
@@ -147,13 +156,13 @@ def from_compiler(
         settings=settings_of(experiment),
         on_paper=False,
         memory=memory,
-        flops=counted["flops"] * parts,
+        flops=counted["flops"] * parts + kernel_flops,
         model_flops=model_flops,
         hbm_bytes=float(cost.hbm_bytes),
         accessed_bytes=counted["bytes accessed"] * parts,
         collectives=by_kind(cost.collectives),
         network_s=network_seconds(cost.collectives, topology, [tuple(device.coords) for device in mesh.devices.flat]),
-        estimate_s=cost.cycles / clock if cost.cycles is not None and clock is not None else None,
+        estimate_s=cost.cycles / clock + kernel_s if cost.cycles is not None and clock is not None else None,
         seconds=seconds,
         notes=tuple(notes),
     )

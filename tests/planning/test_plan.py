@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mixformer_jax.cli import main
+from mixformer_jax.models.tpu_attention import attend_on_tpu
 from mixformer_jax.planning.hardware import PlanError, parse_topology
 from mixformer_jax.planning.hlo import Collective
-from mixformer_jax.planning.macs import count_macs, count_product_bytes
+from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes
 from mixformer_jax.planning.plan import plan, propose_mesh
 from mixformer_jax.planning.record import Memory, Plan
 from mixformer_jax.planning.report import plan_lines
@@ -228,6 +230,14 @@ def test_bytes_of_products_count_loops():
     assert sum(count_macs(program).values()) == 5 * 4**3
 
 
+def test_products_inside_of_kernels_count():
+    program = jax.make_jaxpr(lambda qkv: attend_on_tpu(qkv, 4, 16, 0.2, interpret=True))(jnp.zeros((3, 48, 3 * 256)))
+    # All 128 lanes, of which each head fills a half: the search's 32 queries see 48 keys, the templates' 16 see 16.
+    expected = 3 * 4 * 2 * 128 * (32 * 48 + 16 * 16)
+    assert count_kernel_macs(program) == expected == sum(count_macs(program).values())
+    assert count_kernel_macs(jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 2)), jnp.ones((2, 2)))) == 0
+
+
 def test_the_gradient_of_a_strided_convolution_costs_what_the_convolution_does():
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -272,11 +282,14 @@ def tpu_compiler(monkeypatch):
 def test_a_real_step_compiled_for_chips_that_are_not_here(tpu_compiler, config_file, tmp_path, capsys):
     out = tmp_path / "plan.json"
     arguments = ["plan", "--config", str(config_file), "--json", str(out), "--topology", "v5e:2x2", "--quick"]
+    # Heads that fill the lanes: with the attention kernel.
+    arguments += ["--config.model.width=128", "--config.model.num_heads=2"]
     assert main([*arguments, "--global-batch", "16", "--mesh", "2,2,1"]) == 0
     made = json.loads(out.read_text())
     assert made["fits"] is True
     assert made["on_paper"] is False
     assert made["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert "attention kernels" in " ".join(made["notes"])
     assert 0 < made["memory"]["total"] < made["memory"]["limit"]
     assert 0 < made["memory"]["parameters"] < made["memory"]["optimizer"]
     # XLA leaves out the padding of convolutions and counts what is not a product.

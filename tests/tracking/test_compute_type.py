@@ -12,8 +12,16 @@ from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.tracker import Tracker
 
-SMALL = {"search_size": 64, "template_size": 32, "width": 32, "depth": 1, "num_heads": 2, "head_width": 32}
-EARLY = {"early_widths": (8, 16), "early_depths": (1, 1), "score_heads": 2}
+SMALL = {
+    "search_size": 64,
+    "template_size": 32,
+    "width": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "head_width": 32,
+    "score_heads": 2,
+}
+EARLY = {"early_widths": (8, 16), "early_depths": (1, 1)}
 FAMILIES = {
     "vit": ("mixvit_tiny_online", SMALL),
     "convmae": ("mixvit_b_convmae_online", SMALL | EARLY),
