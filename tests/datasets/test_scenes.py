@@ -17,9 +17,9 @@ from mixformer_jax.data.pool.scenes import SCENES, draw_kind
 from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.views import CropConfig, UnusableSampleError, pyramid
 
-COUNT = 1000
-# The distance of two samples of COUNT from one distribution is larger once in a million times.
-BOUND = 2.69 * np.sqrt(2 / COUNT)
+COUNT = 2000
+# The distance of two samples of COUNT from one distribution is larger once in a hundred thousand times.
+BOUND = 2.47 * np.sqrt(2 / COUNT)
 CROPS = CropConfig(template_size=16, search_size=32, num_online_templates=1, min_target_pixels=2.0)
 CONFIG = DataConfig(root="in memory", crops=CROPS, max_interval=20, synthetic=SyntheticConfig(max_distractors=2))
 AUGMENT = AugmentConfig(separate_gain=0.1, blur_probability=0.3, coarse_probability=0.3, noise_probability=0.3)
