@@ -41,7 +41,7 @@ from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
 from mixformer_jax.data.pairs import usable_frames
 from mixformer_jax.data.pipeline import batches
-from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import write_atomically
 from mixformer_jax.views import CropConfig
@@ -144,7 +144,7 @@ def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> 
             augment=AugmentConfig.official(),
             max_interval=MAX_INTERVAL,
         )
-        samples = TrackingSamples(Pools.load(config), config, seed=0)
+        samples = TrackingSamples(Material.load(config), config, seed=0)
 
         def start(workers: int) -> tuple[Iterator[Any], Callable[[], None]]:
             stream = batches(samples, batch_size, workers=workers)

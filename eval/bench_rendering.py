@@ -23,8 +23,9 @@ from eval.turns import time_in_turns
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
-from mixformer_jax.data.pipeline import Pools, TrackingSamples, batches, one_opencv_thread
-from mixformer_jax.data.pool.device_samples import DeviceSamples
+from mixformer_jax.data.pipeline import batches, one_opencv_thread
+from mixformer_jax.data.pool.device import DeviceSamples
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh, to_devices
@@ -36,7 +37,7 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
     settings = dataclasses.replace(experiment.train, mesh=(1, 1, 1))
     size, cores = settings.batch_size, os.cpu_count() or 1
     print(f"{device_name(jax.devices()[0])}; {cores} cores; jax {jax.__version__}; batches of {size}")
-    pools, config = Pools.load(experiment.data), experiment.data
+    pools, config = Material.load(experiment.data), experiment.data
     mesh = make_mesh((1, 1, 1))
     began = time.perf_counter()
     samples = DeviceSamples(pools, config, settings.seed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -73,26 +73,18 @@ class CropConfig(TypedSettings):
 class View(NamedTuple):
     """A map from source coordinates to crop coordinates, and the target under it."""
 
-    matrix: np.ndarray  # float64 [2, 3], source -> crop, continuous coordinates
-    box_cxcywh: np.ndarray  # float32 [4], normalised to the crop, not clipped
+    matrix: Any  # float64 [2, 3], source -> crop, continuous coordinates
+    box_cxcywh: Any  # float32 [4], normalised to the crop, not clipped
 
 
 class Placement(NamedTuple):
     """Where a crop lies: `zoom` multiplies its side, `offset_xy` moves it in units of sqrt(w * h) * zoom."""
 
     zoom: float = 1.0
-    offset_xy: tuple[float, float] = (0.0, 0.0)
+    offset_xy: Sequence[float] | np.ndarray = (0.0, 0.0)
 
 
 CENTRED = Placement()
-
-
-def draw_placement(rng: np.random.Generator, crops: CropConfig) -> Placement:
-    """The jitter of a search crop, as the official trainer draws it."""
-    zoom = math.exp(float(rng.standard_normal(2).mean()) * crops.scale_jitter)
-    zoom = min(max(zoom, 1 / crops.max_zoom), crops.max_zoom)
-    offset = (rng.random(2) - 0.5) * crops.centre_jitter
-    return Placement(zoom, (float(offset[0]), float(offset[1])))
 
 
 def box_outline(box_xywh: Float[np.ndarray, "4"]) -> Float64[np.ndarray, "4 2"]:
@@ -110,6 +102,11 @@ def linear_map(
     first = np.array([[-1.0 if flip else 1.0, 0.0], [0.0, 1.0]])
     middle = np.array([[stretch, shear * stretch], [0.0, 1.0 / stretch]])
     return np.array([[cosine, -sine], [sine, cosine]]) @ middle @ first
+
+
+def map_points(matrix: Float64[np.ndarray, "2 3"], points_xy: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+    """Points under an affine map."""
+    return points_xy @ matrix[:, :2].T + matrix[:, 2]
 
 
 def target_view(
@@ -150,10 +147,10 @@ def check_target(box_cxcywh: Float32[np.ndarray, "4"], crops: CropConfig) -> Non
         )
 
 
-def seen_share(matrix: Float64[np.ndarray, "2 3"], size: int, width_height: tuple[int, int]) -> float:
+def seen_share(matrix: Float64[np.ndarray, "2 3"], size: int, width_height: tuple[int, int] | np.ndarray) -> float:
     """Share of a crop that shows the source image; the rest is black border."""
     width, height = width_height
-    corners = box_outline(np.array([0.0, 0.0, width, height])) @ matrix[:, :2].T + matrix[:, 2]
+    corners = map_points(matrix, box_outline(np.array([0.0, 0.0, width, height])))
     crop = box_outline(np.array([0.0, 0.0, size, size]))
     area, _ = cv2.intersectConvexConvex(corners.astype(np.float32), crop.astype(np.float32))
     return float(area) / size**2

@@ -136,8 +136,8 @@ def _add_show(parser: Parser) -> None:
 
 def run_show(args: argparse.Namespace) -> int:
     """Draws training samples."""
-    from mixformer_jax.data.pool.device_samples import DeviceSamples
-    from mixformer_jax.data.sheet import contact_sheet
+    from mixformer_jax.data.pool.device import DeviceSamples
+    from mixformer_jax.data.samples import contact_sheet
     from mixformer_jax.media.images import write_image
     from mixformer_jax.media.video import prepare_output
     from mixformer_jax.training.experiment import Experiment

@@ -5,14 +5,54 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.pool.synthetic import SyntheticConfig
-from mixformer_jax.typed_settings import ConfigError, Count, InnerShare, NotNegative, Positive, Share, TypedSettings
+from mixformer_jax.typed_settings import (
+    ConfigError,
+    Count,
+    InnerShare,
+    LogStrength,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    ShareAboveZero,
+    TypedSettings,
+)
 from mixformer_jax.views import CropConfig
 
 FrameScheme = Literal["causal", "trident", "trident_pro"]
+Degrees = Annotated[float, Range(0, 180)]
+
+
+@dataclass(frozen=True)
+class SyntheticConfig(TypedSettings):
+    """Deformations of a target between template and search, and what surrounds a pasted one."""
+
+    rotation_degrees: Degrees = 20.0  # pasted: uniform within +-
+    aspect: LogStrength = 0.15  # pasted: log of width / height uniform within +-
+    shear: Annotated[float, Range(0, 5)] = 0.1  # pasted
+    still_rotation_degrees: Degrees = 7.0  # stills and regions: the whole picture turns
+    still_aspect: LogStrength = 0.12
+    max_still_side: ShareAboveZero = 0.5  # stills: sqrt(box area / image area)
+    min_seen: Share = 0.5  # stills and regions: share of the search crop inside the photograph
+    # Pasted: probability that the search shows the template's background, shifted
+    same_background: Share = 0.5
+    max_distractors: Annotated[int, Range(0, 100)] = 3
+    # Probability of a distractor from the target's folder, mostly its kind
+    same_source_distractor: Share = 0.5
+    occluder: Share = 0.3  # probability that one more cut-out lies over the target
+    max_occluded: Share = 0.5  # share of the target's pixels
+    finer: Share = 0.3  # probability of an aliased view (see views.warp)
+    region_area: tuple[ShareAboveZero, ShareAboveZero] = (0.01, 0.12)  # share of the photograph
+    region_aspect: LogStrength = 0.6931471805599453  # log of width / height uniform within +-, here up to 2
+    region_candidates: Annotated[int, Range(1, 1000)] = 4  # the most textured of these is taken
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.region_area[0] > self.region_area[1]:
+            raise ConfigError(f"region_area is {self.region_area}; expected the smaller share first")
 
 
 @dataclass(frozen=True)
@@ -106,7 +146,7 @@ def held_out(config: DataConfig) -> DataConfig | None:
 
     That is `validation` where it is given, else the pool's `exclude`d sequences; None where nothing is held out.
     """
-    undisturbed = AugmentConfig(**{each.name: 0.0 for each in dataclasses.fields(AugmentConfig)})
+    undisturbed = AugmentConfig.none()
     if config.validation:
         return dataclasses.replace(
             config,

@@ -9,19 +9,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.augment import AugmentConfig, Random, draw_placement
 from mixformer_jax.data.config import FrameScheme
-from mixformer_jax.data.sampling import Sample
 from mixformer_jax.datasets.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.views import (
-    CENTRED,
-    CropConfig,
-    Placement,
-    UnusableSampleError,
-    check_target,
-    draw_placement,
-)
+from mixformer_jax.views import CENTRED, CropConfig, Placement, UnusableSampleError, check_target
 
 # Shorter videos are not drawn from, and neither are those with hardly more visible frames than a sample needs.
 MIN_FRAMES = 20
@@ -33,8 +25,11 @@ CENTRE_SHARE = 1 / 8
 MIN_SHOWN = 16
 MAX_TRIES = 100
 
+# templates uint8 [slots, T, T, 3] (slot 0 the template), search uint8 [S, S, 3], box_cxcywh float32 [4] (of the search)
+Sample = dict[str, np.ndarray]
 
-class Source(NamedTuple):
+
+class WeightedDataset(NamedTuple):
     """A data set to draw from."""
 
     name: str
@@ -55,7 +50,7 @@ class Shot(NamedTuple):
 Frames = dict[tuple[TrackingSequence, int], Frame]
 
 
-class Draw(NamedTuple):
+class PairFrames(NamedTuple):
     """What a sample shows. `label` is 1 where the search shows the target of the templates, and 0 where not."""
 
     source: str
@@ -81,9 +76,11 @@ class SequencePairs:
     or, if there is none, around the target of another sequence.
     """
 
+    has_occluders = False
+
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[WeightedDataset],
         crops: CropConfig,
         augment: AugmentConfig,
         scheme: FrameScheme = "causal",
@@ -97,10 +94,15 @@ class SequencePairs:
         ratios = np.array([source.ratio for source in sources])
         self._cumulative = np.cumsum(ratios / ratios.sum())
 
-    def __call__(self, rng: np.random.Generator) -> Sample:
-        return self.render(rng, self.draw(rng))
+    def decide(self, rng: np.random.Generator) -> None:
+        """Nothing: all is drawn again."""
 
-    def draw(self, rng: np.random.Generator) -> Draw:
+    def sample(self, rng: np.random.Generator, decided: None = None) -> tuple[str, str, Sample]:
+        """The data set's name, the frames in words, and the sample; raises as `draw` and `render`."""
+        frames = self.draw(rng)
+        return frames.source, str(frames), self.render(rng, frames)
+
+    def draw(self, rng: np.random.Generator) -> PairFrames:
         """Which frames make a sample; no frame is read.
 
         Raises:
@@ -118,13 +120,13 @@ class SequencePairs:
             templates, search = draw_frames(rng, self.scheme, usable, known, self.max_interval, count)
         shots = tuple(Shot(sequence, index) for index in templates)
         if self.positive_share is None or rng.random() < self.positive_share:
-            return Draw(source.name, shots, Shot(sequence, search), 1.0)
+            return PairFrames(source.name, shots, Shot(sequence, search), 1.0)
         absent = absent_frames(sequence)
         if not sequence.is_still and len(absent):
-            return Draw(source.name, shots, Shot(sequence, pick(rng, absent), has_box=False), 0.0)
-        return Draw(source.name, shots, self._draw_other(rng, sequence), 0.0)
+            return PairFrames(source.name, shots, Shot(sequence, pick(rng, absent), has_box=False), 0.0)
+        return PairFrames(source.name, shots, self._draw_other(rng, sequence), 0.0)
 
-    def render(self, rng: np.random.Generator, draw: Draw) -> Sample:
+    def render(self, rng: np.random.Generator, shown: PairFrames) -> Sample:
         """The crops of a sample, before light and colour are disturbed.
 
         Raises:
@@ -138,19 +140,19 @@ class SequencePairs:
             flips ^= rng.random(len(flips)) < augment.separate_flip_probability
 
         templates = np.empty((crops.slots, crops.template_size, crops.template_size, 3), np.uint8)
-        for slot, shot in enumerate(draw.templates):
+        for slot, shot in enumerate(shown.templates):
             pixels, _ = self._crop(rng, frames, shot, crops.template_factor, crops.template_size)
             templates[slot] = cv2.flip(pixels, 1) if flips[slot] else pixels
-        placement = draw_placement(rng, crops)
-        search, box_cxcywh = self._crop(rng, frames, draw.search, crops.search_factor, crops.search_size, placement)
-        if draw.label:
+        placement = draw_placement(Random(rng), crops)
+        search, box_cxcywh = self._crop(rng, frames, shown.search, crops.search_factor, crops.search_size, placement)
+        if shown.label:
             check_target(box_cxcywh, crops)
         if flips[-1]:
             search = cv2.flip(search, 1)
             box_cxcywh[0] = 1 - box_cxcywh[0]
         sample = {"templates": templates, "search": search, "box_cxcywh": box_cxcywh}
         if self.positive_share is not None:
-            sample["label"] = np.array(draw.label, np.float32)
+            sample["label"] = np.array(shown.label, np.float32)
         return sample
 
     def _crop(
@@ -169,14 +171,14 @@ class SequencePairs:
             frames[key] = open_frame(sequence, index)
         frame = frames[key]
         box_xywh = sequence.boxes_xywh[index] if shot.has_box else centre_box(frame.size)
-        aspect = self.augment.draw_aspect(rng) if self.augment.aspect > 0 else 1.0
+        aspect = self.augment.draw_aspect(Random(rng)) if self.augment.aspect > 0 else 1.0
         rectangle = context_rectangle(box_xywh, factor, placement, aspect)
         if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
             raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
         pixels, shown = cut(frame, rectangle, size)
         return pixels, box_within(box_xywh, shown)
 
-    def _draw_sequence(self, rng: np.random.Generator) -> tuple[Source, TrackingSequence]:
+    def _draw_sequence(self, rng: np.random.Generator) -> tuple[WeightedDataset, TrackingSequence]:
         """A data set by its ratio, and one of its sequences with enough visible frames."""
         chosen = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         source = self.sources[min(chosen, len(self.sources) - 1)]

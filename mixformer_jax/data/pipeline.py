@@ -16,26 +16,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
-from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.sheet import contact_sheet
+from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.signals import blocked
-
-__all__ = [
-    "BadDataError",
-    "Batches",
-    "DataConfig",
-    "DatasetConfig",
-    "Mix",
-    "Pools",
-    "TrackingSamples",
-    "batches",
-    "contact_sheet",
-    "held_out",
-    "one_opencv_thread",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -4,54 +4,49 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
+from jaxtyping import UInt8
 
-from mixformer_jax.data.augment import disturb, occlude
+from mixformer_jax.data.augment import Random, disturb, occlude
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.data.labelled import LabelledPairs, PoolPairs
-from mixformer_jax.data.pairs import SequencePairs, Source
+from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
+from mixformer_jax.data.pool.host import draw_texture, pool_sources
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
-from mixformer_jax.data.pool.synthetic import PastedPairs, RegionPairs, StillPairs
-from mixformer_jax.data.sampling import Sample, VideoPairs
+from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.views import UnusableSampleError
 
 MAX_REDRAWS = 50
-Draw = Callable[[np.random.Generator], Sample] | LabelledPairs
-# The name under which data sets on disk stand among the sources of the pool.
-DATASETS = "datasets"
+DATASETS = "datasets"  # the name under which data sets on disk stand among the sources
+LINE = 14  # pixels of a line of text on a sheet
 
 
 @dataclass(frozen=True)
-class Pools:
-    """The material. A pool that no source draws from may be None; data sets on disk are opened and not more."""
+class Material:
+    """What samples are drawn from. Kinds that no source needs may be None; data sets on disk are opened, not read."""
 
     videos: VideoPool | None = None
     images: ImagePool | None = None
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, config: DataConfig, num_threads: int = 2) -> Pools:
-        """Read what the mix of `config` needs from ROOT/videos and ROOT/images, or from the pool folder ROOT, and open
-        its data sets."""
+    def load(cls, config: DataConfig, num_threads: int = 2) -> Material:
+        """Reads what the mix of `config` needs from ROOT/videos and ROOT/images, or from the pool folder ROOT, and
+        opens its data sets."""
         videos = images = None
         if config.root is not None:
             packed = is_pool_folder(config.root)
             if config.mix.video > 0:
-                videos = (read_videos if packed else VideoPool.load)(
-                    config.root,
-                    config.include,
-                    config.exclude,
-                    max_target_side=config.max_target_side,
-                    min_target_side=config.min_target_side,
-                    num_threads=num_threads,
-                )
+                limits = (config.max_target_side, config.min_target_side)
+                read = read_videos if packed else VideoPool.load
+                videos = read(config.root, config.include, config.exclude, *limits, num_threads=num_threads)
             if config.mix.still + config.mix.pasted + config.mix.region > 0:
                 images = (read_images if packed else ImagePool.load)(config.root, num_threads=num_threads)
         datasets = {
@@ -61,11 +56,31 @@ class Pools:
         return cls(videos, images, datasets)
 
 
+@runtime_checkable
+class Source(Protocol):
+    """A source of samples; `has_occluders`: it lays something over its targets by itself."""
+
+    has_occluders: bool
+
+    def decide(self, rng: np.random.Generator) -> Any:
+        """What stays the same when the sample is drawn again: what is hard to place stays in its share."""
+        ...
+
+    def sample(self, rng: np.random.Generator, decided: Any) -> tuple[str, str, Sample]:
+        """The source's name, what the sample shows in words, and the sample.
+
+        Raises:
+            UnusableSampleError: what was drawn does not serve.
+            DatasetError, SourceError: a file cannot be read.
+        """
+        ...
+
+
 class Rendered(NamedTuple):
     """A sample and how it came about.
 
     Attributes:
-        source: the source of the pool, or the data set.
+        source: the source of the mix, or the data set.
         sample: see `TrackingSamples.sample`.
         faults: of what was drawn first and could not be read: messages that name the file.
     """
@@ -83,24 +98,28 @@ class TrackingSamples:
     `Rendered.faults`.
     """
 
-    def __init__(self, pools: Pools, config: DataConfig, seed: int) -> None:
+    def __init__(self, material: Material, config: DataConfig, seed: int) -> None:
+        """Builds the sources.
+
+        Raises:
+            ValueError: no material for one of them.
+        """
         self.config, self.seed = config, seed
-        self._pools = pools
-        self._sources = self._build_sources()
-        weights = np.array(
-            [
-                sum(each.ratio for each in config.datasets.values()) if name == DATASETS else getattr(config.mix, name)
-                for name in self._sources
-            ]
-        )
-        self._cumulative = np.cumsum(weights / weights.sum())
+        self._material = material
+        self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
+        self._sources: dict[str, Source] = {} if self.pool is None else dict(pool_sources(self.pool, config))
+        weights = [getattr(config.mix, name) for name in self._sources]
+        if config.datasets:
+            self._sources[DATASETS] = self._sequence_pairs()
+            weights.append(sum(each.ratio for each in config.datasets.values()))
+        self._cumulative = np.cumsum(np.array(weights) / np.array(weights).sum())
         self._redrawn: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
     def for_processes(self) -> bool:
         """Whether copies in worker processes make sense: data sets are read there, while a pool is in memory here."""
-        return self._pools.videos is None and self._pools.images is None
+        return self._material.videos is None and self._material.images is None
 
     def sample(self, index: int) -> Sample:
         """Sample `index`: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
@@ -110,19 +129,13 @@ class TrackingSamples:
         """
         return self.render(index).sample
 
-    def sample_with_source(self, index: int) -> tuple[str, Sample]:
-        """Sample `index` and the name of the source that it came from."""
-        rendered = self.render(index)
-        return rendered.source, rendered.sample
-
     def render(self, index: int) -> Rendered:
         """Sample `index` with all that is known about it.
 
         Raises:
             DatasetError: nothing that was drawn can be read.
         """
-        _, rendered = self._render(index)
-        return rendered
+        return self._render(index)[1]
 
     def describe(self, index: int) -> str:
         """Where sample `index` comes from, for messages: the source; for data sets, sequences and frames, too."""
@@ -139,26 +152,17 @@ class TrackingSamples:
         name = names[min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(names) - 1)]
         source = self._sources[name]
         faults: list[str] = []
-        # Drawn once: what is hard to place is drawn again and stays in its share.
-        kind = source.draw_kind(rng) if isinstance(source, LabelledPairs) else None
+        decided = source.decide(rng)
         for _ in range(MAX_REDRAWS):
             try:
-                if isinstance(source, SequencePairs):
-                    draw = source.draw(rng)
-                    label, text, sample = draw.source, str(draw), source.render(rng, draw)
-                elif isinstance(source, LabelledPairs):
-                    assert kind is not None
-                    label, text, sample = name, f"{name}, {kind}", source.draw(rng, kind)
-                else:
-                    label, text, sample = name, name, source(rng)
+                label, text, sample = source.sample(rng, decided)
             except UnusableSampleError:
                 with self._lock:
                     self._redrawn[name] += 1
-                continue
             except (DatasetError, SourceError) as error:
                 faults.append(str(error))
-                continue
-            return text, Rendered(label, self._augment(rng, name, sample), tuple(faults))
+            else:
+                return text, Rendered(label, self._disturbed(Random(rng), source, sample), tuple(faults))
         if faults:
             raise DatasetError(
                 f"sample {index} of seed {self.seed}: {len(faults)} of {MAX_REDRAWS} draws met files that cannot be "
@@ -169,71 +173,63 @@ class TrackingSamples:
             "draws; its material does not suit the crop sizes and jitters of the config"
         )
 
-    def _build_sources(self) -> dict[str, Draw]:
-        config, pools = self.config, self._pools
-        sources: dict[str, Draw] = {}
-        if config.root is not None:
-            sources |= self._build_pool_sources()
-        if config.datasets:
-            missing = sorted(set(config.datasets) - set(pools.datasets))
-            if missing:
-                raise ValueError(f"the config names the data sets {', '.join(missing)}, which are not opened")
-            sources[DATASETS] = SequencePairs(
-                [
-                    Source(name, pools.datasets[name], each.ratio, each.min_side)
-                    for name, each in config.datasets.items()
-                ],
-                config.crops,
-                config.augment,
-                config.frames,
-                config.max_interval,
-                config.positive_share,
-            )
-        return sources
+    def _sequence_pairs(self) -> SequencePairs:
+        config, opened = self.config, self._material.datasets
+        missing = sorted(set(config.datasets) - set(opened))
+        if missing:
+            raise ValueError(f"the config names the data sets {', '.join(missing)}, which are not opened")
+        return SequencePairs(
+            [WeightedDataset(name, opened[name], each.ratio, each.min_side) for name, each in config.datasets.items()],
+            config.crops,
+            config.augment,
+            config.frames,
+            config.max_interval,
+            config.positive_share,
+        )
 
-    def _build_pool_sources(self) -> dict[str, Draw]:
-        config, pools = self.config, self._pools
-        sources: dict[str, PoolPairs] = {}
-        if config.mix.video > 0:
-            if pools.videos is None:
-                raise ValueError("the mix asks for video pairs, but no videos are loaded")
-            sources["video"] = VideoPairs(
-                pools.videos, config.crops, config.augment, config.max_interval, config.groups
-            )
-        for name, kind in (("still", StillPairs), ("pasted", PastedPairs), ("region", RegionPairs)):
-            if getattr(config.mix, name) > 0:
-                if pools.images is None:
-                    raise ValueError(f"the mix asks for {name} pairs, but no photographs are loaded")
-                sources[name] = kind(pools.images, config.crops, config.augment, config.synthetic)
-        if config.positive_share is None:
-            return dict(sources)
-        share = config.positive_share
-        return {name: LabelledPairs(name, source, config.crops, share) for name, source in sources.items()}
-
-    def _augment(self, rng: np.random.Generator, name: str, sample: Sample) -> Sample:
-        config = self.config.augment
-        search = sample["search"]
-        # Pasted pairs bring occluders of their own.
-        if name != "pasted" and rng.random() < config.occluder_probability:
-            search = occlude(rng, search, sample["box_cxcywh"], self._texture(rng), config)
-        templates, search = disturb(rng, sample["templates"], search, config)
+    def _disturbed(self, random: Random, source: Source, sample: Sample) -> Sample:
+        config, search = self.config.augment, sample["search"]
+        if not source.has_occluders and random.chance(config.occluder_probability):
+            assert self.pool is not None  # as `DataConfig` demands
+            search = occlude(random, search, sample["box_cxcywh"], draw_texture(random, self.pool), config)
+        templates, search = disturb(random, sample["templates"], search, config)
         return sample | {"templates": templates, "search": search}
-
-    def _texture(self, rng: np.random.Generator) -> np.ndarray:
-        """A piece of some picture, to serve as an occluder."""
-        if self._pools.images is not None:
-            image = self._pools.images.photos[int(rng.integers(len(self._pools.images.photos)))][-1]
-        else:
-            assert self._pools.videos is not None
-            clip = self._pools.videos.clips[int(rng.integers(len(self._pools.videos.clips)))]
-            image = clip.frames[int(rng.integers(len(clip)))]
-        height, width = image.shape[:2]
-        h, w = max(2, height // 3), max(2, width // 3)
-        top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-        return image[top : top + h, left : left + w]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
+
+
+def contact_sheet(
+    samples: Sequence[Sample], names: Sequence[str] | None = None, columns: int = 4
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Samples side by side: templates stacked at the left, the search crop with its box at the right.
+
+    The box is green, and red where the sample's `label` says that it is not the target of the templates.
+    """
+    cells = [_cell(sample, names[i] if names else "") for i, sample in enumerate(samples)]
+    while len(cells) % columns:
+        cells.append(np.zeros_like(cells[0]))
+    rows = [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)]
+    return np.concatenate(rows, axis=0)
+
+
+def _cell(sample: Sample, name: str) -> np.ndarray:
+    templates, search = sample["templates"], sample["search"].copy()
+    size, edge = search.shape[0], templates.shape[1]
+    cx, cy, w, h = sample["box_cxcywh"] * size
+    edges = (cx - w / 2 - 0.5, cy - h / 2 - 0.5, cx + w / 2 - 0.5, cy + h / 2 - 0.5)
+    corners = [round(float(edge) * 16) for edge in edges]
+    colour = (0, 255, 0) if sample.get("label", 1) else (255, 0, 0)
+    cv2.rectangle(search, corners[:2], corners[2:], colour, 1, cv2.LINE_AA, shift=4)
+    height = max(size, len(templates) * edge)
+    cell = np.full((height + 2, edge + size + 4, 3), 64, np.uint8)
+    for slot, template in enumerate(templates):
+        cell[slot * edge : (slot + 1) * edge, :edge] = template
+    cell[:size, edge : edge + size] = search
+    for line, text in enumerate(name.splitlines()):
+        place = (edge + 2, 10 + line * LINE)
+        cv2.putText(cell, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 0), 1, cv2.LINE_AA)
+    return cell

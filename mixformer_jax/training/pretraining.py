@@ -23,8 +23,8 @@ from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.initial import init_from
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig, held_out
-from mixformer_jax.data.pool.device_samples import DeviceSamples
-from mixformer_jax.data.samples import Pools, Rendered, TrackingSamples
+from mixformer_jax.data.pool.device import DeviceSamples
+from mixformer_jax.data.samples import Material, Rendered, TrackingSamples
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
 from mixformer_jax.models.autoencoder import (
     Autoencoder,
@@ -170,7 +170,7 @@ class MaskedPretraining:
         data, names = self.experiment.data, tuple(self.batch_shapes(1))
         assert data is not None
         if data.render == "device":
-            return DeviceSamples(Pools.load(data), data, train.seed, names)
+            return DeviceSamples(Material.load(data), data, train.seed, names)
         return _Parts(data, train.seed, names)
 
     def validation_samples(self) -> Samples | None:
@@ -228,7 +228,7 @@ class _Parts(TrackingSamples):
     """Tracking samples without what no autoencoder reads."""
 
     def __init__(self, config: DataConfig, seed: int, names: tuple[str, ...]) -> None:
-        super().__init__(Pools.load(config), config, seed)
+        super().__init__(Material.load(config), config, seed)
         self._names = names
 
     def render(self, index: int) -> Rendered:

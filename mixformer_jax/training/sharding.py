@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from mixformer_jax.data.pool.device_samples import DeviceSamples
+from mixformer_jax.data.pool.device import DeviceSamples
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.tpu_attention import BATCH_AXES
 from mixformer_jax.training.objective import Samples

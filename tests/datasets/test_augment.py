@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from mixformer_jax.data.augment import (
     AugmentConfig,
     Light,
+    Random,
     degrade,
     disturb,
     draw_light,
+    draw_quality,
     line_kernel,
     occlude,
     relight,
@@ -24,7 +26,7 @@ def picture(size: int, seed: int = 0) -> np.ndarray:
 
 
 def test_nothing_happens_when_everything_is_off():
-    rng = np.random.default_rng(0)
+    rng = Random(np.random.default_rng(0))
     templates, search = np.stack([picture(16), picture(16, 1)]), picture(32, 2)
     new_templates, new_search = disturb(rng, templates, search, OFF)
     np.testing.assert_array_equal(new_templates, templates)
@@ -34,7 +36,7 @@ def test_nothing_happens_when_everything_is_off():
 
 def test_light_is_drawn_within_its_bounds():
     config = AugmentConfig(brightness=0.3, contrast=0.2, gamma=0.1, saturation=0.4, colour=0.05)
-    rng = np.random.default_rng(0)
+    rng = Random(np.random.default_rng(0))
     lights = [draw_light(rng, config, strength=0.5) for _ in range(500)]
     for name in ("brightness", "contrast", "gamma", "saturation", "colour"):
         drawn = np.abs([getattr(light, name) for light in lights]).max()
@@ -54,7 +56,9 @@ def test_relight_multiplies_and_turns_grey():
 
 def test_grey_is_joint():
     config = AugmentConfig(grey_probability=1.0, noise_probability=0.0)
-    templates, search = disturb(np.random.default_rng(3), np.stack([picture(16), picture(16, 1)]), picture(32), config)
+    templates, search = disturb(
+        Random(np.random.default_rng(3)), np.stack([picture(16), picture(16, 1)]), picture(32), config
+    )
     for image in (templates, search):
         np.testing.assert_array_equal(image[..., 0], image[..., 1])
         np.testing.assert_array_equal(image[..., 0], image[..., 2])
@@ -69,7 +73,8 @@ def test_each_degradation_changes_the_picture_and_keeps_its_mean(name):
         "max_noise": 10.0,
     }
     image = np.clip(picture(48), 40, 215)
-    changed = degrade(np.random.default_rng(0), image, AugmentConfig(**values))
+    random = Random(np.random.default_rng(0))
+    changed = degrade(image, draw_quality(random, AugmentConfig(**values)), random.rng)
     assert changed.shape == image.shape and changed.dtype == np.uint8
     assert not np.array_equal(changed, image)
     assert abs(float(changed.mean()) - float(image.mean())) < 2.0
@@ -88,7 +93,7 @@ def test_an_occluder_hides_no_more_than_allowed(seed):
     config = AugmentConfig(max_occluded=0.4)
     search = np.zeros((64, 64, 3), np.uint8)
     box = np.array([0.5, 0.5, 0.5, 0.25], np.float32)
-    result = occlude(np.random.default_rng(seed), search, box, np.full((8, 8, 3), 255, np.uint8), config)
+    result = occlude(Random(np.random.default_rng(seed)), search, box, np.full((8, 8, 3), 255, np.uint8), config)
     inside = result[24:40, 16:48, 0] > 0
     assert inside.mean() <= 0.4 + 0.1  # whole pixels
     assert inside.any()

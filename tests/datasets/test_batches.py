@@ -17,9 +17,9 @@ from absl import flags
 
 from mixformer_jax.data import pipeline
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.config import DataConfig, DatasetConfig, held_out
+from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
 from mixformer_jax.data.pipeline import BadDataError, batches
-from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import DatasetError
 from mixformer_jax.views import CropConfig
 
@@ -56,7 +56,7 @@ def write_sequences(root, count=2, length=22):
 def tracking_samples(root, **changes):
     datasets = {"made": DatasetConfig(str(root), reader="folder")}
     config = DataConfig(datasets=datasets, crops=CROPS, augment=AugmentConfig.official(), **changes)
-    return TrackingSamples(Pools.load(config), config, seed=5)
+    return TrackingSamples(Material.load(config), config, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +234,7 @@ def test_configs_that_cannot_work(root):
         DatasetConfig(str(root), ratio=0.0)
     config = DataConfig(datasets={"made": DatasetConfig(str(root), reader="folder")}, augment=plain)
     with pytest.raises(ValueError, match="names the data sets made, which are not opened"):
-        TrackingSamples(Pools(), config, seed=0)
+        TrackingSamples(Material(), config, seed=0)
 
 
 def test_what_is_held_out(root):
@@ -244,7 +244,7 @@ def test_what_is_held_out(root):
     validation = held_out(DataConfig(**{**vars(config), "validation": mine}))
     assert validation is not None and validation.datasets == mine and validation.validation == {}
     assert set(vars(validation.augment).values()) == {0.0}
-    batch = next(batches(TrackingSamples(Pools.load(validation), validation, 0), 2, num_threads=0))
+    batch = next(batches(TrackingSamples(Material.load(validation), validation, 0), 2, num_threads=0))
     assert batch["search"].shape == (2, 32, 32, 3)
     pool = held_out(DataConfig(root="pool", exclude=("a",)))
     assert pool is not None and pool.include == ("a",) and pool.mix.video == 1.0
@@ -256,10 +256,10 @@ def test_a_pool_and_data_sets_mix(root, tmp_path):
     write_sequences(tmp_path / "videos", 2)
     for number in range(2):
         (tmp_path / "videos" / f"v{number}").rmdir()
-    mix = pipeline.Mix(video=1.0, still=0.0, pasted=0.0, region=0.0)
+    mix = Mix(video=1.0, still=0.0, pasted=0.0, region=0.0)
     datasets = {"made": DatasetConfig(str(root), ratio=3.0, reader="folder")}
     config = DataConfig(root=str(tmp_path), datasets=datasets, mix=mix, crops=CROPS)
-    samples = TrackingSamples(Pools.load(config), config, seed=0)
-    sources = [samples.sample_with_source(index)[0] for index in range(200)]
+    samples = TrackingSamples(Material.load(config), config, seed=0)
+    sources = [samples.render(index).source for index in range(200)]
     assert set(sources) == {"video", "made"} and abs(sources.count("made") - 150) < 30
     assert not samples.for_processes

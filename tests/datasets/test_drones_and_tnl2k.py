@@ -11,7 +11,7 @@ from eval.report import main as report
 from eval.run import main as run
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
-from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.lasot import EXTENSION_CLASSES
 from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
@@ -239,7 +239,7 @@ def test_tnl2k_and_lasot_ext_can_be_trained_on(tmp_path):
         "lasot_ext": DatasetConfig(str(tmp_path / "ext"), list_file=str(tmp_path / "mine.txt")),
     }
     config = DataConfig(datasets=datasets, augment=AugmentConfig.official(), max_interval=5)
-    samples = TrackingSamples(Pools.load(config), config, seed=0)
+    samples = TrackingSamples(Material.load(config), config, seed=0)
     said = [samples.describe(index) for index in range(40)]
     assert {text.partition(":")[0] for text in said} == {"tnl2k", "lasot_ext"}
     assert all("Arrow" in text or "atv-1" in text for text in said)

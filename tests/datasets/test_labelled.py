@@ -1,6 +1,8 @@
 """Labelled samples of the pool: shares, what negatives show, where their boxes lie."""
 
 from collections import Counter
+from dataclasses import replace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -8,13 +10,13 @@ import pytest
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.config import DataConfig, Mix, held_out
-from mixformer_jax.data.labelled import LabelledPairs
+from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig, held_out
+from mixformer_jax.data.pool.host import PoolSource
 from mixformer_jax.data.pool.pool import Clip, CutOut, ImagePool, VideoPool, cut_out
-from mixformer_jax.data.pool.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig
-from mixformer_jax.data.samples import Pools, TrackingSamples
-from mixformer_jax.data.sampling import Drawn, VideoPairs
-from mixformer_jax.views import CropConfig, UnusableSampleError, linear_map, pyramid, target_view
+from mixformer_jax.data.pool.scenes import BESIDE, ELSEWHERE, OTHER, SCENES
+from mixformer_jax.data.pool.tables import HostPool
+from mixformer_jax.data.samples import Material, TrackingSamples
+from mixformer_jax.views import CropConfig, UnusableSampleError, pyramid
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)
 PLAIN = AugmentConfig(
@@ -47,52 +49,41 @@ def photo(number: int) -> tuple[np.ndarray, CutOut]:
 
 
 @pytest.fixture(scope="module")
-def pools() -> Pools:
+def pools() -> Material:
     photos = [photo(number) for number in range(3)]
     images = ImagePool(tuple(pyramid(pixels) for pixels, _ in photos), tuple(found for _, found in photos), (0, 1, 2))
-    return Pools(VideoPool(tuple(clip(name) for name in NAMES)), images)
+    return Material(VideoPool(tuple(clip(name) for name in NAMES)), images)
 
 
 def data_config(share: float | None = 0.5) -> DataConfig:
     return DataConfig(root="in memory", crops=CROPS, augment=PLAIN, groups=GROUPS, positive_share=share)
 
 
-def sources(pools: Pools) -> dict[str, VideoPairs | PastedPairs | StillPairs | RegionPairs]:
-    assert pools.images is not None and pools.videos is not None
-    synthetic = SyntheticConfig()
-    return {
-        "video": VideoPairs(pools.videos, CROPS, PLAIN, groups=GROUPS),
-        "pasted": PastedPairs(pools.images, CROPS, PLAIN, synthetic),
-        "still": StillPairs(pools.images, CROPS, PLAIN, synthetic),
-        "region": RegionPairs(pools.images, CROPS, PLAIN, synthetic),
-    }
+class Recorder:
+    """Labelled samples of one source, and the scenes that were drawn for them."""
 
-
-class Recorder(LabelledPairs):
-    """Notes everything that the source has drawn."""
-
-    def __init__(self, name, source):
-        super().__init__(name, source, CROPS, 0.5)
-        self.drawn: list[Drawn] = []
-        draw = source.draw
-
-        def noted(rng, **how):
-            self.drawn.append(draw(rng, **how))
-            return self.drawn[-1]
-
-        source.draw = noted
+    def __init__(self, name, pools):
+        config = data_config()
+        self.name, self.source = name, PoolSource(name, HostPool(pools.videos, pools.images, config), config)
 
     def some(self, kind, count):
-        """So many samples of a kind, each with the draws that made it."""
+        """So many samples of a kind, each with the scenes that made it."""
         rng = np.random.default_rng(0)
-        found = []
-        while len(found) < count:
-            self.drawn.clear()
-            try:
-                sample = self.draw(rng, kind)
-            except UnusableSampleError:
-                continue
-            found.append((sample, list(self.drawn)))
+        found, drawn = [], []
+        draw = SCENES[self.name]
+
+        def noted(*arguments):
+            drawn.append(draw(*arguments))
+            return drawn[-1]
+
+        with mock.patch.dict(SCENES, {self.name: noted}):
+            while len(found) < count:
+                drawn.clear()
+                try:
+                    _, _, sample = self.source.sample(rng, kind)
+                except UnusableSampleError:
+                    continue
+                found.append((sample, list(drawn)))
         return found
 
 
@@ -111,7 +102,7 @@ def test_shares_and_determinism(pools):
         kinds[source, kind] += 1
     # Three standard deviations of 600 draws
     assert kinds["target"] == pytest.approx(300, abs=37) and kinds["other"] == pytest.approx(150, abs=32)
-    assert all(kinds[name, kind] for name in sources(pools) for kind in ("target", "other", "elsewhere"))
+    assert all(kinds[name, kind] for name in SCENES for kind in ("target", "other", "elsewhere"))
     assert kinds["beside"] == kinds["video", "beside"] > 0
     again = TrackingSamples(pools, data_config(), seed=3)
     for index in (599, 3, 77):
@@ -126,12 +117,13 @@ def test_without_a_share_there_are_no_labels(pools):
 
 @pytest.mark.parametrize("name", ["video", "pasted", "still", "region"])
 def test_another_object_is_of_another_scene(pools, name):
-    for sample, drawn in Recorder(name, sources(pools)[name]).some("other", 30):
-        first, last = drawn[0], drawn[-1]
-        assert first.origin != last.origin and sample["label"] == 0
-        np.testing.assert_array_equal(sample["templates"], first.sample["templates"])
-        np.testing.assert_array_equal(sample["search"], last.sample["search"])
-        np.testing.assert_array_equal(sample["box_cxcywh"], last.sample["box_cxcywh"])
+    recorder = Recorder(name, pools)
+    for sample, drawn in recorder.some(OTHER, 30):
+        assert drawn[0].origin != drawn[-1].origin and sample["label"] == 0
+        first, last = recorder.source.render(drawn[0]), recorder.source.render(drawn[-1])
+        np.testing.assert_array_equal(sample["templates"], first["templates"])
+        np.testing.assert_array_equal(sample["search"], last["search"])
+        np.testing.assert_array_equal(sample["box_cxcywh"], last["box_cxcywh"])
         if name == "video":
             # The frames' colours tell the clip: a and b are one group.
             tones = [round((int(picture.max()) - 50) / 50) for picture in (sample["templates"], sample["search"])]
@@ -140,22 +132,22 @@ def test_another_object_is_of_another_scene(pools, name):
 
 @pytest.mark.parametrize("name", ["video", "pasted", "still", "region"])
 def test_a_box_elsewhere_is_not_on_the_target(pools, name):
-    on_distractors = 0
-    for sample, (drawn,) in Recorder(name, sources(pools)[name]).some("elsewhere", 60):
-        box, target = sample["box_cxcywh"], drawn.sample["box_cxcywh"]
+    on_distractors, recorder = 0, Recorder(name, pools)
+    for sample, (drawn,) in recorder.some(ELSEWHERE, 60):
+        box, target = sample["box_cxcywh"], drawn.box_cxcywh
         assert sample["label"] == 0 and box.dtype == np.float32
         assert overlap(box, target) < 0.1 and np.all((box[:2] >= 0) & (box[:2] <= 1))
-        np.testing.assert_array_equal(sample["search"], drawn.sample["search"])
-        on_distractor = any(np.array_equal(box, other) for other in drawn.distractors_cxcywh)
+        np.testing.assert_array_equal(sample["search"], recorder.source.render(drawn)["search"])
+        on_distractor = any(np.array_equal(box, other) for other in drawn.distractors_cxcywh or ())
         on_distractors += on_distractor
         assert on_distractor or np.all(np.abs(np.log(box[2:] / target[2:])) <= 0.2 + 1e-5)
     assert (on_distractors > 10) == (name == "pasted")
 
 
 def test_beside_the_target_it_is_at_most_partly_in_view(pools):
-    samples = Recorder("video", sources(pools)["video"]).some("beside", 60)
+    samples = Recorder("video", pools).some(BESIDE, 60)
     for sample, (drawn,) in samples:
-        target = drawn.sample["box_cxcywh"]
+        target = drawn.box_cxcywh
         distance = np.abs(target[:2] - 0.5).max()
         assert 0.5 - 1e-5 <= distance <= 1 + 1e-5
         assert overlap(sample["box_cxcywh"], target) < 0.1 and sample["label"] == 0
@@ -166,22 +158,27 @@ def test_beside_the_target_it_is_at_most_partly_in_view(pools):
 def test_a_distractors_box_bounds_it():
     _, target = photo(0)
     mask = (target.levels[0][..., 3] >= 128).astype(np.uint8)
-    white = cut_out(np.full((*mask.shape, 3), 255, np.uint8), mask, 1, "things")
-    assert white is not None
-    black = pyramid(np.zeros((120, 160, 3), np.uint8))
-    pairs = PastedPairs(ImagePool((black,), (white,), (0,)), CROPS, PLAIN, SyntheticConfig())
-    view = target_view(target.pasted_outline_xy, linear_map(), 4.0, 64)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        canvas = np.zeros((64, 64, 3), np.uint8)
-        box = cxcywh_to_xyxy(pairs._paste_distractor(rng, canvas, target, view)) * 64
-        x, y, w, h = cv2.boundingRect((canvas[..., 0] >= 128).astype(np.uint8))
-        np.testing.assert_allclose([x, y, x + w, y + h], np.clip(box, 0, 64), atol=1.25)
+    black, white = (cut_out(np.full((*mask.shape, 3), tone, np.uint8), mask, tone % 2, "things") for tone in (0, 255))
+    ground = pyramid(np.zeros((120, 160, 3), np.uint8))
+    images = ImagePool((ground, ground), (black, white), (0, 1))
+    synthetic = SyntheticConfig(max_distractors=1, occluder=0.0, same_source_distractor=0.0)
+    config = replace(data_config(None), mix=Mix(0.0, 0.0, 1.0, 0.0), synthetic=synthetic)
+    source = PoolSource("pasted", HostPool(None, images, config), config)
+    rng, checked = np.random.default_rng(0), 0
+    while checked < 20:
+        scene = source.draw_scene(rng)
+        if scene.origin != 0 or not scene.distractors_cxcywh:
+            continue
+        search = source.render(scene._replace(search_pasted=scene.search_pasted[:1]))["search"]
+        box = np.clip(cxcywh_to_xyxy(scene.distractors_cxcywh[0]) * 64, 0, 64)
+        x, y, w, h = cv2.boundingRect((search[..., 0] >= 128).astype(np.uint8))
+        np.testing.assert_allclose([x, y, x + w, y + h], box, atol=1.25)
+        checked += 1
 
 
 def test_one_scene_alone_gives_no_negatives(pools):
     assert pools.videos is not None
-    alone = Pools(VideoPool(pools.videos.clips[:2]))
+    alone = Material(VideoPool(pools.videos.clips[:2]))
     config = DataConfig(
         root="in memory", crops=CROPS, augment=PLAIN, groups=GROUPS, positive_share=0.5, mix=Mix(1.0, 0.0, 0.0, 0.0)
     )

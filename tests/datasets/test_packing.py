@@ -9,7 +9,7 @@ import pytest
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
-from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.typed_settings import ConfigError
@@ -51,7 +51,7 @@ def samples(root, reader, seed=3, **changes):
         max_interval=50,
         **changes,
     )
-    return TrackingSamples(Pools.load(config), config, seed)
+    return TrackingSamples(Material.load(config), config, seed)
 
 
 @pytest.mark.parametrize("labels", [{}, {"frames": "trident_pro", "positive_share": 0.5}])

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.data.augment import AugmentConfig, disturb
-from mixformer_jax.data.pairs import SequencePairs, Source, absent_frames, centre_box, draw_frames, usable_frames
+from mixformer_jax.data.augment import AugmentConfig, Random, disturb
+from mixformer_jax.data.pairs import (
+    SequencePairs,
+    WeightedDataset,
+    absent_frames,
+    centre_box,
+    draw_frames,
+    usable_frames,
+)
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.views import CropConfig, UnusableSampleError
 
@@ -89,7 +96,7 @@ def dataset(*sequences):
 
 def pairs(*sources, crops=CROPS, augment=PLAIN, **options):
     return SequencePairs(
-        [Source(f"set{i}", each, 1.0 + i) for i, each in enumerate(sources)], crops, augment, **options
+        [WeightedDataset(f"set{i}", each, 1.0 + i) for i, each in enumerate(sources)], crops, augment, **options
     )
 
 
@@ -114,7 +121,7 @@ def test_boxes_fit_their_pixels(augment):
     centres = []
     for _ in range(60):
         try:
-            sample = source(rng)
+            _, _, sample = source.sample(rng)
         except UnusableSampleError:  # the rounded corner of a crop can leave the target's centre just outside
             continue
         assert_white(sample["search"], sample["box_cxcywh"])
@@ -175,7 +182,7 @@ def test_labels():
 
 def test_negative_samples_have_their_label():
     source = pairs(dataset(sequence("hides", hidden=range(20, 25))), scheme="trident", positive_share=1e-9)
-    sample = source(np.random.default_rng(0))
+    _, _, sample = source.sample(np.random.default_rng(0))
     assert sample["label"] == 0
     box_xywh = centre_box((90, 120))
     np.testing.assert_array_equal(box_xywh, [52, 39, 15, 11])
@@ -189,7 +196,7 @@ def test_small_targets_are_not_absent():
     small = TrackingSequence("shrinks", boxes_xywh, white_square, 30.0, Path("/nowhere"))
     np.testing.assert_array_equal(absent_frames(small), [29])
     source = SequencePairs(
-        [Source("set", dataset(small), 1.0, min_side=10.0)], CROPS, PLAIN, "trident_pro", positive_share=0.5
+        [WeightedDataset("set", dataset(small), 1.0, min_side=10.0)], CROPS, PLAIN, "trident_pro", positive_share=0.5
     )
     rng = np.random.default_rng(0)
     draws = [source.draw(rng) for _ in range(60)]
@@ -265,7 +272,7 @@ def test_each_crop_is_flipped_and_lit_by_itself():
     for _ in range(80):
         templates = source.render(rng, source.draw(rng))["templates"]
         flips[tuple(bool(template[0, 0, 0]) for template in templates)] += 1
-        lit, _ = disturb(rng, templates, templates[0], augment)
+        lit, _ = disturb(Random(rng), templates, templates[0], augment)
         levels.append([int(template.max()) for template in lit])
     assert set(flips) == {(a, b) for a in (False, True) for b in (False, True)}
     first, second = np.array(levels).T

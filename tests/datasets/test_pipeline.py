@@ -8,8 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.data.pipeline import DataConfig, Mix, Pools, TrackingSamples, batches, contact_sheet
+from mixformer_jax.data.config import DataConfig, Mix
+from mixformer_jax.data.pipeline import batches
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
+from mixformer_jax.data.samples import Material, TrackingSamples, contact_sheet
 from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)
@@ -49,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def samples(root: Path) -> TrackingSamples:
     config = DataConfig(root=str(root), crops=CROPS)
-    return TrackingSamples(Pools.load(config), config, seed=7)
+    return TrackingSamples(Material.load(config), config, seed=7)
 
 
 def assert_equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -91,7 +93,7 @@ def test_sequences_are_chosen_by_name(root):
 def test_samples_have_their_shapes_and_ranges(samples):
     sources = set()
     for index in range(80):
-        source, sample = samples.sample_with_source(index)
+        source, sample, _ = samples.render(index)
         sources.add(source)
         assert sample["templates"].shape == (2, 32, 32, 3) and sample["templates"].dtype == np.uint8
         assert sample["search"].shape == (64, 64, 3) and sample["search"].dtype == np.uint8
@@ -111,7 +113,7 @@ def test_an_index_is_one_sample_in_any_order_and_thread(samples):
 
 
 def test_another_seed_is_another_sample(samples):
-    other = TrackingSamples(samples._pools, samples.config, seed=8)
+    other = TrackingSamples(samples._material, samples.config, seed=8)
     assert not np.array_equal(samples.sample(0)["search"], other.sample(0)["search"])
 
 
@@ -129,20 +131,20 @@ def test_unusable_samples_are_drawn_again_and_counted(root):
     # Zooms of up to 3 around targets that are a quarter of the crop: about half fall below 15 px.
     crops = CropConfig(template_size=32, search_size=64, min_target_pixels=13.0)
     config = DataConfig(root=str(root), crops=crops, mix=Mix(video=1.0, still=0.0, pasted=0.0, region=0.0))
-    samples = TrackingSamples(Pools.load(config), config, seed=0)
+    samples = TrackingSamples(Material.load(config), config, seed=0)
     for index in range(40):
         assert np.all(samples.sample(index)["box_cxcywh"][2:] * 64 >= 13.0)
     assert samples.redrawn()["video"] > 5
     hopeless = CropConfig(template_size=32, search_size=64, min_target_pixels=60.0)
     config = DataConfig(root=str(root), crops=hopeless, mix=config.mix)
     with pytest.raises(ValueError, match="sample 0 of seed 0: source 'video' gave no usable sample"):
-        TrackingSamples(Pools.load(config), config, seed=0).sample(0)
+        TrackingSamples(Material.load(config), config, seed=0).sample(0)
 
 
 def test_a_source_without_material_is_an_error(root):
     config = DataConfig(root=str(root), crops=CROPS)
     with pytest.raises(ValueError, match="no videos are loaded"):
-        TrackingSamples(Pools(), config, seed=0)
+        TrackingSamples(Material(), config, seed=0)
     with pytest.raises(ValueError, match="must not all be 0"):
         Mix(video=0.0, still=0.0, pasted=0.0, region=0.0)
 
@@ -171,7 +173,7 @@ def test_real_videos_make_samples(shared_data):
     names = ("davis16__libby", "dtb70__MountainBike6")
     mix = Mix(video=1.0, still=0.0, pasted=0.0, region=0.0)
     config = DataConfig(root=str(shared_data / "train"), include=names, crops=CROPS, mix=mix)
-    pools = Pools.load(config)
+    pools = Material.load(config)
     assert pools.videos is not None and sorted(c.name for c in pools.videos.clips) == sorted(names)
     for clip in pools.videos.clips:
         assert np.sqrt(clip.boxes_xywh[:, 2] * clip.boxes_xywh[:, 3]).max() <= 64.5

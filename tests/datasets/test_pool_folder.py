@@ -10,7 +10,7 @@ from mixformer_jax.cli import main
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.pool.folder import PoolFolderConfig, is_pool_folder, read_images, read_videos, write_pool_folder
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
-from mixformer_jax.data.samples import Pools, TrackingSamples
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.views import CropConfig
 
@@ -87,7 +87,7 @@ def test_photographs_and_cutouts_are_shrunk_with_their_outlines(root, folder):
 
 def test_the_host_renders_from_a_pool_folder(folder):
     config = DataConfig(root=str(folder), exclude=("short",), crops=CropConfig(template_size=32, search_size=64))
-    samples = TrackingSamples(Pools.load(config), config, seed=0)
+    samples = TrackingSamples(Material.load(config), config, seed=0)
     assert samples.sample(3)["search"].shape == (64, 64, 3)
 
 

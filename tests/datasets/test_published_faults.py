@@ -9,7 +9,7 @@ import pytest
 
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.packing import PackConfig, pack
-from mixformer_jax.data.pairs import SequencePairs, Source, absent_frames, usable_frames
+from mixformer_jax.data.pairs import SequencePairs, WeightedDataset, absent_frames, usable_frames
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.known_faults import KNOWN_FAULTS, known_fault
 from mixformer_jax.datasets.layout import SPLITS
@@ -271,7 +271,7 @@ def test_rows_without_target_are_packed_and_never_drawn(tmp_path):
     assert packed[0].frame(3).shape == (36, 48, 3)
     for source in (dataset, packed):
         source = SequencePairs(
-            [Source("lasot", source, 1.0)], CropConfig(), AugmentConfig(), "trident_pro", positive_share=0.5
+            [WeightedDataset("lasot", source, 1.0)], CropConfig(), AugmentConfig(), "trident_pro", positive_share=0.5
         )
         rng = np.random.default_rng(0)
         drawn = [source.draw(rng) for _ in range(300)]

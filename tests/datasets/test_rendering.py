@@ -15,21 +15,20 @@ from hypothesis import strategies as st
 from mixformer_jax import views
 from mixformer_jax.data import augment as host_augment
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.data.config import DataConfig, Mix
-from mixformer_jax.data.pool import device_augment, device_views
-from mixformer_jax.data.pool.device_pool import DevicePool, _pictures
-from mixformer_jax.data.pool.device_samples import DeviceSamples
-from mixformer_jax.data.pool.draws import Draws
+from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig
+from mixformer_jax.data.pool import device, device_pixels
+from mixformer_jax.data.pool.device import DeviceRandom, DeviceSamples, inspector
+from mixformer_jax.data.pool.device_pixels import DevicePool, packed_images
 from mixformer_jax.data.pool.pool import Clip, ImagePool, VideoPool, cut_out
-from mixformer_jax.data.pool.rendering import inspector, renderer, sources_of
-from mixformer_jax.data.pool.synthetic import SyntheticConfig
-from mixformer_jax.data.samples import Pools
+from mixformer_jax.data.pool.scenes import sources_of
+from mixformer_jax.data.pool.tables import HostPool
+from mixformer_jax.data.samples import Material
 from mixformer_jax.views import CropConfig, pyramid
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 CROPS = CropConfig(template_size=32, search_size=64, scale_jitter=0.2, centre_jitter=2.0)
-NONE = AugmentConfig(**{field.name: 0.0 for field in fields(AugmentConfig)})
+NONE = AugmentConfig.none()
 UNDISTURBED = replace(NONE, flip_probability=0.5, aspect=0.08)
 TARGET, GROUND = np.array([255, 32, 32], np.uint8), np.array([0, 64, 128], np.uint8)
 COUNT = 24
@@ -50,7 +49,7 @@ def flat_clip(name: str, seed: int) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def pools() -> Pools:
+def pools() -> Material:
     photos, cutouts = [], []
     for number, source in enumerate(("cats", "cats", "dogs", "plain", "plain")):
         photo = np.empty((160, 200, 3), np.uint8)
@@ -61,7 +60,7 @@ def pools() -> Pools:
             photo[mask > 0] = TARGET
             cutouts.append(cut_out(photo, mask, number, source))
         photos.append(pyramid(photo))
-    return Pools(VideoPool((flat_clip("a", 0), flat_clip("b", 1))), ImagePool(tuple(photos), tuple(cutouts), (3, 4)))
+    return Material(VideoPool((flat_clip("a", 0), flat_clip("b", 1))), ImagePool(tuple(photos), tuple(cutouts), (3, 4)))
 
 
 def config(source: str | None = None, **changes: object) -> DataConfig:
@@ -70,9 +69,10 @@ def config(source: str | None = None, **changes: object) -> DataConfig:
     return replace(base, **changes)
 
 
-def render(pools: Pools, settings: DataConfig, count: int = COUNT, seed: int = 0) -> dict[str, np.ndarray]:
-    pool = DevicePool.build(pools.videos, pools.images, settings)
-    return jax.device_get(quick_jit(renderer(settings, seed))(pool, {"index": jnp.arange(count, dtype=jnp.uint32)}))
+def render(pools: Material, settings: DataConfig, count: int = COUNT, seed: int = 0) -> dict[str, np.ndarray]:
+    samples = DeviceSamples(pools, settings, seed)
+    numbers = {"index": jnp.arange(count, dtype=jnp.uint32)}
+    return jax.device_get(quick_jit(samples.render)(samples.resident, numbers))
 
 
 def found_box_cxcywh(image: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def found_box_cxcywh(image: np.ndarray) -> np.ndarray:
 def whole(pools):
     """The whole mix, with all disturbances."""
     settings = config(augment=AugmentConfig(flip_probability=0.5))
-    pool = DevicePool.build(pools.videos, pools.images, settings)
+    pool = DevicePool.of(HostPool(pools.videos, pools.images, settings))
     return pool, quick_jit(inspector(settings, 3))
 
 
@@ -155,7 +155,7 @@ def test_labels_tell_whether_the_box_holds_the_target(pools):
 
 def test_every_strength_changes_the_light_and_zero_leaves_it():
     for name in ("brightness", "contrast", "gamma", "colour", "saturation"):
-        light = device_augment.draw_light(Draws(jax.random.key(1)), replace(NONE, **{name: 0.3}))
+        light = host_augment.draw_light(DeviceRandom(jax.random.key(1)), replace(NONE, **{name: 0.3}))
         for other, value in light._asdict().items():
             assert bool(jnp.any(value != 0)) == (other == name)
 
@@ -166,7 +166,7 @@ def test_every_disturbance_changes_pixels_and_zero_leaves_them():
     templates = jnp.asarray(rng.integers(0, 256, (2, 16, 16, 3)), jnp.float32)
 
     def mean_changes(settings: AugmentConfig) -> list[float]:
-        disturb = quick_jit(functools.partial(device_augment.disturb, config=settings))
+        disturb = quick_jit(lambda key, *crops: device.disturb(DeviceRandom(key), *crops, settings))
         after = disturb(jax.random.key(0), templates, search)
         return [float(jnp.abs(a - b).mean()) for a, b in zip(after, (templates, search), strict=True)]
 
@@ -211,14 +211,16 @@ def test_distractors_and_occluders_are_pasted(pools):
 )
 def test_geometry_is_that_of_the_host(flip, rotation, log_aspect, shear, zoom, offset):
     linear = views.linear_map(flip, rotation, math.exp(log_aspect), shear)
-    ours = device_views.linear_map(flip, rotation, math.exp(log_aspect), shear)
+    ours = device_pixels.linear_map(flip, rotation, math.exp(log_aspect), shear)
     np.testing.assert_allclose(ours, linear, atol=1e-6)
     outline = np.array([[30.0, 20.0], [60.0, 25.0], [55.0, 48.0], [28.0, 50.0]])
     theirs = views.target_view(outline, linear, 4.0, 128, views.Placement(zoom, offset))
-    view = device_views.target_view(jnp.asarray(outline, jnp.float32), ours, 4.0, 128, zoom, jnp.asarray(offset))
+    view = device_pixels.target_view(
+        jnp.asarray(outline, jnp.float32), ours, 4.0, 128, views.Placement(zoom, jnp.asarray(offset))
+    )
     np.testing.assert_allclose(view.matrix, theirs.matrix, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(view.box_cxcywh, theirs.box_cxcywh, atol=1e-5)
-    seen = device_views.seen_share(view.matrix, 128, jnp.array([90.0, 70.0]))
+    seen = device_pixels.seen_share(view.matrix, 128, jnp.array([90.0, 70.0]))
     np.testing.assert_allclose(seen, views.seen_share(theirs.matrix, 128, (90, 70)), atol=0.07)
 
 
@@ -226,8 +228,8 @@ def test_pixels_are_those_of_the_host():
     rng = np.random.default_rng(0)
     image = cv2.GaussianBlur(rng.integers(0, 256, (90, 120, 3), np.uint8), (0, 0), 2.0)
     levels = pyramid(image)
-    images = _pictures([levels])
-    look_up = jax.jit(device_views.warp, static_argnums=3)
+    images = packed_images([levels])
+    look_up = jax.jit(device_pixels.warp, static_argnums=3)
     for scale, finer, border in ((2.0, 0, False), (0.6, 0, True), (0.4, 0, False), (0.4, 1, True)):
         linear = views.linear_map(True, 0.3, 1.2, 0.1) * scale
         matrix = np.column_stack([linear, np.array([40.0, -10.0])])
@@ -243,28 +245,28 @@ def test_disturbances_are_those_of_the_host():
     image = cv2.GaussianBlur(rng.integers(0, 256, (40, 40, 3), np.uint8), (0, 0), 1.0)
     pixels = jnp.asarray(image, jnp.float32)
     light = host_augment.Light(0.1, -0.2, 0.15, 0.3, (0.1, 0.0, -0.1))
-    ours = device_augment.relight(
-        pixels, device_augment.DeviceLight(*map(jnp.asarray, (0.1, -0.2, 0.15, 0.3)), jnp.asarray(light.colour))
+    ours = device_pixels.relight(
+        pixels, host_augment.Light(*map(jnp.asarray, (0.1, -0.2, 0.15, 0.3)), jnp.asarray(light.colour))
     )
     assert np.abs(np.asarray(ours) - host_augment.relight(image, light)).max() < 3
     for deviation in (0.5, 1.2):
-        matrix = device_augment.blur_matrix(40, jnp.asarray(deviation))
+        matrix = device_pixels.blur_matrix(40, jnp.asarray(deviation))
         theirs = cv2.GaussianBlur(image, (0, 0), deviation)
         assert np.abs(np.einsum("ij,kl,jlc->ikc", matrix, matrix, image) - theirs).max() < 1.6
     for keep in (0.45, 0.8):
-        matrix = device_augment.coarse_matrix(40, jnp.asarray(keep))
+        matrix = device_pixels.coarse_matrix(40, jnp.asarray(keep))
         small = cv2.resize(image, (round(40 * keep),) * 2, interpolation=cv2.INTER_AREA)
         theirs = cv2.resize(small, (40, 40), interpolation=cv2.INTER_LINEAR)
         assert np.abs(np.einsum("ij,kl,jlc->ikc", matrix, matrix, image) - theirs).max() < 2.5
     for length, angle in ((3.2, 0.3), (6.5, 2.0)):
-        kernel = np.asarray(device_augment.line_kernel(jnp.asarray(length), jnp.asarray(angle), 3))
+        kernel = np.asarray(device_pixels.line_kernel(jnp.asarray(length), jnp.asarray(angle), 3))
         theirs = host_augment.line_kernel(length, angle)
         edge = (7 - len(theirs)) // 2
         np.testing.assert_allclose(kernel, np.pad(theirs, edge), atol=1e-5)
 
 
 def test_draws_are_uniform_and_never_repeated():
-    draws = Draws(jax.random.key(0))
+    draws = DeviceRandom(jax.random.key(0))
     drawn = np.concatenate([draws.uniform(shape=(50,)), draws.uniform(shape=(100,)), draws.uniform(2, 3, (50,)) - 2])
     assert len(np.unique(drawn)) > 195 and 0.4 < drawn.mean() < 0.6
     picked = np.asarray(draws.below(3, (300,)))

@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.data.augment import AugmentConfig
+from mixformer_jax.data.augment import AugmentConfig, Random
+from mixformer_jax.data.config import DataConfig, Mix
+from mixformer_jax.data.pool.host import PoolSource
 from mixformer_jax.data.pool.pool import Clip, VideoPool
-from mixformer_jax.data.sampling import VideoPairs, clip_weights, draw_times
+from mixformer_jax.data.pool.scenes import draw_clip_frames
+from mixformer_jax.data.pool.tables import HostPool, clip_weights
 from mixformer_jax.views import CropConfig, UnusableSampleError
 
 GEOMETRY_ONLY = AugmentConfig(aspect=0.3)
@@ -31,40 +34,55 @@ def clip(name: str, num_frames: int, times: np.ndarray | None = None) -> Clip:
     )
 
 
+def source(clip: Clip, max_interval: int = 100, **settings: object) -> PoolSource:
+    config = DataConfig(root="in memory", mix=Mix(1.0, 0.0, 0.0, 0.0), max_interval=max_interval, **settings)
+    return PoolSource("video", HostPool(VideoPool((clip,)), None, config), config)
+
+
+def draw_frames(rng: np.random.Generator, source: PoolSource, num_between: int) -> list[int]:
+    """Template, online templates, search."""
+    frames, search = draw_clip_frames(Random(rng), source.pool.tables, 0, num_between)
+    return [*map(int, frames), int(search)]
+
+
 def test_weights_grow_with_the_root_of_the_length_and_groups_share():
     clips = [clip("long", 16), clip("short", 4), clip("scene_1", 3), clip("scene_2", 1)]
     weights = clip_weights(clips, groups=[("scene_1", "scene_2")])
     np.testing.assert_allclose(weights, np.array([4, 2, 1.5, 0.5]) / 8)
 
 
+TIMES = np.array([0, 1, 2, 5, 9, 10, 30, 31])
+SPACED = source(clip("spaced", 8, TIMES), max_interval=6)
+
+
 @given(seed=st.integers(0, 10_000), num_between=st.integers(0, 3))
 def test_three_frame_scheme(seed, num_between):
-    times = np.array([0, 1, 2, 5, 9, 10, 30, 31])
-    template, search, between = draw_times(np.random.default_rng(seed), times, 6, num_between)
-    assert template != search and abs(times[template] - times[search]) <= 6
-    path = [template, *between, search]
-    assert len(between) == num_between
+    path = draw_frames(np.random.default_rng(seed), SPACED, num_between)
+    template, search = path[0], path[-1]
+    assert template != search and abs(TIMES[template] - TIMES[search]) <= 6
+    assert len(path) == num_between + 2
     assert path == sorted(path) or path == sorted(path, reverse=True)
 
 
 def test_every_frame_within_the_interval_is_drawn_both_ways():
-    rng = np.random.default_rng(0)
-    drawn = {draw_times(rng, np.arange(4), 2, 0)[:2] for _ in range(500)}
+    rng, four = np.random.default_rng(0), source(clip("four", 4), max_interval=2)
+    drawn = {tuple(draw_frames(rng, four, 0)) for _ in range(500)}
     assert drawn == {(a, b) for a in range(4) for b in range(4) if 0 < abs(a - b) <= 2}
 
 
 def test_a_lonely_frame_is_refused():
-    with pytest.raises(UnusableSampleError, match="within 3 frames"):
-        draw_times(np.random.default_rng(0), np.array([0, 10]), 3, 0)
+    lonely = source(clip("lonely", 2, np.array([0, 10])), max_interval=3)
+    with pytest.raises(UnusableSampleError, match="within max_interval"):
+        draw_frames(np.random.default_rng(0), lonely, 0)
 
 
 def test_the_box_bounds_the_target_in_every_pair():
     crops = CropConfig(template_size=32, search_size=64, num_online_templates=2)
-    pairs = VideoPairs(VideoPool((clip("a", 12),)), crops, GEOMETRY_ONLY)
+    pairs = source(clip("a", 12), crops=crops, augment=GEOMETRY_ONLY)
     rng = np.random.default_rng(0)
     flipped = set()
     for _ in range(60):
-        sample = pairs(rng)
+        _, _, sample = pairs.sample(rng)
         assert sample["templates"].shape == (3, 32, 32, 3) and sample["templates"].dtype == np.uint8
         assert sample["search"].shape == (64, 64, 3) and sample["search"].dtype == np.uint8
         assert sample["box_cxcywh"].shape == (4,) and sample["box_cxcywh"].dtype == np.float32
@@ -84,15 +102,15 @@ def test_the_box_bounds_the_target_in_every_pair():
 
 
 def test_all_crops_of_a_sample_are_flipped_together():
-    source = clip("a", 6)
-    for frame, box in zip(source.frames, source.boxes_xywh.astype(int), strict=True):
+    moving = clip("a", 6)
+    for frame, box in zip(moving.frames, moving.boxes_xywh.astype(int), strict=True):
         frame[40:60, box[0] : box[0] + 15] //= 2  # the left half is darker
     crops = CropConfig(template_size=32, search_size=64, centre_jitter=0.0, scale_jitter=0.0)
-    pairs = VideoPairs(VideoPool((source,)), crops, AugmentConfig(aspect=0.0))
+    pairs = source(moving, crops=crops, augment=AugmentConfig(aspect=0.0))
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(30):
-        sample = pairs(rng)
+        _, _, sample = pairs.sample(rng)
         left_darker = {bool(t[16, 10, 0] < t[16, 21, 0]) for t in sample["templates"]}
         left_darker.add(bool(sample["search"][32, 26, 0] < sample["search"][32, 37, 0]))
         assert len(left_darker) == 1

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig, Light
+from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig
+from mixformer_jax.data.pool.host import PoolSource, paste
 from mixformer_jax.data.pool.pool import CutOut, ImagePool, cut_out
-from mixformer_jax.data.pool.synthetic import PastedPairs, RegionPairs, StillPairs, SyntheticConfig, paste
+from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.views import CropConfig, Placement, linear_map, pyramid, target_view
 
 CROPS = CropConfig(template_size=32, search_size=64)
@@ -32,6 +34,18 @@ def pool(target_colour: int = 255, other_colour: int = 0, background: int = 0) -
     photos = tuple(pyramid(np.full((120, 160, 3), background, np.uint8)) for _ in range(2))
     cutouts = (ellipse_cutout(target_colour, 0, "cats"), ellipse_cutout(other_colour, 1, "dogs"))
     return ImagePool(photos, cutouts, (0, 1))
+
+
+def source(
+    name: str,
+    images: ImagePool,
+    synthetic: SyntheticConfig,
+    augment: AugmentConfig = NO_LIGHT,
+    crops: CropConfig = CROPS,
+) -> PoolSource:
+    mix = Mix(**{each: float(each == name) for each in vars(Mix())})
+    config = DataConfig(root="in memory", mix=mix, crops=crops, augment=augment, synthetic=synthetic)
+    return PoolSource(name, HostPool(None, images, config), config)
 
 
 def bounds(mask: np.ndarray) -> np.ndarray:
@@ -103,10 +117,10 @@ def test_pasted_pairs_show_the_target_where_the_box_says():
     # Distractors and backgrounds are black, so what is bright is the target or the lit part of it.
     material = ImagePool(pool().photos, (ellipse_cutout(255, 0, "cats"), ellipse_cutout(254, 0, "cats")), (0, 1))
     config = SyntheticConfig(max_distractors=0, occluder=0.0)
-    pairs = PastedPairs(material, CROPS, NO_LIGHT, config)
+    pairs = source("pasted", material, config)
     rng = np.random.default_rng(0)
     for _ in range(40):
-        sample = pairs(rng)
+        _, _, sample = pairs.sample(rng)
         assert sample["templates"].shape == (2, 32, 32, 3) and sample["search"].shape == (64, 64, 3)
         seen = bounds(sample["search"][..., 0] >= 128)
         np.testing.assert_allclose(seen, np.clip(xyxy(sample["box_cxcywh"], 64), 0, 64), atol=1.25)
@@ -114,22 +128,18 @@ def test_pasted_pairs_show_the_target_where_the_box_says():
 
 
 def test_an_occluding_cutout_hides_at_most_its_share():
-    material = ImagePool(pool().photos, (ellipse_cutout(255, 0, "a"), ellipse_cutout(255, 1, "b")), (0, 1))
+    material = ImagePool(pool().photos, (ellipse_cutout(255, 0, "a"), ellipse_cutout(0, 1, "b")), (0, 1))
     config = SyntheticConfig(max_distractors=0, occluder=1.0, max_occluded=0.5, same_source_distractor=0.0)
-    pairs = PastedPairs(material, CROPS, NO_LIGHT, config)
-    target = material.cutouts[0]
-    view = target_view(target.pasted_outline_xy, linear_map(), 4.0, 64)
+    pairs = source("pasted", material, config)
     rng = np.random.default_rng(0)
-    changed = 0
-    for _ in range(60):
-        canvas = np.zeros((64, 64, 3), np.uint8)
-        covered = paste(canvas, target, view.matrix, Light())
-        blank = np.zeros_like(canvas)
-        over = pairs._occluded(rng, blank, target, view, covered)[..., 0]
-        hidden = np.minimum(over, covered).sum(dtype=int) / covered.sum(dtype=int)
-        assert hidden <= 0.5
-        changed += hidden > 0
-    assert changed > 10
+    hidden = []
+    for _ in range(120):
+        scene = pairs.draw_scene(rng)
+        if scene.origin != 0:  # the black object is the occluder
+            continue
+        whole, seen = (pairs.render(each)["search"].sum(dtype=int) for each in (scene._replace(occluder=[]), scene))
+        hidden.append(1 - seen / whole)
+    assert max(hidden) <= 0.5 and (np.array(hidden) > 0).sum() > 10
 
 
 def test_still_pairs_keep_the_object_in_its_photograph():
@@ -137,12 +147,12 @@ def test_still_pairs_keep_the_object_in_its_photograph():
     photo = np.full((120, 160, 3), 60, np.uint8)
     photo[mask > 0] = 255
     found = cut_out(photo, mask, 0, "cats")
-    pairs = StillPairs(ImagePool((pyramid(photo),), (found,), (0,)), CROPS, NO_LIGHT, SyntheticConfig())
+    pairs = source("still", ImagePool((pyramid(photo),), (found,), (0,)), SyntheticConfig())
     rng = np.random.default_rng(0)
     drawn = 0
     while drawn < 20:
         try:
-            sample = pairs(rng)
+            _, _, sample = pairs.sample(rng)
         except ValueError as error:
             assert "inside the photograph" in str(error)
             continue
@@ -157,11 +167,11 @@ def test_region_pairs_find_their_region_again():
     photo = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
     config = SyntheticConfig(still_rotation_degrees=0.0, still_aspect=0.0, finer=0.0, min_seen=0.3)
     crops = CropConfig(template_size=32, search_size=64, num_online_templates=0, scale_jitter=0.0)
-    pairs = RegionPairs(ImagePool((pyramid(photo),), (), (0,)), crops, AugmentConfig(), config)
+    pairs = source("region", ImagePool((pyramid(photo),), (), (0,)), config, AugmentConfig(), crops)
     drawn = 0
     while drawn < 10:
         try:
-            sample = pairs(rng)
+            _, _, sample = pairs.sample(rng)
         except ValueError:
             continue
         cx, cy, w, h = sample["box_cxcywh"].astype(float) * 64
@@ -177,6 +187,6 @@ def test_region_pairs_find_their_region_again():
 
 def test_material_without_masks_is_an_error():
     bare = ImagePool(pool().photos, (), (0, 1))
-    for kind, words in ((PastedPairs, "masks"), (StillPairs, "annotated objects")):
+    for name, words in (("pasted", "masks"), ("still", "annotated objects")):
         with pytest.raises(ValueError, match=words):
-            kind(bare, CROPS, NO_LIGHT, SyntheticConfig())
+            source(name, bare, SyntheticConfig())

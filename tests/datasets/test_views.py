@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.crops import context_crop
+from mixformer_jax.data.augment import Random, draw_placement
 from mixformer_jax.views import (
     CropConfig,
     Placement,
     UnusableSampleError,
     box_outline,
     check_target,
-    draw_placement,
     linear_map,
     pyramid,
     seen_share,
@@ -83,7 +83,7 @@ def test_every_pyramid_level_shows_the_same_place():
 def test_placement_stays_within_its_limits():
     crops = CropConfig(scale_jitter=0.5, centre_jitter=3.0, max_zoom=2.0)
     rng = np.random.default_rng(1)
-    placements = [draw_placement(rng, crops) for _ in range(2000)]
+    placements = [draw_placement(Random(rng), crops) for _ in range(2000)]
     zooms = np.array([p.zoom for p in placements])
     offsets = np.array([p.offset_xy for p in placements])
     assert zooms.min() >= 0.5 and zooms.max() <= 2.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.data.pipeline import batches
-from mixformer_jax.data.pool.device_samples import DeviceSamples
+from mixformer_jax.data.pool.device import DeviceSamples
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError, claim_folder
