@@ -156,3 +156,13 @@ def test_frames_are_the_same_everywhere():
     frames = doctor.clip()
     assert frames.shape == (6, 120, 160, 3)
     assert int(frames.astype(np.int64).sum()) == 36_445_395
+
+
+def test_an_accelerator_that_jax_does_not_see_is_named(tmp_path):
+    assert doctor.unseen_accelerators(tmp_path) == []
+    driver = tmp_path / "proc" / "driver" / "nvidia" / "version"
+    driver.parent.mkdir(parents=True)
+    driver.write_text("NVRM version: 580")
+    ((label, told),) = doctor.unseen_accelerators(tmp_path)
+    assert label == "not used" and "NVIDIA GPU is here and JAX does not see it" in told
+    assert "JAX_PLATFORMS is cpu" in told or "[cuda]" in told

@@ -5,6 +5,7 @@ package in `assets/doctor.npz` (made by `tests/store_doctor.py`). All is compute
 difference stands beside its tolerance.
 """
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -29,17 +30,19 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Float32, UInt8
 
 import mixformer_jax
+from mixformer_jax.cli.console import Parser, for_the_user, print_table
 from mixformer_jax.convert.convert import DEFAULT_WEIGHTS
 from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.extras import install_line
+from mixformer_jax.extras import EXTRAS, install_line
 from mixformer_jax.media.decoders import decoder_name
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.interlaced import try_interlaced
 from mixformer_jax.media.video import VideoWriter, open_source
+from mixformer_jax.models.attention import choose_kernel
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import Prediction, build_model
-from mixformer_jax.tracking.tracker import Tracker, load
+from mixformer_jax.tracking.tracker import Tracker, find_device, load
 
 ASSET = Path(str(resources.files("mixformer_jax") / "assets" / "doctor.npz"))
 HEIGHT, WIDTH, NUM_FRAMES = 120, 160, 6
@@ -85,6 +88,29 @@ RESULTS = {
     "box_cxcywh": "box",
     "score_logit": "score_logit",
 }
+
+
+def add_doctor(parser: Parser) -> None:
+    """The arguments of `mixformer doctor`."""
+    parser.describe(run_doctor, "--device cpu")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Checks numbers, weights and video on this machine; the status is 1 when something is wrong."""
+    device = for_the_user(ValueError, find_device, args.device)
+    print_table(environment(device, EXTRAS))
+    print(f"\n{'':7}{'check':46}{'found':12}expected")
+    findings = []
+    for finding in examine(device):
+        print(finding, flush=True)
+        findings.append(finding)
+    wrong = sum(not finding.is_right for finding in findings)
+    if wrong:
+        print(f"\n{wrong} of {len(findings)} checks are WRONG: do not trust what is computed here.")
+        return 1
+    print(f"\nall {len(findings)} checks are right")
+    return 0
 
 
 class Case(NamedTuple):
@@ -202,7 +228,28 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         lines.append((f"[{extra}]", ", ".join(told)))
     lines.append(("devices", ", ".join(f"{each.platform}:{each.id} {each.device_kind}" for each in jax.devices())))
     lines.append(("checked", f"{device.platform}:{device.id} {device.device_kind}"))
-    return lines + expected_precision(device.platform)
+    dtype: ComputeDtype = "float32" if device.platform == "cpu" else "bfloat16"
+    kernel = choose_kernel("auto", dtype, device.platform, 768, 12)
+    lines.append(("attention", f"is computed by {KERNELS[kernel]} in {dtype}"))
+    return lines + unseen_accelerators() + expected_precision(device.platform)
+
+
+KERNELS = {"xla": "plain operations", "cudnn": "cuDNN's fused kernel", "pallas": "a Pallas kernel (in training)"}
+
+
+def unseen_accelerators(root: Path = Path("/")) -> list[tuple[str, str]]:
+    """Accelerators whose drivers are loaded here and that JAX does not see, with what may help."""
+    seen = {device.platform for device in jax.devices()}
+    chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
+    lines = []
+    for platform_name, name, driver, extra in (
+        ("gpu", "an NVIDIA GPU", "proc/driver/nvidia/version", "cuda"),
+        ("tpu", "a TPU", "dev/accel0", "tpu"),
+    ):
+        if platform_name not in seen and (root / driver).exists():
+            mend = f"JAX_PLATFORMS is {chosen}" if chosen else f"{install_line(extra)}; drivers: docs/install.md"
+            lines.append(("not used", f"{name} is here and JAX does not see it: {mend}"))
+    return lines
 
 
 def expected_precision(platform_name: str) -> list[tuple[str, str]]:
@@ -248,7 +295,7 @@ def examine(
 
 def _check_case(case: Case, way: Precision, device: jax.Device) -> Iterator[Finding]:
     """A case with one more slot, which is empty: whatever it holds must make no difference."""
-    model = build_model(dataclasses.replace(case.config, dtype=way.dtype))
+    model = build_model(dataclasses.replace(case.config, dtype=way.dtype), platform=device.platform)
     templates = np.concatenate([case.templates, case.templates[:, :1, ::-1]], axis=1)
     filled = np.arange(templates.shape[1])[None] < case.templates.shape[1]
 

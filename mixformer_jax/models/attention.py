@@ -65,9 +65,10 @@ def attend(
     By `xla`, the exponentials are summed in float32 and divide the product with the values, which is smaller than the
     map. On CPUs a large map is made for a few queries at a time; the last of them may be filled up.
     """
-    if kernel == "cudnn":
+    # cuDNN's masks have had faults (jax issue 28974), and only trackers with empty slots need one.
+    if kernel == "cudnn" and key_mask is None:
         queries, keys, values = (rearrange(x, "b h n d -> b n h d") for x in (queries, keys, values))
-        return rearrange(_attend_by_cudnn(queries, keys, values, key_mask, scale), "b n h d -> b h n d")
+        return rearrange(_attend_by_cudnn(queries, keys, values, scale), "b n h d -> b h n d")
     queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
     chunks = query_chunks(queries.shape, keys.shape[2])
     if chunks == 1:
@@ -115,27 +116,22 @@ def _attend_by_cudnn(
     queries: Float[Array, "b q heads d"],
     keys: Float[Array, "b k heads d"],
     values: Float[Array, "b k heads d"],
-    key_mask: Bool[Array, "b k"] | None,
     scale: float,
 ) -> Float[Array, "b q heads d"]:
-    """The same by cuDNN, whose backward pass wants even numbers of tokens (jax issue 28974 for masks)."""
-    (batch, num_queries, heads, _), num_keys = queries.shape, keys.shape[1]
+    """The same by cuDNN, whose backward pass wants even numbers of tokens."""
+    batch, num_queries, num_keys = len(queries), queries.shape[1], keys.shape[1]
     odd_queries, odd_keys = num_queries % 2, num_keys % 2
 
     def even(x: Array, odd: int) -> Array:
         return jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) if odd else x
 
-    mask = query_lengths = key_lengths = None
-    if key_mask is not None:
-        shape = (batch, heads, num_queries + odd_queries, num_keys + odd_keys)
-        mask = jnp.broadcast_to(jnp.pad(key_mask, ((0, 0), (0, odd_keys)))[:, None, None, :], shape)
-    elif odd_queries or odd_keys:
+    query_lengths = key_lengths = None
+    if odd_queries or odd_keys:
         query_lengths, key_lengths = (jnp.full(batch, count, jnp.int32) for count in (num_queries, num_keys))
     mixed = jax.nn.dot_product_attention(
         even(queries, odd_queries),
         even(keys, odd_keys),
         even(values, odd_keys),
-        mask=mask,
         scale=scale,
         query_seq_lengths=query_lengths,
         key_value_seq_lengths=key_lengths,
@@ -159,10 +155,10 @@ def attend_fused(
     if kernel == "pallas":
         return attend_on_tpu(qkv, num_heads, num_templates, scale)
     queries, keys, values = (rearrange(x, "b n (h d) -> b n h d", h=num_heads) for x in jnp.split(qkv, 3, axis=2))
-    mixed = [_attend_by_cudnn(queries[:, num_templates:], keys, values, None, scale)]
+    mixed = [_attend_by_cudnn(queries[:, num_templates:], keys, values, scale)]
     if num_templates:
         queries, keys, values = (x[:, :num_templates] for x in (queries, keys, values))
-        mixed.insert(0, _attend_by_cudnn(queries, keys, values, None, scale))
+        mixed.insert(0, _attend_by_cudnn(queries, keys, values, scale))
     return rearrange(jnp.concatenate(mixed, axis=1), "b n h d -> b n (h d)")
 
 

@@ -83,10 +83,20 @@ def as_if_cudnn_were_here(monkeypatch):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(16, 24), (9, 25)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_cudnn_gets_even_lengths_and_says_which_tokens_count(as_if_cudnn_were_here, queries, keys, masked):
+def test_cudnn_gets_even_lengths_and_is_told_which_tokens_count(as_if_cudnn_were_here, queries, keys):
+    calls = _fused_calls(queries, keys, None)
+    assert len(calls) == 2 and "Backward" in calls[1]
+    assert f"tensor<2x{queries + queries % 2}x4x64xbf16>" in calls[0]
+    assert ("tensor<2xi32>" in calls[0]) == (queries % 2 == 1)
+
+
+def test_masked_attention_is_computed_by_plain_operations(as_if_cudnn_were_here):
+    assert not _fused_calls(16, 24, jnp.zeros((2, 24), bool))
+
+
+def _fused_calls(queries, keys, mask):
+    """Lines that call cuDNN in a gradient lowered for NVIDIA GPUs."""
     q, k = (jnp.zeros((2, 4, count, 64), jnp.bfloat16) for count in (queries, keys))
-    mask = jnp.zeros((2, keys), bool) if masked else None
 
     def gradient(q, k):
         return jax.grad(lambda q: attend(q, k, k, mask, 0.2, "cudnn").astype(jnp.float32).sum())(q)
@@ -94,11 +104,7 @@ def test_cudnn_gets_even_lengths_and_says_which_tokens_count(as_if_cudnn_were_he
     traced = jax.jit(gradient).trace(q, k)
     assert traced.out_info.shape == q.shape
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    calls = [line for line in text.splitlines() if "__cudnn$fmha" in line]
-    assert len(calls) == 2 and all("Backward" in call for call in calls[1:])
-    assert f"tensor<2x{queries + queries % 2}x4x64xbf16>" in calls[0]
-    # With lengths where padding needs them; a mask says it by itself.
-    assert ("tensor<2xi32>" in calls[0]) == (not masked and queries % 2 == 1)
+    return [line for line in text.splitlines() if "__cudnn$fmha" in line]
 
 
 def test_cudnn_for_both_streams(as_if_cudnn_were_here):

@@ -1,0 +1,259 @@
+"""Time and memory of a train step, beside PyTorch at its best in the same run.
+
+    python -m eval.bench_train                                   # stage 1 and TrackMAE of ViT-B, as their configs say
+    python -m eval.bench_train --configs mixvit_b --batch 64 --append docs/benchmarks.md
+    python -m eval.bench_train --configs mixvit_b --modules      # where the time goes, by module
+
+Ours is the program that `mixformer train` and `mixformer pretrain` run, on one device, fed with the same batch each
+step. PyTorch's is the peer of `torch_peer.py`, for stage 1: bfloat16 autocast, fused attention, `torch.compile`, fused
+AdamW, the same losses and clipping. MFU counts the model's own operations, recomputed ones left out.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.util
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from einops import rearrange
+
+from eval.bench_step import append_rows, missing_torch, random_variables, versions
+from eval.peaks import published_peak
+from eval.turns import Timed, time_in_turns
+from mixformer_jax.cli.bench import device_name
+from mixformer_jax.config_files import load_config
+from mixformer_jax.convert.names import variables_to_official
+from mixformer_jax.models.config import ConfigError
+from mixformer_jax.planning.macs import scope_modules
+from mixformer_jax.planning.record import AnyExperiment, count_model_flops, objective_of, with_train
+from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.pretraining import PretrainExperiment
+from mixformer_jax.training.program import train_program
+from mixformer_jax.training.sharding import make_mesh
+
+COLUMNS = (
+    *("date", "config", "device", "step", "dtype", "batch", "ms", "quartiles", "samples/s", "MFU", "time over ours"),
+    *("temporary GB", "versions"),
+)
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Ours:
+    """Our step, which goes on from its own state; `text` is the compiled program's."""
+
+    advance: Callable[[], None]
+    text: str
+    temporary_bytes: int
+
+
+def load_experiment(name: str, batch_size: int | None, overrides: Sequence[str] = ()) -> AnyExperiment:
+    """A config as `mixformer train` or `pretrain` takes it, with another batch."""
+    config = load_config(name, overrides).to_dict()
+    experiment: AnyExperiment = (PretrainExperiment if "autoencoder" in config else Experiment).from_mapping(config)
+    return experiment if batch_size is None else with_train(experiment, batch_size=batch_size)
+
+
+def random_batch(experiment: AnyExperiment, seed: int = 0) -> dict[str, np.ndarray]:
+    """Noise for images, and boxes in the middle of the crop."""
+    rng = np.random.default_rng(seed)
+    shapes = objective_of(experiment).batch_shapes(experiment.train.batch_size)
+
+    def draw(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if name == "box_cxcywh":
+            return rng.uniform(0.3, 0.6, leaf.shape).astype(leaf.dtype)
+        if np.issubdtype(leaf.dtype, np.floating):
+            return rng.integers(0, 2, leaf.shape).astype(leaf.dtype)
+        return rng.integers(0, 256, leaf.shape, leaf.dtype)
+
+    return {name: draw(name, leaf) for name, leaf in shapes.items()}
+
+
+def our_step(experiment: AnyExperiment, batch: Batch) -> Ours:
+    """The compiled step on the first device, from fresh weights."""
+    program = train_program(objective_of(experiment), experiment.train, make_mesh((1, 1, 1), jax.devices()[:1]))
+    compiled = program.step.lower(program.state, program.batch).compile()
+    held = {"state": program.init(jax.random.key(0))}
+    on_device = {name: jax.device_put(batch[name], leaf.sharding) for name, leaf in program.batch.items()}
+
+    def advance() -> None:
+        held["state"], report = compiled(held["state"], on_device)
+        jax.block_until_ready(report)
+
+    return Ours(advance, compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes)
+
+
+def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
+    """The peer's step in its best mode, on the device that ours runs on."""
+    import torch
+    from torch.nn import functional
+
+    from eval.torch_peer import MixFormerPeer
+
+    platform = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    train, config = experiment.train, experiment.model
+    peer = MixFormerPeer(config, fused_attention=True)
+    weights = variables_to_official(random_variables(config), config)
+    peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=True)
+    peer = peer.to(platform).train()
+    parameters = [parameter for parameter in peer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+    mean, deviation = (
+        torch.tensor(values, device=platform).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
+    templates = torch.from_numpy(rearrange(batch["templates"], "b s h w c -> b s c h w").copy()).to(platform)
+    search = torch.from_numpy(rearrange(batch["search"], "b h w c -> b c h w").copy()).to(platform)
+    target = torch.from_numpy(batch["box_cxcywh"]).to(platform)
+
+    def corners(boxes: torch.Tensor) -> torch.Tensor:
+        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        return torch.cat([centre - half, centre + half], dim=1)
+
+    def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        sides = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0)
+        hull = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+        common = sides.prod(dim=1)
+        union = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - common
+        return common / union - (hull.prod(dim=1) - union) / hull.prod(dim=1)
+
+    def loss_of(templates: torch.Tensor, search: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(platform, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            shown = (templates / 255 - mean) / deviation
+            output = peer(shown[:, 0], shown[:, 1:], (search / 255 - mean) / deviation)
+        boxes = output.boxes_cxcywh.float()
+        overlap = generalised_iou(corners(boxes), corners(target))
+        return train.l1_weight * functional.l1_loss(boxes, target) + train.iou_weight * (1 - overlap).mean()
+
+    compiled = torch.compile(loss_of, mode="max-autotune-no-cudagraphs" if platform == "cuda" else None)
+
+    def advance() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        compiled(templates, search).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)
+        optimizer.step()
+        if platform == "cuda":
+            torch.cuda.synchronize()
+
+    return advance
+
+
+def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
+    """Milliseconds of a step by module and direction, from a trace of the device, the longest first.
+
+    On a GPU the names of kernels inside command buffers are lost: start with
+    XLA_FLAGS=--xla_gpu_enable_command_buffer= for this.
+    """
+    names = dict(re.findall(r"%?([\w.-]+) = .*?op_name=\"([^\"]*)\"", ours.text))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                ours.advance()
+        files = list(Path(folder).rglob("*.xplane.pb"))
+        nanoseconds: dict[str, float] = defaultdict(float)
+        for file in files:
+            for operation, duration in _operations(jax.profiler.ProfileData.from_file(str(file))):
+                nanoseconds[module_of(names.get(operation, ""))] += duration
+    return [(module, total / steps / 1e6) for module, total in sorted(nanoseconds.items(), key=_total, reverse=True)]
+
+
+def _total(of_module: tuple[str, float]) -> float:
+    return of_module[1]
+
+
+def _operations(trace: Any) -> Iterator[tuple[str, float]]:
+    """Names and nanoseconds of what ran: a GPU's streams, a TPU's line of operations, or a CPU's threads."""
+    devices = [plane for plane in trace.planes if plane.name.startswith("/device:")]
+    for plane in devices or trace.planes:
+        for line in plane.lines:
+            if devices and not line.name.startswith(("Stream", "XLA Ops")):
+                continue
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation is not None:
+                    yield str(operation), event.duration_ns
+
+
+def module_of(op_name: str) -> str:
+    """Direction and module out of a scope: `.../transpose(jvp(MixFormer))/.../blocks_3/mlp/fc1/...`: `backward mlp`."""
+    direction = "backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else "update"
+    modules = scope_modules(re.sub(r"\w+\(([^()]*)\)", r"\1", op_name))
+    parts = ("patch_embed", "attention", "mlp", "norm1", "norm2", "qkv", "proj", "head", "decoder", "score")
+    found = [part for part in parts if part in modules]
+    return " ".join([direction, *found[:2]]) if op_name else "not named"
+
+
+def bench(name: str, batch_size: int | None, turns: int, modules: bool, overrides: Sequence[str]) -> list[list[str]]:
+    """Rows of the table for one config; prints the modules where asked for."""
+    experiment = load_experiment(name, batch_size, overrides)
+    batch = random_batch(experiment)
+    ours = our_step(experiment, batch)
+    if modules:
+        for module, milliseconds in time_by_module(ours):
+            print(f"{milliseconds:9.2f} ms  {module}")
+        return []
+    calls: dict[str, Callable[[], object]] = {"ours": ours.advance}
+    if isinstance(experiment, Experiment) and experiment.train.stage == "box" and missing_torch() is None:
+        calls["PyTorch compiled, autocast, fused attention and AdamW"] = torch_step(experiment, batch)
+    timed = time_in_turns(calls, turns, name, progress=sys.stderr.isatty())
+    flops = count_model_flops(experiment)
+    return [_row(experiment, step, timing, timed["ours"], flops, ours) for step, timing in timed.items()]
+
+
+def _row(experiment: AnyExperiment, step: str, timed: Timed, reference: Timed, flops: float, ours: Ours) -> list[str]:
+    first, median, third = timed.quartiles()
+    device, samples = jax.devices()[0], experiment.train.batch_size
+    peak = published_peak(device, experiment.model.dtype)
+    return [
+        datetime.date.today().isoformat(),
+        experiment.model.name if isinstance(experiment, Experiment) else f"{experiment.model.name} pre-training",
+        device_name(device),
+        step,
+        experiment.model.dtype,
+        str(samples),
+        f"{1e3 * median:.1f}",
+        f"{1e3 * first:.1f} to {1e3 * third:.1f}",
+        f"{samples / median:.0f}",
+        "" if peak is None else f"{flops / median / peak:.0%}",
+        f"{median / reference.quartiles()[1]:.2f}",
+        f"{ours.temporary_bytes / 1e9:.1f}" if step == "ours" else "",
+        versions(),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--configs", default="mixvit_b,trackmae_vit_b", help="names or files, separated by commas")
+    parser.add_argument("--batch", type=int, help="samples a step (default: 64 for stage 1, 256 for pre-training)")
+    parser.add_argument("--turns", type=int, default=20, help="timed turns of every contender")
+    parser.add_argument("--modules", action="store_true", help="print the time by module instead")
+    parser.add_argument("--append", type=Path, help="Markdown file that gets the rows")
+    args, overrides = parser.parse_known_args(arguments)
+    if absent := missing_torch():
+        print(f"no comparison with PyTorch: {absent}")
+    elif jax.default_backend() == "gpu" and importlib.util.find_spec("triton") is None:
+        parser.error("torch.compile needs triton on a GPU: pip install triton")
+    rows = []
+    try:
+        for name in args.configs.split(","):
+            batch = args.batch or (256 if "mae" in name else 64)
+            for row in bench(name, batch, args.turns, args.modules, overrides):
+                print("  ".join(f"{key}: {cell}" for key, cell in zip(COLUMNS, row, strict=True)), flush=True)
+                rows.append(row)
+        if args.append and rows:
+            append_rows(args.append, rows, COLUMNS)
+    except (ConfigError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""eval/bench_train.py: our step and the peer's, and the time by module."""
+
+import pytest
+import torch
+
+from eval import bench_train
+from eval.bench_train import COLUMNS, load_experiment, module_of, random_batch, torch_step
+
+TINY = [
+    *(
+        "--config.model.depth=1",
+        "--config.model.width=32",
+        "--config.model.num_heads=2",
+        "--config.model.head_width=16",
+    ),
+    *("--config.model.search_size=64", "--config.model.template_size=32", "--config.model.dtype=float32"),
+]
+
+
+def test_rows_of_both_stages_of_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_train, "missing_torch", lambda: "left out")
+    table = tmp_path / "benchmarks.md"
+    for config, options in (("mixvit_b", TINY), ("trackmae_tiny", ["--config.autoencoder.model.depth=1"])):
+        asked = ["--configs", config, "--batch", "2", "--turns", "1", "--append", str(table)]
+        assert bench_train.main([*asked, *options]) == 0
+    assert "no comparison with PyTorch: left out" in capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines() if line.startswith("|")]
+    assert tuple(rows[0]) == COLUMNS and [row[3] for row in rows[2:]] == ["ours", "ours"]
+    assert [row[1] for row in rows[2:]] == ["mixvit_b", "mixvit_tiny pre-training"]
+    assert all(float(row[6]) > 0 for row in rows[2:])
+
+
+def test_time_by_module(capsys):
+    assert bench_train.main(["--configs", "mixvit_b", "--batch", "2", "--modules", *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert "ms  backward mlp" in printed and "ms  forward attention" in printed
+
+
+def test_the_peer_learns_one_batch(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, mode: function)
+    experiment = load_experiment("mixvit_b", 2, TINY)
+    losses = []
+    backward = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: (losses.append(loss.item()), backward(loss)))
+    advance = torch_step(experiment, random_batch(experiment))
+    for _ in range(20):
+        advance()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("scope", "module"),
+    [
+        ("jit(step)/transpose(jvp(MixFormer))/backbone.joint/blocks_3.joint/mlp/fc1/dot_general", "backward mlp"),
+        ("jit(step)/jvp(MixFormer)/backbone.joint/blocks_0.joint/attention.joint/qkv/add", "forward attention qkv"),
+        ("jit(step)/mul", "update"),
+        ("", "not named"),
+    ],
+)
+def test_modules_of_scopes(scope, module):
+    assert module_of(scope) == module
