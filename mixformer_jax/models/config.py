@@ -242,9 +242,12 @@ class TrackerConfig(TypedSettings):
         lost_after: see `lost_below`.
         found_above: it counts as found again after `found_after` frames in a row with a score above this.
         found_after: see `found_above`.
+        redetect_every: while a target is lost, one of so many search crops looks elsewhere in the frame, see
+            `tracking/redetection.py`; 0: never, as in the paper.
+        redetect_above: score above which what is found elsewhere counts.
 
-    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`), are those of models with a score
-    prediction module. Losing and finding are not in the paper, and change no box.
+    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are those of models with a
+    score prediction module. Losing and finding are not in the paper, and without `redetect_every` change no box.
     """
 
     template_factor: CropFactor = 2.0
@@ -258,6 +261,8 @@ class TrackerConfig(TypedSettings):
     lost_after: Count = 5
     found_above: Share = 0.5
     found_after: Count = 2
+    redetect_every: Annotated[int, Range(0, 1000)] = 0
+    redetect_above: Share = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
