@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from mixformer_jax.models.config import ConfigError
 
-PREFIX = "--config."
+CONFIG_PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -47,7 +47,7 @@ def load_config(
     """
     config = _run_get_config(find_config(path))
     settings = dict(defaults or {}) | flatten(config.to_dict())
-    for name, value in parse_overrides(overrides, settings, PREFIX).items():
+    for name, value in parse_overrides(overrides, settings, CONFIG_PREFIX).items():
         may_be_none = defaults is not None and name in defaults and defaults[name] is None
         _set(config, name, None if value == "None" and may_be_none else value)
     return config
@@ -178,7 +178,7 @@ def _neighbours_of(path: Path) -> Iterator[list[str]]:
 def _split(override: str, prefix: str) -> tuple[str, str]:
     name, equals, text = override.removeprefix(prefix).partition("=")
     if not (override.startswith(prefix) and equals and name):
-        section = "SECTION." if prefix == PREFIX else ""
+        section = "SECTION." if prefix == CONFIG_PREFIX else ""
         raise ConfigError(f"{override}: expected {prefix}{section}SETTING=VALUE, with an equals sign and no spaces")
     return name, text
 
