@@ -232,6 +232,7 @@ class TrackerConfig(TypedSettings):
         search_factor: the same for the search region.
         num_online_templates: online template slots beside the initial template.
         update_interval: frames between renewals of an online template.
+        candidate_above: score above which a crop may become an online template (0.5 in the paper).
         max_score_decay: what the best score of an interval is multiplied by on each frame, so that a later crop may
             take the place of an earlier one that was a little better.
         clip_margin: pixels by which a box must reach into the frame, and its least width and height (10 in the official
@@ -246,7 +247,7 @@ class TrackerConfig(TypedSettings):
             `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
 
-    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are those of models with a
+    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are those of models with a
     score prediction module. Losing and finding are not in the paper, and without `redetect_every` change no box.
     """
 
@@ -254,6 +255,7 @@ class TrackerConfig(TypedSettings):
     search_factor: CropFactor = 4.5
     num_online_templates: OnlineTemplates = 1
     update_interval: Count = 200
+    candidate_above: Share = 0.5
     max_score_decay: ShareAboveZero = 1.0
     clip_margin: Annotated[int, Range(0, 1000)] = 10
     clip_share: Share = 0.0

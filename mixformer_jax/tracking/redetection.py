@@ -64,7 +64,7 @@ def settle(
     found = search.is_pending & is_high
     boxes = jnp.where((search.is_look & ~is_high)[:, None], boxes_xywh, found_xywh)
     boxes = jnp.where((search.is_pending & ~is_high)[:, None], search.return_xywh, boxes)
-    is_good = (~lost | found) & ~search.is_look & (scores > settings.found_above)
+    is_good = (~lost | found) & ~search.is_look & (scores > settings.candidate_above)
     is_pending = search.is_look & is_high
     search = search._replace(
         good_xywh=jnp.where(is_good[:, None], boxes, search.good_xywh),

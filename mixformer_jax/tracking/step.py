@@ -24,9 +24,7 @@ from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
 from mixformer_jax.tracking.redetection import SearchState, look_on, settle, start_search
 
-# The paper, section 3.5: only what scores above this may become an online template.
-CANDIDATE_SCORE = 0.5
-# Below every score: whatever passes CANDIDATE_SCORE first is the best so far.
+# Below every score: whatever passes `candidate_above` first is the best so far.
 NO_SCORE = -1.0
 
 Variables = dict[str, Any]
@@ -92,11 +90,11 @@ def select(
 ) -> tuple[ScoreMemory, Bool[Array, " n"]]:
     """Which targets' crops on this frame become their candidates (the paper, section 3.5).
 
-    A score must be above CANDIDATE_SCORE and above the best since the last refresh, which first decays by
+    A score must be above `candidate_above` and above the best since the last refresh, which first decays by
     `max_score_decay`. The result's `best` counts on the crop: give it to `keep_candidates`.
     """
     best = memory.best * settings.max_score_decay
-    is_candidate = (scores > CANDIDATE_SCORE) & (scores > best)
+    is_candidate = (scores > settings.candidate_above) & (scores > best)
     return memory._replace(best=jnp.where(is_candidate, scores, best)), is_candidate
 
 
@@ -110,7 +108,7 @@ def keep_candidates(
 
 @jax.jit
 def forget_candidates(memory: ScoreMemory, templates: UInt8[Array, "n slots T T 3"]) -> ScoreMemory:
-    """After a refresh: an interval in which nothing scores above CANDIDATE_SCORE ends with the initial template."""
+    """After a refresh: an interval in which nothing scores above `candidate_above` ends with the initial template."""
     return memory._replace(best=jnp.full_like(memory.best, NO_SCORE), candidates=templates[:, 0])
 
 
