@@ -247,8 +247,9 @@ class TrackerConfig(TypedSettings):
             `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
 
-    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are those of models with a
-    score prediction module. Losing and finding are not in the paper, and without `redetect_every` change no box.
+    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
+    those of models with a score prediction module. Losing and finding are not in the paper, and without `redetect_every`
+    change no box.
     """
 
     template_factor: CropFactor = 2.0

@@ -85,7 +85,14 @@ def loop(golden_loop):
     return golden_loop("vit", "online2")
 
 
-ALWAYS_LOST = {"lost_below": 1.0, "found_above": 1.0, "lost_after": 1, "redetect_every": 2, "redetect_above": 0.45}
+ALWAYS_LOST = {
+    "candidate_above": 1.0,
+    "lost_below": 1.0,
+    "found_above": 1.0,
+    "lost_after": 1,
+    "redetect_every": 2,
+    "redetect_above": 0.45,
+}
 
 
 def test_host_device_and_lanes_look_alike(loop):
