@@ -248,8 +248,8 @@ class TrackerConfig(TypedSettings):
         redetect_above: score above which what is found elsewhere counts.
 
     Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
-    those of models with a score prediction module. Losing and finding are not in the paper, and without `redetect_every`
-    change no box.
+    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
+    `redetect_every`.
     """
 
     template_factor: CropFactor = 2.0
