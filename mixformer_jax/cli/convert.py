@@ -25,8 +25,7 @@ def add_convert(parser: Parser) -> None:
 
 def run_convert(args: argparse.Namespace) -> int:
     """Converts one file."""
-    from mixformer_jax.convert.convert import convert
-    from mixformer_jax.convert.infer import Hints
+    from mixformer_jax.convert.convert import Hints, convert
 
     hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size, args.name)
     print_table(convert(args.source, args.target, official=args.official, hints=hints).lines())
