@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "av": "video",
         "got10k": "got10k",
         "grain": "train",
+        "jinja2": "eval",
         "libtpu": "plan",
         "matplotlib": "eval",
         "optax": "train",

@@ -13,12 +13,9 @@ from mixformer_jax.evaluation.results import printable
 from mixformer_jax.evaluation.scoring import SequenceNames, find_results
 from mixformer_jax.evaluation.submission import TEST_SEQUENCES, pack_results
 from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
-from mixformer_jax.reports.content import Report
-from mixformer_jax.reports.got10k import got10k_report
+from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
 from mixformer_jax.reports.ope import ope_report
-from mixformer_jax.reports.trackingnet import trackingnet_report
-from mixformer_jax.reports.vot import vot_report
-from mixformer_jax.reports.write import summary, write_report
+from mixformer_jax.reports.report import Report, summary, write_report
 
 ABOUT = """With --out it also writes them, with plots and a page (HTML). GOT-10k, TrackingNet and VOT have measures of
 their own; --measures ope scores the first two as LaSOT. The exit status is 1 when a ground truth cannot be read."""
