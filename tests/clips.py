@@ -46,7 +46,6 @@ def write_clip(
 
 
 if __name__ == "__main__":
-    from mixformer_jax.media.decoders import INTERLACED_CLIP
-    from mixformer_jax.media.interlaced import clip_frames
+    from mixformer_jax.media.decoders import INTERLACED_CLIP, clip_frames
 
     write_clip(INTERLACED_CLIP, list(clip_frames()), interlaced=True, crf="16", preset="veryslow")

@@ -19,9 +19,14 @@ from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.records import Dataset, VideoFrames
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.media import decoders
-from mixformer_jax.media.decoders import INTERLACED_CLIP, decoder_name, opencv_converts_interlaced
+from mixformer_jax.media.decoders import (
+    INTERLACED_CLIP,
+    clip_frames,
+    decoder_name,
+    opencv_converts_interlaced,
+    try_interlaced,
+)
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.interlaced import clip_frames, try_interlaced
 from mixformer_jax.media.video import open_source
 from tests.clips import INTERLACED as INTERLACED_FLAGS
 from tests.clips import write_clip
@@ -324,9 +329,9 @@ def test_clip_that_travels_along(without_pyav):
 
 def test_clip_that_is_decoded_wrongly_is_found(tmp_path, pyav):
     other = write_clip(tmp_path / "other.mp4", list(255 - clip_frames()))
-    assert not try_interlaced(other).is_safe
+    assert not try_interlaced(other)[0]
     short = write_clip(tmp_path / "short.mp4", list(clip_frames()[:2]))
-    assert try_interlaced(short).told == "WRONG (2 frames of 4)"
+    assert try_interlaced(short)[1] == "WRONG (2 frames of 4)"
 
 
 def test_broken_installation_is_not_hidden(tmp_path, monkeypatch):

@@ -32,8 +32,7 @@ from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, p
 from mixformer_jax.cli.track import SOURCE
 from mixformer_jax.config_files import TRACKER_PREFIX
 from mixformer_jax.files import write_atomically
-from mixformer_jax.media.drawing import RIM, draw_box
-from mixformer_jax.media.images import SourceError, write_image
+from mixformer_jax.media.images import RIM, SourceError, draw_box, write_image
 from mixformer_jax.media.video import FrameSource, open_source, prepare_output
 from mixformer_jax.tracking.attention_maps import (
     KINDS,

@@ -53,15 +53,14 @@ def run_check(args: argparse.Namespace) -> int:
     """Walks through a data set; 1 when something is wrong with it, or with how videos are decoded here."""
     from mixformer_jax.datasets.check import check_dataset
     from mixformer_jax.datasets.sequences import open_dataset
-    from mixformer_jax.media.decoders import decoder_name
-    from mixformer_jax.media.interlaced import try_interlaced
+    from mixformer_jax.media.decoders import decoder_name, try_interlaced
 
     dataset = open_dataset(args.dataset, args.root, args.split, args.list_file)
     report = check_dataset(dataset, args.workers, progress=True)
-    interlaced = try_interlaced()
-    print_table([*report.lines(), ("videos", f"decoded by {decoder_name()}; interlaced ones: {interlaced.told}")])
+    is_safe, interlaced = try_interlaced()
+    print_table([*report.lines(), ("videos", f"decoded by {decoder_name()}; interlaced ones: {interlaced}")])
     _print_faults([str(fault) for fault in report.faults], args.faults)
-    return int(bool(report.faults) or not interlaced.is_safe)
+    return int(bool(report.faults) or not is_safe)
 
 
 def _add_pack(parser: Parser) -> None:

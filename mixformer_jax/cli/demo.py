@@ -21,8 +21,7 @@ from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, positive
 from mixformer_jax.cli.track import report_recording
 from mixformer_jax.extras import install_line
-from mixformer_jax.media.drawing import contact_sheet
-from mixformer_jax.media.images import read_image, write_image
+from mixformer_jax.media.images import contact_sheet, read_image, write_image
 from mixformer_jax.media.video import ArrayFrames, prepare_output
 from mixformer_jax.tracking.lanes import TrackerLike
 from mixformer_jax.tracking.record import MultiTrackerLike, Recording, annotate, record, write_boxes

@@ -34,9 +34,8 @@ from mixformer_jax.cli.console import Parser, for_the_user, print_table
 from mixformer_jax.convert.convert import DEFAULT_WEIGHTS
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.extras import EXTRAS, install_line
-from mixformer_jax.media.decoders import decoder_name
+from mixformer_jax.media.decoders import decoder_name, try_interlaced
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.interlaced import try_interlaced
 from mixformer_jax.media.video import VideoWriter, open_source
 from mixformer_jax.models.attention import choose_kernel
 from mixformer_jax.models.backbone import TemplateCache
@@ -365,8 +364,8 @@ def _check_video() -> Iterator[Finding]:
 
 
 def _check_interlaced() -> Iterator[Finding]:
-    answer = try_interlaced()
-    yield Finding("video: interlaced frames", answer.is_safe, answer.told, "right, or refused")
+    is_safe, told = try_interlaced()
+    yield Finding("video: interlaced frames", is_safe, told, "right, or refused")
 
 
 def _products(way: Precision) -> AbstractContextManager[Any]:

@@ -1,11 +1,11 @@
-"""Who turns a video file into pixels: PyAV where it is installed, else OpenCV.
+"""Decoding videos: by PyAV where it is installed, else by OpenCV.
 
-Both hand the work to FFmpeg and convert to RGB alike: where both give a frame, it is the same byte for byte (but for
-BT.2020 primaries, which OpenCV 5 maps to BT.709). PyAV goes first, as it decodes more: AV1, and interlaced frames.
+Both use FFmpeg and convert to RGB alike: where both give a frame, it is the same byte for byte (but for BT.2020
+primaries, which OpenCV 5 maps to BT.709). PyAV goes first, as it decodes more: AV1, and interlaced frames.
 
 OpenCV 5.0.0 cannot convert frames that are flagged as interlaced, says that it did, and hands out its buffer as it was:
 uninitialised, or with the frame before in it (4.12 converts them). So a frame of OpenCV's counts only once it is known
-that the buffer was written, see `OpenCVDecoder`.
+that the buffer was written, see `OpenCVDecoder`. `try_interlaced` tells how this computer does.
 """
 
 import functools
@@ -33,32 +33,28 @@ Frame = UInt8[np.ndarray, "height width 3"]
 
 # Seconds until a network stream that does not answer counts as broken; as in OpenCV.
 STREAM_TIMEOUT = 30.0
-# Degrees counter-clockwise.
+# By degrees counter-clockwise.
 _ROTATIONS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
-# Codecs by the four letters that files have for them.
-_CODEC_NAMES = {
-    letters: name
-    for name, all_letters in {
-        "AV1": "av01",
-        "DV": "dvsd dvc dvcp dv25",
-        "H.264": "avc1 avc3 h264",
-        "HEVC": "hev1 hvc1 hevc",
-        "MPEG-2": "mpg2 mpeg2video",
-        "MPEG-4": "mp4v fmp4 xvid divx dx50",
-        "ProRes": "apco apcs apcn apch ap4h ap4x",
-        "VVC": "vvc1 vvi1 h266",
-    }.items()
-    for letters in all_letters.split()
+# Codecs, and the four letters that files have for them.
+_CODECS = {
+    "AV1": "av01",
+    "DV": "dvsd dvc dvcp dv25",
+    "H.264": "avc1 avc3 h264",
+    "HEVC": "hev1 hvc1 hevc",
+    "MPEG-2": "mpg2 mpeg2video",
+    "MPEG-4": "mp4v fmp4 xvid divx dx50",
+    "ProRes": "apco apcs apcn apch ap4h ap4x",
+    "VVC": "vvc1 vvi1 h266",
 }
-# Of four frames; see `interlaced`.
+# Interlaced H.264, made by `tests/clips.py`: a colour in each quarter, and on every frame another one.
 INTERLACED_CLIP = Path(str(resources.files("mixformer_jax") / "assets" / "interlaced.mp4"))
+_CLIP_SIDE, _CLIP_FRAMES = 64, 4
+_CLIP_COLOURS = ((200, 40, 40), (40, 180, 60), (50, 60, 190), (210, 200, 90))
+# Grey levels of 255 that a codec may change in the middle of a flat area.
+_CLIP_TOLERANCE = 20
 # FFmpeg's scaler complains on stderr, so that what was passed before is in order.
 _WITNESS = """
-import os
-import sys
-
-import cv2
-
+import os, sys, cv2
 capture = cv2.VideoCapture(sys.argv[1], cv2.CAP_FFMPEG)
 number = 0
 while capture.grab():
@@ -69,31 +65,20 @@ while capture.grab():
 
 
 class Decoder(ABC):
-    """A way to read one video.
+    """A way to read one video. Frames that change their size inside a file are rescaled to the one that it names."""
 
-    Attributes:
-        location: a path, or an address with `://`.
-        fps: frames a second as the file says it; 0 or NaN where it does not.
-        num_frames: how many it promises; None where it says nothing.
-        codec: by name, for messages.
-        size: (height, width) of every frame, upright. Where it changes inside a file, frames are rescaled to the size
-            that the file names.
-    """
-
-    location: str
-    fps: float
-    num_frames: int | None
-    codec: str
-    size: tuple[int, int]
+    location: str  # a path, or an address with `://`
+    fps: float  # as the file says it; 0 or NaN where it does not
+    num_frames: int | None  # as the file promises; None where it says nothing
+    codec: str  # for messages
+    size: tuple[int, int]  # (height, width), upright
 
     @abstractmethod
     def frames(self) -> Iterator[tuple[Frame, float]]:
-        """Every frame from the first one, as RGB and turned as the file says, with its time in seconds.
+        """Every frame, as RGB and turned as the file says, with its time in seconds.
 
-        It ends at the end, and where the file is damaged: the caller compares with `num_frames`.
-
-        Raises:
-            SourceError: the video cannot be opened, or a frame cannot be decoded rightly.
+        Ends at the end, and where the file is damaged: the caller compares with `num_frames`. Raises SourceError where
+        the video cannot be opened, or a frame cannot be decoded rightly.
         """
 
 
@@ -125,11 +110,7 @@ def decoder_name() -> str:
 
 
 def open_decoder(location: str) -> Decoder:
-    """A decoder for a video file or a network stream.
-
-    Raises:
-        SourceError: it cannot be opened, holds no video, or its first frame cannot be decoded.
-    """
+    """A decoder for a video file or a stream; SourceError where its first frame cannot be had."""
     av = find_pyav()
     return OpenCVDecoder(location) if av is None else PyAVDecoder(location, av)
 
@@ -155,7 +136,7 @@ class PyAVDecoder(Decoder):
         self.size = first[0].shape[:2]
 
     def frames(self) -> Iterator[tuple[Frame, float]]:
-        """See `Decoder`. Packets before the first frame that decodes are passed over: recordings are cut anywhere."""
+        """See `Decoder`. Packets before the first that decodes are passed over: recordings are cut anywhere."""
         with self._open() as container:
             stream = container.streams.best("video")
             if stream.codec_context is None:
@@ -195,19 +176,15 @@ class PyAVDecoder(Decoder):
             return
 
     def _open(self) -> Any:
+        timeout = STREAM_TIMEOUT if is_address(self.location) else None
         try:
-            return self._av.open(
-                ffmpeg_location(self.location), timeout=STREAM_TIMEOUT if is_address(self.location) else None
-            )
+            return self._av.open(ffmpeg_location(self.location), timeout=timeout)
         except (self._av.error.FFmpegError, OSError) as error:
             raise _not_opened(self.location, error.strerror) from error
 
 
 class _Witness:
-    """Another process that decodes the same file with OpenCV, and what FFmpeg's scaler says of each frame there.
-
-    It reads ahead until the pipe is full, so asking for one frame after another waits for little.
-    """
+    """Another process that decodes the same file with OpenCV, ahead, and FFmpeg's complaints about frames there."""
 
     def __init__(self, path: str) -> None:
         silencers = ("OPENCV_FFMPEG_LOGLEVEL", "OPENCV_FFMPEG_DEBUG")
@@ -222,7 +199,7 @@ class _Witness:
         self._passed, self._complains = 0, False
 
     def vouches_for(self, number: int) -> bool:
-        """Whether the frames up to `number`, counted from 1, were converted there without a complaint."""
+        """Whether the frames up to `number`, counted from 1, were converted without a complaint."""
         assert self._process.stderr is not None
         while self._passed < number and not self._complains:
             line = self._process.stderr.readline()
@@ -239,27 +216,27 @@ class _Witness:
 
 @functools.cache
 def opencv_converts_interlaced() -> bool:
-    """Whether this OpenCV does: the four frames of a clip differ, and those of a buffer that is not written do not."""
+    """Whether this OpenCV does: frames of the clip differ, and those of a buffer that is not written do not."""
     capture = cv2.VideoCapture(str(INTERLACED_CLIP), cv2.CAP_FFMPEG)
-    answers = [capture.read() for _ in range(4)]
+    answers = [capture.read() for _ in range(_CLIP_FRAMES)]
     capture.release()
-    if not all(decoded for decoded, _ in answers):
-        return False
-    return not any(_equal(frame, other) for (_, frame), (_, other) in itertools.pairwise(answers))
+    return all(decoded for decoded, _ in answers) and not any(
+        _equal(frame, other) for (_, frame), (_, other) in itertools.pairwise(answers)
+    )
 
 
 @functools.cache
 def _witnesses_speak() -> bool:
     """Whether a witness complains where OpenCV does not convert; messages of FFmpeg depend on how it was built."""
     with closing(_Witness(str(INTERLACED_CLIP))) as witness:
-        return not witness.vouches_for(4)
+        return not witness.vouches_for(_CLIP_FRAMES)
 
 
 class OpenCVDecoder(Decoder):
     """FFmpeg through OpenCV, which may answer with a buffer that it has not written (see the head of this file).
 
-    The buffer is the same one for a whole pass, so a frame that differs from the one before was written. The first one
-    was, if it comes again after another was in the buffer. Of one that equals the frame before (a clip may well hold a
+    The buffer is the same for a whole pass, so a frame that differs from the one before was written. The first one was,
+    if it comes again after another was in the buffer. Of one that equals the frame before (a clip may well hold a
     picture twice) FFmpeg's scaler says whether it was converted, in another process that decodes the file, too. None of
     that is asked where OpenCV converts interlaced frames.
     """
@@ -281,8 +258,7 @@ class OpenCVDecoder(Decoder):
             again = self._read(capture)[1]
         finally:
             capture.release()
-        # How many frames another process has vouched for.
-        self._vouched = 0
+        self._vouched = 0  # frames for which another process has
         is_written = second is not None and again is not None and _equal(first, again) and not _equal(first, second)
         if not is_written and not opencv_converts_interlaced():
             with closing(self._new_witness(1)) as witness:
@@ -327,9 +303,8 @@ class OpenCVDecoder(Decoder):
         try:
             return capture.read()
         except cv2.error as error:  # OpenCV 4.12, where frames change their size
-            raise SourceError(
-                f"{self.location}: OpenCV cannot decode it: {error.err}; {_remedy(self.location)}"
-            ) from error
+            told = f"{self.location}: OpenCV cannot decode it: {error.err}"
+            raise SourceError(f"{told}; {_remedy(self.location)}") from error
 
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(ffmpeg_location(self.location), cv2.CAP_FFMPEG)
@@ -345,7 +320,6 @@ def _clockwise(capture: cv2.VideoCapture) -> int:
 
 
 def _undecodable(decoder: Decoder) -> SourceError:
-    """The error for a video without a first frame: the codec, and how to mend it."""
     return SourceError(
         f"{decoder.location}: opens as a video, but its first frame cannot be decoded: {decoder_name()} does not "
         f"decode {decoder.codec} here, or the file is damaged; {_remedy(decoder.location)}"
@@ -374,7 +348,7 @@ def _not_opened(location: str, reason: str | None = None) -> SourceError:
 
 
 def _codec_name(letters: str) -> str:
-    name = _CODEC_NAMES.get(letters.lower())
+    name = next((name for name, known in _CODECS.items() if letters.lower() in known.split()), None)
     return letters or "an unknown codec" if name is None else f"{name} ({letters})"
 
 
@@ -386,3 +360,24 @@ def _upright(bgr: np.ndarray, counter_clockwise: int) -> Frame:
 def _equal(frame: np.ndarray, other: np.ndarray) -> bool:
     # Most frames differ in the first rows that are looked at.
     return np.array_equal(frame[::16], other[::16]) and np.array_equal(frame, other)
+
+
+def clip_frames() -> UInt8[np.ndarray, "frames side side 3"]:
+    """What INTERLACED_CLIP shows."""
+    colours, half = np.array(_CLIP_COLOURS, np.uint8), _CLIP_SIDE // 2
+    quarters = [np.roll(colours, index, 0).reshape(2, 2, 3) for index in range(_CLIP_FRAMES)]
+    return np.stack(quarters).repeat(half, 1).repeat(half, 2)
+
+
+def try_interlaced(path: Path = INTERLACED_CLIP) -> tuple[bool, str]:
+    """Whether interlaced videos are safe here, and `right`, `refused` or `WRONG` with what was wrong of the clip."""
+    expected = clip_frames()
+    try:
+        frames = [frame for frame, _ in open_decoder(str(path)).frames()]
+    except SourceError:
+        return True, "refused"
+    if len(frames) != len(expected) or any(frame.shape != expected[0].shape for frame in frames):
+        return False, f"WRONG ({len(frames)} frames of {len(expected)})"
+    middle = slice(_CLIP_SIDE // 8, None, _CLIP_SIDE // 4)
+    off = np.abs(np.stack(frames)[:, middle, middle].astype(int) - expected[:, middle, middle]).max()
+    return (True, "right") if off <= _CLIP_TOLERANCE else (False, f"WRONG (off by {off} of 255)")

@@ -1,21 +1,36 @@
-"""Images on disk: read whole or not at all, written the same way, and the order in which they are frames."""
+"""Images: read whole or not at all, listed in the order in which they are frames, written, and drawn on."""
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float, UInt8, UInt16
 
 from mixformer_jax.files import write_atomically
+
+Image = UInt8[np.ndarray, "height width 3"]  # RGB
+Colour = tuple[int, int, int]
 
 # Images of 16 bits that use no more than these are taken for a sensor's, unscaled.
 MAX_SENSOR_BITS = 14
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-# In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill);
-# anything else is a marker.
+# In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill); all else is a marker.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+
+# Chosen to differ from each other and from most scenes; each line also gets a dark rim.
+TARGET: Colour = (80, 255, 60)
+GROUND_TRUTH: Colour = (255, 210, 40)
+RIM: Colour = (16, 16, 16)
+# Of several targets; then from the start again. Apart from each other for colour-blind eyes as well, where that can be.
+TARGETS: tuple[Colour, ...] = (
+    *(TARGET, (64, 160, 255), (255, 110, 60), (240, 90, 220)),
+    *((60, 230, 230), (170, 130, 255), (200, 220, 90), (255, 255, 255)),
+)
+# Drawing wraps around far outside the frame (OpenCV holds 16-bit coordinates); nothing visible is lost.
+_FAR = 16_000
 
 
 class SourceError(ValueError):
@@ -51,14 +66,13 @@ def _natural_order(path: Path) -> tuple[list[int | str], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads one image as HWC uint8 RGB, turned by its EXIF orientation; grey and 16-bit images are converted.
+def read_image(path: str | Path) -> Image:
+    """One image, turned by its EXIF orientation. Of 16 bits the higher 8 are kept.
 
-    Of 16 bits the higher 8 are kept. A warning, once a folder, says where that leaves next to nothing.
+    A warning, once a folder, says where that leaves next to nothing.
 
     Raises:
-        SourceError: the file is missing, is no image, or ends early. Some JPEG decoders fill what is missing
-            with grey and only warn, so completeness is checked here before a decoder sees the file.
+        SourceError: the file is missing, is no image, or ends early.
     """
     path = Path(path)
     try:
@@ -68,14 +82,11 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
     return decode_image(data, str(path))
 
 
-def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
-    """The image in an encoded file's bytes, as `read_image` gives it; `name` says in messages which file it is.
-
-    Raises:
-        SourceError: it is no image, or ends early.
-    """
+def decode_image(data: bytes, name: str) -> Image:
+    """The image in an encoded file's bytes, as `read_image`; `name` says in messages which file it is."""
     if not data:
         raise SourceError(f"{name}: the file is empty")
+    # Some JPEG decoders fill what is missing with grey and only warn.
     if _is_cut_off(data):
         raise SourceError(f"{name}: truncated: ends inside its picture, at byte {len(data)}; copy it again")
     buffer = np.frombuffer(data, np.uint8)
@@ -95,8 +106,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
 
 def _warn_of_few_bits(image: UInt16[np.ndarray, "height width 3"], name: str) -> None:
     """Sensors of 10 to 14 bits are often stored in 16, unscaled."""
-    bits = int(image.max()).bit_length()
-    if 8 < bits <= MAX_SENSOR_BITS:
+    if 8 < int(image.max()).bit_length() <= MAX_SENSOR_BITS:
         folder = Path(name).parent
         # One text a folder: its brightest image, which tells the sensor's bits, is not known here.
         text = (
@@ -112,17 +122,14 @@ def _is_cut_off(data: bytes) -> bool:
     if data.startswith(b"\xff\xd8"):
         # Most files end with the marker. One that was cut there by chance holds no picture, and does not decode.
         return not (data.endswith(b"\xff\xd9") or _has_jpeg_end(data))
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return not _has_png_end(data)
-    return False
+    return data.startswith(b"\x89PNG\r\n\x1a\n") and not _has_png_end(data)
 
 
 def _has_jpeg_end(data: bytes) -> bool:
     # Segments are stepped over by their length: an EXIF thumbnail is a JPEG with an end marker of its own.
     position = 2
     while (found := _JPEG_MARKER.search(data, position)) is not None:
-        marker = found.group(1)[0]
-        if marker == 0xD9:
+        if found[1] == b"\xd9":
             return True
         position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return False
@@ -137,7 +144,94 @@ def _has_png_end(data: bytes) -> bool:
     return False
 
 
-def write_image(path: Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes an HWC uint8 RGB image as a PNG; the file appears whole or not at all."""
+def write_image(path: Path, image: Image) -> None:
+    """Writes a PNG; the file appears whole or not at all."""
     encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     write_atomically(path, encoded.tobytes())
+
+
+def target_colour(index: int) -> Colour:
+    """The colour of a target, counted from 0."""
+    return TARGETS[index % len(TARGETS)]
+
+
+def draw_box(
+    frame: Image,
+    box_xywh: Float[np.ndarray, "4"],
+    colour: Colour = TARGET,
+    label: str | None = None,
+    thickness: int | None = None,
+    dashed: bool = False,
+) -> Image:
+    """A copy of a frame with a box in pixels and a label on its upper edge.
+
+    The thickness grows with the frame unless it is given. NaN (an absent target) leaves the frame as it is.
+    """
+    picture = frame.copy()
+    if not np.isfinite(box_xywh).all():
+        return picture
+    x, y, w, h = (float(value) for value in box_xywh)
+    left, top, right, bottom = (round(min(max(value, -_FAR), _FAR)) for value in (x, y, x + w, y + h))
+    thickness = thickness or max(1, round(min(frame.shape[:2]) / 180))
+    for ink, weight in ((RIM, thickness + 2), (colour, thickness)):
+        if dashed:
+            _draw_dashes(picture, (left, top), (right, bottom), ink, weight)
+        else:
+            cv2.rectangle(picture, (left, top), (right, bottom), ink, weight)
+    if label:
+        _draw_label(picture, label, (left, top), colour)
+    return picture
+
+
+def draw_caption(frame: Image, text: str, colour: Colour = TARGET) -> Image:
+    """A copy of a frame with a line of text in its upper left corner."""
+    picture = frame.copy()
+    _draw_label(picture, text, (0, 0), colour)
+    return picture
+
+
+def contact_sheet(frames: Sequence[Image], columns: int = 3, gap: int = 6) -> Image:
+    """Frames of one size in rows of `columns`, with `gap` white pixels between; missing cells are white.
+
+    Raises:
+        ValueError: no frames, or frames of different sizes.
+    """
+    if not frames or len({frame.shape for frame in frames}) != 1:
+        raise ValueError(f"a sheet needs frames of one size, got {[frame.shape for frame in frames]}")
+    columns = min(columns, len(frames))
+    rows = -(-len(frames) // columns)
+    height, width = frames[0].shape[:2]
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = frame
+    return sheet
+
+
+def _draw_dashes(
+    picture: np.ndarray, corner: tuple[int, int], opposite: tuple[int, int], colour: Colour, weight: int
+) -> None:
+    """The corners of a rectangle and the middles of its edges; a third of each edge is left out."""
+    (left, top), (right, bottom) = corner, opposite
+    for start, end in ((0.0, 1 / 6), (1 / 3, 2 / 3), (5 / 6, 1.0)):
+        x1, x2 = round(left + start * (right - left)), round(left + end * (right - left))
+        y1, y2 = round(top + start * (bottom - top)), round(top + end * (bottom - top))
+        for y in (top, bottom):
+            cv2.line(picture, (x1, y), (x2, y), colour, weight)
+        for x in (left, right):
+            cv2.line(picture, (x, y1), (x, y2), colour, weight)
+
+
+def _draw_label(picture: np.ndarray, text: str, corner: tuple[int, int], colour: Colour) -> None:
+    """Dark text on a plate of `colour`, above `corner` where there is room, and always inside the picture."""
+    height, width = picture.shape[:2]
+    scale = max(0.4, min(height, width) / 800)
+    weight = max(1, round(1.6 * scale))
+    (text_width, text_height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
+    pad = max(2, text_height // 4)
+    plate_width, plate_height = text_width + 2 * pad, text_height + baseline + 2 * pad
+    left = max(0, min(corner[0], width - plate_width))
+    top = max(0, min(corner[1] - plate_height, height - plate_height))
+    cv2.rectangle(picture, (left, top), (left + plate_width, top + plate_height), colour, cv2.FILLED)
+    origin = (left + pad, top + pad + text_height)
+    cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, RIM, weight, cv2.LINE_AA)

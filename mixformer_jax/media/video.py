@@ -1,7 +1,7 @@
 """Frames in and video out: one interface for video files, streams, folders of images, cameras and arrays.
 
-Every frame is HWC uint8 RGB. A source that cannot be read to its end gives every frame before the damage, and
-then says at which frame it broke off: nobody loses work to a damaged file, or takes it for a short one.
+Every frame is HWC uint8 RGB. A source that cannot be read to its end gives every frame before the damage, and then
+says at which frame it broke off.
 """
 
 import math
@@ -26,8 +26,8 @@ from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, list_images,
 CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # Images on disk carry no rate; a video made of them has to have one.
 DEFAULT_FPS = 30.0
-# Containers promise a few frames more than they hold (edit lists, dropped last packets, audio longer than the
-# picture). A file counts as truncated when it is short by more than this, both in frames and in seconds.
+# Containers promise a few frames more than they hold (edit lists, dropped last packets, longer audio). A file counts as
+# truncated when it is short by more than this, both in frames and in seconds.
 MISSING_FRAMES = 5
 MISSING_FRACTION = 0.01
 
@@ -42,26 +42,18 @@ class OutputError(OSError):
 
 
 class FrameSource(ABC):
-    """Frames of one size, in order. Each `iter()` starts again at the first frame (a camera goes on instead).
+    """Frames of one size, in order. Each `iter()` starts again at the first frame (a camera goes on instead)."""
 
-    Attributes:
-        name: short name for messages and output files (the stem of the file, the name of the folder).
-        fps: frames a second; DEFAULT_FPS where the source does not know.
-        num_frames: how many frames the source promises; None for a camera or a stream without a count.
-        size: (height, width) of every frame.
-    """
-
-    name: str
-    fps: float
-    num_frames: int | None
-    size: tuple[int, int]
+    name: str  # for messages and output files: the stem of the file, the name of the folder
+    fps: float  # DEFAULT_FPS where the source does not know
+    num_frames: int | None  # as promised; None for a camera or a stream without a count
+    size: tuple[int, int]  # (height, width)
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
-        """Yields HWC uint8 RGB frames; raises SourceError where the source breaks off."""
+        """Yields frames; raises SourceError where the source breaks off."""
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (only a camera has what is open between frames)
         """Lets go of what is held open between frames."""
 
     def __enter__(self) -> "FrameSource":
@@ -74,8 +66,7 @@ class FrameSource(ABC):
 class VideoFile(FrameSource):
     """A video file or a network stream (an address with `://`), turned upright as its metadata say.
 
-    Frames that change size inside a file are rescaled to the size that it names, so that error cannot arise here. The
-    decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
+    The decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,9 +99,6 @@ class VideoFile(FrameSource):
         missing_seconds = self.num_frames / self.fps - (seconds + interval)
         return self.num_frames - number > tolerance and missing_seconds > tolerance * interval
 
-    def close(self) -> None:
-        """Nothing to do: the file is open only while it is iterated."""
-
 
 class ImageFolder(FrameSource):
     """A folder of images, in natural order of their names. Other and hidden files are left out."""
@@ -128,9 +116,6 @@ class ImageFolder(FrameSource):
     def __iter__(self) -> Iterator[Frame]:
         for number, path in enumerate(self.paths, start=1):
             yield _checked(read_image(path), self.size, str(path), number)
-
-    def close(self) -> None:
-        """Nothing to do: each image is closed once it is read."""
 
 
 class Camera(FrameSource):
@@ -180,17 +165,11 @@ class ArrayFrames(FrameSource):
         for index in range(len(self._frames)):
             yield _checked(np.asarray(self._frames[index]), self.size, self.name, index + 1)
 
-    def close(self) -> None:
-        """Nothing to do: the frames belong to the caller."""
-
 
 def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) -> FrameSource:
     """Opens a video file, a stream (`rtsp://...`), a folder of images, a camera (0 or "0"), or frames in memory.
 
-    Digits as text mean a camera unless a file or folder has that name.
-
-    Raises:
-        SourceError: the source does not exist, cannot be reached, holds nothing, or its first frame cannot be decoded.
+    Digits as text mean a camera unless a file or folder has that name. SourceError where the first frame cannot be had.
     """
     if isinstance(source, (int, np.integer)):
         return Camera(int(source))
@@ -213,10 +192,7 @@ def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) ->
 
 
 def telling_name(path: Path) -> str:
-    """What a file or folder is called: its stem or name, or the folder's around it where that says nothing.
-
-    `walk.mp4` is `walk`, and so are `walk/video.mp4`, `walk/img/` and `walk/00000001.avi`. Links keep their own names.
-    """
+    """`walk` for `walk.mp4`, `walk/video.mp4`, `walk/img/` and `walk/00000001.avi`; links keep their own names."""
     # Not `resolve`: the name of a link is the one that its owner chose.
     path = Path(os.path.abspath(path))  # noqa: PTH100
     names = [path.name if path.is_dir() else path.stem, *(parent.name for parent in path.parents)]
@@ -245,11 +221,7 @@ def _checked(frame: np.ndarray, size: tuple[int, int], name: str, number: int) -
 
 
 def prepare_output(path: str | Path) -> Path:
-    """Makes the folder of an output file and tries it, so that no long run ends at a folder it cannot use.
-
-    Raises:
-        OutputError: naming the folder, or the path when that is a folder itself.
-    """
+    """Makes the folder of an output file and tries it, so that no long run ends at one it cannot use (OutputError)."""
     path = Path(path).expanduser()
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; expected the name of a file to write")
@@ -265,15 +237,9 @@ def prepare_output(path: str | Path) -> Path:
 class VideoWriter:
     """Writes RGB frames to a video file (.mp4: MPEG-4 part 2; .avi: Motion JPEG), as a context manager.
 
-    Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception
-    or Ctrl-C inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd
-    frames get their last row or column once more. Closing without a frame leaves no file.
-
-    Args:
-        path: file to write; its folder is made.
-        fps: frames a second.
-        size: (height, width) of the frames.
-        overwrite: whether a file that is there may be replaced.
+    Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception or Ctrl-C
+    inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd frames get their last
+    row or column once more. Closing without a frame leaves no file.
 
     Raises:
         OutputError: the folder cannot be written, or the suffix or the size has no encoder.
@@ -296,7 +262,7 @@ class VideoWriter:
             raise OutputError(f"{self.path}: OpenCV cannot encode {coded[0]}x{coded[1]} at {fps} Hz here")
 
     def write(self, frame: Frame) -> None:
-        """Appends one HWC uint8 RGB frame. Raises ValueError when its size is not the writer's."""
+        """Appends one frame. Raises ValueError when its size is not the writer's."""
         if frame.shape[:2] != self.size:
             height, width = self.size
             raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} for a video of {width}x{height}")
@@ -307,11 +273,10 @@ class VideoWriter:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Finishes the file and gives it its name.
+        """Finishes the file and gives it its name; errors as in `files.Part`.
 
         Raises:
             OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
-            FileExistsError, FileNotFoundError: see `files.Part`.
         """
         if not self._writer.isOpened():
             return

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.results import printable
 from mixformer_jax.files import write_atomically
-from mixformer_jax.media.drawing import GROUND_TRUTH, TARGET, draw_box, draw_caption
+from mixformer_jax.media.images import GROUND_TRUTH, TARGET, draw_box, draw_caption
 from mixformer_jax.reports.tables import Table, to_csv, to_latex, to_markdown, to_text
 
 # Of a strip: frames, and pixels across each.

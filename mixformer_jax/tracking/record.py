@@ -18,8 +18,7 @@ from jaxtyping import Bool, Float, Float64
 from tqdm import tqdm
 
 from mixformer_jax.files import Part, named_errors, write_atomically
-from mixformer_jax.media.drawing import GROUND_TRUTH, draw_box, draw_caption, target_colour
-from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.images import GROUND_TRUTH, SourceError, draw_box, draw_caption, target_colour
 from mixformer_jax.media.video import Frame, FrameSource, VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.tracker import Tracked

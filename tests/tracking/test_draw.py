@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.media.drawing import GROUND_TRUTH, RIM, TARGET, contact_sheet, draw_box, draw_caption
+from mixformer_jax.media.images import GROUND_TRUTH, RIM, TARGET, contact_sheet, draw_box, draw_caption
 
 GREY = np.full((120, 200, 3), 128, np.uint8)
 

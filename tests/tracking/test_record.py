@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from mixformer_jax.media.drawing import GROUND_TRUTH, TARGET, target_colour
-from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.images import GROUND_TRUTH, TARGET, SourceError, target_colour
 from mixformer_jax.media.video import OutputError, open_source
 from mixformer_jax.tracking.record import annotate, format_box, record, write_boxes
 from mixformer_jax.tracking.tracker import Tracked
