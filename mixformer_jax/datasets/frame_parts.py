@@ -28,27 +28,20 @@ class Rectangle(NamedTuple):
 
 
 class FramePart(NamedTuple):
-    """Pixels of a part of a frame.
-
-    Attributes:
-        pixels: RGB; as many as `covers` has, or fewer where the part was shrunk.
-        covers: what it shows, in whole frame pixels and inside the frame.
-    """
+    """Pixels of a part of a frame: as many as `covers` has, or fewer where the part was shrunk."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
-    covers: Rectangle
+    covers: Rectangle  # in whole frame pixels and inside the frame
 
 
 @runtime_checkable
 class Frame(Protocol):
-    """A frame of which parts can be had.
-
-    Attributes:
-        size: height and width of the whole frame.
-    """
+    """A frame of which parts can be had."""
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """Height and width of the whole frame."""
+        ...
 
     def part(self, needed: Rectangle) -> FramePart:
         """A part that shows `needed`, as far as it lies in the frame and is known at all."""
@@ -59,16 +52,11 @@ class WholeFrame:
     """A decoded frame."""
 
     def __init__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        self.pixels = pixels
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.pixels.shape[0], self.pixels.shape[1]
+        self.pixels, self.size = pixels, (pixels.shape[0], pixels.shape[1])
 
     def part(self, needed: Rectangle) -> FramePart:
         """All of it."""
-        return FramePart(self.pixels, Rectangle(0, 0, self.pixels.shape[1], self.pixels.shape[0]))
+        return FramePart(self.pixels, Rectangle(0, 0, self.size[1], self.size[0]))
 
 
 def open_frame(sequence: TrackingSequence, index: int) -> Frame:
@@ -102,9 +90,8 @@ def context_rectangle(
 def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], Rectangle]:
     """The pixels of a rectangle at `size` x `size`, and the rectangle that they really show.
 
-    The two rectangles are one, but for a part that was shrunk: there, whole pixels of the part are cut, and the
-    rectangle that is shown lies within half of such a pixel of the one asked for. As in the tracker, all outside the
-    frame is black, and so are its last row and last column.
+    The two rectangles differ for a part that was shrunk: there, whole pixels of the part are cut, within half of such a
+    pixel. As in the tracker, all outside the frame is black, and so are its last row and last column.
     """
     part = frame.part(rectangle)
     covers = part.covers

@@ -10,6 +10,7 @@ import json
 import struct
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,12 +40,8 @@ class StoredPart(NamedTuple):
 
 
 def read_packed(root: Path, split: str | None = None) -> Dataset:
-    """The sequences of a packed data set, in the order of the one that was packed.
-
-    Raises:
-        DatasetError: not a packed data set, or one whose packing has not come to its end.
-    """
-    check_split("packed", split, ())
+    """The sequences of a packed data set, in the order of the one that was packed, if packing came to its end."""
+    check_split("packed", split)
     if not (root / PACKING).is_file():
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:
@@ -55,10 +52,11 @@ def read_packed(root: Path, split: str | None = None) -> Dataset:
     missing = sum(not path.is_file() for path in listings)
     if missing:
         raise DatasetError(f"{root}: {missing} of {len(shards)} shards are not there; pack again, and it goes on")
-    places: dict[str, tuple[int, int]] = {}
-    for number, path in enumerate(listings):
-        for name, record in json.loads(path.read_text(encoding="utf-8")):
-            places[name] = (number, record)
+    places = {
+        name: (number, record)
+        for number, path in enumerate(listings)
+        for name, record in json.loads(path.read_text(encoding="utf-8"))
+    }
     return Dataset("packed", root, list(places), _Reader(root, places))
 
 
@@ -101,8 +99,7 @@ class PackedFrame:
         self.size = (height, width)
         self._parts: list[StoredPart] = []
         start = HEADER.size + count * PART.size
-        for number in range(count):
-            *covers, length = PART.unpack_from(record, HEADER.size + number * PART.size)
+        for *covers, length in PART.iter_unpack(record[HEADER.size : start]):
             self._parts.append(StoredPart(Rectangle(*covers), record[start : start + length]))
             start += length
         self._decoded: dict[int, FramePart] = {}
@@ -145,11 +142,8 @@ class _Reader:
         self._open: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "places": self.places}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _open={}, _lock=threading.Lock())
+    def __reduce__(self) -> tuple[type["_Reader"], tuple[Path, dict[str, tuple[int, int]]]]:
+        return _Reader, (self.root, self.places)
 
     def __call__(self, key: str) -> TrackingSequence:
         shard, first = self.places[key]
@@ -159,11 +153,8 @@ class _Reader:
             raise DatasetError(record[HEADER.size :].decode("utf-8"))
         with np.load(io.BytesIO(record), allow_pickle=False) as arrays:
             return TrackingSequence(
-                name,
-                arrays["boxes_xywh"],
-                PackedFrames(self, name, shard, first + 1),
-                float(arrays["fps"]),
-                self.root,
+                *(name, arrays["boxes_xywh"], PackedFrames(self, name, shard, first + 1)),
+                *(float(arrays["fps"]), self.root),
                 visible=arrays.get("visible"),
                 attributes=tuple(arrays["attributes"].tolist()) if "attributes" in arrays else None,
                 is_still=bool(arrays["is_still"]),
@@ -183,16 +174,19 @@ class _Reader:
             return self._open[shard].read([record])[0]
 
 
+@dataclass(frozen=True)
 class PackedFrames:
     """The frames of a packed sequence."""
 
-    def __init__(self, reader: _Reader, name: str, shard: int, first: int) -> None:
-        self._reader, self._name, self._shard, self._first = reader, name, shard, first
+    reader: _Reader
+    name: str
+    shard: int
+    first: int  # record
 
     def open(self, index: int) -> PackedFrame:
         """Frame `index`, of which parts can be had."""
-        record = self._reader.read(self._shard, self._first + index)
-        return PackedFrame(record, f"{self._reader.root}, {self._name} frame {index}")
+        record = self.reader.read(self.shard, self.first + index)
+        return PackedFrame(record, f"{self.reader.root}, {self.name} frame {index}")
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         return self.open(index).whole()

@@ -246,8 +246,7 @@ class VideoFrames:
         self._lock = threading.Lock()
         self._source: FrameSource | None = None
         self._decoded: Iterator[np.ndarray] | None = None
-        self._position = -1
-        self._current: np.ndarray | None = None
+        self._position, self._current = -1, np.empty(0)
 
     def __reduce__(self) -> tuple[type["VideoFrames"], tuple[Path]]:
         return VideoFrames, (self.path,)
@@ -260,7 +259,7 @@ class VideoFrames:
                 return self._read(index).copy()
             except BaseException:
                 # After an interrupt or a decoding error the position is unknown; the next call starts afresh.
-                self._close()
+                self._source = self._decoded = None
                 raise
 
     def _read(self, index: int) -> np.ndarray:
@@ -272,17 +271,5 @@ class VideoFrames:
             current = next(self._decoded, None)
             if current is None:
                 raise IndexError(f"{self.path}: frame {index}, but the video ends after {self._position + 1} frames")
-            self._current = current
-            self._position += 1
-        assert self._current is not None
+            self._current, self._position = current, self._position + 1
         return self._current
-
-    def close(self) -> None:
-        """Gives the decoder back; a later call opens the file again."""
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        if self._source is not None:
-            self._source.close()
-        self._source, self._decoded, self._position, self._current = None, None, -1, None

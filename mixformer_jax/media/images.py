@@ -190,7 +190,9 @@ def draw_caption(frame: Image, text: str, colour: Colour = TARGET) -> Image:
     return picture
 
 
-def contact_sheet(frames: Sequence[Image], columns: int = 3, gap: int = 6) -> Image:
+def contact_sheet(
+    frames: Sequence[Image], columns: int = 3, gap: int = 6
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Frames of one size in rows of `columns`, with `gap` white pixels between; missing cells are white.
 
     Raises:

@@ -181,7 +181,6 @@ def test_video_frame_out_of_range_and_recovery(tmp_path):
     with pytest.raises(IndexError, match="start at 0"):
         frames(-1)
     assert frame_number(frames(4)) == 4
-    frames.close()
     assert frame_number(frames(1)) == 1
 
 
