@@ -217,8 +217,9 @@ class MixFormerConfig(TypedSettings):
 class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
-    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`), are those of models with a score
-    prediction module. Losing and finding are not in the paper, and change no box.
+    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
+    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
+    `redetect_every`.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
@@ -239,10 +240,6 @@ class TrackerConfig(TypedSettings):
         redetect_every: while a target is lost, one of so many search crops looks elsewhere in the frame, see
             `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
-
-    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
-    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
-    `redetect_every`.
     """
 
     template_factor: CropFactor = 2.0
