@@ -21,8 +21,8 @@ import numpy as np
 
 from eval.turns import time_in_turns
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.cli.console import CONFIG_PREFIX, parse_arguments
-from mixformer_jax.config_files import default_settings, load_config
+from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
 from mixformer_jax.data.pipeline import batches, one_opencv_thread
 from mixformer_jax.data.pool.device import DeviceSamples
 from mixformer_jax.data.samples import Material, TrackingSamples

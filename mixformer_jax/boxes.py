@@ -4,8 +4,8 @@
     xyxy    left, top, right, bottom          corners: heads, overlaps
     cxcywh  centre x, centre y, width, height inside the model, normalised to the search crop
 
-Every function takes boxes `[..., 4]`; numpy in gives numpy out, and a JAX array among the arguments gives a
-JAX array. Extents are continuous (right - left, no "+ 1").
+Boxes are `[..., 4]`; numpy in gives numpy out, a JAX array among the arguments a JAX array. Extents are continuous
+(right - left, no "+ 1").
 """
 
 import math
@@ -40,70 +40,66 @@ def _ratio(numerator: Values, denominator: Values) -> Values:
     return xp.where(empty, 0, numerator / xp.where(empty, 1, denominator))
 
 
+def _halves(boxes: Array) -> tuple[Array, Array]:
+    return boxes[..., :2], boxes[..., 2:]
+
+
+def _joined(first: Array, second: Array) -> Array:
+    return namespace(first, second).concatenate([first, second], axis=-1)
+
+
 def xywh_to_xyxy(boxes_xywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, width, height -> left, top, right, bottom."""
-    xp = namespace(boxes_xywh)
-    corner, extent = boxes_xywh[..., :2], boxes_xywh[..., 2:]
-    return xp.concatenate([corner, corner + extent], axis=-1)
+    corner, extent = _halves(boxes_xywh)
+    return _joined(corner, corner + extent)
 
 
 def xyxy_to_xywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, right, bottom -> left, top, width, height."""
-    xp = namespace(boxes_xyxy)
-    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    return xp.concatenate([top_left, bottom_right - top_left], axis=-1)
+    top_left, bottom_right = _halves(boxes_xyxy)
+    return _joined(top_left, bottom_right - top_left)
 
 
 def xywh_to_cxcywh(boxes_xywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, width, height -> centre x, centre y, width, height."""
-    xp = namespace(boxes_xywh)
-    corner, extent = boxes_xywh[..., :2], boxes_xywh[..., 2:]
-    return xp.concatenate([corner + 0.5 * extent, extent], axis=-1)
+    corner, extent = _halves(boxes_xywh)
+    return _joined(corner + 0.5 * extent, extent)
 
 
 def cxcywh_to_xywh(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Centre x, centre y, width, height -> left, top, width, height."""
-    xp = namespace(boxes_cxcywh)
-    centre, extent = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
-    return xp.concatenate([centre - 0.5 * extent, extent], axis=-1)
+    centre, extent = _halves(boxes_cxcywh)
+    return _joined(centre - 0.5 * extent, extent)
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Centre x, centre y, width, height -> left, top, right, bottom."""
-    xp = namespace(boxes_cxcywh)
-    centre, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
-    return xp.concatenate([centre - half, centre + half], axis=-1)
+    centre, extent = _halves(boxes_cxcywh)
+    return _joined(centre - 0.5 * extent, centre + 0.5 * extent)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Left, top, right, bottom -> centre x, centre y, width, height."""
-    xp = namespace(boxes_xyxy)
-    top_left, bottom_right = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    return xp.concatenate([0.5 * (top_left + bottom_right), bottom_right - top_left], axis=-1)
+    top_left, bottom_right = _halves(boxes_xyxy)
+    return _joined(0.5 * (top_left + bottom_right), bottom_right - top_left)
 
 
 def _intersection_and_union(a_xyxy: Array, b_xyxy: Array) -> tuple[Values, Values]:
     xp = namespace(a_xyxy, b_xyxy)
-    top_left = xp.maximum(a_xyxy[..., :2], b_xyxy[..., :2])
-    bottom_right = xp.minimum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    overlap = xp.maximum(bottom_right - top_left, 0)
-    intersection = overlap[..., 0] * overlap[..., 1]
-    union = _area(a_xyxy) + _area(b_xyxy) - intersection
-    return intersection, union
 
+    def area(top_left: Array, bottom_right: Array) -> Values:
+        extent = namespace(top_left).maximum(bottom_right - top_left, 0)
+        return extent[..., 0] * extent[..., 1]
 
-def _area(boxes_xyxy: Array) -> Values:
-    xp = namespace(boxes_xyxy)
-    extent = xp.maximum(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], 0)
-    return extent[..., 0] * extent[..., 1]
+    a, b = _halves(a_xyxy), _halves(b_xyxy)
+    intersection = area(xp.maximum(a[0], b[0]), xp.minimum(a[1], b[1]))
+    return intersection, area(*a) + area(*b) - intersection
 
 
 def _hull_extent(a_xyxy: Array, b_xyxy: Array) -> Array:
     """Width and height of the smallest box around both."""
-    xp = namespace(a_xyxy, b_xyxy)
-    top_left = xp.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
-    bottom_right = xp.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:])
-    return xp.maximum(bottom_right - top_left, 0)
+    xp, a, b = namespace(a_xyxy, b_xyxy), _halves(a_xyxy), _halves(b_xyxy)
+    return xp.maximum(xp.maximum(a[1], b[1]) - xp.minimum(a[0], b[0]), 0)
 
 
 def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
@@ -115,8 +111,8 @@ def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Arr
 def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Generalised IoU, pair by pair, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
 
-    IoU minus the share of the enclosing box that the union leaves empty. Where the enclosing box has no area,
-    that share is 0. A box with a negative width or height counts as empty (the official code refuses it).
+    IoU minus the share of the enclosing box that the union leaves empty: 0 where that box has no area. A box with a
+    negative width or height counts as empty (the official code refuses it).
     """
     xp = namespace(a_xyxy, b_xyxy)
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
@@ -128,19 +124,15 @@ def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Ar
 def ciou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Complete IoU, pair by pair, clamped to [-1, 1] (Zheng et al. 2020, eq. 10-12).
 
-    IoU minus the squared centre distance over the squared diagonal of the enclosing box, minus alpha * v,
-    where v compares the aspect ratios. As in the official code, alpha counts only where IoU > 0.5 and is a
-    constant for the gradient, and a negative width or height enters the aspect ratio as it is. Unlike there,
-    0 / 0 (equal boxes, empty boxes) is 0 and not NaN.
+    As in the official code, alpha counts only where IoU > 0.5 and is a constant for the gradient, and negative sides
+    enter the aspect ratio as they are. Unlike there, 0 / 0 (equal boxes, empty boxes) is 0 and not NaN.
     """
     xp = namespace(a_xyxy, b_xyxy)
     intersection, union = _intersection_and_union(a_xyxy, b_xyxy)
     overlap = _ratio(intersection, union)
-
     hull = _hull_extent(a_xyxy, b_xyxy)
     centre_offset = 0.5 * (b_xyxy[..., :2] + b_xyxy[..., 2:] - a_xyxy[..., :2] - a_xyxy[..., 2:])
     distance = _ratio((centre_offset**2).sum(-1), (hull**2).sum(-1))
-
     aspect = (4 / math.pi**2) * (_aspect_angle(b_xyxy) - _aspect_angle(a_xyxy)) ** 2
     alpha = xp.where(overlap > 0.5, _ratio(aspect, 1 - overlap + aspect), 0)
     if xp is jnp:
@@ -160,17 +152,12 @@ def _aspect_angle(boxes_xyxy: Array) -> Values:
 
 
 def clip_box_xywh(
-    box_xywh: Float[Array, "*n 4"],
-    height: int | jax.Array,
-    width: int | jax.Array,
-    margin: int | Values = 0,
+    box_xywh: Float[Array, "*n 4"], height: int | jax.Array, width: int | jax.Array, margin: int | Values = 0
 ) -> Float[Array, "*n 4"]:
     """Brings boxes back into a frame of `height` x `width` pixels, as the official tracker does.
 
-    The top left corner stays `margin` pixels or more from the right and bottom border, the bottom right one
-    from the left and top border, and width and height are at least `margin`: a box that left the frame
-    becomes a small one at the border, and the next search crop still shows part of the frame. `margin` is one
-    number, or one a box.
+    A box that left the frame becomes a small one at the border: it reaches into the frame by `margin` pixels (one
+    number or one a box), and its sides are at least that long.
     """
     xp = namespace(box_xywh)
     x1, y1, w, h = (box_xywh[..., i] for i in range(4))
@@ -178,21 +165,14 @@ def clip_box_xywh(
     top = xp.minimum(xp.maximum(y1, 0), height - margin)
     right = xp.minimum(xp.maximum(x1 + w, margin), width)
     bottom = xp.minimum(xp.maximum(y1 + h, margin), height)
-    clipped_w = xp.maximum(right - left, margin)
-    clipped_h = xp.maximum(bottom - top, margin)
-    return xp.stack([left, top, clipped_w, clipped_h], axis=-1)
+    return xp.stack([left, top, xp.maximum(right - left, margin), xp.maximum(bottom - top, margin)], axis=-1)
 
 
 def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "4"]:
-    """The box a user gave, as float64 `x, y, w, h` in pixels, once it is known to be usable.
-
-    Args:
-      box_xywh: four numbers in any sequence or array.
-      frame_shape: `frame.shape`: (height, width) or (height, width, channels).
+    """The box a user gave, as float64 `x, y, w, h` in pixels, if a frame of this shape (`frame.shape`) can show it.
 
     Raises:
-      ValueError: not four numbers, NaN or infinite, no area, nothing of it lies on the frame, or a number beyond all
-        pixels.
+        ValueError: not four numbers, NaN or infinite, no area, wholly outside the frame, or a number beyond all pixels.
     """
     height, width = frame_shape[:2]
     where = f"on a frame of {width}x{height} pixels (width x height)"
@@ -203,14 +183,15 @@ def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np
         raise ValueError(f"box {box_xywh!r} is not four numbers; {expected}") from error
     if box.shape != (4,):
         raise ValueError(f"box {box_xywh!r} is not four numbers but has shape {box.shape}; {expected}")
-    shown = "({:g}, {:g}, {:g}, {:g})".format(*box)
-    if not np.isfinite(box).all():
-        raise ValueError(f"box {shown} {where} has a NaN or infinite entry; {expected}")
-    if np.abs(box).max() > MAX_PIXELS:
-        raise ValueError(f"box {shown} {where} has a number above {MAX_PIXELS:g} in size; {expected}")
     x, y, w, h = box
-    if w <= 0 or h <= 0 or w * h == 0:  # a product may be too small for a float
-        raise ValueError(f"box {shown} {where} has no area: width and height must be above 0; {expected}")
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise ValueError(f"box {shown} lies wholly outside the frame, {where}; {expected}")
-    return box
+    if not np.isfinite(box).all():
+        problem = f"{where} has a NaN or infinite entry"
+    elif np.abs(box).max() > MAX_PIXELS:
+        problem = f"{where} has a number above {MAX_PIXELS:g} in size"
+    elif w <= 0 or h <= 0 or w * h == 0:  # a product may be too small for a float
+        problem = f"{where} has no area: width and height must be above 0"
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        problem = f"lies wholly outside the frame, {where}"
+    else:
+        return box
+    raise ValueError("box ({:g}, {:g}, {:g}, {:g}) ".format(*box) + f"{problem}; {expected}")

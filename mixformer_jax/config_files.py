@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from mixformer_jax.models.config import ConfigError
 
-PREFIX = "--config."
+CONFIG_PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
@@ -35,11 +35,9 @@ def load_config(
     """Runs `get_config()` of a Python file and applies overrides.
 
     Args:
-        path: the file, or the name of one of the project's, see `find_config`; it may import its neighbours, as a
-            script may, and those of the project's configs wherever it lies itself.
-        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces;
-            `None` is none where that is the default.
-        defaults: settings that the file may leave out, by dotted name, see `default_settings`.
+        path: see `find_config`; the file may import its neighbours, and those of the project's configs.
+        overrides: see `parse_overrides`; `None` is none where that is the default.
+        defaults: settings that the file may leave out, see `default_settings`.
 
     Raises:
         ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
@@ -47,17 +45,14 @@ def load_config(
     """
     config = _run_get_config(find_config(path))
     settings = dict(defaults or {}) | flatten(config.to_dict())
-    for name, value in parse_overrides(overrides, settings, PREFIX).items():
+    for name, value in parse_overrides(overrides, settings, CONFIG_PREFIX).items():
         may_be_none = defaults is not None and name in defaults and defaults[name] is None
         _set(config, name, None if value == "None" and may_be_none else value)
     return config
 
 
 def find_config(name: str | Path) -> Path:
-    """The config file of a name.
-
-    Args:
-        name: a path, which ends in .py, or the name of one of the project's configs, such as `mixvit_b`.
+    """The config file at a path, which ends in .py, or of the name of one of the project's, such as `mixvit_b`.
 
     Raises:
         ConfigError: no such file or name (the closest known ones are named).
@@ -74,10 +69,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def project_configs() -> dict[str, Path]:
-    """The configs that come with the project, by name: those of trackers, then those of pre-trainings.
-
-    Files that only hold what others share are left out.
-    """
+    """The configs that come with the project, by name: those of trackers, then those of pre-trainings."""
     files = [path for folder in PROJECT_CONFIGS for path in sorted(folder.glob("*.py"))]
     return {path.stem: path for path in files if "def get_config(" in path.read_text(encoding="utf-8")}
 
@@ -95,7 +87,10 @@ def parse_overrides(overrides: Iterable[str], settings: Mapping[str, Any], prefi
     """
     values = {}
     for override in overrides:
-        name, text = _split(override, prefix)
+        name, equals, text = override.removeprefix(prefix).partition("=")
+        if not (override.startswith(prefix) and equals and name):
+            section = "SECTION." if prefix == CONFIG_PREFIX else ""
+            raise ConfigError(f"{override}: expected {prefix}{section}SETTING=VALUE, with an equals sign and no spaces")
         values[name] = _parse(name, text, _current(name, settings, prefix), prefix)
     return values
 
@@ -104,10 +99,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name: {"train": {"steps": 1}} -> {"train.steps": 1}."""
     settings: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            settings |= flatten(value, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        settings |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return settings
 
 
@@ -120,10 +113,8 @@ def default_settings(record_type: type, prefix: str = "") -> dict[str, Any]:
         kind = kinds[0] if len(kinds) == 1 else hints[field.name]  # a section may be left out: Record | None
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             settings |= default_settings(kind, f"{prefix}{field.name}.")
-        elif field.default is not dataclasses.MISSING:
-            settings[f"{prefix}{field.name}"] = field.default
         else:
-            settings[f"{prefix}{field.name}"] = None
+            settings[f"{prefix}{field.name}"] = None if field.default is dataclasses.MISSING else field.default
     return settings
 
 
@@ -147,18 +138,16 @@ def _run_get_config(path: Path) -> ConfigDict:
             words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
             raise ConfigError(f"{path}{line}: does not run: {type(error).__name__}: {words}{looked}") from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(
-            f"{path}: get_config() returned {type(config).__name__}; expected an ml_collections.ConfigDict"
-        )
+        found = type(config).__name__
+        raise ConfigError(f"{path}: get_config() returned {found}; expected an ml_collections.ConfigDict")
     return config
 
 
 @contextlib.contextmanager
 def _neighbours_of(path: Path) -> Iterator[list[str]]:
-    """Lets a config import files of its folder, and after them those of the project's, as long as this lasts.
+    """Lets a config import files of its folder (and, of a link, of what it names), and then those of the project's.
 
-    Gives the folders. Where the config is a link, the folder of what it names counts, too. Nothing stays imported:
-    configs in two folders may have neighbours of one name.
+    Gives the folders. Nothing stays imported: configs in two folders may have neighbours of one name.
     """
     own = [path.absolute().parent, path.resolve().parent]
     folders = [str(folder) for folder in dict.fromkeys([*own, *PROJECT_CONFIGS])]
@@ -173,14 +162,6 @@ def _neighbours_of(path: Path) -> Iterator[list[str]]:
             origin = getattr(sys.modules[name], "__file__", None)
             if origin is not None and str(Path(origin).parent) in folders:
                 del sys.modules[name]
-
-
-def _split(override: str, prefix: str) -> tuple[str, str]:
-    name, equals, text = override.removeprefix(prefix).partition("=")
-    if not (override.startswith(prefix) and equals and name):
-        section = "SECTION." if prefix == PREFIX else ""
-        raise ConfigError(f"{override}: expected {prefix}{section}SETTING=VALUE, with an equals sign and no spaces")
-    return name, text
 
 
 def _current(name: str, settings: Mapping[str, Any], prefix: str) -> Any:
@@ -213,11 +194,8 @@ def _parse(name: str, text: str, current: Any, prefix: str) -> Any:
     except (KeyError, TypeError, ValueError, SyntaxError) as error:
         kind = type(current).__name__
         raise ConfigError(f"{prefix}{name}={text}: expected {kind}, such as the present {current!r}") from error
-    if current is None:
-        try:
-            return ast.literal_eval(text)
-        except (TypeError, ValueError, SyntaxError):
-            return text
+    with contextlib.suppress(TypeError, ValueError, SyntaxError):
+        return ast.literal_eval(text) if current is None else text
     return text
 
 
@@ -229,8 +207,6 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
         if not isinstance(config[section], ConfigDict):
             raise ConfigError(f"{section} is {config[section]!r}; expected a section, which has {key}")
         config = config[section]
-    with (
-        config.unlocked(),
-        config.ignore_type(),
-    ):  # a list may become longer, None a number; other types are checked above
+    # A list may become longer, None a number; other types are checked above.
+    with config.unlocked(), config.ignore_type():
         config[key] = value

@@ -1,11 +1,9 @@
 """The square context crop around a box, and the way from crop coordinates back to the frame.
 
 A crop is the square of side ceil(sqrt(w * h) * factor) around the box's centre, resized to `size` pixels.
-`context_crop` is the host form (numpy and OpenCV) and equals the official crop bit for bit;
-`context_crop_on_device` is the same in jax.numpy, for a step that never leaves the accelerator.
-
-Two details of the official crop that trained weights have seen, and that are therefore kept: what lies
-outside the frame is black before normalisation, and the frame's last column and last row count as outside.
+`context_crop` (numpy and OpenCV) equals the official crop bit for bit; `context_crop_on_device` is the same for JAX. As
+trained weights have seen it, what lies outside the frame is black before normalisation, and the frame's last column and
+last row count as outside.
 """
 
 import math
@@ -29,60 +27,51 @@ MAX_EXTENT = 2**40  # pixels; far below what the float64 of a box tells apart
 
 
 class Crop(NamedTuple):
-    """A context crop.
-
-    Attributes:
-      pixels: RGB.
-      scale: crop pixels per frame pixel (size / side).
-      side: of the square, in frame pixels.
-    """
+    """A context crop, RGB."""
 
     pixels: UInt8[np.ndarray, "size size 3"]
-    scale: float
-    side: int
+    scale: float  # crop pixels per frame pixel (size / side)
+    side: int  # of the square, in frame pixels
 
 
 def normalise(images: UInt8[Array, "*n h w 3"]) -> Float32[Array, "*n h w 3"]:
     """RGB bytes -> float32 with ImageNet's mean and deviation taken out: what every model takes in."""
-    xp = namespace(images)
-    mean = xp.asarray(IMAGENET_MEAN, dtype=np.float32)
-    std = xp.asarray(IMAGENET_STD, dtype=np.float32)
+    mean, std = _moments(namespace(images))
     return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
 def denormalise(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
-    """What `normalise` made of RGB bytes as bytes again; values that no byte has go to the nearest one."""
+    """The inverse of `normalise`; values that no byte has go to the nearest one."""
     xp = namespace(images)
-    mean = xp.asarray(IMAGENET_MEAN, dtype=np.float32)
-    std = xp.asarray(IMAGENET_STD, dtype=np.float32)
+    mean, std = _moments(xp)
     return xp.clip(xp.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
+
+
+def _moments(xp: ModuleType) -> tuple[Array, Array]:
+    return xp.asarray(IMAGENET_MEAN, dtype=np.float32), xp.asarray(IMAGENET_STD, dtype=np.float32)
 
 
 def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
     """The crop of `size` x `size` pixels around a box, on the host.
 
     Args:
-      frame: RGB.
-      box_xywh: in frame pixels; may stick out of the frame.
-      factor: side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
-      size: side of the result in pixels.
+        frame: RGB.
+        box_xywh: in frame pixels; may stick out of the frame.
+        factor: side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
+        size: side of the result in pixels.
 
     Raises:
-      ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
-        its pixels.
+        ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
+            its pixels.
     """
     x, y, w, h = box_xywh.tolist()
+    cannot = f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g})"
     if not all(map(math.isfinite, (x, y, w, h))) or w <= 0 or h <= 0:
-        raise ValueError(
-            f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g}): "
-            "all four must be finite, width and height above 0"
-        )
+        raise ValueError(f"{cannot}: all four must be finite, width and height above 0")
     exact_side = math.sqrt(w * h) * factor
     if max(abs(x), abs(y), exact_side) > MAX_EXTENT:
-        raise ValueError(
-            f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g}): the square of side {exact_side:g} "
-            f"lies beyond the {MAX_EXTENT:,} pixels that can be counted"
-        )
+        beyond = f"lies beyond the {MAX_EXTENT:,} pixels that can be counted"
+        raise ValueError(f"{cannot}: the square of side {exact_side:g} {beyond}")
     side = math.ceil(exact_side)
     if side < 1:
         raise ValueError(
@@ -126,19 +115,18 @@ _WEIGHT_ONE = 2048
 def context_crop_on_device(
     frame: UInt8[jax.Array, "h w 3"], box_xywh: Float[jax.Array, "4"], factor: float, size: int
 ) -> tuple[UInt8[jax.Array, "{size} {size} 3"], Float32[jax.Array, ""]]:
-    """`context_crop` in jax.numpy: the crop and its scale (size / side). One compilation a frame shape.
+    """`context_crop` in jax.numpy, by OpenCV's fixed point: the crop and its scale (size / side).
 
-    `factor` and `size` are static; may be mapped over boxes with `jax.vmap`. The arithmetic is OpenCV's fixed
-    point, so the pixels equal the host form's as long as the square is the same one. The square comes from
-    float32 numbers, and may be one pixel off where the host's float64 is that close to a rounding boundary.
-    A traced value cannot raise: a box without area gives the crop of one pixel.
+    `factor` and `size` are static. The pixels equal the host form's where the square is the same one: it comes from
+    float32 numbers, and may be one pixel off where the host's float64 is that close to a rounding boundary. A traced
+    value cannot raise: a box without area gives the crop of one pixel.
     """
     left, top, side = _square_in_float32(box_xywh.astype(jnp.float32), factor, size)
     rows, row_weights = _bilinear_taps(top, side, size, frame.shape[0])
     columns, column_weights = _bilinear_taps(left, side, size, frame.shape[1])
 
-    # Four explicit gathers fuse into one loop: measured 2 to 6 times faster on a CPU than gathering bands of
-    # rows and columns, or than products with interpolation matrices.
+    # Four explicit gathers fuse into one loop: 2 to 6 times as fast on a CPU as gathering bands of rows and columns, or
+    # as products with interpolation matrices.
     def neighbour(row: int, column: int) -> jax.Array:
         return frame.at[rows[row][:, None], columns[column][None, :]].get(mode="promise_in_bounds")
 
@@ -178,8 +166,7 @@ def _bilinear_taps(
 ) -> tuple[Int[Array, "2 {size}"], Int32[Array, "2 {size}"]]:
     """Where each of `size` output pixels looks on one axis of the frame: two positions, weights out of 2048.
 
-    Output pixel i looks at (i + 1/2) * side / size - 1/2, counted from the start of the square.
-    Positions in the black surround get weight 0. Both results are [2, size].
+    Output pixel i looks at (i + 1/2) * side / size - 1/2 from the start of the square; the black surround has weight 0.
     """
     xp = namespace(start, side)
     numerator = (2 * xp.arange(size, dtype=side.dtype) + 1) * side - size
@@ -204,12 +191,11 @@ def crop_box_to_frame(
     """A box normalised to a search crop -> `x, y, w, h` in frame pixels, not yet clipped.
 
     Args:
-      box_cxcywh: the model's prediction.
-      previous_box_xywh: the box around which the crop was taken.
-      scale: of that crop (size / side).
-      size: side of the crop in crop pixels.
-
-    As in the official tracker, the crop's middle is taken to lie on the unrounded centre of the previous box.
+        box_cxcywh: the model's prediction.
+        previous_box_xywh: the box around which the crop was taken; as in the official tracker, the crop's middle is
+            taken to lie on its unrounded centre.
+        scale: of that crop (size / side).
+        size: side of the crop in crop pixels.
     """
     xp = namespace(box_cxcywh, previous_box_xywh, scale)
     side = size / _column(scale, xp.result_type(box_cxcywh, previous_box_xywh), xp)
@@ -226,23 +212,15 @@ def frame_box_to_crop(
     size: int,
     normalised: bool = True,
 ) -> Float[Array, "*n 4"]:
-    """A box on the frame -> `x, y, w, h` in a crop taken around `crop_box_xywh`: training's ground truth.
+    """A frame box -> `x, y, w, h` in a crop around `crop_box_xywh`, normalised by `size` or in crop pixels.
 
-    Args:
-      box_xywh: in frame pixels.
-      crop_box_xywh: the box around which the crop was taken.
-      scale: of that crop (size / side).
-      size: side of the crop in crop pixels.
-      normalised: divide by `size`; otherwise the result is in crop pixels.
-
-    The official code puts the centre of the crop box at (size - 1) / 2 here and at size / 2 in
-    `crop_box_to_frame`; both are kept, so the way there and back is off by half a crop pixel.
+    The official trainer's ground truth: it puts the centre of the crop box at (size - 1) / 2 here and at size / 2 in
+    `crop_box_to_frame`, so the way there and back is off by half a crop pixel.
     """
     xp = namespace(box_xywh, crop_box_xywh, scale)
     factor = _column(scale, xp.result_type(box_xywh, crop_box_xywh), xp)
     offset = xywh_to_cxcywh(box_xywh)[..., :2] - xywh_to_cxcywh(crop_box_xywh)[..., :2]
-    extent = box_xywh[..., 2:] * factor
-    box = cxcywh_to_xywh(xp.concatenate([(size - 1) / 2 + offset * factor, extent], axis=-1))
+    box = cxcywh_to_xywh(xp.concatenate([(size - 1) / 2 + offset * factor, box_xywh[..., 2:] * factor], axis=-1))
     return box / size if normalised else box
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 DISTRIBUTION = "mixformer-jax"
-
+# By the name under which the package is imported.
 EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "array_record": "train",
         "av": "video",
         "got10k": "got10k",
         "grain": "train",
+        "jinja2": "eval",
         "libtpu": "plan",
         "matplotlib": "eval",
         "optax": "train",
@@ -24,7 +25,6 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "trax": "vot",
     }
 )
-"""Extras by the name under which the package is imported."""
 
 
 def install_line(extra: str) -> str:
@@ -50,7 +50,5 @@ def _origin() -> str | None:
     if text is None:
         return None
     origin = json.loads(text)
-    repository = origin.get("vcs_info")
-    if repository is None:
-        return str(origin["url"])
-    return f"{repository['vcs']}+{origin['url']}@{repository['commit_id']}"
+    url, repository = str(origin["url"]), origin.get("vcs_info")
+    return url if repository is None else f"{repository['vcs']}+{url}@{repository['commit_id']}"

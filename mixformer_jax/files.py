@@ -10,11 +10,7 @@ _SUFFIXES_KEPT = (".mp4", ".avi")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Puts a file in place in one step, so that a reader or a restart never sees half of it.
-
-    Raises:
-        OSError: a full disk, a read-only folder, ...; it names `path`, and nothing is left beside it.
-    """
+    """Puts a file in place in one step, so that a reader or a restart never sees half of it; see `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -23,12 +19,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def whole_file(path: Path, tag: str = "") -> Iterator[Path]:
     """A hidden place beside `path` to write to; it takes that name at the end, or goes where the writing fails.
 
-    Args:
-        path: the file to be.
-        tag: tells writers apart where several may write the same file at once.
-
-    Raises:
-        OSError: what the writing meets; it names `path`.
+    `tag` tells writers apart where several may write the same file at once. Raises OSError that names `path`.
     """
     # A fixed name: what a killed run left behind is overwritten by the next one.
     temporary = path.with_name(f".{path.name}{tag}.part")
@@ -46,9 +37,7 @@ def whole_file(path: Path, tag: str = "") -> Iterator[Path]:
 def named_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Gives errors of the system the name of the file that is being written; a full disk tells none by itself.
 
-    Args:
-        path: the file.
-        temporary: its name until it is complete, of which nobody else knows.
+    `temporary` is its name until it is complete, of which nobody else knows.
     """
     try:
         yield
@@ -98,7 +87,6 @@ class Part:
             ) from None
 
     def discard(self) -> None:
-        """Leaves nothing."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 

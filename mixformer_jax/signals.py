@@ -1,12 +1,11 @@
 """Ctrl-C and SIGTERM: a program notes them, and ends where nothing is lost. Imports nothing but the standard library.
 
 No exception is raised from a handler: JAX swallows one that arrives in its callbacks, or crashes. A thread hears of
-signals even while the main thread compiles or computes, and what it does depends on what the program is at:
+signals even while the main thread compiles or computes:
 
-- nothing to save (it imports, reads, compiles): the process ends at once;
-- inside `StopSignals.saving`: the signal is noted, and a loop that asks between two steps (`check`, `asked`) saves and
-  leaves in its own time. Where none has asked after so many seconds, what `saving` was given is done, and the process
-  ends;
+- outside `StopSignals.saving` there is nothing to save, and the process ends at once;
+- inside, a loop that asks between two steps (`check`, `asked`) saves and leaves in its own time; where none has asked
+  in the given seconds, `finish` is called, and the process ends;
 - a second signal within `SAME_S` seconds is the first one again (GNU `timeout` sends it to the process and to its
   group); a later one ends the process at once. Files are whole even then.
 
@@ -26,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 SAME_S = 2.0
@@ -34,25 +33,12 @@ _ASKING_S = 0.05  # how often the thread looks whether the loop has asked
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal, raised by the loop that asked for it.
-
-    Attributes:
-        number: the signal.
-        status: with which shells report a program that ended by it.
-        word: what happened to the program.
-    """
+    """A signal, raised by the loop that asked for it; `status` is the exit status of a program that it ended."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number, self.status = signal.Signals(number), 128 + number
         self.word = "terminated" if number == signal.SIGTERM else "interrupted"
-
-
-class _Saving(NamedTuple):
-    """How long a signal may wait for the loop, and what to do where it waited in vain."""
-
-    seconds: float
-    finish: Callable[[], str]
 
 
 class StopSignals:
@@ -65,7 +51,7 @@ class StopSignals:
         """Prepares to listen.
 
         Args:
-            program: the name of a program that may end at once, for its last words. None: a library's call, which ends
+            program: name of a program that may end at once, for its last words. None: a library's call, which ends
                 nothing but itself: a signal that nobody asked for, and a second one, act as before.
             advice: what the user of the program may do then.
         """
@@ -73,7 +59,7 @@ class StopSignals:
         self._received: int | None = None
         self._since = 0.0
         self._asked = False
-        self._saving = [_Saving(0.0, str)]
+        self._saving: list[tuple[float, Callable[[], str]]] = [(0.0, str)]
         self._before: dict[int, object] = {}
 
     def asked(self) -> int:
@@ -88,13 +74,11 @@ class StopSignals:
 
     @contextlib.contextmanager
     def saving(self, seconds: float = math.inf, finish: Callable[[], str] = str) -> Iterator[None]:
-        """There is something to save: a signal waits for the loop.
+        """There is something to save: a signal waits so many seconds for the loop, which may be compiling a step.
 
-        Args:
-            seconds: so long. A compilation in a step may keep the loop from asking.
-            finish: is called then, in another thread; returns what to tell the user.
+        Then `finish` is called, in another thread; it returns what to tell the user.
         """
-        self._saving.append(_Saving(seconds, finish))
+        self._saving.append((seconds, finish))
         try:
             yield
         finally:
@@ -151,9 +135,9 @@ class StopSignals:
                         return
                     if any(self._note(number) for number in numbers if number in NUMBERS):
                         self._leave(str)
-                saving = self._saving[-1]
-                if self._received is not None and not self._asked and time.monotonic() - self._since >= saving.seconds:
-                    self._leave(saving.finish)
+                seconds, finish = self._saving[-1]
+                if self._received is not None and not self._asked and time.monotonic() - self._since >= seconds:
+                    self._leave(finish)
 
     def _leave(self, finish: Callable[[], str]) -> NoReturn:
         stopped, told = Stopped(self._received or signal.SIGTERM), ""
@@ -208,8 +192,8 @@ def listening() -> Iterator[StopSignals]:
 
 @contextlib.contextmanager
 def blocked(*numbers: int) -> Iterator[None]:
-    """Processes that are started inside never get these signals (none given: all of `NUMBERS`), which terminals and
-    `timeout` send to the whole group; what becomes of it is for the parent to decide. SIGKILL ends them all the same.
+    """Processes started inside never get these signals (none given: all of `NUMBERS`), which terminals and `timeout`
+    send to the whole group: the parent decides.
     """
     # Python's tracker of shared memory unblocks signals as it starts, which is with the first process otherwise. What a
     # process that ends at once has left it clears, and need not say so.

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: types and ranges are declared beside the fields, and checked in this one place.
+"""Settings as frozen dataclasses: types and ranges are declared beside the fields, and checked here alone.
 
     @dataclasses.dataclass(frozen=True)
     class Run(TypedSettings):
@@ -6,8 +6,7 @@
         decay_at: Share = 0.8
         mesh: tuple[int, ...] = (-1, 1, 1)
 
-Values are taken strictly, so that a slip is met before it is trained on: a count is no 12.0 and no True, and a number
-is finite. A whole number does where any number does.
+Values are taken strictly: 12.0 or True is no count, a number is finite; a whole number does where any number does.
 """
 
 import dataclasses
@@ -23,6 +22,7 @@ _INT_LIMIT = 2**31  # what JAX's whole numbers hold
 _UNIONS = (typing.Union, types.UnionType)
 
 Record = TypeVar("Record")
+Settings = TypeVar("Settings", bound="TypedSettings")
 
 
 class ConfigError(ValueError):
@@ -58,57 +58,68 @@ ShareBelowOne = Annotated[float, Range(0, 1, open_most=True)]
 ShareAboveZero = Annotated[float, Range(0, 1, open_least=True)]
 InnerShare = Annotated[float, Range(0, 1, open_least=True, open_most=True)]
 
-# Of crops, in trackers and data alike. A weights file's header is checked against the upper ends, too: they are
-# beyond what anybody trains, and within what a machine can try.
+# Of crops, in trackers and data alike. Upper ends, for headers of files: beyond what anybody trains, within what a
+# machine can try.
 CropSide = Annotated[int, Range(16, 2048)]
 CropFactor = Annotated[float, Range(1, 32)]
 OnlineTemplates = Annotated[int, Range(0, 64)]
 
 
+def refuse(cases: Mapping[str, object]) -> None:
+    """Raises ConfigError with the first text whose condition holds."""
+    for text, holds in cases.items():
+        if holds:
+            raise ConfigError(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class TypedSettings:
-    """A record of settings; whatever makes one, it has values of the declared types and ranges."""
+    """A record of settings; whatever makes one, it has values of the declared types and ranges.
+
+    `section` is where a subclass stands in configs and file headers, for messages.
+    """
+
+    section = ""
 
     def __post_init__(self) -> None:
-        """Checks all fields.
-
-        Raises:
-            ConfigError: the first value that is of another type or out of its range.
-        """
+        """Raises ConfigError for the first value that is of another type or out of its range."""
         for name, hint in _hints(type(self)).items():
             object.__setattr__(self, name, _checked(hint, getattr(self, name), name))
 
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls: type[Settings], values: Any) -> Settings:
+        """See `dataclass_from_mapping`."""
+        return dataclass_from_mapping(cls, values, cls.section)
+
 
 def dataclass_from_mapping(record_type: type[Record], values: Any, section: str = "") -> Record:
-    """Builds a settings record, sections within it included.
+    """Builds a settings record, sections within it included; lists count as tuples.
 
     Args:
         record_type: a `TypedSettings`.
-        values: a mapping by name; lists count as tuples.
+        values: a mapping by name.
         section: where the values stand, such as `data.mix`, for messages.
 
     Raises:
-        ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, values of another type
-            or out of their range, or where the record itself refuses a value.
+        ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, or refused values.
     """
     fields = dataclasses.fields(record_type)  # type: ignore[arg-type]
-    known = [field.name for field in fields]
+    known, title = [field.name for field in fields], section or record_type.__name__
     if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{section or record_type.__name__} is {values!r}; expected a section with {', '.join(known)}"
-        )
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        hints = []
-        for key in unknown:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+        raise ConfigError(f"{title} is {values!r}; expected a section with {', '.join(known)}")
+    hints = []
+    for key in (key for key in values if key not in known):
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    if hints:
         raise ConfigError(f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}")
     needed = [field.name for field in fields if default_of(field) is dataclasses.MISSING and field.name not in values]
     if needed:
-        raise ConfigError(f"{section or record_type.__name__} lacks {', '.join(needed)}")
-    prefix = f"{section}." if section else ""
-    types_of = _hints(record_type)
+        raise ConfigError(f"{title} lacks {', '.join(needed)}")
+    prefix, types_of = f"{section}." if section else "", _hints(record_type)
     return record_type(**{key: _checked(types_of[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 

@@ -1,11 +1,8 @@
-"""Affine views: the one map from a source image to a training crop.
+"""Affine views: the one map from a source image to a training crop, and the box of the target under that very map.
 
-A training crop is a single `cv2.warpAffine` of a pooled image. The map is built here, so that flip, aspect,
-rotation, scale and position all meet in one matrix, and the box of the target is computed from that very
-matrix.
-
-Coordinates are continuous: pixel i covers [i, i + 1), as an `xywh` box in whole pixels does.
-`cv2.warpAffine` counts from pixel centres instead; `warp` is the only place that knows.
+Flip, aspect, rotation, scale and position meet in one matrix, for a single `cv2.warpAffine` of a pooled image.
+Coordinates are continuous: pixel i covers [i, i + 1), as an `xywh` box in whole pixels does. That `cv2.warpAffine`
+counts from pixel centres is known to `warp` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from mixformer_jax.typed_settings import (
-    ConfigError,
     CropFactor,
     CropSide,
     LogStrength,
@@ -28,6 +24,7 @@ from mixformer_jax.typed_settings import (
     OnlineTemplates,
     Range,
     TypedSettings,
+    refuse,
 )
 
 
@@ -37,12 +34,11 @@ class UnusableSampleError(ValueError):
 
 @dataclass(frozen=True)
 class CropConfig(TypedSettings):
-    """Sizes and jitter of template and search crops.
+    """Sizes and jitter of template and search crops; a factor is the side of the crop over sqrt(w * h) of the target.
 
-    A factor is the side of the crop over sqrt(w * h) of the target. The jitters are the official trainer's:
-    the target size is multiplied per axis by exp(N(0, 1) * scale_jitter), the crop centre moves uniformly
-    within +-0.5 * centre_jitter * sqrt(w * h) of that jittered size. With centre_jitter <= search_factor the
-    target's centre stays inside the crop. The template has no jitter.
+    The jitters of the search crop are the official trainer's: the target size is multiplied per axis by
+    exp(N(0, 1) * scale_jitter), the crop centre moves uniformly within +-0.5 * centre_jitter * sqrt(w * h) of that
+    jittered size. With centre_jitter <= search_factor the target's centre stays inside the crop.
     """
 
     template_size: CropSide = 64
@@ -58,11 +54,9 @@ class CropConfig(TypedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.centre_jitter > self.search_factor:
-            raise ConfigError(
-                f"centre_jitter {self.centre_jitter} is larger than search_factor {self.search_factor}: "
-                "the target would leave the search crop; lower centre_jitter"
-            )
+        larger = f"centre_jitter {self.centre_jitter} is larger than search_factor {self.search_factor}"
+        leaves = f"{larger}: the target would leave the search crop; lower centre_jitter"
+        refuse({leaves: self.centre_jitter > self.search_factor})
 
     @property
     def slots(self) -> int:
@@ -116,8 +110,7 @@ def target_view(
     size: int,
     placement: Placement = CENTRED,
 ) -> View:
-    """The view of a target whose outline is deformed by `linear` and then cropped `factor` times its size
-    around it.
+    """The view of a target whose outline is deformed by `linear`, then cropped `factor` times its size around it.
 
     The box is the exact bound of the deformed outline.
     """
@@ -127,24 +120,20 @@ def target_view(
     side = math.sqrt(width_height[0] * width_height[1]) * placement.zoom
     crop_centre = (low + high) / 2 + np.asarray(placement.offset_xy) * side
     scale = size / (side * factor)
-    matrix = np.empty((2, 3))
-    matrix[:, :2] = linear * scale
-    matrix[:, 2] = size / 2 - crop_centre * scale
+    matrix = np.column_stack([linear * scale, size / 2 - crop_centre * scale])
     centre = ((low + high) / 2 - crop_centre) * scale / size + 0.5
     box_cxcywh = np.concatenate([centre, width_height * scale / size]).astype(np.float32)
     return View(matrix, box_cxcywh)
 
 
 def check_target(box_cxcywh: Float32[np.ndarray, "4"], crops: CropConfig) -> None:
-    """Raise UnusableSampleError unless the target's centre is inside the search crop and its sides are long
-    enough."""
+    """Raises UnusableSampleError unless the target's centre is inside the search crop and its sides are long enough."""
     cx, cy, w, h = (float(v) for v in box_cxcywh)
     if not (0 <= cx <= 1 and 0 <= cy <= 1):
         raise UnusableSampleError(f"target centre ({cx:.2f}, {cy:.2f}) outside the search crop")
-    if min(w, h) * crops.search_size < crops.min_target_pixels:
-        raise UnusableSampleError(
-            f"target of {w * crops.search_size:.1f} x {h * crops.search_size:.1f} px in the search crop"
-        )
+    size = crops.search_size
+    if min(w, h) * size < crops.min_target_pixels:
+        raise UnusableSampleError(f"target of {w * size:.1f} x {h * size:.1f} px in the search crop")
 
 
 def seen_share(matrix: Float64[np.ndarray, "2 3"], size: int, width_height: tuple[int, int] | np.ndarray) -> float:
@@ -157,8 +146,7 @@ def seen_share(matrix: Float64[np.ndarray, "2 3"], size: int, width_height: tupl
 
 
 def pyramid(image: UInt8[np.ndarray, "h w c"], levels: int = 3) -> tuple[np.ndarray, ...]:
-    """The image and its halvings (area averages), so that a strongly shrunk view needs no more than one
-    bilinear look-up."""
+    """The image and its halvings (area averages), so that a strongly shrunk view needs but one bilinear look-up."""
     chain = [image]
     while len(chain) < levels and min(chain[-1].shape[:2]) >= 32:
         height, width = chain[-1].shape[:2]
@@ -173,12 +161,10 @@ def warp(
     finer: int = 0,
     border: int = cv2.BORDER_CONSTANT,
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Render one view of an image pyramid; `matrix` maps the finest level to the output (continuous
-    coordinates).
+    """Renders one view of an image pyramid; `matrix` maps the finest level to the output (continuous coordinates).
 
-    The level is the coarsest that still has the output's resolution. `finer` steps towards the full image:
-    the view is then aliased, as the tracker's own crops of large targets are (they are cut with plain
-    bilinear resizing).
+    The level is the coarsest that still has the output's resolution; with `finer` steps towards the full image the view
+    is aliased, as the tracker's own crops of large targets are (plain bilinear resizing).
     """
     scale = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
     level = min(max(math.floor(-math.log2(scale)) - finer, 0), len(levels) - 1)

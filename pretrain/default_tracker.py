@@ -20,8 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-from mixformer_jax.cli.console import CONFIG_PREFIX, parse_arguments
-from mixformer_jax.config_files import CONFIGS
+from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.config_files import CONFIG_PREFIX, CONFIGS
 from mixformer_jax.signals import Stopped, StopSignals, check
 
 ADVICE = "the same command goes on where this one was"

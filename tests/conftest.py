@@ -56,6 +56,7 @@ _SLOW_FILES = (
     "training/test_sharding.py",
     "models/test_parity.py",
     "datasets/test_rendering.py",
+    "datasets/test_scenes.py",
     "training/test_device_rendering.py",
     "evaluation/test_workers.py",
     "tracking/test_parity.py",

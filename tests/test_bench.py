@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from mixformer_jax.cli.bench import COLUMNS, Timing, append_row, device_name, measure, table
+from mixformer_jax.cli.bench import COLUMNS, Timing, device_name, measure
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.text_tables import append_rows, markdown
 from mixformer_jax.tracking.tracker import Tracker
 
 DATE = datetime.date(2026, 1, 2)
@@ -30,7 +31,7 @@ def test_measure():
 
 
 def test_table():
-    header, rule, row = table(TIMING, DATE).splitlines()
+    header, rule, row = markdown([COLUMNS, TIMING.cells(DATE)]).splitlines()
     assert header == "| " + " | ".join(COLUMNS) + " |"
     assert rule.count("---") == len(COLUMNS) == row.count(" | ") + 1
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -39,13 +40,18 @@ def test_table():
     assert cells[11] == jax.__version__
 
 
-def test_append_makes_the_table_once(tmp_path):
-    path, markdown = tmp_path / "docs" / "benchmarks.md", table(TIMING, DATE)
-    row = markdown.splitlines()[2]
-    append_row(path, markdown)
-    append_row(path, markdown)
-    assert path.read_text() == f"# Benchmarks\n\n{markdown}{row}\n"
-    path.write_text(f"{path.read_text()}\nWords below, then no table.\n\n")
-    append_row(path, markdown)
-    assert path.read_text().endswith(f"{row}\n\nWords below, then no table.\n\n{markdown}")
+def test_rows_are_added_to_the_table_that_is_there(tmp_path):
+    path, row = tmp_path / "benchmarks.md", TIMING.cells(DATE)
+    table = markdown([COLUMNS, row])
+    line = table.splitlines()[2]
+    append_rows(path, COLUMNS, [row])
+    append_rows(path, COLUMNS, [row])
+    assert path.read_text() == f"# Benchmarks\n\n{table}{line}\n"
+    path.write_text(f"{path.read_text()}\nWords below, then a table of other columns.\n\n| a |\n|---|\n| 1 |\n")
+    append_rows(path, COLUMNS, [row])
+    append_rows(path, ["a"], [["2"]])
+    other = "| a |\n|---|\n| 1 |\n| 2 |\n"
+    assert path.read_text() == (
+        f"# Benchmarks\n\n{table}{line}\n{line}\n\nWords below, then a table of other columns.\n\n{other}"
+    )
     assert [p.name for p in path.parent.iterdir()] == ["benchmarks.md"]

@@ -364,20 +364,20 @@ def test_configs_are_listed_and_printed(capsys):
 
 
 def commands(capsys) -> list[str]:
-    """All that `mixformer --help` and `mixformer data --help` name."""
+    """All that `mixformer --help` and the help of its groups name."""
     found = []
-    for group in ([], ["data"]):
+    for group in ([], ["data"], ["toolkit"]):
         with pytest.raises(SystemExit):
             cli.main([*group, "--help"])
         found += [
             " ".join([*group, name]) for name in re.findall(r"^    ([a-z]+)\b", capsys.readouterr().out, re.MULTILINE)
         ]
-    return [name for name in found if name != "data"]
+    return [name for name in found if name not in ("data", "toolkit")]
 
 
 def test_every_command_s_help_shows_an_example(capsys):
     names = commands(capsys)
-    assert {"track", "evaluate", "report", "pack", "train", "configs", "data check"} <= set(names)
+    assert {"track", "evaluate", "report", "pack", "train", "configs", "data check", "toolkit vot"} <= set(names)
     for name in names:
         with pytest.raises(SystemExit) as end:
             cli.main([*name.split(), "--help"])

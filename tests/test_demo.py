@@ -7,7 +7,7 @@ import pytest
 
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli import demo
-from mixformer_jax.cli.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, run_demo
+from mixformer_jax.cli.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, track_demo
 from mixformer_jax.media.images import read_image
 from mixformer_jax.media.video import OutputError, open_source
 from mixformer_jax.tracking.tracker import Tracked
@@ -109,7 +109,7 @@ class Following:
 
 
 def test_demo_leaves_its_files(clip, tmp_path):
-    report = run_demo(Following(clip.boxes_xywh), tmp_path / "new")
+    report = track_demo(Following(clip.boxes_xywh), tmp_path / "new")
     names = {"demo.mp4", "boxes.txt", "groundtruth.txt", "demo.png"}
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
     assert open_source(report.recording.video).num_frames == 300
@@ -124,7 +124,7 @@ def test_demo_leaves_its_files(clip, tmp_path):
 
 
 def test_interrupted_demo_reports_what_it_has(clip, tmp_path):
-    report = run_demo(Following(clip.boxes_xywh, interrupt_at=4), tmp_path)
+    report = track_demo(Following(clip.boxes_xywh, interrupt_at=4), tmp_path)
     assert isinstance(report.recording.stopped_by, KeyboardInterrupt)
     assert len(report.recording.boxes_xywh) == 4 and 0.5 < report.mean_iou < 1
     assert report.picture.exists()
@@ -133,7 +133,7 @@ def test_interrupted_demo_reports_what_it_has(clip, tmp_path):
 def test_folder_that_cannot_be_written(clip, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write"):
-        run_demo(Following(clip.boxes_xywh), tmp_path / "file")
+        track_demo(Following(clip.boxes_xywh), tmp_path / "file")
 
 
 def test_missing_photographs_name_the_extra(monkeypatch):

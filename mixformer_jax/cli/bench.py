@@ -1,5 +1,6 @@
-"""Where the time of a frame goes: decode, crop, model, rest; measured on the demo clip as a video file."""
+"""`mixformer bench`: decode, crop, model and rest of a frame, measured on the demo clip as a video file."""
 
+import argparse
 import datetime
 import os
 import platform
@@ -13,9 +14,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, positive, read_size
 from mixformer_jax.cli.demo import render_demo_clip
-from mixformer_jax.files import write_atomically
 from mixformer_jax.media.video import VideoWriter, open_source, prepare_output
+from mixformer_jax.text_tables import append_rows, markdown
 from mixformer_jax.tracking.step import TrackState
 from mixformer_jax.tracking.tracker import Tracker
 
@@ -24,6 +26,29 @@ COLUMNS = (
     *("date", "model", "dtype", "device", "video"),
     *("decode ms", "crop ms", "model ms", "rest ms", "FPS", "warm-up s", "jax"),
 )
+
+
+def add_bench(parser: Parser) -> None:
+    """The arguments of `mixformer bench`."""
+    parser.describe(run_bench, "--model mixvit_b --frames 50")
+    add_model_arguments(parser, with_sizes=True)
+    parser.add_argument("--frames", type=positive, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
+    parser.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Measures where the time of a frame goes."""
+    size = read_size(args.size, least=16)
+    file = None if args.append is None else prepare_output(args.append)
+    timing = measure(load_model(args), args.frames, size, progress=True)
+    row = timing.cells(datetime.date.today())
+    print(f"{timing.device}; warm-up (compilation and first steps): {timing.warm_up_s:.1f} s, not counted below")
+    print(markdown([COLUMNS, row]), end="")
+    if file is not None:
+        append_rows(file, COLUMNS, [row])
+        print(f"added to {file}")
+    return 0
 
 
 class Timing(NamedTuple):
@@ -52,6 +77,15 @@ class Timing(NamedTuple):
     rest_ms: float
     fps: float
     warm_up_s: float
+
+    def cells(self, date: datetime.date) -> tuple[str, ...]:
+        """A row of `COLUMNS`."""
+        parts = (self.decode_ms, self.crop_ms, self.model_ms, self.rest_ms)
+        return (
+            *(date.isoformat(), self.model, self.dtype, self.device, f"{self.size[1]}x{self.size[0]}"),
+            *(f"{value:.2f}" for value in parts),
+            *(f"{self.fps:.1f}", f"{self.warm_up_s:.1f}", jax.__version__),
+        )
 
 
 def measure(
@@ -128,39 +162,12 @@ def device_name(device: jax.Device) -> str:
     """What the device is called by its maker; for a CPU with the number of cores this process may use."""
     if device.platform != "cpu":
         return device.device_kind
-    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(models or [platform.processor() or platform.machine()])[0]}, {num_cores()} cores"
 
 
-def table(timing: Timing, date: datetime.date) -> str:
-    """Header, rule and one row in Markdown."""
-    row = (
-        date.isoformat(),
-        timing.model,
-        timing.dtype,
-        timing.device,
-        f"{timing.size[1]}x{timing.size[0]}",
-        *(f"{value:.2f}" for value in (timing.decode_ms, timing.crop_ms, timing.model_ms, timing.rest_ms)),
-        f"{timing.fps:.1f}",
-        f"{timing.warm_up_s:.1f}",
-        jax.__version__,
-    )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), row)) + "\n"
-
-
-def append_row(path: str | Path, markdown: str) -> None:
-    """Adds the last line of a table to a file that ends in the same table, else the whole table."""
-    path = prepare_output(path)
-    text = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
-    text = text.rstrip("\n") + "\n"
-    header, _rule, row = markdown.splitlines()
-    last_table = text.rpartition("\n\n")[2]
-    text += f"{row}\n" if last_table.startswith(header) else f"\n{markdown}"
-    write_atomically(path, text)
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,20 +1,21 @@
-"""What the commands share: parsers of arguments and their help, exit statuses, tables and messages."""
+"""What the commands share: parsers of arguments, the choice of a model, exit statuses, tables and messages."""
 
 import argparse
 import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import mixformer_jax
+from mixformer_jax.config_files import CONFIG_PREFIX, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.signals import Stopped
 
 SAYS_NO = 1
 USER_ERROR = 2
-CONFIG_PREFIX = "--config."
-TRACKER_PREFIX = "--tracker."
+WEIGHTS = "name, run folder, .safetensors file or official checkpoint (default: the embedded tracker)"
 OVERRIDES = {
     CONFIG_PREFIX: "--config.SECTION.SETTING=VALUE changes a setting of the config.",
     TRACKER_PREFIX: "--tracker.SETTING=VALUE changes a setting of the tracker.",
@@ -28,12 +29,37 @@ class UsageError(ValueError):
 class Parser(argparse.ArgumentParser):
     """Complains by `UsageError`.
 
-    Attributes:
-        fill: adds the arguments when the command line is parsed, so that what they need is imported only by those who
-            use the command. None: they are there.
+    `fill` adds the arguments when the command line is parsed: what they need is imported only for the command in use.
     """
 
-    fill: Callable[[argparse.ArgumentParser], None] | None = None
+    fill: Callable[["Parser"], None] | None = None
+
+    def describe(
+        self,
+        run: Callable[[argparse.Namespace], int],
+        *examples: str,
+        overrides: str | None = None,
+        about: str | None = None,
+    ) -> None:
+        """Makes this the parser of a command.
+
+        Args:
+            run: does it; returns the exit status.
+            examples: arguments, as they stand behind the name of the command.
+            overrides: CONFIG_PREFIX or TRACKER_PREFIX, where settings can be changed by dotted name.
+            about: more for the help.
+        """
+        shown = "".join(f"\n  {self.prog} {example}".rstrip() for example in examples)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.description = "\n\n".join(filter(None, (self.description, about)))
+        self.epilog = "\n\n".join(filter(None, (OVERRIDES.get(overrides or ""), f"examples:{shown}")))
+        self.set_defaults(run=run, override_prefix=overrides)
+
+    def add_commands(self, commands: Mapping[str, tuple[str, Callable[["Parser"], None]]]) -> None:
+        """Adds commands: by name, a sentence for the list and what fills the command's own parser."""
+        added = self.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+        for name, (text, fill) in commands.items():
+            added.add_parser(name, help=text, description=text, allow_abbrev=False).fill = fill
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, once all arguments are there."""
@@ -45,49 +71,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises `UsageError`."""
         raise UsageError(f"{message}; see {self.prog} --help")
-
-
-class Commands:
-    """The commands of a parser, each with help that shows examples."""
-
-    def __init__(self, parser: Parser) -> None:
-        self._prog = parser.prog
-        self._added = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-
-    def __call__(
-        self,
-        name: str,
-        run: Callable[[argparse.Namespace], int],
-        text: str,
-        *examples: str,
-        overrides: str | None = None,
-        about: str = "",
-    ) -> Parser:
-        """Adds one.
-
-        Args:
-            name: of the command.
-            run: what it does; returns the exit status.
-            text: a sentence for the list of commands.
-            examples: arguments, as they stand behind the name of the command.
-            overrides: CONFIG_PREFIX or TRACKER_PREFIX, where settings can be changed by dotted name.
-            about: more for the command's help.
-        """
-        shown = "".join(f"\n  {self._prog} {name} {example}".rstrip() for example in examples)
-        added = self._added.add_parser(
-            name,
-            help=text,
-            description="\n\n".join(filter(None, (text, about))),
-            epilog="\n\n".join(filter(None, (OVERRIDES.get(overrides or ""), f"examples:{shown}"))),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        added.set_defaults(run=run, override_prefix=overrides)
-        return added
-
-    def group(self, name: str, text: str) -> Parser:
-        """Adds one that has commands of its own."""
-        return self._added.add_parser(name, help=text, description=text, allow_abbrev=False)
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -108,10 +91,65 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
     return args
 
 
-def silence_decoders() -> None:
-    """A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+def positive(text: str) -> int:
+    """A whole number from 1 on; a type for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def positives(text: str) -> tuple[int, ...]:
+    """Such numbers, separated by commas."""
+    return tuple(positive(number) for number in text.split(","))
+
+
+def add_config_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --config."""
+    parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, with_sizes: bool = False) -> None:
+    """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
+    dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--weights", metavar="W", help=WEIGHTS)
+    if with_sizes:
+        sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
+        group.add_argument("--model", metavar="NAME", help=sizes_help)
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The tracker that the arguments of `add_model_arguments` name, with the settings that the user changes."""
+    if getattr(args, "model", None) is None:
+        tracker = for_the_user(ValueError, mixformer_jax.load, args.weights, device=args.device, dtype=args.dtype)
+    else:
+        from mixformer_jax.tracking.tracker import Tracker
+
+        tracker = for_the_user(ValueError, Tracker.random, args.model, args.device, dtype=args.dtype)
+    if not args.overrides:
+        return tracker
+    return tracker.with_settings(**parse_overrides(args.overrides, tracker.settings.to_dict(), TRACKER_PREFIX))
+
+
+def read_box(text: str, size: tuple[int, int]) -> Any:
+    """The box that --box marks in a frame of (height, width)."""
+    from mixformer_jax.boxes import check_box_xywh
+
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--box {text}: expected four numbers X,Y,W,H in pixels") from None
+    return for_the_user(ValueError, check_box_xywh, numbers, size)
+
+
+def read_size(text: str, least: int = 1) -> tuple[int, int]:
+    """(height, width) of --size WIDTHxHEIGHT."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) >= least):
+        raise UsageError(f"--size {text}: expected WIDTHxHEIGHT, such as 640x360, and {least} or more each")
+    return int(height), int(width)
 
 
 def print_table(lines: Sequence[tuple[str, str]]) -> None:
@@ -126,16 +164,29 @@ def complain(message: str) -> int:
     return USER_ERROR
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 on; a type for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
+def tell_stopped(stopped: Stopped, kept: str | None = None, program: str = "mixformer") -> int:
+    """Says that a signal ended the command, and what is kept; returns the exit status."""
+    print(f"{program}: {stopped.word}" + (f"; {kept}" if kept else ""), file=sys.stderr)
+    return stopped.status
 
 
-def positives(text: str) -> tuple[int, ...]:
-    """Such numbers, separated by commas."""
-    return tuple(positive(number) for number in text.split(","))
+def is_for_the_user(error: Exception) -> bool:
+    """Errors of our own classes and of the file system are messages; others are bugs, with a traceback."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == mixformer_jax.__name__
+
+
+def for_the_user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function whose errors of this builtin kind are about what the user typed."""
+    try:
+        return function(*args, **kwargs)
+    except kind as error:
+        raise error if is_for_the_user(error) else UsageError(str(error)) from error
+
+
+def silence_decoders() -> None:
+    """A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it."""
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 @contextlib.contextmanager
@@ -161,22 +212,3 @@ def timed(what: str) -> Iterator[None]:
         finally:
             done.set()
             ticking.join()
-
-
-def tell_stopped(stopped: Stopped, kept: str | None = None) -> int:
-    """Says that a signal ended the command, and what is kept; returns the exit status."""
-    print(f"mixformer: {stopped.word}" + (f"; {kept}" if kept else ""), file=sys.stderr)
-    return stopped.status
-
-
-def is_for_the_user(error: Exception) -> bool:
-    """Errors of our own classes and of the file system are messages; others are bugs, with a traceback."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == mixformer_jax.__name__
-
-
-def for_the_user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function whose errors of this builtin kind are about what the user typed."""
-    try:
-        return function(*args, **kwargs)
-    except kind as error:
-        raise error if is_for_the_user(error) else UsageError(str(error)) from error

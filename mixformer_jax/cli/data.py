@@ -1,7 +1,4 @@
-"""`mixformer data check`, `pack`, `pool` and `show`: what they take on the command line, and what they print.
-
-Imports stay inside the commands, as in `cli`.
-"""
+"""`mixformer data check`, `pack`, `pool` and `show`: data sets and training samples."""
 
 import argparse
 import os
@@ -9,71 +6,47 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixformer_jax.cli.console import CONFIG_PREFIX, Commands, Parser, positive, print_table
+from mixformer_jax.cli.console import Parser, add_config_argument, positive, print_table
+from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
 
 SHOWN_FAULTS = 50
+# Options of `pool` with the defaults of `data.pool.folder.PoolFolderConfig`.
+POOL = {
+    "target_side": (40.0, "larger targets of videos are shrunk to this side, sqrt(w * h)"),
+    "context": (10.0, "side of what is kept around them, in sides of the target"),
+    "max_frames": (96, "of a sequence, evenly in time"),
+    "photo_side": (256, "photographs are shrunk until their longer side is at most this"),
+    "cutout_side": (64.0, "cut-outs likewise, sqrt(w * h)"),
+    "quality": (70, "of the WebP pictures"),
+}
 
 
-def add_data_commands(parser: Parser) -> None:
-    """Gives the parser of `mixformer data` its commands."""
-    command = Commands(parser)
-
-    check = command(
-        "check",
-        run_check,
-        "Look at every annotation and frame of a data set; the status tells of faults.",
-        "GOT-10k --dataset got10k --split vottrain",
-    )
-    _add_dataset(check)
-
-    pack = command(
-        "pack",
-        run_pack,
-        "Cut what training can see of a data set, once, into shards that are fast to read.",
-        "GOT-10k packed/got10k --dataset got10k --split vottrain",
-    )
-    _add_dataset(pack)
-    pack.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; packing goes on where it stopped")
-    pack.add_argument("--target-side", type=float, default=80.0, metavar="PX", help=_SIDE)
-    pack.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: %(default)s)")
-    pack.add_argument("--lossless", action="store_true", help="PNGs of full resolution; several times as large")
-
-    pool = command(
-        "pool",
-        run_pool,
-        "Shrink videos/ and images/ into a few small files; data.root can name them, too.",
-        "shared/data pool",
-    )
-    pool.add_argument("root", type=Path, metavar="ROOT", help="holds videos/ and images/, or one of them")
-    pool.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    # The defaults are those of `pool_folder.PoolFolderConfig`.
-    for name, default, text in (
-        ("target-side", 40.0, "larger targets of videos are shrunk to this side, sqrt(w * h)"),
-        ("context", 10.0, "side of what is kept around them, in sides of the target"),
-        ("max-frames", 96, "of a sequence, evenly in time"),
-        ("photo-side", 256, "photographs are shrunk until their longer side is at most this"),
-        ("cutout-side", 64.0, "cut-outs likewise, sqrt(w * h)"),
-        ("quality", 70, "of the WebP pictures"),
-    ):
-        pool.add_argument(
-            f"--{name}", type=type(default), default=default, metavar="N", help=f"{text} (default: %(default)s)"
-        )
-
-    show = command(
-        "show",
-        run_show,
-        "Draw training samples with their boxes on one sheet.",
-        "--config mixvit_tiny --count 32",
-        overrides=CONFIG_PREFIX,
-    )
-    show.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
-    show.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="default: %(default)s")
-    show.add_argument("--count", type=positive, default=16, metavar="N", help="samples (default: %(default)s)")
-    show.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")
-    show.add_argument("--columns", type=positive, default=4, metavar="N", help="default: %(default)s")
+def add_data(parser: Parser) -> None:
+    """The commands of `mixformer data`."""
+    commands = {
+        "check": ("Look at every annotation and frame of a data set; the status tells of faults.", _add_check),
+        "pack": ("Cut what training can see of a data set, once, into shards that are fast to read.", _add_pack),
+        "pool": ("Shrink videos/ and images/ into a few small files; data.root can name them, too.", _add_pool),
+        "show": ("Draw training samples with their boxes on one sheet.", _add_show),
+    }
+    parser.add_commands(commands)
 
 
-_SIDE = "larger targets are shrunk to this side, sqrt(w * h) (default: %(default)s)"
+def _add_dataset(parser: Parser) -> None:
+    parser.add_argument("root", type=Path, metavar="ROOT", help="its folder, in the published layout")
+    dataset_help = "how to read it: got10k, lasot, coco, folder, ..."
+    parser.add_argument("--dataset", required=True, metavar="D", help=dataset_help)
+    parser.add_argument("--split", metavar="S", help="a published part of it, such as vottrain, train or test")
+    parser.add_argument("--list", type=Path, dest="list_file", metavar="FILE", help="sequences to take, one a line")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=positive, default=cores, metavar="N", help="default: %(default)s")
+    faults_help = "to print (default: %(default)s)"
+    parser.add_argument("--faults", type=positive, default=SHOWN_FAULTS, metavar="N", help=faults_help)
+
+
+def _add_check(parser: Parser) -> None:
+    parser.describe(run_check, "GOT-10k --dataset got10k --split vottrain")
+    _add_dataset(parser)
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -89,6 +62,16 @@ def run_check(args: argparse.Namespace) -> int:
     print_table([*report.lines(), ("videos", f"decoded by {decoder_name()}; interlaced ones: {interlaced.told}")])
     _print_faults([str(fault) for fault in report.faults], args.faults)
     return int(bool(report.faults) or not interlaced.is_safe)
+
+
+def _add_pack(parser: Parser) -> None:
+    parser.describe(run_pack, "GOT-10k packed/got10k --dataset got10k --split vottrain")
+    _add_dataset(parser)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder of the shards; packing goes on where it stopped")
+    side_help = "larger targets are shrunk to this side, sqrt(w * h) (default: %(default)s)"
+    parser.add_argument("--target-side", type=float, default=80.0, metavar="PX", help=side_help)
+    parser.add_argument("--quality", type=int, default=90, metavar="Q", help="of the JPEGs (default: %(default)s)")
+    parser.add_argument("--lossless", action="store_true", help="PNGs of full resolution; several times as large")
 
 
 def run_pack(args: argparse.Namespace) -> int:
@@ -115,12 +98,20 @@ def run_pack(args: argparse.Namespace) -> int:
     return int(bool(report.faults))
 
 
+def _add_pool(parser: Parser) -> None:
+    parser.describe(run_pool, "shared/data pool")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="holds videos/ and images/, or one of them")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    for name, (default, text) in POOL.items():
+        option, text = f"--{name.replace('_', '-')}", f"{text} (default: %(default)s)"
+        parser.add_argument(option, type=type(default), default=default, metavar="N", help=text)
+
+
 def run_pool(args: argparse.Namespace) -> int:
     """Writes a pool folder."""
     from mixformer_jax.data.pool.folder import PoolFolderConfig, write_pool_folder
 
-    names = ("target_side", "context", "max_frames", "photo_side", "cutout_side", "quality")
-    config = PoolFolderConfig(**{name: getattr(args, name) for name in names})
+    config = PoolFolderConfig(**{name: getattr(args, name) for name in POOL})
     report = write_pool_folder(args.root, args.out, config, os.cpu_count() or 1)
     print_table(
         [
@@ -134,9 +125,17 @@ def run_pool(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_show(parser: Parser) -> None:
+    parser.describe(run_show, "--config mixvit_tiny --count 32", overrides=CONFIG_PREFIX)
+    add_config_argument(parser)
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--count", type=positive, default=16, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")
+    parser.add_argument("--columns", type=positive, default=4, metavar="N", help="default: %(default)s")
+
+
 def run_show(args: argparse.Namespace) -> int:
     """Draws training samples."""
-    from mixformer_jax.config_files import default_settings, load_config
     from mixformer_jax.data.pool.device import DeviceSamples
     from mixformer_jax.data.samples import contact_sheet
     from mixformer_jax.media.images import write_image
@@ -163,21 +162,6 @@ def run_show(args: argparse.Namespace) -> int:
     print_table([("picture", f"{args.out} ({sheet.shape[1]} x {sheet.shape[0]})")])
     _print_faults(faults, SHOWN_FAULTS)
     return 0
-
-
-def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="its folder, in the published layout")
-    parser.add_argument(
-        "--dataset", required=True, metavar="D", help="how to read it: got10k, lasot, coco, folder, ..."
-    )
-    parser.add_argument("--split", metavar="S", help="a published part of it, such as vottrain, train or test")
-    parser.add_argument("--list", type=Path, dest="list_file", metavar="FILE", help="sequences to take, one a line")
-    parser.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--faults", type=positive, default=SHOWN_FAULTS, metavar="N", help="to print (default: %(default)s)"
-    )
 
 
 def _print_faults(faults: Sequence[str], most: int) -> None:

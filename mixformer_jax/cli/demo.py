@@ -1,10 +1,11 @@
-"""The demo clip, rendered from photographs that come with scikit-image: no third-party media is kept here.
+"""`mixformer demo` and `failures`: tracking a clip that is rendered from photographs that come with scikit-image.
 
-The cat (`chelsea`) is cut out and moves over the garage (`motorcycle_left`) while the camera pans and zooms.
-The astronaut passes close by as a distractor, and the saucer (`coffee`) covers half of the cat for half a
+No third-party media is kept here. The cat (`chelsea`) moves over the garage (`motorcycle_left`) while the camera pans
+and zooms. The astronaut passes close by as a distractor, and the saucer (`coffee`) covers half of the cat for half a
 second. Every path is a formula of time, so the ground truth is exact: the box around the cat's outline.
 """
 
+import argparse
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -17,10 +18,13 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from mixformer_jax.boxes import iou, xywh_to_xyxy
+from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, positive
+from mixformer_jax.cli.track import report_recording
 from mixformer_jax.extras import install_line
 from mixformer_jax.media.drawing import contact_sheet
 from mixformer_jax.media.images import read_image, write_image
 from mixformer_jax.media.video import ArrayFrames, prepare_output
+from mixformer_jax.tracking.lanes import TrackerLike
 from mixformer_jax.tracking.record import MultiTrackerLike, Recording, annotate, record, write_boxes
 from mixformer_jax.tracking.tracker import Tracked
 
@@ -229,34 +233,130 @@ class DemoReport(NamedTuple):
     mean_iou: float
 
 
-def run_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
+def track_demo(tracker: MultiTrackerLike, folder: str | Path, seed: int = 0, progress: bool = False) -> DemoReport:
     """Renders the demo clip and tracks it; leaves video, boxes, ground truth and a picture in a folder.
 
     Its own files of an earlier run are replaced. An interrupt ends the demo early; the report covers the frames tracked
     by then.
 
     Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+        ModuleNotFoundError: as `render_demo_clip`.
         OutputError: the folder cannot be written.
     """
-    folder = prepare_output(Path(folder) / "demo.mp4").parent
+    video = prepare_output(Path(folder) / "demo.mp4")
+    boxes_file, groundtruth, picture = (video.with_name(n) for n in ("boxes.txt", "groundtruth.txt", "demo.png"))
     clip = render_demo_clip(seed)
-    truth = clip.boxes_xywh
+    truth, source = clip.boxes_xywh, ArrayFrames(clip.frames, "demo", clip.fps)
     recording = record(
-        tracker,
-        ArrayFrames(clip.frames, "demo", clip.fps),
-        truth[:1],
-        folder / "demo.mp4",
-        folder / "boxes.txt",
-        groundtruth_xywh=truth,
-        progress=progress,
-        overwrite=True,
+        tracker, source, truth[:1], video, boxes_file, groundtruth_xywh=truth, progress=progress, overwrite=True
     )
-    write_boxes(folder / "groundtruth.txt", truth)
+    write_boxes(groundtruth, truth)
     boxes = recording.boxes_xywh[:, 0]
-    shown = (0, (len(boxes) - 1) // 2, len(boxes) - 1)
-    pictures = [annotate(clip.frames[i], i, Tracked(boxes[i, None]), truth) for i in shown]
-    write_image(folder / "demo.png", contact_sheet(pictures))
+    write_image(picture, contact_sheet(_annotated(clip, boxes, (0, (len(boxes) - 1) // 2, len(boxes) - 1))))
     overlaps = iou(xywh_to_xyxy(boxes[1:]), xywh_to_xyxy(truth[1 : len(boxes)]))
     mean_iou = float(overlaps.mean()) if len(overlaps) else math.nan
-    return DemoReport(recording, folder / "groundtruth.txt", folder / "demo.png", mean_iou)
+    return DemoReport(recording, groundtruth, picture, mean_iou)
+
+
+def _annotated(clip: DemoClip, boxes_xywh: Float[np.ndarray, "n 4"], indices: Sequence[int]) -> list[np.ndarray]:
+    """Frames with what was found and what is true."""
+    return [annotate(clip.frames[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
+
+
+def add_demo(parser: Parser) -> None:
+    """The arguments of `mixformer demo`."""
+    parser.describe(run_demo, "--out demo_output")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
+    add_model_arguments(parser)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Renders the demo clip and tracks it."""
+    report = track_demo(load_model(args), args.out, args.seed, progress=True)
+    more = [
+        ("ground truth", str(report.groundtruth)),
+        ("picture", f"{report.picture} (first, middle and last frame)"),
+        ("mean IoU", f"{report.mean_iou:.3f}"),
+    ]
+    return report_recording(report.recording, more)
+
+
+BOXED = 0.5  # IoU from which a target counts as boxed
+FAILURES = """Tracks the clip of mixformer demo, rendered with several seeds. The sheet has a row for each of the
+moments with the lowest overlap: the last frame before it on which the target was boxed (IoU of at least a half), the
+moment, and the first frame after it on which it is boxed again, or the clip's end. Green is what was found, yellow what
+is true. The overlaps of every seed are printed."""
+
+
+class Failure(NamedTuple):
+    """Frames of one clip, counted from 0.
+
+    Attributes:
+        overlap: IoU on the frame `worst`.
+        before: the last boxed frame before.
+        worst: the frame with the lowest overlap between `before` and `after`.
+        after: the first boxed frame after, or the clip's last one.
+    """
+
+    overlap: float
+    before: int
+    worst: int
+    after: int
+
+
+def find_failures(overlaps: Float64[np.ndarray, " n"]) -> list[Failure]:
+    """Every stretch of frames that are not boxed, the lowest overlap first. Frame 0 is given, and so boxed."""
+    boxed = np.asarray(overlaps) >= BOXED
+    boxed[0] = True
+    found = []
+    for start in map(int, np.flatnonzero(boxed[:-1] & ~boxed[1:])):
+        later = np.flatnonzero(boxed[start + 1 :])
+        after = start + 1 + int(later[0]) if len(later) else len(boxed) - 1
+        worst = start + 1 + int(np.argmin(overlaps[start + 1 : after + 1]))
+        found.append(Failure(float(overlaps[worst]), start, worst, after))
+    return sorted(found)
+
+
+def add_failures(parser: Parser) -> None:
+    """The arguments of `mixformer failures`."""
+    parser.describe(run_failures, "--out failures.png", about=FAILURES)
+    parser.add_argument("--seeds", type=positive, default=6, metavar="N", help="clips: seeds 0 to N - 1 (6)")
+    parser.add_argument("--rows", type=positive, default=4, metavar="N", help="moments to show (4)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    add_model_arguments(parser)
+
+
+def run_failures(args: argparse.Namespace) -> int:
+    """Writes one sheet."""
+    tracker = load_model(args)
+    failures = []
+    for seed in range(args.seeds):
+        clip = render_demo_clip(seed)
+        boxes_xywh = _follow(tracker, clip)
+        overlaps = iou(xywh_to_xyxy(boxes_xywh), xywh_to_xyxy(clip.boxes_xywh))
+        failures += [(failure, seed, clip, boxes_xywh) for failure in find_failures(overlaps)]
+        lost = float(np.mean(overlaps[1:] < BOXED))
+        print(f"seed {seed}: mean IoU {overlaps[1:].mean():.3f}, below {BOXED:g} on {lost:.0%} of the frames")
+    if not failures:
+        print(f"no frame with an IoU below {BOXED:g}, so there is nothing to draw")
+        return 0
+    pictures = []
+    for failure, seed, clip, boxes_xywh in sorted(failures, key=lambda each: each[:2])[: args.rows]:
+        shown = failure.before, failure.worst, failure.after
+        pictures += _annotated(clip, boxes_xywh, shown)
+        first, worst, last = (index + 1 for index in shown)  # as drawn
+        print(f"seed {seed}, frames {first} to {last}: IoU {failure.overlap:.3f} on {worst}")
+    write_image(args.out, contact_sheet(pictures))
+    print(f"sheet  {args.out}")
+    return 0
+
+
+def _follow(tracker: TrackerLike, clip: DemoClip) -> Float64[np.ndarray, "n 4"]:
+    """The boxes of a whole clip, from the true one on its first frame."""
+    state = tracker.start(clip.frames[0], clip.boxes_xywh[0])
+    boxes_xywh = [clip.boxes_xywh[0]]
+    for index in range(1, len(clip.frames)):
+        state, found = tracker.step(state, clip.frames[index])
+        boxes_xywh.append(np.asarray(found.box_xywh, np.float64))
+    return np.stack(boxes_xywh)

@@ -1,73 +1,82 @@
-"""`mixformer evaluate`: runs trackers over a benchmark and leaves their result files.
-
-Imports stay inside the command, as in `cli`.
-"""
+"""`mixformer evaluate` runs trackers over a benchmark; `mixformer toolkit` lets the benchmark's own toolkit do so."""
 
 import argparse
+import inspect
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from mixformer_jax.cli.console import TRACKER_PREFIX, Commands, Parser, UsageError, positive
+import numpy as np
+
+from mixformer_jax.cli import report
+from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, positive, tell_stopped
+from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
+from mixformer_jax.datasets.sequences import Dataset, open_dataset
+from mixformer_jax.evaluation.runner import RunSummary, describe, run_dataset
+from mixformer_jax.evaluation.trackers import (
+    BENCHMARK_DTYPE,
+    TRACKERS,
+    OpenedTracker,
+    TrackerChoice,
+    announce,
+    read_benchmark_settings,
+    settings_on,
+)
+from mixformer_jax.evaluation.workers import Alone, Workers
+from mixformer_jax.media.images import read_image
+from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.signals import Stopped, StopSignals
-
-if TYPE_CHECKING:
-    from mixformer_jax.datasets.sequences import Dataset
-    from mixformer_jax.evaluation.runner import RunSummary
-    from mixformer_jax.evaluation.trackers import OpenedTracker, TrackerChoice
-    from mixformer_jax.evaluation.workers import Alone, Workers
 
 ADVICE = "the same command goes on where this one was"
 STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
-ABOUT = """A model of the paper tracks with the official experiments' settings for the benchmark (benchmarks.toml of the
-configs), any other with the settings of its weights; which they are is printed at the start. It computes in float32,
-as the published numbers, on every device. A run may be killed at any moment: the same command goes on, and finished
-sequences are not run again. The exit status is 1 when a sequence failed."""
+ABOUT = """A model of the paper tracks with the official experiments' settings for the benchmark (mixformer configs show
+benchmarks.toml), any other with the settings of its weights; which they are is printed at the start. It computes in
+float32, as the published numbers, on every device. A run may be killed at any moment: the same command goes on, and
+finished sequences are not run again. The exit status is 1 when a sequence failed."""
 
 
-def add_evaluate_command(command: Commands) -> None:
-    """Gives `mixformer` its command that runs benchmarks."""
-    evaluate = command(
-        "evaluate",
+def add_evaluate(parser: Parser) -> None:
+    """The arguments of `mixformer evaluate`."""
+    parser.describe(
         run_evaluate,
-        "Run trackers over a benchmark and leave their result files.",
         "--dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/",
         "--dataset folder --root DATA --tracker mixformer,opencv:MIL --out results/ --report report/",
         overrides=TRACKER_PREFIX,
         about=ABOUT,
     )
-    evaluate.fill = _add_arguments
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mixformer_jax.datasets.sequences import READERS
-    from mixformer_jax.evaluation.trackers import BENCHMARK_DTYPE, TRACKERS
-
-    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
-    parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
-    parser.add_argument("--split", help="a published part of the data set; default: the one that the reader names")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="track only the sequences that it names, one a line")
+    report.add_dataset(parser)
     parser.add_argument("--out", required=True, type=Path, help="results go to OUT/TRACKER_NAME/")
-    parser.add_argument(
-        "--tracker", default=TRACKERS[0], metavar="T,T", help=f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
-    )
-    parser.add_argument(
-        "--report", type=Path, metavar="DIR", help="then score these trackers, as mixformer report --out DIR"
-    )
-    parser.add_argument(
-        "--weights", help="name, folder, .safetensors file or official checkpoint; default: the embedded tracker"
-    )
-    parser.add_argument("--device", choices=("cpu", "gpu"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
+    tracker_help = f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
+    parser.add_argument("--tracker", default=TRACKERS[0], metavar="T,T", help=tracker_help)
+    report_help = "then score these trackers, as mixformer report --out DIR"
+    parser.add_argument("--report", type=Path, metavar="DIR", help=report_help)
+    _add_model(parser)
     parser.add_argument("--tracker-name", help="default: from the weights")
-    parser.add_argument(
-        "--settings-of", metavar="NAME", help="a table of benchmarks.toml; default: the model's own name"
-    )
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="track every sequence N times")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that track (default: 1)")
-    parser.add_argument(
-        "--batch", type=positive, metavar="N", help="videos in one step of a model (default: 1 on a CPU, 16 elsewhere)"
+    batch_help = "videos in one step of a model (default: 1 on a CPU, 16 elsewhere)"
+    parser.add_argument("--batch", type=positive, metavar="N", help=batch_help)
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument("--weights", help=WEIGHTS)
+    parser.add_argument("--device", choices=("cpu", "gpu"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
+    settings_help = "a table of mixformer configs show benchmarks.toml; default: the model's own name"
+    parser.add_argument("--settings-of", metavar="NAME", help=settings_help)
+
+
+def _choice(
+    args: argparse.Namespace, kind: str, benchmark: str, batch: int | None, alone: bool = True
+) -> TrackerChoice:
+    """A tracker that the command line names; beside a model, what has none takes no options of its."""
+    settings = settings_on(read_benchmark_settings(BENCHMARK_SETTINGS), benchmark, args.settings_of)
+    changes = parse_overrides(args.overrides, TrackerConfig().to_dict(), TRACKER_PREFIX)
+    if not alone and kind != TRACKERS[0]:
+        return TrackerChoice(kind)
+    return TrackerChoice(
+        kind, args.weights, args.device, batch, settings, args.settings_of, changes, benchmark, args.dtype
     )
 
 
@@ -77,30 +86,28 @@ def run_evaluate(args: argparse.Namespace) -> int:
         try:
             return _evaluate(args, signals)
         except Stopped as stopped:
-            print(f"mixformer evaluate: {stopped.word}; {ADVICE}", file=sys.stderr)
-            return stopped.status
+            return tell_stopped(stopped, ADVICE, "mixformer evaluate")
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from error
 
 
 def _evaluate(args: argparse.Namespace, signals: StopSignals) -> int:
-    from mixformer_jax.datasets.sequences import open_dataset
-    from mixformer_jax.evaluation.runner import describe
-
     logging.basicConfig(format="%(message)s")
+    kinds = args.tracker.split(",")
+    if len(kinds) > 1 and args.tracker_name:
+        raise UsageError("--tracker-name names one tracker, and --tracker several")
     failures: set[str] = set()
     names = []
-    try:
-        choices = _choices(args)
-        # Opened once for all trackers and the report: a data set tells of its faults when it is first read.
-        sequences = open_dataset(args.dataset, args.root, args.split, args.list)
-        for choice in choices:
-            # What is open closes, and no process stays behind.
-            with signals.saving(STOP_S):
-                name, summary = _run(args, choice, sequences)
-            names.append(name)
-            print(describe(summary))
-            failures |= {failure.sequence for failure in summary.failures}
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
+    choices = [_choice(args, kind, args.dataset, args.batch, len(kinds) == 1) for kind in kinds]
+    # Opened once for all trackers and the report: a data set tells of its faults when it is first read.
+    sequences = open_dataset(args.dataset, args.root, args.split, args.list)
+    for choice in choices:
+        # What is open closes, and no process stays behind.
+        with signals.saving(STOP_S):
+            name, summary = _run(args, choice, sequences)
+        names.append(name)
+        print(describe(summary))
+        failures |= {failure.sequence for failure in summary.failures}
     # What cannot be read is named in the report, too; with other results missing there is none.
     if args.report is None:
         return 1 if failures else 0
@@ -110,56 +117,21 @@ def _evaluate(args: argparse.Namespace, signals: StopSignals) -> int:
     return 1
 
 
-def _report(args: argparse.Namespace, names: list[str], sequences: "Dataset") -> int:
-    from mixformer_jax.cli.report import add_arguments, run_report
-
+def _report(args: argparse.Namespace, names: list[str], sequences: Dataset) -> int:
     parser = Parser(allow_abbrev=False)
-    add_arguments(parser)
+    report.add_report(parser)
     options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]
     options += [] if args.split is None else ["--split", args.split]
     options += [] if args.list is None else ["--list", str(args.list)]
     options += ["--trackers", ",".join(names), "--out", str(args.report)]
-    return run_report(parser.parse_args(options), sequences)
+    return report.run_report(parser.parse_args(options), sequences)
 
 
-def _choices(args: argparse.Namespace) -> "list[TrackerChoice]":
-    """The trackers that the command line names.
-
-    Raises:
-        ConfigError: settings of the tracker that do not exist or cannot work.
-    """
-    from mixformer_jax.config_files import BENCHMARK_SETTINGS, parse_overrides
-    from mixformer_jax.evaluation.trackers import TRACKERS, TrackerChoice, read_benchmark_settings, settings_on
-    from mixformer_jax.models.config import TrackerConfig
-
-    kinds = args.tracker.split(",")
-    if len(kinds) > 1 and args.tracker_name:
-        raise UsageError("--tracker-name names one tracker, and --tracker several")
-
-    model_options = {
-        "weights": args.weights,
-        "device": args.device,
-        "dtype": args.dtype,
-        "batch": args.batch,
-        "settings": settings_on(read_benchmark_settings(BENCHMARK_SETTINGS), args.dataset, args.settings_of),
-        "settings_of": args.settings_of,
-        "benchmark": args.dataset,
-        "changes": parse_overrides(args.overrides, TrackerConfig().to_dict(), TRACKER_PREFIX),
-    }
-    # Beside a model, what has none takes no options of its.
-    alone = len(kinds) == 1
-    return [TrackerChoice(kind, **model_options if alone or kind == TRACKERS[0] else {}) for kind in kinds]
-
-
-def _run(args: argparse.Namespace, choice: "TrackerChoice", sequences: "Dataset") -> "tuple[str, RunSummary]":
+def _run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) -> tuple[str, RunSummary]:
     """Runs one tracker, and says how its results are named."""
-    from mixformer_jax.evaluation.runner import run_dataset
-    from mixformer_jax.evaluation.trackers import announce
-    from mixformer_jax.evaluation.workers import Alone, Workers
-
     kept = {"dataset": args.dataset} | ({} if args.split is None else {"split": args.split})
 
-    def track(crew: "Alone | Workers", opened: "OpenedTracker | Workers") -> "tuple[str, RunSummary]":
+    def track(crew: Alone | Workers, opened: OpenedTracker | Workers) -> tuple[str, RunSummary]:
         name, settings, about = args.tracker_name or opened.name, opened.settings, opened.about
         print(announce(choice, settings, about), flush=True)
         return name, run_dataset(crew, sequences, args.out, name, settings | kept, args.dataset, args.repeat, about)
@@ -169,3 +141,117 @@ def _run(args: argparse.Namespace, choice: "TrackerChoice", sequences: "Dataset"
         return track(Alone(opened), opened)
     with Workers(choice.open, args.workers) as workers:
         return track(workers, workers)
+
+
+VOT_ABOUT = """Boxes over the TraX protocol, on standard input and output. One process serves all runs of an experiment
+on a sequence. Masks come and go as the boxes around them. The toolkit starts it by its list of trackers:
+
+[MixFormer]
+label = MixFormer
+protocol = traxpython
+command = from mixformer_jax.cli import main; sys.exit(main(['toolkit', 'vot', '--weights', 'mixvit_tiny']))
+python = /path/to/the/python/that/has/mixformer-jax
+timeout = 180"""
+GOT10K_ABOUT = """mixformer evaluate does the same over several processes, and leaves the same files. Settings and
+compute type are those of mixformer evaluate."""
+# The got10k toolkit's names of the data sets that have settings.
+BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "uav123", "TrackingNet": "trackingnet"}
+
+
+def add_toolkit(parser: Parser) -> None:
+    """The commands of `mixformer toolkit`."""
+    commands = {
+        "vot": ("Serve the VOT toolkit.", _add_vot),
+        "got10k": ("Run an experiment of the got10k toolkit: GOT-10k, OTB, UAV123, LaSOT, ...", _add_got10k),
+    }
+    parser.add_commands(commands)
+
+
+def _add_vot(parser: Parser) -> None:
+    parser.describe(run_vot, "--weights mixvit_b.safetensors", overrides=TRACKER_PREFIX, about=VOT_ABOUT)
+    parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
+    _add_model(parser)
+
+
+def run_vot(args: argparse.Namespace) -> int:
+    """Answers the toolkit until it wants no more of this process."""
+    import trax
+
+    opened = _open_alone(args, "vot", sys.stderr)
+    server = trax.Server([trax.Region.RECTANGLE], [trax.Image.PATH], ["color"], tracker_name=opened.name)
+    state: Any = None
+    with server:
+        while True:
+            request = server.wait()
+            if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
+                return 0
+            frame = read_image(Path(request.image["color"].path()))
+            if request.type == trax.TraxStatus.INITIALIZE:
+                box_xywh, score = request.objects[0][0].bounds(), None
+                state = opened.lanes.start(state, 0, frame, box_xywh)
+            else:
+                state, found = opened.lanes.step(state, {0: frame})
+                box_xywh, score = found[0].box_xywh.tolist(), found[0].score
+            # What is given is certain, and so is, for want of scores, all that a model without them says.
+            confidence = 1.0 if score is None else score
+            server.status([(trax.Rectangle.create(*box_xywh), {"confidence": f"{confidence:.6f}"})])
+
+
+def _add_got10k(parser: Parser) -> None:
+    example = "--experiment GOT10k --root GOT-10k --subset val --weights mixvit_b.safetensors"
+    parser.describe(run_got10k, example, overrides=TRACKER_PREFIX, about=GOT10K_ABOUT)
+    parser.add_argument("--experiment", default="GOT10k", choices=sorted(_experiments()))
+    parser.add_argument("--root", required=True, help="folder of the data set, as the toolkit wants it")
+    parser.add_argument("--subset", help="of GOT-10k: val or test")
+    parser.add_argument("--results", default="results", help="folder of the toolkit's results (default: %(default)s)")
+    parser.add_argument("--reports", default="reports", help="folder of the toolkit's reports (default: %(default)s)")
+    parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
+    parser.add_argument("--name", default="MixFormer", help="of the tracker in the toolkit (default: %(default)s)")
+    _add_model(parser)
+
+
+def run_got10k(args: argparse.Namespace) -> int:
+    """Runs the toolkit's experiment and its report."""
+    opened = _open_alone(args, BENCHMARKS.get(args.experiment, args.experiment), sys.stdout)
+    subset = {} if args.subset is None else {"subset": args.subset}
+    experiment = _experiments()[args.experiment](args.root, result_dir=args.results, report_dir=args.reports, **subset)
+    experiment.run(got10k_tracker(args.name, opened))
+    experiment.report([args.name])
+    return 0
+
+
+def got10k_tracker(name: str, opened: OpenedTracker) -> Any:
+    """A tracker behind the got10k toolkit's interface, for experiments of one's own: `experiment.run(tracker)`.
+
+    Images are PIL's, boxes x, y, w, h in pixels, 0-based. Deterministic: the toolkit does not repeat a run.
+    """
+    from got10k.trackers import Tracker
+
+    class Got10kTracker(Tracker):
+        def init(self, image: Any, box: np.ndarray) -> None:
+            self._state = opened.lanes.start(None, 0, np.asarray(image), box)
+
+        def update(self, image: Any) -> np.ndarray:
+            self._state, found = opened.lanes.step(self._state, {0: np.asarray(image)})
+            return found[0].box_xywh
+
+    return Got10kTracker(name, is_deterministic=True)
+
+
+def _experiments() -> dict[str, Any]:
+    import got10k.experiments
+
+    classes = inspect.getmembers(got10k.experiments, inspect.isclass)
+    return {name.removeprefix("Experiment"): kind for name, kind in classes if name.startswith("Experiment")}
+
+
+def _open_alone(args: argparse.Namespace, benchmark: str, log: Any) -> OpenedTracker:
+    """A tracker of one video at a time, ready; a toolkit may talk on standard output."""
+    try:
+        choice = _choice(args, args.tracker, benchmark, batch=1)
+        opened = choice.open()
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    print(announce(choice, opened.settings, opened.about), file=log, flush=True)
+    opened.warm_up()
+    return opened

@@ -1,47 +1,47 @@
-"""`mixformer report`: scores result files and prints the tables.
-
-Imports stay inside the command, as in `cli`.
-"""
+"""`mixformer report` scores result files; `mixformer pack` packs them for a benchmark's server."""
 
 import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from mixformer_jax.cli.console import Commands, UsageError
-
-if TYPE_CHECKING:
-    from mixformer_jax.datasets.sequences import Dataset
-    from mixformer_jax.reports.content import Report
+from mixformer_jax.cli.console import Parser, UsageError
+from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
+from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
+from mixformer_jax.evaluation.results import printable
+from mixformer_jax.evaluation.scoring import SequenceNames, find_results
+from mixformer_jax.evaluation.submission import TEST_SEQUENCES, pack_results
+from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
+from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
+from mixformer_jax.reports.ope import ope_report
+from mixformer_jax.reports.report import Report, summary, write_report
 
 ABOUT = """With --out it also writes them, with plots and a page (HTML). GOT-10k, TrackingNet and VOT have measures of
 their own; --measures ope scores the first two as LaSOT. The exit status is 1 when a ground truth cannot be read."""
+PACK_ABOUT = """The root is read for the names, the lengths and the first boxes of the sequences. What the server would
+refuse is listed, and then nothing is written."""
+OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
 
 
-def add_report_command(command: Commands) -> None:
-    """Gives `mixformer` its command that scores results."""
-    report = command(
-        "report",
+def add_dataset(parser: Parser) -> None:
+    """Adds --dataset, --root, --split and --list."""
+    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
+    parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
+    split_help = "a published part of the data set, such as LaSOT's test; default: the one that the reader names"
+    parser.add_argument("--split", help=split_help)
+    parser.add_argument("--list", type=Path, metavar="FILE", help="take only the sequences that it names, one a line")
+
+
+def add_report(parser: Parser) -> None:
+    """The arguments of `mixformer report`."""
+    parser.describe(
         run_report,
-        "Score result files and print the tables.",
         "--dataset folder --root DATA --results results/ --out report/",
         "--dataset vot --root WORKSPACE --results WORKSPACE/results --out report/",
         about=ABOUT,
     )
-    report.fill = add_arguments
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Gives a parser the arguments of `run_report`."""
-    from mixformer_jax.datasets.sequences import READERS
-    from mixformer_jax.evaluation.metrics import RuleSet
-    from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
-
-    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
-    parser.add_argument("--root", required=True, type=Path, help="folder of the data set")
-    parser.add_argument("--split", help="a published part of the data set, such as LaSOT's test")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="score only the sequences that it names, one a line")
+    add_dataset(parser)
     parser.add_argument("--results", required=True, type=Path, help="holds TRACKER/SEQUENCE.txt")
     parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
     parser.add_argument("--out", type=Path, help="write the report there: index.html, tables, plots")
@@ -52,26 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ope.add_argument("--exclude-invalid-frames", action="store_true", help="rates over valid frames")
     ope.add_argument("--separate-runs", action="store_true", help="NAME_000, NAME_001, ... are not averaged")
     vot = parser.add_argument_group("VOT")
-    vot.add_argument(
-        "--eao-interval",
-        type=int,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        default=(EAO_LOW, EAO_HIGH),
-        help=f"lengths over which EAO is averaged ({EAO_LOW} {EAO_HIGH}, VOT2020 to VOT2022)",
-    )
+    interval, ends = (EAO_LOW, EAO_HIGH), ("LOW", "HIGH")
+    interval_help = f"lengths over which EAO is averaged ({EAO_LOW} {EAO_HIGH}, VOT2020 to VOT2022)"
+    vot.add_argument("--eao-interval", type=int, nargs=2, metavar=ends, default=interval, help=interval_help)
 
 
-def run_report(args: argparse.Namespace, opened: "Dataset | None" = None) -> int:
+def run_report(args: argparse.Namespace, opened: Dataset | None = None) -> int:
     """Scores what trackers left; 1 when a ground truth cannot be read.
 
     Args:
         args: of the command line.
         opened: the data set that they name, where it is open already.
     """
-    from mixformer_jax.evaluation.results import printable
-    from mixformer_jax.reports.write import summary, write_report
-
     if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
         raise UsageError("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
     try:
@@ -87,17 +79,8 @@ def run_report(args: argparse.Namespace, opened: "Dataset | None" = None) -> int
     return 1 if unreadable else 0
 
 
-def _score(args: argparse.Namespace, opened: "Dataset | None") -> "tuple[Report, dict[str, str]]":
+def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, dict[str, str]]:
     """The report, and why the sequences that are not in it could not be read."""
-    from mixformer_jax.datasets.sequences import open_dataset
-    from mixformer_jax.evaluation.metrics import benchmark_rules
-    from mixformer_jax.evaluation.scoring import SequenceNames, find_results
-    from mixformer_jax.reports.got10k import got10k_report
-    from mixformer_jax.reports.ope import ope_report
-    from mixformer_jax.reports.trackingnet import trackingnet_report
-    from mixformer_jax.reports.vot import vot_report
-
-    own_measures = {"got10k": got10k_report, "trackingnet": trackingnet_report}
     trackers = args.trackers.split(",") if args.trackers else None
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
@@ -116,8 +99,8 @@ def _score(args: argparse.Namespace, opened: "Dataset | None") -> "tuple[Report,
     others = unreadable if args.list is None else open_dataset(args.dataset, args.root, args.split).keys
     known = SequenceNames([*names, *(key.rpartition("/")[2] for key in others)], args.dataset)
     files = find_results(args.results, names, trackers, args.separate_runs, known)
-    if args.dataset in own_measures and args.measures == "own":
-        report = own_measures[args.dataset](sequences, files, worst)
+    if args.dataset in OWN_MEASURES and args.measures == "own":
+        report = OWN_MEASURES[args.dataset](sequences, files, worst)
     else:
         rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
         report = ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
@@ -130,3 +113,30 @@ def _score(args: argparse.Namespace, opened: "Dataset | None") -> "tuple[Report,
             + (f" and {len(names) - 5} more sequences" if len(names) > 5 else "")
         )
     return dataclasses.replace(report, notes=(*report.notes, *notes)), unreadable
+
+
+def add_pack(parser: Parser) -> None:
+    """The arguments of `mixformer pack`; for data, see `mixformer data pack`."""
+    parser.describe(
+        run_pack,
+        "--dataset got10k --root GOT-10k/test --results results/mixvit_b --out mixvit_b.zip",
+        "--dataset trackingnet --root TrackingNet --split test --results results/mixvit_b --out mixvit_b.zip",
+        about=PACK_ABOUT,
+    )
+    parser.add_argument("--dataset", required=True, choices=sorted(TEST_SEQUENCES))
+    parser.add_argument("--root", required=True, type=Path, help="folder of the test set")
+    parser.add_argument("--split", help="a published part of the data set; TrackingNet: test, without its chunks")
+    parser.add_argument("--results", required=True, type=Path, help="folder of one tracker, which holds SEQUENCE.txt")
+    parser.add_argument("--out", required=True, type=Path, help="the archive, NAME.zip")
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    """Writes the archive."""
+    try:
+        pack = pack_results(args.dataset, args.results, open_dataset(args.dataset, args.root, args.split), args.out)
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    print(f"{pack.path}: {pack.sequences} sequences, {pack.frames} frames, {pack.repetitions} repetition(s)")
+    if pack.sequences != TEST_SEQUENCES[args.dataset]:
+        print(f"warning: the server's test set has {TEST_SEQUENCES[args.dataset]} sequences", file=sys.stderr)
+    return 0

@@ -1,7 +1,4 @@
-"""`mixformer study`: the paper's studies in small: trains every arm alike, tracks with it, and compares.
-
-Imports of numpy and what needs it stay inside the functions, as in `cli`.
-"""
+"""`mixformer study`: the paper's studies in small: trains every arm alike, tracks with it, and compares."""
 
 import argparse
 import contextlib
@@ -18,10 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mixformer_jax.cli.console import Commands, UsageError, positive
-from mixformer_jax.config_files import CONFIGS
+import numpy as np
+
+from mixformer_jax.cli.console import Parser, UsageError, positive, tell_stopped
+from mixformer_jax.config_files import project_configs
 from mixformer_jax.files import write_atomically
 from mixformer_jax.signals import Stopped, StopSignals, check
+from mixformer_jax.text_tables import markdown
 
 ADVICE = "the same command goes on where this one was"
 ABOUT = """pretraining   Table 7: from scratch, from MAE on tracking data, from TrackMAE
@@ -32,7 +32,6 @@ Every arm is a training of the config mixvit_tiny with one template, of equal le
 weights of several steps on the way are tracked with, too. OUT/STUDY.md, .json and .png hold tables and curves. The same
 command goes on where it was stopped; arms that studies share are trained once."""
 MIXFORMER = ("-m", "mixformer_jax")
-_JOBS = "trainings at a time, each on its share of processors (1)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +86,11 @@ class Setup:
         """The folder of one pre-training."""
         return self.out / "pretraining" / name
 
-    def data_changes(self) -> dict[str, Path]:
-        """Where the training data is, if not where the configs say."""
-        return {} if self.train_root is None else {"data.root": self.train_root}
+    def options(self, name: str, out: Path, changes: Mapping[str, Any]) -> list[str | Path]:
+        """Arguments of a command that trains by one of the project's configs."""
+        data = {} if self.train_root is None else {"data.root": self.train_root}
+        settings = [f"--config.{key}={value}" for key, value in {**data, **changes}.items()]
+        return ["--config", project_configs()[name], "--out", out, *settings]
 
     def points_at(self) -> list[int]:
         """The steps that are tracked with."""
@@ -153,10 +154,9 @@ class Programs:
 
 def train_arm(programs: Programs, setup: Setup, arm: str, seed: int) -> None:
     """Trains one arm with one seed, and tracks with the weights of all points."""
-    chosen, run = ARMS[arm], setup.run(arm, seed)
+    chosen, run, name = ARMS[arm], setup.run(arm, seed), f"{arm}_seed{seed}"
     every = setup.steps // setup.points
     changes = {
-        **setup.data_changes(),
         "tracker.num_online_templates": 0,
         "train.seed": seed,
         "train.steps": setup.steps,
@@ -167,10 +167,7 @@ def train_arm(programs: Programs, setup: Setup, arm: str, seed: int) -> None:
     }
     if chosen.pretraining is not None:
         changes["train.init"] = setup.pretraining(chosen.pretraining)
-    name = f"{arm}_seed{seed}"
-    settings = [f"--config.{key}={value}" for key, value in changes.items()]
-    config = CONFIGS / "mixvit_tiny.py"
-    programs.run(name, *MIXFORMER, "train", "--config", config, "--out", run, *settings)
+    programs.run(name, *MIXFORMER, "train", *setup.options("mixvit_tiny", run, changes))
     for step in setup.points_at():
         weights, results = run / f"model_{step}.safetensors", run / "results"
         where = ("--dataset", "folder", "--root", str(setup.test_root), "--tracker-name", f"step{step}")
@@ -179,12 +176,8 @@ def train_arm(programs: Programs, setup: Setup, arm: str, seed: int) -> None:
 
 def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
     """Runs one of the pre-trainings."""
-    changes: dict[str, Any] = {**setup.data_changes()}
-    if setup.pretraining_steps is not None:
-        changes["train.steps"] = setup.pretraining_steps
-    settings = [f"--config.{key}={value}" for key, value in changes.items()]
-    config = CONFIGS / "pretrain" / f"{name}.py"
-    programs.run(name, *MIXFORMER, "pretrain", "--config", config, "--out", setup.pretraining(name), *settings)
+    changes = {} if setup.pretraining_steps is None else {"train.steps": setup.pretraining_steps}
+    programs.run(name, *MIXFORMER, "pretrain", *setup.options(name, setup.pretraining(name), changes))
 
 
 def score(setup: Setup, arm: str, seed: int) -> dict[int, dict[str, float]]:
@@ -203,23 +196,20 @@ def to_markdown(
     arms: Sequence[str], found: Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]], step: int
 ) -> str:
     """The table: means over the seeds and their sample deviation at one step."""
-    import numpy as np
-
     metrics = list(found[arms[0]][0][step])
-    lines = ["| | " + " | ".join(metrics) + " | AUC by seed |", "|---" * (len(metrics) + 2) + "|"]
+    rows = [["", *metrics, "AUC by seed"]]
     for arm in arms:
         values = np.array([[run[step][metric] for metric in metrics] for run in found[arm]])
         cells = [f"{mean:.1f}" for mean in values.mean(0)]
         if len(values) > 1:
             cells = [f"{cell} ± {deviation:.1f}" for cell, deviation in zip(cells, values.std(0, ddof=1), strict=True)]
         seeds = ", ".join(f"{run[step]['AUC']:.1f}" for run in found[arm])
-        lines.append(f"| {ARMS[arm].title} | {' | '.join(cells)} | {seeds} |")
-    return "\n".join(lines) + "\n"
+        rows.append([ARMS[arm].title, *cells, seeds])
+    return markdown(rows)
 
 
 def draw(arms: Sequence[str], found: Mapping[str, Sequence[Mapping[int, Mapping[str, float]]]]) -> bytes:
     """AUC against steps of training: the mean of the seeds as a line, every seed as a point. PNG."""
-    import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -241,26 +231,22 @@ def draw(arms: Sequence[str], found: Mapping[str, Sequence[Mapping[int, Mapping[
     return picture.getvalue()
 
 
-def add_study_command(command: Commands) -> None:
-    """Gives `mixformer` its command for studies."""
-    study = command(
-        "study",
-        run_study,
-        "Train small versions of the paper's studies alike, track with them, and compare.",
-        "--study pretraining --out runs/studies",
-        about=ABOUT,
-    )
-    study.add_argument("--study", required=True, choices=tuple(STUDIES))
-    study.add_argument("--out", required=True, type=Path, metavar="DIR", help="gets STUDY.md, .json, .png and all runs")
-    study.add_argument("--train-root", type=Path, metavar="DIR", help="default: the configs' own")
-    study.add_argument(
-        "--test-root", type=Path, default=Path("../shared/data/smoke"), metavar="DIR", help="default: %(default)s"
-    )
-    study.add_argument("--steps", type=positive, default=400, metavar="N", help="of every arm's training (400)")
-    study.add_argument("--points", type=positive, default=4, metavar="N", help="steps to track with, evenly spaced (4)")
-    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    study.add_argument("--pretraining-steps", type=positive, metavar="N", help="default: the configs' own")
-    study.add_argument("--jobs", type=positive, default=1, metavar="N", help=_JOBS)
+def add_study(parser: Parser) -> None:
+    """The arguments of `mixformer study`."""
+    parser.describe(run_study, "--study pretraining --out runs/studies", about=ABOUT)
+    parser.add_argument("--study", required=True, choices=tuple(STUDIES))
+    out_help = "gets STUDY.md, .json, .png and all runs"
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help=out_help)
+    parser.add_argument("--train-root", type=Path, metavar="DIR", help="default: the configs' own")
+    test_root = Path("../shared/data/smoke")
+    parser.add_argument("--test-root", type=Path, default=test_root, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--steps", type=positive, default=400, metavar="N", help="of every arm's training (400)")
+    points_help = "steps to track with, evenly spaced (4)"
+    parser.add_argument("--points", type=positive, default=4, metavar="N", help=points_help)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--pretraining-steps", type=positive, metavar="N", help="default: the configs' own")
+    jobs_help = "trainings at a time, each on its share of processors (1)"
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help=jobs_help)
 
 
 def run_study(args: argparse.Namespace) -> int:
@@ -284,16 +270,15 @@ def _run(args: argparse.Namespace) -> int:
             _all(threads, [(pretrain_for, programs, setup, name) for name in wanted if name is not None])
             _all(threads, [(train_arm, programs, setup, arm, seed) for seed in args.seeds for arm in arms])
     except Stopped as stopped:
-        print(f"mixformer study: {stopped.word}; {ADVICE}", file=sys.stderr)
-        return stopped.status
+        return tell_stopped(stopped, ADVICE, "mixformer study")
     except (RuntimeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
     found = {arm: [score(setup, arm, seed) for seed in args.seeds] for arm in arms}
     table = to_markdown(arms, found, args.steps)
-    record: dict[str, Any] = {"study": args.study, "steps": args.steps, "seeds": args.seeds, "arms": found}
-    write_atomically(out / f"{args.study}.json", json.dumps(record, indent=1).encode())
-    write_atomically(out / f"{args.study}.md", table.encode())
+    record = {"study": args.study, "steps": args.steps, "seeds": args.seeds, "arms": found}
+    write_atomically(out / f"{args.study}.json", json.dumps(record, indent=1))
+    write_atomically(out / f"{args.study}.md", table)
     write_atomically(out / f"{args.study}.png", draw(arms, found))
     print(table)
     print(f"wrote {out / args.study}.md, .json, .png")

@@ -1,112 +1,86 @@
-"""`mixformer train`, `pretrain` and `plan`: what they take on the command line, and what they print.
-
-Imports stay inside the commands, as in `cli`.
-"""
+"""`mixformer train` and `pretrain`, and `mixformer configs`, which lists what they can train."""
 
 import argparse
-import json
-import os
-import sys
+import ast
 from pathlib import Path
 
-from mixformer_jax.cli.console import CONFIG_PREFIX, SAYS_NO, Commands, positive, positives, print_table, timed
+from mixformer_jax.cli.console import Parser, UsageError, add_config_argument
+from mixformer_jax.config_files import (
+    BENCHMARK_SETTINGS,
+    CONFIG_PREFIX,
+    CONFIGS,
+    default_settings,
+    find_config,
+    load_config,
+    project_configs,
+)
 
 PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
 A training starts from it: mixformer train --config mixvit_b --config.train.init=runs/trackmae_vit_b"""
+COPY = "`mixformer configs show NAME > mine.py` gives a copy to start from; --config mine.py uses it."
 
 
-def add_training_commands(command: Commands) -> None:
-    """Gives `mixformer` its commands for training."""
-    train = command(
-        "train",
-        run_train,
-        "Train a tracker. Started again on the same folder, it goes on.",
-        "--config mixvit_tiny --out runs/mine --config.train.steps=100",
-        overrides=CONFIG_PREFIX,
-    )
-    _add_config(train)
-    train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
-
-    pretrain = command(
-        "pretrain",
-        run_pretrain,
-        "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",
-        "--config trackmae_vit_b --out runs/trackmae_vit_b",
-        overrides=CONFIG_PREFIX,
-        about=PRETRAIN,
-    )
-    _add_config(pretrain)
-    pretrain.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
-
-    plan = command(
-        "plan",
-        run_plan,
-        "Say what a train step needs of TPUs or GPUs that are not here.",
-        "--config mixvit_b --topology v5e:4x4 --global-batch 256",
-        overrides=CONFIG_PREFIX,
-    )
-    _add_config(plan)
-    plan.add_argument("--topology", required=True, metavar="T", help="such as v5e:16x16, v5p:4x4x4, h100:8")
-    plan.add_argument("--global-batch", type=positive, required=True, metavar="N", help="samples a step, all chips")
-    plan.add_argument(
-        "--mesh", type=positives, metavar="D,F,T", help="chips along data, fsdp, tensor (default: one is proposed)"
-    )
-    plan.add_argument("--quick", action="store_true", help="let XLA optimise less: a quarter of the time, see docs")
-    plan.add_argument("--json", type=Path, metavar="FILE", help="write all numbers for programs")
+def add_train(parser: Parser) -> None:
+    """The arguments of `mixformer train`."""
+    example = "--config mixvit_tiny --out runs/mine --config.train.steps=100"
+    parser.describe(run_train, example, overrides=CONFIG_PREFIX)
+    _add_run(parser)
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
+def add_pretrain(parser: Parser) -> None:
+    """The arguments of `mixformer pretrain`."""
+    example = "--config trackmae_vit_b --out runs/trackmae_vit_b"
+    parser.describe(run_pretrain, example, overrides=CONFIG_PREFIX, about=PRETRAIN)
+    _add_run(parser)
+
+
+def _add_run(parser: Parser) -> None:
+    add_config_argument(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
 
 
 def run_train(args: argparse.Namespace) -> int:
     """Trains one experiment."""
-    from mixformer_jax.config_files import default_settings, load_config
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
-    weights = train(config.to_dict(), args.out or Path("runs") / args.config.stem)
-    print(f"weights  {weights}")
+    print(f"weights  {train(config.to_dict(), args.out or Path('runs') / args.config.stem)}")
     return 0
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Pre-trains one autoencoder."""
-    from mixformer_jax.config_files import default_settings, load_config
     from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
 
     config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    weights = pretrain(config.to_dict(), args.out or Path("runs") / args.config.stem)
-    print(f"weights  {weights}")
+    print(f"weights  {pretrain(config.to_dict(), args.out or Path('runs') / args.config.stem)}")
     return 0
 
 
-def run_plan(args: argparse.Namespace) -> int:
-    """Says what a train step needs of a topology; status 1 where it cannot run there."""
-    # The compiler is for chips that are elsewhere; whatever is here is left alone.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from mixformer_jax.config_files import default_settings, load_config
-    from mixformer_jax.files import write_atomically
-    from mixformer_jax.planning.hardware import PlanError
-    from mixformer_jax.planning.plan import plan
-    from mixformer_jax.planning.report import plan_lines
-    from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.pretraining import PretrainExperiment
+def add_configs(parser: Parser) -> None:
+    """The arguments of `mixformer configs`."""
+    parser.describe(run_configs, "", "show mixvit_b", about=COPY)
+    parser.add_argument("action", nargs="?", choices=("show",), help="print the file of one config")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which, for show")
 
-    kind = PretrainExperiment if "autoencoder" in load_config(args.config) else Experiment
-    config = load_config(args.config, args.overrides, default_settings(kind))
-    try:
-        planned = plan(config.to_dict(), args.topology, args.global_batch, args.mesh, args.quick, timed)
-        record = planned.to_dict()
-        print_table(plan_lines(planned))
-        refusal = planned.refusal
-    except PlanError as error:
-        refusal = str(error)
-        record = {"fits": False, "topology": args.topology, "global_batch": args.global_batch}
-    if args.json is not None:
-        write_atomically(args.json, json.dumps({**record, "refusal": refusal}, indent=1) + "\n")
-    if refusal is not None:
-        print(f"mixformer: no: {refusal}", file=sys.stderr)
-        return SAYS_NO
+
+def run_configs(args: argparse.Namespace) -> int:
+    """Lists the configs, or prints one."""
+    if args.action is not None:
+        if args.name is None:
+            raise UsageError("show needs the NAME of a config; see mixformer configs")
+        path = BENCHMARK_SETTINGS if args.name == BENCHMARK_SETTINGS.name else find_config(args.name)
+        print(path.read_text(encoding="utf-8"), end="")
+        return 0
+    configs = project_configs()
+    width = max(map(len, configs))
+    for command, folder in (("train", CONFIGS), ("pretrain", CONFIGS / "pretrain")):
+        print(f"mixformer {command} --config NAME")
+        for name, path in configs.items():
+            if path.parent == folder:
+                first_line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+                print(f"  {name:<{width}}  {first_line}")
+    print("mixformer evaluate, for the models of the paper")
+    print(f"  {BENCHMARK_SETTINGS.name:<{width}}  Settings of the tracker on each benchmark.")
     return 0

@@ -1,10 +1,8 @@
 """Masked autoencoders in files, MAE's own checkpoints included, and what a tracker takes of one.
 
-The file of a pre-training run is a `.safetensors` like a tracker's (`weights.py`), with the autoencoder's settings in
-its header. Its encoder has the names of a tracker's backbone, so that a hand-over copies.
-
-An autoencoder with a class token computes what facebookresearch/mae (`models_mae.py`) does; one table of
-names serves both ways.
+The file of a pre-training is a `.safetensors` like a tracker's (`weights.py`), with the autoencoder's settings in its
+header and its encoder under the names of a tracker's backbone, so that a hand-over copies. An autoencoder with a class
+token computes what facebookresearch/mae (`models_mae.py`) does; one table of names serves both ways.
 """
 
 import dataclasses
@@ -13,30 +11,41 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.initial import Initialisation
-from mixformer_jax.convert.names import block_entries
-from mixformer_jax.convert.tables import (
+from mixformer_jax.convert.names import (
     Carried,
     Entry,
     affine,
+    block_entries,
     carried_by_table,
     norm,
     read_by_table,
+    refuse_unknown,
     sincos_with_class,
     write_by_table,
 )
 from mixformer_jax.convert.torch_files import read_official, write_official_safetensors, write_torch
-from mixformer_jax.convert.weights import WeightsError, expected_shapes, read_variables, write_variables
-from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from mixformer_jax.convert.weights import (
+    NO_TENSORS,
+    Shapes,
+    WeightsError,
+    expected_shapes,
+    mismatches,
+    read_variables,
+    refuse_weights,
+    shapes_of,
+    write_variables,
+)
+from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig
-from mixformer_jax.models.positions import resize_positions, sincos_positions
+from mixformer_jax.models.layers import resize_positions, sincos_positions
+from mixformer_jax.models.mixformer import variable_shapes
 
 AUTOENCODER_FORMAT = "mixformer_jax_autoencoder"
 
@@ -45,6 +54,9 @@ _MEANING = ("backbone", "patch_embed", "num_heads", "layer_scale")
 # What stands in a tracker's backbone and in no encoder.
 _TRACKERS_OWN = re.compile(r"params/backbone/(regression_token$|cross_blocks_)")
 _TABLE = re.compile(r"params/backbone/(search|template)_positions/table$")
+_NOT_SINCOS = "is not the sin-cos table, which MAE never trains"
+_DECODER = ("mask_token", "decoder_")
+_TABLES = ("pos_embed", "decoder_pos_embed")
 
 
 class AutoencoderWeights(NamedTuple):
@@ -52,23 +64,20 @@ class AutoencoderWeights(NamedTuple):
 
     variables: dict[str, Any]
     config: AutoencoderConfig
-    carried: Mapping[str, np.ndarray] = MappingProxyType({})
+    carried: Mapping[str, np.ndarray] = NO_TENSORS
 
 
 def save_autoencoder(
     path: str | Path,
     variables: Mapping[str, Any],
     config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+    carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
-    """Writes an autoencoder atomically.
-
-    Raises:
-        WeightsError: a value that is not finite.
-    """
+    """Writes an autoencoder atomically; see `weights.save_weights`."""
     settings = config.to_dict()
     settings["model"] |= {"dtype": "float32"}  # the compute type is not part of a model's weights
-    write_variables(Path(path), AUTOENCODER_FORMAT, variables, {"autoencoder": json.dumps(settings)}, carried=carried)
+    header = {config.section: json.dumps(settings)}
+    write_variables(Path(path), AUTOENCODER_FORMAT, variables, header, carried=carried)
 
 
 def load_autoencoder(path: str | Path) -> AutoencoderWeights:
@@ -79,16 +88,15 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
     """
     path = Path(path)
     content = read_variables(path, AUTOENCODER_FORMAT, "a masked autoencoder as a pre-training run writes it")
-    config = content.settings(path, "autoencoder", AutoencoderConfig.from_dict)
+    config = content.settings(path, AutoencoderConfig)
     variables = content.variables(path, config.model.name, shapes_of_autoencoder(config))
     return AutoencoderWeights(variables, config, content.carried)
 
 
 @functools.lru_cache(maxsize=4)  # tracing a large model takes seconds
-def shapes_of_autoencoder(config: AutoencoderConfig) -> Mapping[str, tuple[int, ...]]:
+def shapes_of_autoencoder(config: AutoencoderConfig) -> Shapes:
     """Shape of every variable of an autoencoder, by its path (`params/decoder/blocks_0/norm1/scale`)."""
-    shapes = flatten_dict(autoencoder_shapes(Autoencoder(config)))
-    return MappingProxyType({"/".join(path): value.shape for path, value in shapes.items()})
+    return shapes_of(variable_shapes(Autoencoder(config)))
 
 
 def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: MixFormerConfig) -> Initialisation:
@@ -98,16 +106,15 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
     the encoder's (Fig. 7, "+DN"). Position tables of other grids are resized (section 3.3); where the pre-training saw
     single images alone, the templates' table is made of the images' one.
 
-    Args:
-        variables: of the autoencoder.
-        source: its settings.
-        target: the tracker.
-
     Raises:
-        WeightsError: an encoder of another kind, or one that lacks something; one error lists all.
+        WeightsError: an encoder of another kind, or one that lacks something, all listed.
     """
-    theirs = {"/".join(path): np.asarray(value) for path, value in flatten_dict(variables).items()}
-    expected = {name: shape for name, shape in expected_shapes(target).items() if name.startswith("params/backbone/")}
+    theirs = _flat(variables)
+    expected = {
+        name: shape
+        for name, shape in expected_shapes(target).items()
+        if name.startswith("params/backbone/") and not _TRACKERS_OWN.match(name)
+    }
     complaints = [
         f"{key}: {getattr(source.model, key)!r} there, {getattr(target, key)!r} here"
         for key in _MEANING
@@ -117,49 +124,31 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
         complaints.append(f"positions: {source.model.positions!r} there, tables that 'sincos' has no place for")
     if target.decoder_blocks and source.decoder_heads != DECODER_HEADS:
         complaints.append(f"decoder_heads: {source.decoder_heads} there; decoder_blocks have {DECODER_HEADS}")
-    found: dict[str, np.ndarray] = {}
-    used = set()
-    for name, shape in expected.items():
-        if _TRACKERS_OWN.match(name):
-            continue
-        table = _TABLE.match(name)
-        value: np.ndarray | None
-        if table:
+    origins = {name: _origin(name, target) for name in expected}
+    found = {name: theirs[origin] for name, origin in origins.items() if origin in theirs}
+    for name in expected:
+        if table := _TABLE.match(name):
             grid = target.search_grid if table[1] == "search" else target.template_grid
-            origin, value = _position_table(theirs, source, table[1], grid)
-        else:
-            origin = _origin(name, target)
-            value = theirs.get(origin)
-        if value is None:
-            complaints.append(f"missing {origin} {shape}")
-        elif value.shape != shape:
-            complaints.append(f"misshapen {origin}: {value.shape}, expected {shape}")
-        else:
-            found[name] = value
-            used.add(origin)
-    if complaints:
-        raise WeightsError(
-            f"the autoencoder around {source.model.name!r} does not fit the backbone of {target.name!r}:\n  "
-            + "\n  ".join(complaints)
-        )
-    return Initialisation(
-        unflatten_dict({tuple(name.split("/")): value for name, value in found.items()}),
-        tuple(found),
-        tuple(name for name in expected_shapes(target) if name not in found),
-        tuple(name for name in theirs if name not in used),
+            origins[name], found[name] = _position_table(theirs, source, table[1], grid)
+    told = {name: name if _TABLE.match(name) else origins[name] for name in expected}
+    shapes = {told[name]: shape for name, shape in expected.items()}
+    complaints += mismatches({told[name]: value for name, value in found.items()}, shapes)
+    refuse_weights(
+        f"the autoencoder around {source.model.name!r} does not fit the backbone of {target.name!r}", complaints
     )
+    used = set(origins.values())
+    values = {name: found[name] for name in expected}
+    return Initialisation.of(values, expected_shapes(target), (name for name in theirs if name not in used))
 
 
 def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisation:
     """What one autoencoder takes of another: the encoder, and class token and decoder where it has them alike.
 
     Raises:
-        WeightsError: an encoder of another kind, or one that lacks something; one error lists all.
+        WeightsError: an encoder of another kind, or one that lacks something, all listed.
     """
-    encoder = hand_over(found.variables, found.config, config.encoder)
-    expected = shapes_of_autoencoder(config)
-    theirs = {"/".join(path): np.asarray(value) for path, value in flatten_dict(found.variables).items()}
-    values = {"/".join(path): value for path, value in flatten_dict(encoder.variables).items()}
+    theirs, expected = _flat(found.variables), shapes_of_autoencoder(config)
+    values = _flat(hand_over(found.variables, found.config, config.encoder).variables)
     for part in ("params/class_token", "params/decoder/"):
         wanted = {name: shape for name, shape in expected.items() if name.startswith(part)}
         if wanted == {name: value.shape for name, value in theirs.items() if name.startswith(part)} and (
@@ -168,12 +157,11 @@ def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisatio
             values |= {name: theirs[name] for name in wanted}
     # The templates' position table has no place in an autoencoder of single images.
     values = {name: values[name] for name in expected if name in values}
-    return Initialisation(
-        unflatten_dict({tuple(name.split("/")): value for name, value in values.items()}),
-        tuple(values),
-        tuple(name for name in expected if name not in values),
-        tuple(name for name in theirs if name not in values),
-    )
+    return Initialisation.of(values, expected, (name for name in theirs if name not in values))
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
 
 
 def _origin(name: str, target: MixFormerConfig) -> str:
@@ -191,28 +179,26 @@ def _position_table(
     """The position table of a stream as the encoder learned it, for another grid; and the name of its origin."""
     names = [f"params/backbone/{name}_positions/table" for name in (stream, "search")]
     name = next((name for name in names if name in theirs), "")
-    if name:
-        table = theirs[name]
-    else:
-        table = np.asarray(sincos_positions(source.model.search_grid, source.model.width), np.float32)
+    computed = sincos_positions(source.model.search_grid, source.model.width)
+    table = theirs[name] if name else np.asarray(computed, np.float32)
     if len(table) != grid * grid:
         table = np.asarray(jax.device_get(resize_positions(table, grid)))
     return name, table
 
 
-_NOT_SINCOS = "is not the sin-cos table, which MAE never trains"
-_DECODER = ("mask_token", "decoder_")
-_TABLES = ("pos_embed", "decoder_pos_embed")
-
-
 def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
-    """The whole state dict of MAE for an autoencoder, in its own order.
-
-    Raises:
-        WeightsError: for an architecture that MAE does not have.
-    """
-    _check_mae(config)
-    model, width, rows = config.model, config.decoder_width, 1 + config.model.search_grid**2
+    """The whole state dict of MAE, in its own order; WeightsError for an architecture that MAE does not have."""
+    model = config.model
+    refuse_unknown(
+        f"the autoencoder around {model.name!r} has no counterpart: MAE",
+        {
+            "model without class_token": not config.class_token,
+            f"patch_embed {model.patch_embed!r}": model.patch_embed != "linear",
+            f"positions {model.positions!r}": model.positions != "sincos",
+            "layer_scale": model.layer_scale,
+        },
+    )
+    width, rows = config.decoder_width, 1 + model.search_grid**2
     encoder, decoder = ("params", "backbone"), ("params", "decoder")
     entries: list[Entry | Carried] = [
         Entry("cls_token", ("params", "class_token"), "token"),
@@ -232,11 +218,7 @@ def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
 
 
 def autoencoder_from_mae(state: Mapping[str, np.ndarray], config: AutoencoderConfig) -> dict[str, Any]:
-    """MAE's state dict as the variables of an autoencoder.
-
-    Raises:
-        WeightsError: names or shapes that do not fit; one error lists them all.
-    """
+    """MAE's state dict as the variables of an autoencoder; see `read_by_table`."""
     return read_by_table(state, mae_table(config), shapes_of_autoencoder(config), _title(config))
 
 
@@ -248,13 +230,9 @@ def carried_from_mae(state: Mapping[str, np.ndarray], config: AutoencoderConfig)
 def autoencoder_to_mae(
     variables: Mapping[str, Any],
     config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+    carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> dict[str, np.ndarray]:
-    """The variables of an autoencoder as MAE's state dict, in its order.
-
-    Raises:
-        WeightsError: an architecture that MAE does not have, or variables that are not the config's.
-    """
+    """The variables of an autoencoder as MAE's state dict, in its order; see `mae_table` and `write_by_table`."""
     title = f"the weights of an autoencoder around {config.model.name!r}"
     return write_by_table(variables, mae_table(config), shapes_of_autoencoder(config), carried, title)
 
@@ -264,7 +242,7 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
 
     Raises:
         WeightsError: a source that is no autoencoder or has no counterpart, or a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` files where PyTorch is not installed.
+        ModuleNotFoundError: for `.pth` without PyTorch.
     """
     found, target = load_autoencoder(source), Path(target)
     state = autoencoder_to_mae(found.variables, found.config, found.carried)
@@ -278,13 +256,9 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
 
 
 def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:
-    """What a checkpoint of MAE gives an autoencoder: everything, or the encoder alone where it holds no decoder.
+    """What a checkpoint of MAE, or a state dict, gives an autoencoder: all, or the encoder where it holds no decoder.
 
     MAE's published encoders come without their decoders. An autoencoder without class token leaves MAE's aside.
-
-    Args:
-        source: a `.pth` or `.safetensors` file, or the state dict itself.
-        config: the autoencoder.
 
     Raises:
         WeightsError: a file that cannot be read, or names and shapes that do not fit.
@@ -304,9 +278,7 @@ def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: Autoen
     if not config.class_token:
         del variables["params"]["class_token"]
         ignored += ("cls_token",)
-    taken = tuple("/".join(path) for path in flatten_dict(variables))
-    fresh = tuple(name for name in shapes_of_autoencoder(config) if name not in set(taken))
-    return Initialisation(variables, taken, fresh, ignored)
+    return Initialisation.of(_flat(variables), shapes_of_autoencoder(config), ignored)
 
 
 def _title(config: AutoencoderConfig) -> str:
@@ -318,15 +290,3 @@ def _is_sincos(table: np.ndarray) -> bool:
     if rows < 2 or round((rows - 1) ** 0.5) ** 2 != rows - 1 or table.shape[2] % 4:
         return False
     return bool(np.abs(table - sincos_with_class(table.shape)).max() <= 1e-5)
-
-
-def _check_mae(config: AutoencoderConfig) -> None:
-    missing = {
-        "model without class_token": not config.class_token,
-        f"patch_embed {config.model.patch_embed!r}": config.model.patch_embed != "linear",
-        f"positions {config.model.positions!r}": config.model.positions != "sincos",
-        "layer_scale": config.model.layer_scale,
-    }
-    if any(missing.values()):
-        listed = ", ".join(text for text, is_missing in missing.items() if is_missing)
-        raise WeightsError(f"the autoencoder around {config.model.name!r} has no counterpart: MAE has no {listed}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.infer import Hints, infer_config
 from mixformer_jax.convert.names import (
+    COUNTER,
     carried_from_official,
     count_parameters,
     variables_from_official,
@@ -21,24 +22,16 @@ from mixformer_jax.convert.names import (
 from mixformer_jax.convert.torch_files import (
     TORCH_SUFFIXES,
     OfficialState,
-    is_safetensors_of,
     is_torch_file,
     read_official,
     safetensors_format,
     write_official_safetensors,
     write_torch,
 )
-from mixformer_jax.convert.weights import (
-    FORMAT,
-    NOT_FINITE,
-    Weights,
-    WeightsError,
-    load_weights,
-    not_finite,
-    save_weights,
-)
+from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, check_finite, load_weights, save_weights
 from mixformer_jax.extras import DISTRIBUTION, install_line
-from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.models.sizes import SIZES
 
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
@@ -47,45 +40,51 @@ DEFAULT_WEIGHTS = "mixvit_tiny"
 # The official experiments' own search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. They
 # hold for any source of frames; what the published benchmark runs used instead differs by benchmark.
 SEARCH_FACTORS = MappingProxyType(
-    {
-        "mixvit_l": 5.0,
-        "mixvit_l_convmae": 5.0,
-        "mixcvt": 5.0,
-        "mixcvt_online": 5.0,
-        "mixcvt_l": 5.0,
-        "mixcvt_l_online": 5.0,
-    }
+    dict.fromkeys(("mixvit_l", "mixvit_l_convmae", "mixcvt", "mixcvt_online", "mixcvt_l", "mixcvt_l_online"), 5.0)
 )
 # Two slots, renewed every 200 frames: what the official online experiments agree on (their values for LaSOT). The plain
 # trackers have one online template.
 ONLINE_SLOTS = 2
 
+HEAD_WIDTH = 64  # of every attention head in the official builds: ViT, CvT and score module alike
+# What a state dict does not hold, or what does not belong to the shape of a model.
+UNTOLD = ("name", "drop_path", "dtype", "mimetic_init")
 
-class Report(NamedTuple):
-    """What a conversion did.
+State = Mapping[str, np.ndarray]
+
+
+class Hints(NamedTuple):
+    """What names and shapes do not tell; None for what the official builds have.
 
     Attributes:
-        source, target: the files read and written.
-        direction: such as "official PyTorch -> mixformer_jax".
-        model: settings of the model.
-        tracker: settings of the tracker, in a file of ours.
-        parameters: of the official module, with those that no forward pass reads.
-        carried: official names of the tensors that no forward pass reads and that went along.
-        computed: those that an official file must have and that were made up.
-        left_behind: what the source held beside the weights and the target does not.
-        named_after: words of the file's name or of its experiment that became part of the model's name.
+        num_heads: attention heads of the last stage.
+        early_heads: those of the stages before it (MixCvT).
+        score_heads: attention heads of the score module.
+        search_size, template_size: sides of the crops in pixels. MixViT's are told by its position tables; MixCvT has
+            none, and stands at 320 and 128.
+        name: what to call the model: benchmarks have settings by name (`mixvit_b_online_got`).
     """
 
-    source: Path
+    num_heads: int | None = None
+    early_heads: tuple[int, ...] | None = None
+    score_heads: int | None = None
+    search_size: int | None = None
+    template_size: int | None = None
+    name: str | None = None
+
+
+class Report(NamedTuple):
+    """What a conversion did; tensors by their official names."""
+
     target: Path
-    direction: str
+    direction: str  # such as "official names -> mixformer_jax"
     model: MixFormerConfig
-    tracker: TrackerConfig | None
-    parameters: int
-    carried: tuple[str, ...] = ()
-    computed: tuple[str, ...] = ()
-    left_behind: tuple[str, ...] = ()
-    named_after: tuple[str, ...] = ()
+    tracker: TrackerConfig | None  # in a file of ours
+    parameters: int  # of the official module, with those that no forward pass reads
+    carried: tuple[str, ...] = ()  # tensors that no forward pass reads and that went along
+    computed: tuple[str, ...] = ()  # those that an official file must have and that were made up
+    left_behind: tuple[str, ...] = ()  # what the source held beside the weights and the target does not
+    named_after: tuple[str, ...] = ()  # words of the file's name or experiment that became part of the model's name
 
     def lines(self) -> list[tuple[str, str]]:
         """The report as labels and texts, for a terminal."""
@@ -112,11 +111,9 @@ class Report(NamedTuple):
 
 
 def convert(source: str | Path, target: str | Path, *, official: bool = False, hints: Hints = Hints()) -> Report:  # noqa: B008 (immutable)
-    """Converts a tracker between official PyTorch files and ours.
+    """Converts a tracker between official files (`.pth`, `.pth.tar`, `.safetensors`) and ours (`.safetensors`).
 
-    The direction follows from the files: official `.pth`, `.pth.tar` or `.safetensors` become a `.safetensors` of
-    ours; a `.safetensors` of ours, or a run's folder, becomes a `.pth` or `.pth.tar`. Between official formats, tensors
-    are checked and copied.
+    The direction follows from the files; between official formats, tensors are checked and copied.
 
     Args:
         source: file or folder of a training run.
@@ -126,7 +123,7 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
 
     Raises:
         WeightsError: a source that cannot be read, that is no tracker or has no official counterpart, names or shapes
-            that do not fit (one error lists them all), or a target of an unknown kind.
+            that do not fit, all listed, or a target of an unknown kind.
         ModuleNotFoundError: for `.pth` files where PyTorch is not installed.
     """
     source, target = find_weights(source), Path(target)
@@ -137,7 +134,7 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
         raise WeightsError(f"{target}: no such folder; make it first")
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{target}: source and target are one file; give another name to the target")
-    from_ours = source.suffix == ".safetensors" and is_safetensors_of(FORMAT, source)
+    from_ours = source.suffix == ".safetensors" and safetensors_format(source) == FORMAT
     if from_ours and not (is_torch or official):
         raise WeightsError(
             f"{source}: already in this project's format; for official names, give a target that ends in .pth, or "
@@ -172,13 +169,11 @@ def find_weights(weights: str | Path | None) -> Path:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """A tracker's weights: a file of ours, or an official one, which is converted in memory.
-
-    Of an official file what no forward pass reads is left out.
+    """A tracker's weights: a file of ours, or an official one, which is converted in memory without unread tensors.
 
     Raises:
-        WeightsError: a file that cannot be read or belongs to another model, an official one that `convert` would
-            refuse, and one of PyTorch's where PyTorch is not installed.
+        WeightsError: a file that cannot be read or belongs to another model, that `convert` would refuse, or that is
+            PyTorch's where PyTorch is not installed.
     """
     path = Path(path)
     if not path.is_file() or not _is_official(path):
@@ -215,32 +210,6 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
     )
 
 
-def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
-    found = read_official(source)
-    model, named_after, tracker, variables = _from_state(source, found, hints)
-    state = found.tensors
-    carried = carried_from_official(state, model)
-    report = Report(
-        source,
-        target,
-        "",
-        model,
-        None,
-        count_parameters(model),
-        tuple(carried),
-        left_behind=found.left_behind,
-        named_after=named_after,
-    )
-    if is_torch:
-        write_torch(target, state.items())
-        return report._replace(direction="official names -> official PyTorch file")
-    if official:
-        write_official_safetensors(target, state)
-        return report._replace(direction="official names -> official .safetensors")
-    save_weights(target, variables, model, tracker, carried=carried)
-    return report._replace(direction="official names -> mixformer_jax", tracker=tracker)
-
-
 class _Converted(NamedTuple):
     model: MixFormerConfig
     named_after: tuple[str, ...]
@@ -255,16 +224,28 @@ def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
         variables = variables_from_official(found.tensors, model)
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from error
-    if broken := not_finite(flatten_dict(variables, sep="/")):
-        raise WeightsError(f"{source}: {NOT_FINITE} {', '.join(broken)}")
+    check_finite(source, flatten_dict(variables, sep="/"))
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
     return _Converted(dataclasses.replace(model, name=name), words, tracker_settings(model), variables)
 
 
-def _is_official(path: Path) -> bool:
-    # The header of every file of ours names a format that begins so.
-    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
+def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
+    found = read_official(source)
+    model, words, tracker, variables = _from_state(source, found, hints)
+    carried = carried_from_official(found.tensors, model)
+    if is_torch:
+        kind = "official PyTorch file"
+        write_torch(target, found.tensors.items())
+    elif official:
+        kind = "official .safetensors"
+        write_official_safetensors(target, found.tensors)
+    else:
+        kind = "mixformer_jax"
+        save_weights(target, variables, model, tracker, carried=carried)
+    settings = None if is_torch or official else tracker
+    about = (f"official names -> {kind}", model, settings, count_parameters(model))
+    return Report(target, *about, tuple(carried), left_behind=found.left_behind, named_after=words)
 
 
 def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
@@ -272,23 +253,21 @@ def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
     model = weights.model
     state = variables_to_official(weights.variables, model, weights.carried)
     unread = list(carried_from_official(state, model))
-    report = Report(
-        source,
-        target,
-        "",
-        model,
-        None,
-        count_parameters(model),
-        carried=tuple(name for name in unread if name in weights.carried),
-        computed=tuple(name for name in unread if name not in weights.carried),
-    )
+    carried = tuple(name for name in unread if name in weights.carried)
+    computed = tuple(name for name in unread if name not in weights.carried)
     if is_torch:
         # From here on each array is held once: what is written is let go of.
         del weights
         write_torch(target, ((name, state.pop(name)) for name in list(state)))
-        return report._replace(direction="mixformer_jax -> official PyTorch file")
-    write_official_safetensors(target, state)
-    return report._replace(direction="mixformer_jax -> official .safetensors")
+    else:
+        write_official_safetensors(target, state)
+    kind = "official PyTorch file" if is_torch else "official .safetensors"
+    return Report(target, f"mixformer_jax -> {kind}", model, None, count_parameters(model), carried, computed)
+
+
+def _is_official(path: Path) -> bool:
+    # The header of every file of ours names a format that begins so.
+    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
 
 
 def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
@@ -297,3 +276,105 @@ def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
     rest = len(names) - len(shown) - len(counters)
     parts = [*shown, *([f"{rest} more"] if rest else []), *([f"{len(counters)} batch counters"] if counters else [])]
     return ", ".join(parts)
+
+
+def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # noqa: B008 (immutable)
+    """Which model an official state dict belongs to, told by its names and shapes alone.
+
+    A model that equals one of `sizes.SIZES` is that one; another is called after its family.
+
+    Raises:
+        WeightsError: names that no architecture of this project has, or shapes that contradict each other or the hints.
+    """
+    try:
+        found = _read(state, hints)
+        config = MixFormerConfig(**found)
+    except KeyError as error:
+        raise WeightsError(f"not an official state dict: missing {error.args[0]}; {_looks_like(state)}") from error
+    except ConfigError as error:
+        raise WeightsError(f"not an official state dict: {error}; where a number cannot be told, give it") from error
+    for size in SIZES.values():
+        if dataclasses.replace(config, **{key: getattr(size, key) for key in UNTOLD}) == size:
+            return size
+    return config
+
+
+def _read(state: State, hints: Hints) -> dict[str, Any]:
+    stages = [i for i in range(len(state)) if f"backbone.stage{i}.patch_embed.proj.weight" in state]
+    is_convmae = "backbone.patch_embed1.proj.weight" in state
+    parts = [("backbone.patch_embed", "backbone.blocks")]
+    if stages:
+        parts = [(f"backbone.stage{i}.patch_embed", f"backbone.stage{i}.blocks") for i in stages]
+    elif is_convmae:
+        parts = [(f"backbone.patch_embed{i}", f"backbone.blocks{i}") for i in (1, 2, 3)]
+    embeddings = [_shape(state, f"{embedding}.proj.weight", 4) for embedding, _blocks in parts]
+    widths, depths = [shape[0] for shape in embeddings], [_depth(state, blocks) for _embedding, blocks in parts]
+    width, mlp = widths[-1], _shape(state, f"{parts[-1][1]}.0.mlp.fc1.weight", 2)
+    found: dict[str, Any] = {"width": width, "depth": depths[-1], "mlp_ratio": mlp[0] // width}
+    found |= {"early_widths": tuple(widths[:-1]), "early_depths": tuple(depths[:-1])}
+    if stages:
+        trained = f"backbone.stage0.blocks.0.attn.conv_proj_q.bn.{COUNTER}" in state
+        found |= {
+            "name": "mixcvt",
+            "backbone": "cvt",
+            "patch_size": 2 ** (len(stages) + 1),
+            "search_size": hints.search_size or SIZES["mixcvt"].search_size,
+            "template_size": hints.template_size or SIZES["mixcvt"].template_size,
+            "early_heads": hints.early_heads or tuple(_heads(early, "early_heads") for early in widths[:-1]),
+            "projection": "depthwise",
+            "projection_norm": "batch" if trained else "frozen",
+        }
+    else:
+        kind = {"name": "mixvit_convmae", "patch_embed": "convmae"} if is_convmae else {"name": "mixvit"}
+        patch = 16 if is_convmae else embeddings[0][2]
+        found |= kind | {"patch_size": patch} | _read_positions(state, hints, patch)
+    found["num_heads"] = hints.num_heads or _heads(width, "num_heads")
+    found["head"] = "corner_pyramid" if "box_head.adjust1_tl.0.weight" in state else "corner"
+    found["head_width"] = _shape(state, "box_head.conv1_tl.0.weight", 4)[0]
+    found["head_norm"] = "batch" if f"box_head.conv1_tl.1.{COUNTER}" in state else "frozen"
+    if any(name.startswith("score_branch.") for name in state):
+        found["score_heads"] = hints.score_heads or _heads(width, "score_heads")
+    return found
+
+
+def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
+    """Crop sizes from the position tables, and whether those are the sin-cos ones."""
+    found: dict[str, Any] = {"positions": "sincos"}
+    for name, key in (("backbone.pos_embed_s", "search_size"), ("backbone.pos_embed_t", "template_size")):
+        _, cells, width = _shape(state, name, 3)
+        grid = round(cells**0.5)
+        if grid * grid != cells:
+            raise WeightsError(f"not an official state dict: {name} has {cells} rows, which is no square grid")
+        found[key] = grid * patch
+        if getattr(hints, key) not in (None, found[key]):
+            raise WeightsError(f"{name} is made for a {key} of {found[key]} pixels, not of {getattr(hints, key)}")
+        if np.abs(state[name][0] - sincos_positions(grid, width)).max() > 1e-5:
+            found["positions"] = "interpolated_frozen"
+    return found
+
+
+def _shape(state: State, name: str, axes: int) -> tuple[int, ...]:
+    shape = state[name].shape
+    if len(shape) != axes:
+        raise WeightsError(f"not an official state dict: {name} has shape {shape}, expected {axes} axes")
+    return shape
+
+
+def _depth(state: State, blocks: str) -> int:
+    pattern = re.compile(re.escape(blocks) + r"\.(\d+)\.")
+    return 1 + max((int(match[1]) for name in state if (match := pattern.match(name))), default=-1)
+
+
+def _heads(width: int, key: str) -> int:
+    if width % HEAD_WIDTH:
+        raise WeightsError(
+            f"{key} cannot be told from a width of {width}: the official builds have heads of {HEAD_WIDTH} channels; "
+            f"give {key} to `mixformer convert`"
+        )
+    return width // HEAD_WIDTH
+
+
+def _looks_like(state: State) -> str:
+    if not any(name.startswith("box_head.") for name in state) and any("blocks" in name for name in state):
+        return "this looks like a backbone without a tracker around it: start a training from it (train.init) instead"
+    return f"it has {', '.join(sorted(state)[:3])}, ..."

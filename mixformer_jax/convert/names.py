@@ -2,35 +2,179 @@
 
 The table of a config lists the official state dict in its own order. An `Entry` is a tensor that the network uses: its
 official name, the path of our variable, and how the layouts differ. A `Carried` is one that official checkpoints hold
-and no forward pass reads; our weights files keep it aside, and `variables_to_official` puts it back or makes it up.
+and no forward pass reads; our weights files keep it aside, and the way back takes it from there or makes it up.
 """
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.tables import (
-    Carried,
-    Entry,
-    TreePath,
-    affine,
-    batch_norm,
-    carried_by_table,
-    norm,
-    ones,
-    read_by_table,
-    sincos,
-    sincos_with_class,
-    write_by_table,
-    zeros,
+from mixformer_jax.convert.weights import (
+    NO_TENSORS,
+    Shapes,
+    WeightsError,
+    expected_shapes,
+    mismatches,
+    refuse_weights,
 )
-from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.positions import PRETRAINED_GRID
+from mixformer_jax.models.layers import PRETRAINED_GRID, sincos_positions
+
+TreePath = tuple[str, ...]
+Layout = Literal["same", "linear", "pointwise", "conv", "depthwise", "patches", "positions", "token"]
+
+# Official axes -> ours.
+PATTERNS: Mapping[Layout, str] = MappingProxyType(
+    {
+        "same": "... -> ...",
+        "linear": "o i -> i o",
+        "pointwise": "o i 1 1 -> i o",
+        "conv": "o i h w -> h w i o",
+        "depthwise": "c 1 h w -> h w c",
+        "patches": "o i h w -> (h w i) o",
+        "positions": "1 n c -> n c",
+        "token": "1 1 c -> c",
+    }
+)
+
+
+class Entry(NamedTuple):
+    """One tensor under both names; `patch` is the side of the layout `patches`."""
+
+    official: str
+    path: TreePath
+    layout: Layout
+    patch: int = 1
+
+    @property
+    def name(self) -> str:
+        """Our name, as in weights files and messages."""
+        return "/".join(self.path)
+
+
+class Carried(NamedTuple):
+    """One official tensor that no forward pass reads."""
+
+    official: str
+    shape: tuple[int, ...]  # in the official builds
+    make: Callable[[tuple[int, ...]], np.ndarray]  # the value where no checkpoint gave one, of such a shape
+    free: int | None = None  # axis whose length does not matter: a classifier's classes, a position table's rows
+    objection: str | None = None  # what to say of any other value than that of `make`; None: any will do
+
+    def complaints(self, found: np.ndarray | None) -> Iterator[str]:
+        """What keeps a tensor from being the one."""
+        if found is None:
+            return
+        differing = [axis for axis, pair in enumerate(zip(found.shape, self.shape, strict=False)) if len(set(pair)) > 1]
+        if found.ndim != len(self.shape) or set(differing) - {self.free}:
+            yield f"misshapen {self.official}: {found.shape}, expected {self.shape}"
+        elif self.objection is not None and np.abs(found - self.make(self.shape)).max() > 1e-5:
+            yield f"{self.official} {self.objection}"
+
+
+def official_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The official tensor's shape for that of our variable."""
+    return to_official(np.broadcast_to(np.float32(0), shape), entry).shape
+
+
+def to_ours(value: np.ndarray, layout: Layout) -> np.ndarray:
+    return rearrange(value, PATTERNS[layout])
+
+
+def to_official(value: np.ndarray, entry: Entry) -> np.ndarray:
+    official, ours = PATTERNS[entry.layout].split(" -> ")
+    sides = {"h": entry.patch, "w": entry.patch} if entry.layout == "patches" else {}
+    return rearrange(value, f"{ours} -> {official}", **sides)
+
+
+def affine(official: str, path: TreePath, layout: Layout, patch: int = 1) -> list[Entry]:
+    kernel = Entry(f"{official}.weight", (*path, "kernel"), layout, patch)
+    return [kernel, Entry(f"{official}.bias", (*path, "bias"), "same")]
+
+
+def norm(official: str, path: TreePath) -> list[Entry]:
+    pairs = (("weight", "scale"), ("bias", "bias"))
+    return [Entry(f"{official}.{theirs}", (*path, ours), "same") for theirs, ours in pairs]
+
+
+def batch_norm(official: str, path: TreePath, frozen: bool) -> list[Entry]:
+    affine, statistics = ("constants", "constants") if frozen else ("params", "batch_stats")
+    pairs = (("running_mean", "mean"), ("running_var", "var"))
+    return [
+        *norm(official, (affine, *path)),
+        *(Entry(f"{official}.{theirs}", (statistics, *path, ours), "same") for theirs, ours in pairs),
+    ]
+
+
+def zeros(shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def sincos(shape: tuple[int, ...]) -> np.ndarray:
+    _, cells, width = shape
+    return sincos_positions(round(cells**0.5), width)[None].astype(np.float32)
+
+
+def sincos_with_class(shape: tuple[int, ...]) -> np.ndarray:
+    one, rows, width = shape
+    return np.concatenate([zeros((one, 1, width)), sincos((one, rows - 1, width))], axis=1)
+
+
+Table = Sequence[Entry | Carried]
+
+
+def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: Shapes, title: str) -> dict[str, Any]:
+    """A state dict as variables of these shapes: views of its arrays wherever a transposition is all it takes.
+
+    Raises:
+        WeightsError: not `title`: names of the table that are missing or have another shape, names that nothing uses,
+        or
+            values that cannot be carried. Tensors that no forward pass reads may be missing.
+    """
+    used = [entry for entry in table if isinstance(entry, Entry)]
+    unread = [entry for entry in table if isinstance(entry, Carried)]
+    passed_over = {entry.official for entry in unread}
+    read = {name: value for name, value in state.items() if name not in passed_over}
+    complaints = mismatches(read, {entry.official: official_shape(entry, shapes[entry.name]) for entry in used})
+    for entry in unread:
+        complaints += entry.complaints(state.get(entry.official))
+    refuse_weights(f"not {title}", complaints)
+    return unflatten_dict({entry.path: to_ours(read[entry.official], entry.layout) for entry in used})
+
+
+def carried_by_table(state: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """The tensors of a state dict that no forward pass reads, by their official names."""
+    unread = (entry.official for entry in table if isinstance(entry, Carried))
+    return {name: state[name] for name in unread if name in state}
+
+
+def write_by_table(
+    variables: Mapping[str, Any], table: Table, shapes: Shapes, carried: Mapping[str, np.ndarray], title: str
+) -> dict[str, np.ndarray]:
+    """Variables as a state dict, in the table's order; what is carried nowhere is made up.
+
+    Raises WeightsError for variables or carried tensors that are missing, unexpected or misshapen.
+    """
+    ours = {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
+    unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
+    complaints = mismatches(ours, shapes)
+    for name, value in carried.items():
+        unknown = [f"unexpected carried {name} {value.shape}"]
+        complaints += unread[name].complaints(value) if name in unread else unknown
+    refuse_weights(f"not {title}", complaints)
+    return {
+        entry.official: to_official(ours[entry.name], entry)
+        if isinstance(entry, Entry)
+        else carried.get(entry.official, entry.make(entry.shape))
+        for entry in table
+    }
+
 
 CLASSES = 1000  # of ImageNet, which the unused classifiers tell apart
 CONVMAE_PATCHES = (4, 2, 2)
@@ -54,10 +198,14 @@ def block_entries(official: str, path: TreePath, layer_scale: bool = False) -> l
         *affine(f"{official}.attn.qkv", (*path, "attention", "qkv"), "linear"),
         *affine(f"{official}.attn.proj", (*path, "attention", "proj"), "linear"),
         *norm(f"{official}.norm2", (*path, "norm2")),
-        *affine(f"{official}.mlp.fc1", (*path, "mlp", "fc1"), "linear"),
-        *affine(f"{official}.mlp.fc2", (*path, "mlp", "fc2"), "linear"),
+        *_mlp(official, path, "linear"),
         *scales,
     ]
+
+
+def _mlp(official: str, path: TreePath, layout: Layout) -> list[Entry]:
+    layers = ("fc1", "fc2")
+    return [entry for fc in layers for entry in affine(f"{official}.mlp.{fc}", (*path, "mlp", fc), layout)]
 
 
 def _vit(config: MixFormerConfig) -> list[Entry | Carried]:
@@ -113,10 +261,7 @@ def _wide_block(official: str, path: TreePath, config: MixFormerConfig) -> list[
     for name in "qkv":
         entries += affine(f"{official}.attn.proj_{name}", (*attention, name), "linear")
     entries += affine(f"{official}.attn.proj", (*attention, "proj"), "linear")
-    entries += norm(f"{official}.norm2", (*path, "norm2"))
-    for name in ("fc1", "fc2"):
-        entries += affine(f"{official}.mlp.{name}", (*path, "mlp", name), "linear")
-    return entries
+    return entries + norm(f"{official}.norm2", (*path, "norm2")) + _mlp(official, path, "linear")
 
 
 def _convolution_block(official: str, path: TreePath) -> list[Entry]:
@@ -127,8 +272,7 @@ def _convolution_block(official: str, path: TreePath) -> list[Entry]:
         *affine(f"{official}.conv2", (*path, "conv2"), "pointwise"),
         *affine(f"{official}.attn", (*path, "depthwise"), "depthwise"),
         *norm(f"{official}.norm2", (*path, "norm2")),
-        *affine(f"{official}.mlp.fc1", (*path, "mlp", "fc1"), "pointwise"),
-        *affine(f"{official}.mlp.fc2", (*path, "mlp", "fc2"), "pointwise"),
+        *_mlp(official, path, "pointwise"),
     ]
 
 
@@ -144,6 +288,7 @@ def _positions(config: MixFormerConfig) -> list[Entry | Carried]:
 
 
 def _unused_norm(width: int) -> list[Entry | Carried]:
+    ones = functools.partial(np.ones, dtype=np.float32)
     return [Carried("backbone.norm.weight", (width,), ones), Carried("backbone.norm.bias", (width,), zeros)]
 
 
@@ -156,28 +301,19 @@ COUNTER = "num_batches_tracked"
 
 
 def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
-    """The whole official state dict of a config.
-
-    Raises:
-        WeightsError: for an architecture that the official code does not have.
-    """
+    """The whole official state dict of a config; WeightsError for an architecture that the official code has not."""
     _check_official(config)
     entries = [*backbone_table(config), *_head(config), *(_score() if config.score_heads else [])]
     return list(_with_counters(entries))
 
 
 def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
-    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables.
-
-    The variables are views of the official arrays wherever a transposition is all it takes.
+    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables; see `read_by_table`.
 
     Raises:
-        WeightsError: names of the table that are missing or have another shape, names that nothing uses, or position
-            tables that the config takes for sin-cos and that are not; one error lists them all. Tensors that no
-            forward pass reads may be missing.
+        WeightsError: as there; also position tables that the config takes for sin-cos and that are not.
     """
-    title = f"an official {config.name} state dict"
-    return read_by_table(state, name_table(config), expected_shapes(config), title)
+    return read_by_table(state, name_table(config), expected_shapes(config), f"an official {config.name} state dict")
 
 
 def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
@@ -188,17 +324,17 @@ def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConf
 def variables_to_official(
     variables: Mapping[str, Any],
     config: MixFormerConfig,
-    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+    carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> dict[str, np.ndarray]:
     """Our variables as an official state dict, in the official order.
 
-    What no forward pass reads is taken from `carried`. Where that has nothing, sin-cos position tables are computed
-    (MAE's 14 x 14 table for `pos_embed`), `norm` is the identity, class token, classifier and batch counters are zero:
-    the official modules load the result with `strict=True`, and compute with it what our model computes.
+    What no forward pass reads is taken from `carried`, or made up: sin-cos position tables (MAE's 14 x 14 table for
+    `pos_embed`), the identity for `norm`, zeros for class token, classifier and batch counters. The official modules
+    load the result with `strict=True`, and compute with it what our model computes.
 
     Raises:
         WeightsError: an architecture without official counterpart, or variables or carried tensors that are missing,
-            unexpected or misshapen; one error lists them all.
+            unexpected or misshapen, all listed.
     """
     title = f"the weights of the model {config.name!r}"
     return write_by_table(variables, name_table(config), expected_shapes(config), carried, title)
@@ -213,22 +349,29 @@ def count_parameters(config: MixFormerConfig) -> int:
 
 
 def _check_official(config: MixFormerConfig) -> None:
-    missing = {
-        "head 'query'": config.head == "query",
-        "head 'corner_pyramid' on the backbone 'cvt'": config.head == "corner_pyramid" and config.backbone == "cvt",
-        f"patch_embed {config.patch_embed!r}": config.patch_embed == "convolutional",
-        "attention 'symmetric'": config.attention == "symmetric",
-        "layer_scale": config.layer_scale,
-        "mixed_blocks": config.mixed_blocks is not None,
-        "cross_attention_blocks": config.cross_attention_blocks > 0,
-        "context_augment_layers": config.context_augment_layers > 0,
-        "decoder_blocks": config.decoder_blocks > 0,
-        "projection 'linear' on the backbone 'cvt'": config.backbone == "cvt" and config.projection == "linear",
-        "projection_norm 'layer'": config.projection == "depthwise" and config.projection_norm == "layer",
-    }
-    if any(missing.values()):
-        listed = ", ".join(text for text, is_missing in missing.items() if is_missing)
-        raise WeightsError(f"the model {config.name!r} has no official counterpart: the official code has no {listed}")
+    is_cvt = config.backbone == "cvt"
+    refuse_unknown(
+        f"the model {config.name!r} has no official counterpart: the official code",
+        {
+            "head 'query'": config.head == "query",
+            "head 'corner_pyramid' on the backbone 'cvt'": config.head == "corner_pyramid" and is_cvt,
+            f"patch_embed {config.patch_embed!r}": config.patch_embed == "convolutional",
+            "attention 'symmetric'": config.attention == "symmetric",
+            "layer_scale": config.layer_scale,
+            "mixed_blocks": config.mixed_blocks is not None,
+            "cross_attention_blocks": config.cross_attention_blocks,
+            "context_augment_layers": config.context_augment_layers,
+            "decoder_blocks": config.decoder_blocks,
+            "projection 'linear' on the backbone 'cvt'": is_cvt and config.projection == "linear",
+            "projection_norm 'layer'": config.projection == "depthwise" and config.projection_norm == "layer",
+        },
+    )
+
+
+def refuse_unknown(whose: str, features: Mapping[str, object]) -> None:
+    """Raises WeightsError that names the features that a model has, and somebody's code has not."""
+    if found := [name for name, is_there in features.items() if is_there]:
+        raise WeightsError(f"{whose} has no {', '.join(found)}")
 
 
 def _head(config: MixFormerConfig) -> list[Entry]:

@@ -1,8 +1,8 @@
 """Official checkpoints in files: `.pth` and its kin, and `.safetensors` with official names.
 
-A `.pth` is a pickle, and a pickle is a program. It is read by PyTorch's restricted unpickler, which builds tensors and
-plain containers and runs nothing else. The records that the official trainers keep beside the weights become objects
-that hold nothing; any other class is refused by its name.
+A `.pth` is a pickle, and a pickle is a program: PyTorch's restricted unpickler builds tensors and plain containers and
+runs nothing else. Records that official trainers keep beside the weights become objects that hold nothing; any other
+class is refused by its name.
 """
 
 import functools
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 (of JAX; makes bfloat16 a type that NumPy and safetensors know)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from mixformer_jax.convert.weights import WeightsError, to_safetensors
+from mixformer_jax.convert.weights import WeightsError, readable, to_safetensors
 from mixformer_jax.files import write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
@@ -42,17 +42,11 @@ BOOKKEEPING = (
 
 
 class OfficialState(NamedTuple):
-    """A state dict from a file, and what else the file held.
+    """A state dict from a file, and what else the file held."""
 
-    Attributes:
-        tensors: arrays by official name: floats as float32, whole numbers as they are. Read as they are asked for.
-        left_behind: what stood beside the state dict (`optimizer`, `epoch`, ...).
-        experiment: the name of the official experiment's yaml (`baseline_got`), where the trainer's settings tell it.
-    """
-
-    tensors: Mapping[str, np.ndarray]
-    left_behind: tuple[str, ...]
-    experiment: str | None = None
+    tensors: Mapping[str, np.ndarray]  # floats as float32, whole numbers as they are; read as they are asked for
+    left_behind: tuple[str, ...]  # what stood beside the state dict (`optimizer`, `epoch`, ...)
+    experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), where settings tell it
 
 
 class Inert:
@@ -102,7 +96,7 @@ def read_official(path: str | Path) -> OfficialState:
     Raises:
         WeightsError: no such file; an empty, truncated, damaged or foreign one; a pickle that is more than tensors and
             the known records of training; a file without a state dict.
-        ModuleNotFoundError: a file of PyTorch's where PyTorch is not installed.
+        ModuleNotFoundError: a file of PyTorch's without PyTorch.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,44 +115,22 @@ def read_official(path: str | Path) -> OfficialState:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether this is a file of PyTorch's: by its content, and where that is neither, by its name."""
+    """Whether this is a file of PyTorch's: by its content, or where that does not tell, by its name."""
     with path.open("rb") as file:
         start = file.read(16)
     return _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES))
 
 
-def is_safetensors_of(format_name: str, path: Path) -> bool:
-    """Whether the header of a .safetensors file names this format.
-
-    Raises:
-        WeightsError: not a readable .safetensors file.
-    """
-    return safetensors_format(path) == format_name
-
-
 def safetensors_format(path: Path) -> str | None:
-    """The format that the header of a .safetensors file names; None where it names none.
-
-    Raises:
-        WeightsError: not a readable .safetensors file.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format")
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+    """The format that the header of a .safetensors file names, if any; WeightsError for a file that cannot be read."""
+    with readable(path), safe_open(path, framework="numpy") as file:
+        return (file.metadata() or {}).get("format")
 
 
 def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]], key: str = STATE_KEYS[0]) -> None:
-    """Writes a checkpoint as official code loads it: `{"net": state dict}`.
+    """Writes a checkpoint as official code loads it, `{key: state dict}`: `net` for MixFormer, `model` for MAE.
 
-    Args:
-        path: ends in `.pth` or `.pth.tar`.
-        tensors: name and value, in order; each is read once, so that a caller may let go of it then.
-        key: of the state dict: `net` for MixFormer, `model` for MAE.
-
-    Raises:
-        ModuleNotFoundError: PyTorch is not installed.
+    Each tensor is read once, so that a caller may let go of it then. Raises ModuleNotFoundError without PyTorch.
     """
     import torch
 
@@ -175,11 +147,9 @@ def write_official_safetensors(path: str | Path, tensors: Mapping[str, np.ndarra
 
 
 def _read_safetensors(path: Path) -> OfficialState:
-    try:
+    with readable(path):
         file = safe_open(path, framework="numpy")
         names = list(file.keys())
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
 
     def read(name: str) -> np.ndarray:
         value = file.get_tensor(name)

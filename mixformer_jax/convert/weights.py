@@ -1,17 +1,17 @@
-"""Our weights file: one .safetensors that holds every variable and the settings to rebuild the tracker.
+"""Our weights file: one .safetensors that holds every variable, and in its header the settings to rebuild the tracker.
 
-Tensor names are the paths of the variable tree (`params/backbone/blocks_0/attention/qkv/kernel`). The header holds
-the model's and the tracker's settings as JSON, so a file needs no config beside it. A file that was converted from an
-official checkpoint also carries, under `official/` and their official names, the tensors that no forward pass reads:
-converted back, it is the checkpoint again, bit for bit.
+Tensor names are the paths of the variable tree (`params/backbone/blocks_0/attention/qkv/kernel`). A file that was
+converted from an official checkpoint also carries, under `official/` and their official names, the tensors that no
+forward pass reads: converted back, it is the checkpoint again, bit for bit.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.typed_settings import TypedSettings
 
 DTYPES = {"float32": "F32", "float16": "F16", "int64": "I64"}
 FORMAT = "mixformer_jax"
@@ -30,8 +31,10 @@ FORMAT_VERSION = "1"
 CARRIED_PREFIX = "official/"
 
 NOT_FINITE = "NaN or infinite values, as a training that diverged leaves them, or damage; take an earlier checkpoint:"
+NO_TENSORS: Mapping[str, np.ndarray] = MappingProxyType({})
 
-Record = TypeVar("Record")
+Shapes = Mapping[str, tuple[int, ...]]
+Settings = TypeVar("Settings", bound=TypedSettings)
 
 
 class WeightsError(ValueError):
@@ -47,7 +50,7 @@ class Weights(NamedTuple):
     variables: dict[str, Any]
     model: MixFormerConfig
     tracker: TrackerConfig
-    carried: Mapping[str, np.ndarray] = MappingProxyType({})
+    carried: Mapping[str, np.ndarray] = NO_TENSORS
 
 
 def save_weights(
@@ -56,20 +59,16 @@ def save_weights(
     model: MixFormerConfig,
     tracker: TrackerConfig,
     store: Literal["float32", "float16"] = "float32",
-    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+    carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
-    """Writes a weights file atomically.
+    """Writes a weights file (`.safetensors`) atomically; the compute type is not part of a model's weights.
 
     Args:
-        path: ends in `.safetensors`.
-        variables: the model's variable tree.
-        model, tracker: settings stored in the header. The compute dtype is not part of a model's weights and is
-            stored as float32.
         store: `float16` halves the file; loading gives float32 either way.
         carried: see `Weights`; floats are stored like the variables, whole numbers as they are.
 
     Raises:
-        WeightsError: if a value does not fit into float16.
+        WeightsError: a value that is not finite, or does not fit into float16.
     """
     header = {
         "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
@@ -84,10 +83,10 @@ def write_variables(
     variables: Mapping[str, Any],
     header: Mapping[str, str],
     store: Literal["float32", "float16"] = "float32",
-    carried: Mapping[str, np.ndarray] = MappingProxyType({}),
+    carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
     """Writes variables of any model under a header of texts, atomically; see `save_weights`."""
-    tensors = {name: np.asarray(value, dtype=store) for name, value in _flatten(variables).items()}
+    tensors = {name: np.asarray(value, dtype=store) for name, value in flatten_dict(variables, sep="/").items()}
     for name, value in carried.items():
         is_float = np.issubdtype(value.dtype, np.floating)
         tensors[CARRIED_PREFIX + name] = value.astype(store if is_float else value.dtype, copy=False)
@@ -100,14 +99,11 @@ def load_weights(path: str | Path) -> Weights:
     """Reads a weights file and checks it against the model that its header names.
 
     Raises:
-        WeightsError: no such file, no safetensors file, not written by this project, settings that cannot work, values
-            that are not finite, or tensors that are not the model's: one error that lists all missing, unexpected and
-            misshapen names.
+        WeightsError: no such file, not one of ours, or settings, values or tensors that cannot be the model's.
     """
     path = Path(path)
     content = read_variables(path, FORMAT, "weights written by `mixformer train`")
-    model = content.settings(path, "model", MixFormerConfig.from_dict)
-    tracker = content.settings(path, "tracker", TrackerConfig.from_dict)
+    model, tracker = content.settings(path, MixFormerConfig), content.settings(path, TrackerConfig)
     return Weights(content.variables(path, model.name, expected_shapes(model)), model, tracker, content.carried)
 
 
@@ -118,69 +114,49 @@ class Content(NamedTuple):
     tensors: Mapping[str, np.ndarray]
     carried: Mapping[str, np.ndarray]
 
-    def settings(self, path: Path, key: str, from_dict: Callable[[Mapping[str, Any]], Record]) -> Record:
-        """A record of settings out of the header.
-
-        Raises:
-            WeightsError: it is not there, is no JSON, or holds settings that do not exist or cannot work.
-        """
+    def settings(self, path: Path, record: type[Settings]) -> Settings:
+        """A record of settings out of the header; WeightsError where it is not there or cannot work."""
         try:
-            values = json.loads(self.header[key])
+            values = json.loads(self.header[record.section])
             if not isinstance(values, dict):
-                raise ValueError(f"{key} is no JSON object")
-            return from_dict(values)
+                raise ValueError(f"{record.section} is no JSON object")
+            return record.from_dict(values)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
 
-    def variables(self, path: Path, model_name: str, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The variable tree, if it is the expected one.
-
-        Raises:
-            WeightsError: names that are missing, unexpected or misshapen, in one error.
-        """
-        tensors = self.tensors
-        complaints = mismatches({name: value.shape for name, value in tensors.items()}, expected)
+    def variables(self, path: Path, model_name: str, expected: Shapes) -> dict[str, Any]:
+        """The variable tree, if it is the expected one; WeightsError lists all that is not."""
+        complaints = mismatches(self.tensors, expected)
         complaints += [
             f"mistyped {name}: {value.dtype}, expected floats"
-            for name, value in tensors.items()
+            for name, value in self.tensors.items()
             if name in expected and value.dtype != np.float32
         ]
-        if complaints:
-            listed = "\n  ".join(complaints)
-            raise WeightsError(
-                f"{path}: weights do not belong to the model {model_name!r} of their header:\n  {listed}"
-            )
-        return unflatten_dict({tuple(name.split("/")): value for name, value in tensors.items()})
+        refuse_weights(f"{path}: weights do not belong to the model {model_name!r} of their header", complaints)
+        return unflatten_dict(dict(self.tensors), sep="/")
 
 
 def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     """Reads a file of `write_variables`.
 
     Raises:
-        WeightsError: no such file, no safetensors file, one of another format, or values that are not finite; `wanted`
-            says what was expected.
+        WeightsError: no such file, not `wanted`, or values that are not finite.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected {wanted} (.safetensors)")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+    with readable(path), safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if header.get("format") != format_name:
         some = ", ".join(sorted(tensors)[:3])
         raise WeightsError(
             f"{path}: a .safetensors file of another program (its tensors: {some}, ...); expected {wanted}"
         )
     if header.get("version") != FORMAT_VERSION:
-        raise WeightsError(
-            f"{path}: format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}: "
-            "update mixformer-jax"
-        )
+        found = f"format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}"
+        raise WeightsError(f"{path}: {found}: update mixformer-jax")
     widened = {name: _widen(value) for name, value in tensors.items()}
-    if broken := not_finite(widened):
-        raise WeightsError(f"{path}: {NOT_FINITE} {', '.join(broken)}")
+    check_finite(path, widened)
     carried = {name for name in widened if name.startswith(CARRIED_PREFIX)}
     return Content(
         header,
@@ -189,19 +165,41 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     )
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Says of what is no .safetensors file that it is none."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
+
+
 @functools.lru_cache(maxsize=4)  # tracing a large model takes seconds, and a conversion asks twice
-def expected_shapes(model: MixFormerConfig) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(model: MixFormerConfig) -> Shapes:
     """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
-    shapes = _flatten(variable_shapes(build_model(model)))
-    return MappingProxyType({name: value.shape for name, value in shapes.items()})
+    return shapes_of(variable_shapes(build_model(model)))
 
 
-def mismatches(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What keeps tensors of some names and shapes from being the expected ones, a line each."""
+def shapes_of(variables: Mapping[str, Any]) -> Shapes:
+    return MappingProxyType({name: value.shape for name, value in flatten_dict(variables, sep="/").items()})
+
+
+def mismatches(found: Mapping[str, np.ndarray], expected: Shapes) -> list[str]:
+    """What keeps tensors from being those of the expected names and shapes, a line each."""
     lines = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
-    lines += [f"unexpected {name} {shape}" for name, shape in found.items() if name not in expected]
-    shared = [name for name in found if name in expected and found[name] != expected[name]]
-    return lines + [f"misshapen {name}: {found[name]}, expected {expected[name]}" for name in shared]
+    lines += [f"unexpected {name} {found[name].shape}" for name in found if name not in expected]
+    shapes = {name: found[name].shape for name in found if name in expected}
+    return lines + [
+        f"misshapen {name}: {shape}, expected {expected[name]}"
+        for name, shape in shapes.items()
+        if shape != expected[name]
+    ]
+
+
+def refuse_weights(title: str, complaints: list[str]) -> None:
+    """Raises one WeightsError that lists the complaints, where there are any."""
+    if complaints:
+        raise WeightsError(f"{title}:\n  " + "\n  ".join(complaints))
 
 
 def not_finite(tensors: Mapping[str, np.ndarray], limit: int = 6) -> list[str]:
@@ -210,26 +208,21 @@ def not_finite(tensors: Mapping[str, np.ndarray], limit: int = 6) -> list[str]:
     return broken[:limit] + ([f"{len(broken) - limit} more"] if len(broken) > limit else [])
 
 
+def check_finite(where: object, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises WeightsError with the names of tensors that are not."""
+    if broken := not_finite(tensors):
+        raise WeightsError(f"{where}: {NOT_FINITE} {', '.join(broken)}")
+
+
 def _widen(value: np.ndarray) -> np.ndarray:
     # Not `issubdtype(..., np.floating)`, which bfloat16 is not.
     return value if value.dtype.kind in "biu" else value.astype(np.float32, copy=False)
 
 
-def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    return {"/".join(path): value for path, value in flatten_dict(variables).items()}
-
-
 def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a .safetensors file, one tensor at a time.
+    """The bytes of a .safetensors file with float32, float16 or int64 arrays, and texts for its header.
 
     The library's own `save` makes a second copy of all tensors, and scrambles those that are not contiguous (0.8.0).
-
-    Args:
-        tensors: float32, float16 or int64 arrays of any memory layout.
-        metadata: texts for the header.
-
-    Raises:
-        KeyError: for an array of another type.
     """
     # Each tensor is asked for twice: it may have to be read from a file.
     specs = {name: (tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}

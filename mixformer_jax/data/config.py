@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.typed_settings import (
@@ -72,24 +72,14 @@ class Mix(TypedSettings):
 
 @dataclass(frozen=True)
 class DatasetConfig(TypedSettings):
-    """One data set on disk, in its published layout.
-
-    Attributes:
-        root: its folder.
-        ratio: how often it is drawn, relative to the other data sets (and to the weights of `Mix`, where there is a
-            pool, too).
-        reader: how it is read, see `sequences.TRAINING_READERS`; None: as its name in `DataConfig.datasets`.
-        split: a published part of it, such as got10k's `vottrain` or lasot's `train`.
-        list_file: a text file with the sequences to take, by name or by position.
-        min_side: targets with a shorter side, in pixels of the frame, are left out.
-    """
+    """One data set on disk, in its published layout."""
 
     root: str
-    ratio: Positive = 1.0
-    reader: str | None = None
-    split: str | None = None
-    list_file: str | None = None
-    min_side: NotNegative = 0.0
+    ratio: Positive = 1.0  # how often it is drawn, relative to other data sets and to the weights of `Mix`
+    reader: str | None = None  # see `sequences.TRAINING_READERS`; None: as its name in `DataConfig.datasets`
+    split: str | None = None  # a published part of it, such as got10k's `vottrain` or lasot's `train`
+    list_file: str | None = None  # a text file with the sequences to take, by name or by position
+    min_side: NotNegative = 0.0  # targets with a shorter side, in pixels of the frame, are left out
 
 
 @dataclass(frozen=True)
@@ -148,16 +138,8 @@ def held_out(config: DataConfig) -> DataConfig | None:
     """
     undisturbed = AugmentConfig.none()
     if config.validation:
-        return dataclasses.replace(
-            config,
-            root=None,
-            exclude=(),
-            groups=(),
-            augment=undisturbed,
-            datasets=config.validation,
-            validation={},
-            render="host",
-        )
+        changes: dict[str, Any] = {"exclude": (), "groups": (), "validation": {}, "render": "host"}
+        return dataclasses.replace(config, root=None, augment=undisturbed, datasets=config.validation, **changes)
     if not config.exclude:
         return None
     return DataConfig(

@@ -1,9 +1,7 @@
 """Packing: the surroundings of every target, cut once and kept in ArrayRecord shards, for fast training.
 
-A frame is kept as up to three pieces around its target: what a template shows, what a search crop can show, and what it
-can show where it is zoomed out; where the target is absent, around the middle of the frame. Large targets are shrunk.
-Training decodes one small piece in place of a whole frame; the crops are drawn as from the folders, and differ by JPEG
-and resampling only (not at all with `lossless`).
+A frame becomes up to three pieces around its target (or its middle, where that is absent): for templates, for search
+crops, and for those that are zoomed out. Samples differ from the folders' by JPEG and resampling only.
 """
 
 from __future__ import annotations
@@ -51,15 +49,11 @@ class PackConfig(TypedSettings):
     """What is kept. The defaults serve every experiment of the paper.
 
     Attributes:
-        target_side: targets are shrunk until sqrt(w * h) is at most this; for templates 1.2 times this, and where a
-            search crop is zoomed out 0.6 times. The paper's sizes show 64 pixels of a target in a template and in a
-            search crop that is not zoomed (128 / 2, 288 / 4.5), the large models 96 and 85 (192 / 2, 384 / 4.5).
+        target_side: targets are shrunk until sqrt(w * h) is at most this; for templates 1.2 times this, for zoomed-out
+            search crops 0.6 times. The paper's crops show 64 pixels of a target, the large models' 96 and 85.
         quality: of the JPEGs, 1 to 100.
         lossless: PNGs of full resolution instead; several times as large.
-        template_factor: of the crops, see `CropConfig`.
-        search_factor: the largest of the experiments.
-        centre_jitter: likewise.
-        max_zoom: likewise.
+        template_factor, search_factor, centre_jitter, max_zoom: of `CropConfig`, the largest of the experiments.
         frames_per_shard: a shard ends with the sequence that brings it to so many frames.
     """
 
@@ -74,32 +68,19 @@ class PackConfig(TypedSettings):
 
 
 class PackReport(NamedTuple):
-    """What packing has done.
+    """What packing has done."""
 
-    Attributes:
-        frames: packed now.
-        kept_shards: were there already.
-        nbytes: written now.
-        faults: sequences and frames that could not be read, with their files.
-    """
-
-    frames: int
-    kept_shards: int
-    nbytes: int
-    faults: tuple[str, ...]
+    frames: int  # packed now
+    kept_shards: int  # were there already
+    nbytes: int  # written now
+    faults: tuple[str, ...]  # sequences and frames that could not be read, with their files
 
 
 def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, progress: bool = False) -> PackReport:
     """Packs a data set. Started again on the same folder, it goes on; a shard is there whole or not at all.
 
-    What cannot be read is noted in its place, so that training meets it as it does in the folders.
-
-    Args:
-        dataset: an open data set.
-        out: folder of the shards; made where it is missing.
-        config: what is kept.
-        workers: processes.
-        progress: show a bar.
+    What cannot be read is noted in its place, so that training meets it as it does in the folders. `workers` are
+    processes.
 
     Raises:
         DatasetError: `out` holds another data set, or one packed in another way.
@@ -109,16 +90,15 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     todo = [number for number in range(len(shards)) if not (out / f"{shard_name(number)}.json").is_file()]
     job = functools.partial(_pack_shard, dataset, out, config)
     ranges = [(number, *shards[number][:2]) for number in todo]
-    frames, nbytes = 0, 0
-    faults: list[str] = []
+    reports: list[PackReport] = []
     total = sum(shards[number][2] for number in todo)
     with tqdm(total=total, unit=" frames", desc="packing", disable=not progress, mininterval=1) as bar:
-        for done in _run(job, ranges, workers):
-            frames += done.frames
-            nbytes += done.nbytes
-            faults += done.faults
-            bar.update(done.frames)
-    return PackReport(frames, len(shards) - len(todo), nbytes, tuple(faults))
+        for report in _run(job, ranges, workers):
+            reports.append(report)
+            bar.update(report.frames)
+    faults = tuple(fault for report in reports for fault in report.faults)
+    frames, nbytes = (sum(getattr(report, name) for report in reports) for name in ("frames", "nbytes"))
+    return PackReport(frames, len(shards) - len(todo), nbytes, faults)
 
 
 def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> list[tuple[int, int, int]]:
@@ -133,13 +113,10 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
     }
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        different = [
-            f"{key}: {there.get(key)!r} there, {settings[key]!r} now"
-            for key in settings
-            if there.get(key) != settings[key] and key != "keys_sha256"
-        ]
-        if not different and there.get("keys_sha256") != settings["keys_sha256"]:
-            different.append("the names of its sequences or their order (another split or list)")
+        changed = [key for key in settings if there.get(key) != settings[key]]
+        different = [f"{key}: {there.get(key)!r} there, {settings[key]!r} now" for key in changed]
+        if changed == ["keys_sha256"]:
+            different = ["the names of its sequences or their order (another split or list)"]
         if different:
             raise DatasetError(f"{out} holds something else; give another folder, or undo: {'; '.join(different)}")
         return [tuple(shard) for shard in there["shards"]]

@@ -236,15 +236,7 @@ def draw_frames(
         after it. Where there is no frame, the interval grows by 5 and the draw is repeated.
     trident: template and search anywhere; the online templates at most `max_interval` frames from the search, on the
         template's side.
-    trident_pro: likewise, and the target need not be in view in the online templates, as long as they have a box.
-
-    Args:
-        rng: the generator.
-        scheme: one of those.
-        usable: frames with the target in view.
-        known: frames with a box.
-        max_interval: in frames.
-        num_online: of online templates.
+    trident_pro: likewise, and online templates need not have the target in view (`usable`), but a box (`known`).
 
     Raises:
         UnusableSampleError: no such frames.

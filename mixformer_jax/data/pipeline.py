@@ -64,10 +64,9 @@ def batches(
         samples: by index.
         batch_size: of the whole batch, over all processes.
         start_step: number of the first batch.
-        num_threads: threads that render; 0 renders in the calling thread.
+        num_threads: loader threads; 0 loads synchronously.
         prefetch: batches that are made ahead.
-        workers: what makes batches in the background, in place of `num_threads`: so many processes where
-            `samples.for_processes` says so, and so many threads otherwise. 0: the calling thread.
+        workers: in place of `num_threads`: loader processes where `samples.for_processes`, else loader threads.
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
         process_count: of a distributed run.
 
@@ -80,12 +79,11 @@ def batches(
         raise ValueError(
             f"process {process_index} of {process_count} cannot have an equal part of a batch of {batch_size}"
         )
-    if workers is None:
-        return Batches(samples, batch_size, start_step, num_threads, 0, prefetch, process_index, process_count)
-    processes = workers if getattr(samples, "for_processes", False) else 0
-    return Batches(
-        samples, batch_size, start_step, workers - processes, processes, prefetch, process_index, process_count
-    )
+    render, processes = _RenderBatch(samples, batch_size, process_index, process_count), 0
+    if workers is not None:
+        processes = workers if getattr(samples, "for_processes", False) else 0
+        num_threads = workers - processes
+    return Batches(render, start_step, num_threads, processes, prefetch)
 
 
 @contextlib.contextmanager
@@ -113,19 +111,11 @@ class Batches(grain.DatasetIterator):
     """
 
     def __init__(
-        self,
-        samples: Samples,
-        batch_size: int,
-        start_step: int,
-        num_threads: int,
-        num_processes: int,
-        prefetch: int,
-        process_index: int,
-        process_count: int,
+        self, render: _RenderBatch, start_step: int, num_threads: int, num_processes: int, prefetch: int
     ) -> None:
         super().__init__()
         self.drawn = self.replaced = 0
-        self._render = _RenderBatch(samples, batch_size, process_index, process_count)
+        self._render, samples = render, render.samples
         self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
         self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
         self._section = "images" if isinstance(samples, ImageSamples) else "data"
@@ -199,11 +189,8 @@ class Batches(grain.DatasetIterator):
                 self._named.add(fault)
                 logger.warning("replaced a sample: %s", fault)
         if self.replaced > self._max_bad_share * max(self.drawn, MIN_JUDGED):
-            mend = (
-                "copy these images again, or take them out"
-                if self._section == "images"
-                else "run `mixformer data check`"
-            )
+            is_images = self._section == "images"
+            mend = "copy these images again, or take them out" if is_images else "run `mixformer data check`"
             raise BadDataError(
                 f"{self.replaced} of {self.drawn} samples had to be replaced, more than {self._section}.max_bad_share "
                 f"= {self._max_bad_share:g} allows; {mend}. Among what was wrong:\n  "

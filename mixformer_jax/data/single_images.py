@@ -150,19 +150,14 @@ class CentreCrops:
     for_processes = True
 
     def __init__(self, images: Images, size: int) -> None:
-        self.size = size
-        self._images = images
+        self.size, self._images = size, images
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         """Sample `index`: search uint8 [size, size, 3]."""
         return self.render(index).sample
 
     def render(self, index: int) -> Rendered:
-        """Sample `index` with all that is known about it.
-
-        Raises:
-            DatasetError: neither its image nor those that took its place can be read.
-        """
+        """As `ImageSamples.render`."""
         # The golden ratio's multiples spread the first n of them over the whole list, whatever n is.
         position = int(len(self._images) * math.modf((index + 0.5) * (math.sqrt(5) - 1) / 2)[0])
         image, faults = _readable(self._images, position, np.random.default_rng(index))

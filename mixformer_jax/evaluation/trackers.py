@@ -204,9 +204,9 @@ def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[
     model, table, benchmark = about["model"], about["table"], about["benchmark"]
     lines = [f"{model}, {settings['dtype']} on {settings['device']} ({about['hardware']}), batch {settings['batch']}"]
     if table is not None:
-        lines.append(f"settings: table [{table}] of configs/benchmarks.toml, {benchmark}")
+        lines.append(f"settings: table [{table}] of benchmarks.toml, {benchmark}")
     else:
-        lines.append(f"settings: the weights' own; configs/benchmarks.toml has no table [{model}] with {benchmark}")
+        lines.append(f"settings: the weights' own; benchmarks.toml has no table [{model}] with {benchmark}")
     lines[-1] += f"; changed: {', '.join(choice.changes)}" if choice.changes else ""
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings["settings"].items()))
     others = [other for other in choice.settings if other in {f"{table}{variant}" for variant in VARIANTS}]
@@ -291,8 +291,12 @@ def settings_on(tables: BenchmarkSettings, benchmark: str, settings_of: str | No
     """
     found = {model: benchmarks[benchmark] for model, benchmarks in tables.items() if benchmark in benchmarks}
     if settings_of is not None and settings_of not in tables:
-        raise ConfigError(f"--settings-of {settings_of}: not in configs/benchmarks.toml; it has {', '.join(tables)}")
+        raise ConfigError(
+            f"--settings-of {settings_of}: not in `mixformer configs show benchmarks.toml`; known: {', '.join(tables)}"
+        )
     if settings_of is not None and settings_of not in found:
         has = ", ".join(tables[settings_of])
-        raise ConfigError(f"--settings-of {settings_of}: has no {benchmark} in configs/benchmarks.toml, but {has}")
+        raise ConfigError(
+            f"--settings-of {settings_of}: has no {benchmark} in `mixformer configs show benchmarks.toml`, but {has}"
+        )
     return found

@@ -1,9 +1,9 @@
-"""Mixed attention (the paper, section 3.1): what every block does, whatever its projections and its neighbours.
+"""Mixed attention (the paper, section 3.1): `attend`, its kernels, and the transformer block that backbones drive.
 
-In tracking a block works on one stream of tokens, template or search, in two halves: `project` makes its queries, keys
-and values, `advance` attends and runs the MLP. What the queries see is decided between the halves, by whoever drives
-the blocks (`backbone.py`): own tokens alone, or cached template keys and values before the own ones (eq. 2).
-In training `joint` runs both streams at once, templates first: all but the attention is one pass over all tokens.
+A block works on one stream of tokens, template or search, in two halves: `project` makes queries, keys and values,
+`advance` attends and runs the MLP. Its steps differ in what the queries see: own tokens, or cached template keys and
+values before the own ones (eq. 2). `joint_step`, for training, runs both streams at once, templates first: all but the
+attention is one pass over all tokens.
 """
 
 import functools
@@ -21,19 +21,22 @@ from mixformer_jax.models.config import AttentionKernel, ComputeDtype, ConfigErr
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, Activation, DropPath, Mlp
 from mixformer_jax.models.tpu_attention import attend_on_tpu, fits_tpu_kernel
 
+Tokens = Float[Array, "b n c"]
+Queries = Float[Array, "b heads q d"]
+KeyMask = Bool[Array, "b k"] | None
+Filled = Bool[Array, "b slots"] | None  # which slots hold a template; None: all
+
 
 class KeysValues(NamedTuple):
-    """Keys and values of one block's tokens, heads before tokens, as the matrix products want them."""
+    """Keys and values of one block's tokens."""
 
     keys: Float[Array, "b heads n d"]
     values: Float[Array, "b heads n d"]
 
     def part(self, start: int, end: int | None) -> "KeysValues":
-        """Those of some tokens in a row."""
         return KeysValues(self.keys[:, :, start:end], self.values[:, :, start:end])
 
     def then(self, other: "KeysValues") -> "KeysValues":
-        """These tokens, followed by the other's."""
         return KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(self, other, strict=True)))
 
 
@@ -53,36 +56,34 @@ CPU_MAP_BYTES = 8 * 2**20
 
 
 def attend(
-    queries: Float[Array, "b heads q d"],
+    queries: Queries,
     keys: Float[Array, "b heads k d"],
     values: Float[Array, "b heads k d"],
-    key_mask: Bool[Array, "b k"] | None,
+    key_mask: KeyMask,
     scale: float,
     kernel: AttentionKernel = "xla",
-) -> Float[Array, "b heads q d"]:
+) -> Queries:
     """Scaled dot-product attention; keys where `key_mask` is False get no weight.
 
     By `xla`, the exponentials are summed in float32 and divide the product with the values, which is smaller than the
-    map. On CPUs a large map is made for a few queries at a time; the last of them may be filled up.
+    map. On CPUs a large map is made for a few queries at a time.
     """
     # cuDNN's masks have had faults (jax issue 28974), and only trackers with empty slots need one.
     if kernel == "cudnn" and key_mask is None:
         queries, keys, values = (rearrange(x, "b h n d -> b n h d") for x in (queries, keys, values))
         return rearrange(_attend_by_cudnn(queries, keys, values, scale), "b n h d -> b h n d")
     queries = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
+    at_once = functools.partial(_attend_at_once, key_mask=key_mask)
     chunks = query_chunks(queries.shape, keys.shape[2])
     if chunks == 1:
-        return _attend_at_once(queries, keys, values, key_mask)
+        return at_once(queries, keys, values)
 
     def in_chunks(queries: Array, keys: Array, values: Array) -> Array:
         count = queries.shape[2]
         whole = jnp.pad(queries, ((0, 0), (0, 0), (0, -count % chunks), (0, 0)))
         parts = rearrange(whole, "b h (n q) d -> n b h q d", n=chunks)
-        mixed = jax.lax.map(lambda part: _attend_at_once(part, keys, values, key_mask), parts)
+        mixed = jax.lax.map(lambda part: at_once(part, keys, values), parts)
         return rearrange(mixed, "n b h q d -> b h (n q) d")[:, :, :count]
-
-    def at_once(queries: Array, keys: Array, values: Array) -> Array:
-        return _attend_at_once(queries, keys, values, key_mask)
 
     return jax.lax.platform_dependent(queries, keys, values, cpu=in_chunks, default=at_once)
 
@@ -98,11 +99,8 @@ def query_chunks(queries_shape: tuple[int, ...], num_keys: int) -> int:
 
 
 def _attend_at_once(
-    queries: Float[Array, "b heads q d"],
-    keys: Float[Array, "b heads k d"],
-    values: Float[Array, "b heads k d"],
-    key_mask: Bool[Array, "b k"] | None,
-) -> Float[Array, "b heads q d"]:
+    queries: Queries, keys: Float[Array, "b heads k d"], values: Float[Array, "b heads k d"], key_mask: KeyMask
+) -> Queries:
     logits = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
     if key_mask is not None:
         logits = jnp.where(key_mask[:, None, None, :], logits, -jnp.inf)
@@ -120,18 +118,17 @@ def _attend_by_cudnn(
 ) -> Float[Array, "b q heads d"]:
     """The same by cuDNN, whose backward pass wants even numbers of tokens."""
     batch, num_queries, num_keys = len(queries), queries.shape[1], keys.shape[1]
-    odd_queries, odd_keys = num_queries % 2, num_keys % 2
 
-    def even(x: Array, odd: int) -> Array:
-        return jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) if odd else x
+    def even(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) if x.shape[1] % 2 else x
 
     query_lengths = key_lengths = None
-    if odd_queries or odd_keys:
+    if num_queries % 2 or num_keys % 2:
         query_lengths, key_lengths = (jnp.full(batch, count, jnp.int32) for count in (num_queries, num_keys))
     mixed = jax.nn.dot_product_attention(
-        even(queries, odd_queries),
-        even(keys, odd_keys),
-        even(values, odd_keys),
+        even(queries),
+        even(keys),
+        even(values),
         scale=scale,
         query_seq_lengths=query_lengths,
         key_value_seq_lengths=key_lengths,
@@ -142,15 +139,10 @@ def _attend_by_cudnn(
 
 def attend_fused(
     qkv: Float[Array, "b n qkv"], num_heads: int, num_templates: int, scale: float, kernel: AttentionKernel
-) -> Float[Array, "b n c"]:
-    """Attention of both streams by a fused kernel, from where the dense layer wrote queries, keys and values.
+) -> Tokens:
+    """Attention of both streams by `cudnn` or `pallas`, from where the dense layer wrote queries, keys and values.
 
-    Args:
-        qkv: of the templates' tokens, then of the search region's.
-        num_heads: heads.
-        num_templates: tokens of the templates, which see each other alone; 0 where all see all.
-        scale: of the logits.
-        kernel: `cudnn` or `pallas`.
+    The first `num_templates` tokens, the templates', see each other alone; 0 where all see all.
     """
     if kernel == "pallas":
         return attend_on_tpu(qkv, num_heads, num_templates, scale)
@@ -165,55 +157,43 @@ def attend_fused(
 def choose_kernel(
     asked: AttentionKernel, dtype: ComputeDtype, platform: str | None, width: int, num_heads: int, tokens: int = 0
 ) -> AttentionKernel:
-    """The kernel for attention of some size on a platform.
+    """The kernel for attention of some size; `tokens` are those of both streams, in training.
 
     Args:
         asked: `MixFormerConfig.attention_kernel`.
         dtype: compute type.
         platform: cpu, gpu or tpu; None for that of the mesh in whose context this is traced, or JAX's default.
-        width: channels.
-        num_heads: heads.
-        tokens: of both streams, in training.
+        width, num_heads, tokens: of the attention.
 
     Raises:
         ConfigError: a kernel that cannot run there, or not in this type.
     """
-    platform = platform or _traced_platform()
+    if platform is None:
+        mesh = jax.sharding.get_abstract_mesh()
+        platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
     head_dim = width // num_heads
     may = {
         "cudnn": platform in ("gpu", "cuda") and dtype == "bfloat16" and head_dim % 8 == 0 and head_dim <= 128,
         "pallas": platform == "tpu" and dtype == "bfloat16" and fits_tpu_kernel(width, num_heads, tokens),
     }
     if asked == "auto":
-        found: list[AttentionKernel] = [kernel for kernel in ("cudnn", "pallas") if may[kernel]]
-        return found[0] if found and (found[0] != "cudnn" or _gpu_has_fused_attention()) else "xla"
+        if may["cudnn"]:  # from Ampere on
+            return "cudnn" if all(float(gpu.compute_capability) >= 8.0 for gpu in jax.devices("gpu")) else "xla"
+        return "pallas" if may["pallas"] else "xla"
     if not may.get(asked, True):
-        where = {
-            "cudnn": "NVIDIA GPUs with heads of 8, 16, ... 128 channels",
-            "pallas": "TPUs with heads that fill 128 lanes",
-        }
+        channels = "NVIDIA GPUs with heads of 8, 16, ... 128 channels"
+        where = channels if asked == "cudnn" else "TPUs with heads that fill 128 lanes"
         raise ConfigError(
-            f"model.attention_kernel is {asked!r}, which runs on {where[asked]}, in bfloat16; here are {dtype}, "
-            f"{num_heads} heads of {head_dim}, {tokens} tokens and a {platform}: take 'auto' or 'xla'"
+            f"model.attention_kernel is {asked!r}, which runs on {where}, in bfloat16; here are {dtype}, {num_heads} "
+            f"heads of {head_dim}, {tokens} tokens and a {platform}: take 'auto' or 'xla'"
         )
     return asked
-
-
-def _traced_platform() -> str:
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
-
-
-def _gpu_has_fused_attention() -> bool:
-    """Whether cuDNN has the kernel for this GPU: from Ampere on."""
-    return all(float(device.compute_capability) >= 8.0 for device in jax.devices("gpu"))
 
 
 def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: int) -> Array:
     """Query/key weights whose product is near `0.7 I + 0.7 noise` in every head, values near `0.4 noise - 0.4 I`.
 
-    Trockman & Kolter 2023, with the value half carried by the value weights alone (the output projection starts at
-    the identity, see `mimetic_output_init`).
+    Trockman & Kolter 2023, with the value half carried by the value weights alone: the output starts at the identity.
     """
     width = shape[0]
     head_dim = width // num_heads
@@ -230,26 +210,19 @@ def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: in
 
 
 def mimetic_output_init(_key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """The identity: the partner of the values of `mimetic_qkv_init`."""
+    """The identity, see `mimetic_qkv_init`."""
     return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 class MixedAttention(nn.Module):
     """Multi-head attention in two halves, with one dense layer for queries, keys and values (S-MAM's).
 
-    Attributes:
-        width: channels.
-        num_heads: heads.
-        scale: of the logits.
-        mimetic_init: see `MixFormerConfig`.
-        dtype: compute type.
-        kernel: see `MixFormerConfig.attention_kernel`.
-        platform: see `choose_kernel`.
+    For `mimetic_init` see `MixFormerConfig`, for `kernel` and `platform` see `choose_kernel`.
     """
 
     width: int
     num_heads: int
-    scale: float
+    scale: float  # of the logits
     mimetic_init: bool
     dtype: jnp.dtype
     kernel: AttentionKernel
@@ -264,63 +237,48 @@ class MixedAttention(nn.Module):
         self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=qkv_init)
         self.proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=output_init)
 
-    def project(
-        self, tokens: Float[Array, "b n c"], grid: Grid, *, train: bool
-    ) -> tuple[Float[Array, "b heads q d"], KeysValues]:
+    def project(self, tokens: Tokens, grid: Grid, *, train: bool) -> tuple[Queries, KeysValues]:
         """Queries, and the keys and values that these tokens offer to others."""
         qkv = rearrange(self.qkv(tokens), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         return qkv[0], KeysValues(qkv[1], qkv[2])
 
-    def mix(
-        self, queries: Float[Array, "b heads q d"], seen: KeysValues, key_mask: Bool[Array, "b k"] | None
-    ) -> Float[Array, "b q c"]:
+    def mix(self, queries: Queries, seen: KeysValues, key_mask: KeyMask) -> Float[Array, "b q c"]:
         """What the queries gather of the keys and values that they see."""
-        return self.proj(rearrange(self._attended(queries, seen, key_mask), "b h n d -> b n (h d)"))
+        return self._merged(self._attended(queries, seen, key_mask))
 
     def joint(
-        self,
-        tokens: Float[Array, "b n c"],
-        grids: tuple[Grid, Grid],
-        filled: Bool[Array, "b slots"] | None,
-        *,
-        symmetric: bool,
-        train: bool,
-    ) -> Float[Array, "b n c"]:
+        self, tokens: Tokens, grids: tuple[Grid, Grid], filled: Filled, *, symmetric: bool, train: bool
+    ) -> Tokens:
         """What the tokens of both streams gather, templates first: theirs see each other, or all where symmetric."""
         qkv, start = self.qkv(tokens), grids[0].tokens
         kernel = self._chosen(tokens.shape[1])
         if kernel != "xla" and filled is None and not self.is_mutable_collection("intermediates"):
             return self.proj(attend_fused(qkv, self.num_heads, 0 if symmetric else start, self.scale, kernel))
         queries, keys, values = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-        offered = KeysValues(keys, values)
-        return self._both(
-            (queries[:, :, :start], queries[:, :, start:]),
-            (offered.part(0, start), offered.part(start, None)),
-            offered,
-            filled,
-            symmetric=symmetric,
-        )
+        both = KeysValues(keys, values)
+        offered = (both.part(0, start), both.part(start, None))
+        return self._mix_streams((queries[:, :, :start], queries[:, :, start:]), offered, both, filled, symmetric)
 
-    def _both(
+    def _mix_streams(
         self,
         queries: tuple[Float[Array, "b heads n d"], Float[Array, "b heads m d"]],
         offered: tuple[KeysValues, KeysValues],
-        together: KeysValues,
-        filled: Bool[Array, "b slots"] | None,
-        *,
+        both: KeysValues,
+        filled: Filled,
         symmetric: bool,
     ) -> Float[Array, "b q c"]:
         whole = key_mask(filled, *offered)
-        own = (together, whole) if symmetric else (offered[0], key_mask(filled, offered[0], None))
-        mixed = (self._attended(queries[0], *own), self._attended(queries[1], together, whole))
-        return self.proj(rearrange(jnp.concatenate(mixed, axis=2), "b h n d -> b n (h d)"))
+        templates = (both, whole) if symmetric else (offered[0], key_mask(filled, offered[0], None))
+        mixed = (self._attended(queries[0], *templates), self._attended(queries[1], both, whole))
+        return self._merged(jnp.concatenate(mixed, axis=2))
 
-    def _attended(
-        self, queries: Float[Array, "b heads q d"], seen: KeysValues, key_mask: Bool[Array, "b k"] | None
-    ) -> Float[Array, "b heads q d"]:
+    def _attended(self, queries: Queries, seen: KeysValues, key_mask: KeyMask) -> Queries:
         self.sow("intermediates", "queries", queries)
         self.sow("intermediates", "keys", seen.keys)
         return attend(queries, seen.keys, seen.values, key_mask, self.scale, self._chosen())
+
+    def _merged(self, mixed: Queries) -> Float[Array, "b q c"]:
+        return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
     def _chosen(self, tokens: int = 0) -> AttentionKernel:
         dtype: ComputeDtype = "bfloat16" if self.dtype == jnp.bfloat16 else "float32"
@@ -328,149 +286,84 @@ class MixedAttention(nn.Module):
 
 
 class MixedAttentionBlock(nn.Module):
-    """A pre-norm transformer block in two halves.
+    """A pre-norm transformer block, driven by its steps."""
 
-    Attributes:
-        attention: `MixedAttention` or a subclass, unbound.
-        mlp_ratio: hidden width of the MLP over the width.
-        activation: of the MLP.
-        epsilon: of the layer norms.
-        drop_path: rate of stochastic depth.
-        layer_scale: learn a factor per channel on both branches.
-    """
-
-    attention: MixedAttention
-    mlp_ratio: int
+    attention: MixedAttention  # unbound
+    mlp_ratio: int  # hidden width of the MLP over the width
     activation: Activation
-    epsilon: float
+    epsilon: float  # of the layer norms
     drop_path: float
-    layer_scale: bool
+    layer_scale: bool  # learn a factor per channel on both branches
 
     def setup(self) -> None:
         width, dtype = self.attention.width, self.attention.dtype
-        self.norm1 = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
-        self.norm2 = nn.LayerNorm(epsilon=self.epsilon, dtype=dtype)
+        self.norm1, self.norm2 = (nn.LayerNorm(epsilon=self.epsilon, dtype=dtype) for _ in range(2))
         self.mlp = Mlp(width * self.mlp_ratio, self.activation, dtype)
         self.drop1, self.drop2 = DropPath(self.drop_path), DropPath(self.drop_path)
         if self.layer_scale:
             small = nn.initializers.constant(1e-4)  # DeiT3's start
             self.scale1, self.scale2 = (self.param(f"scale{i}", small, (width,)) for i in (1, 2))
 
-    def project(
-        self, tokens: Float[Array, "b n c"], grid: Grid, *, train: bool
-    ) -> tuple[Float[Array, "b heads q d"], KeysValues]:
+    def project(self, tokens: Tokens, grid: Grid, *, train: bool) -> tuple[Queries, KeysValues]:
         """The first half: queries, keys and values of a stream's tokens."""
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
     def advance(
         self,
-        tokens: Float[Array, "b n c"],
+        tokens: Tokens,
         queries: Float[Array, "b heads n d"],
         seen: KeysValues,
-        key_mask: Bool[Array, "b k"] | None,
+        key_mask: KeyMask,
         *,
         train: bool,
-    ) -> Float[Array, "b n c"]:
-        """The second half: the stream's tokens after attention and MLP.
-
-        Args:
-            tokens: as they went into `project`.
-            queries: as they came out of it.
-            seen: all keys and values that the queries may attend to.
-            key_mask: False for those that nobody may attend to (empty slots); None when there are none.
-            train: whether stochastic depth draws.
-        """
+    ) -> Tokens:
+        """The second half: the tokens of `project` after attention to all keys and values seen, and the MLP."""
         return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)
 
-    def joint(
-        self,
-        tokens: Float[Array, "b n c"],
-        filled: Bool[Array, "b slots"] | None,
-        *,
-        grids: tuple[Grid, Grid],
-        symmetric: bool,
-        train: bool,
-    ) -> Float[Array, "b n c"]:
-        """Both halves for both streams at once, see `MixedAttention.joint`."""
+    def templates_step(
+        self, templates: Tokens, filled: Filled, *, grid: Grid, train: bool
+    ) -> tuple[Tokens, KeysValues]:
+        """Every template token attends to the tokens of all filled slots; also what it offers to the search region."""
+        queries, own = self.project(templates, grid, train=train)
+        return self.advance(templates, queries, own, key_mask(filled, own, None), train=train), own
+
+    def search_step(
+        self, search: Tokens, templates: KeysValues | None, filled: Filled, *, grid: Grid, train: bool
+    ) -> Tokens:
+        """The search tokens attend to the templates, where there are any, and to themselves."""
+        queries, own = self.project(search, grid, train=train)
+        seen = own if templates is None else templates.then(own)
+        return self.advance(search, queries, seen, key_mask(filled, templates, own), train=train)
+
+    def cross_step(self, search: Tokens, templates: KeysValues, filled: Filled, *, grid: Grid, train: bool) -> Tokens:
+        """The search tokens attend to the templates alone."""
+        queries, _own = self.project(search, grid, train=train)
+        return self.advance(search, queries, templates, key_mask(filled, templates, None), train=train)
+
+    def joint_step(
+        self, tokens: Tokens, filled: Filled, *, grids: tuple[Grid, Grid], symmetric: bool, train: bool
+    ) -> Tokens:
+        """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
         mixed = self.attention.joint(self.norm1(tokens), grids, filled, symmetric=symmetric, train=train)
         return self._finish(tokens, mixed, train=train)
 
-    def _finish(
-        self, tokens: Float[Array, "b n c"], mixed: Float[Array, "b n c"], *, train: bool
-    ) -> Float[Array, "b n c"]:
-        tokens = tokens + self.drop1(self._scaled(mixed, 1), train=train)
-        hidden = self.mlp(self.norm2(tokens))
-        return tokens + self.drop2(self._scaled(hidden, 2), train=train)
+    def _finish(self, tokens: Tokens, mixed: Tokens, *, train: bool) -> Tokens:
+        def scaled(branch: Tokens, which: int) -> Tokens:
+            if not self.layer_scale:
+                return branch
+            return branch * (self.scale1 if which == 1 else self.scale2).astype(branch.dtype)
 
-    def _scaled(self, branch: Float[Array, "b n c"], which: int) -> Float[Array, "b n c"]:
-        if not self.layer_scale:
-            return branch
-        return branch * (self.scale1 if which == 1 else self.scale2).astype(branch.dtype)
+        tokens = tokens + self.drop1(scaled(mixed, 1), train=train)
+        return tokens + self.drop2(scaled(self.mlp(self.norm2(tokens)), 2), train=train)
 
 
-def templates_step(
-    block: MixedAttentionBlock,
-    templates: Float[Array, "b n c"],
-    filled: Bool[Array, "b slots"] | None,
-    *,
-    grid: Grid,
-    train: bool,
-) -> tuple[Float[Array, "b n c"], KeysValues]:
-    """Every template token attends to the tokens of all filled slots; what it offers to the search region."""
-    queries, own = block.project(templates, grid, train=train)
-    return block.advance(templates, queries, own, key_mask(filled, own, None), train=train), own
+def run_step(step: Callable[..., Any], recompute: bool, module: nn.Module, *args: Any, **fixed: Any) -> Any:
+    """`step(module, *args, **fixed)`; with `recompute`, computed again for the gradient instead of remembered."""
+    part = functools.partial(step, **fixed)
+    return (nn.remat(part) if recompute else part)(module, *args)
 
 
-def search_step(
-    block: MixedAttentionBlock,
-    search: Float[Array, "b n c"],
-    templates: KeysValues | None,
-    filled: Bool[Array, "b slots"] | None,
-    *,
-    grid: Grid,
-    train: bool,
-) -> Float[Array, "b n c"]:
-    """The search tokens attend to the templates, where there are any, and to themselves."""
-    queries, own = block.project(search, grid, train=train)
-    seen = own if templates is None else templates.then(own)
-    return block.advance(search, queries, seen, key_mask(filled, templates, own), train=train)
-
-
-def cross_step(
-    block: MixedAttentionBlock,
-    search: Float[Array, "b n c"],
-    templates: KeysValues,
-    filled: Bool[Array, "b slots"] | None,
-    *,
-    grid: Grid,
-    train: bool,
-) -> Float[Array, "b n c"]:
-    """The search tokens attend to the templates alone."""
-    queries, _own = block.project(search, grid, train=train)
-    return block.advance(search, queries, templates, key_mask(filled, templates, None), train=train)
-
-
-def joint_step(
-    block: MixedAttentionBlock,
-    tokens: Float[Array, "b n c"],
-    filled: Bool[Array, "b slots"] | None,
-    *,
-    grids: tuple[Grid, Grid],
-    symmetric: bool,
-    train: bool,
-) -> Float[Array, "b n c"]:
-    """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
-    return block.joint(tokens, filled, grids=grids, symmetric=symmetric, train=train)
-
-
-def step_runner(part: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
-    """`part`, a function of a module and arrays; recomputed for the gradient instead of remembered, where asked for."""
-    return nn.remat(part) if recompute else part
-
-
-def key_mask(
-    filled: Bool[Array, "b slots"] | None, templates: KeysValues | None, own: KeysValues | None
-) -> Bool[Array, "b k"] | None:
+def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | None) -> KeyMask:
     """Which keys may be attended to: those of filled slots, and all of the own ones behind them."""
     if filled is None or templates is None:
         return None

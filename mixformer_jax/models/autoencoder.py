@@ -1,14 +1,13 @@
 """Masked autoencoders around the tracker's own encoder (the paper, section 3.4).
 
 One model, three objectives: MAE on single images (He et al. 2022); TrackMAE, where a masked search region attends to
-fully visible templates through the mixed attention of the tracker's blocks (Fig. 5); and ConvMAE (Gao et al. 2022),
-which is either of them behind ConvMAE's patch embedding. The encoder is the tracker's backbone, variables and all;
-only visible tokens of the search region pass through it.
+fully visible templates through the tracker's mixed attention (Fig. 5); and ConvMAE (Gao et al. 2022), either of them
+behind ConvMAE's patch embedding. The encoder is the tracker's backbone, variables and all; only visible tokens of the
+search region pass through it.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +16,8 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Float32
 
-from mixformer_jax.models.attention import Grid, joint_step, search_step, step_runner
-from mixformer_jax.models.backbone import VisibleFeatures
+from mixformer_jax.models.attention import Grid, MixedAttentionBlock, Tokens, run_step
+from mixformer_jax.models.backbone import Search, Templates, VisibleFeatures
 from mixformer_jax.models.config import (
     DECODER_HEADS,
     DECODER_WIDTH,
@@ -27,15 +26,23 @@ from mixformer_jax.models.config import (
     SomeBlocks,
     SomeHeads,
     Width,
-    dataclass_from_mapping,
 )
-from mixformer_jax.models.layers import TRUNCATED_NORMAL
-from mixformer_jax.models.masking import Masking, count_visible, random_masking
-from mixformer_jax.models.positions import add_positions, sincos_positions
+from mixformer_jax.models.layers import (
+    TRUNCATED_NORMAL,
+    Masking,
+    add_positions,
+    count_visible,
+    random_masking,
+    sincos_positions,
+)
 from mixformer_jax.models.vit import MixViTBackbone, slimming_block
-from mixformer_jax.typed_settings import InnerShare, OnlineTemplates, TypedSettings
+from mixformer_jax.typed_settings import InnerShare, OnlineTemplates, TypedSettings, refuse
 
 VARIANCE_EPSILON = 1e-6  # added to that of a patch
+
+Patches = Float[Array, "b cells pixels"]
+Images = Float[Array, "b h w c"]
+Hidden = Bool[Array, "b cells"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +50,16 @@ class AutoencoderConfig(TypedSettings):
     """A masked autoencoder around the encoder of a tracker.
 
     Attributes:
-        model: the tracker. Its backbone is built as far as the encoder goes; `search_size` is the size of the images
-            that are masked. `attention` holds for the decoder too.
+        model: the tracker, of which the encoder is built; `search_size` is the size of the masked images. `attention`
+            holds for the decoder too.
         num_templates: visible templates beside the masked search region (TrackMAE); 0 for single images (MAE).
         mask_ratio: share of the search region's tokens that are hidden.
         decoder_depth: blocks of the decoder.
         decoder_width: its channels.
         decoder_heads: its attention heads.
-        norm_pix_loss: the decoder is to tell each patch less its mean, over its deviation.
-        class_token: a learned token goes along with the visible ones, as in MAE. The tracker has none; it is for
-            going on with MAE's checkpoints, and for writing some.
+        norm_pix_loss: reconstruction targets are patches less their mean, over their deviation.
+        class_token: a learned token goes along with the visible ones, as in MAE; for going on with MAE's checkpoints
+            and for writing some. The tracker has none.
     """
 
     model: MixFormerConfig
@@ -64,65 +71,40 @@ class AutoencoderConfig(TypedSettings):
     norm_pix_loss: bool = True
     class_token: bool = False
 
+    section = "autoencoder"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model.backbone != "vit":
-            raise ConfigError(
-                f"model.backbone is {self.model.backbone!r}; masked autoencoders need 'vit': the convolutions between "
-                "the stages of 'cvt' want whole grids"
-            )
-        if self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
-            raise ConfigError(
-                f"decoder_width is {self.decoder_width}; expected a multiple of 4 and of decoder_heads "
-                f"({self.decoder_heads})"
-            )
-        cells = self.model.search_grid**2
-        if not 0 < count_visible(cells, self.mask_ratio) < cells:
-            raise ConfigError(
-                f"mask_ratio is {self.mask_ratio}; expected a share in (0, 1) that hides some of the {cells} tokens of "
-                "a search region and leaves others"
-            )
+        width, heads, backbone, cells = (
+            self.decoder_width,
+            self.decoder_heads,
+            self.model.backbone,
+            self.model.search_grid**2,
+        )
+        whole_grids = "masked autoencoders need 'vit': the convolutions between the stages of 'cvt' want whole grids"
+        refuse({f"model.backbone is {backbone!r}; {whole_grids}": backbone != "vit"})
+        multiple = f"expected a multiple of 4 and of decoder_heads ({heads})"
+        refuse({f"decoder_width is {width}; {multiple}": width % 4 or width % heads})
+        share = f"expected a share in (0, 1) that hides some of the {cells} tokens of a search region and leaves others"
+        is_share = 0 < count_visible(cells, self.mask_ratio) < cells
+        refuse({f"mask_ratio is {self.mask_ratio}; {share}": not is_share})
 
     @property
     def encoder(self) -> MixFormerConfig:
         """The model up to its encoder: nothing of what trackers put behind."""
-        return dataclasses.replace(
-            self.model,
-            decoder_blocks=0,
-            cross_attention_blocks=0,
-            context_augment_layers=0,
-            head="corner",
-            score_heads=0,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "AutoencoderConfig":
-        """Raises ConfigError, see `dataclass_from_mapping`."""
-        return dataclass_from_mapping(cls, values, "autoencoder")
+        nothing = {"decoder_blocks": 0, "cross_attention_blocks": 0, "context_augment_layers": 0, "score_heads": 0}
+        return dataclasses.replace(self.model, head="corner", **nothing)  # type: ignore[arg-type]
 
 
 class Reconstruction(NamedTuple):
-    """What an autoencoder makes of masked images.
+    """What an autoencoder makes of masked images."""
 
-    Attributes:
-        patches: predicted pixels of all patches, see `models/patches.py`; with `norm_pix_loss`, normalised ones.
-        latent: visible tokens, and behind them the class token, as the decoder takes them in: after a layer norm.
-    """
-
-    patches: Float[Array, "b cells pixels"]
-    latent: Float[Array, "b n c"]
+    patches: Patches  # of each less its mean, over its deviation, where `norm_pix_loss` is set
+    latent: Tokens  # visible ones, and behind them the class token, as the decoder takes them in: after a layer norm
 
 
 class Decoder(nn.Module):
-    """Visible tokens to the pixels of all patches, with the templates' tokens in the tracker's mixed attention.
-
-    Attributes:
-        config: of the autoencoder.
-        remat: see `Backbone`.
-    """
+    """Visible tokens to the pixels of all patches, with the templates' tokens in the tracker's mixed attention."""
 
     config: AutoencoderConfig
     remat: bool = False
@@ -152,28 +134,25 @@ class Decoder(nn.Module):
         """Reconstructs the search region from what the encoder made of its visible cells and of the templates."""
         latent = self.norm(self._fused(visible, masking))
         search, grid = self._whole_grid(self._embedded(latent), masking), Grid(1, masking.grid)
+        run = functools.partial(run_step, train=train)
         if templates is None:
-            step = functools.partial(search_step, grid=grid, train=train)
             for block in self.blocks:
-                search = self._run(step, train)(block, search, None, None)
+                step = MixedAttentionBlock.search_step
+                search = run(step, self.remat and train, block, search, None, None, grid=grid)
         else:
             target, target_grid = self._template_tokens(templates), Grid(*templates.shape[1:3])
-            symmetric = self.config.model.attention == "symmetric"
-            joint = functools.partial(joint_step, grids=(target_grid, grid), symmetric=symmetric, train=train)
+            kind = {"grids": (target_grid, grid), "symmetric": self.config.model.attention == "symmetric"}
             both = jnp.concatenate([target, search], axis=1)
             for block in self.blocks:
-                both = self._run(joint, train)(block, both, None)
+                both = run(MixedAttentionBlock.joint_step, self.remat and train, block, both, None, **kind)
             search = both[:, target_grid.tokens :]
         return Reconstruction(self.pixels(self.output_norm(search[:, : grid.tokens])), latent)
-
-    def _run(self, step: Callable[..., Any], train: bool) -> Callable[..., Any]:
-        return step_runner(step, self.remat and train)
 
     def _embedded(self, tokens: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         """In the decoder's width; its residual stream is float32, as the backbone's."""
         return self.embed(tokens).astype(jnp.float32)
 
-    def _fused(self, visible: VisibleFeatures, masking: Masking) -> Float[Array, "b n c"]:
+    def _fused(self, visible: VisibleFeatures, masking: Masking) -> Tokens:
         """The encoder's tokens, with ConvMAE's early stages added to those of cells."""
         count = masking.visible.shape[1]
         cells = visible.tokens[:, :count]
@@ -181,7 +160,7 @@ class Decoder(nn.Module):
             cells = cells + dense(rearrange(maps, "(b n) h w c -> b n (h w c)", n=count))
         return jnp.concatenate([cells, visible.tokens[:, count:]], axis=1)
 
-    def _whole_grid(self, tokens: Float[Array, "b n c"], masking: Masking) -> Float[Array, "b m c"]:
+    def _whole_grid(self, tokens: Tokens, masking: Masking) -> Float[Array, "b m c"]:
         """Tokens for all cells, the mask token where one is hidden, with positions; the class token as it is."""
         count = masking.visible.shape[1]
         cells = masking.fill(tokens[:, :count], jnp.asarray(self.mask_token))
@@ -196,11 +175,9 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder and decoder. Images come in normalised (`crops.normalise`), NHWC float32.
+    """Encoder and decoder: variables `params/backbone` as trackers have them, `params/decoder`, maybe a class token.
 
-    Attributes:
-        config: the architecture.
-        remat: see `Backbone`.
+    Images come in normalised (`crops.normalise`), NHWC float32. `remat`: see `Backbone`.
     """
 
     config: AutoencoderConfig
@@ -214,12 +191,7 @@ class Autoencoder(nn.Module):
             self.class_token = self.param("class_token", nn.initializers.normal(0.02), (config.model.width,))
 
     def __call__(
-        self,
-        search: Float[Array, "b S S 3"],
-        masking: Masking,
-        templates: Float[Array, "b slots T T 3"] | None = None,
-        *,
-        train: bool = False,
+        self, search: Search, masking: Masking, templates: Templates | None = None, *, train: bool = False
     ) -> Reconstruction:
         """Reconstructs masked search regions, or single images.
 
@@ -241,71 +213,44 @@ class Autoencoder(nn.Module):
         features, visible = self.backbone.joint_visible(templates, search, masking, class_tokens, train=train)
         return self.decoder(features, visible, masking, train=train)
 
+    @nn.nowrap
+    def initial_values(self, key: Array) -> dict[str, Any]:
+        """Fresh variables, to be traced; see `mixformer.init_variables`."""
+        config, tracker = self.config, self.config.model
+        search = jnp.zeros((1, tracker.search_size, tracker.search_size, 3))
+        templates = None
+        if config.num_templates:
+            templates = jnp.zeros((1, config.num_templates, tracker.template_size, tracker.template_size, 3))
+        return dict(self.init(key, search, draw_masking(config, key, 1), templates))
+
 
 def draw_masking(config: AutoencoderConfig, key: Array, batch_size: int) -> Masking:
     """A random masking for each sample of a batch."""
     return random_masking(jax.random.uniform(key, (batch_size, config.model.search_grid**2)), config.mask_ratio)
 
 
-def init_autoencoder(model: Autoencoder, key: Array) -> dict[str, Any]:
-    """Fresh variables: `params/backbone` as trackers have them, `params/decoder`, and a class token where asked for."""
-    # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(functools.partial(initial_values, model), compiler_options=options)(key)
-
-
-def autoencoder_shapes(model: Autoencoder) -> dict[str, Any]:
-    """The tree of `init_autoencoder` as shapes and types, at no cost."""
-    return jax.eval_shape(functools.partial(initial_values, model), jax.random.key(0))
-
-
-def initial_values(model: Autoencoder, key: Array) -> dict[str, Any]:
-    """What `init_autoencoder` computes, to be traced."""
-    config, tracker = model.config, model.config.model
-    search = jnp.zeros((1, tracker.search_size, tracker.search_size, 3))
-    templates = None
-    if config.num_templates:
-        templates = jnp.zeros((1, config.num_templates, tracker.template_size, tracker.template_size, 3))
-    return dict(model.init(key, search, draw_masking(config, key, 1), templates))
-
-
-def patchify(images: Float[Array, "b h w c"], patch: int) -> Float[Array, "b cells pixels"]:
+def patchify(images: Images, patch: int) -> Patches:
     """Images as patches of `patch * patch` pixels, ordered by row, column, channel; cells are row-major."""
     return rearrange(images, "b (i p) (j q) c -> b (i j) (p q c)", p=patch, q=patch)
 
 
-def unpatchify(patches: Float[Array, "b cells pixels"], patch: int) -> Float[Array, "b h w c"]:
+def unpatchify(patches: Patches, patch: int) -> Images:
     """Patches of a square image as the image."""
     grid = round(patches.shape[1] ** 0.5)
     return rearrange(patches, "b (i j) (p q c) -> b (i p) (j q) c", i=grid, p=patch, q=patch)
 
 
-def patch_moments(
-    patches: Float[Array, "b cells pixels"],
-) -> tuple[Float[Array, "b cells 1"], Float[Array, "b cells 1"]]:
-    """Mean and deviation of every patch over its pixels and channels; the deviation is never 0.
-
-    The variance is the unbiased one, plus `VARIANCE_EPSILON`, as in MAE.
-    """
+def patch_moments(patches: Patches) -> tuple[Float[Array, "b cells 1"], Float[Array, "b cells 1"]]:
+    """Mean and deviation of every patch; of the unbiased variance, plus `VARIANCE_EPSILON`, as in MAE."""
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
     return mean, jnp.sqrt(variance + VARIANCE_EPSILON)
 
 
 def reconstruction_losses(
-    predicted: Float[Array, "b cells pixels"],
-    images: Float[Array, "b h w c"],
-    hidden: Bool[Array, "b cells"],
-    norm_pix_loss: bool,
+    predicted: Patches, images: Images, hidden: Hidden, norm_pix_loss: bool
 ) -> Float32[Array, " b"]:
-    """Mean squared error of each image's hidden patches (He et al. 2022, section 3).
-
-    Args:
-        predicted: patches.
-        images: the truth.
-        hidden: the patches that count.
-        norm_pix_loss: the truth is each patch less its mean, over its deviation.
-    """
+    """Mean squared error of each image's hidden patches (He et al. 2022, section 3); see `AutoencoderConfig`."""
     patches = patchify(images.astype(jnp.float32), _side(predicted, images))
     if norm_pix_loss:
         mean, deviation = patch_moments(patches)
@@ -314,26 +259,10 @@ def reconstruction_losses(
     return jnp.mean(errors, axis=1, where=hidden)
 
 
-def reconstruction_loss(
-    predicted: Float[Array, "b cells pixels"],
-    images: Float[Array, "b h w c"],
-    hidden: Bool[Array, "b cells"],
-    norm_pix_loss: bool,
-) -> Float32[Array, ""]:
-    """The mean of `reconstruction_losses`: MAE's loss, where every image has as many hidden patches."""
-    return reconstruction_losses(predicted, images, hidden, norm_pix_loss).mean()
-
-
-def reconstruct(
-    predicted: Float[Array, "b cells pixels"],
-    images: Float[Array, "b h w c"],
-    hidden: Bool[Array, "b cells"],
-    norm_pix_loss: bool,
-) -> Float32[Array, "b h w c"]:
+def reconstruct(predicted: Patches, images: Images, hidden: Hidden, norm_pix_loss: bool) -> Float32[Array, "b h w c"]:
     """The images with predicted patches in place of the hidden ones.
 
-    Predictions of a normalised-pixel loss tell a patch's pattern and not its mean and deviation: these two are taken
-    from the truth.
+    Predictions of a normalised-pixel loss do not tell a patch's mean and deviation: these are the truth's.
     """
     patch = _side(predicted, images)
     patches, predicted = patchify(images.astype(jnp.float32), patch), predicted.astype(jnp.float32)
@@ -343,5 +272,5 @@ def reconstruct(
     return unpatchify(jnp.where(hidden[..., None], predicted, patches), patch)
 
 
-def _side(predicted: Float[Array, "b cells pixels"], images: Float[Array, "b h w c"]) -> int:
+def _side(predicted: Patches, images: Images) -> int:
     return round((predicted.shape[2] / images.shape[3]) ** 0.5)

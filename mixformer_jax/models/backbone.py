@@ -1,12 +1,11 @@
 """The backbone that all families share: stages of embedding and blocks, driven for templates and search region.
 
-Asymmetric mixed attention (the paper, eq. 2) needs the template stream once, then the search stream on any number of
+Asymmetric mixed attention (the paper, eq. 2) runs the template stream once, then the search stream on any number of
 search regions: two calls, with `TemplateCache` between them. Training, and symmetric attention (eq. 1), which has no
-cache, run both streams as one: `joint`. All use the same blocks.
+cache, run both streams at once: `joint`. All use the same blocks.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -15,27 +14,20 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.attention import (
-    Grid,
-    KeysValues,
-    MixedAttentionBlock,
-    cross_step,
-    joint_step,
-    search_step,
-    step_runner,
-    templates_step,
-)
+from mixformer_jax.models.attention import Filled, Grid, KeysValues, MixedAttentionBlock, Tokens, run_step
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.models.masking import Masking
+from mixformer_jax.models.layers import Masking
 
 Stream = Literal["templates", "search"]
+Templates = Float[Array, "b slots T T 3"]
+Search = Float[Array, "b S S 3"]
+EarlyMaps = tuple[Float[Array, "bn _h _w _c"], ...]
 
 
 class TemplateCache(NamedTuple):
     """All that search tokens need of the templates: a pytree, one entry of `blocks` a block.
 
-    Entries are None for blocks that do not mix. `filled` is None when every slot holds a template: then no mask is
-    computed.
+    Entries are None for blocks that do not mix; `filled` is None when every slot holds a template.
     """
 
     blocks: tuple[KeysValues | None, ...]
@@ -51,21 +43,16 @@ class SearchFeatures(NamedTuple):
 
 
 class VisibleFeatures(NamedTuple):
-    """What the backbone makes of the visible cells of a masked search region.
+    """What the backbone makes of the visible cells of a masked search region."""
 
-    Attributes:
-        tokens: of the visible cells, and behind them the extra ones.
-        early: the maps of ConvMAE's convolutional stages, a small one for each visible cell; empty for others.
-    """
-
-    tokens: Float[Array, "b n c"]
-    early: tuple[Float[Array, "bn _h _w _c"], ...]
+    tokens: Tokens  # of the visible cells, and behind them the extra ones
+    early: EarlyMaps  # of ConvMAE's convolutional stages, a small one for each visible cell; empty for others
 
 
-class _Tokens(NamedTuple):
-    """A stream between two blocks."""
+class _Stream(NamedTuple):
+    """The tokens of a stream between two blocks."""
 
-    tokens: Float[Array, "b n c"]
+    tokens: Tokens
     grid: Grid
 
     def maps(self) -> Float[Array, "b images h w c"]:
@@ -74,7 +61,7 @@ class _Tokens(NamedTuple):
 
 
 class Backbone(nn.Module):
-    """Stages of an embedding and blocks. A family makes the blocks, tells their `stage_depths`, and embeds.
+    """Stages of an embedding and blocks; a family makes a block, and embeds.
 
     Attributes:
         config: of the whole model.
@@ -88,37 +75,32 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.blocks = self.make_blocks()
-        self.cross_blocks = [self.last_stage_block(0.0) for _ in range(config.cross_attention_blocks)]
+        stages, rising = config.stages, np.linspace(0.0, config.drop_path, config.depth)
+        last = len(stages) - 1 - bool(config.decoder_blocks)
+        self.blocks = [
+            self.make_block(width, heads, float(rising[i]) if stage == last else 0.0)
+            for stage, (depth, width, heads) in enumerate(stages)
+            for i in range(depth)
+        ]
+        self.cross_blocks = [
+            self.make_block(config.width, config.num_heads, 0.0) for _ in range(config.cross_attention_blocks)
+        ]
         if config.head == "query":
             # DETR starts its queries so.
             self.regression_token = self.param("regression_token", nn.initializers.normal(1.0), (config.output_width,))
 
-    def make_blocks(self) -> list[MixedAttentionBlock]:
-        """The blocks of all stages."""
-        raise NotImplementedError
-
-    def last_stage_block(self, drop_path: float) -> MixedAttentionBlock:
-        """One block as the last stage has them."""
-        raise NotImplementedError
-
-    def stage_depths(self) -> tuple[int, ...]:
-        """Blocks of each stage."""
+    def make_block(self, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
         raise NotImplementedError
 
     def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
         """Images, or the maps of the stage before, as the tokens of a stage."""
         raise NotImplementedError
 
-    def embed_visible(
-        self, search: Float[Array, "b S S 3"], masking: Masking
-    ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "bn _h _w _c"], ...]]:
+    def embed_visible(self, search: Search, masking: Masking) -> tuple[Tokens, EarlyMaps]:
         """The visible cells of a search region as the tokens of the first stage; see `VisibleFeatures`."""
         raise NotImplementedError
 
-    def encode_templates(
-        self, templates: Float[Array, "b slots T T 3"], filled: Bool[Array, "b slots"] | None, *, train: bool
-    ) -> TemplateCache:
+    def encode_templates(self, templates: Templates, filled: Filled, *, train: bool) -> TemplateCache:
         """Runs the template stream: every template token attends to the tokens of all filled slots.
 
         Raises:
@@ -127,201 +109,152 @@ class Backbone(nn.Module):
         if self.config.attention == "symmetric":
             raise ConfigError("symmetric attention has no template cache: call the model on templates and search")
         cache: list[KeysValues | None] = []
-        state = None
+        maps = templates
         for stage, blocks in self._stages():
-            state = self._enter(stage, templates, state, "templates", train=train)
+            state = self._enter(stage, maps, "templates", train=train)
             for index in blocks:
-                tokens, own = self._self_step(index, state, filled, train=train)
-                self.sow("intermediates", f"templates_block{index}", tokens)
-                state = state._replace(tokens=tokens)
+                state, own = self._self_step(index, state, filled, train=train)
+                self.sow("intermediates", f"templates_block{index}", state.tokens)
                 cache.append(own)
-            self.sow("intermediates", f"stage{stage}_templates", state.maps())
-        assert state is not None
-        for block in self.cross_blocks:
-            cache.append(block.project(state.tokens, state.grid, train=train)[1])
-        return TemplateCache(tuple(cache), state.maps(), filled)
+            maps = state.maps()
+            self.sow("intermediates", f"stage{stage}_templates", maps)
+        cache += [block.project(state.tokens, state.grid, train=train)[1] for block in self.cross_blocks]
+        return TemplateCache(tuple(cache), maps, filled)
 
-    def locate(self, cache: TemplateCache, search: Float[Array, "b S S 3"], *, train: bool) -> SearchFeatures:
+    def locate(self, cache: TemplateCache, search: Search, *, train: bool) -> SearchFeatures:
         """Runs the search stream against the cache."""
-        state = None
+        maps = search[:, None]
         for stage, blocks in self._stages():
-            state = self._enter(stage, search[:, None], state, "search", train=train)
+            state = self._enter(stage, maps, "search", train=train)
             for index in blocks:
-                tokens = self._search_step(index, state, cache, train=train)
-                state = state._replace(tokens=tokens)
+                state = self._search_step(index, state, cache, train=train)
                 self.sow("intermediates", f"search_block{index}", state.tokens)
-            self.sow("intermediates", f"stage{stage}_search", state.maps())
-        assert state is not None
-        for block, cached in zip(self.cross_blocks, cache.blocks[len(self.blocks) :], strict=True):
-            assert cached is not None
-            tokens = cross_step(block, state.tokens, cached, cache.filled, grid=state.grid, train=train)
-            state = state._replace(tokens=tokens)
-        return self._finish(state)
+            maps = state.maps()
+            self.sow("intermediates", f"stage{stage}_search", maps)
+        return self._finish(state, cache.blocks[len(self.blocks) :], cache.filled, train=train)
 
     def joint(
-        self,
-        templates: Float[Array, "b slots T T 3"],
-        search: Float[Array, "b S S 3"],
-        filled: Bool[Array, "b slots"] | None,
-        *,
-        train: bool,
+        self, templates: Templates, search: Search, filled: Filled, *, train: bool
     ) -> tuple[TemplateCache, SearchFeatures]:
-        """Both streams in one, for training.
-
-        The cache holds the templates' features and no keys.
-        """
-        ours: _Tokens | None = None
-        theirs: _Tokens | None = None
+        """Both streams at once, for training; the cache holds the templates' features and no keys."""
+        maps, search_maps = templates, search[:, None]
         for stage, blocks in self._stages():
-            ours = self._enter(stage, templates, ours, "templates", train=train)
-            theirs = self._enter(stage, search[:, None], theirs, "search", train=train)
+            ours = self._enter(stage, maps, "templates", train=train)
+            theirs = self._enter(stage, search_maps, "search", train=train)
             ours, theirs = self._joint_steps(blocks, ours, theirs, filled, train=train)
-            self.sow("intermediates", f"stage{stage}_templates", ours.maps())
-            self.sow("intermediates", f"stage{stage}_search", theirs.maps())
-        assert ours is not None and theirs is not None
-        for block in self.cross_blocks:
-            seen = block.project(ours.tokens, ours.grid, train=train)[1]
-            found = cross_step(block, theirs.tokens, seen, filled, grid=theirs.grid, train=train)
-            theirs = theirs._replace(tokens=found)
-        return TemplateCache((), ours.maps(), filled), self._finish(theirs)
-
-    def locate_visible(
-        self,
-        cache: TemplateCache | None,
-        search: Float[Array, "b S S 3"],
-        masking: Masking,
-        extra: Float[Array, "b k c"] | None,
-        *,
-        train: bool,
-    ) -> VisibleFeatures:
-        """Runs the search stream for the visible cells of a masked search region, and for them alone.
-
-        Args:
-            cache: of the templates; None for a stream that has only itself to look at.
-            search: whole crops; what is hidden in them is not read.
-            masking: the visible cells.
-            extra: tokens that go along with the visible ones.
-            train: whether stochastic depth draws.
-        """
-        state, early = self._enter_visible(search, masking, extra, train=train)
-        for index in range(len(self.blocks)):
-            state = state._replace(tokens=self._search_step(index, state, cache, train=train))
-        return VisibleFeatures(state.tokens, early)
+            maps, search_maps = ours.maps(), theirs.maps()
+            self.sow("intermediates", f"stage{stage}_templates", maps)
+            self.sow("intermediates", f"stage{stage}_search", search_maps)
+        cached = (block.project(ours.tokens, ours.grid, train=train)[1] for block in self.cross_blocks)
+        return TemplateCache((), maps, filled), self._finish(theirs, cached, filled, train=train)
 
     def joint_visible(
         self,
-        templates: Float[Array, "b slots T T 3"] | None,
-        search: Float[Array, "b S S 3"],
+        templates: Templates | None,
+        search: Search,
         masking: Masking,
         extra: Float[Array, "b k c"] | None,
         *,
         train: bool,
     ) -> tuple[Float[Array, "b slots h w c"] | None, VisibleFeatures]:
-        """The templates, where there are any, and the visible cells of a search region: features of both."""
-        if templates is None:
-            return None, self.locate_visible(None, search, masking, extra, train=train)
-        ours = self._enter(0, templates, None, "templates", train=train)
+        """The templates, where there are any, and the visible cells of a masked search region: nothing else is read.
+
+        `extra` tokens go along with the visible ones.
+        """
+        ours = None if templates is None else self._enter(0, templates, "templates", train=train)
         theirs, early = self._enter_visible(search, masking, extra, train=train)
+        if ours is None:
+            for index in range(len(self.blocks)):
+                theirs = self._search_step(index, theirs, None, train=train)
+            return None, VisibleFeatures(theirs.tokens, early)
         ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, None, train=train)
         return ours.maps(), VisibleFeatures(theirs.tokens, early)
 
     def _stages(self) -> list[tuple[int, range]]:
-        ends = np.cumsum(self.stage_depths()).tolist()
+        ends = np.cumsum([depth for depth, _width, _heads in self.config.stages]).tolist()
         return [(stage, range(start, end)) for stage, (start, end) in enumerate(zip([0, *ends], ends, strict=False))]
 
     def _mixes(self, index: int) -> bool:
         mixed = self.config.mixed_blocks
         return mixed is None or index >= len(self.blocks) - mixed
 
-    def _run(self, part: Callable[..., Any], module: nn.Module, *args: Any, train: bool) -> Any:
-        """`part(module, *args)`, computed again for the gradient where `remat` says so."""
-        return step_runner(part, self.remat and train)(module, *args)
+    def _run(self, step: Callable[..., Any], index: int, *args: Any, train: bool, **fixed: Any) -> Any:
+        return run_step(step, self.remat and train, self.blocks[index], *args, train=train, **fixed)
 
-    def _enter(
-        self,
-        stage: int,
-        images: Float[Array, "b images S S 3"],
-        before: _Tokens | None,
-        stream: Stream,
-        *,
-        train: bool,
-    ) -> _Tokens:
-        """The tokens of a stage, from images for the first and from the stage before for the others."""
-        maps = images if before is None else before.maps()
-        count = maps.shape[1]
+    def _enter(self, stage: int, maps: Float[Array, "b images h w c"], stream: Stream, *, train: bool) -> _Stream:
+        """The tokens of a stage."""
 
         def embed(backbone: Backbone, maps: Array) -> Array:
             return backbone.embed_stage(stage, maps, stream)
 
-        embedded = self._run(embed, self, rearrange(maps, "b s h w c -> (b s) h w c"), train=train)
+        count = maps.shape[1]
+        embedded = run_step(embed, self.remat and train, self, rearrange(maps, "b s h w c -> (b s) h w c"))
         self.sow("intermediates", f"embed{stage}_{stream}", embedded)
         # The residual stream is float32 whatever the compute type: in bfloat16 it would be rounded at every block.
         tokens = rearrange(embedded, "(b s) h w c -> b (s h w) c", s=count).astype(jnp.float32)
-        if stream == "search" and self.config.head == "query" and stage == len(self.stage_depths()) - 1:
+        if stream == "search" and self.config.head == "query" and stage == len(self.config.stages) - 1:
             token = repeat(self.regression_token.astype(tokens.dtype), "c -> b 1 c", b=len(tokens))
             tokens = jnp.concatenate([tokens, token], axis=1)
-        return _Tokens(tokens, Grid(count, embedded.shape[1]))
+        return _Stream(tokens, Grid(count, embedded.shape[1]))
 
     def _enter_visible(
-        self, search: Float[Array, "b S S 3"], masking: Masking, extra: Float[Array, "b k c"] | None, *, train: bool
-    ) -> tuple[_Tokens, tuple[Float[Array, "bn _h _w _c"], ...]]:
+        self, search: Search, masking: Masking, extra: Float[Array, "b k c"] | None, *, train: bool
+    ) -> tuple[_Stream, EarlyMaps]:
         """Visible cells and extra tokens as a stream: each cell counts as an image of one token."""
 
-        def embed(backbone: Backbone, search: Array, masking: Masking) -> tuple[Array, tuple[Array, ...]]:
+        def embed(backbone: Backbone, search: Array, masking: Masking) -> tuple[Array, EarlyMaps]:
             return backbone.embed_visible(search, masking)
 
-        tokens, early = self._run(embed, self, search, masking, train=train)
+        tokens, early = run_step(embed, self.remat and train, self, search, masking)
         tokens, grid = tokens.astype(jnp.float32), Grid(tokens.shape[1], 1)
         if extra is not None:
             tokens = jnp.concatenate([tokens, extra.astype(jnp.float32)], axis=1)
-        return _Tokens(tokens, grid), early
+        return _Stream(tokens, grid), early
 
-    def _search_step(
-        self, index: int, state: _Tokens, cache: TemplateCache | None, *, train: bool
-    ) -> Float[Array, "b n c"]:
+    def _search_step(self, index: int, state: _Stream, cache: TemplateCache | None, *, train: bool) -> _Stream:
         """A block in which the search region attends to the cached templates and to itself."""
-        step = functools.partial(search_step, grid=state.grid, train=train)
         cached, filled = (None, None) if cache is None else (cache.blocks[index], cache.filled)
-        return self._run(step, self.blocks[index], state.tokens, cached, filled, train=train)
+        step = MixedAttentionBlock.search_step
+        tokens = self._run(step, index, state.tokens, cached, filled, grid=state.grid, train=train)
+        return state._replace(tokens=tokens)
 
     def _self_step(
-        self, index: int, state: _Tokens, filled: Bool[Array, "b slots"] | None, *, train: bool
-    ) -> tuple[Float[Array, "b n c"], KeysValues | None]:
+        self, index: int, state: _Stream, filled: Filled, *, train: bool
+    ) -> tuple[_Stream, KeysValues | None]:
         """A block in which a stream attends to itself; where it does not mix, every image to itself."""
-        block, (tokens, grid) = self.blocks[index], state
+        (tokens, grid), step = state, MixedAttentionBlock.templates_step
         if self._mixes(index):
-            step = functools.partial(templates_step, grid=grid, train=train)
-            tokens, own = self._run(step, block, tokens, filled, train=train)
-            return tokens, own
-        step = functools.partial(templates_step, grid=Grid(1, grid.side), train=train)
+            tokens, own = self._run(step, index, tokens, filled, grid=grid, train=train)
+            return state._replace(tokens=tokens), own
         tokens = rearrange(tokens, "b (s n) c -> (b s) n c", s=grid.images)
-        tokens, _own = self._run(step, block, tokens, None, train=train)
-        return rearrange(tokens, "(b s) n c -> b (s n) c", s=grid.images), None
+        tokens, _own = self._run(step, index, tokens, None, grid=Grid(1, grid.side), train=train)
+        return state._replace(tokens=rearrange(tokens, "(b s) n c -> b (s n) c", s=grid.images)), None
 
     def _joint_steps(
-        self,
-        blocks: range,
-        ours: _Tokens,
-        theirs: _Tokens,
-        filled: Bool[Array, "b slots"] | None,
-        *,
-        train: bool,
-    ) -> tuple[_Tokens, _Tokens]:
+        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, filled: Filled, *, train: bool
+    ) -> tuple[_Stream, _Stream]:
         """Blocks for both streams at once; where one does not mix, every image attends to itself."""
-        start, symmetric = ours.grid.tokens, self.config.attention == "symmetric"
-        step = functools.partial(joint_step, grids=(ours.grid, theirs.grid), symmetric=symmetric, train=train)
+        start, step = ours.grid.tokens, MixedAttentionBlock.joint_step
+        kind = {"grids": (ours.grid, theirs.grid), "symmetric": self.config.attention == "symmetric"}
         both = jnp.concatenate([ours.tokens, theirs.tokens], axis=1)
         for index in blocks:
             if self._mixes(index):
-                both = self._run(step, self.blocks[index], both, filled, train=train)
+                both = self._run(step, index, both, filled, train=train, **kind)
             else:
                 alone, _own = self._self_step(index, ours._replace(tokens=both[:, :start]), filled, train=train)
                 found = self._search_step(index, theirs._replace(tokens=both[:, start:]), None, train=train)
-                both = jnp.concatenate([alone, found], axis=1)
+                both = jnp.concatenate([alone.tokens, found.tokens], axis=1)
             self.sow("intermediates", f"templates_block{index}", both[:, :start])
             self.sow("intermediates", f"search_block{index}", both[:, start:])
         return ours._replace(tokens=both[:, :start]), theirs._replace(tokens=both[:, start:])
 
-    def _finish(self, state: _Tokens) -> SearchFeatures:
-        token = state.tokens[:, -1] if self.config.head == "query" else None
-        return SearchFeatures(state.maps()[:, 0], token)
+    def _finish(
+        self, state: _Stream, cached: Iterable[KeysValues | None], filled: Filled, *, train: bool
+    ) -> SearchFeatures:
+        """The cross-attention blocks, and what heads read."""
+        tokens, grid = state
+        for block, templates in zip(self.cross_blocks, cached, strict=True):
+            assert templates is not None
+            tokens = block.cross_step(tokens, templates, filled, grid=grid, train=train)
+        token = tokens[:, -1] if self.config.head == "query" else None
+        return SearchFeatures(_Stream(tokens, grid).maps()[:, 0], token)

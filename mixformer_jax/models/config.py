@@ -1,10 +1,7 @@
-"""Model and tracker settings as frozen values.
-
-These records travel inside every weights file, so that a file alone is enough to rebuild its tracker.
-"""
+"""Model and tracker settings as frozen values; they travel inside every weights file, enough to rebuild its tracker."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from mixformer_jax.typed_settings import (
     ConfigError,
@@ -18,6 +15,7 @@ from mixformer_jax.typed_settings import (
     ShareBelowOne,
     TypedSettings,
     dataclass_from_mapping,
+    refuse,
 )
 
 __all__ = ["ConfigError", "MixFormerConfig", "TrackerConfig", "dataclass_from_mapping"]
@@ -36,8 +34,8 @@ AttentionKernel = Literal["auto", "xla", "cudnn", "pallas"]
 # MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16
 
-# Settings come out of files that others wrote, and a model is built before anything else could object. The upper ends
-# are far above any model of the paper, and below what takes minutes or all memory.
+# Files that others wrote hold settings, too. The upper ends are far above any model of the paper, and below what takes
+# minutes or all memory.
 MOST_TOKENS = 128  # along a side of a crop
 MOST_STAGES = 8
 Width = Annotated[int, Range(1, 4096)]
@@ -49,18 +47,17 @@ SomeHeads = Annotated[int, Range(1, 256)]
 
 @dataclasses.dataclass(frozen=True)
 class MixFormerConfig(TypedSettings):
-    """Architecture of one MixFormer; `sizes.SIZES` holds those of the paper.
+    """Architecture of one MixFormer; `sizes.SIZES` holds those of the paper, whose sections and tables are named here.
 
     Attributes:
-        name: the size's name, shown to users.
+        name: of the size, shown to users.
         search_size: side of the square search crop, pixels.
         template_size: side of the square template crops, pixels.
-        backbone: `vit` is one stage on a grid of patches (MixViT, section 3.3); `cvt` a hierarchy of stages with
-            convolutional embeddings between them (MixCvT, section 3.2).
+        backbone: `vit`, one stage on a grid of patches (MixViT, section 3.3), or `cvt`, stages with convolutional
+            embeddings between them (MixCvT, section 3.2).
         patch_size: side of a token of the last stage, pixels (the backbone's stride).
-        patch_embed: ViT only. `linear` is the strided projection; `convmae` ConvMAE's two convolutional stages;
-            `convolutional` a 4x4 patchify layer and strided 3x3 convolutions (Xiao et al. 2021, "Early convolutions
-            help transformers see better").
+        patch_embed: of `vit`: `linear` projection, `convmae`'s two convolutional stages, or `convolutional`, a 4x4
+            patchify layer and strided 3x3 convolutions (Xiao et al. 2021).
         early_widths: channels of the stages before the last one (`convmae` and `cvt`).
         early_depths: their blocks.
         early_heads: their attention heads (`cvt`).
@@ -70,26 +67,24 @@ class MixFormerConfig(TypedSettings):
         mlp_ratio: hidden width of the MLP over the block's width.
         drop_path: stochastic depth of the last block; grows linearly from 0 over the last stage.
         layer_scale: a learned factor per channel on both residual branches (Touvron et al. 2021), as in DeiT3.
-        positions: position embeddings of section 3.3 (ViT only); and `learnable`, tables that start at random, for
-            training from scratch.
-        projection: how queries, keys and values are made: `linear` (S-MAM), or `depthwise`, by 3x3 depth-wise
-            convolutions with stride 2 for keys and values first (W-MAM, section 3.1; `cvt` only).
+        positions: position embeddings of `vit` (section 3.3); `learnable` tables start at random, for training from
+            scratch.
+        projection: of queries, keys and values: `linear` (S-MAM), or first `depthwise` 3x3 convolutions, with stride 2
+            for keys and values (W-MAM, section 3.1; `cvt` only).
         projection_norm: norm after the depth-wise convolutions; `layer` for Table 5.
         attention: `asymmetric` is eq. 2, templates do not see the search region; `symmetric` is eq. 1.
-        mixed_blocks: only the last so many blocks, counted through all stages, mix; the earlier ones attend within
-            each image alone (Table 3, rows 4-7). None: all.
-        cross_attention_blocks: blocks after the backbone in which the search region attends to the templates
-            (Table 3, rows 1 and 2).
+        mixed_blocks: so many last blocks of all stages mix, the earlier ones attend within each image alone (Table 3,
+            rows 4-7). None: all.
+        cross_attention_blocks: blocks after the backbone in which the search region attends to the templates (Table 3,
+            rows 1 and 2).
         context_augment_layers: TransT's ECA + CFA layers after the backbone (Table 3, row 3).
-        decoder_blocks: blocks after the encoder in the shape of MAE's decoder (512 channels, 16 heads), with mixed
-            attention (Fig. 7, "+DN").
+        decoder_blocks: mixed attention blocks in the shape of MAE's decoder after the encoder (Fig. 7, "+DN").
         head: box head, section 3.2 (corner, query) or 3.3 (pyramidal corner).
         head_width: channels of a corner head's first convolution.
         head_norm: batch norm of a corner head: `batch` learns and tracks statistics, `frozen` holds them constant.
         score_heads: attention heads of the score prediction module (section 3.5); 0 is a model without one.
-        mimetic_init: initialise query/key and value/output products near the identity (Trockman & Kolter 2023,
-            "Mimetic initialization of self-attention layers"): at birth, tokens attend to tokens alike. For
-            training from scratch.
+        mimetic_init: query/key and value/output products start near the identity (Trockman & Kolter 2023), so that
+            tokens attend to tokens alike; for training from scratch.
         dtype: compute type; parameters, softmax, norms, losses and boxes stay float32.
         attention_kernel: what computes attention: `xla` (plain operations), `cudnn` (NVIDIA, bfloat16), `pallas` (TPU,
             in training); `auto` takes the fused kernel where device, type and shapes allow it.
@@ -126,67 +121,64 @@ class MixFormerConfig(TypedSettings):
     dtype: ComputeDtype = "float32"
     attention_kernel: AttentionKernel = "auto"
 
+    section = "model"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("search_size", "template_size"):
-            size = getattr(self, key)
-            if size % self.patch_size or size > MOST_TOKENS * self.patch_size:
-                raise ConfigError(
-                    f"{key} is {size}; expected a positive multiple of patch_size {self.patch_size}, at most "
-                    f"{MOST_TOKENS} of them"
-                )
+            size, patch = getattr(self, key), self.patch_size
+            expected = f"expected a positive multiple of patch_size {patch}, at most {MOST_TOKENS} of them"
+            refuse({f"{key} is {size}; {expected}": size % patch or size > MOST_TOKENS * patch})
         self._check_stages()
         self._check_mixing()
-        if self.output_width % max(1, self.score_heads):
-            raise ConfigError(f"width {self.output_width} does not divide into {self.score_heads} score_heads")
-        if self.head != "query" and self.head_width < 8:
-            raise ConfigError(f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8")
+        width, heads, too_narrow = self.output_width, self.score_heads, self.head != "query" and self.head_width < 8
+        refuse({f"width {width} does not divide into {heads} score_heads": width % max(1, heads)})
+        refuse({f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8": too_narrow})
 
     def _check_stages(self) -> None:
         early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
-        if any(len(values) > MOST_STAGES or min(values, default=1) < 1 for values in early.values()):
-            raise ConfigError(f"expected at most {MOST_STAGES} early stages, and 1 or more of everything; got {early}")
+        lengths, patch, embed = tuple(map(len, early.values())), self.patch_size, self.patch_embed
+        refuse({f"expected at most {MOST_STAGES} early stages, got {early}": max(lengths) > MOST_STAGES})
         if self.backbone == "cvt":
-            if self.patch_embed != "linear" or self.positions != "sincos":
-                raise ConfigError("patch_embed and positions are settings of the backbone 'vit', not of 'cvt'")
-            if len({len(values) for values in early.values()}) > 1:
-                raise ConfigError(f"expected one value for each early stage, got {early}")
-            if self.patch_size != 4 * 2 ** len(self.early_widths):
-                raise ConfigError(
-                    f"patch_size is {self.patch_size}; with {len(self.early_widths)} early stages the backbone 'cvt' "
-                    f"has stride {4 * 2 ** len(self.early_widths)}"
-                )
+            stride, vit_only = 4 * 2 ** lengths[0], embed != "linear" or self.positions != "sincos"
+            stated = f"patch_size is {patch}; with {lengths[0]} early stages the backbone 'cvt' has stride {stride}"
+            refuse(
+                {
+                    "patch_embed and positions are settings of the backbone 'vit', not of 'cvt'": vit_only,
+                    f"expected one value for each early stage, got {early}": len(set(lengths)) > 1,
+                    stated: patch != stride,
+                }
+            )
         else:
-            if self.projection != "linear":
-                raise ConfigError("projection 'depthwise' is a setting of the backbone 'cvt'")
-            stages = 2 if self.patch_embed == "convmae" else 0
-            if (len(self.early_widths), len(self.early_depths), len(self.early_heads)) != (stages, stages, 0):
-                raise ConfigError(
-                    f"patch_embed {self.patch_embed!r} has {stages} early stages and no heads; got {early}"
-                )
-            if self.patch_embed == "convmae" and self.patch_size != 16:
-                raise ConfigError(f"patch_size is {self.patch_size}; patch_embed 'convmae' has stride 16")
-            if self.patch_embed == "convolutional" and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
-                raise ConfigError(f"patch_size {self.patch_size} must be 4, 8, 16, ... for patch_embed 'convolutional'")
-            if self.width % 4:
-                raise ConfigError(f"width {self.width} must be a multiple of 4 for two-axis sin-cos positions")
-        widths, heads = (*self.early_widths, self.width), (*self.early_heads, self.num_heads)
-        for width, num_heads in zip(reversed(widths), reversed(heads), strict=False):
-            if width % num_heads:
-                raise ConfigError(f"width {width} does not divide into {num_heads} heads")
+            stages, no_power = 2 if embed == "convmae" else 0, patch < 4 or patch & (patch - 1)
+            allowed = f"patch_embed {embed!r} has {stages} early stages and no heads; got {early}"
+            powers = f"patch_size {patch} must be 4, 8, 16, ... for patch_embed 'convolutional'"
+            refuse(
+                {
+                    "projection 'depthwise' is a setting of the backbone 'cvt'": self.projection != "linear",
+                    allowed: lengths != (stages, stages, 0),
+                    f"patch_size is {patch}; patch_embed 'convmae' has stride 16": stages and patch != 16,
+                    powers: embed == "convolutional" and no_power,
+                    f"width {self.width} must be a multiple of 4 for two-axis sin-cos positions": self.width % 4,
+                }
+            )
+        refuse({f"width {w} does not divide into {heads} heads": w % heads for _depth, w, heads in self.stages})
 
     def _check_mixing(self) -> None:
-        blocks = self.num_blocks
-        if self.mixed_blocks is not None and self.mixed_blocks > blocks:
-            raise ConfigError(f"mixed_blocks is {self.mixed_blocks}; expected 0 to {blocks}, or None for all")
-        if self.mixed_blocks == 0 and not (self.cross_attention_blocks or self.context_augment_layers):
-            raise ConfigError("mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen")
-        if self.decoder_blocks and (
-            self.backbone != "vit" or self.cross_attention_blocks or self.context_augment_layers
-        ):
-            raise ConfigError("decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else")
-        if self.context_augment_layers and (self.cross_attention_blocks or self.head == "query" or self.score_heads):
-            raise ConfigError("context_augment_layers go with a corner head alone")
+        mixed, cross, context = self.mixed_blocks, self.cross_attention_blocks, self.context_augment_layers
+        unseen = "mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen"
+        plain = "decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else"
+        fused = "context_augment_layers go with a corner head alone"
+        refuse(
+            {
+                f"mixed_blocks is {mixed}; expected 0 to {self.num_blocks}, or None for all": (
+                    mixed is not None and mixed > self.num_blocks
+                ),
+                unseen: mixed == 0 and not (cross or context),
+                plain: self.decoder_blocks and (self.backbone != "vit" or cross or context),
+                fused: context and (cross or self.head == "query" or self.score_heads),
+            }
+        )
 
     @property
     def search_grid(self) -> int:
@@ -199,10 +191,16 @@ class MixFormerConfig(TypedSettings):
         return self.template_size // self.patch_size
 
     @property
+    def stages(self) -> tuple[tuple[int, int, int], ...]:
+        """Depth, width and heads of every stage of attention blocks; ConvMAE's convolutional ones are none."""
+        early = zip(self.early_depths, self.early_widths, self.early_heads, strict=False)
+        decoder = [(self.decoder_blocks, DECODER_WIDTH, DECODER_HEADS)] if self.decoder_blocks else []
+        return (*early, (self.depth, self.width, self.num_heads), *decoder)
+
+    @property
     def num_blocks(self) -> int:
-        """Attention blocks of the backbone through all stages; ConvMAE's convolutional ones are not counted."""
-        early = sum(self.early_depths) if self.backbone == "cvt" else 0
-        return early + self.depth + self.decoder_blocks
+        """Attention blocks of the backbone through all stages."""
+        return sum(depth for depth, _width, _heads in self.stages)
 
     @property
     def output_width(self) -> int:
@@ -214,26 +212,21 @@ class MixFormerConfig(TypedSettings):
         """Whether templates can be encoded without the search region."""
         return self.attention == "asymmetric" and not self.context_augment_layers
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "MixFormerConfig":
-        """Raises ConfigError, see `dataclass_from_mapping`."""
-        return dataclass_from_mapping(cls, values, "model")
-
 
 @dataclasses.dataclass(frozen=True)
 class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
+
+    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`), are those of models with a score
+    prediction module. Losing and finding are not in the paper, and change no box.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
         search_factor: the same for the search region.
         num_online_templates: online template slots beside the initial template.
         update_interval: frames between renewals of an online template.
-        max_score_decay: what the best score of an interval is multiplied by on each frame, so that a later crop may
-            take the place of an earlier one that was a little better.
+        max_score_decay: factor on the best score of an interval for each frame, so that a later crop may take the place
+            of an earlier one that was a little better.
         clip_margin: pixels by which a box must reach into the frame, and its least width and height (10 in the official
             trackers).
         clip_share: that margin is at most this share of the given box's shorter side, and at least a pixel, so that
@@ -242,9 +235,6 @@ class TrackerConfig(TypedSettings):
         lost_after: see `lost_below`.
         found_above: it counts as found again after `found_after` frames in a row with a score above this.
         found_after: see `found_above`.
-
-    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`), are those of models with a score
-    prediction module. Losing and finding are not in the paper, and change no box.
     """
 
     template_factor: CropFactor = 2.0
@@ -259,23 +249,14 @@ class TrackerConfig(TypedSettings):
     found_above: Share = 0.5
     found_after: Count = 2
 
+    section = "tracker"
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lost_below > self.found_above:
-            raise ConfigError(
-                f"lost_below is {self.lost_below} and found_above {self.found_above}; expected the first not above the "
-                "second"
-            )
+        both = f"lost_below is {self.lost_below} and found_above {self.found_above}"
+        refuse({f"{both}; expected the first not above the second": self.lost_below > self.found_above})
 
     @property
     def num_slots(self) -> int:
         """Template slots: the initial template and the online ones."""
         return 1 + self.num_online_templates
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any) -> "TrackerConfig":
-        """Raises ConfigError, see `dataclass_from_mapping`."""
-        return dataclass_from_mapping(cls, values, "tracker")

@@ -1,14 +1,21 @@
 """MixCvT's backbone (the paper, sections 3.1 and 3.2): convolutional embeddings and W-MAM blocks in stages."""
 
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from mixformer_jax.models.attention import Grid, KeysValues, MixedAttention, MixedAttentionBlock
+from mixformer_jax.models.attention import (
+    Filled,
+    Grid,
+    KeysValues,
+    MixedAttention,
+    MixedAttentionBlock,
+    Queries,
+    Tokens,
+)
 from mixformer_jax.models.backbone import Backbone, Stream
-from mixformer_jax.models.config import MixFormerConfig, NormKind
+from mixformer_jax.models.config import NormKind
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, FrozenBatchNorm, depthwise_convolution, depthwise_kernel
 
 EPSILON = 1e-5
@@ -35,30 +42,26 @@ class DepthwiseProjection(nn.Module):
 
 
 class WideMixedAttention(MixedAttention):
-    """W-MAM's attention: every image of a stream goes through depth-wise convolutions before the projections.
+    """W-MAM's attention: depth-wise convolutions of every image before the projections; extra tokens pass them by.
 
-    Keys and values have half the resolution of the queries. Tokens beyond the images pass the convolutions by.
+    Keys and values have half the resolution of the queries.
     """
 
     norm: NormKind
 
     def setup(self) -> None:
-        def convolution(stride: int) -> DepthwiseProjection:
-            return DepthwiseProjection(stride, self.norm, self.dtype)
+        self.depthwise_q, self.depthwise_k, self.depthwise_v = (
+            DepthwiseProjection(stride, self.norm, self.dtype) for stride in (1, 2, 2)
+        )
+        self.q, self.k, self.v, self.proj = (
+            nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL) for _ in range(4)
+        )
 
-        def dense() -> nn.Dense:
-            return nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL)
-
-        self.depthwise_q, self.depthwise_k, self.depthwise_v = convolution(1), convolution(2), convolution(2)
-        self.q, self.k, self.v, self.proj = dense(), dense(), dense(), dense()
-
-    def project(
-        self, tokens: Float[Array, "b n c"], grid: Grid, *, train: bool
-    ) -> tuple[Float[Array, "b heads q d"], KeysValues]:
+    def project(self, tokens: Tokens, grid: Grid, *, train: bool) -> tuple[Queries, KeysValues]:
         images, extra = tokens[:, : grid.tokens], tokens[:, grid.tokens :]
         maps = rearrange(images, "b (s h w) c -> (b s) h w c", s=grid.images, h=grid.side)
 
-        def projected(convolution: DepthwiseProjection, dense: nn.Dense) -> Float[Array, "b heads n d"]:
+        def projected(convolution: DepthwiseProjection, dense: nn.Dense) -> Queries:
             local = rearrange(convolution(maps, train=train), "(b s) h w c -> b (s h w) c", s=grid.images)
             if extra.shape[1]:
                 local = jnp.concatenate([local, extra], axis=1)
@@ -68,20 +71,12 @@ class WideMixedAttention(MixedAttention):
         return projected(self.depthwise_q, self.q), keys_values
 
     def joint(
-        self,
-        tokens: Float[Array, "b n c"],
-        grids: tuple[Grid, Grid],
-        filled: Bool[Array, "b slots"] | None,
-        *,
-        symmetric: bool,
-        train: bool,
-    ) -> Float[Array, "b n c"]:
+        self, tokens: Tokens, grids: tuple[Grid, Grid], filled: Filled, *, symmetric: bool, train: bool
+    ) -> Tokens:
         # Convolutions see one image at a time, so the streams part for the projections.
-        parts = jnp.split(tokens, [grids[0].tokens], axis=1)
-        queries, offered = zip(
-            *(self.project(part, grid, train=train) for part, grid in zip(parts, grids, strict=True)), strict=True
-        )
-        return self._both(queries, offered, offered[0].then(offered[1]), filled, symmetric=symmetric)
+        streams = zip(jnp.split(tokens, [grids[0].tokens], axis=1), grids, strict=True)
+        queries, offered = zip(*(self.project(part, grid, train=train) for part, grid in streams), strict=True)
+        return self._mix_streams(queries, offered, offered[0].then(offered[1]), filled, symmetric)
 
 
 class ConvEmbed(nn.Module):
@@ -109,33 +104,16 @@ class MixCvTBackbone(Backbone):
         first, *others = (*config.early_widths, config.width)
         self.embed = [ConvEmbed(first, 7, 4, 2, dtype), *(ConvEmbed(width, 3, 2, 1, dtype) for width in others)]
 
-    def make_blocks(self) -> list[MixedAttentionBlock]:
-        config = self.config
-        early = zip(config.early_widths, config.early_depths, config.early_heads, strict=True)
-        blocks = [
-            _block(config, width, heads, 0.0, self.platform) for width, depth, heads in early for _ in range(depth)
-        ]
-        return blocks + [self.last_stage_block(float(r)) for r in np.linspace(0.0, config.drop_path, config.depth)]
-
-    def last_stage_block(self, drop_path: float) -> MixedAttentionBlock:
-        return _block(self.config, self.config.width, self.config.num_heads, drop_path, self.platform)
-
-    def stage_depths(self) -> tuple[int, ...]:
-        return (*self.config.early_depths, self.config.depth)
+    def make_block(self, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        # Logits are scaled by the full width, not by a head's: so CvT was trained.
+        values = (width, num_heads, width**-0.5, config.mimetic_init, dtype, config.attention_kernel, self.platform)
+        attention: MixedAttention
+        if config.projection == "depthwise":
+            attention = WideMixedAttention(*values, norm=config.projection_norm, parent=None)
+        else:
+            attention = MixedAttention(*values, parent=None)
+        return MixedAttentionBlock(attention, config.mlp_ratio, "quick_gelu", EPSILON, drop_path, config.layer_scale)
 
     def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
         return self.embed[stage](maps)
-
-
-def _block(
-    config: MixFormerConfig, width: int, num_heads: int, drop_path: float, platform: str | None
-) -> MixedAttentionBlock:
-    """Logits are scaled by the full width, not by a head's: so CvT was trained."""
-    dtype, scale = jnp.dtype(config.dtype), width**-0.5
-    values = (width, num_heads, scale, config.mimetic_init, dtype, config.attention_kernel, platform)
-    attention: MixedAttention
-    if config.projection == "depthwise":
-        attention = WideMixedAttention(*values, norm=config.projection_norm, parent=None)
-    else:
-        attention = MixedAttention(*values, parent=None)
-    return MixedAttentionBlock(attention, config.mlp_ratio, "quick_gelu", EPSILON, drop_path, config.layer_scale)

@@ -1,7 +1,14 @@
-"""Small layers shared by the backbones and heads."""
+"""Layers that backbones, heads and autoencoders share; position tables, and maskings of token grids.
+
+A cell of a token grid is what one token stands for: `patch_size` square pixels of the image, and fewer on the maps of a
+convolutional embedding. The visible cells of a masked image travel as a batch of small images, `[batch * visible, side,
+side, channels]`: what works pixel by pixel, or patch by patch inside a cell, works on them as on whole images.
+Convolutions that reach beyond a cell find its neighbours with `Masking.surround`.
+"""
 
 import functools
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +16,75 @@ import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from flax.core.scope import LazyRng
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from mixformer_jax.models.config import HeadNormKind
-from mixformer_jax.models.masking import Masking
-
-TRUNCATED_NORMAL = nn.initializers.truncated_normal(0.02)
-
+from mixformer_jax.models.config import HeadNormKind, PositionKind
 
 Activation = Literal["gelu", "quick_gelu"]
+
+TRUNCATED_NORMAL = nn.initializers.truncated_normal(0.02)
+PRETRAINED_GRID = 14  # tokens along a side of the 224-pixel images that MAE and ViT are pre-trained on
+
+# Indices come from a permutation: nothing has to be checked or clipped.
+_TRUSTED = "promise_in_bounds"
+
+
+class Masking(NamedTuple):
+    """A choice of cells for every sample, on a square grid, row-major."""
+
+    visible: Int[Array, "b n"]  # indices of the cells that stay, in the order of their tokens
+    hidden: Bool[Array, "b cells"]
+
+    @property
+    def grid(self) -> int:
+        """Cells along one side."""
+        return math.isqrt(self.hidden.shape[1])
+
+    def take(self, maps: Float[Array, "b h w c"]) -> Float[Array, "bn side side c"]:
+        """The visible cells of whole maps, as small images."""
+        cells = rearrange(maps, "b (i h) (j w) c -> b (i j) h w c", i=self.grid, j=self.grid)
+        taken = jnp.take_along_axis(cells, self.visible[:, :, None, None, None], axis=1, mode=_TRUSTED)
+        return rearrange(taken, "b n h w c -> (b n) h w c")
+
+    def surround(self, cells: Float[Array, "bn side side c"], reach: int) -> Float[Array, "bn wider wider c"]:
+        """Visible cells with `reach` pixels around them; hidden cells and the outside of the image are zeros.
+
+        As in the masked convolutions of ConvMAE (Gao et al. 2022, section 3.2).
+        """
+        grid, side = self.grid, cells.shape[1]
+
+        def of_one(visible: Array, cells: Array) -> Array:
+            everywhere = jnp.zeros((grid * grid, *cells.shape[1:]), cells.dtype)
+            everywhere = everywhere.at[visible].set(cells, mode=_TRUSTED, unique_indices=True)
+            maps = rearrange(everywhere, "(i j) h w c -> (i h) (j w) c", i=grid)
+            maps = jnp.pad(maps, ((reach, reach), (reach, reach), (0, 0)))
+            window = jnp.arange(side + 2 * reach)
+            rows, columns = (start[:, None] * side + window for start in jnp.divmod(visible, grid))
+            return maps.at[rows[:, :, None], columns[:, None, :]].get(mode=_TRUSTED)
+
+        by_sample = rearrange(cells, "(b n) h w c -> b n h w c", n=self.visible.shape[1])
+        return rearrange(jax.vmap(of_one)(self.visible, by_sample), "b n h w c -> (b n) h w c")
+
+    def fill(self, tokens: Float[Array, "b n c"], missing: Float[Array, " c"]) -> Float[Array, "b cells c"]:
+        """Visible tokens at their places in the whole grid, one and the same token at all others."""
+
+        def of_one(visible: Array, tokens: Array) -> Array:
+            everywhere = jnp.broadcast_to(missing.astype(tokens.dtype), (self.hidden.shape[1], tokens.shape[1]))
+            return everywhere.at[visible].set(tokens, mode=_TRUSTED, unique_indices=True)
+
+        return jax.vmap(of_one)(self.visible, tokens)
+
+
+def count_visible(cells: int, mask_ratio: float) -> int:
+    """Cells that stay visible, rounded down as in MAE."""
+    return int(cells * (1 - mask_ratio))
+
+
+def random_masking(noise: Float[Array, "b cells"], mask_ratio: float) -> Masking:
+    """Keeps the cells of a square grid with the smallest noise, smallest first (He et al. 2022, section 3)."""
+    order = jnp.argsort(noise, axis=1)
+    visible = count_visible(noise.shape[1], mask_ratio)
+    return Masking(order[:, :visible], jnp.argsort(order, axis=1) >= visible)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -57,8 +124,8 @@ def perceptron(x: Float[Array, "*b c"], outputs: int, dtype: jnp.dtype) -> Float
 class DropPath(nn.Module):
     """Stochastic depth: drops a residual branch for whole samples and rescales the others (Huang et al. 2016).
 
-    A module draws once for a pass of the model: what it drops of the templates of a sample, it drops of the search
-    region, which pass one after the other here and as one stream of tokens in the official trainer.
+    A module draws once for a pass of the model: it drops a sample's templates and search region together, as the
+    official trainer, whether they pass as one stream of tokens or one after the other.
     """
 
     rate: float
@@ -104,8 +171,8 @@ def depthwise_convolution(
 ) -> Float[Array, "b out_h out_w c"]:
     """A convolution of every channel by itself, padded by half a window, as the sum of shifted images that it is.
 
-    XLA on CPUs has no fast depth-wise convolution (about 30 times slower than this); on accelerators the sum fuses
-    into one loop. Products are summed in float32. With `masking`, `x` are the visible cells alone.
+    About 30 times as fast as XLA's own on CPUs; on accelerators the sum, in float32, fuses into one loop. With
+    `masking`, `x` are the visible cells alone.
     """
     size = kernel.shape[0]
     reach = size // 2
@@ -155,10 +222,9 @@ class ConvNormRelu(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: ViT's strided convolution, written as the matrix product that it is.
+    """Non-overlapping patches to tokens: ViT's strided convolution as the matrix product that it is.
 
-    XLA's gradient of a strided 16x16 convolution is an order of magnitude slower on CPUs than this. Whole images and
-    visible cells are all one to it.
+    XLA's gradient of a strided 16x16 convolution is an order of magnitude slower on CPUs.
     """
 
     width: int
@@ -176,10 +242,9 @@ class PatchEmbed(nn.Module):
 
 
 class ConvPatchEmbed(nn.Module):
-    """Patch embedding by a 4x4 patchify layer and strided 3x3 convolutions, for small models trained from scratch.
+    """A 4x4 patchify layer and strided 3x3 convolutions, which make a transformer easier to train (Xiao et al. 2021).
 
-    Xiao et al. 2021: early convolutions make a transformer easier to train. Channels double with every halving of
-    the grid, up to `width`. With `masking`, the images are the visible cells alone.
+    Channels double with every halving of the grid, up to `width`. With `masking`, the images are the visible cells.
     """
 
     width: int
@@ -196,3 +261,54 @@ class ConvPatchEmbed(nn.Module):
             x, padding = (x, 1) if masking is None else (masking.surround(x, 1), 0)
             x = nn.Conv(features, (3, 3), strides=2, padding=padding, dtype=self.dtype, name=f"conv{i}")(x)
         return x
+
+
+def sincos_positions(grid: int, width: int) -> Float[np.ndarray, "n c"]:
+    """Two-dimensional sin-cos table of a square token grid, float64, row-major, as in MAE and the official weights.
+
+    Half of the channels encode the column (x), half the row (y): all sines, then all cosines, of the integer position
+    times 10000 ** (-i / (width / 4)).
+    """
+    frequencies = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
+
+    def encode(position: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n half"]:
+        angle = position[:, None] * frequencies
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    rows, columns = np.divmod(np.arange(grid * grid), grid)
+    return np.concatenate([encode(columns.astype(np.float64)), encode(rows.astype(np.float64))], axis=1)
+
+
+def resize_positions(table: Float[Array | np.ndarray, "n c"], grid: int) -> Float[Array, "m c"]:
+    """Resizes the position table of a square grid to `grid * grid` tokens, bicubically as PyTorch does (a = -0.75)."""
+    source = math.isqrt(len(table))
+    if source * source != len(table):
+        raise ValueError(f"a position table of {len(table)} rows is no square grid")
+    square = table.reshape(source, source, -1)
+    resized = jax.image.resize(square, (grid, grid, square.shape[-1]), method="cubic-pytorch", antialias=False)
+    return resized.reshape(grid * grid, -1)
+
+
+def add_positions(maps: Float[Array, "b h w c"], table: Float[Array | np.ndarray, "n c"]) -> Float[Array, "b h w c"]:
+    """Adds the table of a token grid to every image of that grid."""
+    return maps + jnp.asarray(table, maps.dtype).reshape(maps.shape[1:])
+
+
+class PositionTable(nn.Module):
+    """The position table of one token grid (the paper, section 3.3)."""
+
+    kind: PositionKind
+    grid: int
+    width: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array | np.ndarray, "n c"]:
+        if self.kind == "sincos":
+            return jnp.asarray(sincos_positions(self.grid, self.width), dtype=jnp.float32)
+        if self.kind == "learnable":
+            # As large as content and sin-cos tables are, and independent of the other grid's table.
+            return self.param("table", nn.initializers.normal(0.5), (self.grid**2, self.width))
+        # Without a checkpoint, the table that would have been interpolated is MAE's own initialisation.
+        pretrained = sincos_positions(PRETRAINED_GRID, self.width).astype(np.float32)
+        table = self.param("table", lambda _key: resize_positions(pretrained, self.grid))
+        return jax.lax.stop_gradient(table) if self.kind == "interpolated_frozen" else table

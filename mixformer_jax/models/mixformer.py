@@ -1,21 +1,22 @@
 """MixFormer: a backbone of mixed attention, a box head, and a score module; `build_model` makes one of a config."""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from mixformer_jax.models.backbone import SearchFeatures, TemplateCache
+from mixformer_jax.models.attention import Filled
+from mixformer_jax.models.backbone import Search, SearchFeatures, TemplateCache, Templates
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.models.context_augment import ContextAugment
 from mixformer_jax.models.cvt import MixCvTBackbone
-from mixformer_jax.models.heads import CornerHead, QueryHead
-from mixformer_jax.models.score import ScorePrediction
+from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction
 from mixformer_jax.models.vit import MixViTBackbone
+
+Boxes = Float[Array, "b 4"]
 
 
 class Prediction(NamedTuple):
@@ -24,7 +25,7 @@ class Prediction(NamedTuple):
     The corners' maps are None for the query head, `score_logits` for a model without a score prediction module.
     """
 
-    boxes_cxcywh: Float[Array, "b 4"]
+    boxes_cxcywh: Boxes
     top_left_logits: Float[Array, "b map_h map_w"] | None
     bottom_right_logits: Float[Array, "b map_h map_w"] | None
     features: Float[Array, "b h w c"]
@@ -37,11 +38,10 @@ class Prediction(NamedTuple):
 
 
 class MixFormer(nn.Module):
-    """The end-to-end tracker of the paper's section 3.
+    """The end-to-end tracker of the paper's section 3. Images come in normalised (`crops.normalise`), NHWC float32.
 
-    Two calls make a forward pass, in training and in tracking alike: `encode_templates`, then `locate`. Models whose
-    templates depend on the search region (`config.is_cacheable` is False) have the joint call alone.
-    Images come in normalised (`crops.normalise`), NHWC float32.
+    In tracking, a forward pass is `encode_templates`, then `locate`; in training, and for models whose templates depend
+    on the search region (`config.is_cacheable` is False), the joint call.
 
     Attributes:
         config: the architecture.
@@ -63,13 +63,7 @@ class MixFormer(nn.Module):
         if config.score_heads:
             self.score = ScorePrediction(config.output_width, config.score_heads, dtype)
 
-    def encode_templates(
-        self,
-        templates: Float[Array, "b slots T T 3"],
-        filled: Bool[Array, "b slots"] | None = None,
-        *,
-        train: bool = False,
-    ) -> TemplateCache:
+    def encode_templates(self, templates: Templates, filled: Filled = None, *, train: bool = False) -> TemplateCache:
         """Encodes the templates once, for any number of search regions.
 
         Args:
@@ -85,12 +79,7 @@ class MixFormer(nn.Module):
         return self.backbone.encode_templates(templates, filled, train=train)
 
     def locate(
-        self,
-        cache: TemplateCache,
-        search: Float[Array, "b S S 3"],
-        score_boxes_xyxy: Float[Array, "b 4"] | None = None,
-        *,
-        train: bool = False,
+        self, cache: TemplateCache, search: Search, score_boxes_xyxy: Boxes | None = None, *, train: bool = False
     ) -> Prediction:
         """Finds the cached target in normalised search crops.
 
@@ -100,15 +89,14 @@ class MixFormer(nn.Module):
             score_boxes_xyxy: boxes, normalised to the crops, to score instead of the predicted ones.
             train: whether stochastic depth draws and batch norms learn.
         """
-        found = self.backbone.locate(cache, search, train=train)
-        return self._read_off(cache, found, score_boxes_xyxy, train=train)
+        return self._read_off(cache, self.backbone.locate(cache, search, train=train), score_boxes_xyxy, train=train)
 
     def __call__(
         self,
-        templates: Float[Array, "b slots T T 3"],
-        search: Float[Array, "b S S 3"],
-        filled: Bool[Array, "b slots"] | None = None,
-        score_boxes_xyxy: Float[Array, "b 4"] | None = None,
+        templates: Templates,
+        search: Search,
+        filled: Filled = None,
+        score_boxes_xyxy: Boxes | None = None,
         *,
         train: bool = False,
     ) -> Prediction:
@@ -117,51 +105,50 @@ class MixFormer(nn.Module):
         return self._read_off(cache, found, score_boxes_xyxy, train=train)
 
     def _read_off(
-        self,
-        cache: TemplateCache,
-        found: SearchFeatures,
-        score_boxes_xyxy: Float[Array, "b 4"] | None,
-        *,
-        train: bool,
+        self, cache: TemplateCache, found: SearchFeatures, score_boxes_xyxy: Boxes | None, *, train: bool
     ) -> Prediction:
         config, features = self.config, found.features
         if config.context_augment_layers:
             features = self.context_augment(cache.features, features, cache.filled)
         if isinstance(self.head, QueryHead):
             assert found.token is not None
-            boxes_cxcywh = self.head(found.token)
-            prediction = Prediction(boxes_cxcywh, None, None, features)
+            prediction = Prediction(self.head(found.token), None, None, features)
         else:
             corners = self.head(features, train=train)
             boxes_cxcywh = xyxy_to_cxcywh(corners.boxes_xyxy)
             prediction = Prediction(boxes_cxcywh, corners.top_left_logits, corners.bottom_right_logits, features)
         if not config.score_heads:
             return prediction
-        boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh) if score_boxes_xyxy is None else score_boxes_xyxy
+        boxes_xyxy = cxcywh_to_xyxy(prediction.boxes_cxcywh) if score_boxes_xyxy is None else score_boxes_xyxy
         return prediction._replace(score_logits=self.score(features, cache.features[:, 0], boxes_xyxy))
+
+    @nn.nowrap
+    def initial_values(self, key: Array) -> dict:
+        """What `init_variables` computes, to be traced."""
+        config = self.config
+        templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
+        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
 
 
 def build_model(config: MixFormerConfig, remat: bool = False, platform: str | None = None) -> MixFormer:
-    """The model of a config; its variables come from `init_variables` or a weights file.
-
-    `remat` and `platform` as in `Backbone`.
-    """
+    """The model of a config; its variables come from `init_variables` or a weights file. See `Backbone`."""
     return MixFormer(config, remat, platform)
 
 
-def init_variables(model: MixFormer, key: Array) -> dict:
-    """Fresh variables (`params`, and `batch_stats` or `constants` of the head's norms) for a model."""
+@runtime_checkable
+class Model(Protocol):
+    """`MixFormer` and `Autoencoder`."""
+
+    def initial_values(self, key: Array) -> dict: ...
+
+
+def init_variables(model: Model, key: Array) -> dict:
+    """Fresh variables for a model: `params`, and `batch_stats` or `constants` of norms."""
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(functools.partial(_init, model), compiler_options=options)(key)
+    return jax.jit(model.initial_values, compiler_options=options)(key)
 
 
-def variable_shapes(model: MixFormer) -> dict:
+def variable_shapes(model: Model) -> dict:
     """The tree of `init_variables` as shapes and types, at no cost."""
-    return jax.eval_shape(functools.partial(_init, model), jax.random.key(0))
-
-
-def _init(model: MixFormer, key: Array) -> dict:
-    config = model.config
-    templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-    return dict(model.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
+    return jax.eval_shape(model.initial_values, jax.random.key(0))

@@ -7,6 +7,7 @@ them, heads side by side in the channels; nothing is transposed, split or padded
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 LANES = 128
+# Scratch memory that the kernel may take; v4 has 32 MiB, v5e, v5p and v6e more; XLA gives 16 unless asked.
 VMEM_BYTES = 32 * 2**20
-"""Scratch memory that the kernel may take; v4 has 32 MiB, v5e, v5p and v6e more; XLA gives 16 unless asked."""
-BATCH_AXES = ("data", "fsdp")
-"""Mesh axes that split the batch."""
+BATCH_AXES = ("data", "fsdp")  # of the mesh: they split the batch
 
 
 def fits_tpu_kernel(width: int, num_heads: int, tokens: int = 0) -> bool:
@@ -33,12 +33,7 @@ def attend_on_tpu(
 ) -> Float[Array, "b n c"]:
     """Attention of a joint stream: the first `num_templates` tokens see each other, the others see all (eq. 2).
 
-    Args:
-        qkv: queries, keys and values, each heads by head's channels.
-        num_heads: see `fits_tpu_kernel`.
-        num_templates: 0 where every token sees all (eq. 1, or a single stream).
-        scale: of the logits.
-        interpret: compute what the kernel says without a TPU.
+    `num_templates` is 0 where every token sees all (eq. 1, or a single stream); `interpret` needs no TPU.
     """
     return _attend(qkv, qkv.shape[2] // 3 // num_heads, num_templates, scale, interpret)
 
@@ -98,7 +93,8 @@ def _call(
     return jax.shard_map(run, mesh=mesh, in_specs=batch, out_specs=batch, check_vma=False)(qkv, *more)
 
 
-def _forward(q_ref, k_ref, v_ref, mixed_ref, *, head_dim: int, num_templates: int, scale: float) -> None:  # type: ignore[no-untyped-def]
+def _forward(*refs: Any, head_dim: int, num_templates: int, scale: float) -> None:
+    q_ref, k_ref, v_ref, mixed_ref = refs
     for rows, seen in _streams(q_ref.shape[0], num_templates):
         q, k, v = q_ref[rows], k_ref[seen], v_ref[seen]
         mixed = jnp.zeros(q.shape, jnp.float32)
@@ -108,20 +104,8 @@ def _forward(q_ref, k_ref, v_ref, mixed_ref, *, head_dim: int, num_templates: in
         mixed_ref[rows] = mixed.astype(mixed_ref.dtype)
 
 
-def _backward(  # type: ignore[no-untyped-def]
-    q_ref,
-    k_ref,
-    v_ref,
-    mixed_ref,
-    gradient_ref,
-    dq_ref,
-    dk_ref,
-    dv_ref,
-    *,
-    head_dim: int,
-    num_templates: int,
-    scale: float,
-) -> None:
+def _backward(*refs: Any, head_dim: int, num_templates: int, scale: float) -> None:
+    q_ref, k_ref, v_ref, mixed_ref, gradient_ref, dq_ref, dk_ref, dv_ref = refs
     key_gradients = []
     for rows, seen in _streams(q_ref.shape[0], num_templates):
         q, k, v, gradient = q_ref[rows], k_ref[seen], v_ref[seen], gradient_ref[rows]

@@ -4,17 +4,25 @@ Its patches are plain ones, or ConvMAE's (section 3.4; Gao et al. 2022): two sta
 """
 
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mixformer_jax.models.attention import MixedAttention, MixedAttentionBlock
-from mixformer_jax.models.backbone import Backbone, Stream
-from mixformer_jax.models.config import DECODER_HEADS, DECODER_WIDTH, MixFormerConfig
-from mixformer_jax.models.layers import TRUNCATED_NORMAL, ConvPatchEmbed, DepthwiseConv, Mlp, PatchEmbed, gelu
-from mixformer_jax.models.masking import Masking
-from mixformer_jax.models.positions import PositionTable, add_positions, sincos_positions
+from mixformer_jax.models.attention import MixedAttention, MixedAttentionBlock, Tokens
+from mixformer_jax.models.backbone import Backbone, EarlyMaps, Search, Stream
+from mixformer_jax.models.config import DECODER_WIDTH, MixFormerConfig
+from mixformer_jax.models.layers import (
+    TRUNCATED_NORMAL,
+    ConvPatchEmbed,
+    DepthwiseConv,
+    Masking,
+    Mlp,
+    PatchEmbed,
+    PositionTable,
+    add_positions,
+    gelu,
+    sincos_positions,
+)
 
 CONVMAE_EPSILON = 1e-5
 
@@ -57,7 +65,7 @@ class ConvMaePatchEmbed(nn.Module):
     def stages(
         self, images: Float[Array, "b h w c"], masking: Masking | None = None
     ) -> tuple[Float[Array, "b gh gw d"], tuple[Float[Array, "b _h _w _c"], ...]]:
-        """The tokens, and the maps that the stages before them made; with `masking`, of the visible cells alone."""
+        """The tokens, and the maps of the stages before them; with `masking`, of the visible cells alone."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         maps, early = images, []
         stages = zip(config.early_widths, config.early_depths, strict=True)
@@ -92,7 +100,11 @@ class MixViTBackbone(Backbone):
     def setup(self) -> None:
         super().setup()
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.patch_embed = self._make_patch_embed()
+        if config.patch_embed == "convmae":
+            self.patch_embed: nn.Module = ConvMaePatchEmbed(config)
+        else:
+            embed = PatchEmbed if config.patch_embed == "linear" else ConvPatchEmbed
+            self.patch_embed = embed(config.width, config.patch_size, dtype)
         self.template_positions = PositionTable(config.positions, config.template_grid, config.width)
         self.search_positions = PositionTable(config.positions, config.search_grid, config.width)
         if config.decoder_blocks:
@@ -100,30 +112,8 @@ class MixViTBackbone(Backbone):
             self.decoder_norm = nn.LayerNorm(epsilon=1e-6, dtype=dtype)
             self.decoder_embed = nn.Dense(DECODER_WIDTH, dtype=dtype, kernel_init=TRUNCATED_NORMAL)
 
-    def _make_patch_embed(self) -> nn.Module:
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
-        match config.patch_embed:
-            case "linear":
-                return PatchEmbed(config.width, config.patch_size, dtype)
-            case "convolutional":
-                return ConvPatchEmbed(config.width, config.patch_size, dtype)
-            case "convmae":
-                return ConvMaePatchEmbed(config)
-
-    def make_blocks(self) -> list[MixedAttentionBlock]:
-        config = self.config
-        encoder = [self.last_stage_block(float(rate)) for rate in np.linspace(0.0, config.drop_path, config.depth)]
-        return encoder + [
-            slimming_block(config, DECODER_WIDTH, DECODER_HEADS, 0.0, self.platform)
-            for _ in range(config.decoder_blocks)
-        ]
-
-    def last_stage_block(self, drop_path: float) -> MixedAttentionBlock:
-        return slimming_block(self.config, self.config.width, self.config.num_heads, drop_path, self.platform)
-
-    def stage_depths(self) -> tuple[int, ...]:
-        config = self.config
-        return (config.depth, config.decoder_blocks) if config.decoder_blocks else (config.depth,)
+    def make_block(self, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
+        return slimming_block(self.config, width, num_heads, drop_path, self.platform)
 
     def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
         if stage == 1:
@@ -134,11 +124,9 @@ class MixViTBackbone(Backbone):
         positions = self.search_positions if stream == "search" else self.template_positions
         return add_positions(embedded, positions())
 
-    def embed_visible(
-        self, search: Float[Array, "b S S 3"], masking: Masking
-    ) -> tuple[Float[Array, "b n d"], tuple[Float[Array, "bn _h _w _c"], ...]]:
+    def embed_visible(self, search: Search, masking: Masking) -> tuple[Tokens, EarlyMaps]:
         cells = masking.take(search)
-        early: tuple[Array, ...] = ()
+        early: EarlyMaps = ()
         match self.patch_embed:
             case ConvMaePatchEmbed():
                 embedded, early = self.patch_embed.stages(cells, masking)

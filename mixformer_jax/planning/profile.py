@@ -23,6 +23,7 @@ from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.mixformer import build_model
 from mixformer_jax.models.sizes import STUDIES, size_config
 from mixformer_jax.planning.macs import count_macs, scope_modules
+from mixformer_jax.text_tables import aligned
 
 DIFFERENCE_TO_EXPLAIN = 0.03
 PARAMETER_COLUMNS = ("backbone", "head", "score", "whole", "official", "paper", "difference")
@@ -203,10 +204,10 @@ def tables(profiles: Sequence[Profile]) -> str:
         flops.append((name, str(templates), *(_number(number, 1e9) for number in numbers), *beside, row))
     text = (
         "Parameters, millions. official: with the tensors that official files hold and no forward pass reads.\n"
-        f"{_aligned(parameters)}\n"
+        f"{aligned(parameters, left=(0, len(parameters[0]) - 1))}\n"
         "FLOPs, 10^9 multiply-accumulates. encoding: the backbone on the templates, once a template change (-: with\n"
         "the search region, on every frame); search: the backbone on a frame; frame: search, head, score; whole: all.\n"
-        f"{_aligned(flops)}"
+        f"{aligned(flops, left=(0, len(flops[0]) - 1))}"
     )
     if any(cell.endswith("*") for row in (*parameters, *flops) for cell in row):
         text += f"\n* more than {DIFFERENCE_TO_EXPLAIN:.0%} from the paper: docs/models.md says why\n"
@@ -223,13 +224,3 @@ def _beside(ours: float, paper: float | None) -> tuple[str, str]:
 
 def _number(count: int | None, unit: float) -> str:
     return f"{count / unit:.2f}" if count else "-"
-
-
-def _aligned(rows: Rows) -> str:
-    """Rows as lines: the first and last column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *numbers, last in rows:
-        cells = [f"{number:>{width}}" for number, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([f"{first:<{widths[0]}}", *cells, last]).rstrip())
-    return "\n".join(lines) + "\n"

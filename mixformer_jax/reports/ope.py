@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Float64
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence
@@ -21,8 +20,11 @@ from mixformer_jax.evaluation.metrics import (
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
-from mixformer_jax.reports.content import Figure, Line, Panel, Report, worst_strips
-from mixformer_jax.reports.tables import Place, Row, Table, compare
+from mixformer_jax.reports.report import Figure, Panel, Report, curves, worst_strips
+from mixformer_jax.reports.tables import Row, Table, compare, overall_table, sequence_table
+
+Groups = dict[str, list[int]]
+"""Positions of sequences by attribute."""
 
 
 def ope_report(
@@ -48,7 +50,11 @@ def ope_report(
         SourceError: a frame of a worst sequence cannot be read.
     """
     scores = score_results(files, benchmark, sequences, rules, progress)
-    groups = _attributes(sequences)
+    groups: Groups = {}  # empty where the data set has no files of attributes
+    for position, sequence in enumerate(sequences):
+        for attribute in sequence.attributes or ():
+            groups.setdefault(attribute, []).append(position)
+    groups = dict(sorted(groups.items()))
     by_name = {tracker.name: tracker for tracker in files}
     unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
     strips = worst_strips(
@@ -60,110 +66,56 @@ def ope_report(
     )
     headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
     rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
+    title = f"{benchmark}, {len(scores.sequences)} sequences"
+    runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
     return Report(
-        title=f"{benchmark}, {len(scores.sequences)} sequences",
-        notes=(*warnings(files, sequences, unusable, benchmark), *_notes(files, rules), *refusals),
+        title=title,
+        notes=(*warnings(files, sequences, unusable, benchmark), describe_rules(rules), *runs, *refusals),
         tables=(
-            overall_table(scores),
+            overall_table(f"{title}, percent", headlines),
             *([_attribute_table(scores, groups)] if groups else []),
             rules_table,
             *compare(benchmark, headlines),
-            *sequence_tables(scores),
+            *_sequence_tables(scores),
         ),
-        figures=(*curve_figures(scores), *([_attribute_figure(scores, groups)] if groups else [])),
+        figures=(*_curve_figures(scores), *([_attribute_figure(scores, groups)] if groups else [])),
         strips=strips,
         numbers=_numbers(scores, groups),
     )
 
 
-def overall_table(scores: OpeScores) -> Table:
-    """The numbers that papers print."""
-    return Table(
-        "overall",
-        f"{scores.benchmark}, {len(scores.sequences)} sequences, percent",
-        ("tracker", *scores.trackers[0].headline),
-        tuple(Row(tracker.name, tuple(tracker.headline.values())) for tracker in scores.trackers),
-        ranked=True,
-    )
-
-
-def sequence_tables(scores: OpeScores) -> list[Table]:
+def _sequence_tables(scores: OpeScores) -> list[Table]:
     """Each of the numbers by sequence and tracker, and the average overlap over valid frames."""
     tables = []
-    columns = {
-        **{name: [tracker.by_sequence[name] for tracker in scores.trackers] for name in scores.trackers[0].headline},
-        "average overlap of valid frames": [100 * tracker.average_overlap for tracker in scores.trackers],
-    }
-    for name, values in columns.items():
-        rows = tuple(
-            Row(sequence, tuple(float(value[i]) for value in values)) for i, sequence in enumerate(scores.sequences)
-        )
-        header = ("sequence", *(tracker.name for tracker in scores.trackers))
-        place: Place = "more" if name == "AUC" else "detail"
-        file = f"sequences_{name.partition(' ')[0]}"
-        tables.append(Table(file, f"{name} by sequence, percent", header, rows, place=place))
-    return tables
+    for name in scores.trackers[0].headline:
+        columns = {tracker.name: tracker.by_sequence[name] for tracker in scores.trackers}
+        tables.append(sequence_table(name, "percent", scores.sequences, columns, "more" if name == "AUC" else "detail"))
+    overlaps = {tracker.name: 100 * tracker.average_overlap for tracker in scores.trackers}
+    name = "average overlap of valid frames"
+    return [*tables, sequence_table(name, "percent", scores.sequences, overlaps, "detail", file="average")]
 
 
-def curve_figures(scores: OpeScores) -> tuple[Figure, ...]:
+def _curve_figures(scores: OpeScores) -> list[Figure]:
     """Success, precision and normalised-precision plots, as Figs. 11 and 12."""
-    norm_x = norm_thresholds(scores.rules)
-    return (
-        _figure("success", _success_panel(scores, scores.trackers, f"{scores.benchmark}, success [AUC]")),
-        _figure(
-            "precision",
-            Panel(
-                f"{scores.benchmark}, precision [P]",
-                "centre error threshold (pixels)",
-                "share of frames",
-                CENTER_THRESHOLDS,
-                _lines(scores.trackers, "P", [tracker.overall.precision for tracker in scores.trackers]),
-            ),
+    found = [("success", _success_panel(scores, scores.trackers, f"{scores.benchmark}, success [AUC]"))]
+    for curve, words, number, x_label, x in (
+        ("precision", "precision", "P", "centre error threshold (pixels)", CENTER_THRESHOLDS),
+        (
+            *("norm_precision", "normalised precision", "P_norm", "normalised centre error threshold"),
+            norm_thresholds(scores.rules),
         ),
-        _figure(
-            "norm_precision",
-            Panel(
-                f"{scores.benchmark}, normalised precision [P_norm]",
-                "normalised centre error threshold",
-                "share of frames",
-                norm_x,
-                _lines(scores.trackers, "P_norm", [tracker.overall.norm_precision for tracker in scores.trackers]),
-            ),
-        ),
-    )
-
-
-def _figure(name: str, panel: Panel) -> Figure:
-    return Figure(name, panel.title, (panel,))
+    ):
+        ranked = {each.name: (each.headline[number], getattr(each.overall, curve)) for each in scores.trackers}
+        found.append((curve, curves(f"{scores.benchmark}, {words} [{number}]", x_label, x, ranked)))
+    return [Figure(name, panel.title, (panel,)) for name, panel in found]
 
 
 def _success_panel(scores: OpeScores, trackers: Sequence[TrackerScores], title: str) -> Panel:
-    curves = [tracker.overall.success for tracker in trackers]
-    return Panel(
-        title, "overlap threshold", "share of frames", overlap_thresholds(scores.rules), _lines(trackers, "AUC", curves)
-    )
+    found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
+    return curves(title, "overlap threshold", overlap_thresholds(scores.rules), found)
 
 
-def _lines(
-    trackers: Sequence[TrackerScores], number: str, curves: Sequence[Float64[np.ndarray, " n"]]
-) -> tuple[Line, ...]:
-    lines = [
-        (tracker.headline[number], Line(tracker.name, f"{tracker.name} [{tracker.headline[number]:.1f}]", curve))
-        for tracker, curve in zip(trackers, curves, strict=True)
-    ]
-    return tuple(line for _, line in sorted(lines, key=lambda pair: -pair[0]))
-
-
-def _attributes(sequences: Sequence[TrackingSequence]) -> dict[str, list[int]]:
-    """Positions of the sequences by attribute; empty where the data set has no such files."""
-    groups: dict[str, list[int]] = {}
-    for position, sequence in enumerate(sequences):
-        for attribute in sequence.attributes or ():
-            groups.setdefault(attribute, []).append(position)
-    return dict(sorted(groups.items()))
-
-
-def _attribute_table(scores: OpeScores, groups: dict[str, list[int]]) -> Table:
+def _attribute_table(scores: OpeScores, groups: Groups) -> Table:
     rows = []
     for tracker in scores.trackers:
         parts = [tracker.subset(positions).headline["AUC"] for positions in groups.values()]
@@ -172,7 +124,7 @@ def _attribute_table(scores: OpeScores, groups: dict[str, list[int]]) -> Table:
     return Table("attributes", "AUC by attribute (number of sequences), percent", header, tuple(rows), ranked=True)
 
 
-def _attribute_figure(scores: OpeScores, groups: dict[str, list[int]]) -> Figure:
+def _attribute_figure(scores: OpeScores, groups: Groups) -> Figure:
     """A success plot for each attribute, as Fig. 10."""
     panels = tuple(
         _success_panel(scores, [t.subset(positions) for t in scores.trackers], f"{name} ({len(positions)} sequences)")
@@ -193,8 +145,9 @@ def _rules_table(
     rows = []
     refusals: dict[tuple[str, ...], list[str]] = {}  # by trackers and reason: rule sets
     by_name = {tracker.name: tracker for tracker in files}
-    bar = tqdm(total=len(_all_rules(benchmark)) * len(files), unit="tracker", desc="other rules", disable=not progress)
-    for label, other in _all_rules(benchmark):
+    everybody = _all_rules(benchmark)
+    bar = tqdm(total=len(everybody) * len(files), unit="tracker", desc="other rules", disable=not progress)
+    for label, other in everybody.items():
         refused: dict[str, str] = {}
         for tracker in scores.trackers:
             values: tuple[float | None, ...] = tuple(tracker.headline.values())
@@ -210,32 +163,33 @@ def _rules_table(
         if refused:
             refusals.setdefault((*refused, next(iter(refused.values()))), []).append(label)
     bar.close()
-    header = ("tracker, rules", *scores.trackers[0].headline)
-    table = Table(
-        "rules", "The same results under the rules of every toolkit, percent", header, tuple(rows), place="more"
+    header, title = (
+        ("tracker, rules", *scores.trackers[0].headline),
+        "The same results under the rules of every toolkit",
     )
-    return table, [
+    return Table("rules", f"{title}, percent", header, tuple(rows), place="more"), [
         f"no numbers of {', '.join(names)} under the rules of {'; '.join(labels)}: {reason}"
         for (*names, reason), labels in refusals.items()
     ]
 
 
-def _all_rules(benchmark: str) -> list[tuple[str, OpeRules]]:
-    found = []
-    for rule_set in get_args(RuleSet):
-        choices = (False, True) if rule_set in ("mixformer", "pytracking") else (False,)
-        for exclude in choices:
-            label = f"{rule_set}, valid frames" if exclude else rule_set
-            found.append((label, benchmark_rules(benchmark, rule_set, exclude)))
-    return found
+def _all_rules(benchmark: str) -> dict[str, OpeRules]:
+    return {
+        f"{rule_set}, valid frames" if exclude else rule_set: benchmark_rules(benchmark, rule_set, exclude)
+        for rule_set in get_args(RuleSet)
+        for exclude in ((False, True) if rule_set in ("mixformer", "pytracking") else (False,))
+    }
 
 
-def _notes(files: Sequence[TrackerFiles], rules: OpeRules) -> tuple[str, ...]:
-    runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
-    return (describe_rules(rules), *runs)
-
-
-def _numbers(scores: OpeScores, groups: dict[str, list[int]]) -> dict[str, object]:
+def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
+    trackers = {}
+    for tracker in scores.trackers:
+        columns = {**tracker.by_sequence, "average_overlap": tracker.average_overlap}
+        by_sequence = {
+            name: {column: float(values[i]) for column, values in columns.items()}
+            for i, name in enumerate(scores.sequences)
+        }
+        trackers[tracker.name] = {**tracker.headline, "curves": tracker.overall._asdict(), "by_sequence": by_sequence}
     return {
         "benchmark": scores.benchmark,
         "rules": dataclasses.asdict(scores.rules),
@@ -246,17 +200,5 @@ def _numbers(scores: OpeScores, groups: dict[str, list[int]]) -> dict[str, objec
             "norm_precision": norm_thresholds(scores.rules),
         },
         "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
-        "trackers": {
-            tracker.name: {
-                **tracker.headline,
-                "curves": tracker.overall._asdict(),
-                "by_sequence": _by_sequence(tracker, scores.sequences),
-            }
-            for tracker in scores.trackers
-        },
+        "trackers": trackers,
     }
-
-
-def _by_sequence(tracker: TrackerScores, sequences: Sequence[str]) -> dict[str, dict[str, float]]:
-    columns: dict[str, Float[np.ndarray, " s"]] = {**tracker.by_sequence, "average_overlap": tracker.average_overlap}
-    return {name: {column: float(values[i]) for column, values in columns.items()} for i, name in enumerate(sequences)}

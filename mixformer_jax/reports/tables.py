@@ -1,4 +1,4 @@
-"""Tables of numbers as text, Markdown, LaTeX, CSV and HTML; and the paper's own rows, Tables 9 to 11.
+"""Tables of numbers as text, Markdown, LaTeX and CSV; and the paper's own rows, Tables 9 to 11.
 
 The rows are data, `published/table9.csv` and so on, as printed: fractions for VOT, percent elsewhere. (SiamMask's SR0.5
 and SR0.75 on GOT-10k are in the paper's order.)
@@ -6,26 +6,27 @@ and SR0.75 on GOT-10k are in the paper's order.)
 
 import csv
 import dataclasses
-import html
+import functools
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
+from jaxtyping import Float
+
 from mixformer_jax.evaluation.results import printable
+from mixformer_jax.text_tables import aligned, markdown
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     character: f"\\{character}" for character in "&%$#_{}"
 }
-
-
 Place = Literal["main", "more", "detail"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     label: str
     values: tuple[float | None, ...]  # None and NaN: not known
 
@@ -58,59 +59,47 @@ class Table:
 
     def cells(self, row: Row) -> tuple[str, ...]:
         """The row as text."""
-        return (row.label, *(_number(value, self.decimals) for value in row.values))
+        return (row.label, *("-" if _unknown(value) else f"{value:.{self.decimals}f}" for value in row.values))
 
-    def ranks(self) -> dict[int, tuple[str | None, str | None]]:
-        """By column of values, the best and the second best number as they are printed; ties share a place."""
-        if not self.ranked:
-            return {}
-        ranks = {}
-        for column in range(len(self.header) - 1):
-            known = {_number(row.values[column], self.decimals) for row in self.rows} - {"-"}
-            best = sorted(known, key=float, reverse=True)
-            ranks[column] = (best[0] if len(best) > 1 else None, best[1] if len(best) > 2 else None)
-        return ranks
+    @functools.cached_property
+    def ranks(self) -> list[tuple[str | None, str | None]]:
+        """The best and the second best number of every column as they are printed; ties share a place."""
+        columns = zip(*(self.cells(row)[1:] for row in self.rows), strict=True) if self.ranked else ()
+        best = [sorted({*column} - {"-"}, key=float, reverse=True) for column in columns]
+        return [(cells[0] if len(cells) > 1 else None, cells[1] if len(cells) > 2 else None) for cells in best]
+
+    def marked(self, row: Row) -> list[tuple[str, str]]:
+        """The row's numbers as text, and "best" or "second" beside those that are in their column."""
+        cells = self.cells(row)[1:]
+        ranks = self.ranks or [(None, None)] * len(cells)
+        return [
+            (cell, "best" if cell == best else "second" if cell == second else "")
+            for cell, (best, second) in zip(cells, ranks, strict=True)
+        ]
 
 
 def to_text(table: Table) -> str:
     cells = [tuple(map(printable, row)) for row in (table.header, *map(table.cells, table.rows))]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(table.header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join([printable(table.title), *lines]) + "\n"
+    return f"{printable(table.title)}\n{aligned(cells)}"
 
 
 def to_markdown(table: Table) -> str:
-    ranks = table.ranks()
-    lines = [
-        f"| {' | '.join(map(_markdown, table.header))} |",
-        "|---" + "|--:" * (len(table.header) - 1) + "|",
-        *(
-            f"| {' | '.join([_markdown(row.label), *_ranked(table, row, ranks, '**', '**', '', '')])} |"
-            for row in table.rows
-        ),
-    ]
-    return "\n".join([f"### {printable(table.title)}", "", *lines]) + "\n"
+    forms = {"best": "**{}**", "second": "{}", "": "{}"}
+    rows = [[_markdown(row.label), *_formatted(table, row, forms)] for row in table.rows]
+    return f"### {printable(table.title)}\n\n{markdown([list(map(_markdown, table.header)), *rows], '--:')}"
 
 
 def to_latex(table: Table) -> str:
     """A tabular for booktabs; the best number of a column in bold, the second underlined."""
-    ranks = table.ranks()
+    forms = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
+    rows = [[_latex(row.label), *_formatted(table, row, forms)] for row in table.rows]
     lines = [
         f"% {printable(table.title)}",
         r"\begin{tabular}{l" + "r" * (len(table.header) - 1) + "}",
         r"\toprule",
         " & ".join(map(_latex, table.header)) + r" \\",
         r"\midrule",
-        *(
-            " & ".join([_latex(row.label), *_ranked(table, row, ranks, r"\textbf{", "}", r"\underline{", "}")]) + r" \\"
-            for row in table.rows
-        ),
+        *(" & ".join(cells) + r" \\" for cells in rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -127,42 +116,12 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def to_html(table: Table) -> str:
-    ranks = table.ranks()
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header)
-    lines = []
-    for row in table.rows:
-        cells = _ranked(table, row, ranks, "<b>", "</b>", "<u>", "</u>")
-        lines.append(f"<tr><th>{html.escape(row.label)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    return "\n".join(["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *lines, "</tbody>", "</table>"]) + "\n"
-
-
-def _ranked(
-    table: Table,
-    row: Row,
-    ranks: dict[int, tuple[str | None, str | None]],
-    *marks: str,
-) -> list[str]:
-    """The values of a row as text, the best and the second of their column between marks."""
-    cells = []
-    for column, cell in enumerate(table.cells(row)[1:]):
-        best, second = ranks.get(column, (None, None))
-        if cell == best:
-            cell = f"{marks[0]}{cell}{marks[1]}"
-        elif cell == second:
-            cell = f"{marks[2]}{cell}{marks[3]}"
-        cells.append(cell)
-    return cells
+def _formatted(table: Table, row: Row, forms: Mapping[str, str]) -> list[str]:
+    return [forms[mark].format(text) for text, mark in table.marked(row)]
 
 
 def _unknown(value: float | None) -> bool:
     return value is None or math.isnan(value)
-
-
-def _number(value: float | None, decimals: int) -> str:
-    if value is None or math.isnan(value):
-        return "-"
-    return f"{value:.{decimals}f}"
 
 
 def _latex(text: str) -> str:
@@ -171,6 +130,27 @@ def _latex(text: str) -> str:
 
 def _markdown(text: str) -> str:
     return printable(text).replace("\\", r"\\").replace("|", r"\|")
+
+
+def overall_table(title: str, headlines: Mapping[str, Mapping[str, float]], decimals: int = 1) -> Table:
+    """The numbers that papers print, by tracker."""
+    rows = tuple(Row(name, tuple(numbers.values())) for name, numbers in headlines.items())
+    return Table("overall", title, ("tracker", *next(iter(headlines.values()))), rows, decimals, ranked=True)
+
+
+def sequence_table(
+    number: str,
+    unit: str,
+    sequences: Sequence[str],
+    columns: Mapping[str, Float[np.ndarray, " s"]],
+    place: Place,
+    decimals: int = 1,
+    file: str | None = None,
+) -> Table:
+    """One number by sequence and tracker; `file` takes the number's place in the name."""
+    rows = tuple(Row(name, tuple(float(each[i]) for each in columns.values())) for i, name in enumerate(sequences))
+    title, header = f"{number} by sequence, {unit}", ("sequence", *columns)
+    return Table(f"sequences_{file or number}", title, header, rows, decimals, place=place)
 
 
 class Source(NamedTuple):
@@ -207,23 +187,13 @@ def published_rows(source: Source) -> tuple[tuple[str, ...], tuple[Row, ...]]:
 
 
 def compare(benchmark: str, measured: Mapping[str, Mapping[str, float]]) -> list[Table]:
-    """Measured numbers above the published ones; no table for a benchmark that the paper has none of.
-
-    Args:
-        benchmark: name of the data set.
-        measured: by tracker, numbers by name.
-    """
+    """Measured numbers, by tracker and name, above the published ones; no table where the paper has none."""
     tables = []
     for source in SOURCES.get(benchmark, ()):
         names, rows = published_rows(source)
-        ours = tuple(
-            Row(f"{tracker} (measured)", tuple(numbers.get(name) for name in names))
-            for tracker, numbers in measured.items()
-        )
+        ours = (Row(f"{name} (measured)", tuple(map(numbers.get, names))) for name, numbers in measured.items())
         number = source.table.removeprefix("table")
         title = f"The paper's Table {number}, {source.benchmark}; comparable under: {source.conditions}"
-        header = ("tracker", *names)
-        tables.append(
-            Table(f"published_{source.benchmark}", title, header, (*ours, *rows), source.decimals, True, "more")
-        )
+        name, header = f"published_{source.benchmark}", ("tracker", *names)
+        tables.append(Table(name, title, header, (*ours, *rows), source.decimals, True, "more"))
     return tables

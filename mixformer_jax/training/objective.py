@@ -7,12 +7,13 @@ folder.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.data.pipeline import Samples
 
 Variables = dict[str, Any]
@@ -23,21 +24,6 @@ Batch = Mapping[str, Array | np.ndarray]
 
 Group = Literal["backbone", "rest", "frozen"]
 """How a parameter trains: at the backbone's rate, at the full rate, or not at all."""
-
-
-class Start(NamedTuple):
-    """Variables that somebody else's training gives a model.
-
-    Attributes:
-        variables: the part of the model's variables that was taken, as numpy arrays.
-        taken, fresh: names (`params/backbone/...`) of what was taken and of what keeps its random start.
-        ignored: names in the source that the model has no use for.
-    """
-
-    variables: Variables
-    taken: tuple[str, ...]
-    fresh: tuple[str, ...]
-    ignored: tuple[str, ...]
 
 
 @runtime_checkable
@@ -87,7 +73,7 @@ class Objective(Protocol):
         """A picture for people to look at: validation samples and what the model makes of them."""
         ...
 
-    def start_from(self, source: str | Path) -> Start:
+    def start_from(self, source: str | Path) -> Initialisation:
         """What a pre-trained model gives this one.
 
         Raises:

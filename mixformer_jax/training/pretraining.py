@@ -20,7 +20,7 @@ from mixformer_jax.convert.autoencoders import (
     start_from_mae,
 )
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import init_from
+from mixformer_jax.convert.initial import Initialisation, init_from
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig, held_out
 from mixformer_jax.data.pool.device import DeviceSamples
@@ -31,15 +31,14 @@ from mixformer_jax.models.autoencoder import (
     AutoencoderConfig,
     Reconstruction,
     draw_masking,
-    initial_values,
     reconstruct,
     reconstruction_losses,
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
-from mixformer_jax.models.masking import Masking
+from mixformer_jax.models.layers import Masking
 from mixformer_jax.training.experiment import data_section
 from mixformer_jax.training.loop import run
-from mixformer_jax.training.objective import Batch, Group, Samples, Start, Variables
+from mixformer_jax.training.objective import Batch, Group, Samples, Variables
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sheets import reconstruction_sheet
 from mixformer_jax.training.start import is_ours
@@ -121,7 +120,7 @@ class MaskedPretraining:
         return self.experiment.autoencoder
 
     def init(self, key: PRNGKeyArray) -> Variables:
-        return initial_values(self.model, key)
+        return self.model.initial_values(key)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         model, slots = self._config.model, self._config.num_templates
@@ -193,18 +192,18 @@ class MaskedPretraining:
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
         return reconstruction_sheet(batch.get("templates"), batch["search"], shown["hidden"], shown["reconstructed"])
 
-    def start_from(self, source: str | Path) -> Start:
+    def start_from(self, source: str | Path) -> Initialisation:
         """Another pre-training; a checkpoint of MAE, whole or its encoder; or any backbone that trackers start from."""
         path, config = find_weights(source), self._config
         if is_ours(AUTOENCODER_FORMAT, path):
-            return Start(*go_on(load_autoencoder(path), config))
+            return go_on(load_autoencoder(path), config)
         model = config.model
         if model.patch_embed == "linear" and model.positions == "sincos" and not model.layer_scale:
-            return Start(*start_from_mae(path, config))
+            return start_from_mae(path, config)
         backbone, expected = init_from(path, config.encoder), shapes_of_autoencoder(config)
         taken = tuple(name for name in backbone.taken if name in expected)
         fresh = tuple(name for name in expected if name not in set(taken))
-        return Start(backbone.variables, taken, fresh, backbone.ignored)
+        return Initialisation(backbone.variables, taken, fresh, backbone.ignored)
 
     def export(self, path: Path, variables: Variables) -> None:
         save_autoencoder(path, variables, self._config)

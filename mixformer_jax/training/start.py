@@ -11,12 +11,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.autoencoders import AUTOENCODER_FORMAT, hand_over, load_autoencoder
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import init_from
-from mixformer_jax.convert.torch_files import is_safetensors_of
-from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, expected_shapes, load_weights
+from mixformer_jax.convert.initial import Initialisation, init_from
+from mixformer_jax.convert.torch_files import safetensors_format
+from mixformer_jax.convert.weights import (
+    FORMAT,
+    Weights,
+    WeightsError,
+    expected_shapes,
+    load_weights,
+    mismatches,
+    refuse_weights,
+)
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
-from mixformer_jax.training.objective import Objective, Start
+from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.program import TrainProgram
 from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sharding import place
@@ -62,7 +70,7 @@ def first_state(
     return fresh, None, "starts from fresh weights"
 
 
-def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Start:
+def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Initialisation:
     """What a pre-trained model gives a tracker.
 
     A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
@@ -89,7 +97,7 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
     missing = sorted({_part(name) for name in start.fresh if _part(name) != "backbone"} - set(may_be_fresh))
     if missing:
         raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
-    return Start(*start)
+    return start
 
 
 def is_ours(format_name: str, path: Path) -> bool:
@@ -98,7 +106,7 @@ def is_ours(format_name: str, path: Path) -> bool:
     Raises:
         WeightsError: a .safetensors file that cannot be read.
     """
-    return path.suffix == ".safetensors" and is_safetensors_of(format_name, path)
+    return path.suffix == ".safetensors" and safetensors_format(path) == format_name
 
 
 def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
@@ -119,7 +127,7 @@ def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
     )
 
 
-def _report(source: str, start: Start) -> str:
+def _report(source: str, start: Initialisation) -> str:
     """What was taken and what starts fresh, by the parts of the model."""
 
     def parts(names: Sequence[str]) -> str:
@@ -130,7 +138,9 @@ def _report(source: str, start: Start) -> str:
     return f"starts from {source}: taken: {parts(start.taken)}; fresh: {parts(start.fresh)}{ignored}"
 
 
-def _from_weights(path: Path, weights: Weights, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Start:
+def _from_weights(
+    path: Path, weights: Weights, config: MixFormerConfig, may_be_fresh: tuple[str, ...]
+) -> Initialisation:
     theirs = weights.model
     differences = [
         f"{key}: {getattr(theirs, key)!r} there, {getattr(config, key)!r} here"
@@ -140,22 +150,17 @@ def _from_weights(path: Path, weights: Weights, config: MixFormerConfig, may_be_
     if differences:
         raise WeightsError(f"{path}: the backbone of another model: {'; '.join(differences)}")
     expected = expected_shapes(config)
-    found = _as_wanted({"/".join(name): value for name, value in flatten_dict(weights.variables).items()}, expected)
+    found = _as_wanted(flatten_dict(weights.variables, sep="/"), expected)
     complaints: dict[str, list[str]] = {}
-    for name, shape in expected.items():
-        if name not in found:
-            complaints.setdefault(_part(name), []).append(f"missing {name} {shape}")
-        elif found[name].shape != shape:
-            complaints.setdefault(_part(name), []).append(f"misshapen {name}: {found[name].shape}, expected {shape}")
+    for part in dict.fromkeys(map(_part, expected)):
+        shapes = {name: shape for name, shape in expected.items() if _part(name) == part}
+        complaints[part] = mismatches({name: found[name] for name in shapes if name in found}, shapes)
     if config.head != theirs.head:
-        complaints.setdefault("head", []).append(f"head: {theirs.head!r} there, {config.head!r} here")
+        complaints["head"].append(f"head: {theirs.head!r} there, {config.head!r} here")
     fatal = [line for part, lines in complaints.items() if part not in may_be_fresh for line in lines]
-    if fatal:
-        raise WeightsError(f"{path}: does not fit {config.name!r}:\n  " + "\n  ".join(fatal))
-    taken = tuple(name for name in expected if _part(name) not in complaints)
-    variables = unflatten_dict({tuple(name.split("/")): found[name] for name in taken})
-    fresh = tuple(name for name in expected if name not in set(taken))
-    return Start(variables, taken, fresh, tuple(name for name in found if name not in set(taken)))
+    refuse_weights(f"{path}: does not fit {config.name!r}", fatal)
+    taken = {name: found[name] for name in expected if not complaints[_part(name)]}
+    return Initialisation.of(taken, expected, (name for name in found if name not in taken))
 
 
 def _part(name: str) -> str:

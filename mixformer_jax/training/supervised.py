@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xywh, cxcywh_to_xyxy, iou
+from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.weights import save_weights
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.pipeline import Samples
 from mixformer_jax.models.mixformer import MixFormer, Prediction, build_model
 from mixformer_jax.training.experiment import Experiment, TrainConfig
 from mixformer_jax.training.losses import box_loss, corner_cross_entropy, score_losses
-from mixformer_jax.training.objective import Batch, Group, Objective, Start, Variables
+from mixformer_jax.training.objective import Batch, Group, Objective, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
 from mixformer_jax.training.sheets import prediction_sheet
 from mixformer_jax.training.start import start_from
@@ -46,9 +47,7 @@ class _TrackingStage:
         return re.compile("|".join(frozen)) if frozen else None
 
     def init(self, key: PRNGKeyArray) -> Variables:
-        config = self.experiment.model
-        templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-        return dict(self.model.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
+        return self.model.initial_values(key)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         config, slots = self.experiment.model, self.experiment.tracker.num_slots
@@ -119,7 +118,7 @@ class BoxStage(_TrackingStage):
     def rank(self, measured: Mapping[str, float]) -> float:
         return measured["iou"]
 
-    def start_from(self, source: str | Path) -> Start:
+    def start_from(self, source: str | Path) -> Initialisation:
         return start_from(source, self.experiment.model, may_be_fresh=("head", "context_augment"))
 
 
@@ -154,7 +153,7 @@ class ScoreStage(_TrackingStage):
     def rank(self, measured: Mapping[str, float]) -> float:
         return measured["accuracy"]
 
-    def start_from(self, source: str | Path) -> Start:
+    def start_from(self, source: str | Path) -> Initialisation:
         return start_from(source, self.experiment.model, may_be_fresh=("score",))
 
 

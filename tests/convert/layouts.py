@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mixformer_jax.convert.infer import Hints
-from mixformer_jax.models.positions import sincos_positions
+from mixformer_jax.convert.convert import Hints
+from mixformer_jax.models.layers import sincos_positions
 
 LAYOUTS = Path(__file__).resolve().parents[1] / "data" / "golden" / "layouts"
 ALL_LAYOUTS = sorted(path.name.removesuffix(".json.gz") for path in LAYOUTS.iterdir())

@@ -12,11 +12,10 @@ from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.autoencoders import hand_over, load_autoencoder, save_autoencoder, shapes_of_autoencoder
 from mixformer_jax.convert.weights import WeightsError, expected_shapes, load_weights, save_weights
-from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig, autoencoder_shapes
+from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig, TrackerConfig
-from mixformer_jax.models.masking import Masking
-from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.models.positions import resize_positions, sincos_positions
+from mixformer_jax.models.layers import Masking, resize_positions, sincos_positions
+from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
 
 VIT = MixFormerConfig(
     name="vit",
@@ -40,7 +39,7 @@ def random_variables(config):
         values = 0.2 * rng.standard_normal(leaf.shape).astype(np.float32)
         return np.abs(values) + 0.5 if path[-1].key == "scale" else values
 
-    return jax.tree_util.tree_map_with_path(value, autoencoder_shapes(Autoencoder(config)))
+    return jax.tree_util.tree_map_with_path(value, variable_shapes(Autoencoder(config)))
 
 
 def test_files(tmp_path):

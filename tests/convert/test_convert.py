@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.convert import convert
-from mixformer_jax.convert.infer import Hints
+from mixformer_jax.convert.convert import Hints, convert
 from mixformer_jax.convert.torch_files import read_official, write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig

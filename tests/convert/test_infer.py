@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mixformer_jax.convert.infer import Hints, infer_config
+from mixformer_jax.convert.convert import Hints, infer_config
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.sizes import SIZES

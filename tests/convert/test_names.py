@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.convert import convert, tracker_settings
-from mixformer_jax.convert.infer import infer_config
+from mixformer_jax.convert.convert import convert, infer_config, tracker_settings
 from mixformer_jax.convert.names import (
+    Carried,
     carried_from_official,
     count_parameters,
     name_table,
+    official_shape,
     variables_from_official,
     variables_to_official,
 )
-from mixformer_jax.convert.tables import Carried, official_shape
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.positions import sincos_positions
+from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.models.sizes import SIZES, size_config
 from tests.convert.layouts import (
     ALL_LAYOUTS,

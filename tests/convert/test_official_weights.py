@@ -7,8 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import mixformer_jax
-from mixformer_jax.convert.convert import convert, read_weights, variant_words
-from mixformer_jax.convert.infer import Hints
+from mixformer_jax.convert.convert import Hints, convert, read_weights, variant_words
 from mixformer_jax.convert.torch_files import write_official_safetensors, write_torch
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
 from mixformer_jax.models.config import ConfigError

@@ -22,7 +22,7 @@ from mixformer_jax.data.pool.device_pixels import DevicePool, packed_images
 from mixformer_jax.data.pool.pool import Clip, ImagePool, VideoPool, cut_out
 from mixformer_jax.data.pool.scenes import sources_of
 from mixformer_jax.data.pool.tables import HostPool
-from mixformer_jax.data.samples import Material
+from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.views import CropConfig, pyramid
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -75,6 +75,13 @@ def render(pools: Material, settings: DataConfig, count: int = COUNT, seed: int 
     return jax.device_get(quick_jit(samples.render)(samples.resident, numbers))
 
 
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    """The Kolmogorov-Smirnov distance: the greatest one between two cumulative distributions."""
+    at = np.concatenate([first, second])
+    shares = [np.searchsorted(np.sort(each), at, side="right") / len(each) for each in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
 def found_box_cxcywh(image: np.ndarray) -> np.ndarray:
     """Bounds of the target's colour, where it covers half a pixel or more."""
     share = (image[..., 0].astype(float) - GROUND[0]) / (float(TARGET[0]) - GROUND[0])
@@ -85,8 +92,8 @@ def found_box_cxcywh(image: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def whole(pools):
-    """The whole mix, with all disturbances."""
-    settings = config(augment=AugmentConfig(flip_probability=0.5))
+    """The whole mix, with all disturbances; but for regions, which one colour has none of."""
+    settings = config(augment=AugmentConfig(flip_probability=0.5), mix=Mix(region=0.0))
     pool = DevicePool.of(HostPool(pools.videos, pools.images, settings))
     return pool, quick_jit(inspector(settings, 3))
 
@@ -103,6 +110,37 @@ def test_a_number_is_one_sample_in_any_batch(whole):
         np.testing.assert_array_equal(value[7:3:-1], again[name][:4], err_msg=name)
         assert not np.array_equal(value[:4], again[name][4:])
     assert about.served.all()
+
+
+def test_rendered_samples_are_distributed_as_on_the_host(whole, pools):
+    pool, inspect = whole
+    settings = config(augment=AugmentConfig(flip_probability=0.5), mix=Mix(region=0.0))
+    count, host = 640, TrackingSamples(pools, settings, 1)
+    batches = [jax.device_get(inspect(pool, np.arange(8, dtype=np.uint32) + first)[0]) for first in range(0, count, 8)]
+    ours = {name: np.concatenate([batch[name] for batch in batches]).astype(float) for name in batches[0]}
+    samples = [host.sample(index) for index in range(count)]
+    theirs = {name: np.stack([sample[name] for sample in samples]).astype(float) for name in samples[0]}
+
+    def statistics(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        search, template, (x, y, w, h) = batch["search"], batch["templates"][:, 0], batch["box_cxcywh"].T
+        return {
+            "x": x,
+            "y": y,
+            "size": np.sqrt(w * h),
+            "aspect": w / h,
+            "brightness": search.mean((1, 2, 3)),
+            "brightness of the template": template.mean((1, 2, 3)),
+            "contrast": search.std((1, 2, 3)),
+            "colour": (template[..., 0] - template[..., 2]).mean((1, 2)),
+            "saturation": np.ptp(template, axis=3).mean((1, 2)),
+            "sharpness": np.abs(np.diff(template, axis=2)).mean((1, 2, 3)),
+            "black": (search.max(3) < 1).mean((1, 2)),
+        }
+
+    theirs, ours = statistics(theirs), statistics(ours)
+    far = {name: distance(np.round(value, 3), np.round(theirs[name], 3)) for name, value in ours.items()}
+    # Two samples of one distribution are further apart once in a million times.
+    assert max(far.values()) < 2.69 * math.sqrt(2 / count), far
 
 
 def test_the_mix_is_kept_and_its_candidates_serve(pools):

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from eval import failures
-from eval.failures import Failure, find_failures
-from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, render_demo_clip
+import mixformer_jax
+from eval.failures import main
+from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, Failure, find_failures, render_demo_clip
 from mixformer_jax.evaluation.trackers import BoxPrediction
 
 
@@ -26,7 +26,7 @@ def test_failures_are_the_stretches_that_are_not_boxed(overlaps, expected):
 class Lagging:
     """Stays where the target was first, and finds it again on the clip's last frame."""
 
-    def __init__(self, weights, dtype=None):
+    def __init__(self, weights, device=None, dtype=None):
         self.boxes_xywh = render_demo_clip(0).boxes_xywh
 
     def start(self, frame, box_xywh):
@@ -38,13 +38,13 @@ class Lagging:
 
 
 def test_a_sheet_has_a_row_for_each_failure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(failures, "load", Lagging)
+    monkeypatch.setattr(mixformer_jax, "load", Lagging)
     sheet = tmp_path / "sheet.png"
-    assert failures.main(["--seeds", "1", "--rows", "1", "--out", str(sheet)]) == 0
+    assert main(["--seeds", "1", "--rows", "1", "--out", str(sheet)]) == 0
     assert cv2.imread(str(sheet)).shape == (HEIGHT, 3 * WIDTH + 2 * 6, 3)
     assert f"to {NUM_FRAMES}: IoU 0.000" in capsys.readouterr().out
 
 
 def test_weights_that_are_not_there_are_an_error(tmp_path, capsys):
-    assert failures.main(["--weights", "nowhere.safetensors", "--out", str(tmp_path / "sheet.png")]) == 1
+    assert main(["--weights", "nowhere.safetensors", "--out", str(tmp_path / "sheet.png")]) == 2
     assert "nowhere" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eval.run import main as run
+from mixformer_jax.cli import main as command
 from mixformer_jax.evaluation.results import read_boxes
 
 pytest.importorskip("got10k", reason="needs the toolkit: pip install -e '.[got10k]'")
@@ -41,11 +42,9 @@ def got10k_root(tmp_path_factory):
 
 def test_the_toolkit_runs_ours_and_its_files_are_those_of_our_runner(got10k_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    from eval.got10k_adapter import main as adapter
-
     results, reports = tmp_path / "results", tmp_path / "reports"
     options = ["--root", str(got10k_root), "--subset", "val", "--results", str(results), "--reports", str(reports)]
-    assert adapter(options) == 0
+    assert command(["toolkit", "got10k", *options]) == 0
     told = capsys.readouterr().out
     assert "mixvit_tiny_online, float32 on cpu" in told and "no table [mixvit_tiny_online] with got10k" in told
     (report,) = reports.rglob("performance.json")
@@ -100,8 +99,7 @@ def test_our_runners_files_are_the_toolkits(got10k_root, tmp_path):
     assert performance["seq_wise"]["GOT-10k_Val_000001"]["length"] == 7
 
 
-def test_a_tracker_that_cannot_be_opened_ends_with_a_line(got10k_root, tmp_path):
-    from eval.got10k_adapter import main as adapter
-
-    with pytest.raises(SystemExit, match=r"error: gone\.safetensors: no such file"):
-        adapter(["--root", str(got10k_root), "--weights", "gone.safetensors", "--results", str(tmp_path)])
+def test_a_tracker_that_cannot_be_opened_ends_with_a_line(got10k_root, tmp_path, capsys):
+    arguments = ["--root", str(got10k_root), "--weights", "gone.safetensors", "--results", str(tmp_path)]
+    assert command(["toolkit", "got10k", *arguments]) == 2
+    assert "error: gone.safetensors: no such file" in capsys.readouterr().err

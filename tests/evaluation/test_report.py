@@ -15,12 +15,10 @@ from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.scoring import TrackerFiles, find_results
-from mixformer_jax.reports.got10k import got10k_report
+from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
 from mixformer_jax.reports.ope import ope_report
+from mixformer_jax.reports.report import report_json, summary, write_report
 from mixformer_jax.reports.tables import to_latex, to_markdown, to_text
-from mixformer_jax.reports.trackingnet import trackingnet_report
-from mixformer_jax.reports.vot import vot_report
-from mixformer_jax.reports.write import report_json, summary, write_report
 from tests.stand_ins import complaint
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "evalgold"

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixformer_jax.reports.report import Report, to_page
 from mixformer_jax.reports.tables import (
     SOURCES,
     Row,
@@ -13,7 +14,6 @@ from mixformer_jax.reports.tables import (
     compare,
     published_rows,
     to_csv,
-    to_html,
     to_latex,
     to_markdown,
     to_text,
@@ -32,7 +32,7 @@ def test_markdown():
     assert lines[0] == "### percent"
     assert lines[2:] == [
         "| tracker | AUC | P |",
-        "|---|--:|--:|",
+        "| --- | --: | --: |",
         "| a_1 | 10.0 | 1.0 |",
         r"| b\|c | **20.0** | - |",
         "| d & <e> | 15.1 | - |",
@@ -54,7 +54,7 @@ def test_latex():
 
 
 def test_html():
-    page = to_html(TABLE)
+    page = to_page(Report("r", (), (TABLE,), (), (), {}), {})
     assert "<th>d &amp; &lt;e&gt;</th><td><u>15.1</u></td><td>-</td>" in page
     assert "<td><b>20.0</b></td>" in page
 
@@ -82,7 +82,7 @@ def test_ties_share_a_place_and_few_numbers_have_none():
     table = Table(
         "x", "", ("n", "v", "w"), (Row("a", (1.0, 2.0)), Row("b", (1.04, None)), Row("c", (0.5, None))), 1, True
     )
-    assert table.ranks() == {0: ("1.0", None), 1: (None, None)}
+    assert table.ranks == [("1.0", None), (None, None)]
     assert to_markdown(table).count("**1.0**") == 2
 
 

@@ -10,7 +10,7 @@ import torch
 
 from eval.torch_heads import precise_roi_pool
 from eval.torch_peer import MixFormerPeer
-from mixformer_jax.convert.infer import Hints, infer_config
+from mixformer_jax.convert.convert import Hints, infer_config
 
 LAYOUTS = Path(__file__).resolve().parents[1] / "data" / "golden" / "layouts"
 MODELS = [

@@ -103,14 +103,14 @@ def test_what_a_run_begins_with(loads):
 
     text, about = announced(changes={"update_interval": 7})
     assert "mixvit_b, float32 on cpu (abacus), batch 1" in text
-    assert "table [mixvit_b] of configs/benchmarks.toml, lasot; changed: update_interval" in text
+    assert "table [mixvit_b] of benchmarks.toml, lasot; changed: update_interval" in text
     assert "search_factor 5.05" in text and "update_interval 7" in text
     assert text.endswith("--settings-of mixvit_b_got")
     assert (about["model"], about["table"], about["changes"]) == ("mixvit_b", "mixvit_b", {"update_interval": 7})
     text, about = announced(settings_of="other")
     assert "table [other] of configs" in text and "--settings-of" not in text and about["table"] == "other"
     text, about = announced(settings={"other": {}})
-    assert "settings: the weights' own; configs/benchmarks.toml has no table [mixvit_b] with lasot\n" in text
+    assert "settings: the weights' own; benchmarks.toml has no table [mixvit_b] with lasot\n" in text
     assert about["table"] is None and "search_factor 4.5" in text
     assert announce(TrackerChoice("first-box"), {}, {}) == "first-box, which has no settings"
 

@@ -30,9 +30,8 @@ def workspace(tmp_path_factory):
     with zipfile.ZipFile(REPOSITORY / "tests" / "data" / "evalgold" / "vot_workspace.zip") as archive:
         archive.extractall(folder)
     template = (REPOSITORY / "eval" / "vot" / "trackers.ini").read_text()
-    # What a user of another environment changes: the interpreter, and where the entry point is.
+    # What a user of another environment changes: the interpreter.
     registry = template.replace("python = python", f"python = {sys.executable}")
-    registry = registry.replace("paths = .", f"paths = {REPOSITORY / 'eval' / 'vot'}")
     registry = registry.replace("$HOME/.cache/mixformer-jax", str(folder / "compiled"))
     (folder / "trackers.ini").write_text(registry)
     (folder / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")

@@ -16,7 +16,7 @@ from mixformer_jax.datasets.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
 from mixformer_jax.datasets.layout import SPLITS
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.sequences import open_dataset
-from mixformer_jax.reports.content import worst_strips
+from mixformer_jax.reports.report import worst_strips
 from tests.stand_ins import complaint
 
 COUNT = 6

@@ -14,17 +14,15 @@ from mixformer_jax.convert.autoencoders import autoencoder_from_mae, autoencoder
 from mixformer_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
-    autoencoder_shapes,
     draw_masking,
-    init_autoencoder,
     patchify,
     reconstruct,
-    reconstruction_loss,
+    reconstruction_losses,
     unpatchify,
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.models.masking import random_masking
-from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.models.layers import random_masking
+from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
 from mixformer_jax.models.sizes import size_config
 
 TOLERANCE = 1e-4
@@ -69,7 +67,7 @@ def built(name):
         values = 0.2 * rng.standard_normal(leaf.shape).astype(np.float32)
         return np.abs(values) + 0.5 if path[-1].key == "scale" else values
 
-    variables = jax.tree_util.tree_map_with_path(value, autoencoder_shapes(model))
+    variables = jax.tree_util.tree_map_with_path(value, variable_shapes(model))
     keys = jax.random.split(jax.random.key(0), 3)
     search = jax.random.normal(keys[0], (2, 64, 64, 3))
     templates = jax.random.normal(keys[1], (2, config.num_templates, 32, 32, 3)) if config.num_templates else None
@@ -135,7 +133,7 @@ def test_official_mae(golden, case, mask_ratio):
     np.testing.assert_allclose(found.patches, arrays[f"{case}pred"], atol=TOLERANCE)
     np.testing.assert_array_equal(patchify(images, 16), arrays["target_patches"])
     for normalised in (True, False):
-        loss = reconstruction_loss(found.patches, images, masking.hidden, normalised)
+        loss = reconstruction_losses(found.patches, images, masking.hidden, normalised).mean()
         np.testing.assert_allclose(loss, arrays[f"normpix{normalised:d}/{case}loss"], atol=TOLERANCE)
 
 
@@ -147,7 +145,7 @@ def test_official_gradients(golden, norm_pix_loss):
 
     def loss(variables):
         found = Autoencoder(config).apply(variables, images, masking, train=True)
-        return reconstruction_loss(found.patches, images, masking.hidden, norm_pix_loss)
+        return reconstruction_losses(found.patches, images, masking.hidden, norm_pix_loss).mean()
 
     gradients = autoencoder_to_mae(quick_jit(jax.grad(loss))(autoencoder_from_mae(state, config)), config)
     prefix = f"normpix{norm_pix_loss:d}/grad/"
@@ -200,22 +198,21 @@ def test_cost_of_the_masked_search_stream():
     """The issue's figure: at most 30% of the unmasked stream, by XLA's count of operations. MixViT-B's is 23.8%."""
     config = AutoencoderConfig(dataclasses.replace(size_config("mixvit_b"), depth=2), num_templates=1)
     model = Autoencoder(config)
-    variables = autoencoder_shapes(model)
+    variables = variable_shapes(model)
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     search = shape((1, 288, 288, 3))
 
-    def of_backbone(name, variables, *args):
-        return model.apply(variables, *args, train=False, method=lambda m, *a, **k: getattr(m.backbone, name)(*a, **k))
+    def operations(name, *args):
+        def call(variables, *args):
+            return model.apply(variables, *args, method=lambda m, *a: getattr(m.backbone, name)(*a, train=False))
 
-    encode = functools.partial(of_backbone, "encode_templates")
-    cache = jax.eval_shape(lambda v, t: encode(v, t, None), variables, shape((1, 1, 128, 128, 3)))
+        return jax.jit(call).lower(variables, *args).cost_analysis()["flops"], jax.eval_shape(call, variables, *args)
+
     masking = jax.eval_shape(lambda key: draw_masking(config, key, 1), jax.random.key(0))
-
-    def operations(function, *args):
-        return jax.jit(function).lower(variables, cache, search, *args).cost_analysis()["flops"]
-
-    whole = operations(functools.partial(of_backbone, "locate"))
-    masked = operations(lambda v, c, s, m: of_backbone("locate_visible", v, c, s, m, None), masking)
+    templates = shape((1, 1, 128, 128, 3))
+    of_templates, cache = operations("encode_templates", templates, None)
+    whole, _found = operations("locate", cache, search)
+    masked = operations("joint_visible", templates, search, masking, None)[0] - of_templates
     assert 0.2 < masked / whole < 0.3
 
 
@@ -244,7 +241,7 @@ def test_reconstruction_learns_through_every_template(name):
     @jax.grad
     def gradient(templates):
         found = model.apply(variables, search, masking, templates)
-        return reconstruction_loss(found.patches, search, masking.hidden, True)
+        return reconstruction_losses(found.patches, search, masking.hidden, True).mean()
 
     of_slots = np.abs(gradient(templates)).max(axis=(0, 2, 3, 4))
     assert (of_slots > 1e-6).all()
@@ -255,7 +252,7 @@ def test_reconstruction_learns_through_every_template(name):
 
 def test_every_variable_of_the_encoder_is_a_tracker_s():
     for name, config in CONFIGS.items():
-        shapes = autoencoder_shapes(Autoencoder(config))["params"]
+        shapes = variable_shapes(Autoencoder(config))["params"]
         tracker = variable_shapes(build_model(config.model))["params"]["backbone"]
         if not config.num_templates:
             tracker.pop("template_positions", None)
@@ -270,7 +267,7 @@ def test_recomputing_changes_no_gradient():
     def gradient(remat):
         def loss(variables):
             found = Autoencoder(config, remat).apply(variables, search, masking, templates, train=True)
-            return reconstruction_loss(found.patches, search, masking.hidden, False)
+            return reconstruction_losses(found.patches, search, masking.hidden, False).mean()
 
         return quick_jit(jax.grad(loss))(variables)
 
@@ -281,12 +278,12 @@ def test_fresh_variables_and_bfloat16():
     config = CONFIGS["trackmae"]
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
     model = Autoencoder(config)
-    variables = init_autoencoder(model, jax.random.key(0))
+    variables = init_variables(model, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     _model, _variables, search, templates, masking, _apply = built("trackmae")
     found = quick_jit(model.apply)(variables, search, masking, templates)
     assert found.patches.dtype == jnp.bfloat16
-    loss = reconstruction_loss(found.patches, search, masking.hidden, True)
+    loss = reconstruction_losses(found.patches, search, masking.hidden, True).mean()
     # Fresh decoders predict next to nothing, and a normalised patch has variance 1.
     assert loss.dtype == jnp.float32 and 0.9 < loss < 1.1
 
@@ -309,7 +306,7 @@ def test_what_minimises_the_loss_reconstructs_the_image(norm_pix_loss):
     best = (patches - patches.mean(axis=-1, keepdims=True)) / deviation if norm_pix_loss else patches
     # What stands in visible patches counts for nothing.
     predicted = jnp.where(hidden[..., None], best, jnp.nan)
-    assert reconstruction_loss(jnp.where(hidden[..., None], best, 9.0), images, hidden, norm_pix_loss) < 1e-9
+    assert reconstruction_losses(jnp.where(hidden[..., None], best, 9.0), images, hidden, norm_pix_loss).mean() < 1e-9
     np.testing.assert_allclose(reconstruct(predicted, images, hidden, norm_pix_loss), images, atol=1e-5)
 
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.layers import ConvPatchEmbed, DepthwiseConv
-from mixformer_jax.models.masking import count_visible, random_masking
+from mixformer_jax.models.layers import ConvPatchEmbed, DepthwiseConv, count_visible, random_masking
 from mixformer_jax.models.vit import ConvMaePatchEmbed
 
 

@@ -12,9 +12,8 @@ from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.models.attention import Grid, MixedAttention, MixedAttentionBlock
 from mixformer_jax.models.cvt import ConvEmbed, WideMixedAttention
-from mixformer_jax.models.heads import CornerHead
+from mixformer_jax.models.heads import CornerHead, ScorePrediction, precise_roi_pool
 from mixformer_jax.models.layers import ConvNormRelu, depthwise_convolution
-from mixformer_jax.models.score import ScorePrediction, precise_roi_pool
 from mixformer_jax.models.vit import ConvBlock, NormedPatches
 
 FLOAT32 = jnp.dtype("float32")

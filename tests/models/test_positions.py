@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.models.positions import resize_positions, sincos_positions
+from mixformer_jax.models.layers import resize_positions, sincos_positions
 
 
 @pytest.mark.parametrize("grid", [4, 6, 14])
@@ -13,10 +13,10 @@ def test_sincos_table(golden, grid):
 @pytest.mark.parametrize("grid", [8, 18])
 def test_bicubic_resize(golden, grid):
     arrays = golden("posembed.npz")
-    found = resize_positions(arrays["interp/src_197"][0], grid, prefix_tokens=1)
-    np.testing.assert_allclose(found, arrays[f"interp/out_{grid}"][0], atol=1e-5)
+    found = resize_positions(arrays["interp/src_197"][0, 1:], grid)
+    np.testing.assert_allclose(found, arrays[f"interp/out_{grid}"][0, 1:], atol=1e-5)
 
 
 def test_a_table_that_is_no_grid():
     with pytest.raises(ValueError, match="195 rows is no square grid"):
-        resize_positions(np.zeros((196, 8), np.float32), 4, prefix_tokens=1)
+        resize_positions(np.zeros((195, 8), np.float32), 4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.convert.autoencoders import save_autoencoder
-from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig, initial_values
+from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import MixFormerConfig
 from pretrain import show
 
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     model = MixFormerConfig.from_dict(MODEL)
     config = AutoencoderConfig(model=model, num_templates=2, decoder_depth=1, decoder_width=32, decoder_heads=2)
-    save_autoencoder(folder / "model.safetensors", initial_values(Autoencoder(config), jax.random.key(0)), config)
+    save_autoencoder(folder / "model.safetensors", Autoencoder(config).initial_values(jax.random.key(0)), config)
     (folder / "config.json").write_text(json.dumps({"data": {"crops": CROPS}}))
     return folder
 

@@ -130,7 +130,7 @@ def test_stages_of_the_default_tracker_hand_over(tmp_path, changes):
 def test_the_programs_that_others_start_are_there(tmp_path):
     recorder = Recorder()
     study.train_arm(recorder, setup(tmp_path), "scratch", 0)
-    study.pretrain_for(recorder, setup(tmp_path), "mae")
+    study.pretrain_for(recorder, setup(tmp_path), "mae_tiny")
     programs = [*default_tracker.stages(tmp_path, []), *recorder.calls]
     heads = {tuple(map(str, program[: [*map(str, program)].index("--out")])) for program in programs}
     without_options = {

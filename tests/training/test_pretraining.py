@@ -15,8 +15,8 @@ from mixformer_jax.convert.autoencoders import autoencoder_to_mae, load_autoenco
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import load_weights
 from mixformer_jax.media.images import read_image
-from mixformer_jax.models.autoencoder import init_autoencoder
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment, pretrain
@@ -154,7 +154,7 @@ def test_pretrainings_start_from_each_other_and_from_mae(pretrained, root, tmp_p
     other_decoder = MaskedPretraining(PretrainExperiment.from_mapping(config)).start_from(pretrained)
     assert all("backbone" in name for name in other_decoder.taken)
 
-    variables = jax.device_get(init_autoencoder(single.model, jax.random.key(0)))
+    variables = jax.device_get(init_variables(single.model, jax.random.key(0)))
     write_official_safetensors(
         tmp_path / "mae.safetensors", autoencoder_to_mae(variables, single.experiment.autoencoder)
     )
@@ -196,7 +196,7 @@ def test_a_broken_photograph_ends_no_pretraining(root, tmp_path, caplog):
 
 def test_validation_masks_do_not_change(root):
     objective = MaskedPretraining(PretrainExperiment.from_mapping(trackmae(root)))
-    variables = init_autoencoder(objective.model, jax.random.key(0))
+    variables = init_variables(objective.model, jax.random.key(0))
     rng = np.random.default_rng(0)
     batch = {name: rng.integers(0, 256, shape.shape, np.uint8) for name, shape in objective.batch_shapes(3).items()}
     measure, loss = quick_jit(objective.measure), quick_jit(objective.loss)

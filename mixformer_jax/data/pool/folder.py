@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 import zipfile
@@ -40,10 +41,10 @@ class PoolFolderConfig:
     """What is kept.
 
     Attributes:
-        target_side: video frames are shrunk until sqrt(w * h) of the target is at most this. Crops of 128 pixels and 4
-            times the target's side show 32.
-        context: side of what is kept around the target, in sides of the target. With a search factor of 4 and a centre
-            jitter of 2.5, a crop that is not zoomed needs 6.5.
+        target_side: video frames are shrunk until sqrt(w * h) of the target is at most this; crops of 128 pixels with a
+            factor of 4 show 32.
+        context: side of what is kept around the target, in sides of the target; crops that are not zoomed need their
+            factor plus the centre jitter.
         max_frames: of a clip, evenly in time.
         photo_side: photographs are shrunk until their longer side is at most this.
         cutout_side: cut-outs likewise, sqrt(w * h) of their outline.
@@ -96,9 +97,8 @@ def write_pool_folder(
         raise DatasetError(f"{root} has neither videos/ nor images/ to make a pool of")
     videos, images = VideoPool(()), ImagePool((), (), ())
     if (root / "videos").is_dir():
-        videos = VideoPool.load(
-            root, max_target_side=config.target_side, context=config.context, num_threads=num_threads
-        )
+        side, context = config.target_side, config.context
+        videos = VideoPool.load(root, max_target_side=side, context=context, num_threads=num_threads)
     if (root / "images").is_dir():
         images = ImagePool.load(root, num_threads=num_threads)
     clips = [_thinned(clip, config.max_frames) for clip in videos.clips]
@@ -156,13 +156,11 @@ def read_videos(
     """
     root = Path(root)
     tables = _tables(root)
-    chosen = chosen_names(root, [str(name) for name in tables["clip_names"]], include, exclude)
     lengths = tables["clip_lengths"]
     ends = np.cumsum(lengths)
-    rows = {
-        str(name): np.arange(end - length, end)
-        for name, length, end in zip(tables["clip_names"], lengths, ends, strict=True)
-    }
+    names = [str(name) for name in tables["clip_names"]]
+    rows = {name: np.arange(end - n, end) for name, n, end in zip(names, lengths, ends, strict=True)}
+    chosen = chosen_names(root, names, include, exclude)
     wanted = np.concatenate([rows[name] for name in chosen]) if chosen else np.zeros(0, np.int64)
     decoded = iter(_read_pictures(root, "frames", tables["frames_places"][wanted], 3, num_threads))
     clips = []
@@ -178,11 +176,7 @@ def read_videos(
 
 
 def read_images(root: str | Path, num_threads: int = 2) -> ImagePool:
-    """Photographs and cut-outs of a pool folder.
-
-    Raises:
-        DatasetError: the folder is damaged or of another version, or has none.
-    """
+    """Photographs and cut-outs of a pool folder; raises as `read_videos`, and where it has none."""
     root = Path(root)
     tables = _tables(root)
     if not len(tables["photos_places"]):
@@ -192,20 +186,12 @@ def read_images(root: str | Path, num_threads: int = 2) -> ImagePool:
     outlines, pasted = (
         np.split(tables[name], np.cumsum(tables[f"{name}_lengths"])[:-1]) for name in ("outlines", "pasted_outlines")
     )
-    cutouts = [
-        CutOut(
-            int(tables["cutout_photos"][i]),
-            str(tables["cutout_sources"][i]),
-            pyramid(picture),
-            tables["origins_xy"][i],
-            outlines[i],
-            pasted[i],
-        )
+    photo_of, sources, origins = tables["cutout_photos"], tables["cutout_sources"], tables["origins_xy"]
+    cutouts = tuple(
+        CutOut(int(photo_of[i]), str(sources[i]), pyramid(picture), origins[i], outlines[i], pasted[i])
         for i, picture in enumerate(levels)
-    ]
-    return ImagePool(
-        tuple(pyramid(photo) for photo in photos), tuple(cutouts), tuple(int(i) for i in tables["backgrounds"])
     )
+    return ImagePool(tuple(pyramid(photo) for photo in photos), cutouts, tuple(map(int, tables["backgrounds"])))
 
 
 def _thinned(clip: Clip, most: int) -> Clip:
@@ -234,13 +220,12 @@ def _shrunk_cutout(cutout: CutOut, photo: np.ndarray, small_photo: np.ndarray, s
     ratio = side / math.sqrt(float(np.prod(np.ptp(cutout.pasted_outline_xy, axis=0))))
     small = picture if ratio >= 1 else _resized(picture, ratio)
     on_picture = np.array(small.shape[1::-1]) / picture.shape[1::-1]
-    return CutOut(
-        cutout.photo,
-        cutout.source,
-        (small,),
-        cutout.origin_xy * on_photo,
-        cutout.outline_xy * on_photo,
-        cutout.pasted_outline_xy * on_picture,
+    return dataclasses.replace(
+        cutout,
+        levels=(small,),
+        origin_xy=cutout.origin_xy * on_photo,
+        outline_xy=cutout.outline_xy * on_photo,
+        pasted_outline_xy=cutout.pasted_outline_xy * on_picture,
     )
 
 
@@ -280,14 +265,13 @@ def _shard_name(kind: str, number: int) -> str:
 
 def _write_shards(folder: Path, kind: str, encoded: Sequence[bytes]) -> np.ndarray:
     """Places as int64 [n, 3]: shard, first byte, bytes."""
-    places, shard, number = [], bytearray(), 0
+    places, shards = [], [bytearray()]
     for data in encoded:
-        if shard and len(shard) + len(data) > SHARD_BYTES:
-            write_atomically(folder / _shard_name(kind, number), bytes(shard))
-            shard, number = bytearray(), number + 1
-        places.append((number, len(shard), len(data)))
-        shard += data
-    if shard:
+        if shards[-1] and len(shards[-1]) + len(data) > SHARD_BYTES:
+            shards.append(bytearray())
+        places.append((len(shards) - 1, len(shards[-1]), len(data)))
+        shards[-1] += data
+    for number, shard in enumerate(shards if encoded else ()):
         write_atomically(folder / _shard_name(kind, number), bytes(shard))
     return np.array(places, np.int64).reshape(-1, 3)
 

@@ -1,9 +1,4 @@
-"""Decoded material held in memory, so that drawing a sample never waits for a decoder.
-
-Video frames are shrunk until the target is no larger than a crop can show and cut to the surroundings that a
-crop can reach; photographs are kept whole as small pyramids, with the cut-outs of their annotated objects
-beside them.
-"""
+"""Decoded material held in memory: video frames shrunk and cut to what crops can show, photographs, cut-outs."""
 
 from __future__ import annotations
 
@@ -24,14 +19,15 @@ from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.media.video import read_image
 from mixformer_jax.views import pyramid
 
+MIN_SIDE = 20  # of a cut-out's box, in pixels
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The usable frames of one sequence: each shrunk and cut to the target's surroundings, its box in its
-    own pixels."""
+    """The usable frames of one sequence, each with its box in its own pixels."""
 
     name: str
     frames: tuple[np.ndarray, ...]  # uint8 RGB, sizes differ
@@ -59,12 +55,11 @@ class VideoPool:
         context: float = 16.0,
         num_threads: int = 2,
     ) -> VideoPool:
-        """Decode every sequence under ROOT/videos (folder layout) once.
+        """Decodes the sequences under ROOT/videos (folder layout), chosen by name.
 
-        `include` and `exclude` are sequence names; a name that does not exist is an error. Frames are shrunk
-        until sqrt(w * h) of the target is at most `max_target_side` pixels, never enlarged, and cut to a
-        window of `context` times that size around the target. Frames without a box, or with sqrt(w * h)
-        below `min_target_side`, are left out; sequences with fewer than two frames left are dropped.
+        Frames are shrunk until sqrt(w * h) of the target is at most `max_target_side` pixels, and cut to a window of
+        `context` times that size around it. Frames without a box, or with sqrt(w * h) below `min_target_side`, are left
+        out, and so are sequences with fewer than two frames left.
         """
         place = Path(root) / "videos"
         sequences = open_dataset("folder", place)
@@ -83,11 +78,6 @@ class VideoPool:
         if not usable:
             raise ValueError(f"no usable sequence under {place} (of {len(found)} chosen)")
         return cls(usable)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of pixels held."""
-        return sum(frame.nbytes for clip in self.clips for frame in clip.frames)
 
 
 def chosen_names(place: Path, names: list[str], include: Collection[str] | None, exclude: Collection[str]) -> list[str]:
@@ -139,8 +129,7 @@ def fit_frame(
 def surroundings(
     frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float64[np.ndarray, "4"], context: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The window of `context` * sqrt(w * h) around the box (a copy, clipped to the frame), and the box
-    within it."""
+    """A copy of the window of `context` * sqrt(w * h) around the box, and the box within it."""
     x, y, w, h = box_xywh
     reach = context * math.sqrt(w * h) / 2
     left, top = max(0, math.floor(x + w / 2 - reach)), max(0, math.floor(y + h / 2 - reach))
@@ -191,12 +180,6 @@ class ImagePool:
         cutouts = tuple(cutout for _, found in loaded for cutout in found or ())
         return cls(photos, cutouts, unmasked or tuple(range(len(photos))))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of pixels held."""
-        whole = sum(level.nbytes for levels in self.photos for level in levels)
-        return whole + sum(level.nbytes for cutout in self.cutouts for level in cutout.levels)
-
 
 def _pool_photo(item: tuple[int, Path]) -> tuple[tuple[np.ndarray, ...], list[CutOut] | None]:
     index, path = item
@@ -210,12 +193,9 @@ def _pool_photo(item: tuple[int, Path]) -> tuple[tuple[np.ndarray, ...], list[Cu
         raise ValueError(
             f"{mask_path}: {found}; expected one channel of instance ids, {image.shape[:2]} as {path.name}"
         )
-    cutouts = []
-    for instance in np.unique(mask[mask > 0]):
-        cutout = cut_out(image, (mask == instance).astype(np.uint8), index, path.parent.name)
-        if cutout is not None:
-            cutouts.append(cutout)
-    return pyramid(image), cutouts
+    masks = ((mask == instance).astype(np.uint8) for instance in np.unique(mask[mask > 0]))
+    cutouts = (cut_out(image, each, index, path.parent.name) for each in masks)
+    return pyramid(image), [cutout for cutout in cutouts if cutout is not None]
 
 
 def cut_out(
@@ -223,33 +203,23 @@ def cut_out(
     mask: UInt8[np.ndarray, "h w"],
     photo: int,
     source: str,
-    min_side: int = 20,
-    max_area: float = 0.8,
-    min_fill: float = 0.2,
-    min_largest_part: float = 0.9,
-    max_border: float = 0.1,
 ) -> CutOut | None:
-    """The object under a 0/1 mask, or None where it makes a poor target.
-
-    Left out: boxes with a side below `min_side` px or more than `max_area` of the image; masks that fill
-    less than `min_fill` of their box; masks whose largest connected part is less than `min_largest_part` of
-    them (only that part is kept); masks with more than `max_border` of the box's perimeter along the image
-    border, since those are parts of objects.
-    """
+    """The largest connected part of a 0/1 mask as a cut-out, or None where it makes a poor target: too small or large,
+    thin, in several parts, or cut by the image's border."""
     x, y, w, h = cv2.boundingRect(mask)
-    if min(w, h) < min_side or w * h > max_area * mask.size:
+    if min(w, h) < MIN_SIDE or w * h > 0.8 * mask.size:
         return None
     inside = mask[y : y + h, x : x + w]
     total = int(inside.sum())
     _, labels, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     px, py, pw, ph, area = (int(v) for v in stats[largest])
-    if area < min_largest_part * total or area < min_fill * pw * ph or min(pw, ph) < min_side:
+    if area < 0.9 * total or area < 0.2 * pw * ph or min(pw, ph) < MIN_SIDE:
         return None
     part = np.zeros_like(mask)
     part[y : y + h, x : x + w] = labels == largest
     at_border = int(part[0].sum() + part[-1].sum() + part[:, 0].sum() + part[:, -1].sum())
-    if at_border > max_border * 2 * (pw + ph):
+    if at_border > 0.1 * 2 * (pw + ph):  # a tenth of the box's perimeter
         return None
 
     left, top = max(0, x + px - 2), max(0, y + py - 2)

@@ -1,0 +1,259 @@
+"""What a report holds, whatever the benchmark, and how it is written: plots, a page, and tables in every form."""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.evaluation.results import printable
+from mixformer_jax.files import write_atomically
+from mixformer_jax.media.drawing import GROUND_TRUTH, TARGET, draw_box, draw_caption
+from mixformer_jax.reports.tables import Table, to_csv, to_latex, to_markdown, to_text
+
+# Of a strip: frames, and pixels across each.
+FRAMES = 4
+WIDTH = 320
+# As many trackers have a colour of their own; then the same again dashed, then dotted.
+COLOURS = 10
+LINE_STYLES = ("-", "--", ":")
+PANEL_COLUMNS = 4
+# Legends of more entries would hide the curves of a small panel.
+MAX_LEGEND = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Line:
+    """One tracker in a panel. `tracker` decides its colour, `label` is its entry in the legend."""
+
+    tracker: str
+    label: str
+    y: Float[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Panel:
+    title: str
+    x_label: str
+    y_label: str
+    x: Float[np.ndarray, " n"]
+    lines: tuple[Line, ...]  # the best first
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Figure:
+    """One picture file of one panel or more."""
+
+    name: str  # of its file
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Strip:
+    """Frames of a sequence on which a tracker did badly, with the boxes drawn."""
+
+    title: str
+    frames: tuple[UInt8[np.ndarray, "h w 3"], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """Attributes:
+    title: benchmark and number of sequences.
+    notes: the rules and choices under which the numbers were made.
+    tables: the main one first.
+    figures: plots.
+    strips: the worst sequences of each tracker.
+    numbers: everything at full precision, for JSON.
+    """
+
+    title: str
+    notes: tuple[str, ...]
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    strips: tuple[Strip, ...]
+    numbers: Mapping[str, Any]
+
+
+def curves(
+    title: str,
+    x_label: str,
+    x: Float[np.ndarray, " n"],
+    found: Mapping[str, tuple[float, Float[np.ndarray, " n"]]],
+    y_label: str = "share of frames",
+    decimals: int = 1,
+) -> Panel:
+    """A panel of a curve a tracker; the number beside it ranks the tracker and stands in the legend."""
+    ranked = sorted(found.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1))
+    lines = (Line(name, f"{name} [{number:.{decimals}f}]", curve) for name, (number, curve) in ranked)
+    return Panel(title, x_label, y_label, x, tuple(lines))
+
+
+def worst_strips(
+    scores: Mapping[str, Float[np.ndarray, " s"]],
+    number: str,
+    sequences: Sequence[TrackingSequence],
+    boxes_of: Callable[[str, int], Float[np.ndarray, "n 4"]],
+    count: int,
+) -> tuple[Strip, ...]:
+    """The `count` worst sequences of every tracker, the worst first.
+
+    Args:
+        scores: by tracker and sequence; higher is better, and NaN is left out.
+        number: the scores' name, such as AUC.
+        sequences: in the same order; the frames of the chosen ones are read. One without frames has an empty strip.
+        boxes_of: from a tracker and the position of a sequence to its boxes, xywh in pixels, one a frame.
+        count: 0 for none.
+
+    Raises:
+        SourceError: a frame cannot be read.
+    """
+    strips = []
+    for tracker, values in scores.items():
+        known = np.flatnonzero(~np.isnan(values))
+        for position in map(int, known[np.argsort(values[known], kind="stable")][:count]):
+            sequence = sequences[position]
+            title = f"{tracker} on {sequence.name}: {number} {values[position]:.1f}"
+            if sequence.has_frames:
+                strips.append(Strip(title, _draw_frames(sequence, boxes_of(tracker, position))))
+            else:
+                strips.append(Strip(f"{title}; its frames are not there to be shown", ()))
+    return tuple(strips)
+
+
+def _draw_frames(
+    sequence: TrackingSequence, boxes_xywh: Float[np.ndarray, "n 4"]
+) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
+    """Frames spread evenly over the sequence, its end included; the ground truth is dashed."""
+    last = min(len(sequence), len(boxes_xywh)) - 1
+    frames = []
+    for index in np.unique(np.linspace(0, last, FRAMES + 1).round().astype(int)[1:]):
+        frame = sequence.frame(int(index))
+        scale = WIDTH / frame.shape[1]
+        picture = cv2.resize(frame, (WIDTH, max(1, round(scale * frame.shape[0]))), interpolation=cv2.INTER_AREA)
+        if sequence.has_target[index]:
+            picture = draw_box(picture, scale * sequence.boxes_xywh[index], GROUND_TRUTH, thickness=2, dashed=True)
+        picture = draw_box(picture, scale * np.asarray(boxes_xywh[index]), TARGET, thickness=2)
+        frames.append(draw_caption(picture, f"frame {index + 1} of {len(sequence)}"))
+    return tuple(frames)
+
+
+def summary(report: Report) -> str:
+    """The main tables as plain text."""
+    return _text(report, ("main",))
+
+
+def _text(report: Report, places: tuple[str, ...]) -> str:
+    tables = [to_text(table) for table in report.tables if table.place in places]
+    return "\n".join([*tables, *map(printable, report.notes)]) + "\n"
+
+
+def report_json(report: Report) -> str:
+    """Everything at full precision. NaN is null and infinity "inf", which JSON has not."""
+    return json.dumps(_plain({**report.numbers, "notes": report.notes}), indent=1, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, and no NaN or infinity."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def write_report(report: Report, out_dir: str | Path) -> list[Path]:
+    """Writes report.txt, .md, .tex, .json, a CSV file a table, a PNG file a figure and index.html; returns the paths.
+
+    Raises:
+        ModuleNotFoundError: matplotlib or jinja2 is not installed.
+    """
+    out_dir = Path(out_dir)
+    trackers = list(report.numbers["trackers"])
+    pictures = {figure.name: draw_figure(figure, trackers) for figure in report.figures}
+    documented = [table for table in report.tables if table.place != "detail"]
+    notes = "\n".join(f"- {printable(note)}" for note in report.notes)
+    files: dict[str, str | bytes] = {
+        "report.txt": _text(report, ("main", "more")),
+        "report.md": "\n".join([f"## {report.title}\n", *map(to_markdown, documented), notes]) + "\n",
+        "report.tex": "\n".join(map(to_latex, documented)),
+        "report.json": report_json(report),
+        **{f"{table.name}.csv": to_csv(table) for table in report.tables},
+        **{f"{name}.png": picture for name, picture in pictures.items()},
+        "index.html": to_page(report, pictures),
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        # Names of files may hold bytes that are no text.
+        whole = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+        write_atomically(out_dir / name, whole)
+    return [out_dir / name for name in files]
+
+
+def to_page(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """The page, which needs no other file; `pictures` are PNG files of the report's figures, by name."""
+    import jinja2
+
+    templates = jinja2.PackageLoader("mixformer_jax.reports")
+    environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"base64": _base64, "jpeg": _jpeg}
+    return environment.get_template("page.html").render(report=report, pictures=pictures)
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _jpeg(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return content.tobytes()
+
+
+def draw_figure(figure: Figure, trackers: Sequence[str]) -> bytes:
+    """A PNG of one panel, or of several in rows of `PANEL_COLUMNS`.
+
+    `trackers` are all of the report: one has the same colour in every figure.
+    """
+    # Not pyplot: it keeps figures and a display backend in the background.
+    from matplotlib.figure import Figure as Canvas
+
+    count = len(figure.panels)
+    columns, is_single = min(count, PANEL_COLUMNS), count == 1
+    rows = math.ceil(count / columns)
+    canvas = Canvas(figsize=(6.4, 4.8) if is_single else (4.2 * columns, 3.4 * rows), layout="constrained")
+    for index, panel in enumerate(figure.panels):
+        _draw_panel(canvas.add_subplot(rows, columns, index + 1), panel, trackers, is_single)
+    if not is_single:
+        canvas.suptitle(figure.title)
+    image = io.BytesIO()
+    canvas.savefig(image, format="png", dpi=120)
+    return image.getvalue()
+
+
+def _draw_panel(axes: Any, panel: Panel, trackers: Sequence[str], is_single: bool) -> None:
+    for line in panel.lines:
+        place = trackers.index(line.tracker)
+        style = LINE_STYLES[place // COLOURS % len(LINE_STYLES)]
+        label = printable(line.label).replace("$", r"\$")  # else a formula
+        axes.plot(panel.x, line.y, color=f"C{place % COLOURS}", linestyle=style, label=label)
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label, title=panel.title, xlim=(panel.x[0], panel.x[-1]))
+    axes.set_ylim(0, max([1.0, *(float(line.y.max()) for line in panel.lines)]) * 1.02)
+    axes.grid(alpha=0.3)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > MAX_LEGEND:
+        labels = [*labels[:MAX_LEGEND], f"and {len(labels) - MAX_LEGEND} more"]
+        handles = [*handles[:MAX_LEGEND], axes.plot([], [], alpha=0)[0]]
+    axes.legend(handles, labels, fontsize="small" if is_single else "x-small")
