@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 # Installs into the environment of an interpreter, $(call INSTALL,interpreter): by uv where it is found, by pip otherwise.
+# Both leave compiling to the first import: most modules of most packages are never imported.
 INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(1),\
-    $(1) -m pip install --quiet --disable-pip-version-check)
+    $(1) -m pip install --quiet --disable-pip-version-check --no-compile)
 PIP = $(call INSTALL,$(BIN)/python)
 # Files of tests go to two processes in the order of tests/conftest.py, the longest first.
 # The extra with the JAX of this machine's accelerator.
@@ -16,7 +17,7 @@ SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo demo-arguments default-tracker test test-fast lint format docs clean
+.PHONY: help demo demo-arguments default-tracker test test-fast test-packages lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -52,11 +53,16 @@ demo-arguments:
 default-tracker: $(VENV)/.test-installed
 	$(BIN)/python pretrain/default_tracker.py
 
-test: lint
+# Environments are installed side by side, and lint runs while the last packages arrive.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint test-packages
 	$(PYTEST)
 
-test-fast: $(VENV)/.test-installed
+test-fast:
+	@$(MAKE) --no-print-directory --jobs=2 test-packages
 	$(PYTEST) -m 'not slow'
+
+test-packages: $(VENV)/.test-installed $(VENV)/.aside-installed $(VENV)/vot-toolkit/.installed
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --quiet $(SOURCES)
@@ -94,7 +100,12 @@ $(VENV)/.cuda-installed $(VENV)/.cuda12-installed $(VENV)/.tpu-installed: $(VENV
 $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@echo 'Installing into $(VENV), test tools and training libraries too (a few minutes) ...'
 	@$(PIP) --editable '.[test]'
-	@# What cannot share an environment with opencv-python-headless: OpenCV with all its trackers, and the VOT toolkit.
+	@touch $@ $(VENV)/.demo-installed
+
+# What cannot share an environment with the rest, each in a folder that tests put on their path.
+$(VENV)/.aside-installed: $(VENV)/.test-installed
+	@echo 'Installing beside $(VENV) what some tests alone use ...'
+	@# OpenCV with all its trackers.
 	@$(PIP) --target $(VENV)/contrib --upgrade --no-deps opencv-contrib-python-headless
 	@# The other decoder of videos: .venv itself stays as users without it have it, and tests try both.
 	@$(PIP) --target $(VENV)/pyav --upgrade --no-deps "$$($(BIN)/python -c \
@@ -104,13 +115,17 @@ $(VENV)/.test-installed: pyproject.toml | $(VENV)/.created
 	@$(PIP) --target $(VENV)/tpu-compiler --upgrade --no-deps "$$($(BIN)/python -c \
 	    'from importlib.metadata import requires; \
 	    print(next(r.partition(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
+	@touch $@
+
+$(VENV)/vot-toolkit/.installed: pyproject.toml | $(VENV)/.created
+	@echo 'Installing the VOT toolkit into $(VENV)/vot-toolkit ...'
 	@$(BIN)/python -m venv $(VENV)/vot-toolkit
 	@$(call INSTALL,$(VENV)/vot-toolkit/bin/python) \
 	    vot-toolkit==0.7.4 vot-trax==4.0.2 attributee==0.1.9
 	@# The current toolkit, which has the same dependencies: beside the one that runs all experiments.
 	@$(call INSTALL,$(VENV)/vot-toolkit/bin/python) \
 	    --target $(VENV)/vot-toolkit-0.9 --upgrade --no-deps vot-toolkit==0.9.0
-	@touch $@ $(VENV)/.demo-installed
+	@touch $@
 
 $(VENV)/.docs-installed: pyproject.toml | $(VENV)/.created
 	@echo 'Installing into $(VENV), with what builds the documentation (a minute or two) ...'

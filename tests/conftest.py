@@ -1,5 +1,6 @@
 """What every test needs: eight CPU devices, quick compilation, checked shapes, golden numbers, real videos."""
 
+import gc
 import os
 import shutil
 import signal
@@ -11,7 +12,11 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# One part a program: in thirty-two parts, for as many cores, it takes a sixth longer.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import hypothesis
 import jax
@@ -38,6 +43,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
 install_import_hook("mixformer_jax", "beartype.beartype")
+
+# Tracing makes many objects that stay: looking through all of them for cycles as often as usual costs 7% of it.
+gc.set_threshold(100_000, 20, 100)
 
 # What a script starts in the background ignores Ctrl-C, and so would the programs that tests press it for.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

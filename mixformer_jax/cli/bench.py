@@ -154,7 +154,7 @@ def _time_halves(tracker: Tracker, state: TrackState, frame: np.ndarray) -> tupl
     before = time.perf_counter()
     crops = tracker.search_crops(state, frame)
     between = time.perf_counter()
-    tracker.locate(state, crops, frame.shape[:2])
+    tracker.locate(state, crops, frame)
     return between - before, time.perf_counter() - between
 
 

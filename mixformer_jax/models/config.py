@@ -217,8 +217,9 @@ class MixFormerConfig(TypedSettings):
 class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
-    Scores, and what depends on them (`max_score_decay`, `lost_*`, `found_*`), are those of models with a score
-    prediction module. Losing and finding are not in the paper, and change no box.
+    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
+    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
+    `redetect_every`.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
@@ -236,13 +237,10 @@ class TrackerConfig(TypedSettings):
         lost_after: see `lost_below`.
         found_above: it counts as found again after `found_after` frames in a row with a score above this.
         found_after: see `found_above`.
-        redetect_every: while a target is lost, one of so many search crops looks elsewhere in the frame, see
-            `tracking/redetection.py`; 0: never, as in the paper.
+        redetect_every: while a target is lost, every so many frames another search crop looks elsewhere in the frame,
+            see `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
-
-    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
-    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
-    `redetect_every`.
+        size_smoothing: share of the last box in the next one's size (geometric mean); 0: none, as in the paper.
     """
 
     template_factor: CropFactor = 2.0
@@ -259,6 +257,7 @@ class TrackerConfig(TypedSettings):
     found_after: Count = 2
     redetect_every: Annotated[int, Range(0, 1000)] = 0
     redetect_above: Share = 0.6
+    size_smoothing: Annotated[float, Range(0.0, 0.9)] = 0.0
 
     section = "tracker"
 

@@ -163,6 +163,7 @@ def depthwise_kernel(module: nn.Module, size: int, channels: int) -> Float[Array
     return module.param("kernel", init, (size, size, channels))
 
 
+@functools.partial(jax.jit, static_argnames="stride", inline=True)  # traced once for all layers of one shape
 def depthwise_convolution(
     x: Float[Array, "b h w c"],
     kernel: Float[Array | np.ndarray, "k l c"],

@@ -119,17 +119,24 @@ class Lanes:
         size = self.tracker.config.search_size
         crops, scales = np.zeros((self.num_lanes, size, size, 3), np.uint8), np.ones(self.num_lanes, np.float32)
         sizes = np.tile(np.array(EMPTY_SIZE, np.int32), (self.num_lanes, 1))
-        look_xywh = np.asarray(state.look_xywh, np.float64)
+        before_xywh = np.asarray(state.boxes_xywh, np.float64)
         checked: dict[int, Frame] = {}
         for lane, given in frames.items():
             try:
                 frame = checked[lane] = checked_frame(given)
-                crop = context_crop(frame, look_xywh[lane], settings.search_factor, size)
+                crop = context_crop(frame, before_xywh[lane], settings.search_factor, size)
             except ValueError as error:
                 raise LaneError(lane) from error
             crops[lane], scales[lane], sizes[lane] = crop.pixels, crop.scale, frame.shape[:2]
 
-        state, prediction = step_from_crops(model, settings, variables, state, crops, scales, sizes)
+        def look(boxes_xywh: Any) -> tuple[np.ndarray, np.ndarray]:
+            pixels, scales = np.zeros_like(crops), np.ones(self.num_lanes, np.float32)
+            for lane, frame in checked.items():
+                crop = context_crop(frame, np.asarray(boxes_xywh[lane], np.float64), settings.search_factor, size)
+                pixels[lane], scales[lane] = crop.pixels, crop.scale
+            return pixels, scales
+
+        state, prediction = step_from_crops(model, settings, variables, state, crops, scales, sizes, look)
         # One wait for all that the host reads of this step.
         boxes_xywh, scores, lost, is_candidate, frame_index = jax.device_get(
             (state.boxes_xywh, prediction.scores, prediction.lost, prediction.is_candidate, state.frame_index)

@@ -1,10 +1,11 @@
 """Looking for lost targets: a ladder of regions over the whole frame, one at a time. Not in the paper.
 
-While a target is lost, every `redetect_every`-th search crop is not cut around its last box but around the next rung of
-a ladder: first wider regions where it was last seen, then a grid that covers the frame, the nearest cells first. The
-crops go through the same compiled step as all others: a rung is a box whose search region at `search_factor` is the
-region to look at. A box found there counts when its score is above `redetect_above`: it becomes the target's box, and
-the target is found when the next frame, searched around it as usual, scores so again; else the box before comes back.
+While a target is lost, the tracker goes on around its last box, and on every `redetect_every`-th frame it also looks at
+the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers the frame, the
+nearest cells first. That is a second call of the same compiled network: a rung is a box whose search region at
+`search_factor` is the region to look at. A box found there counts when its score is above `redetect_above` and above
+that of the last place: it becomes the target's box, and the target is found when the next frame, searched around it as
+usual, scores so again; else the box before comes back.
 
 Templates and their cache stay as they are, and a lost target gets no new online template.
 """
@@ -25,8 +26,8 @@ MOST_COLUMNS, MOST_ROWS = 5, 4
 class SearchState(NamedTuple):
     """Of `n` targets, between two frames."""
 
-    look_xywh: Float[Array, "n 4"]  # what to cut the next search crops around
-    is_look: Bool[Array, " n"]  # whether that is a rung of the ladder, and not the target's box
+    look_xywh: Float[Array, "n 4"]  # what to cut crops around that look elsewhere on the next frame
+    is_look: Bool[Array, " n"]  # for which targets
     good_xywh: Float[Array, "n 4"]  # the last box that was not lost and scored well
     return_xywh: Float[Array, "n 4"]  # where to go back to if a find is not confirmed
     frames: Int32[Array, " n"]  # lost frames so far; 0 for targets that are not lost
@@ -39,40 +40,48 @@ def start_search(boxes_xywh: Float[Array, "n 4"]) -> SearchState:
     return SearchState(boxes_xywh, nobody, boxes_xywh, boxes_xywh, nobody.astype(jnp.int32), nobody)
 
 
+class Seen(NamedTuple):
+    """What a network found in search crops: boxes in pixels of the frame, clipped to it, and their scores."""
+
+    boxes_xywh: Float[Array, "n 4"]
+    scores: Float[Array, " n"] | None  # None for models without a score prediction module
+
+
 def settle(
     settings: TrackerConfig,
     search: SearchState,
-    boxes_xywh: Float[Array, "n 4"],
-    found_xywh: Float[Array, "n 4"],
-    scores: Float[Array, " n"],
+    before_xywh: Float[Array, "n 4"],
+    near: Seen,
+    elsewhere: Seen,
     lost: Bool[Array, " n"],
-) -> tuple[SearchState, Float[Array, "n 4"], Bool[Array, " n"]]:
-    """What becomes of the boxes found in crops around `search.look_xywh`; `look_on` must follow.
+) -> tuple[SearchState, Float[Array, "n 4"], Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
+    """Chooses between what was found around the last boxes and elsewhere; `look_on` must follow.
 
     Args:
         settings: of the tracker.
         search: before this frame.
-        boxes_xywh: the targets' boxes before this frame.
-        found_xywh: what was found, clipped to the frame.
-        scores: of these.
+        before_xywh: the targets' boxes before this frame.
+        near: around these.
+        elsewhere: around `search.look_xywh`; counts for targets that look alone.
         lost: which targets counted as lost before this frame.
 
     Returns:
-        The state, the targets' boxes, and which lost targets are found.
+        The state; the targets' boxes and scores; which lost targets are found; and of which a find was seen or tried.
     """
-    is_high = scores > settings.redetect_above
-    found = search.is_pending & is_high
-    boxes = jnp.where((search.is_look & ~is_high)[:, None], boxes_xywh, found_xywh)
-    boxes = jnp.where((search.is_pending & ~is_high)[:, None], search.return_xywh, boxes)
-    is_good = (~lost | found) & ~search.is_look & (scores > settings.candidate_above)
-    is_pending = search.is_look & is_high
-    search = search._replace(
-        good_xywh=jnp.where(is_good[:, None], boxes, search.good_xywh),
-        return_xywh=jnp.where(is_pending[:, None], boxes_xywh, search.return_xywh),
+    assert near.scores is not None and elsewhere.scores is not None
+    takes = search.is_look & (elsewhere.scores > jnp.maximum(near.scores, settings.redetect_above))
+    found = search.is_pending & (near.scores > settings.redetect_above)
+    boxes_xywh = jnp.where((search.is_pending & ~found)[:, None], search.return_xywh, near.boxes_xywh)
+    boxes_xywh = jnp.where(takes[:, None], elsewhere.boxes_xywh, boxes_xywh)
+    scores = jnp.where(takes, elsewhere.scores, near.scores)
+    is_good = (~lost | found) & (scores > settings.candidate_above)
+    after = search._replace(
+        good_xywh=jnp.where(is_good[:, None], boxes_xywh, search.good_xywh),
+        return_xywh=jnp.where(takes[:, None], before_xywh, search.return_xywh),
         frames=jnp.where(lost & ~found, search.frames + 1, 0),
-        is_pending=is_pending,
+        is_pending=takes,
     )
-    return search, boxes, found
+    return after, boxes_xywh, scores, found, takes | search.is_pending
 
 
 def look_on(
@@ -82,11 +91,10 @@ def look_on(
     lost: Bool[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
 ) -> SearchState:
-    """Decides what the next crops show; `frame_size` is height and width, a row a target for different videos."""
-    frames = search.frames + 1
-    is_look = lost & ~search.is_pending & (frames % settings.redetect_every == 0)
+    """Decides who looks where on the next frame; `frame_size` is height and width, or a row of them a target."""
+    is_look = lost & ~search.is_pending & (search.frames % settings.redetect_every == 0)
     rungs, count = ladder(search.good_xywh, frame_size)
-    turn = (frames // settings.redetect_every - 1) % count
+    turn = (search.frames // settings.redetect_every) % count
     rung = jnp.take_along_axis(rungs, turn[:, None, None], axis=1)[:, 0]
     sides = search.good_xywh[:, 2:] * (rung[:, 2:] / settings.search_factor)
     virtual_xywh = jnp.concatenate([rung[:, :2] - sides / 2, sides], axis=-1)

@@ -22,7 +22,7 @@ from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, norma
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
-from mixformer_jax.tracking.redetection import SearchState, look_on, settle, start_search
+from mixformer_jax.tracking.redetection import SearchState, Seen, look_on, settle, start_search
 
 # Below every score: whatever passes `candidate_above` first is the best so far.
 NO_SCORE = -1.0
@@ -53,16 +53,6 @@ class TrackState(NamedTuple):
     clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
     frame_index: Int32[Array, "*each"]  # frames tracked since the first
     num_refreshes: Int32[Array, "*each"]  # online templates taken so far
-
-    @property
-    def look_xywh(self) -> Float[Array, "n 4"]:
-        """What to cut the next search crops around: the boxes, or where lost targets are looked for."""
-        return self.boxes_xywh if self.search is None else self.search.look_xywh
-
-    def at(self, boxes_xywh: Float[Array, "n 4"]) -> "TrackState":
-        """As if the targets had been found there."""
-        search = None if self.search is None else self.search._replace(look_xywh=boxes_xywh)
-        return self._replace(boxes_xywh=boxes_xywh, search=search)
 
 
 class TrackPrediction(NamedTuple):
@@ -134,6 +124,9 @@ def clip_margins(settings: TrackerConfig, boxes_xywh: Float[EitherArray, "n 4"])
 
 # From crops to boxes.
 
+CutSearch = Callable[[Float[Array, "n 4"]], tuple[UInt8[AnyArray, "n S S 3"], Float[AnyArray, " n"]]]
+"""Search crops around boxes, and their scales; what it gives for targets that look nowhere does not count."""
+
 
 def _mask(settings: TrackerConfig, filled: Bool[Array, "n slots"]) -> Bool[Array, "n slots"] | None:
     """With at most one online template every slot is always filled, and a mask would cost for nothing."""
@@ -193,13 +186,29 @@ def step_from_crops(
     crops: UInt8[AnyArray, "n S S 3"],
     scales: Float[AnyArray, " n"],
     frame_size: Int32[AnyArray, "*each 2"],
+    look: CutSearch | None = None,
 ) -> tuple[TrackState, TrackPrediction]:
-    """Finds the targets in search crops around `state.look_xywh`; `update_templates` must follow.
+    """Finds the targets in search crops around their boxes; `update_templates` must follow.
 
     `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
+    `look` cuts the crops of lost targets that look elsewhere: a tracker with `redetect_every` needs it.
     """
     # What a step does not change stays out of the program's results, which would be copies: the cache is large.
-    prediction, changed = _find(model, settings, variables, state, crops, scales, frame_size)
+    search, parts = state.search, (model, settings, variables, state)
+    if search is None:
+        prediction, changed = _find(*parts, crops, scales, frame_size)
+    else:
+        assert look is not None
+        cut = look
+        near, boxes_cxcywh = _see(*parts, state.boxes_xywh, crops, scales, frame_size)
+
+        def see_elsewhere(_near: Seen) -> Seen:
+            return cast(Seen, _see(*parts, search.look_xywh, *cut(search.look_xywh), frame_size)[0])
+
+        is_traced = isinstance(search.is_look, jax.core.Tracer)
+        anybody = search.is_look.any() if is_traced else np.asarray(search.is_look).any()
+        elsewhere = _when(anybody, see_elsewhere, near)
+        prediction, changed = _judge(settings, state, near, boxes_cxcywh, elsewhere, frame_size)
     memory = state.memory
     if memory is not None and prediction.lost is not None:
         memory = memory._replace(best=changed.best, lost=prediction.lost, streak=changed.streak)
@@ -218,6 +227,71 @@ class _Changed(NamedTuple):
 
 
 @jit_static
+def _see(
+    model: MixFormer,
+    settings: TrackerConfig,
+    variables: Variables,
+    state: TrackState,
+    around_xywh: Float[Array, "n 4"],
+    crops: UInt8[Array, "n S S 3"],
+    scales: Float[Array, " n"],
+    frame_size: Int32[Array, "*each 2"],
+) -> tuple[Seen, Float[Array, "n 4"]]:
+    """The network on crops around some boxes: what it finds on the frame, and its boxes as it gave them."""
+    if state.cache is None:
+        templates, mask = normalise(state.templates), _mask(settings, state.filled)
+        found = cast(Prediction, model.apply(variables, templates, normalise(crops), mask))
+    else:
+        found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
+    boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, around_xywh, scales, model.config.search_size)
+    boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
+    return Seen(boxes_xywh, found.scores), found.boxes_cxcywh
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _judge(
+    settings: TrackerConfig,
+    state: TrackState,
+    near: Seen,
+    boxes_cxcywh: Float[Array, "n 4"],
+    elsewhere: Seen | None,
+    frame_size: Int32[Array, "*each 2"],
+) -> tuple[TrackPrediction, _Changed]:
+    """What follows from what was seen: the rules on scores, and where lost targets are looked for next."""
+    frame_index, before, search, scores = state.frame_index + 1, state.memory, state.search, near.scores
+    boxes_xywh = near.boxes_xywh
+    if settings.size_smoothing:
+        boxes_xywh = _smoothed(settings, state, boxes_xywh, frame_size)
+    if before is None or scores is None:
+        return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
+    memory, is_candidate = select(settings, before, scores)
+    memory = watch(settings, memory, scores)
+    if search is not None and elsewhere is not None:
+        near = Seen(boxes_xywh, scores)
+        search, boxes_xywh, scores, found, tried = settle(
+            settings, search, state.boxes_xywh, near, elsewhere, before.lost
+        )
+        lost = (memory.lost | tried) & ~found
+        is_candidate &= ~lost
+        best = jnp.where(is_candidate, memory.best, before.best * settings.max_score_decay)
+        memory = memory._replace(best=best, lost=lost, streak=jnp.where(tried, 0, memory.streak))
+        search = look_on(settings, search, boxes_xywh, lost, frame_size)
+    prediction = TrackPrediction(boxes_xywh, boxes_cxcywh, scores, is_candidate, memory.lost)
+    return prediction, _Changed(frame_index, memory.best, memory.streak, search)
+
+
+def _smoothed(
+    settings: TrackerConfig, state: TrackState, boxes_xywh: Float[Array, "n 4"], frame_size: Int32[Array, "*each 2"]
+) -> Float[Array, "n 4"]:
+    """Boxes of targets that are not lost with a size between the last one's and their own."""
+    share = settings.size_smoothing
+    sides = state.boxes_xywh[:, 2:] ** share * boxes_xywh[:, 2:] ** (1 - share)
+    smooth_xywh = jnp.concatenate([boxes_xywh[:, :2] + (boxes_xywh[:, 2:] - sides) / 2, sides], axis=1)
+    smooth_xywh = clip_box_xywh(smooth_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
+    return smooth_xywh if state.memory is None else jnp.where(state.memory.lost[:, None], boxes_xywh, smooth_xywh)
+
+
+@jit_static
 def _find(
     model: MixFormer,
     settings: TrackerConfig,
@@ -227,33 +301,9 @@ def _find(
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackPrediction, _Changed]:
-    """What `step_from_crops` computes."""
-    if state.cache is None:
-        templates, mask = normalise(state.templates), _mask(settings, state.filled)
-        found = cast(Prediction, model.apply(variables, templates, normalise(crops), mask))
-    else:
-        found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
-    boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, state.look_xywh, scales, model.config.search_size)
-    boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    frame_index, scores, before = state.frame_index + 1, found.scores, state.memory
-    if before is None or scores is None:
-        return TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, None, None), _Changed(frame_index)
-    memory, is_candidate = select(settings, before, scores)
-    memory = watch(settings, memory, scores)
-    search = state.search
-    if search is not None:
-        is_look = search.is_look
-        search, boxes_xywh, again = settle(settings, search, state.boxes_xywh, boxes_xywh, scores, before.lost)
-        # What is seen elsewhere says nothing about the place where the target was last seen.
-        streak = jnp.where(is_look, before.streak, memory.streak)
-        memory = memory._replace(
-            lost=jnp.where(is_look, before.lost, memory.lost) & ~again, streak=jnp.where(again, 0, streak)
-        )
-        is_candidate &= ~before.lost
-        memory = memory._replace(best=jnp.where(before.lost, before.best * settings.max_score_decay, memory.best))
-        search = look_on(settings, search, boxes_xywh, memory.lost, frame_size)
-    prediction = TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, is_candidate, memory.lost)
-    return prediction, _Changed(frame_index, memory.best, memory.streak, search)
+    """Both as one program, for trackers that look nowhere else."""
+    near, boxes_cxcywh = _see(model, settings, variables, state, state.boxes_xywh, crops, scales, frame_size)
+    return cast(tuple[TrackPrediction, _Changed], _judge(settings, state, near, boxes_cxcywh, None, frame_size))
 
 
 # Online templates.
@@ -368,9 +418,12 @@ def step(
     model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frame: UInt8[Array, "H W 3"]
 ) -> tuple[TrackState, TrackPrediction]:
     """From the next frame to boxes, and to new online templates where they are due. May be scanned over frames."""
-    crops, scales = _crops(frame, state.look_xywh, settings.search_factor, model.config.search_size)
+
+    def look(boxes_xywh: Float[Array, "n 4"]) -> tuple[UInt8[Array, "n S S 3"], Float[Array, " n"]]:
+        return _crops(frame, boxes_xywh, settings.search_factor, model.config.search_size)
+
     frame_size = jnp.asarray(frame.shape[:2], jnp.int32)
-    state, prediction = step_from_crops(model, settings, variables, state, crops, scales, frame_size)
+    state, prediction = step_from_crops(model, settings, variables, state, *look(state.boxes_xywh), frame_size, look)
 
     def cut(_wanted: Bool[Array, " n"] | None) -> UInt8[Array, "n T T 3"]:
         return _crops(frame, prediction.boxes_xywh, settings.template_factor, model.config.template_size)[0]

@@ -146,7 +146,7 @@ class Tracker:
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
         """Finds the targets on the next frame; ValueError as `start`."""
         frame = checked_frame(frame)
-        state, prediction = self.locate(state, self.search_crops(state, frame), (frame.shape[0], frame.shape[1]))
+        state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
         def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T 3"]:
@@ -159,22 +159,21 @@ class Tracker:
         scores, lost = (None if x is None else np.array(x) for x in (prediction.scores, prediction.lost))
         return state, Tracked(boxes_xywh, scores, lost)
 
-    def search_crops(self, state: TrackState, frame: Frame) -> Crops:
-        """The first part of a step: the search crops around the last boxes, or where lost targets are looked for."""
-        boxes_xywh = np.asarray(state.look_xywh, np.float64)
+    def search_crops(self, state: TrackState, frame: Frame, around_xywh: Any = None) -> Crops:
+        """The first part of a step: search crops around the last boxes, or around others [n, 4]."""
+        boxes_xywh = np.asarray(state.boxes_xywh if around_xywh is None else around_xywh, np.float64)
         factor, size = self.settings.search_factor, self.config.search_size
         crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in boxes_xywh]
         return Crops(np.stack([crop.pixels for crop in crops]), np.array([crop.scale for crop in crops], np.float32))
 
-    def locate(
-        self, state: TrackState, crops: Crops, frame_size: tuple[int, int]
-    ) -> tuple[TrackState, TrackPrediction]:
-        """The second part: from the search crops to the boxes on a frame of (height, width) pixels.
+    def locate(self, state: TrackState, crops: Crops, frame: Frame) -> tuple[TrackState, TrackPrediction]:
+        """The second part: from the search crops to the boxes on the frame, of which lost targets may need more crops.
 
         Online templates are the business of `step`: here none is refreshed.
         """
         state, prediction = step_from_crops(
-            self.model, self.settings, self.variables, state, *crops, np.asarray(frame_size, np.int32)
+            *(self.model, self.settings, self.variables, state, *crops, np.array(frame.shape[:2], np.int32)),
+            look=lambda boxes_xywh: self.search_crops(state, frame, boxes_xywh),
         )
         # One wait for all that the host reads of this step; each array keeps its value for the next reader.
         jax.device_get((state.frame_index, prediction[0], *prediction[2:]))

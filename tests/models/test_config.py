@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import pytest
@@ -74,7 +75,8 @@ def test_studies_have_the_blocks_of_their_rows():
     assert [STUDIES[f"mixvit_b_depth12_d{n}"].num_blocks for n in (1, 2, 4)] == [13, 14, 16]
 
 
-@pytest.mark.parametrize("name", STUDIES)
+# Of a row of studies that differ in depth alone, the ends are built.
+@pytest.mark.parametrize("name", [name for name in STUDIES if not re.search(r"_depth([5-9]|1[01])$", name)])
 def test_every_study_can_be_built(name):
     assert STUDIES[name].name == name
     assert count(name) > 1e6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
-from mixformer_jax.tracking.redetection import ladder, look_on, settle, start_search
+from mixformer_jax.tracking.redetection import Seen, ladder, look_on, settle, start_search
 from mixformer_jax.tracking.step import scan_frames
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -23,17 +23,17 @@ settled = jax.jit(functools.partial(settle, CONFIG))
 looked = jax.jit(functools.partial(look_on, CONFIG))
 
 
-def follow(first_scores, found_shift=5.0):
+def follow(scores_elsewhere, scores_near=()):
     """The states and boxes of two targets, of which the first is lost, frame by frame."""
-    search, boxes_xywh, steps = start_search(BOXES_XYWH), BOXES_XYWH, []
-    lost = LOST
-    for score in first_scores:
-        search, boxes_xywh, found = settled(
-            search, boxes_xywh, search.look_xywh + found_shift, jnp.array([score, 0.9]), lost
-        )
+    search, boxes_xywh, steps, lost = looked(start_search(BOXES_XYWH), BOXES_XYWH, LOST, SIZE), BOXES_XYWH, [], LOST
+    for index, score in enumerate(scores_elsewhere):
+        near = Seen(boxes_xywh, jnp.array([scores_near[index] if index < len(scores_near) else 0.2, 0.9]))
+        elsewhere = Seen(search.look_xywh + 5.0, jnp.array([score, 1.0]))
+        search, boxes_xywh, scores, found, _ = settled(search, boxes_xywh, near, elsewhere, lost)
         lost = lost & ~found
         search = looked(search, boxes_xywh, lost, SIZE)
-        steps.append((search, np.asarray(boxes_xywh[0]), bool(found[0])))
+        steps.append((search, np.asarray(boxes_xywh[0]), float(scores[0]), bool(found[0])))
+        np.testing.assert_array_equal(boxes_xywh[1], BOXES_XYWH[1])
     return steps
 
 
@@ -41,24 +41,26 @@ def test_every_rung_is_looked_at_once_a_round():
     steps = follow([0.1] * 60)
     _, count = ladder(BOXES_XYWH, SIZE)
     looks = [tuple(np.asarray(search.look_xywh[0]).tolist()) for search, *_ in steps if bool(search.is_look[0])]
-    assert len(set(looks)) == int(count[0]) and looks[: int(count[0])] == looks[int(count[0]) : 2 * int(count[0])]
     assert len(looks) == 30, "every second frame"
-    assert not any(bool(search.is_look[1]) or found for search, _, found in steps)
+    rungs = int(count[0])
+    assert len(set(looks)) == rungs and looks[:rungs] == looks[rungs : 2 * rungs]
+    assert not any(bool(search.is_look[1]) or found for search, *_, found in steps)
+    for _, box_xywh, score, _ in steps:
+        np.testing.assert_array_equal(box_xywh, BOXES_XYWH[0])
+        assert score == pytest.approx(0.2)
 
 
 def test_what_is_found_elsewhere_must_be_confirmed():
-    steps = follow([0.1] * 60)
-    first = next(index for index, (search, *_) in enumerate(steps) if bool(search.is_look[0]))
-    before = steps[first][1]
-    confirmed = follow([0.1] * (first + 1) + [0.9, 0.9])
-    search, box_xywh, found = confirmed[first + 1]
-    assert bool(search.is_pending[0]) and not bool(search.is_look[0]) and not found
-    np.testing.assert_allclose(box_xywh, np.asarray(steps[first][0].look_xywh[0]) + 5, rtol=1e-6)
-    search, _, found = confirmed[-1]
+    search, box_xywh, score, found = follow([0.9])[-1]
+    assert bool(search.is_pending[0]) and not bool(search.is_look[0]) and not found and score == pytest.approx(0.9)
+    assert np.abs(box_xywh - BOXES_XYWH[0]).max() >= 5
+    search, confirmed, _, found = follow([0.9, 0.1], [0.2, 0.8])[-1]
     assert found and int(search.frames[0]) == 0 and not bool(search.is_look[0])
-    refused = follow([0.1] * (first + 1) + [0.9, 0.2])
-    assert not refused[-1][2]
-    np.testing.assert_allclose(refused[-1][1], before)
+    np.testing.assert_array_equal(confirmed, box_xywh)
+    *_, refused, _, found = follow([0.9, 0.1], [0.2, 0.3])[-1]
+    assert not found
+    np.testing.assert_array_equal(refused, BOXES_XYWH[0])
+    assert not bool(follow([0.9], [0.95])[-1][0].is_pending[0]), "better where the target was last seen"
 
 
 @settings(max_examples=50, deadline=None)
@@ -97,19 +99,20 @@ ALWAYS_LOST = {
 
 def test_host_device_and_lanes_look_alike(loop):
     tracker, frames = loop.tracker(update_interval=4, **ALWAYS_LOST), loop.frames[:16]
-    state, hosts, looks = tracker.start(frames[0], loop.box_xywh), [], 0
+    box_xywh = loop.box_xywh + np.array([67, -28, 0, 0])  # of the background: elsewhere scores are higher
+    state, hosts, looks = tracker.start(frames[0], box_xywh), [], 0
     for frame in frames[1:]:
-        looks += int(np.asarray(state.search.is_look)[0])
         state, tracked = tracker.step(state, frame)
+        looks += int(np.asarray(state.search.is_look)[0])
         hosts.append(tracked.box_xywh)
     assert looks >= 4 and bool(state.memory.lost[0]) and bool(tracked.is_lost)
     assert np.abs(np.diff(np.stack(hosts), axis=0)).max() > 5
-    np.testing.assert_array_equal(state.memory.candidates, tracker.start(frames[0], loop.box_xywh).memory.candidates)
-    start = tracker.start(frames[0], loop.box_xywh)
+    np.testing.assert_array_equal(state.memory.candidates, tracker.start(frames[0], box_xywh).memory.candidates)
+    start = tracker.start(frames[0], box_xywh)
     _, found = scan_frames(tracker.model, tracker.settings, tracker.variables, start, jnp.asarray(frames[1:]))
     np.testing.assert_allclose(found.boxes_xywh[:, 0], hosts, atol=0.1)
     lanes, of_lane = Lanes(tracker, 2), []
-    state = lanes.start(None, 1, frames[0], loop.box_xywh)
+    state = lanes.start(None, 1, frames[0], box_xywh)
     for frame in frames[1:]:
         state, tracked = lanes.step(state, {1: frame})
         of_lane.append(tracked[1].box_xywh)
@@ -128,3 +131,14 @@ def test_nothing_changes_for_targets_that_are_never_lost(loop):
     for off, on in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
         np.testing.assert_allclose(off[0], on[0], atol=1e-3)
         np.testing.assert_allclose(off[1], on[1], atol=1e-4)
+
+
+def test_smoothed_sizes_lie_between(loop):
+    frames = loop.frames[:2]
+    sides = []
+    for share in (0.0, 0.5):
+        tracker = loop.tracker(size_smoothing=share)
+        _, tracked = tracker.step(tracker.start(frames[0], loop.box_xywh), frames[1])
+        sides.append(np.asarray(tracked.box_xywh))
+    np.testing.assert_allclose(sides[1][2:], np.sqrt(sides[0][2:] * loop.box_xywh[2:]), rtol=1e-4)
+    np.testing.assert_allclose(sides[1][:2] + sides[1][2:] / 2, sides[0][:2] + sides[0][2:] / 2, atol=1e-2)

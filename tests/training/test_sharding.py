@@ -37,6 +37,7 @@ FAMILIES = {
         "head": "query",
     },
 }
+# The last splits along every axis; each family is compiled for it, and one for the others.
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
 
 
@@ -75,7 +76,7 @@ def test_a_step_is_the_same_on_every_mesh(family):
     objective = tracking_objective(config)
     batch = batch_of(objective)
     start = whole = None
-    for mesh in ((1, 1, 1), *MESHES):
+    for mesh in ((1, 1, 1), *(MESHES if family == "vit" else MESHES[-1:])):
         program = train_program(objective, config.train, make_mesh(mesh))
         start = start or jax.device_get(program.init(jax.random.key(1)))
         state, report = compiled(program)(placed(start, program.state), placed(batch, program.batch))
