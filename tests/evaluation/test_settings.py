@@ -44,9 +44,11 @@ def test_settings_on_one_benchmark():
     tables = {"a": {"lasot": {"search_factor": 5.0}, "vot": {}}, "b": {"vot": {"search_factor": 4.0}}}
     assert settings_on(tables, "lasot") == {"a": {"search_factor": 5.0}}
     assert settings_on(tables, "vot", "b") == {"a": {}, "b": {"search_factor": 4.0}}
-    with pytest.raises(ConfigError, match=r"--settings-of c: not in configs/benchmarks\.toml; it has a, b"):
+    with pytest.raises(ConfigError, match=r"--settings-of c: not in `mixformer configs show benchmarks.toml`; known"):
         settings_on(tables, "lasot", "c")
-    with pytest.raises(ConfigError, match=r"--settings-of b: has no lasot in configs/benchmarks\.toml, but vot"):
+    with pytest.raises(
+        ConfigError, match=r"--settings-of b: has no lasot in `mixformer configs show benchmarks.toml`, but vot"
+    ):
         settings_on(tables, "lasot", "b")
 
 

@@ -108,7 +108,7 @@ def test_what_a_run_begins_with(loads):
     assert text.endswith("--settings-of mixvit_b_got")
     assert (about["model"], about["table"], about["changes"]) == ("mixvit_b", "mixvit_b", {"update_interval": 7})
     text, about = announced(settings_of="other")
-    assert "table [other] of configs" in text and "--settings-of" not in text and about["table"] == "other"
+    assert "table [other] of benchmarks.toml" in text and "--settings-of" not in text and about["table"] == "other"
     text, about = announced(settings={"other": {}})
     assert "settings: the weights' own; benchmarks.toml has no table [mixvit_b] with lasot\n" in text
     assert about["table"] is None and "search_factor 4.5" in text
