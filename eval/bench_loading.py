@@ -15,8 +15,6 @@ in which other processes disturbed is left out. With --workers each has so many 
 measured by itself. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
 """
 
-import argparse
-import datetime
 import importlib.metadata
 import itertools
 import math
@@ -33,7 +31,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from eval.turns import time_in_turns
+from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.data.augment import AugmentConfig
@@ -43,7 +41,7 @@ from mixformer_jax.data.pairs import usable_frames
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import open_dataset
-from mixformer_jax.files import write_atomically
+from mixformer_jax.text_tables import markdown
 from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(
@@ -61,22 +59,20 @@ JPEG_QUALITY = 95
 CLIPS, FRAMES, STRIDE = 6, 60, 5  # of the demo clips
 WARM_UP_BATCHES, TIMED_BATCHES, PROCESS_TURNS = 8, 40, 3
 COLUMNS = (
-    "date",
-    "device",
-    "loader",
-    "cores",
-    "samples/s",
-    "ms a sample",
-    "quartiles",
-    "over PyTorch",
-    "turns",
-    "versions",
+    *("date", "device", "loader", "cores", "samples/s", "ms a sample", "quartiles"),
+    *("over PyTorch", "turns", "versions"),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints a Markdown table."""
-    args = _parser().parse_args(argv)
+    parser = bench_parser(__doc__, turns=16)
+    parser.add_argument("--root", type=Path, help="sequences of images; default: demo clips")
+    parser.add_argument("--dataset", default="folder", help="how to read them (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=0, help="also with so many worker processes")
+    args = parser.parse_args(argv)
+    prepare_append(args.append)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -88,14 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         packed = folder / "packed"
         pack(open_dataset(dataset, root), packed, PackConfig(), workers=2, progress=True)
         contenders = make_contenders(root, dataset, packed, args.batch)
-        rows = on_one_core(contenders, args)
+        rows = on_one_core(contenders, args.batch, args.turns)
         if args.workers:
-            rows += with_workers(contenders, args)
-    lines = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
-    print("\n".join(lines))
-    if args.append is not None:
-        before = args.append.read_text(encoding="utf-8") if args.append.is_file() else ""
-        write_atomically(args.append, before.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n")
+            rows += with_workers(contenders, args.batch, args.workers)
+    print(markdown([COLUMNS, *rows]), end="")
+    tell_rows(COLUMNS, rows, slice(0), args.append)
     return 0
 
 
@@ -170,57 +163,46 @@ def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> 
     ]
 
 
-def on_one_core(contenders: list[Contender], args: argparse.Namespace) -> list[tuple[str, ...]]:
+def on_one_core(contenders: list[Contender], batch_size: int, num_turns: int) -> list[tuple[str, ...]]:
     """Rows: every contender makes its batches in the calling thread."""
     streams = {each.name: each.start(0)[0] for each in contenders}
     calls = {name: lambda stream=stream: next(stream) for name, stream in streams.items()}
-    timed = time_in_turns(calls, args.turns, "one core", progress=sys.stderr.isatty())
-    rows = []
-    peer = timed[contenders[0].name].quartiles()[1]
-    for name, each in timed.items():
-        first, median, third = (value / args.batch * 1e3 for value in each.quartiles())
-        undisturbed = int((~each.is_disturbed).sum())
-        turns = f"{undisturbed} undisturbed of {len(each.seconds)}"
-        rows.append(_row(name, 1, median, f"{first:.2f} to {third:.2f}", peer / args.batch * 1e3 / median, turns))
-    return rows
+    timed = time_in_turns(calls, num_turns, "one core", progress=sys.stderr.isatty())
+    seconds = {name: each.quartiles()[1] / batch_size for name, each in timed.items()}
+    peer = seconds[contenders[0].name]
+    return [
+        _row(name, 1, seconds[name], each.milliseconds(2, batch_size)[1], peer, each.turns())
+        for name, each in timed.items()
+    ]
 
 
-def with_workers(contenders: list[Contender], args: argparse.Namespace) -> list[tuple[str, ...]]:
+def with_workers(contenders: list[Contender], batch_size: int, workers: int) -> list[tuple[str, ...]]:
     """Rows: the steady rate of every contender with worker processes."""
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
     for _ in range(PROCESS_TURNS):
         for each in contenders:
-            stream, stop = each.start(args.workers)
+            stream, stop = each.start(workers)
             for _ in range(WARM_UP_BATCHES):
                 next(stream)
             before = time.perf_counter()
             for _ in range(TIMED_BATCHES):
                 next(stream)
-            seconds[each.name].append((time.perf_counter() - before) / (TIMED_BATCHES * args.batch))
+            seconds[each.name].append((time.perf_counter() - before) / (TIMED_BATCHES * batch_size))
             del stream
             stop()
     peer = float(np.median(seconds[contenders[0].name]))
     rows = []
     for name, values in seconds.items():
-        median = float(np.median(values))
         spread = f"{min(values) * 1e3:.2f} to {max(values) * 1e3:.2f}"
-        rows.append(_row(name, args.workers, median * 1e3, spread, peer / median, f"{PROCESS_TURNS} of all"))
+        rows.append(_row(name, workers, float(np.median(values)), spread, peer, f"{PROCESS_TURNS} of all"))
     return rows
 
 
-def _row(name: str, cores: int, milliseconds: float, quartiles: str, ratio: float, turns: str) -> tuple[str, ...]:
+def _row(name: str, cores: int, seconds: float, quartiles: str, peer_seconds: float, turns: str) -> tuple[str, ...]:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("grain", "torch"))
     return (
-        datetime.date.today().isoformat(),
-        device_name(jax.devices("cpu")[0]),
-        name,
-        str(cores),
-        f"{1e3 / milliseconds:.0f}",
-        f"{milliseconds:.2f}",
-        quartiles,
-        f"{ratio:.2f}",
-        turns,
-        f"{versions}, opencv {cv2.__version__}",
+        *(today(), device_name(jax.devices("cpu")[0]), name, str(cores), f"{1 / seconds:.0f}", f"{1e3 * seconds:.2f}"),
+        *(quartiles, f"{peer_seconds / seconds:.2f}", turns, f"{versions}, opencv {cv2.__version__}"),
     )
 
 
@@ -347,17 +329,6 @@ def _sample_target(
         outside[pad_top : side - pad_bottom, pad_left : side - pad_right] = 0
         mask = cv2.resize(outside, (size, size)).astype(bool)
     return cv2.resize(padded, (size, size)), size / side, mask
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="sequences of images; default: demo clips")
-    parser.add_argument("--dataset", default="folder", help="how to read them (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--turns", type=int, default=16, help="of each loader on one core (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="also with so many worker processes")
-    parser.add_argument("--append", type=Path, metavar="FILE", help="add the table to a Markdown file")
-    return parser
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ already there; the same number of samples in threads of the host, one for each c
 lies on the device. The ratios say who waits for whom. Videos and photographs come from `data.root`, or from --root.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from eval.turns import time_in_turns
+from eval.turns import bench_parser, time_in_turns
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
@@ -75,11 +74,9 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = bench_parser(__doc__, turns=20, appends=False)
     parser.add_argument("--config", type=Path, default=Path("mixvit_tiny"), help="default: %(default)s")
     parser.add_argument("--root", help="the pool, in place of data.root")
-    parser.add_argument("--turns", type=int, default=20, help="timed turns of each")
     parser.set_defaults(override_prefix=CONFIG_PREFIX)
     args = parse_arguments(parser, arguments)
     try:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mixformer_jax.cli.console import positive
 from mixformer_jax.datasets.groundtruth import read_groundtruth
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import benchmark_rules
@@ -34,12 +35,11 @@ OURS, TOOLKIT = "ours", "got10k toolkit"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--sequences", type=_positive, default=280)
-    parser.add_argument("--frames", type=_positive, default=2500, help="a sequence")
-    parser.add_argument("--trackers", type=_positive, default=10)
-    parser.add_argument("--turns", type=_positive, default=3)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=positive, default=280)
+    parser.add_argument("--frames", type=positive, default=2500, help="a sequence")
+    parser.add_argument("--trackers", type=positive, default=10)
+    parser.add_argument("--turns", type=positive, default=3)
     # One turn, called by this program itself.
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
@@ -57,7 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
         for _ in range(args.turns):
             for name in contenders:
                 measured[name].append(_run_turn(name, root))
-    print(f"{_device()}; {args.sequences} sequences x {args.frames} frames x {args.trackers} trackers")
+    # Here, so that the turns' own processes do not hold what it imports.
+    import jax
+
+    from mixformer_jax.cli.bench import device_name
+
+    device = device_name(jax.devices("cpu")[0])
+    print(f"{device}; {args.sequences} sequences x {args.frames} frames x {args.trackers} trackers")
     seconds = {name: median(turn["seconds"] for turn in turns) for name, turns in measured.items()}
     for name, turns in measured.items():
         low, high = min(turn["seconds"] for turn in turns), max(turn["seconds"] for turn in turns)
@@ -81,25 +87,22 @@ def _run_turn(name: str, root: Path) -> dict[str, Any]:
 
 
 def _turn(name: str, root: Path) -> dict[str, Any]:
-    score = {OURS: _score, TOOLKIT: _score_with_toolkit}[name](root)
+    score = _score if name == OURS else _toolkit(root)
     begin = time.perf_counter()
-    auc = score()
+    auc = score(root)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "auc": auc}
 
 
-def _score(root: Path) -> Callable[[], list[float]]:
-    def run() -> list[float]:
-        paths = sorted((root / "groundtruth").iterdir())
-        sequences = [TrackingSequence(path.stem, read_groundtruth(path), _no_frame, 30.0, root) for path in paths]
-        files = find_results(root / "results", [sequence.name for sequence in sequences])
-        scores = score_results(files, "otb100", sequences, benchmark_rules("otb100", "got10k-toolkit"))
-        return [tracker.headline["AUC"] / 100 for tracker in sorted(scores.trackers, key=lambda t: t.name)]
-
-    return run
+def _score(root: Path) -> list[float]:
+    paths = sorted((root / "groundtruth").iterdir())
+    sequences = [TrackingSequence(path.stem, read_groundtruth(path), _no_frame, 30.0, root) for path in paths]
+    files = find_results(root / "results", [sequence.name for sequence in sequences])
+    scores = score_results(files, "otb100", sequences, benchmark_rules("otb100", "got10k-toolkit"))
+    return [tracker.headline["AUC"] / 100 for tracker in sorted(scores.trackers, key=lambda t: t.name)]
 
 
-def _score_with_toolkit(root: Path) -> Callable[[], list[float]]:
+def _toolkit(root: Path) -> Callable[[Path], list[float]]:
     from got10k.experiments import ExperimentOTB
 
     names = sorted(path.stem for path in (root / "groundtruth").iterdir())
@@ -126,12 +129,12 @@ def _score_with_toolkit(root: Path) -> Callable[[], list[float]]:
         def plot_curves(self, tracker_names: list[str]) -> None:
             pass
 
-    def run() -> list[float]:
+    def score(root: Path) -> list[float]:
         trackers = sorted(path.name for path in (root / "results").iterdir())
         performance = Experiment().report(trackers)
         return [float(performance[tracker]["overall"]["success_score"]) for tracker in trackers]
 
-    return run
+    return score
 
 
 def _write_files(root: Path, sequences: int, frames: int, trackers: int) -> None:
@@ -153,22 +156,6 @@ def _write_files(root: Path, sequences: int, frames: int, trackers: int) -> None
 
 def _no_frame(index: int) -> np.ndarray:
     raise AssertionError("scoring reads no frames")
-
-
-def _device() -> str:
-    models = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
-    return f"{models[0] if models else 'unknown processor'}, {os.cpu_count()} cores"
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,13 @@ this process has cores. On a GPU ours is bfloat16; PyTorch needs CUDA there, and
 with CUDA graphs. On a CPU it is eager and compiled.
 """
 
-import argparse
 import dataclasses
-import datetime
 import functools
 import importlib.util
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,12 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from eval.turns import WARM_UP_CALLS, Timed, time_in_turns
-from mixformer_jax.cli.bench import device_name
+from eval.turns import WARM_UP_CALLS, bench_parser, prepare_append, tell_rows, time_in_turns, today
+from mixformer_jax.cli.bench import device_name, num_cores
+from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.extras import is_not_installed
-from mixformer_jax.files import write_atomically
-from mixformer_jax.media.video import prepare_output
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.models.sizes import size_config
@@ -130,7 +125,7 @@ def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crop
     state = {name: torch.from_numpy(np.array(x)) for name, x in variables_to_official(variables, config).items()}
     templates = torch.from_numpy(rearrange(crops.templates, "b s h w c -> b s c h w").copy())
     search = torch.from_numpy(rearrange(crops.search, "b h w c -> b c h w").copy())
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(num_cores())
 
     def contender(step: str, dtype: ComputeDtype, fused_attention: bool, compiled: bool = False) -> Contender:
         peer = MixFormerPeer(config, fused_attention)
@@ -208,45 +203,26 @@ def bench_model(config: MixFormerConfig, targets: int, num_turns: int, progress:
         if num_online == ONLINE_TEMPLATES[0] and missing_torch() is None:
             contenders += torch_contenders(config, variables, crops)
     differences = box_differences(contenders)
-    keys = [f"{contender.step} {contender.num_online}" for contender in contenders]
-    calls = {key: contender.answer for key, contender in zip(keys, contenders, strict=True)}
-    timed = time_in_turns(calls, num_turns, config.name, progress)
-    medians = {key: timing.quartiles()[1] for key, timing in timed.items()}
-    rows = []
-    for key, contender, difference in zip(keys, contenders, differences, strict=True):
-        reference = _reference(contender, contenders)
-        ratio = medians[key] / medians[f"{reference.step} {reference.num_online}"]
-        rows.append(_row(config.name, contender, targets, timed[key], ratio, difference))
+    calls = {f"{each.step} {each.num_online}": each.answer for each in contenders}
+    timed = list(time_in_turns(calls, num_turns, config.name, progress).values())
+    rows: list[tuple[str, ...]] = []
+    for contender, timing, difference in zip(contenders, timed, differences, strict=True):
+        median = timing.quartiles()[1]
+        ours = timed[contenders.index(_reference(contender, contenders))].quartiles()[1]
+        others = "" if np.isnan(timing.others).any() else f", others {np.median(timing.others):.0%}"
+        rows.append(
+            (
+                *(today(), config.name, device_name(jax.devices()[0]), contender.step, contender.dtype),
+                *(str(contender.num_online), str(targets), *timing.milliseconds(), f"{targets / median:.1f}"),
+                *(f"{median / ours:.2f}", f"{difference:.0e}", f"{timing.turns()}{others}", versions()),
+            )
+        )
     return rows
 
 
 def _reference(contender: Contender, contenders: Sequence[Contender]) -> Contender:
     """Our cached step with as many templates."""
     return next(c for c in contenders if c.step == "ours, cached" and c.num_online == contender.num_online)
-
-
-def _row(
-    model: str, contender: Contender, targets: int, timed: Timed, ratio: float, difference: float
-) -> tuple[str, ...]:
-    first, median, third = timed.quartiles()
-    quiet = len(timed.seconds) - int(timed.is_disturbed.sum())
-    others = "" if np.isnan(timed.others).any() else f", others {np.median(timed.others):.0%}"
-    return (
-        datetime.date.today().isoformat(),
-        model,
-        device_name(jax.devices()[0]),
-        contender.step,
-        contender.dtype,
-        str(contender.num_online),
-        str(targets),
-        f"{1e3 * median:.1f}",
-        f"{1e3 * first:.1f} to {1e3 * third:.1f}",
-        f"{targets / median:.1f}",
-        f"{ratio:.2f}",
-        f"{difference:.0e}",
-        f"{quiet} undisturbed of {len(timed.seconds)}{others}",
-        versions(),
-    )
 
 
 def versions() -> str:
@@ -258,60 +234,22 @@ def versions() -> str:
     return found
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def append_rows(path: Path, rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
-    """Adds rows below the table of the same columns in a Markdown file; without one, a table at its end."""
-    path = prepare_output(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else ["# Benchmarks"]
-    table = _markdown(rows, columns)
-    if table[0] in lines:
-        end = lines.index(table[0]) + 1
-        while end < len(lines) and lines[end].startswith("|"):
-            end += 1
-        lines[end:end] = table[2:]
-    else:
-        lines += ["", *table]
-    write_atomically(path, "\n".join(lines) + "\n")
-
-
-def _markdown(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)]
-
-
 def main(arguments: list[str] | None = None) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = bench_parser(__doc__, turns=30)
     parser.add_argument("--models", default="mixvit_b_online,mixcvt_online", help="sizes, separated by commas")
-    parser.add_argument("--targets", type=int, default=1, help="targets in one batched step")
-    parser.add_argument("--turns", type=int, default=30, help="timed turns of every contender")
+    parser.add_argument("--targets", type=positive, default=1, help="targets in one batched step")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="ours; default: float32 on a CPU")
-    parser.add_argument("--append", type=Path, help="Markdown file that gets the rows")
     args = parser.parse_args(arguments)
-    if args.targets < 1:
-        parser.error(f"--targets is {args.targets}; expected at least 1")
-    default: ComputeDtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype: ComputeDtype = args.dtype or default
-    absent = missing_torch()
-    print(f"{device_name(jax.devices()[0])}; {_cores()} threads; {versions()}; {WARM_UP_CALLS} calls of warm-up")
-    if absent:
+    dtype: ComputeDtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    print(f"{device_name(jax.devices()[0])}; {num_cores()} threads; {versions()}; {WARM_UP_CALLS} calls of warm-up")
+    if absent := missing_torch():
         print(f"no comparison with PyTorch: {absent}")
-    rows = []
     try:
-        if args.append:
-            prepare_output(args.append)
+        prepare_append(args.append)
         for name in args.models.split(","):
             config = dataclasses.replace(size_config(name), dtype=dtype)
-            found = bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty())
-            for row in found:
-                print(
-                    "  ".join(f"{key}: {cell}" for key, cell in list(zip(COLUMNS, row, strict=True))[3:-1]), flush=True
-                )
-            rows += found
-        if args.append:
-            append_rows(args.append, rows)
+            rows = bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty())
+            tell_rows(COLUMNS, rows, slice(3, -1), args.append)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0

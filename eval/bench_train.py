@@ -9,9 +9,7 @@ step. PyTorch's is the peer of `torch_peer.py`, for stage 1: bfloat16 autocast, 
 AdamW, the same losses and clipping. MFU counts the model's own operations, recomputed ones left out.
 """
 
-import argparse
 import dataclasses
-import datetime
 import importlib.util
 import re
 import sys
@@ -25,13 +23,13 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from eval.bench_step import append_rows, missing_torch, random_variables, versions
+from eval.bench_step import missing_torch, random_variables, versions
 from eval.peaks import published_peak
-from eval.turns import Timed, time_in_turns
+from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.config_files import load_config
+from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 from mixformer_jax.convert.names import variables_to_official
-from mixformer_jax.models.config import ConfigError
 from mixformer_jax.planning.macs import scope_modules
 from mixformer_jax.planning.record import AnyExperiment, count_model_flops, objective_of, with_train
 from mixformer_jax.training.experiment import Experiment
@@ -161,11 +159,8 @@ def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
         for file in files:
             for operation, duration in _operations(jax.profiler.ProfileData.from_file(str(file))):
                 nanoseconds[module_of(names.get(operation, ""))] += duration
-    return [(module, total / steps / 1e6) for module, total in sorted(nanoseconds.items(), key=_total, reverse=True)]
-
-
-def _total(of_module: tuple[str, float]) -> float:
-    return of_module[1]
+    longest = sorted(nanoseconds, key=nanoseconds.__getitem__, reverse=True)
+    return [(module, nanoseconds[module] / steps / 1e6) for module in longest]
 
 
 def _operations(trace: Any) -> Iterator[tuple[str, float]]:
@@ -203,54 +198,42 @@ def bench(name: str, batch_size: int | None, turns: int, modules: bool, override
     if isinstance(experiment, Experiment) and experiment.train.stage == "box" and missing_torch() is None:
         calls["PyTorch compiled, autocast, fused attention and AdamW"] = torch_step(experiment, batch)
     timed = time_in_turns(calls, turns, name, progress=sys.stderr.isatty())
-    flops = count_model_flops(experiment)
-    return [_row(experiment, step, timing, timed["ours"], flops, ours) for step, timing in timed.items()]
-
-
-def _row(experiment: AnyExperiment, step: str, timed: Timed, reference: Timed, flops: float, ours: Ours) -> list[str]:
-    first, median, third = timed.quartiles()
-    device, samples = jax.devices()[0], experiment.train.batch_size
+    flops, device, samples = count_model_flops(experiment), jax.devices()[0], experiment.train.batch_size
     peak = published_peak(device, experiment.model.dtype)
-    return [
-        datetime.date.today().isoformat(),
-        experiment.model.name if isinstance(experiment, Experiment) else f"{experiment.model.name} pre-training",
-        device_name(device),
-        step,
-        experiment.model.dtype,
-        str(samples),
-        f"{1e3 * median:.1f}",
-        f"{1e3 * first:.1f} to {1e3 * third:.1f}",
-        f"{samples / median:.0f}",
-        "" if peak is None else f"{flops / median / peak:.0%}",
-        f"{median / reference.quartiles()[1]:.2f}",
-        f"{ours.temporary_bytes / 1e9:.1f}" if step == "ours" else "",
-        versions(),
-    ]
+    suffix = "" if isinstance(experiment, Experiment) else " pre-training"
+    rows = []
+    for step, timing in timed.items():
+        seconds = timing.quartiles()[1]
+        mfu = "" if peak is None else f"{flops / seconds / peak:.0%}"
+        ratio = seconds / timed["ours"].quartiles()[1]
+        rows.append(
+            [
+                *(today(), f"{experiment.model.name}{suffix}", device_name(device), step, experiment.model.dtype),
+                *(str(samples), *timing.milliseconds(), f"{samples / seconds:.0f}", mfu, f"{ratio:.2f}"),
+                *(f"{ours.temporary_bytes / 1e9:.1f}" if step == "ours" else "", versions()),
+            ]
+        )
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = bench_parser(__doc__, turns=20)
     parser.add_argument("--configs", default="mixvit_b,trackmae_vit_b", help="names or files, separated by commas")
     parser.add_argument("--batch", type=int, help="samples a step (default: 64 for stage 1, 256 for pre-training)")
-    parser.add_argument("--turns", type=int, default=20, help="timed turns of every contender")
     parser.add_argument("--modules", action="store_true", help="print the time by module instead")
-    parser.add_argument("--append", type=Path, help="Markdown file that gets the rows")
-    args, overrides = parser.parse_known_args(arguments)
+    parser.set_defaults(override_prefix=CONFIG_PREFIX)
+    args = parse_arguments(parser, arguments)
     if absent := missing_torch():
         print(f"no comparison with PyTorch: {absent}")
     elif jax.default_backend() == "gpu" and importlib.util.find_spec("triton") is None:
         parser.error("torch.compile needs triton on a GPU: pip install triton")
-    rows = []
     try:
+        prepare_append(args.append)
         for name in args.configs.split(","):
             batch = args.batch or (256 if "mae" in name else 64)
-            for row in bench(name, batch, args.turns, args.modules, overrides):
-                print("  ".join(f"{key}: {cell}" for key, cell in zip(COLUMNS, row, strict=True)), flush=True)
-                rows.append(row)
-        if args.append and rows:
-            append_rows(args.append, rows, COLUMNS)
-    except (ConfigError, ValueError, OSError) as error:
+            rows = bench(name, batch, args.turns, args.modules, args.overrides)
+            tell_rows(COLUMNS, rows, slice(None), args.append)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0
 

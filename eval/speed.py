@@ -15,7 +15,6 @@ turns with the stages, the row `product`.
 """
 
 import argparse
-import datetime
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,13 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import mixformer_jax
-from eval.bench_step import append_rows, random_variables
+from eval.bench_step import random_variables
 from eval.peaks import PRODUCT_MACS, large_product, published_peak
-from eval.turns import Timed, time_in_turns
+from eval.turns import Timed, bench_parser, prepare_append, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
+from mixformer_jax.cli.console import WEIGHTS
 from mixformer_jax.crops import normalise
 from mixformer_jax.media.images import read_image
-from mixformer_jax.media.video import prepare_output
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
 from mixformer_jax.planning.profile import profile_model
@@ -153,47 +152,28 @@ def measure(
 
 
 def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, peak: float | None) -> tuple[str, ...]:
-    first, median, third = (seconds / stage.frames for seconds in timed.quartiles())
-    quiet = len(timed.seconds) - int(timed.is_disturbed.sum())
-    gmac = share = ""
-    if stage.macs is not None:
-        macs = stage.macs / stage.frames
-        gmac = f"{macs / 1e9:.2f}"
-        share = "" if peak is None else f"{2 * macs / median / peak:.1%}"
+    seconds = timed.quartiles()[1] / stage.frames
+    macs = None if stage.macs is None else stage.macs / stage.frames
+    # A frame is decoded for all its targets.
+    rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
+    gmac = "" if macs is None else f"{macs / 1e9:.2f}"
+    share = "" if macs is None or peak is None else f"{2 * macs / seconds / peak:.1%}"
     return (
-        datetime.date.today().isoformat(),
-        tracker.config.name,
-        device_name(tracker.device),
-        tracker.config.dtype,
-        str(targets),
-        name,
-        f"{1e3 * median:.3f}",
-        f"{1e3 * first:.3f} to {1e3 * third:.3f}",
-        # A frame is decoded for all its targets.
-        "" if name in ("decode", "product") else f"{targets / median:.1f}",
-        gmac,
-        share,
-        f"{quiet} undisturbed of {len(timed.seconds)}",
-        jax.__version__,
+        *(today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets), name),
+        *(*timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__),
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = bench_parser(__doc__, turns=12)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--weights", help="name, folder, .safetensors file or official checkpoint; default: the embedded tracker"
-    )
+    which.add_argument("--weights", help=WEIGHTS)
     which.add_argument("--model", help="a size with random weights, such as mixvit_b_online")
     parser.add_argument("--batch", default="1", help="targets in one step, separated by commas (default: %(default)s)")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "gpu"))
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere"
-    )
-    parser.add_argument("--turns", type=int, default=12, help="timed turns of every stage (default: %(default)s)")
-    parser.add_argument("--append", type=Path, help="Markdown file that gets the rows")
+    dtype_help = "default: float32 on a CPU, bfloat16 elsewhere"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
     args = parser.parse_args(arguments)
     try:
         batches = [int(text) for text in args.batch.split(",")]
@@ -203,17 +183,12 @@ def main(arguments: list[str] | None = None) -> int:
     if min(*batches, width, height, args.turns) < 1:
         parser.error("--batch, --size and --turns need numbers of at least 1")
     try:
-        if args.append:
-            prepare_output(args.append)
+        prepare_append(args.append)
         tracker = _open(args)
         print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {width}x{height}")
         for targets in batches:
             rows = measure(tracker, targets, (height, width), args.turns, progress=sys.stderr.isatty())
-            for row in rows:
-                cells = list(zip(COLUMNS, row, strict=True))[4:-1]
-                print("  ".join(f"{key}: {cell}" for key, cell in cells if cell), flush=True)
-            if args.append:
-                append_rows(args.append, rows, COLUMNS)
+            tell_rows(COLUMNS, rows, slice(4, -1), args.append)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0

@@ -1,14 +1,19 @@
-"""Times several functions that compete, in turns, so that whatever else the machine does hits all alike."""
+"""What the benchmarks share: contenders timed in turns, so that other load hits all alike, and rows of their tables."""
 
+import argparse
+import datetime
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+from mixformer_jax.media.video import prepare_output
+from mixformer_jax.text_tables import append_rows
 
 WARM_UP_CALLS = 2
 SHORTEST_TURN_S = 0.2
@@ -43,6 +48,15 @@ class Timed(NamedTuple):
         """First quartile, median, third quartile, in seconds."""
         first, median, third = np.percentile(self.counted, [25, 50, 75])
         return float(first), float(median), float(third)
+
+    def milliseconds(self, digits: int = 1, parts: int = 1) -> tuple[str, str]:
+        """Cells of a table: the median and the quartiles of one of the equal parts of a call."""
+        first, median, third = (f"{1e3 * seconds / parts:.{digits}f}" for seconds in self.quartiles())
+        return median, f"{first} to {third}"
+
+    def turns(self) -> str:
+        """A cell of a table: how many turns count."""
+        return f"{int((~self.is_disturbed).sum())} undisturbed of {len(self.seconds)}"
 
 
 def time_in_turns(
@@ -97,3 +111,32 @@ def _busy_others() -> float:
     user, nice, system, _idle, _wait, *interrupts = map(int, statistics.read_text().split("\n", 1)[0].split()[1:8])
     own = os.times()
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+
+def today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def bench_parser(about: str | None, turns: int, appends: bool = True) -> argparse.ArgumentParser:
+    """A parser with --turns and, where there is a table, --append."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--turns", type=int, default=turns, help="timed turns of each contender (default: %(default)s)")
+    if appends:
+        parser.add_argument("--append", type=Path, metavar="FILE", help="Markdown file that gets the rows")
+    return parser
+
+
+def prepare_append(file: Path | None) -> None:
+    """Ends the program before the measurement, where the file of --append could not be written after it."""
+    if file is not None:
+        prepare_output(file)
+
+
+def tell_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], shown: slice, file: Path | None) -> None:
+    """Prints some cells of each row by name, those that are empty left out, and adds the rows to a file."""
+    for row in rows:
+        cells = list(zip(columns, row, strict=True))[shown]
+        print("  ".join(f"{name}: {cell}" for name, cell in cells if cell), flush=True)
+    if file is not None and rows:
+        append_rows(file.expanduser(), columns, rows)
