@@ -355,7 +355,8 @@ def refresh_templates(
 ) -> TrackState:
     """The second half of the policy: one online template of each target is replaced, and all are encoded anew.
 
-    Empty slots are filled first, then the oldest online template goes: first the copy of the initial one. A new
+    Empty slots are filled first, then the oldest online template goes: first the copy of the initial one. Targets that
+    are lost and looked for keep theirs. A new
     interval begins: the best score is forgotten, and the initial template is the candidate.
 
     Raises:
@@ -364,8 +365,9 @@ def refresh_templates(
     if settings.num_online_templates == 0:
         raise ValueError("this tracker has no online template slots (num_online_templates is 0)")
     memory, crops = state.memory, cut(None) if state.memory is None else state.memory.candidates
+    kept = None if state.search is None or memory is None else memory.lost
     templates, filled, num_refreshes = _replace_template(
-        settings, state.templates, state.filled, state.num_refreshes, crops
+        settings, state.templates, state.filled, state.num_refreshes, crops, kept
     )
     cache = encode_templates(model, settings, variables, templates, filled)
     memory = None if memory is None else forget_candidates(memory, templates)
@@ -379,8 +381,11 @@ def _replace_template(
     filled: Bool[Array, "n slots"],
     num_refreshes: Int32[Array, ""],
     crops: UInt8[Array, "n T T 3"],
+    kept: Bool[Array, " n"] | None,
 ) -> tuple[UInt8[Array, "n slots T T 3"], Bool[Array, "n slots"], Int32[Array, ""]]:
     slot = 1 + (num_refreshes + 1) % settings.num_online_templates
+    if kept is not None:  # lost targets are looked for by the templates that they had
+        crops = jnp.where(kept[:, None, None, None], templates[:, slot], crops)
     return templates.at[:, slot].set(crops), filled.at[:, slot].set(True), num_refreshes + 1
 
 
