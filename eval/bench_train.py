@@ -6,7 +6,7 @@
 
 Ours is the program that `mixformer train` and `mixformer pretrain` run, on one device, fed with the same batch each
 step. PyTorch's is the peer of `torch_peer.py`, for stage 1: bfloat16 autocast, fused attention, `torch.compile`, fused
-AdamW, the same losses and clipping. MFU counts the model's own operations, recomputed ones left out.
+AdamW, clipping, and GIoU in place of CIoU. MFU counts the model's own operations, recomputed ones left out.
 """
 
 import dataclasses

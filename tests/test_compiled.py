@@ -27,14 +27,12 @@ print(len(hits))
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process without JAX whose user has an empty cache; the folder of the cache."""
     monkeypatch.delitem(sys.modules, "jax")
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    for name in ("JAX_COMPILATION_CACHE_MAX_SIZE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        monkeypatch.setenv(name, "")  # so that what the call sets is undone
-        monkeypatch.delenv(name)
+    for name in ("DIR", "MAX_SIZE"):
+        monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", "")  # so that what the call sets is undone
+        monkeypatch.delenv(f"JAX_COMPILATION_CACHE_{name}")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiled.atexit, "register", lambda *_: None)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     return tmp_path / "mixformer_jax" / "compiled"
 
 
@@ -79,7 +77,7 @@ def test_no_cache_where_programs_are_rejected(fresh: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "jax", jax)
     said = b"E0000 cpu_aot_loader.cc:195] ... compilation doesn't match the machine type for execution."
     monkeypatch.setattr(compiled, "_compile_twice", lambda _: os.write(2, said))
-    compiled._test(folder)
+    compiled._try_loading(folder)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.delitem(sys.modules, "jax")
     assert compiled.keep_compiled_programs() is None
@@ -89,6 +87,24 @@ def test_no_cache_where_the_folder_cannot_be_made(fresh: Path, monkeypatch: pyte
     fresh.parent.write_text("a file where a folder should be")
     assert compiled.keep_compiled_programs() is None
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_no_cache_where_nothing_can_be_written(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder of another time that is read-only now; as root, who may write everywhere, a full disk."""
+    folder = compiled.keep_compiled_programs()
+    assert folder is not None
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+    def touch(path: Path, *_args: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    assert compiled.keep_compiled_programs() is None
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    monkeypatch.setattr(compiled, "_compile_twice", lambda _: None)
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    compiled._try_loading(folder)
+    assert not (folder / "accepted").exists()
 
 
 def test_an_entry_that_was_never_finished_is_deleted(fresh: Path) -> None:

@@ -40,19 +40,20 @@ def keep_compiled_programs() -> Path | None:
     folder = user_cache() / "compiled" / machine
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "rejected").exists():
+            return None
+        (folder / ".writable").touch()  # a home folder may be read-only, or full
+        _drop_unfinished(folder)
     except OSError as error:
         logger.info("compiled programs are not kept: %s", error)
         return None
-    if (folder / "rejected").exists():
-        return None
-    _drop_unfinished(folder)
     os.environ.update(
         JAX_COMPILATION_CACHE_DIR=str(folder),
         JAX_COMPILATION_CACHE_MAX_SIZE=str(MAX_BYTES),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
     )
     if not (folder / "accepted").exists():
-        atexit.register(_test, folder)
+        atexit.register(_try_loading, folder)
     return folder
 
 
@@ -78,15 +79,16 @@ def _drop_unfinished(folder: Path) -> None:
                 entry.unlink()
 
 
-def _test(folder: Path) -> None:
+def _try_loading(folder: Path) -> None:
     """Loads one program back, once a folder, and leaves the outcome there."""
     if "jax" not in sys.modules:
         return
     import jax
 
     if jax.default_backend() == "cpu":
-        said = _stderr_of(lambda: _compile_twice(jax))
-        (folder / ("rejected" if _REJECTED in said else "accepted")).touch()
+        with contextlib.suppress(OSError):  # without the outcome the next process tries again
+            said = _stderr_of(lambda: _compile_twice(jax))
+            (folder / ("rejected" if _REJECTED in said else "accepted")).touch()
 
 
 def _compile_twice(jax: Any) -> None:

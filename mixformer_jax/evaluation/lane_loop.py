@@ -150,6 +150,7 @@ class LaneLoop:
             return
         except Exception as error:  # noqa: BLE001
             self._took(began)
+            self._state = None  # a step that fails half-way may have used it up; all of its lanes end here
             for lane in frames:
                 yield self._end(lane, error)
             return

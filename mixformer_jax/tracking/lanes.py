@@ -93,8 +93,8 @@ class Lanes:
         state, found = lanes.step(state, {0: frame_of_a, 3: frame_of_b})
 
     The state is a `TrackState` with a target, and counters, for each lane. A state that was handed in is used up: its
-    arrays may be those of the next one. The boxes are those of `Tracker.step` up to
-    rounding, which depends on the number of lanes.
+    arrays may be those of the next one. The boxes are those of `Tracker.step` up to rounding, which depends on the
+    number of lanes.
     """
 
     def __init__(self, tracker: Tracker, num_lanes: int) -> None:

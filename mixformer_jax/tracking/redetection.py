@@ -23,8 +23,8 @@ LEAST_SIDE, STEP = 0.5, 0.6
 MOST_COLUMNS, MOST_ROWS = 5, 4
 
 
-class SearchState(NamedTuple):
-    """Of `n` targets, between two frames."""
+class Redetection(NamedTuple):
+    """State of looking for `n` targets, between two frames."""
 
     look_xywh: Float[Array, "n 4"]  # what to cut crops around that look elsewhere on the next frame
     is_look: Bool[Array, " n"]  # for which targets
@@ -34,71 +34,71 @@ class SearchState(NamedTuple):
     is_pending: Bool[Array, " n"]  # whether a find is to be confirmed by the next frame
 
 
-def start_search(boxes_xywh: Float[Array, "n 4"]) -> SearchState:
+def start_redetection(boxes_xywh: Float[Array, "n 4"]) -> Redetection:
     """Before the first frame after the given one."""
     nobody = jnp.zeros(len(boxes_xywh), bool)
-    return SearchState(boxes_xywh, nobody, boxes_xywh, boxes_xywh, nobody.astype(jnp.int32), nobody)
+    return Redetection(boxes_xywh, nobody, boxes_xywh, boxes_xywh, nobody.astype(jnp.int32), nobody)
 
 
-class Seen(NamedTuple):
+class Located(NamedTuple):
     """What a network found in search crops: boxes in pixels of the frame, clipped to it, and their scores."""
 
     boxes_xywh: Float[Array, "n 4"]
     scores: Float[Array, " n"] | None  # None for models without a score prediction module
 
 
-def settle(
+def choose_boxes(
     settings: TrackerConfig,
-    search: SearchState,
+    redetection: Redetection,
     before_xywh: Float[Array, "n 4"],
-    near: Seen,
-    elsewhere: Seen,
+    near: Located,
+    elsewhere: Located,
     lost: Bool[Array, " n"],
-) -> tuple[SearchState, Float[Array, "n 4"], Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
-    """Chooses between what was found around the last boxes and elsewhere; `look_on` must follow.
+) -> tuple[Redetection, Float[Array, "n 4"], Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
+    """Chooses between what was found around the last boxes and elsewhere; `plan_look` must follow.
 
     Args:
         settings: of the tracker.
-        search: before this frame.
+        redetection: before this frame.
         before_xywh: the targets' boxes before this frame.
         near: around these.
-        elsewhere: around `search.look_xywh`; counts for targets that look alone.
+        elsewhere: around `redetection.look_xywh`; counts for targets that look alone.
         lost: which targets counted as lost before this frame.
 
     Returns:
         The state; the targets' boxes and scores; which lost targets are found; and of which a find was seen or tried.
     """
     assert near.scores is not None and elsewhere.scores is not None
-    takes = search.is_look & (elsewhere.scores > jnp.maximum(near.scores, settings.redetect_above))
-    found = search.is_pending & (near.scores > settings.redetect_above)
-    boxes_xywh = jnp.where((search.is_pending & ~found)[:, None], search.return_xywh, near.boxes_xywh)
+    takes = redetection.is_look & (elsewhere.scores > jnp.maximum(near.scores, settings.redetect_above))
+    found = redetection.is_pending & (near.scores > settings.redetect_above)
+    boxes_xywh = jnp.where((redetection.is_pending & ~found)[:, None], redetection.return_xywh, near.boxes_xywh)
     boxes_xywh = jnp.where(takes[:, None], elsewhere.boxes_xywh, boxes_xywh)
     scores = jnp.where(takes, elsewhere.scores, near.scores)
     is_good = (~lost | found) & (scores > settings.candidate_above)
-    after = search._replace(
-        good_xywh=jnp.where(is_good[:, None], boxes_xywh, search.good_xywh),
-        return_xywh=jnp.where(takes[:, None], before_xywh, search.return_xywh),
-        frames=jnp.where(lost & ~found, search.frames + 1, 0),
+    after = redetection._replace(
+        good_xywh=jnp.where(is_good[:, None], boxes_xywh, redetection.good_xywh),
+        return_xywh=jnp.where(takes[:, None], before_xywh, redetection.return_xywh),
+        frames=jnp.where(lost & ~found, redetection.frames + 1, 0),
         is_pending=takes,
     )
-    return after, boxes_xywh, scores, found, takes | search.is_pending
+    return after, boxes_xywh, scores, found, takes | redetection.is_pending
 
 
-def look_on(
+def plan_look(
     settings: TrackerConfig,
-    search: SearchState,
+    redetection: Redetection,
     boxes_xywh: Float[Array, "n 4"],
     lost: Bool[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
-) -> SearchState:
+) -> Redetection:
     """Decides who looks where on the next frame; `frame_size` is height and width, or a row of them a target."""
-    is_look = lost & ~search.is_pending & (search.frames % settings.redetect_every == 0)
-    rungs, count = ladder(search.good_xywh, frame_size)
-    turn = (search.frames // settings.redetect_every) % count
+    is_look = lost & ~redetection.is_pending & (redetection.frames % settings.redetect_every == 0)
+    rungs, count = ladder(redetection.good_xywh, frame_size)
+    turn = (redetection.frames // settings.redetect_every) % count
     rung = jnp.take_along_axis(rungs, turn[:, None, None], axis=1)[:, 0]
-    sides = search.good_xywh[:, 2:] * (rung[:, 2:] / settings.search_factor)
+    sides = redetection.good_xywh[:, 2:] * (rung[:, 2:] / settings.search_factor)
     virtual_xywh = jnp.concatenate([rung[:, :2] - sides / 2, sides], axis=-1)
-    return search._replace(look_xywh=jnp.where(is_look[:, None], virtual_xywh, boxes_xywh), is_look=is_look)
+    return redetection._replace(look_xywh=jnp.where(is_look[:, None], virtual_xywh, boxes_xywh), is_look=is_look)
 
 
 def ladder(

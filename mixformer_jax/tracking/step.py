@@ -22,7 +22,7 @@ from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, norma
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
-from mixformer_jax.tracking.redetection import SearchState, Seen, look_on, settle, start_search
+from mixformer_jax.tracking.redetection import Located, Redetection, choose_boxes, plan_look, start_redetection
 
 # Below every score: whatever passes `candidate_above` first is the best so far.
 NO_SCORE = -1.0
@@ -49,7 +49,7 @@ class TrackState(NamedTuple):
     filled: Bool[Array, "n slots"]  # slots that hold a template; 0 and, where there is one, 1 always do
     cache: TemplateCache | None  # encoded templates; None for models that encode them with every search region
     memory: ScoreMemory | None  # None for models without a score prediction module
-    search: SearchState | None  # of lost targets; None without `redetect_every`
+    redetection: Redetection | None  # looking for lost targets; None without `redetect_every`
     clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
     frame_index: Int32[Array, "*each"]  # frames tracked since the first
     num_refreshes: Int32[Array, "*each"]  # online templates taken so far
@@ -152,15 +152,16 @@ def encode_templates(
 def _first_state(
     model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T 3"], boxes_xywh: Float[Array, "n 4"]
 ) -> TrackState:
-    zero, redetects = jnp.zeros((), jnp.int32), settings.redetect_every > 0
+    boxes_xywh, zero = boxes_xywh.astype(jnp.float32), jnp.zeros((), jnp.int32)
+    has_scores = model.config.score_heads > 0
     return TrackState(
-        boxes_xywh=boxes_xywh.astype(jnp.float32),
+        boxes_xywh=boxes_xywh,
         templates=jnp.repeat(crops[:, None], settings.num_slots, axis=1),
         filled=jnp.broadcast_to(jnp.arange(settings.num_slots) < 2, (len(crops), settings.num_slots)),
         cache=None,
-        memory=start_memory(crops) if model.config.score_heads else None,
-        search=start_search(boxes_xywh.astype(jnp.float32)) if model.config.score_heads and redetects else None,
-        clip_margins=clip_margins(settings, boxes_xywh.astype(jnp.float32)),
+        memory=start_memory(crops) if has_scores else None,
+        redetection=start_redetection(boxes_xywh) if has_scores and settings.redetect_every else None,
+        clip_margins=clip_margins(settings, boxes_xywh),
         frame_index=zero,
         num_refreshes=zero,
     )
@@ -186,34 +187,34 @@ def step_from_crops(
     crops: UInt8[AnyArray, "n S S 3"],
     scales: Float[AnyArray, " n"],
     frame_size: Int32[AnyArray, "*each 2"],
-    look: CutSearch | None = None,
+    look: CutSearch,
 ) -> tuple[TrackState, TrackPrediction]:
     """Finds the targets in search crops around their boxes; `update_templates` must follow.
 
     `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
-    `look` cuts the crops of lost targets that look elsewhere: a tracker with `redetect_every` needs it.
+    `look` cuts the crops of lost targets that are looked for elsewhere (`redetect_every`).
     """
     # What a step does not change stays out of the program's results, which would be copies: the cache is large.
-    search, parts = state.search, (model, settings, variables, state)
-    if search is None:
+    redetection, parts = state.redetection, (model, settings, variables, state)
+    if redetection is None:
         prediction, changed = _find(*parts, crops, scales, frame_size)
     else:
-        assert look is not None
-        cut = look
-        near, boxes_cxcywh = _see(*parts, state.boxes_xywh, crops, scales, frame_size)
+        near, boxes_cxcywh = _locate(*parts, state.boxes_xywh, crops, scales, frame_size)
 
-        def see_elsewhere(_near: Seen) -> Seen:
-            return cast(Seen, _see(*parts, search.look_xywh, *cut(search.look_xywh), frame_size)[0])
+        def locate_elsewhere(_near: Located) -> Located:
+            look_xywh = redetection.look_xywh
+            return cast(Located, _locate(*parts, look_xywh, *look(look_xywh), frame_size)[0])
 
-        is_traced = isinstance(search.is_look, jax.core.Tracer)
-        anybody = search.is_look.any() if is_traced else np.asarray(search.is_look).any()
-        elsewhere = _when(anybody, see_elsewhere, near)
-        prediction, changed = _judge(settings, state, near, boxes_cxcywh, elsewhere, frame_size)
+        elsewhere = _when(redetection.is_look.any(), locate_elsewhere, near)
+        prediction, changed = _apply_rules(settings, state, near, boxes_cxcywh, elsewhere, frame_size)
     memory = state.memory
     if memory is not None and prediction.lost is not None:
         memory = memory._replace(best=changed.best, lost=prediction.lost, streak=changed.streak)
     return state._replace(
-        boxes_xywh=prediction.boxes_xywh, memory=memory, search=changed.search, frame_index=changed.frame_index
+        boxes_xywh=prediction.boxes_xywh,
+        memory=memory,
+        redetection=changed.redetection,
+        frame_index=changed.frame_index,
     ), prediction
 
 
@@ -223,11 +224,11 @@ class _Changed(NamedTuple):
     frame_index: Int32[Array, "*each"]
     best: Float[Array, " n"] | None = None
     streak: Int32[Array, " n"] | None = None
-    search: SearchState | None = None
+    redetection: Redetection | None = None
 
 
 @jit_static
-def _see(
+def _locate(
     model: MixFormer,
     settings: TrackerConfig,
     variables: Variables,
@@ -236,7 +237,7 @@ def _see(
     crops: UInt8[Array, "n S S 3"],
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
-) -> tuple[Seen, Float[Array, "n 4"]]:
+) -> tuple[Located, Float[Array, "n 4"]]:
     """The network on crops around some boxes: what it finds on the frame, and its boxes as it gave them."""
     if state.cache is None:
         templates, mask = normalise(state.templates), _mask(settings, state.filled)
@@ -245,20 +246,20 @@ def _see(
         found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
     boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, around_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    return Seen(boxes_xywh, found.scores), found.boxes_cxcywh
+    return Located(boxes_xywh, found.scores), found.boxes_cxcywh
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _judge(
+def _apply_rules(
     settings: TrackerConfig,
     state: TrackState,
-    near: Seen,
+    near: Located,
     boxes_cxcywh: Float[Array, "n 4"],
-    elsewhere: Seen | None,
+    elsewhere: Located | None,
     frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackPrediction, _Changed]:
-    """What follows from what was seen: the rules on scores, and where lost targets are looked for next."""
-    frame_index, before, search, scores = state.frame_index + 1, state.memory, state.search, near.scores
+    """What follows from what was located: the rules on scores, and where lost targets are looked for next."""
+    frame_index, before, redetection, scores = state.frame_index + 1, state.memory, state.redetection, near.scores
     boxes_xywh = near.boxes_xywh
     if settings.size_smoothing:
         boxes_xywh = _smoothed(settings, state, boxes_xywh, frame_size)
@@ -266,18 +267,18 @@ def _judge(
         return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
     memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
-    if search is not None and elsewhere is not None:
-        near = Seen(boxes_xywh, scores)
-        search, boxes_xywh, scores, found, tried = settle(
-            settings, search, state.boxes_xywh, near, elsewhere, before.lost
+    if redetection is not None and elsewhere is not None:
+        near = Located(boxes_xywh, scores)
+        redetection, boxes_xywh, scores, found, tried = choose_boxes(
+            settings, redetection, state.boxes_xywh, near, elsewhere, before.lost
         )
         lost = (memory.lost | tried) & ~found
         is_candidate &= ~lost
         best = jnp.where(is_candidate, memory.best, before.best * settings.max_score_decay)
         memory = memory._replace(best=best, lost=lost, streak=jnp.where(tried, 0, memory.streak))
-        search = look_on(settings, search, boxes_xywh, lost, frame_size)
+        redetection = plan_look(settings, redetection, boxes_xywh, lost, frame_size)
     prediction = TrackPrediction(boxes_xywh, boxes_cxcywh, scores, is_candidate, memory.lost)
-    return prediction, _Changed(frame_index, memory.best, memory.streak, search)
+    return prediction, _Changed(frame_index, memory.best, memory.streak, redetection)
 
 
 def _smoothed(
@@ -302,8 +303,8 @@ def _find(
     frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackPrediction, _Changed]:
     """Both as one program, for trackers that look nowhere else."""
-    near, boxes_cxcywh = _see(model, settings, variables, state, state.boxes_xywh, crops, scales, frame_size)
-    return cast(tuple[TrackPrediction, _Changed], _judge(settings, state, near, boxes_cxcywh, None, frame_size))
+    near, boxes_cxcywh = _locate(model, settings, variables, state, state.boxes_xywh, crops, scales, frame_size)
+    return cast(tuple[TrackPrediction, _Changed], _apply_rules(settings, state, near, boxes_cxcywh, None, frame_size))
 
 
 # Online templates.
@@ -356,8 +357,8 @@ def refresh_templates(
     """The second half of the policy: one online template of each target is replaced, and all are encoded anew.
 
     Empty slots are filled first, then the oldest online template goes: first the copy of the initial one. Targets that
-    are lost and looked for keep theirs. A new
-    interval begins: the best score is forgotten, and the initial template is the candidate.
+    are lost and looked for keep theirs. A new interval begins: the best score is forgotten, and the initial template is
+    the candidate.
 
     Raises:
         ValueError: the tracker has no online slots.
@@ -365,7 +366,7 @@ def refresh_templates(
     if settings.num_online_templates == 0:
         raise ValueError("this tracker has no online template slots (num_online_templates is 0)")
     memory, crops = state.memory, cut(None) if state.memory is None else state.memory.candidates
-    kept = None if state.search is None or memory is None else memory.lost
+    kept = None if state.redetection is None or memory is None else memory.lost
     templates, filled, num_refreshes = _replace_template(
         settings, state.templates, state.filled, state.num_refreshes, crops, kept
     )

@@ -282,7 +282,7 @@ def test_got10k_has_a_layout_of_its_own(folder_dataset, tmp_path, caplog):
 
 
 class TwoLanes:
-    """Two BrightTrackers side by side; lane 1 fails on the frame that is told."""
+    """Two BrightTrackers side by side; lane 1 fails on the frame that is told. A step that fails uses its state up."""
 
     num_lanes = 2
 
@@ -290,11 +290,15 @@ class TwoLanes:
         self.fails_at, self.error, self.steps = fails_at, error, []
 
     def start(self, state, lane, frame, box_xywh):
+        if state and "used up" in state:
+            raise RuntimeError("Array has been deleted")
         return {**(state or {}), lane: np.array(box_xywh, float)}
 
     def step(self, state, frames):
         self.steps.append(sorted(frames))
         if len(self.steps) == self.fails_at:
+            if not isinstance(self.error, LaneError):
+                state["used up"] = True
             raise self.error
         found = {}
         for lane, frame in frames.items():

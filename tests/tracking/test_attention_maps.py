@@ -24,7 +24,6 @@ from mixformer_jax.tracking.attention_maps import (
     mixing_blocks,
     token_mask,
 )
-from mixformer_jax.tracking.step import step_from_crops
 from mixformer_jax.tracking.tracker import Tracker
 
 VIT = MixFormerConfig(
@@ -158,8 +157,7 @@ def test_views_and_score():
     tracker, state, frame = make(config, 1)
     maps = attention_maps(tracker, state, frame, BOX)
     crops = tracker.search_crops(state, frame)
-    size = np.array(frame.shape[:2], np.int32)
-    prediction = step_from_crops(tracker.model, tracker.settings, tracker.variables, state, *crops, size)[1]
+    prediction = tracker.locate(state, crops, frame)[1]
     np.testing.assert_array_equal(maps.views["search"].pixels, crops.pixels[0])
     np.testing.assert_allclose(
         maps.views["search"].box_xyxy, cxcywh_to_xyxy(np.asarray(prediction.boxes_cxcywh)[0]), atol=1e-5

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
-from mixformer_jax.tracking.redetection import Seen, ladder, look_on, settle, start_search
+from mixformer_jax.tracking.redetection import Located, choose_boxes, ladder, plan_look, start_redetection
 from mixformer_jax.tracking.step import scan_frames
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -19,20 +19,25 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = TrackerConfig(search_factor=4.0, redetect_every=2, redetect_above=0.6)
 BOXES_XYWH = jnp.array([[100.0, 80.0, 40.0, 40.0], [500.0, 20.0, 100.0, 80.0]])
 SIZE, LOST = jnp.array([360, 640]), jnp.array([True, False])
-settled = jax.jit(functools.partial(settle, CONFIG))
-looked = jax.jit(functools.partial(look_on, CONFIG))
+settled = jax.jit(functools.partial(choose_boxes, CONFIG))
+looked = jax.jit(functools.partial(plan_look, CONFIG))
 
 
 def follow(scores_elsewhere, scores_near=()):
     """The states and boxes of two targets, of which the first is lost, frame by frame."""
-    search, boxes_xywh, steps, lost = looked(start_search(BOXES_XYWH), BOXES_XYWH, LOST, SIZE), BOXES_XYWH, [], LOST
+    state, boxes_xywh, steps, lost = (
+        looked(start_redetection(BOXES_XYWH), BOXES_XYWH, LOST, SIZE),
+        BOXES_XYWH,
+        [],
+        LOST,
+    )
     for index, score in enumerate(scores_elsewhere):
-        near = Seen(boxes_xywh, jnp.array([scores_near[index] if index < len(scores_near) else 0.2, 0.9]))
-        elsewhere = Seen(search.look_xywh + 5.0, jnp.array([score, 1.0]))
-        search, boxes_xywh, scores, found, _ = settled(search, boxes_xywh, near, elsewhere, lost)
+        near = Located(boxes_xywh, jnp.array([scores_near[index] if index < len(scores_near) else 0.2, 0.9]))
+        elsewhere = Located(state.look_xywh + 5.0, jnp.array([score, 1.0]))
+        state, boxes_xywh, scores, found, _ = settled(state, boxes_xywh, near, elsewhere, lost)
         lost = lost & ~found
-        search = looked(search, boxes_xywh, lost, SIZE)
-        steps.append((search, np.asarray(boxes_xywh[0]), float(scores[0]), bool(found[0])))
+        state = looked(state, boxes_xywh, lost, SIZE)
+        steps.append((state, np.asarray(boxes_xywh[0]), float(scores[0]), bool(found[0])))
         np.testing.assert_array_equal(boxes_xywh[1], BOXES_XYWH[1])
     return steps
 
@@ -40,22 +45,22 @@ def follow(scores_elsewhere, scores_near=()):
 def test_every_rung_is_looked_at_once_a_round():
     steps = follow([0.1] * 60)
     _, count = ladder(BOXES_XYWH, SIZE)
-    looks = [tuple(np.asarray(search.look_xywh[0]).tolist()) for search, *_ in steps if bool(search.is_look[0])]
+    looks = [tuple(np.asarray(state.look_xywh[0]).tolist()) for state, *_ in steps if bool(state.is_look[0])]
     assert len(looks) == 30, "every second frame"
     rungs = int(count[0])
     assert len(set(looks)) == rungs and looks[:rungs] == looks[rungs : 2 * rungs]
-    assert not any(bool(search.is_look[1]) or found for search, *_, found in steps)
+    assert not any(bool(state.is_look[1]) or found for state, *_, found in steps)
     for _, box_xywh, score, _ in steps:
         np.testing.assert_array_equal(box_xywh, BOXES_XYWH[0])
         assert score == pytest.approx(0.2)
 
 
 def test_what_is_found_elsewhere_must_be_confirmed():
-    search, box_xywh, score, found = follow([0.9])[-1]
-    assert bool(search.is_pending[0]) and not bool(search.is_look[0]) and not found and score == pytest.approx(0.9)
+    state, box_xywh, score, found = follow([0.9])[-1]
+    assert bool(state.is_pending[0]) and not bool(state.is_look[0]) and not found and score == pytest.approx(0.9)
     assert np.abs(box_xywh - BOXES_XYWH[0]).max() >= 5
-    search, confirmed, _, found = follow([0.9, 0.1], [0.2, 0.8])[-1]
-    assert found and int(search.frames[0]) == 0 and not bool(search.is_look[0])
+    state, confirmed, _, found = follow([0.9, 0.1], [0.2, 0.8])[-1]
+    assert found and int(state.frames[0]) == 0 and not bool(state.is_look[0])
     np.testing.assert_array_equal(confirmed, box_xywh)
     *_, refused, _, found = follow([0.9, 0.1], [0.2, 0.3])[-1]
     assert not found
@@ -103,7 +108,7 @@ def test_host_device_and_lanes_look_alike(loop):
     state, hosts, looks = tracker.start(frames[0], box_xywh), [], 0
     for frame in frames[1:]:
         state, tracked = tracker.step(state, frame)
-        looks += int(np.asarray(state.search.is_look)[0])
+        looks += int(np.asarray(state.redetection.is_look)[0])
         hosts.append(tracked.box_xywh)
     assert looks >= 4 and bool(state.memory.lost[0]) and bool(tracked.is_lost)
     assert np.abs(np.diff(np.stack(hosts), axis=0)).max() > 5
@@ -127,7 +132,7 @@ def test_nothing_changes_for_targets_that_are_never_lost(loop):
         for frame in frames[1:]:
             state, tracked = tracker.step(state, frame)
             found.append((tracked.box_xywh, tracked.score))
-        assert (state.search is None) == (not changes)
+        assert (state.redetection is None) == (not changes)
     for off, on in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
         np.testing.assert_allclose(off[0], on[0], atol=1e-3)
         np.testing.assert_allclose(off[1], on[1], atol=1e-4)
@@ -142,3 +147,17 @@ def test_smoothed_sizes_lie_between(loop):
         sides.append(np.asarray(tracked.box_xywh))
     np.testing.assert_allclose(sides[1][2:], np.sqrt(sides[0][2:] * loop.box_xywh[2:]), rtol=1e-4)
     np.testing.assert_allclose(sides[1][:2] + sides[1][2:] / 2, sides[0][:2] + sides[0][2:] / 2, atol=1e-2)
+
+
+@pytest.mark.parametrize("redetect_every", [0, 1])
+def test_lost_targets_that_are_looked_for_keep_their_templates(loop, redetect_every):
+    tracker = loop.tracker(update_interval=3, **(ALWAYS_LOST | {"redetect_every": redetect_every}))
+    other = loop.box_xywh + np.array([3, 2, -4, -4])
+    before = tracker.start(loop.frames[0], loop.box_xywh)
+    # An online template that is not the initial one, so that replacing it by the candidate can be seen.
+    templates = before.templates.at[:, 1:].set(tracker.start(loop.frames[0], other).templates[:, 1:])
+    state = before._replace(templates=templates)
+    for frame in loop.frames[1:4]:
+        state, _ = tracker.step(state, frame)
+    assert bool(state.memory.lost[0]) and int(state.num_refreshes) == 1
+    assert (np.asarray(state.templates) == np.asarray(templates)).all() == (redetect_every == 1)
