@@ -159,6 +159,8 @@ def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
         for file in files:
             for operation, duration in _operations(jax.profiler.ProfileData.from_file(str(file))):
                 nanoseconds[module_of(names.get(operation, ""))] += duration
+    if not nanoseconds:
+        raise RuntimeError(f"JAX's profiler recorded no operation of {steps} steps; run the program again, on its own")
     longest = sorted(nanoseconds, key=nanoseconds.__getitem__, reverse=True)
     return [(module, nanoseconds[module] / steps / 1e6) for module in longest]
 
