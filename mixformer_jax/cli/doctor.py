@@ -342,7 +342,7 @@ def track_clip(
     for index, frame in enumerate(others, 1):
         if boxes_xywh is not None:
             before = jax.device_put(boxes_xywh[index - 1 : index].astype(np.float32), tracker.device)
-            state = state._replace(boxes_xywh=before)
+            state = state.at(before)
         state, tracked = tracker.step(state, frame)
         found.append(tracked.box_xywh)
     return np.stack(found)

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.tfds import read_tfds_images
+from mixformer_jax.datasets.stills import read_tfds_images
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
 from mixformer_jax.typed_settings import Range, Share, ShareAboveZero, TypedSettings
 

@@ -1,1 +1,1 @@
-"""Readers: one file a data set, each a function from a root folder to its sequences."""
+"""Readers of data sets, each a function from a root folder to its sequences."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,35 +24,30 @@ class LengthError(DatasetError):
 def read_groundtruth(
     path: str | Path, expected_length: int | None = None, published: bool = False
 ) -> Float64[np.ndarray, "n 4"]:
-    """Boxes of one sequence, xywh in pixels, one line a frame.
+    """Boxes of one sequence, xywh in pixels, one line a frame; four `nan` where the target is absent.
 
     Columns are separated by commas, or by tabs or spaces. Of x,y,w,h,score,lost, as `mixformer track` writes them, the
-    boxes are read. A line of four `nan` says that the target is absent. Blank lines are allowed at the end only: one in
-    the middle would shift every box after it.
+    boxes are read.
 
     Args:
-        path: the text file.
-        expected_length: the number of frames that the boxes belong to, where it is known.
-        published: the file belongs to a published data set. Some of them hold negative sizes, which nobody can mend
-            there: the rows stay as they are, have no target (`has_target`), and a reader tells of them
-            (`readers.layout.row_faults`). In a file of the user's own they are an error, most likely corners.
+        published: the file belongs to a published data set. Negative sizes there have no target (`has_target`), and
+            `layout.row_faults` tells of them. In a user's own file they are an error, most likely corners.
 
     Raises:
-        DatasetError: missing or unreadable file; a line which is not four numbers, is NaN in part, infinite,
-            or, unless `published`, has a negative size (file and line are named); a length other than
-            `expected_length` (both are named).
+        DatasetError: missing or unreadable file; a line, also a blank one before the end, which is not four finite
+            numbers or four nan; a negative size unless `published`; another length than `expected_length`.
     """
     path = Path(path)
     text = read_text(path, "ground truth")
     boxes_xywh = _parse_plain(text)
     if boxes_xywh is None:
         lines = _split_lines(text, path, "ground truth")
-        boxes_xywh = np.array([_parse_box(line, path, i) for i, line in enumerate(lines, start=1)], np.float64)
-    if not published and (boxes_xywh[:, 2:] < 0).any():
-        row = int(np.flatnonzero((boxes_xywh[:, 2:] < 0).any(axis=1))[0])
+        boxes_xywh = np.array([_parse_box(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)], np.float64)
+    negative = np.flatnonzero((boxes_xywh[:, 2:] < 0).any(axis=1))
+    if len(negative) and not published:
         raise DatasetError(
-            f"{path}, line {row + 1}: negative width or height in {text.splitlines()[row].strip()!r}; columns are "
-            "x,y,w,h and not corners"
+            f"{path}, line {negative[0] + 1}: negative width or height in {text.splitlines()[negative[0]].strip()!r}; "
+            "columns are x,y,w,h and not corners"
         )
     if expected_length is not None:
         check_length(path, len(boxes_xywh), expected_length)
@@ -64,7 +60,7 @@ def has_target(boxes_xywh: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
 
 
 def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
-    """Refuse a ground truth of another length than its video; the message names both."""
+    """Refuses a ground truth of another length than its video."""
     if num_boxes != num_frames:
         raise LengthError(
             f"{path}: {num_boxes} boxes for {num_frames} frames; "
@@ -93,18 +89,23 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
     return np.array(labels, np.int64)
 
 
-def read_attributes(path: Path | None, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The challenges of a sequence: one 0 or 1 for each of `names`, in one line with commas. None without a file.
+def read_attributes(path: Path | None, names: Sequence[str], prefix: Sequence[str] = ()) -> tuple[str, ...] | None:
+    """The challenges of a sequence: one 0 or 1 for each of `names`, with commas or blanks. None without a file.
+
+    Flags before the others that are equal to `prefix` are left out.
 
     Raises:
         DatasetError: another number of flags than of names, or something else than 0 and 1.
     """
     if path is None or not path.is_file():
         return None
-    flags = read_labels(path)
-    if len(flags) != len(names) or not np.isin(flags, (0, 1)).all():
-        raise DatasetError(f"{path}: expected {len(names)} times 0 or 1 ({', '.join(names)}), found {flags.tolist()}")
-    return tuple(name for name, flag in zip(names, flags, strict=True) if flag)
+    text = read_text(path, "attribute file").strip()
+    flags = re.split(r"\s*,\s*|\s+", text)
+    if len(flags) == len(prefix) + len(names) and flags[: len(prefix)] == list(prefix):
+        flags = flags[len(prefix) :]
+    if len(flags) != len(names) or not set(flags) <= {"0", "1"}:
+        raise DatasetError(f"{path}: expected {len(names)} times 0 or 1 ({', '.join(names)}), found {text!r}")
+    return tuple(name for name, flag in zip(names, flags, strict=True) if flag == "1")
 
 
 def read_names(path: Path) -> list[str]:
@@ -168,19 +169,12 @@ def _parse_plain(text: str) -> Float64[np.ndarray, "n 4"] | None:
     return boxes_xywh if np.isfinite(boxes_xywh).all() else None
 
 
-def _without_scores(columns: list[str]) -> list[str]:
-    """x,y,w,h of the columns x,y,w,h,score,lost that `mixformer track` writes; other columns as they are."""
+def _parse_box(line: str, where: str) -> list[float]:
+    columns = line.split(",") if "," in line else line.split()
     if len(columns) == 6 and columns[5].strip() in ("0", "1"):
         with contextlib.suppress(ValueError):
-            if 0 <= float(columns[4]) <= 1:  # a score; files of others may begin with the frame's number
-                return columns[:4]
-    return columns
-
-
-def _parse_box(line: str, path: Path, number: int) -> list[float]:
-    where = f"{path}, line {number}"
-    # Splitting at commas alone keeps "1,,3,4" an error instead of three numbers.
-    columns = _without_scores(line.split(",") if "," in line else line.split())
+            # x,y,w,h,score,lost of `mixformer track`; files of others may begin with the frame's number.
+            columns = columns[:4] if 0 <= float(columns[4]) <= 1 else columns
     if len(columns) != 4:
         hint = "; polygons must be turned into boxes first" if len(columns) == 8 else ""
         raise DatasetError(f"{where}: expected 4 columns x,y,w,h, found {len(columns)} in {line!r}{hint}")
@@ -188,11 +182,8 @@ def _parse_box(line: str, path: Path, number: int) -> list[float]:
         box_xywh = parse_numbers(line)[:4]
     except ValueError:
         raise DatasetError(f"{where}: expected four numbers x,y,w,h, found {line!r}") from None
-    num_nan = sum(math.isnan(value) for value in box_xywh)
-    if num_nan == 4:
-        return box_xywh
-    if num_nan:
+    if 0 < sum(map(math.isnan, box_xywh)) < 4:
         raise DatasetError(f"{where}: NaN in part, {line!r}; a target is absent with four nan, or has four numbers")
-    if any(math.isinf(value) for value in box_xywh):
+    if any(map(math.isinf, box_xywh)):
         raise DatasetError(f"{where}: infinite value in {line!r}")
     return box_xywh

@@ -1,4 +1,4 @@
-"""Faults of published data sets that everybody has, with their sources: facts that readers and `data check` name.
+"""Faults of published data sets that everybody has, with their sources; readers, reports and `data check` name them.
 
 A fault that is not listed here may lie in the copy of the data set at hand: an unpacking that broke off, say.
 """
@@ -10,23 +10,14 @@ ANY = "*"  # every sequence of a data set
 
 
 class KnownFault(NamedTuple):
-    """Something wrong with a data set as it is published.
+    """Something wrong with a data set as it is published."""
 
-    Attributes:
-        reader: of the data set, by name.
-        sequence: its name, or ANY.
-        kind: of the `records.Fault` that it explains. `length`: numbers of boxes, frames or result rows that differ.
-        what: the fact.
-        source: where it was reported; `OWNER/REPOSITORY#NUMBER` is an issue on GitHub.
-        box_xywh: the row, where the fault is one.
-    """
-
-    reader: str
-    sequence: str
-    kind: str
+    reader: str  # of the data set, by name
+    sequence: str  # its name, or ANY
+    kind: str  # of the `records.Fault` that it explains. `length`: numbers of boxes, frames or result rows that differ
     what: str
-    source: str
-    box_xywh: tuple[float, float, float, float] | None = None
+    source: str  # where it was reported; `OWNER/REPOSITORY#NUMBER` is an issue on GitHub
+    box_xywh: tuple[float, float, float, float] | None = None  # the row, where the fault is one
 
     def __str__(self) -> str:
         return f"known: {self.what} ({self.source})"
@@ -36,18 +27,19 @@ def known_fault(reader: str, sequence: str, kind: str, box_xywh: Sequence[float]
     """The entry of the table that explains a fault; None where none does."""
     box = None if box_xywh is None else tuple(map(float, box_xywh))
     for known in KNOWN_FAULTS:
-        if (
-            (known.reader, known.kind) == (reader, kind)
-            and known.sequence in (sequence, ANY)
-            and known.box_xywh in (None, box)
-        ):
+        is_kind = (known.reader, known.kind) == (reader, kind)
+        if is_kind and known.sequence in (sequence, ANY) and known.box_xywh in (None, box):
             return known
     return None
 
 
-_LASOT_ROWS = "HengLan/LaSOT_Evaluation_Toolkit#10, #19"
-_NFS_LENGTHS = "visionml/pytracking#160"
-_TNL2K_LENGTHS = "wangxiao5791509/TNL2K_evaluation_toolkit#8"
+_LASOT_ROWS = {
+    "lion-5": (553, (1, 1, -1, -1)),
+    "tiger-6": (118, (613, 731, 247, -11)),
+    "person-7": (2111, (2, 2, -1, -1)),
+    "pool-14": (146, (1, 1, -1, -1)),
+    "tank-17": (627, (1125, 730, 155, -10)),
+}
 _NFS_ONE_FRAME_MORE = (
     *("Gymnastics", "Skydiving", "airtable_3", "basketball_2", "beach_flipback_person"),
     *("bowling_ball", "motorcross", "parkour", "shuffletable_4", "soccer_ball_2"),
@@ -68,63 +60,42 @@ _TNL2K_FIRST_RELEASE = {
     "videoPlayer_video_01_done": (2009, 2008),
 }
 
+_PADDLE = "the data set has 2,703 boxes, and the evaluation toolkit 2,500"
+_MINUS_ONE = "some copies have -1,-1,-1,-1 where the target is absent"
+_VAL_136 = "published with 1920 x 1080, and from frame 112 on with 1280 x 720"
+_DOG_2 = "dog_2 at 30 fps is published with the video of dog, 1,030 frames, and its own 594 boxes"
+_TIGER1 = "354 frames and boxes, of which the toolkit leaves out the first 5, so that results have 349 rows"
+_GOT10K_136_SOURCE = "got-10k/toolkit#25, visionml/pytracking#98"
+
 KNOWN_FAULTS: tuple[KnownFault, ...] = (
-    KnownFault("lasot", "lion-5", "box empty", "published so, in row 553", _LASOT_ROWS, (1, 1, -1, -1)),
-    KnownFault("lasot", "tiger-6", "box empty", "published so, in row 118", _LASOT_ROWS, (613, 731, 247, -11)),
-    KnownFault("lasot", "person-7", "box empty", "published so, in row 2111", _LASOT_ROWS, (2, 2, -1, -1)),
-    KnownFault("lasot", "pool-14", "box empty", "published so, in row 146", _LASOT_ROWS, (1, 1, -1, -1)),
-    KnownFault("lasot", "tank-17", "box empty", "published so, in row 627", _LASOT_ROWS, (1125, 730, 155, -10)),
-    KnownFault(
-        "lasot",
-        "paddle-1",
-        "length",
-        "the data set has 2,703 boxes, and the evaluation toolkit 2,500",
-        "HengLan/LaSOT_Evaluation_Toolkit#18",
-    ),
-    KnownFault(
-        "got10k",
-        ANY,
-        "box empty",
-        "some copies have -1,-1,-1,-1 where the target is absent",
-        "got-10k/toolkit#10",
-        (-1, -1, -1, -1),
-    ),
-    KnownFault("got10k", ANY, "box outside", "GOT-10k has boxes outside the image", "got-10k/toolkit#10"),
-    KnownFault(
-        "got10k",
-        "GOT-10k_Val_000136",
-        "frame size",
-        "published with 1920 x 1080, and from frame 112 on with 1280 x 720",
-        "got-10k/toolkit#25, visionml/pytracking#98",
-    ),
     *(
-        KnownFault("nfs", name, "length", "published at 30 fps with one frame more than boxes", _NFS_LENGTHS)
+        KnownFault(
+            *("lasot", name, "box empty", f"published so, in row {row}"),
+            source="HengLan/LaSOT_Evaluation_Toolkit#10, #19",
+            box_xywh=box,
+        )
+        for name, (row, box) in _LASOT_ROWS.items()
+    ),
+    KnownFault("lasot", "paddle-1", "length", _PADDLE, "HengLan/LaSOT_Evaluation_Toolkit#18"),
+    KnownFault("got10k", ANY, "box empty", _MINUS_ONE, "got-10k/toolkit#10", (-1, -1, -1, -1)),
+    KnownFault("got10k", ANY, "box outside", "GOT-10k has boxes outside the image", "got-10k/toolkit#10"),
+    KnownFault("got10k", "GOT-10k_Val_000136", "frame size", _VAL_136, _GOT10K_136_SOURCE),
+    *(
+        KnownFault(
+            "nfs", name, "length", "published at 30 fps with one frame more than boxes", "visionml/pytracking#160"
+        )
         for name in _NFS_ONE_FRAME_MORE
     ),
-    KnownFault(
-        "nfs",
-        "dog_2",
-        "wrong video",
-        "dog_2 at 30 fps is published with the video of dog, 1,030 frames, and its own 594 boxes",
-        "got-10k/toolkit#47",
-    ),
-    KnownFault(
-        "otb100",
-        "Tiger1",
-        "length",
-        "354 frames and boxes, of which the toolkit leaves out the first 5, so that results have 349 rows",
-        "StrangerZhang/pysot-toolkit#6",
-    ),
+    KnownFault("nfs", "dog_2", "wrong video", _DOG_2, "got-10k/toolkit#47"),
+    KnownFault("otb100", "Tiger1", "length", _TIGER1, "StrangerZhang/pysot-toolkit#6"),
     KnownFault(
         "otb100", "ClifBar", "length", "472 frames, and 329 rows in some published results", "alanlukezic/csr-dcf#15"
     ),
     *(
         KnownFault(
-            "tnl2k",
-            name,
-            "length",
+            *("tnl2k", name, "length"),
             f"first {boxes:,} boxes for {frames:,} frames; revised_annotations.zip of its toolkit mends it",
-            _TNL2K_LENGTHS,
+            "wangxiao5791509/TNL2K_evaluation_toolkit#8",
         )
         for name, (boxes, frames) in _TNL2K_FIRST_RELEASE.items()
     ),

@@ -1,54 +1,123 @@
-"""What published layouts share: frames, rows without target, attributes, splits, and lists of sequences."""
+"""How sequences lie on disk: what published layouts share, and plain folders of the user's own."""
 
+import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mixformer_jax.datasets.groundtruth import DatasetError, check_length, has_target, read_names
+from mixformer_jax.datasets.groundtruth import (
+    DatasetError,
+    check_length,
+    has_target,
+    read_attributes,
+    read_groundtruth,
+    read_labels,
+)
 from mixformer_jax.datasets.known_faults import known_fault
-from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, NumberedFrames
-from mixformer_jax.media.images import list_images
+from mixformer_jax.datasets.records import (
+    Dataset,
+    Fault,
+    ImageFrames,
+    MissingFrames,
+    NumberedNames,
+    TrackingSequence,
+    VideoFrames,
+)
+from mixformer_jax.media.images import has_images, list_images
+from mixformer_jax.media.video import DEFAULT_FPS, open_source
 
 SPLITS = Path(__file__).parent / "splits"
 
 logger = logging.getLogger(__name__)
 
 
-def row_faults(
-    dataset: str,
-    sequence: str,
-    groundtruth: Path,
-    boxes_xywh: Float[np.ndarray, "n 4"],
-    visible: Bool[np.ndarray, " n"] | None = None,
-    first_line: int = 1,
-) -> tuple[Fault, ...]:
-    """The rows of a published ground truth that have no target although they do not say so, each by its line.
+@dataclass(frozen=True)
+class SequenceFiles:
+    """Where the files of a published sequence are, and what their rules are.
 
-    These are boxes of negative size, and those without area where the data set does not mark the target as absent.
-    NaN is how a row says so.
-
-    Args:
-        dataset: the reader's name.
-        sequence: the sequence's name.
-        groundtruth: the file.
-        boxes_xywh: its boxes, pixels, as they stand there.
-        visible: False where the target is marked as absent; None where there are no such marks.
-        first_line: of the file, that of the first box.
+    Attributes:
+        root: the folder of the sequence.
+        groundtruth: x,y,w,h a line.
+        frames: the folder of the images.
+        pattern: of the images' names, such as %08d.jpg.
+        first: number of the first frame.
+        is_listed: every image of the folder is a frame, in natural order; `pattern` is for messages.
+        shares_folder: other sequences use later frames of the folder.
+        fps: frames a second.
+        is_hidden: a ground truth of one line stands for a test set that keeps its other boxes to itself.
+        empty_is_absent: boxes without area mark the target as absent.
+        absent: files of labels, all or none of them there, that are not 0 where the target is absent.
+        cover: a file of labels beside them, 0 where nothing of the target is in view.
+        attributes: the file of the challenges, if there is one; `challenges` are its columns.
+        attribute_prefix: columns that stand before them in some copies.
     """
-    empty = ~has_target(boxes_xywh) & ~np.isnan(boxes_xywh).any(axis=1)
-    if visible is not None:
-        empty &= visible | (boxes_xywh[:, 2:] < 0).any(axis=1)
-    faults = []
-    for row in np.flatnonzero(empty):
-        box = boxes_xywh[row].tolist()
-        known = known_fault(dataset, sequence, "box empty", box)
-        text = f"box {','.join(f'{value:g}' for value in box)} has no area, so it counts as a row without target"
-        faults.append(Fault("box empty", f"{groundtruth}, line {row + first_line}", text, known))
-    return tuple(faults)
+
+    root: Path
+    groundtruth: Path
+    frames: Path
+    pattern: str
+    first: int = 1
+    is_listed: bool = False
+    shares_folder: bool = False
+    fps: float = DEFAULT_FPS
+    is_hidden: bool = False
+    empty_is_absent: bool = False
+    absent: Sequence[Path] = ()
+    cover: Path | None = None
+    attributes: Path | None = None
+    challenges: Sequence[str] = ()
+    attribute_prefix: Sequence[str] = ()
+
+
+def read_sequence(dataset: str, name: str, files: SequenceFiles) -> TrackingSequence:
+    """A sequence of a published data set, its odd rows among its faults.
+
+    Raises:
+        DatasetError: files that are missing, are not what they should be, or whose lengths disagree.
+    """
+    boxes_xywh = read_groundtruth(files.groundtruth, published=True)
+    if files.is_hidden and len(boxes_xywh) == 1 and files.frames.is_dir():
+        hidden = max(len(list_images(files.frames)), 1) - 1
+        boxes_xywh = np.concatenate([boxes_xywh, np.full((hidden, 4), np.nan)])
+    frames = find_frames(files, len(boxes_xywh))
+    visible = _read_visible(files, boxes_xywh)
+    attributes = read_attributes(files.attributes, files.challenges, files.attribute_prefix)
+    faults = row_faults(dataset, name, files.groundtruth, boxes_xywh, visible)
+    return TrackingSequence(name, boxes_xywh, frames, files.fps, files.root, visible, attributes, faults=faults)
+
+
+def find_frames(files: SequenceFiles, count: int) -> ImageFrames | MissingFrames:
+    """One frame for each of `count` boxes; none where there are no images.
+
+    Of numbered frames only the last one and the one after it are looked for, so that opening a sequence costs the same
+    however long it is; a hole in between shows when its frame is read, and in `mixformer data check`.
+
+    Raises:
+        DatasetError: another number of frames than of boxes.
+    """
+    folder, first_name = files.frames, files.pattern % files.first
+    if not files.is_listed:
+        numbered = NumberedNames(files.pattern, count, files.first)
+        goes_on = not files.shares_folder and (folder / numbered[count]).is_file()
+        if (folder / numbered[count - 1]).is_file() and not goes_on:
+            return ImageFrames(folder, numbered)
+    names = image_names(folder)
+    if not names:
+        return missing_frames(folder, f"{first_name}, ...")
+    check_length(files.groundtruth, count, len(names))
+    if not files.is_listed:
+        raise DatasetError(f"{folder}: frames are not numbered from {first_name} to {numbered[count - 1]}")
+    return ImageFrames(folder, names)
+
+
+def image_names(folder: Path) -> tuple[str, ...]:
+    """Names of the images in a folder in natural order; none without the folder."""
+    return tuple(path.name for path in list_images(folder)) if folder.is_dir() else ()
 
 
 def missing_frames(folder: Path, expected: str) -> MissingFrames:
@@ -60,8 +129,43 @@ def missing_frames(folder: Path, expected: str) -> MissingFrames:
     )
 
 
+def _read_visible(files: SequenceFiles, boxes_xywh: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"] | None:
+    visible = has_target(boxes_xywh) if files.empty_is_absent else np.ones(len(boxes_xywh), bool)
+    if not any(path.is_file() for path in files.absent):
+        return visible if files.empty_is_absent else None
+    for path in files.absent:
+        visible &= read_labels(path, expected_length=len(boxes_xywh)) == 0
+    if files.cover is not None and files.cover.is_file():
+        visible &= read_labels(files.cover, expected_length=len(boxes_xywh)) > 0
+    return visible
+
+
+def row_faults(
+    dataset: str,
+    sequence: str,
+    groundtruth: Path,
+    boxes_xywh: Float[np.ndarray, "n 4"],
+    visible: Bool[np.ndarray, " n"] | None = None,
+) -> tuple[Fault, ...]:
+    """The rows of a published ground truth that have no target although they do not say so, each by its line.
+
+    These are boxes of negative size, and those without area where the data set does not mark the target as absent.
+    NaN is how a row says so.
+    """
+    empty = ~has_target(boxes_xywh) & ~np.isnan(boxes_xywh).any(axis=1)
+    if visible is not None:
+        empty &= visible | (boxes_xywh[:, 2:] < 0).any(axis=1)
+    faults = []
+    for row in np.flatnonzero(empty):
+        box = boxes_xywh[row].tolist()
+        text = f"box {','.join(f'{value:g}' for value in box)} has no area, so it counts as a row without target"
+        known = known_fault(dataset, sequence, "box empty", box)
+        faults.append(Fault("box empty", f"{groundtruth}, line {row + 1}", text, known))
+    return tuple(faults)
+
+
 def find_attributes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The attribute file of each sequence, whatever its case, with `-`, `_` or `.` before the number of a target.
+    """The attribute file of each sequence, see `find_by_name`.
 
     A warning tells of sequences without one, unless the folder is not there at all.
     """
@@ -74,8 +178,11 @@ def find_attributes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def find_by_name(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The text file of each sequence that has one, as `find_attributes`; none without the folder."""
-    there = {_plain_name(path.stem): path for path in sorted(folder.glob("*.txt"))}
+    """The text file of each sequence that has one, whatever its case; none without the folder.
+
+    The number of a target may follow `-`, `_` or `.`, and `_attribute` the name.
+    """
+    there = {_plain_name(path.stem.removesuffix("_attribute")): path for path in sorted(folder.glob("*.txt"))}
     return {name: there[_plain_name(name)] for name in names if _plain_name(name) in there}
 
 
@@ -83,36 +190,7 @@ def _plain_name(name: str) -> str:
     return name.lower().replace("-", "_").replace(".", "_")
 
 
-def numbered_frames(
-    folder: Path, pattern: str, count: int, groundtruth: Path, first: int = 1, may_go_on: bool = False
-) -> NumberedFrames | MissingFrames:
-    """Frames `first` ... `first + count - 1`, one for each box of a ground truth; none where there are no images.
-
-    Only the last frame and the one after it are looked for, so that opening a sequence costs the same however long it
-    is; a hole in between shows when its frame is read, and in `mixformer data check`.
-
-    Args:
-        folder: holds the images.
-        pattern: of their names, such as `%08d.jpg`.
-        count: number of boxes.
-        groundtruth: file of the boxes, for messages.
-        first: number of the first frame.
-        may_go_on: other sequences use later frames of the folder.
-
-    Raises:
-        DatasetError: another number of frames than of boxes.
-    """
-    frames = NumberedFrames(folder, pattern, count, first)
-    if frames.path(count - 1).is_file() and (may_go_on or not frames.path(count).is_file()):
-        return frames
-    images = list_images(folder) if folder.is_dir() else []
-    if not images:
-        return missing_frames(folder, f"{pattern % first}, ...")
-    check_length(groundtruth, count, len(images))
-    raise DatasetError(f"{folder}: frames are not numbered from {pattern % first} to {pattern % (first + count - 1)}")
-
-
-def check_split(name: str, split: str | None, known: Sequence[str]) -> None:
+def check_split(name: str, split: str | None, known: Sequence[str] = ()) -> None:
     """Refuses a split that the data set does not have; None always is one."""
     if split is not None and split not in known:
         if not known:
@@ -120,40 +198,68 @@ def check_split(name: str, split: str | None, known: Sequence[str]) -> None:
         raise DatasetError(f"{name} has no split {split!r}; known are: {', '.join(known)}")
 
 
-def read_numbers(path: Path) -> list[int]:
-    """Whole numbers of a split file, comments left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [int(word) for line in lines if not line.startswith("#") for word in line.split()]
-
-
-def choose(dataset: Dataset, list_file: Path) -> Dataset:
-    """The sequences that a text file lists, in its order: names, or positions in the data set counted from 0.
-
-    Numbers are positions, unless all of them are names.
-
-    Raises:
-        DatasetError: a name or position that the data set does not have.
-    """
-    lines = read_names(list_file)
-    by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
-    # Sequences may have numbers for names.
-    if all(line.isdecimal() for line in lines) and not all(line in by_name for line in lines):
-        positions = [int(line) for line in lines]
-        if max(positions) >= len(dataset):
-            raise DatasetError(
-                f"{list_file}: position {max(positions)}, but {dataset.root} has {len(dataset)} sequences"
-            )
-        return dataset.subset([dataset.keys[position] for position in positions])
-    missing = [line for line in lines if line not in by_name]
+def check_listed(names: Sequence[str], there: Collection[str] | Mapping, told: str, mend: str = "") -> None:
+    """Refuses names of which some are not there; `told` has `{}` where the message counts them."""
+    missing = [name for name in names if name not in there]
     if missing:
-        raise DatasetError(
-            f"{list_file}: {len(missing)} of {len(lines)} listed sequences are not in {dataset.root}, "
-            f"the first is {missing[0]}"
-        )
-    return dataset.subset([by_name[line] for line in lines])
+        count = f"{len(missing)} of {len(names)}"
+        raise DatasetError(f"{told.replace('{}', count)}, the first is {missing[0]}{mend}")
 
 
 def sub_folders(folder: Path) -> list[str]:
     """Names of the folders in a folder, sorted, hidden ones left out."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+GROUNDTRUTH, VIDEO = "groundtruth.txt", "video.mp4"  # in plain folders
+
+
+def read_folder(root: Path, split: str | None = None) -> Dataset:
+    """Every direct sub-folder with frames or a ground truth, by its name; or `root` itself, if it is one.
+
+    Frames are images or a `video.mp4`, beside a `groundtruth.txt`, which can be scored alone. A mistake in one sequence
+    leaves the others alone.
+    """
+    check_split("folder", split)
+    names = [] if (root / GROUNDTRUTH).is_file() else [n for n in sub_folders(root) if _looks_like_sequence(root / n)]
+    dead = sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists())
+    if dead:
+        logger.warning("%s: links to what is not there, left out: %s", root, ", ".join(dead))
+    if not names and not _looks_like_sequence(root):
+        deeper = sorted({path.parent.parent for path in root.glob(f"*/*/{GROUNDTRUTH}")})
+        mend = f"expected {root.name}/SEQUENCE/{GROUNDTRUTH} beside images or {VIDEO}"
+        if deeper:
+            mend = f"they are one folder deeper, so give {deeper[0]} as the root"
+        raise DatasetError(f"{root}: no sequences; {mend}")
+    if not names:
+        # A link's own name, as above. Not `root.name`: the root may be ".".
+        place = Path(os.path.abspath(root))  # noqa: PTH100
+        root, names = place.parent, [place.name]
+    return Dataset("folder", root, names, functools.partial(_read_folder_sequence, root))
+
+
+def _looks_like_sequence(folder: Path) -> bool:
+    # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    return (folder / GROUNDTRUTH).is_file() or (folder / VIDEO).is_file() or has_images(folder)
+
+
+def _read_folder_sequence(root: Path, name: str) -> TrackingSequence:
+    folder, groundtruth, video = root / name, root / name / GROUNDTRUTH, root / name / VIDEO
+    names = image_names(folder)
+    if names and video.is_file():
+        raise DatasetError(f"{folder}: both {VIDEO} and {len(names)} images; which of them are the frames?")
+    boxes_xywh = read_groundtruth(groundtruth, expected_length=len(names) or None)
+    if names:
+        return TrackingSequence(name, boxes_xywh, ImageFrames(folder, names), DEFAULT_FPS, folder)
+    if not video.is_file():
+        missing = MissingFrames(
+            f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}. A ground truth alone can be scored, "
+            "but neither tracked nor trained on"
+        )
+        return TrackingSequence(name, boxes_xywh, missing, DEFAULT_FPS, folder)
+    with open_source(video) as source:
+        if source.num_frames != len(boxes_xywh):
+            # The header may be wrong about the count, or silent; only decoding tells.
+            check_length(groundtruth, len(boxes_xywh), sum(1 for _ in source))
+        return TrackingSequence(name, boxes_xywh, VideoFrames(video), source.fps, folder)

@@ -1,9 +1,10 @@
 """One annotated sequence, random access to its frames, and data sets that read their sequences one by one."""
 
 import copy
+import functools
 import logging
 import threading
-from collections import OrderedDict, abc
+from collections import abc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +21,17 @@ from mixformer_jax.media.video import FrameSource, open_source
 logger = logging.getLogger(__name__)
 # Faults of a kind that a warning spells out for one sequence; `mixformer data check` lists them all.
 SPELT_OUT = 3
+# Annotations of this many sequences are kept by a data set: 100 MB where they have 2,500 frames each (LaSOT).
+KEPT_SEQUENCES = 1200
 
 
 class Fault(NamedTuple):
-    """Something wrong with a data set.
+    """Something wrong with a data set."""
 
-    Attributes:
-        kind: such as `annotations`, `image`, `box empty`, `box outside` or `frame size`.
-        where: the file, with its line or the frame counted from 0 where there is one.
-        what: the message.
-        known: that it is published so.
-    """
-
-    kind: str
-    where: str
+    kind: str  # such as `annotations`, `image`, `box empty`, `box outside` or `frame size`
+    where: str  # the file, with its line or the frame counted from 0 where there is one
     what: str
-    known: KnownFault | None = None
+    known: KnownFault | None = None  # that it is published so
 
     def __str__(self) -> str:
         parts = [self.kind, *([self.where] if self.where else []), self.what]
@@ -44,13 +40,9 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class MissingFrames:
-    """Stands for frames that are not there: annotations alone can be scored, and nothing more.
+    """Stands for frames that are not there: annotations alone can be scored, and nothing more."""
 
-    Attributes:
-        reason: a sentence, what was looked for and where.
-    """
-
-    reason: str
+    reason: str  # a sentence, what was looked for and where
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         raise SourceError(self.reason)
@@ -62,15 +54,13 @@ class TrackingSequence:
 
     Attributes:
         name: unique within its data set.
-        boxes_xywh: ground truth in pixels, 0-based; a row of NaN where no box is known (target absent, or
-            hidden test ground truth). Published rows of zero or negative size are left as they are; see `has_target`.
-        frame: index -> HWC uint8 RGB. Frames that need not be decoded whole also have `frame.open(index)`, see
-            `frame_parts`.
+        boxes_xywh: pixels, 0-based; a row of NaN where no box is known (target absent, or hidden test ground truth).
+            Published rows of zero or negative size are left as they are; see `has_target`.
+        frame: index -> RGB. Frames that need not be decoded whole also have `frame.open(index)`, see `frame_parts`.
         fps: frames a second.
         root: the folder of the sequence.
         visible: False where the data set marks the target as absent; None where it has no such marks.
-        attributes: challenges of the sequence by their short names, such as `FM` for fast motion; None where the data
-            set has no such files.
+        attributes: challenges by their short names, such as `FM` for fast motion; None without such files.
         is_still: one image whose targets are the rows of `boxes_xywh`: every frame is that image.
         faults: of its annotations, with which it can be used all the same; `Dataset` warns of them.
     """
@@ -111,16 +101,11 @@ class TrackingSequence:
             yield frame(index)
 
 
-# Annotations of this many sequences are kept by a data set: 100 MB where they have 2,500 frames each (LaSOT).
-KEPT_SEQUENCES = 1200
-
-
 class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check of types would read one
     """The sequences of a data set, in its order. Each is read when it is asked for, and the last ones are kept.
 
-    Iterating reads one sequence after another; a slice is a data set, too. Safe to call from several threads; a copy
-    that was pickled starts with nothing kept. The faults of a sequence are logged when it is first read; copies in
-    other processes, of which there may be many, do not repeat them.
+    A slice is a data set, too. Safe to call from several threads; a copy that was pickled starts with nothing kept. The
+    faults of a sequence are logged when it is first read, but not in such copies, of which there may be many.
 
     Attributes:
         name: of the reader.
@@ -138,9 +123,8 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
     ) -> None:
         self.name, self.root, self.keys = name, root, keys
         self._read, self._max_kept = read, kept
-        self._kept: OrderedDict[str, TrackingSequence] = OrderedDict()
-        self._told: set[str] | None = set()  # keys of which faults are logged; None in copies, which log nothing
-        self._lock = threading.Lock()
+        self._told: dict[str, object] | None = {}  # keys of which faults are logged; None in copies
+        self._kept = functools.lru_cache(kept)(self._read_and_warn)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -153,24 +137,10 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
 
     def __getitem__(self, index: int | slice) -> "TrackingSequence | Dataset":
         """Raises DatasetError for a sequence whose files are not what its reader expects."""
-        if isinstance(index, slice):
-            return self.subset(self.keys[index])
-        key = self.keys[index]
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        sequence = self.read(key)
-        with self._lock:
-            is_news = self._told is not None and key not in self._told
-            if self._told is not None and sequence.faults:
-                self._told.add(key)
-            self._kept[key] = sequence
-            while len(self._kept) > self._max_kept:
-                self._kept.popitem(last=False)
-        if is_news:
-            _warn(sequence.faults)
-        return sequence
+        return self.subset(self.keys[index]) if isinstance(index, slice) else self._kept(self.keys[index])
+
+    def __iter__(self) -> Iterator[TrackingSequence]:
+        return (self[index] for index in range(len(self)))
 
     def read(self, key: str) -> TrackingSequence:
         """Reads a sequence anew; its faults are left to the caller.
@@ -188,9 +158,16 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
                 raise
             raise LengthError(f"{error}; {known}") from error
 
-    def __iter__(self) -> Iterator[TrackingSequence]:
-        for index in range(len(self)):
-            yield self[index]
+    def _read_and_warn(self, key: str) -> TrackingSequence:
+        sequence = self.read(key)
+        # One of several threads that read it at once sets the default, and warns.
+        if (
+            self._told is not None
+            and sequence.faults
+            and self._told.setdefault(key, sequence.faults) is sequence.faults
+        ):
+            _warn(sequence.faults)
+        return sequence
 
     def read_all(self) -> tuple[list[TrackingSequence], dict[str, str]]:
         """Every sequence that can be read, and by key why the others cannot."""
@@ -207,56 +184,21 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
         return Dataset(self.name, self.root, keys, self._read, self._max_kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_told", "_lock")}
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_told")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _kept=OrderedDict(), _told=None, _lock=threading.Lock())
+        vars(self).update(state, _told=None, _kept=functools.lru_cache(state["_max_kept"])(self._read_and_warn))
 
 
 def _warn(faults: abc.Sequence[Fault]) -> None:
     """Logs the first few of each kind, or, of many, the first and their number."""
-    by_kind: dict[str, list[Fault]] = {}
-    for fault in faults:
-        by_kind.setdefault(fault.kind, []).append(fault)
-    for alike in by_kind.values():
-        if len(alike) <= SPELT_OUT:
-            for fault in alike:
-                logger.warning("%s", fault)
-        else:
+    for kind in dict.fromkeys(fault.kind for fault in faults):
+        alike = [fault for fault in faults if fault.kind == kind]
+        if len(alike) > SPELT_OUT:
             logger.warning("%s; and %d more rows like it", alike[0], len(alike) - 1)
-
-
-@dataclass(frozen=True)
-class NumberedFrames:
-    """Frames which are numbered image files, without listing them: `frames(i)` reads `pattern % (first + i)`."""
-
-    folder: Path
-    pattern: str  # such as %08d.jpg
-    count: int
-    first: int = 1
-
-    def path(self, index: int) -> Path:
-        """The file of frame `index`."""
-        return self.folder / (self.pattern % (self.first + index))
-
-    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        if not 0 <= index < self.count:
-            raise IndexError(f"{self.folder}: frame {index} of {self.count}")
-        return read_image(self.path(index))
-
-
-@dataclass(frozen=True)
-class StillFrames:
-    """The frames of a still: the same image file for each of its targets."""
-
-    file: Path
-
-    def path(self, index: int) -> Path:
-        """The file, whatever `index`."""
-        return self.file
-
-    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        return read_image(self.file)
+            continue
+        for fault in alike:
+            logger.warning("%s", fault)
 
 
 @dataclass(frozen=True)
@@ -264,7 +206,7 @@ class ImageFrames:
     """Frames which are image files: `frames(i)` reads file i of `names` in `folder`."""
 
     folder: Path
-    names: tuple[str, ...]
+    names: abc.Sequence[str]
 
     def path(self, index: int) -> Path:
         """The file of frame `index`."""
@@ -276,13 +218,27 @@ class ImageFrames:
         return read_image(self.path(index))
 
 
+@dataclass(frozen=True)
+class NumberedNames(abc.Sequence):
+    """Names of numbered files without listing them: `pattern % (first + i)`."""
+
+    pattern: str  # such as %08d.jpg
+    length: int
+    first: int = 1
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pattern % (self.first + index)
+
+
 class VideoFrames:
     """Frames of a video file by index; nothing is opened before the first call.
 
-    Seeking in compressed video is inexact for some containers and slow for all, so frames are found by
-    counting: an index ahead of the last one reads on, an index behind it opens the file again. Sequential
-    access decodes every frame once. Safe to call from several threads; a pickled or copied object opens the
-    file for itself.
+    Seeking in compressed video is inexact for some containers and slow for all, so frames are found by counting: an
+    index ahead of the last one reads on, an index behind it opens the file again. Safe to call from several threads; a
+    pickled or copied object opens the file for itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -307,11 +263,6 @@ class VideoFrames:
                 self._close()
                 raise
 
-    def close(self) -> None:
-        """Give the decoder back; a later call opens the file again."""
-        with self._lock:
-            self._close()
-
     def _read(self, index: int) -> np.ndarray:
         if self._source is None:
             self._source = open_source(self.path)
@@ -326,13 +277,12 @@ class VideoFrames:
         assert self._current is not None
         return self._current
 
+    def close(self) -> None:
+        """Gives the decoder back; a later call opens the file again."""
+        with self._lock:
+            self._close()
+
     def _close(self) -> None:
         if self._source is not None:
             self._source.close()
         self._source, self._decoded, self._position, self._current = None, None, -1, None
-
-
-def count_video_frames(path: Path) -> int:
-    """Number of frames that decode; the count in a container's header is an estimate for some encoders."""
-    with open_source(path) as source:
-        return sum(1 for _ in source)

@@ -1,37 +1,29 @@
-"""Annotated sequences by data set: the TrackingSequence record and the registry of readers."""
+"""Annotated sequences by data set: the registry of readers."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from mixformer_jax.datasets.coco import read_coco
-from mixformer_jax.datasets.dtb70 import read_dtb70
-from mixformer_jax.datasets.folder import read_folder
-from mixformer_jax.datasets.got10k import read_got10k
-from mixformer_jax.datasets.groundtruth import DatasetError, read_groundtruth, read_labels
-from mixformer_jax.datasets.lasot import read_lasot, read_lasot_ext
-from mixformer_jax.datasets.layout import choose
-from mixformer_jax.datasets.nfs import read_nfs
-from mixformer_jax.datasets.otb import read_otb100
+from mixformer_jax.datasets.groundtruth import DatasetError, read_names
+from mixformer_jax.datasets.large_scale import read_got10k, read_lasot, read_lasot_ext, read_tnl2k, read_trackingnet
+from mixformer_jax.datasets.layout import check_listed, read_folder
 from mixformer_jax.datasets.packed import read_packed
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.datasets.tfds import read_tfds
-from mixformer_jax.datasets.tnl2k import read_tnl2k
-from mixformer_jax.datasets.trackingnet import read_trackingnet
-from mixformer_jax.datasets.uav123 import read_uav20l, read_uav123, read_uav123_10fps
+from mixformer_jax.datasets.small_scale import (
+    read_dtb70,
+    read_nfs,
+    read_otb100,
+    read_uav20l,
+    read_uav123,
+    read_uav123_10fps,
+)
+from mixformer_jax.datasets.stills import read_coco, read_tfds
 from mixformer_jax.datasets.vot import read_vot
 
-__all__ = [
-    "READERS",
-    "TRAINING_READERS",
-    "Dataset",
-    "DatasetError",
-    "TrackingSequence",
-    "open_dataset",
-    "read_groundtruth",
-    "read_labels",
-]
+__all__ = ["READERS", "TRAINING_READERS", "Dataset", "DatasetError", "TrackingSequence", "open_dataset"]
 
+# Of a root and a split. Refuses, with DatasetError, a root without sequences and a split that is not known or not all
+# there; and when a sequence is read, files that are missing, are not what they should be, or whose lengths disagree.
 Reader = Callable[[Path, str | None], Dataset]
 
 READERS: Mapping[str, Reader] = MappingProxyType(
@@ -64,7 +56,6 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
 
     Args:
         name: of a reader, see TRAINING_READERS.
-        root: its folder.
         split: a published part of the data set; each reader says which ones there are. None: its default.
         list_file: a text file of the sequences to take, one a line: names, or positions counted from 0.
 
@@ -78,4 +69,19 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected the root of a {name} data set")
     dataset = reader(root, split)
-    return dataset if list_file is None else choose(dataset, Path(list_file))
+    return dataset if list_file is None else _choose(dataset, Path(list_file))
+
+
+def _choose(dataset: Dataset, list_file: Path) -> Dataset:
+    """The sequences that a text file lists, in its order; numbers are positions, unless all of them are names."""
+    lines = read_names(list_file)
+    by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
+    if all(line.isdecimal() for line in lines) and not all(line in by_name for line in lines):
+        positions = [int(line) for line in lines]
+        if max(positions) >= len(dataset):
+            raise DatasetError(
+                f"{list_file}: position {max(positions)}, but {dataset.root} has {len(dataset)} sequences"
+            )
+        return dataset.subset([dataset.keys[position] for position in positions])
+    check_listed(lines, by_name, f"{list_file}: {{}} listed sequences are not in {dataset.root}")
+    return dataset.subset([by_name[line] for line in lines])

@@ -29,17 +29,19 @@ A line with nan is code 0.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.boxes import MAX_PIXELS
-from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names
-from mixformer_jax.datasets.layout import check_split, numbered_frames, row_faults, sub_folders
+from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
+from mixformer_jax.datasets.layout import SequenceFiles, check_listed, check_split, find_frames, row_faults, sub_folders
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.media.video import DEFAULT_FPS
 
@@ -79,83 +81,82 @@ class Mask:
 Region = Special | Rectangle | Polygon | Mask
 
 
+class Metadata(NamedTuple):
+    """What a VOT sequence's folder says of it; None where it says nothing."""
+
+    groundtruth: Path
+    frames: str  # pattern of the images in the folder, numbered from 1, such as color/%08d.jpg
+    fps: float
+    length: int | None
+    width: int | None
+    height: int | None
+
+
 def read_vot(root: Path, split: str | None = None) -> Dataset:
     """Sequences in the order of list.txt. `boxes_xywh` bound the masks or polygons; rows of NaN where there is none.
 
     `attributes` are the tags that some frame carries.
-
-    Raises:
-        DatasetError: no sequences, or a listed one that is not there. When a sequence is read: files that are missing,
-            whose lengths disagree, a region that is none (file and line are named), or objects as in VOTS.
     """
-    check_split("vot", split, ())
+    check_split("vot", split)
     folder = root / "sequences" if (root / "sequences").is_dir() else root
-    if (folder / "list.txt").is_file():
-        names = read_names(folder / "list.txt")
-        missing = [name for name in names if not (folder / name).is_dir()]
-        if missing:
-            raise DatasetError(f"{folder / 'list.txt'}: {missing[0]} has no folder")
+    listing = folder / "list.txt"
+    if listing.is_file():
+        names = read_names(listing)
+        check_listed(names, sub_folders(folder), f"{listing}: {{}} listed sequences have no folder")
     else:
         names = [name for name in sub_folders(folder) if any((folder / name).glob("groundtruth*.txt"))]
     if not names:
         raise DatasetError(f"{root}: no VOT sequences; expected sequences/list.txt and a folder for each name")
-    return Dataset("vot", root, names, _Reader(folder))
+    return Dataset("vot", root, names, functools.partial(_read_sequence, folder))
 
 
-class _Reader:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, name: str) -> TrackingSequence:
-        folder = self.root / name
-        settings = read_settings(folder / "sequence")
-        groundtruth = find_groundtruth(folder, settings)
+def _read_sequence(root: Path, name: str) -> TrackingSequence:
+    folder = root / name
+    metadata = read_metadata(folder)
+    lines = read_text(metadata.groundtruth, "ground truth").splitlines()
+    if not lines:
+        raise DatasetError(f"{metadata.groundtruth}: the ground truth is empty; expected one region for every frame")
+    boxes_xywh = np.empty((len(lines), 4))
+    for row, line in enumerate(lines):
         try:
-            lines = groundtruth.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except FileNotFoundError:
-            raise DatasetError(f"{groundtruth}: no such file; the ground truth is missing") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{groundtruth}: cannot read the ground truth as text: {error}") from error
-        if not lines:
-            raise DatasetError(f"{groundtruth}: the ground truth is empty; expected one region for every frame")
-        boxes_xywh = np.empty((len(lines), 4))
-        for row, line in enumerate(lines):
-            try:
-                boxes_xywh[row] = region_box(parse_region(line))
-            except ValueError as error:
-                raise DatasetError(f"{groundtruth}, line {row + 1}: {error}") from None
-        images, _, pattern = frame_pattern(folder, settings).rpartition("/")
-        frames = numbered_frames(folder / images, pattern, len(boxes_xywh), groundtruth)
-        fps = float(settings.get("fps", DEFAULT_FPS))
-        attributes = _read_tags(folder, len(boxes_xywh))
-        faults = row_faults("vot", name, groundtruth, boxes_xywh)
-        return TrackingSequence(name, boxes_xywh, frames, fps, folder, attributes=attributes, faults=faults)
+            boxes_xywh[row] = region_box(parse_region(line))
+        except ValueError as error:
+            raise DatasetError(f"{metadata.groundtruth}, line {row + 1}: {error}") from None
+    images, _, pattern = metadata.frames.rpartition("/")
+    frames = find_frames(SequenceFiles(folder, metadata.groundtruth, folder / images, pattern), len(lines))
+    tags = sorted([*folder.glob("*.tag"), *folder.glob("*.label")])
+    # Some published tags end before the last frame.
+    attributes = tuple(path.stem for path in tags if read_labels(path)[: len(lines)].any()) if tags else None
+    faults = row_faults("vot", name, metadata.groundtruth, boxes_xywh)
+    return TrackingSequence(name, boxes_xywh, frames, metadata.fps, folder, attributes=attributes, faults=faults)
 
 
-def read_settings(path: Path) -> dict[str, str]:
-    """The lines key=value of a file `sequence`; nothing where there is no such file, as until VOT2016.
+def read_metadata(folder: Path) -> Metadata:
+    """Of the lines key=value of the file `sequence`, which is not there until VOT2016, and of the files beside it.
 
     Raises:
-        DatasetError: not text.
+        DatasetError: a file or value that is not what it should be, or objects as in VOTS.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read as text: {error}") from error
+    path = folder / "sequence"
+    lines = read_text(path, "description of the sequence").splitlines() if path.exists() else []
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    settings = {key.strip(): value.strip() for key, _, value in pairs}
+    for key in ("length", "width", "height"):
+        text = settings.get(key, "1")
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            raise DatasetError(f"{path}: {key}={text}; expected a whole number from 1 on")
+    try:
+        fps = float(settings.get("fps", DEFAULT_FPS))
+    except ValueError:
+        raise DatasetError(f"{path}: fps={settings['fps']}; expected a number") from None
+    length, width, height = (int(settings[key]) if key in settings else None for key in ("length", "width", "height"))
+    groundtruth = _find_groundtruth(folder, settings.get("groundtruth", "groundtruth.txt"))
+    channel = settings.get("channels.color", settings.get("channels.default"))
+    return Metadata(groundtruth, _frame_pattern(folder, channel), fps, length, width, height)
 
 
-def find_groundtruth(folder: Path, settings: Mapping[str, str]) -> Path:
-    """The ground truth of a sequence: groundtruth.txt, or the file that `sequence` names.
-
-    A single groundtruth_ID.txt goes before it, as in the toolkit.
-
-    Raises:
-        DatasetError: several of them, or one with masks of what is to be ignored: the objects of VOTS.
-    """
+def _find_groundtruth(folder: Path, named: str) -> Path:
+    """The file that `sequence` names; a single groundtruth_ID.txt goes before it, as in the toolkit."""
     files = sorted(folder.glob("groundtruth_*.txt"))
     objects = [file.stem.removeprefix("groundtruth_") for file in files]
     if IGNORED in objects:
@@ -168,19 +169,11 @@ def find_groundtruth(folder: Path, settings: Mapping[str, str]) -> Path:
             f"{folder}: several objects in a sequence, as in VOTS, are not supported; here are {', '.join(objects)} "
             f"({files[0].name}, ...). Sequences with one object are read"
         )
-    return files[0] if files else folder / settings.get("groundtruth", "groundtruth.txt")
+    return files[0] if files else folder / named
 
 
-def frame_pattern(folder: Path, settings: Mapping[str, str]) -> str:
-    """Where the frames of a sequence are, such as `color/%08d.jpg`; numbered from 1, relative to its folder.
-
-    The file `sequence` names a pattern, or a folder of %08d.jpg. Without it, frames lie in color/, or until VOT2016
-    beside the ground truth.
-
-    Raises:
-        DatasetError: what `sequence` names is neither.
-    """
-    channel = settings.get("channels.color", settings.get("channels.default"))
+def _frame_pattern(folder: Path, channel: str | None) -> str:
+    """`sequence` names a pattern, or a folder of %08d.jpg; else frames lie in color/, or beside the ground truth."""
     if channel is None:
         beside = [suffix for suffix in (".jpg", ".png") if (folder / f"00000001{suffix}").is_file()]
         return f"%08d{beside[0]}" if beside and not (folder / "color").is_dir() else DEFAULT_CHANNEL
@@ -266,11 +259,3 @@ def _parse_mask(text: str) -> Mask:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def _read_tags(folder: Path, count: int) -> tuple[str, ...] | None:
-    paths = sorted([*folder.glob("*.tag"), *folder.glob("*.label")])
-    if not paths:
-        return None
-    # Some published tags end before the last frame.
-    return tuple(path.stem for path in paths if read_labels(path)[:count].any())

@@ -25,9 +25,7 @@ from mixformer_jax.datasets.vot import (
     UNKNOWN,
     Region,
     Special,
-    find_groundtruth,
-    frame_pattern,
-    read_settings,
+    read_metadata,
     read_vot,
 )
 from mixformer_jax.evaluation.results import ResultsError, read_numbers
@@ -260,34 +258,22 @@ def _run_file(folder: Path, name: str) -> Path | None:
 
 
 def _read_sequence(folder: Path) -> VotSequence:
-    settings = read_settings(folder / "sequence")
-    path = find_groundtruth(folder, settings)
-    groundtruth = read_regions(path)
-    pattern = frame_pattern(folder, settings)
-    length = _whole_number(settings.get("length"), folder / "sequence", "length")
-    if length is None:
-        # None are there where annotations are kept without frames.
-        length = sum(1 for _ in _frame_paths(folder, pattern)) or len(groundtruth)
+    metadata = read_metadata(folder)
+    groundtruth = read_regions(metadata.groundtruth)
+    # No frames are there where annotations are kept alone.
+    length = metadata.length or sum(1 for _ in _frame_paths(folder, metadata.frames)) or len(groundtruth)
     if len(groundtruth) > length:
-        raise DatasetError(f"{path}: {len(groundtruth)} regions for {length} frames")
+        raise DatasetError(f"{metadata.groundtruth}: {len(groundtruth)} regions for {length} frames")
     groundtruth += [Special(UNKNOWN)] * (length - len(groundtruth))
-    width, height = (_whole_number(settings.get(key), folder / "sequence", key) for key in ("width", "height"))
+    width, height = metadata.width, metadata.height
     if width is None or height is None:
-        first = next(_frame_paths(folder, pattern), None)
+        first = next(_frame_paths(folder, metadata.frames), None)
         if first is None:
             raise DatasetError(
                 f"{folder}: neither width and height in the file `sequence` nor a first frame to measure"
             )
         height, width = read_image(first).shape[:2]
     return VotSequence(folder.name, tuple(groundtruth), read_anchors(folder, length), (width, height))
-
-
-def _whole_number(text: str | None, path: Path, key: str) -> int | None:
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise DatasetError(f"{path}: {key}={text}; expected a whole number from 1 on")
-    return int(text)
 
 
 def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:

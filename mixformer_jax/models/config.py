@@ -225,6 +225,7 @@ class TrackerConfig(TypedSettings):
         search_factor: the same for the search region.
         num_online_templates: online template slots beside the initial template.
         update_interval: frames between renewals of an online template.
+        candidate_above: score above which a crop may become an online template (0.5 in the paper).
         max_score_decay: factor on the best score of an interval for each frame, so that a later crop may take the place
             of an earlier one that was a little better.
         clip_margin: pixels by which a box must reach into the frame, and its least width and height (10 in the official
@@ -235,12 +236,20 @@ class TrackerConfig(TypedSettings):
         lost_after: see `lost_below`.
         found_above: it counts as found again after `found_after` frames in a row with a score above this.
         found_after: see `found_above`.
+        redetect_every: while a target is lost, one of so many search crops looks elsewhere in the frame, see
+            `tracking/redetection.py`; 0: never, as in the paper.
+        redetect_above: score above which what is found elsewhere counts.
+
+    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
+    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
+    `redetect_every`.
     """
 
     template_factor: CropFactor = 2.0
     search_factor: CropFactor = 4.5
     num_online_templates: OnlineTemplates = 1
     update_interval: Count = 200
+    candidate_above: Share = 0.5
     max_score_decay: ShareAboveZero = 1.0
     clip_margin: Annotated[int, Range(0, 1000)] = 10
     clip_share: Share = 0.0
@@ -248,6 +257,8 @@ class TrackerConfig(TypedSettings):
     lost_after: Count = 5
     found_above: Share = 0.5
     found_after: Count = 2
+    redetect_every: Annotated[int, Range(0, 1000)] = 0
+    redetect_above: Share = 0.6
 
     section = "tracker"
 

@@ -119,12 +119,12 @@ class Lanes:
         size = self.tracker.config.search_size
         crops, scales = np.zeros((self.num_lanes, size, size, 3), np.uint8), np.ones(self.num_lanes, np.float32)
         sizes = np.tile(np.array(EMPTY_SIZE, np.int32), (self.num_lanes, 1))
-        before_xywh = np.asarray(state.boxes_xywh, np.float64)
+        look_xywh = np.asarray(state.look_xywh, np.float64)
         checked: dict[int, Frame] = {}
         for lane, given in frames.items():
             try:
                 frame = checked[lane] = checked_frame(given)
-                crop = context_crop(frame, before_xywh[lane], settings.search_factor, size)
+                crop = context_crop(frame, look_xywh[lane], settings.search_factor, size)
             except ValueError as error:
                 raise LaneError(lane) from error
             crops[lane], scales[lane], sizes[lane] = crop.pixels, crop.scale, frame.shape[:2]

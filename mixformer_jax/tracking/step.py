@@ -22,10 +22,9 @@ from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, norma
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
+from mixformer_jax.tracking.redetection import SearchState, look_on, settle, start_search
 
-# The paper, section 3.5: only what scores above this may become an online template.
-CANDIDATE_SCORE = 0.5
-# Below every score: whatever passes CANDIDATE_SCORE first is the best so far.
+# Below every score: whatever passes `candidate_above` first is the best so far.
 NO_SCORE = -1.0
 
 Variables = dict[str, Any]
@@ -50,9 +49,20 @@ class TrackState(NamedTuple):
     filled: Bool[Array, "n slots"]  # slots that hold a template; 0 and, where there is one, 1 always do
     cache: TemplateCache | None  # encoded templates; None for models that encode them with every search region
     memory: ScoreMemory | None  # None for models without a score prediction module
+    search: SearchState | None  # of lost targets; None without `redetect_every`
     clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
     frame_index: Int32[Array, "*each"]  # frames tracked since the first
     num_refreshes: Int32[Array, "*each"]  # online templates taken so far
+
+    @property
+    def look_xywh(self) -> Float[Array, "n 4"]:
+        """What to cut the next search crops around: the boxes, or where lost targets are looked for."""
+        return self.boxes_xywh if self.search is None else self.search.look_xywh
+
+    def at(self, boxes_xywh: Float[Array, "n 4"]) -> "TrackState":
+        """As if the targets had been found there."""
+        search = None if self.search is None else self.search._replace(look_xywh=boxes_xywh)
+        return self._replace(boxes_xywh=boxes_xywh, search=search)
 
 
 class TrackPrediction(NamedTuple):
@@ -80,11 +90,11 @@ def select(
 ) -> tuple[ScoreMemory, Bool[Array, " n"]]:
     """Which targets' crops on this frame become their candidates (the paper, section 3.5).
 
-    A score must be above CANDIDATE_SCORE and above the best since the last refresh, which first decays by
+    A score must be above `candidate_above` and above the best since the last refresh, which first decays by
     `max_score_decay`. The result's `best` counts on the crop: give it to `keep_candidates`.
     """
     best = memory.best * settings.max_score_decay
-    is_candidate = (scores > CANDIDATE_SCORE) & (scores > best)
+    is_candidate = (scores > settings.candidate_above) & (scores > best)
     return memory._replace(best=jnp.where(is_candidate, scores, best)), is_candidate
 
 
@@ -98,7 +108,7 @@ def keep_candidates(
 
 @jax.jit
 def forget_candidates(memory: ScoreMemory, templates: UInt8[Array, "n slots T T 3"]) -> ScoreMemory:
-    """After a refresh: an interval in which nothing scores above CANDIDATE_SCORE ends with the initial template."""
+    """After a refresh: an interval in which nothing scores above `candidate_above` ends with the initial template."""
     return memory._replace(best=jnp.full_like(memory.best, NO_SCORE), candidates=templates[:, 0])
 
 
@@ -149,13 +159,14 @@ def encode_templates(
 def _first_state(
     model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T 3"], boxes_xywh: Float[Array, "n 4"]
 ) -> TrackState:
-    zero = jnp.zeros((), jnp.int32)
+    zero, redetects = jnp.zeros((), jnp.int32), settings.redetect_every > 0
     return TrackState(
         boxes_xywh=boxes_xywh.astype(jnp.float32),
         templates=jnp.repeat(crops[:, None], settings.num_slots, axis=1),
         filled=jnp.broadcast_to(jnp.arange(settings.num_slots) < 2, (len(crops), settings.num_slots)),
         cache=None,
         memory=start_memory(crops) if model.config.score_heads else None,
+        search=start_search(boxes_xywh.astype(jnp.float32)) if model.config.score_heads and redetects else None,
         clip_margins=clip_margins(settings, boxes_xywh.astype(jnp.float32)),
         frame_index=zero,
         num_refreshes=zero,
@@ -183,17 +194,27 @@ def step_from_crops(
     scales: Float[AnyArray, " n"],
     frame_size: Int32[AnyArray, "*each 2"],
 ) -> tuple[TrackState, TrackPrediction]:
-    """Finds the targets in search crops around `state.boxes_xywh`; `update_templates` must follow.
+    """Finds the targets in search crops around `state.look_xywh`; `update_templates` must follow.
 
     `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
     """
     # What a step does not change stays out of the program's results, which would be copies: the cache is large.
-    found = _find(model, settings, variables, state, crops, scales, frame_size)
-    prediction, best, streak, frame_index = found
+    prediction, changed = _find(model, settings, variables, state, crops, scales, frame_size)
     memory = state.memory
     if memory is not None and prediction.lost is not None:
-        memory = memory._replace(best=best, lost=prediction.lost, streak=streak)
-    return state._replace(boxes_xywh=prediction.boxes_xywh, memory=memory, frame_index=frame_index), prediction
+        memory = memory._replace(best=changed.best, lost=prediction.lost, streak=changed.streak)
+    return state._replace(
+        boxes_xywh=prediction.boxes_xywh, memory=memory, search=changed.search, frame_index=changed.frame_index
+    ), prediction
+
+
+class _Changed(NamedTuple):
+    """Parts of the next state that are no part of the prediction."""
+
+    frame_index: Int32[Array, "*each"]
+    best: Float[Array, " n"] | None = None
+    streak: Int32[Array, " n"] | None = None
+    search: SearchState | None = None
 
 
 @jit_static
@@ -205,22 +226,34 @@ def _find(
     crops: UInt8[Array, "n S S 3"],
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
-) -> tuple[TrackPrediction, Float[Array, " n"] | None, Int32[Array, " n"] | None, Int32[Array, "*each"]]:
-    """What `step_from_crops` computes: the prediction, and `best`, `streak` and `frame_index` of the next state."""
+) -> tuple[TrackPrediction, _Changed]:
+    """What `step_from_crops` computes."""
     if state.cache is None:
         templates, mask = normalise(state.templates), _mask(settings, state.filled)
         found = cast(Prediction, model.apply(variables, templates, normalise(crops), mask))
     else:
         found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
-    boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, state.boxes_xywh, scales, model.config.search_size)
+    boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, state.look_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    frame_index, scores = state.frame_index + 1, found.scores
-    if state.memory is None or scores is None:
-        return TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, None, None), None, None, frame_index
-    memory, is_candidate = select(settings, state.memory, scores)
+    frame_index, scores, before = state.frame_index + 1, found.scores, state.memory
+    if before is None or scores is None:
+        return TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, None, None), _Changed(frame_index)
+    memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
+    search = state.search
+    if search is not None:
+        is_look = search.is_look
+        search, boxes_xywh, again = settle(settings, search, state.boxes_xywh, boxes_xywh, scores, before.lost)
+        # What is seen elsewhere says nothing about the place where the target was last seen.
+        streak = jnp.where(is_look, before.streak, memory.streak)
+        memory = memory._replace(
+            lost=jnp.where(is_look, before.lost, memory.lost) & ~again, streak=jnp.where(again, 0, streak)
+        )
+        is_candidate &= ~before.lost
+        memory = memory._replace(best=jnp.where(before.lost, before.best * settings.max_score_decay, memory.best))
+        search = look_on(settings, search, boxes_xywh, memory.lost, frame_size)
     prediction = TrackPrediction(boxes_xywh, found.boxes_cxcywh, scores, is_candidate, memory.lost)
-    return prediction, memory.best, memory.streak, frame_index
+    return prediction, _Changed(frame_index, memory.best, memory.streak, search)
 
 
 # Online templates.
@@ -335,7 +368,7 @@ def step(
     model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frame: UInt8[Array, "H W 3"]
 ) -> tuple[TrackState, TrackPrediction]:
     """From the next frame to boxes, and to new online templates where they are due. May be scanned over frames."""
-    crops, scales = _crops(frame, state.boxes_xywh, settings.search_factor, model.config.search_size)
+    crops, scales = _crops(frame, state.look_xywh, settings.search_factor, model.config.search_size)
     frame_size = jnp.asarray(frame.shape[:2], jnp.int32)
     state, prediction = step_from_crops(model, settings, variables, state, crops, scales, frame_size)
 

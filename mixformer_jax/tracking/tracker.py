@@ -160,8 +160,8 @@ class Tracker:
         return state, Tracked(boxes_xywh, scores, lost)
 
     def search_crops(self, state: TrackState, frame: Frame) -> Crops:
-        """The first part of a step: the search crops around the last boxes."""
-        boxes_xywh = np.asarray(state.boxes_xywh, np.float64)
+        """The first part of a step: the search crops around the last boxes, or where lost targets are looked for."""
+        boxes_xywh = np.asarray(state.look_xywh, np.float64)
         factor, size = self.settings.search_factor, self.config.search_size
         crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in boxes_xywh]
         return Crops(np.stack([crop.pixels for crop in crops]), np.array([crop.scale for crop in crops], np.float32))

@@ -61,7 +61,7 @@ def test_load_takes_them(pth, tmp_path):
     held = flatten_dict(tracker.variables)
     pth.write_bytes(bytes(pth.stat().st_size))
     for path, value in before.items():
-        np.testing.assert_array_equal(np.asarray(held[path]), value)
+        np.testing.assert_array_equal(np.asarray(held[path]), value.astype(held[path].dtype))
 
 
 def test_the_content_decides_and_not_the_name(pth, tmp_path):

@@ -13,9 +13,9 @@ from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.check import check_dataset
-from mixformer_jax.datasets.lasot import EXTENSION_CLASSES
+from mixformer_jax.datasets.large_scale import LASOT_EXT_CLASSES
 from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
-from mixformer_jax.datasets.uav123 import FIRST_FRAMES
+from mixformer_jax.datasets.small_scale import UAV_FIRST_FRAMES
 from mixformer_jax.evaluation.metrics import BENCHMARK_RULES, RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
@@ -101,7 +101,7 @@ def test_parts_of_uav123_at_10_fps_begin_and_end_as_published(tmp_path):
             first, last = published[f"{folder}_{number}"] = tuple(map(int, part.split("-")))
             write(anno / f"{folder}_{number}.txt", *boxes(last - first + 1))
             write_frames(frames / folder, "%06d.jpg", (first, last))
-    assert {name.rpartition("_")[0] for name in published} == set(FIRST_FRAMES)
+    assert {name.rpartition("_")[0] for name in published} == set(UAV_FIRST_FRAMES)
     for sequence in open_dataset("uav123_10fps", tmp_path):
         first, last = published[sequence.name]
         assert (len(sequence), sequence.fps) == (last - first + 1, 10)
@@ -198,7 +198,7 @@ def test_tnl2k_takes_absence_and_attributes_from_its_toolkit(tmp_path, caplog, l
         bird, bike = open_dataset("tnl2k", tmp_path)
     np.testing.assert_array_equal(bird.visible, [True, False, False])
     assert bird.attributes == ("SV", "FM", "MS") and bike.attributes is None
-    assert "no attributes of 1 of 2 sequences, the first is INF_bike" in caplog.text
+    assert "no attributes of 1 of 2 sequences: INF_bike" in caplog.text
     write(tmp_path / "annos" / "att" / "INF_bike_attribute.txt", "1 0 2")
     with pytest.raises(DatasetError, match=r"INF_bike_attribute\.txt: expected 17 times 0 or 1 \(CM, .*'1 0 2'"):
         open_dataset("tnl2k", tmp_path)[1]
@@ -225,7 +225,7 @@ def test_tnl2k_and_lasot_ext_can_be_trained_on(tmp_path):
     rows = ["0,0,0,0" if 4 <= index < 8 else "6,6,12,10" for index in range(24)]
     write_tnl2k(tmp_path / "tnl2k" / "TNL2K_train_subset" / "Arrow", 24, rows=rows)
     write_tnl2k(tmp_path / "tnl2k" / "TNL2K_test_subset" / "Bird", 24, rows=rows)
-    for kind in EXTENSION_CLASSES:
+    for kind in LASOT_EXT_CLASSES:
         for number in range(1, 11):
             (tmp_path / "ext" / kind / f"{kind}-{number}").mkdir(parents=True)
     folder = tmp_path / "ext" / "atv" / "atv-1"

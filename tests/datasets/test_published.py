@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.single_images import ImageSamples, ImagesConfig, open_images
-from mixformer_jax.datasets.layout import SPLITS, read_numbers
+from mixformer_jax.datasets.large_scale import read_numbers
+from mixformer_jax.datasets.layout import SPLITS
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.datasets.vot import parse_region, region_box

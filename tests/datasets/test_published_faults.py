@@ -57,7 +57,7 @@ def test_a_row_of_negative_size_has_no_target_and_is_told_once(tmp_path, caplog)
     assert not usable_frames(lion)[3] and not usable_frames(lion, hidden_too=True)[3]
     np.testing.assert_array_equal(absent_frames(lion), [4])
 
-    dataset._kept.clear()
+    dataset._kept.cache_clear()
     assert dataset[0] is not lion
     copied = pickle.loads(pickle.dumps(dataset))  # as in a worker
     assert len(copied[0].faults) == 1
@@ -135,7 +135,7 @@ def test_what_the_system_refuses_costs_one_sequence(tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(folder))
         return sorted(folder.glob("*.jpg"))
 
-    monkeypatch.setattr("mixformer_jax.datasets.folder.list_images", list_images)
+    monkeypatch.setattr("mixformer_jax.datasets.layout.list_images", list_images)
     sequences, unreadable = open_dataset("folder", tmp_path).read_all()
     assert [each.name for each in sequences] == ["b"] and "Permission denied" in unreadable["a"]
 

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixformer_jax.datasets.groundtruth import read_groundtruth, read_labels
 from mixformer_jax.datasets.records import ImageFrames, VideoFrames
-from mixformer_jax.datasets.sequences import (
-    READERS,
-    DatasetError,
-    TrackingSequence,
-    open_dataset,
-    read_groundtruth,
-    read_labels,
-)
+from mixformer_jax.datasets.sequences import READERS, DatasetError, TrackingSequence, open_dataset
 from mixformer_jax.media.images import SourceError
 
 SIZE = (48, 64)

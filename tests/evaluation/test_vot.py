@@ -429,7 +429,7 @@ def test_a_workspace_without_a_list_has_what_is_there(workspace):
     ("file", "content", "message"),
     [
         ("sequences/list.txt", "", r"list\.txt: the list is empty"),
-        ("sequences/list.txt", "two", r"list\.txt: two has no folder"),
+        ("sequences/list.txt", "two", r"list\.txt: 1 of 1 listed sequences have no folder, the first is two"),
         ("sequences/one/sequence", "length=x\n", "length=x; expected a whole number"),
         ("sequences/one/sequence", "length=4\n", "neither width and height"),
         ("sequences/one/sequence", "channels.color=%s.jpg\n", "expected a pattern"),

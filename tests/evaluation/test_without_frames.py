@@ -12,7 +12,7 @@ from eval.report import main as report
 from eval.run import main as run
 from mixformer_jax.cli import main as command
 from mixformer_jax.datasets.check import check_dataset
-from mixformer_jax.datasets.lasot import ATTRIBUTES as LASOT_ATTRIBUTES
+from mixformer_jax.datasets.large_scale import LASOT_ATTRIBUTES
 from mixformer_jax.datasets.layout import SPLITS
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.sequences import open_dataset

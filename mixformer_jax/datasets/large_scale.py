@@ -1,0 +1,346 @@
+"""Benchmarks of many sequences, with parts to train on: LaSOT, GOT-10k, TrackingNet, TNL2K.
+
+Each is described by its layout as published, and as its evaluation toolkit has the annotations where those are read.
+"""
+
+import dataclasses
+import functools
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from mixformer_jax.datasets.groundtruth import DatasetError, read_names
+from mixformer_jax.datasets.layout import (
+    SPLITS,
+    SequenceFiles,
+    check_listed,
+    check_split,
+    find_attributes,
+    read_sequence,
+    sub_folders,
+)
+from mixformer_jax.datasets.records import Dataset, TrackingSequence
+
+logger = logging.getLogger(__name__)
+
+# In the order of the toolkits' files.
+LASOT_ATTRIBUTES = ("IV", "POC", "DEF", "MB", "CM", "ROT", "BC", "VC", "SV", "FOC", "FM", "OV", "LR", "ARC")
+TNL2K_ATTRIBUTES = (
+    *("CM", "ROT", "DEF", "FOC", "IV", "OV", "POC", "VC", "SV"),
+    *("BC", "MB", "ARC", "LR", "FM", "AS", "TC", "MS"),
+)
+LASOT_EXT_CLASSES = (
+    *("atv", "badminton", "cosplay", "dancingshoe", "footbag", "frisbee", "jianzi", "lantern"),
+    *("misc", "opossum", "paddle", "raccoon", "rhino", "skatingshoe", "wingsuit"),
+)
+LASOT_PER_CLASS, LASOT_EXT_PER_CLASS = 20, 10
+# Annotations, and so the published frames, are at 10 Hz throughout GOT-10k.
+GOT10K_FPS = 10.0
+GOT10K_TRAIN_LENGTH = 9335
+TRACKINGNET_CHUNKS = tuple(f"TRAIN_{number}" for number in range(12))
+TNL2K_SIZES = {"train": 1300, "test": 700}
+# Folders that hold no sequences: the toolkit's, and its corrections of twelve ground truths.
+TNL2K_NO_SEQUENCES = ("annos", "revised_annotations", "sequence_evaluation_config")
+TNL2K_DEPTH = 3  # subset, part, sequence
+
+
+def read_lasot(root: Path, split: str | None = None) -> Dataset:
+    """LaSOT (Fan et al. 2019, http://vision.cs.stonybrook.edu/~lasot), by class and number: `train` (1,120), `test`
+    (280), or all that are there. The folders of the classes may be missing.
+
+        airplane/airplane-1/img/00000001.jpg    frames
+        airplane/airplane-1/groundtruth.txt     x,y,w,h a line
+        airplane/airplane-1/full_occlusion.txt  0 or 1 for each frame, in one line with commas
+        airplane/airplane-1/out_of_view.txt     likewise; `visible` is 0 in both, None without them
+        training_set.txt, testing_set.txt       names, one a line; without them the published lists are used
+        att/airplane-1.txt                      14 flags with commas, copied from the evaluation toolkit where wanted
+
+    The evaluation toolkit's annotations, which are enough for scoring, are read, too: annos/airplane-1.txt,
+    annos/absent/airplane-1.txt (0 or 1 a line), annos/att/airplane-1.txt.
+    """
+    check_split("lasot", split, ("train", "test"))
+    if split is None:
+        names = _lasot_present(root)
+    else:
+        listing = root / ("training_set.txt" if split == "train" else "testing_set.txt")
+        names = read_names(listing) if listing.is_file() else _lasot_published(split)
+    return _read_lasot("lasot", root, names, "no split, with a list of names if need be,")
+
+
+def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
+    """LaSOT-ext (Fan et al. 2021), 150 sequences, laid out as LaSOT."""
+    check_split("lasot_ext", split)
+    names = [f"{kind}-{number}" for kind in LASOT_EXT_CLASSES for number in range(1, LASOT_EXT_PER_CLASS + 1)]
+    return _read_lasot("lasot_ext", root, names, "the reader lasot, which takes what is there,")
+
+
+def _read_lasot(dataset: str, root: Path, names: list[str], mend: str) -> Dataset:
+    is_toolkit = not _lasot_folders(root) and (root / "annos").is_dir()
+    lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
+    check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
+    if not names:
+        raise DatasetError(f"{root}: no LaSOT sequences; expected airplane/airplane-1/groundtruth.txt, ...")
+    attributes = find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
+    read = functools.partial(_read_lasot_sequence, dataset, root, is_toolkit, attributes)
+    return Dataset(dataset, root, names, read)
+
+
+def _lasot_present(root: Path) -> list[str]:
+    """Names of the sequences, classes alphabetically, numbers ascending; nothing inside is looked at."""
+    names = _lasot_folders(root) or [path.stem for path in (root / "annos").glob("*.txt") if _is_lasot_name(path.stem)]
+    return sorted(names, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
+
+
+def _lasot_folders(root: Path) -> list[str]:
+    folders = sub_folders(root)
+    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in sub_folders(root / kind)]
+    return [name for name in (*folders, *in_classes) if _is_lasot_name(name)]
+
+
+def _is_lasot_name(folder: str) -> bool:
+    kind, dash, number = folder.rpartition("-")
+    return bool(kind and dash) and number.isdecimal()
+
+
+def _lasot_published(split: str) -> list[str]:
+    test = dict(line.split(maxsplit=1) for line in (SPLITS / "lasot_test.txt").read_text().splitlines())
+    return [
+        f"{kind}-{number}"
+        for kind, of_test in test.items()
+        for number in range(1, LASOT_PER_CLASS + 1)
+        if (str(number) in of_test.split()) == (split == "test")
+    ]
+
+
+def _read_lasot_sequence(
+    dataset: str, root: Path, is_toolkit: bool, attributes: Mapping[str, Path], name: str
+) -> TrackingSequence:
+    in_class = root / name.rpartition("-")[0] / name
+    folder = in_class if in_class.is_dir() else root / name
+    if is_toolkit:
+        annos = root / "annos"
+        place, groundtruth, absent = annos, annos / f"{name}.txt", [annos / "absent" / f"{name}.txt"]
+    else:
+        place, groundtruth = folder, folder / "groundtruth.txt"
+        absent = [folder / "full_occlusion.txt", folder / "out_of_view.txt"]
+    files = SequenceFiles(
+        *(place, groundtruth, folder / "img", "%08d.jpg"),
+        absent=absent,
+        attributes=attributes.get(name),
+        challenges=LASOT_ATTRIBUTES,
+    )
+    return read_sequence(dataset, name, files)
+
+
+def read_got10k(root: Path, split: str | None = None) -> Dataset:
+    """GOT-10k (Huang et al. 2019, http://got-10k.aitestunion.com), one subset a root: GOT-10k/train, val or test.
+
+        list.txt                                names of the sequences in order; without it: every folder with boxes
+        GOT-10k_Val_000001/00000001.jpg ...     frames
+        GOT-10k_Val_000001/groundtruth.txt      x,y,w,h a line; in the test subset the first frame only: NaN after it
+        GOT-10k_Val_000001/absence.label        1 where the target is absent
+        GOT-10k_Val_000001/cover.label          0..8, eighths of the target in view
+        GOT-10k_Val_000001/meta_info.ini        anno_fps, resolution, object_class, ...
+
+    `visible` is absence.label == 0 and cover.label > 0, as the official trainer has it; None without these files.
+
+    Args:
+        split: None for all (`train_full` of the official trainer, and the protocol that trains on GOT-10k alone).
+            `vottrain` (7,086) or `votval` (1,249): the parts of the train subset by which the official trainer trains
+            and validates; both leave out 1,000 sequences on account of the VOT challenge. Their published lists count
+            the lines of list.txt from 0, the list of the challenge names sequences, counted from 1; the numbers of the
+            one were used in the other, and so is done here, to train on the same sequences.
+    """
+    check_split("got10k", split, ("vottrain", "votval"))
+    listing = root / "list.txt"
+    if listing.is_file():
+        names = listing.read_text(encoding="utf-8").split()
+        check_listed(names, set(sub_folders(root)), f"{listing}: {{}} listed sequences have no folder")
+    else:
+        names = sorted(path.parent.name for path in root.glob("*/groundtruth.txt"))
+    if not names:
+        subsets = [str(root / subset) for subset in ("train", "val", "test") if (root / subset).is_dir()]
+        mend = f"give one subset as the root: {' or '.join(subsets)}" if subsets else "expected list.txt"
+        raise DatasetError(f"{root}: no GOT-10k sequences; {mend}")
+    if split is not None:
+        names = [names[position] for position in _got10k_positions(split, len(names), root)]
+    return Dataset("got10k", root, names, functools.partial(_read_got10k_sequence, root))
+
+
+def _got10k_positions(split: str, count: int, root: Path) -> list[int]:
+    if count != GOT10K_TRAIN_LENGTH:
+        of = f"the train subset with its {GOT10K_TRAIN_LENGTH} sequences"
+        raise DatasetError(f"{root}: split {split} is a part of {of}; here are {count}")
+    validation = read_numbers(SPLITS / "got10k_votval.txt")
+    if split == "votval":
+        return validation
+    left_out = {*validation, *read_numbers(SPLITS / "got10k_vot_exclude.txt")}
+    return [position for position in range(count) if position not in left_out]
+
+
+def read_numbers(path: Path) -> list[int]:
+    """Whole numbers of a split file, comments left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [int(word) for line in lines if not line.startswith("#") for word in line.split()]
+
+
+def _read_got10k_sequence(root: Path, name: str) -> TrackingSequence:
+    folder = root / name
+    absence = folder / "absence.label"
+    files = SequenceFiles(
+        *(folder, folder / "groundtruth.txt", folder, "%08d.jpg"),
+        is_hidden=not absence.is_file(),
+        absent=[absence],
+        cover=folder / "cover.label",
+    )
+    sequence = read_sequence("got10k", name, files)
+    return dataclasses.replace(sequence, fps=_got10k_rate(folder / "meta_info.ini"))
+
+
+def _got10k_rate(path: Path) -> float:
+    if not path.is_file():
+        return GOT10K_FPS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not a meta_info.ini: {error}") from error
+    rate = re.search(r"^anno_fps\s*[:=]\s*(.*?)\s*$", text, re.MULTILINE)
+    if rate is None:
+        return GOT10K_FPS
+    match = re.fullmatch(r"([0-9.]+)\s*Hz", rate[1], re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise DatasetError(f"{path}: anno_fps is {rate[1]!r}; expected a rate as 10Hz")
+    return float(match[1])
+
+
+def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
+    """TrackingNet (Mueller et al. 2018, https://tracking-net.org), as its development kit leaves it.
+
+        TRAIN_0/ ... TRAIN_11/, TEST/           twelve chunks to train on, and the test set
+        TRAIN_0/anno/NAME.txt                   x,y,w,h a line; in TEST the first frame only: NaN after it
+        TRAIN_0/frames/NAME/0.jpg ...           frames, numbered from 0 without leading zeros
+
+    Args:
+        split: `train` for the chunks TRAIN_0 to TRAIN_11 that are there (the paper's 30,132 sequences with all
+            twelve), `test`, or the name of one chunk. None: `train` if there is a chunk of it, else `test`.
+    """
+    check_split("trackingnet", split, ("train", "test", *TRACKINGNET_CHUNKS))
+    chunks = [chunk for chunk in TRACKINGNET_CHUNKS if (root / chunk).is_dir()]
+    if split in TRACKINGNET_CHUNKS:
+        chunks = [split]
+    elif split == "test" or (split is None and not chunks):
+        chunks = ["TEST"]
+    keys = []
+    for chunk in chunks:
+        folder = root / chunk / "anno"
+        if not folder.is_dir():
+            raise DatasetError(f"{folder}: no such folder; expected the boxes of the chunk, NAME.txt")
+        files = (path for path in folder.iterdir() if path.suffix == ".txt" and not path.name.startswith("."))
+        keys += [f"{chunk}/{name}" for name in sorted(path.stem for path in files)]
+    if not keys:
+        raise DatasetError(
+            f"{root}: no TrackingNet sequences; expected TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt"
+        )
+    return Dataset("trackingnet", root, keys, functools.partial(_read_trackingnet_sequence, root))
+
+
+def _read_trackingnet_sequence(root: Path, key: str) -> TrackingSequence:
+    chunk, _, name = key.partition("/")
+    folder = root / chunk / "frames" / name
+    groundtruth = root / chunk / "anno" / f"{name}.txt"
+    files = SequenceFiles(folder, groundtruth, folder, "%d.jpg", first=0, is_hidden=chunk == "TEST")
+    return read_sequence("trackingnet", name, files)
+
+
+def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
+    """TNL2K (Wang et al. 2021, https://github.com/wangxiao5791509/TNL2K_evaluation_toolkit), wherever sequences lie
+    below `root`: `train` (1,300) or `test` (700), of which another number is warned about, or all that are there.
+
+        TNL2K_test_subset/Bird_28-Done/
+            imgs/00001.png ...                  frames, .png or .jpg, named and numbered differently in each sequence
+            groundtruth.txt                     x,y,w,h a line; 0,0,0,0 where the target is absent
+            language.txt                        what the target is; not read
+        TNL2K_train_subset/TNL2k_train_subset_p1/Arrow_Video_ZZ04_done/...
+
+    The subsets may also be called `train` and `test`, be in parts, or be `root` itself. The evaluation toolkit's
+    annotations are copied beside the sequences where wanted, and are enough for scoring:
+
+        annos/gt_rect/Bird_28-Done.txt          as groundtruth.txt, read where the sequence has no folder
+        annos/absent/Bird_28-Done.txt           1 where the target is absent, a line a frame
+        annos/att/Bird_28-Done_attribute.txt    17 flags with commas or blanks, after a 1 for all in the Python version
+        sequence_evaluation_config/TNL2K_testing_set.txt    names of the toolkit's 700, a line each
+    """
+    check_split("tnl2k", split, tuple(TNL2K_SIZES))
+    folders = _tnl2k_folders(root, split)
+    names = sorted(folders) or _tnl2k_annotated(root, split)
+    if not names:
+        of = f" of split {split}" if split else ""
+        raise DatasetError(f"{root}: no TNL2K sequences{of}; expected TNL2K_test_subset/NAME/groundtruth.txt, ...")
+    if split is not None and len(names) != TNL2K_SIZES[split]:
+        logger.warning("%s: %d sequences; TNL2K's %s subset has %d", root, len(names), split, TNL2K_SIZES[split])
+    attributes = find_attributes(root / "annos" / "att", names)
+    return Dataset("tnl2k", root, names, functools.partial(_read_tnl2k_sequence, root, folders, attributes))
+
+
+def _tnl2k_folders(root: Path, split: str | None) -> dict[str, Path]:
+    """The folders of all sequences; refuses the other subset alone, and two sequences of one name."""
+    tops = [root]
+    if split is not None:
+        (other,) = TNL2K_SIZES.keys() - {split}
+        subsets = {each: [name for name in sub_folders(root) if _is_tnl2k_subset(name, each)] for each in TNL2K_SIZES}
+        if not subsets[split] and (subsets[other] or _is_tnl2k_subset(root.resolve().name, other)):
+            raise DatasetError(f"{root}: holds TNL2K's {other} subset, and the {split} subset is asked for")
+        tops = [root / name for name in subsets[split]] or tops
+    found: dict[str, Path] = {}
+    for folder in (each for top in tops for each in _tnl2k_below(top, TNL2K_DEPTH)):
+        if folder.name in found:
+            raise DatasetError(f"{found[folder.name]} and {folder}: two sequences of one name; move one of them away")
+        found[folder.name] = folder
+    return found
+
+
+def _is_tnl2k_subset(folder: str, split: str) -> bool:
+    return re.fullmatch(rf"(tnl2k_)?{split}(_subset)?(_p\d+)?", folder, re.IGNORECASE) is not None
+
+
+def _tnl2k_below(folder: Path, depth: int) -> list[Path]:
+    found = []
+    for each in (folder / name for name in sub_folders(folder) if name not in TNL2K_NO_SEQUENCES):
+        # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+        if (each / "groundtruth.txt").is_file() or (each / "imgs").is_dir():
+            found.append(each)
+        elif depth > 1:
+            found += _tnl2k_below(each, depth - 1)
+    return found
+
+
+def _tnl2k_annotated(root: Path, split: str | None) -> list[str]:
+    """Names of the sequences in the toolkit's annotations, those of a split by the toolkit's lists."""
+    annotations = root / "annos" / "gt_rect"
+    names = sorted(path.stem for path in annotations.glob("*.txt"))
+    if split is None or not names:
+        return names
+    listing = root / "sequence_evaluation_config" / f"TNL2K_{'testing' if split == 'test' else 'train'}_set.txt"
+    listed = read_names(listing)
+    check_listed(listed, set(names), f"{annotations}: {{}} sequences of {listing.name} have no file")
+    return listed
+
+
+def _read_tnl2k_sequence(
+    root: Path, folders: Mapping[str, Path], attributes: Mapping[str, Path], name: str
+) -> TrackingSequence:
+    annos, folder = root / "annos", folders.get(name)
+    files = SequenceFiles(
+        folder or root,
+        folder / "groundtruth.txt" if folder else annos / "gt_rect" / f"{name}.txt",
+        (folder or root / name) / "imgs",
+        "%05d.png or .jpg",
+        is_listed=True,
+        empty_is_absent=True,
+        absent=[annos / "absent" / f"{name}.txt"],
+        attributes=attributes.get(name),
+        challenges=TNL2K_ATTRIBUTES,
+        attribute_prefix=["1"],
+    )
+    return read_sequence("tnl2k", name, files)

@@ -1,0 +1,336 @@
+"""Benchmarks of about 100 short sequences each, which are tested on and not trained on: OTB, NfS, UAV123, DTB70.
+
+Each is described by its layout as published, and as the evaluation code of trackers wants it where that differs.
+"""
+
+import functools
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from mixformer_jax.datasets.groundtruth import (
+    DatasetError,
+    check_length,
+    parse_numbers,
+    read_attributes,
+    read_groundtruth,
+    read_text,
+)
+from mixformer_jax.datasets.known_faults import known_fault
+from mixformer_jax.datasets.layout import (
+    SPLITS,
+    SequenceFiles,
+    check_split,
+    find_attributes,
+    find_by_name,
+    image_names,
+    missing_frames,
+    read_sequence,
+    row_faults,
+    sub_folders,
+)
+from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.media.video import DEFAULT_FPS
+
+logger = logging.getLogger(__name__)
+
+# In the order of the toolkits' files.
+OTB_ATTRIBUTES = ("IV", "OPR", "SV", "OCC", "DEF", "MB", "FM", "IPR", "OV", "BC", "LR")
+UAV_ATTRIBUTES = ("SV", "ARC", "LR", "FM", "FOC", "POC", "OV", "BC", "IV", "VC", "CM", "SOB")
+
+# Frames of OTB that the benchmark uses, where a folder holds more (the toolkit's list of sequences).
+OTB_USED_FRAMES = {
+    "BlurCar1": (247, 988),
+    "BlurCar3": (3, 359),
+    "BlurCar4": (18, 397),
+    "David": (300, 770),
+    "Diving": (1, 215),
+    "Football1": (1, 74),
+    "Freeman3": (1, 460),
+    "Freeman4": (1, 283),
+}
+# Boxes and frames left out at the beginning, as in the evaluation code of the paper.
+OTB_LEFT_OUT = {"Tiger1": 5}
+# Of UAV123, first frames of the parts of a folder after the first part (the toolkit's list of sequences); the others
+# begin at 1. A part ends where its boxes end. At 10 frames a second, the toolkit's numbers are those of every third.
+UAV_FIRST_FRAMES = {
+    "bird1": {2: 775, 3: 1573},
+    "car1": {2: 751, 3: 1627},
+    "car16": {2: 415},
+    "car6": {2: 487, 3: 1807, 4: 2953, 5: 3925},
+    "car8": {2: 1357},
+    "group1": {2: 1333, 3: 2515, 4: 3925},
+    "group2": {2: 907, 3: 1771},
+    "group3": {2: 1567, 3: 2827, 4: 4369},
+    "person12": {2: 601},
+    "person14": {2: 847, 3: 1813},
+    "person17": {2: 1501},
+    "person19": {2: 1243, 3: 2791},
+    "person2": {2: 1189},
+    "person4": {2: 1501},
+    "person5": {2: 877},
+    "person7": {2: 1249},
+    "person8": {2: 1075},
+    "truck4": {2: 577},
+    "uav1": {2: 1555, 3: 2473},
+}
+# Frames of NfS at 240 a second between two at 30.
+NFS_RATE_RATIO = 8
+
+
+def read_otb100(root: Path, split: str | None = None) -> Dataset:
+    """OTB-2015, also called OTB100 (Wu et al. 2015, http://cvlab.hanyang.ac.kr/tracker_benchmark): 100 sequences.
+
+        Basketball/img/0001.jpg ...             frames; some folders hold more than the benchmark uses
+        Basketball/groundtruth_rect.txt         x,y,w,h a line; Jogging, Skating2 and Human4 have one file a target
+        anno/att/Basketball.txt                 11 flags with commas, copied from the MATLAB toolkit where wanted, under
+                                                its names: kiteSurf.txt, jogging-1.txt, ...
+        anno/basketball.txt                     the MATLAB toolkit's boxes, which are enough for scoring
+
+    Targets of one folder are named as Jogging_1, Jogging_2. Copies that some toolkits want, such as Jogging-1 and
+    Jogging-2, serve where the published folder is not there; else they are left out, as is every other folder with
+    boxes, and a warning names them.
+    """
+    check_split("otb100", split)
+    published = {name.lower(): name for name in (SPLITS / "otb100.txt").read_text(encoding="utf-8").split()}
+    found: dict[str, Path] = {}
+    extra: list[str] = []
+    # Copies last.
+    for folder in sorted(sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
+        targets = _otb_targets(root / folder)
+        keys = {key: published.get(key.lower()) for key in targets}
+        news = {key: targets[name] for name, key in keys.items() if key is not None and key not in found}
+        if targets and not news:
+            extra.append(folder)
+        found |= news
+    found = found or find_by_name(root / "anno", sorted(published.values()))
+    if not found:
+        raise DatasetError(f"{root}: no OTB sequences; expected Basketball/groundtruth_rect.txt, ...")
+    if extra:
+        logger.warning("%s: not among OTB's 100 sequences, and left out: %s", root, ", ".join(extra))
+    names = sorted(found)
+    attributes = find_attributes(root / "anno" / "att", names)
+    return Dataset("otb100", root, names, functools.partial(_read_otb_sequence, root, found, attributes))
+
+
+def _otb_targets(folder: Path) -> dict[str, Path]:
+    """The ground truth of each target of a folder, by the name of its sequence."""
+    copy = re.fullmatch(r"(.+)-(\d+)", folder.name)
+    name, only = copy.groups() if copy else (folder.name, None)
+    found = {}
+    for path in sorted(folder.glob("groundtruth_rect*.txt")):
+        match = re.fullmatch(r"groundtruth_rect(?:\.(\d+))?\.txt", path.name)
+        # Human4 has an empty file for a target that was never annotated.
+        if match is None or path.stat().st_size == 0 or (only and match[1] not in (None, only)):
+            continue
+        number = only or match[1]
+        found[f"{name}_{number}" if number else name] = path
+    return found
+
+
+def _read_otb_sequence(
+    root: Path, groundtruths: Mapping[str, Path], attributes: Mapping[str, Path], key: str
+) -> TrackingSequence:
+    groundtruth = groundtruths[key]
+    name = key.partition("_")[0]
+    folder = root / name if groundtruth.parent == root / "anno" else groundtruth.parent
+    images = folder / "img"
+    boxes_xywh = read_groundtruth(groundtruth, published=True)
+    faults = row_faults("otb100", key, groundtruth, boxes_xywh)
+    frames: ImageFrames | MissingFrames = missing_frames(images, "0001.jpg, ...")
+    names, start = image_names(images), OTB_LEFT_OUT.get(name, 0)
+    if names:
+        if name in OTB_USED_FRAMES:
+            first, last = OTB_USED_FRAMES[name]
+            names = tuple(image for image in names if first <= _frame_number(images / image) <= last)
+        check_length(groundtruth, len(boxes_xywh), len(names))
+        frames = ImageFrames(images, names[start:])
+    challenges = read_attributes(attributes.get(key), OTB_ATTRIBUTES)
+    return TrackingSequence(key, boxes_xywh[start:], frames, DEFAULT_FPS, folder, attributes=challenges, faults=faults)
+
+
+def _frame_number(path: Path) -> int:
+    if not path.stem.isdecimal():
+        raise DatasetError(f"{path}: not a frame; expected a number as name, such as 0001.jpg")
+    return int(path.stem)
+
+
+def read_dtb70(root: Path, split: str | None = None) -> Dataset:
+    """DTB70, Drone Tracking Benchmark (Li and Yeung 2017, https://github.com/flyers/drone-tracking): 70 sequences.
+
+    Animal1/img/00001.jpg ...               frames
+    Animal1/groundtruth_rect.txt            x,y,w,h a line
+    """
+    check_split("dtb70", split)
+    # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    parts = ("groundtruth_rect.txt", "img")
+    names = [name for name in sub_folders(root) if any((root / name / part).exists() for part in parts)]
+    if not names:
+        raise DatasetError(f"{root}: no DTB70 sequences; expected Animal1/groundtruth_rect.txt, ...")
+    return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
+
+
+def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
+    folder = root / name
+    files = SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
+    return read_sequence("dtb70", name, files)
+
+
+class _UavVersion(NamedTuple):
+    """One of the three data sets of UAV123."""
+
+    reader: str
+    title: str
+    boxes: str  # the folder in anno
+    frames: str  # the folder in data_seq
+    step: int = 1  # of its frames, in those of UAV123
+    has_parts: bool = True  # whether car1_2 is a part of the folder car1
+
+
+def read_uav123(root: Path, split: str | None = None) -> Dataset:
+    """UAV123 (Mueller et al. 2016, https://cemse.kaust.edu.sa/ivul/uav123), from low-flying drones: 123 sequences.
+
+    data_seq/UAV123/bike1/000001.jpg ...    frames; the sequences car1_1, car1_2 are parts of the folder car1
+    anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
+    anno/UAV123/att/bike1.txt               12 flags with commas
+    """
+    return _read_uav(_UavVersion("uav123", "UAV123", "UAV123", "UAV123"), root, split)
+
+
+def read_uav20l(root: Path, split: str | None = None) -> Dataset:
+    """UAV20L: 20 long sequences over the frames of UAV123, their boxes in anno/UAV20L."""
+    return _read_uav(_UavVersion("uav20l", "UAV20L", "UAV20L", "UAV123", has_parts=False), root, split)
+
+
+def read_uav123_10fps(root: Path, split: str | None = None) -> Dataset:
+    """UAV123@10fps: every third frame of UAV123, numbered anew, in data_seq/UAV123_10fps and anno/UAV123_10fps."""
+    return _read_uav(_UavVersion("uav123_10fps", "UAV123@10fps", "UAV123_10fps", "UAV123_10fps", 3), root, split)
+
+
+def _read_uav(version: _UavVersion, root: Path, split: str | None) -> Dataset:
+    check_split(version.reader, split)
+    folder = root / "anno" / version.boxes
+    names = sorted(path.stem for path in folder.glob("*.txt"))
+    if not names:
+        raise DatasetError(f"{root}: no {version.title} sequences; expected anno/{version.boxes}/bike1.txt, ...")
+    read = functools.partial(_read_uav_sequence, version, root, find_attributes(folder / "att", names))
+    return Dataset(version.reader, root, names, read)
+
+
+def _read_uav_sequence(version: _UavVersion, root: Path, attributes: Mapping[str, Path], name: str) -> TrackingSequence:
+    part = re.fullmatch(r"(.+)_(\d+)", name) if version.has_parts else None
+    folder = root / "data_seq" / version.frames / (part[1] if part else name)
+    first = UAV_FIRST_FRAMES.get(part[1], {}).get(int(part[2]), 1) if part else 1
+    files = SequenceFiles(
+        folder,
+        root / "anno" / version.boxes / f"{name}.txt",
+        folder,
+        "%06d.jpg",
+        first=(first - 1) // version.step + 1,
+        shares_folder=part is not None,
+        fps=DEFAULT_FPS / version.step,
+        attributes=attributes.get(name),
+        challenges=UAV_ATTRIBUTES,
+    )
+    return read_sequence(version.reader, name, files)
+
+
+def read_nfs(root: Path, split: str | None = None) -> Dataset:
+    """NfS, Need for Speed (Kiani Galoogahi et al. 2017, http://ci2cv.net/nfs), at 30 frames a second: 100 sequences.
+
+        airboard_1/30/airboard_1/00001.jpg ...  as published
+        airboard_1/30/airboard_1.txt            VATIC lines: id xmin ymin xmax ymax frame lost occluded generated
+                                                "label", of every frame, or of every frame at 240 a second
+        sequences/airboard_1/00001.jpg ...      as the evaluation code of trackers expects it
+        anno/nfs_airboard_1.txt                 x, y, w, h a line, with tabs
+
+    Some sequences are published with one frame more than boxes, and dog_2 with another video: see `known_faults`.
+    """
+    check_split("nfs", split)
+    names = sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
+    # Without the frames, the annotations say which sequences there are.
+    names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
+    read = _read_nfs_sequence
+    if not names:
+        names, read = [name for name in sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
+    if not names:
+        raise DatasetError(f"{root}: no NfS sequences; expected NAME/30/NAME.txt, ... or sequences/NAME and anno")
+    return Dataset("nfs", root, names, functools.partial(read, root))
+
+
+def _read_nfs_sequence(root: Path, name: str) -> TrackingSequence:
+    groundtruth = root / "anno" / f"nfs_{name}.txt"
+    boxes_xywh = read_groundtruth(groundtruth, published=True)
+    return _nfs_sequence(name, groundtruth, boxes_xywh, None, root / "sequences" / name)
+
+
+def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
+    folder, groundtruth = root / name / "30" / name, root / name / "30" / f"{name}.txt"
+    boxes_xywh, lost = _read_vatic(groundtruth)
+    lengths = dict(
+        line.split() for line in (SPLITS / "nfs_30.txt").read_text().splitlines() if line[:1] not in ("", "#")
+    )
+    counts = [count for count in (len(image_names(folder)), int(lengths.get(name, 0))) if count]
+    if not counts:
+        raise DatasetError(
+            f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
+            "boxes of 30 or of 240 frames a second"
+        )
+    # Some of their versions of 240 frames a second are a few frames longer or shorter.
+    steps = {step: min(abs(len(boxes_xywh[::step]) - count) for count in counts) for step in (1, NFS_RATE_RATIO)}
+    step = min(steps, key=steps.__getitem__)
+    return _nfs_sequence(name, groundtruth, boxes_xywh[::step], ~lost[::step], folder)
+
+
+def _nfs_sequence(
+    name: str,
+    groundtruth: Path,
+    boxes_xywh: Float64[np.ndarray, "n 4"],
+    visible: Bool[np.ndarray, " n"] | None,
+    folder: Path,
+) -> TrackingSequence:
+    """The sequence, cut at the end to where there are both frames and boxes."""
+    images, num_boxes = image_names(folder), len(boxes_xywh)
+    faults: list[Fault] = []
+    frames: ImageFrames | MissingFrames
+    wrong_video = known_fault("nfs", name, "wrong video")
+    if not images:
+        frames = missing_frames(folder, "00001.jpg, ...")
+    elif wrong_video and abs(len(images) - num_boxes) > 1:
+        # The boxes are its own: results from elsewhere can be scored.
+        faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {num_boxes} boxes", wrong_video))
+        frames = MissingFrames(f"{folder}: {wrong_video}; its frames are not used")
+    else:
+        if abs(num_boxes - len(images)) > 1:
+            check_length(groundtruth, num_boxes, len(images))
+        if num_boxes != len(images):
+            text = f"{num_boxes} boxes for {len(images)} frames; the last one is left out"
+            faults.append(Fault("length", str(groundtruth), text, known_fault("nfs", name, "length")))
+        frames, boxes_xywh = ImageFrames(folder, images[:num_boxes]), boxes_xywh[: len(images)]
+        visible = None if visible is None else visible[: len(images)]
+    faults += row_faults("nfs", name, groundtruth, boxes_xywh, visible)
+    return TrackingSequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, visible, faults=tuple(faults))
+
+
+def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
+    """Boxes, and whether the target is lost, in the order of the frames."""
+    rows = []
+    for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
+        try:
+            rows.append(parse_numbers(" ".join(line.split()[1:7])))
+            if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):
+                raise ValueError(line)
+        except ValueError:
+            told = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
+            raise DatasetError(f"{path}, line {number}: {told}") from None
+    if not rows:
+        raise DatasetError(f"{path}: the ground truth is empty; expected one line for every frame")
+    table = np.array(sorted(rows, key=lambda row: row[4]), np.float64)
+    boxes_xywh = np.concatenate([table[:, :2], table[:, 2:4] - table[:, :2]], axis=1)
+    return boxes_xywh, table[:, 5] != 0
