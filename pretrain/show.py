@@ -22,8 +22,8 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.datasets.groundtruth import read_groundtruth
 from mixformer_jax.media.images import write_image
 from mixformer_jax.media.video import open_source
+from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
-from mixformer_jax.training.settings import RunConfig
 
 Frames = dict[int, UInt8[np.ndarray, "h w 3"]]
 

@@ -30,7 +30,7 @@ def run_plan(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from mixformer_jax.planning.hardware import PlanError
     from mixformer_jax.planning.plan import plan
-    from mixformer_jax.planning.report import plan_lines
+    from mixformer_jax.planning.record import plan_lines
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.pretraining import PretrainExperiment
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
 from mixformer_jax.training.distributed import LostPeerError, all_agree, barrier, is_first
-from mixformer_jax.training.steps import TrainState
+from mixformer_jax.training.program import TrainState
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _BEST = "best"

@@ -19,7 +19,7 @@ from mixformer_jax.data.pipeline import batches, one_opencv_thread
 from mixformer_jax.signals import Stopped, StopSignals, listening
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, largest, process_table
-from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.experiment import Experiment, RunConfig
 from mixformer_jax.training.folder import (
     NO_ROOM,
     TrainingError,
@@ -32,7 +32,6 @@ from mixformer_jax.training.folder import (
 from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
-from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
 from mixformer_jax.training.supervised import tracking_objective

@@ -36,10 +36,9 @@ from mixformer_jax.models.autoencoder import (
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
 from mixformer_jax.models.layers import Masking
-from mixformer_jax.training.experiment import data_section
+from mixformer_jax.training.experiment import RunConfig, data_section
 from mixformer_jax.training.loop import run
 from mixformer_jax.training.objective import Batch, Group, Samples, Variables
-from mixformer_jax.training.settings import RunConfig
 from mixformer_jax.training.sheets import reconstruction_sheet
 from mixformer_jax.training.start import is_ours
 

@@ -1,24 +1,176 @@
-"""The compiled programs of a run and the abstract arrays they take: all that `train` runs and `plan` weighs.
+"""A run's train and validation steps, compiled for a mesh, and the abstract arrays they take: what `plan` weighs too.
 
-Nothing here reads data, makes arrays or needs a folder: `train_program(...).step.lower(program.state, program.batch)`
-compiles the real step for whatever devices the mesh holds, present or not.
+The steps are pure functions of explicit state, for any objective. Nothing here reads data, makes arrays or needs a
+folder: `train_program(...).step.lower(program.state, program.batch)` compiles the real step for whatever devices the
+mesh holds, present or not.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int32, PRNGKeyArray, PyTree, UInt32
 
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.training.objective import Objective
-from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.experiment import RunConfig
+from mixformer_jax.training.objective import Batch, Objective, Variables
 from mixformer_jax.training.sharding import BATCH, batch_axis_size, gather_params, tree_shardings, with_shardings
-from mixformer_jax.training.steps import TrainState, make_train_step, make_validation_step, new_train_state
+
+
+class TrainState(NamedTuple):
+    """All that a run carries from step to step.
+
+    Attributes:
+        step: steps done.
+        key: of the run; a step's own key is this one, folded with the step.
+        params: all parameters, frozen ones too.
+        model_state: the model's other collections (batch statistics, constants).
+        opt_state: the optimizer's, of the trained parameters alone.
+        ema: moving average of all variables; empty where none is kept.
+    """
+
+    step: Int32[Array, ""]
+    key: UInt32[Array, " words"]
+    params: dict[str, Any]
+    model_state: dict[str, Any]
+    opt_state: optax.OptState
+    ema: Variables
+
+    @property
+    def variables(self) -> Variables:
+        """The model's variables, as the last step left them."""
+        return {"params": self.params, **self.model_state}
+
+    @property
+    def shipped(self) -> Variables:
+        """The variables to validate and to ship: the averaged ones where an average is kept."""
+        return self.ema or self.variables
+
+
+class StepReport(NamedTuple):
+    """What a step tells about itself.
+
+    Attributes:
+        metrics: for the log; among them `loss` and `gradient_norm`.
+        gradient_squares: the sum of squares of every trained parameter's gradient, in the order of `trained_names`.
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    gradient_squares: Float[Array, " parameters"]
+
+
+def split_params(objective: Objective, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters that train, and the frozen ones, both as trees."""
+    flat = flatten_dict(params)
+    trained = {path: value for path, value in flat.items() if objective.group(path) != "frozen"}
+    frozen = {path: value for path, value in flat.items() if path not in trained}
+    return unflatten_dict(trained), unflatten_dict(frozen)
+
+
+def trained_names(objective: Objective, params: Mapping[str, Any]) -> list[str]:
+    """Names of the trained parameters in the order of the leaves of their tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(split_params(objective, params)[0])
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+
+
+def new_train_state(
+    objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float, key: PRNGKeyArray
+) -> TrainState:
+    """The state before the first step."""
+    variables = objective.init(key)
+    trained, _frozen = split_params(objective, variables["params"])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(key),
+        params=variables["params"],
+        model_state={name: value for name, value in variables.items() if name != "params"},
+        opt_state=optimizer.init(trained),
+        # The average must own its buffers: the step donates the state.
+        ema=jax.tree.map(jnp.copy, variables) if ema_decay else {},
+    )
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    gather: Callable[[dict[str, Any]], dict[str, Any]],
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
+    """The step `state, batch -> state, report`, not jitted yet.
+
+    Args:
+        objective: gives the loss.
+        optimizer: of the trained parameters.
+        gather: of all parameters about to be used, see `sharding.gather_params`.
+        ema_decay: see `TrainConfig`.
+        accumulate: the batch goes through the model in so many parts, one after the other, and their mean gradient
+            makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating
+            optimizer, nothing in the state and in checkpoints. Batch norms see one part at a time.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        trained, frozen = split_params(objective, state.params)
+
+        def loss_of(
+            trained: dict[str, Any], model_state: dict[str, Any], batch: Batch, key: Array
+        ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
+            return objective.loss({"params": gather(_joined(trained, frozen)), **model_state}, batch, key)
+
+        gradient_of = jax.grad(loss_of, has_aux=True)
+        if accumulate == 1:
+            gradients, (metrics, updates) = gradient_of(trained, state.model_state, batch, key)
+            model_state = {**state.model_state, **updates}
+        else:
+
+            def part(carry: tuple[Any, Any], of_part: tuple[Batch, Array]) -> tuple[tuple[Any, Any], Any]:
+                total, model_state = carry
+                gradients, (metrics, updates) = gradient_of(trained, model_state, *of_part)
+                return (jax.tree.map(jnp.add, total, gradients), {**model_state, **updates}), metrics
+
+            # Every part takes each `accumulate`-th sample: then every device has an equal share of it already.
+            parts = {name: rearrange(x, "(b k) ... -> k b ...", k=accumulate) for name, x in batch.items()}
+            start = jax.tree.map(jnp.zeros_like, trained), state.model_state
+            (total, model_state), each = jax.lax.scan(part, start, (parts, jax.random.split(key, accumulate)))
+            gradients = jax.tree.map(lambda x: x / accumulate, total)
+            metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+
+        squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)])
+        metrics = {**metrics, "gradient_norm": jnp.sqrt(jnp.sum(squares))}
+        changes, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = _joined(optax.apply_updates(trained, changes), frozen)
+        ema = state.ema
+        if ema_decay:
+            # A short memory at first: the average forgets the random initialisation.
+            decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = optax.incremental_update({"params": params, **model_state}, ema, 1.0 - decay)
+        new = TrainState(state.step + 1, state.key, params, model_state, opt_state, ema)
+        return new, StepReport(metrics, squares)
+
+    return step
+
+
+def make_validation_step(
+    objective: Objective, gather: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[[Variables, Batch, Float[Array, " b"]], dict[str, Array]]:
+    """Sums of every metric over a batch, `variables, batch, weights -> sums`; weight 0 leaves a sample out."""
+
+    def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
+        measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
+        return {name: jnp.sum(value * weights) for name, value in measured.items()}
+
+    return sums
+
+
+def _joined(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))
 
 
 def learning_rate_schedule(config: RunConfig) -> optax.Schedule:
@@ -135,8 +287,3 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
         state=with_shardings(shapes, shardings),
         batch=with_shardings(batch, batch_shardings),
     )
-
-
-def weights_shape(settings: RunConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """The abstract `weights` of `TrainProgram.evaluate`."""
-    return jax.ShapeDtypeStruct((settings.batch_size,), jnp.float32, sharding=NamedSharding(mesh, BATCH))

@@ -24,11 +24,10 @@ from mixformer_jax.convert.weights import (
 )
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
+from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.objective import Objective
-from mixformer_jax.training.program import TrainProgram
-from mixformer_jax.training.settings import RunConfig
+from mixformer_jax.training.program import TrainProgram, TrainState
 from mixformer_jax.training.sharding import place
-from mixformer_jax.training.steps import TrainState
 
 CHECKPOINTS_NAME = "checkpoints"
 

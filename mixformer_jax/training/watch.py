@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.objective import Batch
-from mixformer_jax.training.settings import RunConfig
-from mixformer_jax.training.steps import StepReport
+from mixformer_jax.training.program import StepReport
 
 
 class Finished(NamedTuple):

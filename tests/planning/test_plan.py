@@ -17,8 +17,7 @@ from mixformer_jax.planning.hardware import PlanError, parse_topology
 from mixformer_jax.planning.hlo import Collective
 from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes
 from mixformer_jax.planning.plan import plan, propose_mesh
-from mixformer_jax.planning.record import Memory, Plan
-from mixformer_jax.planning.report import plan_lines
+from mixformer_jax.planning.record import Memory, Plan, plan_lines
 from mixformer_jax.planning.tpu import network_seconds
 
 SMALL = {

@@ -17,8 +17,8 @@ import pytest
 
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
+from mixformer_jax.training.program import TrainState
 from mixformer_jax.training.sharding import make_mesh, tree_shardings, with_shardings
-from mixformer_jax.training.steps import TrainState
 
 
 class Numbers:

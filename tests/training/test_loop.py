@@ -14,9 +14,8 @@ from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.program import learning_rate_schedule, make_optimizer, train_program
+from mixformer_jax.training.program import learning_rate_schedule, make_optimizer, split_params, train_program
 from mixformer_jax.training.sharding import make_mesh
-from mixformer_jax.training.steps import split_params
 from mixformer_jax.training.supervised import tracking_objective
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from mixformer_jax.models.config import ConfigError
+from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.metrics_log import MetricsLog, read_lines
-from mixformer_jax.training.settings import RunConfig
-from mixformer_jax.training.steps import StepReport
+from mixformer_jax.training.program import StepReport
 from mixformer_jax.training.watch import Progress, StepWatch
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.training.processes import check_devices, local_device_ids
+from mixformer_jax.training.distributed import check_devices, local_device_ids
 
 
 def slurm(tasks_per_node, node=0, local=0, gpus="0,1,2,3", **more):
