@@ -12,12 +12,12 @@ from pathlib import Path
 
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
 from mixformer_jax.datasets.layout import (
-    SPLITS,
+    PUBLISHED,
     SequenceFiles,
     check_listed,
-    check_split,
     find_attributes,
     read_sequence,
+    read_table,
     sub_folders,
 )
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
@@ -39,6 +39,7 @@ LASOT_PER_CLASS, LASOT_EXT_PER_CLASS = 20, 10
 GOT10K_FPS = 10.0
 GOT10K_TRAIN_LENGTH = 9335
 TRACKINGNET_CHUNKS = tuple(f"TRAIN_{number}" for number in range(12))
+TRACKINGNET_SPLITS = ("train", "test", *TRACKINGNET_CHUNKS)
 TNL2K_SIZES = {"train": 1300, "test": 700}
 # Folders that hold no sequences: the toolkit's, and its corrections of twelve ground truths.
 TNL2K_NO_SEQUENCES = ("annos", "revised_annotations", "sequence_evaluation_config")
@@ -59,7 +60,6 @@ def read_lasot(root: Path, split: str | None = None) -> Dataset:
     The evaluation toolkit's annotations, which are enough for scoring, are read, too: annos/airplane-1.txt,
     annos/absent/airplane-1.txt (0 or 1 a line), annos/att/airplane-1.txt.
     """
-    check_split("lasot", split, ("train", "test"))
     if split is None:
         names = _lasot_present(root)
     else:
@@ -70,7 +70,6 @@ def read_lasot(root: Path, split: str | None = None) -> Dataset:
 
 def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
     """LaSOT-ext (Fan et al. 2021), 150 sequences, laid out as LaSOT."""
-    check_split("lasot_ext", split)
     names = [f"{kind}-{number}" for kind in LASOT_EXT_CLASSES for number in range(1, LASOT_EXT_PER_CLASS + 1)]
     return _read_lasot("lasot_ext", root, names, "the reader lasot, which takes what is there,")
 
@@ -79,8 +78,6 @@ def _read_lasot(dataset: str, root: Path, names: list[str], mend: str) -> Datase
     is_toolkit = not _lasot_folders(root) and (root / "annos").is_dir()
     lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
     check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
-    if not names:
-        raise DatasetError(f"{root}: no LaSOT sequences; expected airplane/airplane-1/groundtruth.txt, ...")
     attributes = find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
     read = functools.partial(_read_lasot_sequence, dataset, root, is_toolkit, attributes)
     return Dataset(dataset, root, names, read)
@@ -104,12 +101,11 @@ def _is_lasot_name(folder: str) -> bool:
 
 
 def _lasot_published(split: str) -> list[str]:
-    test = dict(line.split(maxsplit=1) for line in (SPLITS / "lasot_test.txt").read_text().splitlines())
     return [
         f"{kind}-{number}"
-        for kind, of_test in test.items()
+        for kind, of_test in read_table("lasot_test.txt").items()
         for number in range(1, LASOT_PER_CLASS + 1)
-        if (str(number) in of_test.split()) == (split == "test")
+        if (str(number) in of_test) == (split == "test")
     ]
 
 
@@ -152,7 +148,6 @@ def read_got10k(root: Path, split: str | None = None) -> Dataset:
             the lines of list.txt from 0, the list of the challenge names sequences, counted from 1; the numbers of the
             one were used in the other, and so is done here, to train on the same sequences.
     """
-    check_split("got10k", split, ("vottrain", "votval"))
     listing = root / "list.txt"
     if listing.is_file():
         names = listing.read_text(encoding="utf-8").split()
@@ -172,10 +167,10 @@ def _got10k_positions(split: str, count: int, root: Path) -> list[int]:
     if count != GOT10K_TRAIN_LENGTH:
         of = f"the train subset with its {GOT10K_TRAIN_LENGTH} sequences"
         raise DatasetError(f"{root}: split {split} is a part of {of}; here are {count}")
-    validation = read_numbers(SPLITS / "got10k_votval.txt")
+    validation = read_numbers(PUBLISHED / "got10k_votval.txt")
     if split == "votval":
         return validation
-    left_out = {*validation, *read_numbers(SPLITS / "got10k_vot_exclude.txt")}
+    left_out = {*validation, *read_numbers(PUBLISHED / "got10k_vot_exclude.txt")}
     return [position for position in range(count) if position not in left_out]
 
 
@@ -225,7 +220,6 @@ def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
         split: `train` for the chunks TRAIN_0 to TRAIN_11 that are there (the paper's 30,132 sequences with all
             twelve), `test`, or the name of one chunk. None: `train` if there is a chunk of it, else `test`.
     """
-    check_split("trackingnet", split, ("train", "test", *TRACKINGNET_CHUNKS))
     chunks = [chunk for chunk in TRACKINGNET_CHUNKS if (root / chunk).is_dir()]
     if split in TRACKINGNET_CHUNKS:
         chunks = [split]
@@ -238,10 +232,6 @@ def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
             raise DatasetError(f"{folder}: no such folder; expected the boxes of the chunk, NAME.txt")
         files = (path for path in folder.iterdir() if path.suffix == ".txt" and not path.name.startswith("."))
         keys += [f"{chunk}/{name}" for name in sorted(path.stem for path in files)]
-    if not keys:
-        raise DatasetError(
-            f"{root}: no TrackingNet sequences; expected TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt"
-        )
     return Dataset("trackingnet", root, keys, functools.partial(_read_trackingnet_sequence, root))
 
 
@@ -271,13 +261,9 @@ def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
         annos/att/Bird_28-Done_attribute.txt    17 flags with commas or blanks, after a 1 for all in the Python version
         sequence_evaluation_config/TNL2K_testing_set.txt    names of the toolkit's 700, a line each
     """
-    check_split("tnl2k", split, tuple(TNL2K_SIZES))
     folders = _tnl2k_folders(root, split)
     names = sorted(folders) or _tnl2k_annotated(root, split)
-    if not names:
-        of = f" of split {split}" if split else ""
-        raise DatasetError(f"{root}: no TNL2K sequences{of}; expected TNL2K_test_subset/NAME/groundtruth.txt, ...")
-    if split is not None and len(names) != TNL2K_SIZES[split]:
+    if split is not None and names and len(names) != TNL2K_SIZES[split]:
         logger.warning("%s: %d sequences; TNL2K's %s subset has %d", root, len(names), split, TNL2K_SIZES[split])
     attributes = find_attributes(root / "annos" / "att", names)
     return Dataset("tnl2k", root, names, functools.partial(_read_tnl2k_sequence, root, folders, attributes))

@@ -31,7 +31,7 @@ from mixformer_jax.datasets.records import (
 from mixformer_jax.media.images import has_images, list_images
 from mixformer_jax.media.video import DEFAULT_FPS, open_source
 
-SPLITS = Path(__file__).parent / "splits"
+PUBLISHED = Path(__file__).parent / "published"
 
 logger = logging.getLogger(__name__)
 
@@ -190,12 +190,10 @@ def _plain_name(name: str) -> str:
     return name.lower().replace("-", "_").replace(".", "_")
 
 
-def check_split(name: str, split: str | None, known: Sequence[str] = ()) -> None:
-    """Refuses a split that the data set does not have; None always is one."""
-    if split is not None and split not in known:
-        if not known:
-            raise DatasetError(f"{name} has no splits, but split {split!r} is asked for")
-        raise DatasetError(f"{name} has no split {split!r}; known are: {', '.join(known)}")
+def read_table(file: str) -> dict[str, list[str]]:
+    """A table of published facts: by the first word of each line the other words; comments are left out."""
+    lines = (PUBLISHED / file).read_text(encoding="utf-8").splitlines()
+    return {line.split()[0]: line.split()[1:] for line in lines if line and not line.startswith("#")}
 
 
 def check_listed(names: Sequence[str], there: Collection[str] | Mapping, told: str, mend: str = "") -> None:
@@ -221,7 +219,6 @@ def read_folder(root: Path, split: str | None = None) -> Dataset:
     Frames are images or a `video.mp4`, beside a `groundtruth.txt`, which can be scored alone. A mistake in one sequence
     leaves the others alone.
     """
-    check_split("folder", split)
     names = [] if (root / GROUNDTRUTH).is_file() else [n for n in sub_folders(root) if _looks_like_sequence(root / n)]
     dead = sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists())
     if dead:

@@ -20,7 +20,6 @@ from jaxtyping import UInt8
 
 from mixformer_jax.datasets.frame_parts import FramePart, Rectangle
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.layout import check_split
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.media.images import SourceError, decode_image
 from mixformer_jax.views import UnusableSampleError
@@ -41,7 +40,6 @@ class StoredPart(NamedTuple):
 
 def read_packed(root: Path, split: str | None = None) -> Dataset:
     """The sequences of a packed data set, in the order of the one that was packed, if packing came to its end."""
-    check_split("packed", split)
     if not (root / PACKING).is_file():
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:

@@ -1,11 +1,20 @@
-"""Annotated sequences by data set: the registry of readers."""
+"""Annotated sequences by data set: the table of readers."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.large_scale import read_got10k, read_lasot, read_lasot_ext, read_tnl2k, read_trackingnet
+from mixformer_jax.datasets.large_scale import (
+    TNL2K_SIZES,
+    TRACKINGNET_SPLITS,
+    read_got10k,
+    read_lasot,
+    read_lasot_ext,
+    read_tnl2k,
+    read_trackingnet,
+)
 from mixformer_jax.datasets.layout import check_listed, read_folder
 from mixformer_jax.datasets.packed import read_packed
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
@@ -17,36 +26,49 @@ from mixformer_jax.datasets.small_scale import (
     read_uav123,
     read_uav123_10fps,
 )
-from mixformer_jax.datasets.stills import read_coco, read_tfds
+from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import read_vot
 
 __all__ = ["READERS", "TRAINING_READERS", "Dataset", "DatasetError", "TrackingSequence", "open_dataset"]
 
-# Of a root and a split. Refuses, with DatasetError, a root without sequences and a split that is not known or not all
-# there; and when a sequence is read, files that are missing, are not what they should be, or whose lengths disagree.
-Reader = Callable[[Path, str | None], Dataset]
+
+class Reader(NamedTuple):
+    """How a data set is opened. When a sequence is read, `Dataset.read` says what is wrong with its files."""
+
+    read: Callable[[Path, str | None], Dataset]  # of a root and a split; raises DatasetError
+    title: str
+    expected: str  # below the root
+    splits: tuple[str, ...] | None = ()  # published parts; None: only the data set itself tells
+
 
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
-        "dtb70": read_dtb70,
-        "folder": read_folder,
-        "got10k": read_got10k,
-        "lasot": read_lasot,
-        "lasot_ext": read_lasot_ext,
-        "nfs": read_nfs,
-        "otb100": read_otb100,
-        "tnl2k": read_tnl2k,
-        "trackingnet": read_trackingnet,
-        "uav123": read_uav123,
-        "uav123_10fps": read_uav123_10fps,
-        "uav20l": read_uav20l,
-        "vot": read_vot,
+        "dtb70": Reader(read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
+        "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
+        "got10k": Reader(read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
+        "lasot": Reader(read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
+        "lasot_ext": Reader(read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
+        "nfs": Reader(read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
+        "otb100": Reader(read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
+        "tnl2k": Reader(read_tnl2k, "TNL2K", "TNL2K_test_subset/NAME/groundtruth.txt, ...", tuple(TNL2K_SIZES)),
+        "trackingnet": Reader(
+            read_trackingnet, "TrackingNet", "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt", TRACKINGNET_SPLITS
+        ),
+        "uav123": Reader(read_uav123, "UAV123", "anno/UAV123/bike1.txt, ..."),
+        "uav123_10fps": Reader(read_uav123_10fps, "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."),
+        "uav20l": Reader(read_uav20l, "UAV20L", "anno/UAV20L/bike1.txt, ..."),
+        "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
     }
 )
 """Videos: a tracker can run over them."""
 
 TRAINING_READERS: Mapping[str, Reader] = MappingProxyType(
-    {**READERS, "coco": read_coco, "packed": read_packed, "tfds": read_tfds}
+    {
+        **READERS,
+        "coco": Reader(read_coco, "COCO", "annotations/instances_train2017.json", COCO_SPLITS),
+        "packed": Reader(read_packed, "packed", "packing.json"),
+        "tfds": Reader(read_tfds, "TFDS", "dataset_info.json", None),
+    }
 )
 """And what one can train on only: stills, and crops cut from videos."""
 
@@ -56,7 +78,7 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
 
     Args:
         name: of a reader, see TRAINING_READERS.
-        split: a published part of the data set; each reader says which ones there are. None: its default.
+        split: a published part of the data set, see `Reader.splits`. None: its default.
         list_file: a text file of the sequences to take, one a line: names, or positions counted from 0.
 
     Raises:
@@ -68,7 +90,13 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected the root of a {name} data set")
-    dataset = reader(root, split)
+    if split is not None and reader.splits is not None and split not in reader.splits:
+        if not reader.splits:
+            raise DatasetError(f"{name} has no splits, but split {split!r} is asked for")
+        raise DatasetError(f"{name} has no split {split!r}; known are: {', '.join(reader.splits)}")
+    dataset = reader.read(root, split)
+    if not dataset.keys:
+        raise DatasetError(f"{root}: no {reader.title} sequences; expected {reader.expected}")
     return dataset if list_file is None else _choose(dataset, Path(list_file))
 
 

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -24,14 +23,13 @@ from mixformer_jax.datasets.groundtruth import (
 )
 from mixformer_jax.datasets.known_faults import known_fault
 from mixformer_jax.datasets.layout import (
-    SPLITS,
     SequenceFiles,
-    check_split,
     find_attributes,
     find_by_name,
     image_names,
     missing_frames,
     read_sequence,
+    read_table,
     row_faults,
     sub_folders,
 )
@@ -57,29 +55,6 @@ OTB_USED_FRAMES = {
 }
 # Boxes and frames left out at the beginning, as in the evaluation code of the paper.
 OTB_LEFT_OUT = {"Tiger1": 5}
-# Of UAV123, first frames of the parts of a folder after the first part (the toolkit's list of sequences); the others
-# begin at 1. A part ends where its boxes end. At 10 frames a second, the toolkit's numbers are those of every third.
-UAV_FIRST_FRAMES = {
-    "bird1": {2: 775, 3: 1573},
-    "car1": {2: 751, 3: 1627},
-    "car16": {2: 415},
-    "car6": {2: 487, 3: 1807, 4: 2953, 5: 3925},
-    "car8": {2: 1357},
-    "group1": {2: 1333, 3: 2515, 4: 3925},
-    "group2": {2: 907, 3: 1771},
-    "group3": {2: 1567, 3: 2827, 4: 4369},
-    "person12": {2: 601},
-    "person14": {2: 847, 3: 1813},
-    "person17": {2: 1501},
-    "person19": {2: 1243, 3: 2791},
-    "person2": {2: 1189},
-    "person4": {2: 1501},
-    "person5": {2: 877},
-    "person7": {2: 1249},
-    "person8": {2: 1075},
-    "truck4": {2: 577},
-    "uav1": {2: 1555, 3: 2473},
-}
 # Frames of NfS at 240 a second between two at 30.
 NFS_RATE_RATIO = 8
 
@@ -97,8 +72,7 @@ def read_otb100(root: Path, split: str | None = None) -> Dataset:
     Jogging-2, serve where the published folder is not there; else they are left out, as is every other folder with
     boxes, and a warning names them.
     """
-    check_split("otb100", split)
-    published = {name.lower(): name for name in (SPLITS / "otb100.txt").read_text(encoding="utf-8").split()}
+    published = {name.lower(): name for name in read_table("otb100.txt")}
     found: dict[str, Path] = {}
     extra: list[str] = []
     # Copies last.
@@ -110,8 +84,6 @@ def read_otb100(root: Path, split: str | None = None) -> Dataset:
             extra.append(folder)
         found |= news
     found = found or find_by_name(root / "anno", sorted(published.values()))
-    if not found:
-        raise DatasetError(f"{root}: no OTB sequences; expected Basketball/groundtruth_rect.txt, ...")
     if extra:
         logger.warning("%s: not among OTB's 100 sequences, and left out: %s", root, ", ".join(extra))
     names = sorted(found)
@@ -167,12 +139,9 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
     Animal1/img/00001.jpg ...               frames
     Animal1/groundtruth_rect.txt            x,y,w,h a line
     """
-    check_split("dtb70", split)
     # Frames alone count: a forgotten ground truth is an error and not a sequence less.
     parts = ("groundtruth_rect.txt", "img")
     names = [name for name in sub_folders(root) if any((root / name / part).exists() for part in parts)]
-    if not names:
-        raise DatasetError(f"{root}: no DTB70 sequences; expected Animal1/groundtruth_rect.txt, ...")
     return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
 
 
@@ -182,17 +151,6 @@ def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
     return read_sequence("dtb70", name, files)
 
 
-class _UavVersion(NamedTuple):
-    """One of the three data sets of UAV123."""
-
-    reader: str
-    title: str
-    boxes: str  # the folder in anno
-    frames: str  # the folder in data_seq
-    step: int = 1  # of its frames, in those of UAV123
-    has_parts: bool = True  # whether car1_2 is a part of the folder car1
-
-
 def read_uav123(root: Path, split: str | None = None) -> Dataset:
     """UAV123 (Mueller et al. 2016, https://cemse.kaust.edu.sa/ivul/uav123), from low-flying drones: 123 sequences.
 
@@ -200,45 +158,47 @@ def read_uav123(root: Path, split: str | None = None) -> Dataset:
     anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
     anno/UAV123/att/bike1.txt               12 flags with commas
     """
-    return _read_uav(_UavVersion("uav123", "UAV123", "UAV123", "UAV123"), root, split)
+    return _read_uav("uav123", root, "UAV123", "UAV123")
 
 
 def read_uav20l(root: Path, split: str | None = None) -> Dataset:
     """UAV20L: 20 long sequences over the frames of UAV123, their boxes in anno/UAV20L."""
-    return _read_uav(_UavVersion("uav20l", "UAV20L", "UAV20L", "UAV123", has_parts=False), root, split)
+    return _read_uav("uav20l", root, "UAV20L", "UAV123")
 
 
 def read_uav123_10fps(root: Path, split: str | None = None) -> Dataset:
     """UAV123@10fps: every third frame of UAV123, numbered anew, in data_seq/UAV123_10fps and anno/UAV123_10fps."""
-    return _read_uav(_UavVersion("uav123_10fps", "UAV123@10fps", "UAV123_10fps", "UAV123_10fps", 3), root, split)
+    return _read_uav("uav123_10fps", root, "UAV123_10fps", "UAV123_10fps", step=3)
 
 
-def _read_uav(version: _UavVersion, root: Path, split: str | None) -> Dataset:
-    check_split(version.reader, split)
-    folder = root / "anno" / version.boxes
+def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) -> Dataset:
+    """`boxes` and `frames` are folders in anno and data_seq, `step` that of the frames in UAV123's."""
+    folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
-    if not names:
-        raise DatasetError(f"{root}: no {version.title} sequences; expected anno/{version.boxes}/bike1.txt, ...")
-    read = functools.partial(_read_uav_sequence, version, root, find_attributes(folder / "att", names))
-    return Dataset(version.reader, root, names, read)
+    attributes = find_attributes(folder / "att", names)
+    read = functools.partial(_read_uav_sequence, dataset, folder, root / "data_seq" / frames, step, attributes)
+    return Dataset(dataset, root, names, read)
 
 
-def _read_uav_sequence(version: _UavVersion, root: Path, attributes: Mapping[str, Path], name: str) -> TrackingSequence:
-    part = re.fullmatch(r"(.+)_(\d+)", name) if version.has_parts else None
-    folder = root / "data_seq" / version.frames / (part[1] if part else name)
-    first = UAV_FIRST_FRAMES.get(part[1], {}).get(int(part[2]), 1) if part else 1
+def _read_uav_sequence(
+    dataset: str, boxes: Path, frames: Path, step: int, attributes: Mapping[str, Path], name: str
+) -> TrackingSequence:
+    # UAV20L has no parts. A part ends where its boxes end.
+    part = re.fullmatch(r"(.+)_(\d+)", name) if dataset != "uav20l" else None
+    folder, first = frames / name, 1
+    if part:
+        folder, starts = frames / part[1], read_table("uav123_parts.txt").get(part[1], [])
+        first = dict(enumerate(map(int, starts), start=2)).get(int(part[2]), 1)
     files = SequenceFiles(
-        folder,
-        root / "anno" / version.boxes / f"{name}.txt",
-        folder,
-        "%06d.jpg",
-        first=(first - 1) // version.step + 1,
+        *(folder, boxes / f"{name}.txt", folder, "%06d.jpg"),
+        # At 10 frames a second, the toolkit's numbers are those of every third.
+        first=(first - 1) // step + 1,
         shares_folder=part is not None,
-        fps=DEFAULT_FPS / version.step,
+        fps=DEFAULT_FPS / step,
         attributes=attributes.get(name),
         challenges=UAV_ATTRIBUTES,
     )
-    return read_sequence(version.reader, name, files)
+    return read_sequence(dataset, name, files)
 
 
 def read_nfs(root: Path, split: str | None = None) -> Dataset:
@@ -252,15 +212,12 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
 
     Some sequences are published with one frame more than boxes, and dog_2 with another video: see `known_faults`.
     """
-    check_split("nfs", split)
     names = sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
     # Without the frames, the annotations say which sequences there are.
     names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
     read = _read_nfs_sequence
     if not names:
         names, read = [name for name in sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
-    if not names:
-        raise DatasetError(f"{root}: no NfS sequences; expected NAME/30/NAME.txt, ... or sequences/NAME and anno")
     return Dataset("nfs", root, names, functools.partial(read, root))
 
 
@@ -273,10 +230,8 @@ def _read_nfs_sequence(root: Path, name: str) -> TrackingSequence:
 def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
     folder, groundtruth = root / name / "30" / name, root / name / "30" / f"{name}.txt"
     boxes_xywh, lost = _read_vatic(groundtruth)
-    lengths = dict(
-        line.split() for line in (SPLITS / "nfs_30.txt").read_text().splitlines() if line[:1] not in ("", "#")
-    )
-    counts = [count for count in (len(image_names(folder)), int(lengths.get(name, 0))) if count]
+    published = int(read_table("nfs_30.txt").get(name, ["0"])[0])
+    counts = [count for count in (len(image_names(folder)), published) if count]
     if not counts:
         raise DatasetError(
             f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "

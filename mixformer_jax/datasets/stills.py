@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.layout import check_split
 from mixformer_jax.datasets.records import Dataset, ImageFrames, TrackingSequence
 from mixformer_jax.files import whole_file
 from mixformer_jax.media.images import decode_image
@@ -39,7 +38,6 @@ def read_coco(root: Path, split: str | None = None) -> Dataset:
     takes tens of seconds and gigabytes to parse, so a table of its boxes is kept beside the user's other caches
     ($XDG_CACHE_HOME or ~/.cache, mixformer_jax); it is made anew when the file changes.
     """
-    check_split("coco", split, COCO_SPLITS)
     split = split or COCO_SPLITS[0]
     annotations = root / "annotations" / f"instances_{split}.json"
     folders = [root / split, root / "images" / split]
@@ -152,7 +150,9 @@ def _open_tfds(root: Path, split: str | None, needs: str) -> tuple[Any, "TfdsIma
     import tensorflow_datasets as tfds
 
     info = tfds.builder_from_directory(str(root)).info
-    check_split(f"{root}:", split or DEFAULT_TFDS_SPLIT, sorted(info.splits))
+    if (split or DEFAULT_TFDS_SPLIT) not in info.splits:
+        known = ", ".join(sorted(info.splits))
+        raise DatasetError(f"{root}: has no split {split or DEFAULT_TFDS_SPLIT!r}; known are: {known}")
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise DatasetError(
             f"{root}: its format is {info.file_format}; prepare it with file_format='array_record', "

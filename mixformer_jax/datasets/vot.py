@@ -41,7 +41,7 @@ from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
-from mixformer_jax.datasets.layout import SequenceFiles, check_listed, check_split, find_frames, row_faults, sub_folders
+from mixformer_jax.datasets.layout import SequenceFiles, check_listed, find_frames, row_faults, sub_folders
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.media.video import DEFAULT_FPS
 
@@ -97,7 +97,6 @@ def read_vot(root: Path, split: str | None = None) -> Dataset:
 
     `attributes` are the tags that some frame carries.
     """
-    check_split("vot", split)
     folder = root / "sequences" if (root / "sequences").is_dir() else root
     listing = folder / "list.txt"
     if listing.is_file():
@@ -105,8 +104,6 @@ def read_vot(root: Path, split: str | None = None) -> Dataset:
         check_listed(names, sub_folders(folder), f"{listing}: {{}} listed sequences have no folder")
     else:
         names = [name for name in sub_folders(folder) if any((folder / name).glob("groundtruth*.txt"))]
-    if not names:
-        raise DatasetError(f"{root}: no VOT sequences; expected sequences/list.txt and a folder for each name")
     return Dataset("vot", root, names, functools.partial(_read_sequence, folder))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.datasets.vot import (
     FAILURE,
     INITIALIZATION,
@@ -26,7 +27,6 @@ from mixformer_jax.datasets.vot import (
     Region,
     Special,
     read_metadata,
-    read_vot,
 )
 from mixformer_jax.evaluation.results import ResultsError, read_numbers
 from mixformer_jax.evaluation.vot_regions import is_empty, read_regions, region_overlaps
@@ -166,14 +166,14 @@ class VotSequence(NamedTuple):
 
 
 def read_sequences(root: str | Path, chosen: Sequence[str] | None = None) -> list[VotSequence]:
-    """The sequences of a workspace, or of a folder of them: the chosen ones in this order, or those of `read_vot`.
+    """The sequences of a workspace, or of a folder of them: the chosen ones in this order, or all of them.
 
     Raises:
         DatasetError, ResultsError: no sequences, one that is not there, or one of its files that cannot be read.
     """
     root = Path(root)
     folder = root / "sequences" if (root / "sequences").is_dir() else root
-    return [_read_sequence(folder / name) for name in (read_vot(root).keys if chosen is None else chosen)]
+    return [_read_sequence(folder / name) for name in (open_dataset("vot", root).keys if chosen is None else chosen)]
 
 
 def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True) -> SequenceRuns:

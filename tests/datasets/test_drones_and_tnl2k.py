@@ -14,8 +14,8 @@ from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.large_scale import LASOT_EXT_CLASSES
+from mixformer_jax.datasets.layout import read_table
 from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
-from mixformer_jax.datasets.small_scale import UAV_FIRST_FRAMES
 from mixformer_jax.evaluation.metrics import BENCHMARK_RULES, RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
@@ -101,7 +101,7 @@ def test_parts_of_uav123_at_10_fps_begin_and_end_as_published(tmp_path):
             first, last = published[f"{folder}_{number}"] = tuple(map(int, part.split("-")))
             write(anno / f"{folder}_{number}.txt", *boxes(last - first + 1))
             write_frames(frames / folder, "%06d.jpg", (first, last))
-    assert {name.rpartition("_")[0] for name in published} == set(UAV_FIRST_FRAMES)
+    assert {name.rpartition("_")[0] for name in published} == set(read_table("uav123_parts.txt"))
     for sequence in open_dataset("uav123_10fps", tmp_path):
         first, last = published[sequence.name]
         assert (len(sequence), sequence.fps) == (last - first + 1, 10)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mixformer_jax.data.single_images import ImageSamples, ImagesConfig, open_images
 from mixformer_jax.datasets.large_scale import read_numbers
-from mixformer_jax.datasets.layout import SPLITS
+from mixformer_jax.datasets.layout import PUBLISHED
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.datasets.vot import parse_region, region_box
@@ -92,11 +92,11 @@ def test_lasot_ext_wants_all_of_it(tmp_path):
 
 
 def test_published_splits_fit_together():
-    exclude, validation = (read_numbers(SPLITS / f"got10k_{name}.txt") for name in ("vot_exclude", "votval"))
+    exclude, validation = (read_numbers(PUBLISHED / f"got10k_{name}.txt") for name in ("vot_exclude", "votval"))
     assert (len(set(exclude)), len(set(validation))) == (1000, 1249)
     assert not set(exclude) & set(validation)
     assert max(exclude + validation) < 9335
-    test = [line.split() for line in (SPLITS / "lasot_test.txt").read_text().splitlines()]
+    test = [line.split() for line in (PUBLISHED / "lasot_test.txt").read_text().splitlines()]
     assert len(test) == 70 and all(len(set(numbers)) == 4 for _, *numbers in test)
 
 

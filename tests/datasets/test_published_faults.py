@@ -12,7 +12,7 @@ from mixformer_jax.data.packing import PackConfig, pack
 from mixformer_jax.data.pairs import SequencePairs, WeightedDataset, absent_frames, usable_frames
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.known_faults import KNOWN_FAULTS, known_fault
-from mixformer_jax.datasets.layout import SPLITS
+from mixformer_jax.datasets.layout import PUBLISHED
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.views import CropConfig
@@ -209,7 +209,7 @@ def test_copies_of_otb_s_folders_add_no_sequences(tmp_path, caplog):
     shutil.rmtree(tmp_path / "Skating2")
     names = {each.name: each.root.name for each in open_dataset("otb100", tmp_path)}
     assert names["Skating2_1"] == "Skating2-1" and names["Skating2_2"] == "Skating2-2"
-    assert len(set((SPLITS / "otb100.txt").read_text().split())) == 100
+    assert len(set((PUBLISHED / "otb100.txt").read_text().split())) == 100
 
 
 def test_nfs_with_one_frame_more_than_boxes(tmp_path, caplog):

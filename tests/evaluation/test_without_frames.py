@@ -13,7 +13,7 @@ from eval.run import main as run
 from mixformer_jax.cli import main as command
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.large_scale import LASOT_ATTRIBUTES
-from mixformer_jax.datasets.layout import SPLITS
+from mixformer_jax.datasets.layout import PUBLISHED
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.reports.report import worst_strips
@@ -125,7 +125,7 @@ def test_the_test_set_of_lasot_from_its_toolkit_s_annotations(tmp_path, capsys, 
     bad = {"lion-5": (553, "1,1,-1,-1"), "tiger-6": (118, "613,731,247,-11")}
     write(tmp_path / "annos" / "lion-6.txt", "1,2,3,4\n")  # of the training set
     write(tmp_path / "annos" / "absent" / "lion-6.txt", "0\n")
-    listed = [line.split() for line in (SPLITS / "lasot_test.txt").read_text().splitlines()]
+    listed = [line.split() for line in (PUBLISHED / "lasot_test.txt").read_text().splitlines()]
     names = [f"{kind}-{number}" for kind, *numbers in listed for number in numbers]
     for name in names:
         line, row = bad.get(name, (3, BOXES[0]))
