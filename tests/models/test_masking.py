@@ -31,9 +31,17 @@ def test_cells_with_the_smallest_noise_stay(grid, ratio, seed):
 def test_cells_go_out_and_come_back(grid, side, reach, seed):
     rng = np.random.default_rng(seed)
     maps = rng.random((2, grid * side, grid * side, 3), dtype=np.float32)
-    masking = random_masking(jnp.asarray(rng.random((2, grid * grid), dtype=np.float32)), 0.5)
-    cells = masking.take(jnp.asarray(maps))
-    around = masking.surround(cells, reach)
+    noise = rng.random((2, grid * grid), dtype=np.float32)
+
+    @jax.jit  # a program a shape, not one an operation
+    def out_and_back(noise, maps):
+        masking = random_masking(noise, 0.5)
+        cells = masking.take(maps)
+        tokens = cells.reshape(2, -1, side * side * 3)
+        filled = masking.fill(tokens, jnp.full(tokens.shape[2], 7.0))
+        return masking, cells, masking.surround(cells, reach), tokens, filled
+
+    masking, cells, around, tokens, filled = jax.device_get(out_and_back(noise, maps))
     hidden = np.asarray(masking.hidden).reshape(2, grid, grid).repeat(side, 1).repeat(side, 2)
     padded = np.pad(np.where(hidden[..., None], 0, maps), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     for index, (cell, window) in enumerate(zip(cells, around, strict=True)):
@@ -42,8 +50,6 @@ def test_cells_go_out_and_come_back(grid, side, reach, seed):
         np.testing.assert_array_equal(cell, maps[sample, row : row + side, column : column + side])
         wide = side + 2 * reach
         np.testing.assert_array_equal(window, padded[sample, row : row + wide, column : column + wide])
-    tokens = cells.reshape(2, -1, side * side * 3)
-    filled = np.asarray(masking.fill(tokens, jnp.full(tokens.shape[2], 7.0)))
     np.testing.assert_array_equal(filled[np.asarray(masking.hidden)], 7.0)
     np.testing.assert_array_equal(np.take_along_axis(filled, np.asarray(masking.visible)[..., None], axis=1), tokens)
 

@@ -10,6 +10,7 @@ import pytest
 from mixformer_jax.convert.autoencoders import save_autoencoder
 from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.mixformer import init_variables
 from pretrain import show
 
 MODEL = {"name": "small", "search_size": 64, "template_size": 32, "width": 32, "depth": 1, "num_heads": 2}
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     model = MixFormerConfig.from_dict(MODEL)
     config = AutoencoderConfig(model=model, num_templates=2, decoder_depth=1, decoder_width=32, decoder_heads=2)
-    save_autoencoder(folder / "model.safetensors", Autoencoder(config).initial_values(jax.random.key(0)), config)
+    save_autoencoder(folder / "model.safetensors", init_variables(Autoencoder(config), jax.random.key(0)), config)
     (folder / "config.json").write_text(json.dumps({"data": {"crops": CROPS}}))
     return folder
 

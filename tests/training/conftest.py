@@ -11,11 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from mixformer_jax.training import metrics_log
+
 # Imports once; every run is a fork of it, before JAX looks for devices.
 PARENT = """
 import json, os, signal, sys
 import jax
 import mixformer_jax.cli, mixformer_jax.training.loop
+mixformer_jax.training.metrics_log.draw_curves = lambda lines: b""
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:
@@ -114,6 +117,12 @@ def quick_compilation(monkeypatch):
     compile_well = jax.stages.Lowered.compile
     options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compile_well(self, options))
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """At every checkpoint they would take longer than the steps; tests of the log draw them, and one pretraining."""
+    monkeypatch.setattr(metrics_log, "draw_curves", lambda lines: b"")
 
 
 class Commands:

@@ -82,6 +82,16 @@ def test_a_checkpoint_is_in_files_that_are_easy_to_move(tmp_path):
     assert sum(sizes) > 30 * 2**20 and max(sizes) < 16 * 2**20
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the steps 1 and 2, to be copied."""
+    folder = tmp_path_factory.mktemp("saved")
+    with Checkpoints(folder) as checkpoints:
+        save(checkpoints, 1)
+        save(checkpoints, 2)
+    return folder
+
+
 def flip_a_bit(folder):
     """In the largest file, where the numbers are; random ones do not compress."""
     largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -134,12 +144,10 @@ def lose(name):
         change("_METADATA", "jax.Array", "jax.Arrqy"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, monkeypatch):
+def test_a_damaged_checkpoint_is_passed_over(saved, tmp_path, damage, monkeypatch):
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", lambda fault: heard.append(str(fault.exc_value)))
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, 1)
-        save(checkpoints, 2)
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "2")
     there = everything(tmp_path)
     with (
@@ -166,10 +174,8 @@ def everything(folder):
     return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def test_when_all_are_damaged_nothing_begins_anew(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, 1)
-        save(checkpoints, 2)
+def test_when_all_are_damaged_nothing_begins_anew(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     flip_a_bit(tmp_path / "1")
     shutil.rmtree(tmp_path / "2" / "metrics")
     there = everything(tmp_path)
@@ -182,10 +188,8 @@ def test_when_all_are_damaged_nothing_begins_anew(tmp_path):
         assert everything(tmp_path) == there
 
 
-def test_an_older_checkpoint_without_metrics_is_put_aside(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, 1)
-        save(checkpoints, 2)
+def test_an_older_checkpoint_without_metrics_is_put_aside(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "1" / "metrics")
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.warns(UserWarning, match=f"{tmp_path}/1: a damaged checkpoint"):
@@ -215,10 +219,8 @@ def wrapped(error):
         (ValueError("cannot be laid out on this mesh"), "cannot be laid out"),
     ],
 )
-def test_what_is_no_damage_changes_nothing(tmp_path, monkeypatch, error, reason):
-    with Checkpoints(tmp_path) as checkpoints:
-        save(checkpoints, 1)
-        save(checkpoints, 2)
+def test_what_is_no_damage_changes_nothing(saved, tmp_path, monkeypatch, error, reason):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     there = everything(tmp_path)
 
     def restore(*_args, **_settings):

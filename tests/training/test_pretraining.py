@@ -111,6 +111,7 @@ def pretrained(root, tmp_path_factory):
 def test_it_learns_and_draws(pretrained):
     train_lines = [line for line in lines_of(pretrained) if line["kind"] == "train"]
     assert train_lines[-1]["loss"] < 0.8 * train_lines[0]["loss"]
+    assert cv2.imread(str(pretrained / "curves.png")).std() > 5
     validation = lines_of(pretrained)[-1]
     assert validation["kind"] == "validation" and 0 < validation["pixel_error"] < 1
     assert 0 < validation["mean_colour_error"] < 1
