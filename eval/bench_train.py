@@ -24,8 +24,7 @@ import numpy as np
 from einops import rearrange
 
 from eval.bench_step import missing_torch, random_variables, versions
-from eval.peaks import published_peak
-from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
+from eval.turns import bench_parser, prepare_append, published_peak, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config

@@ -10,7 +10,7 @@ device alone, a frame of a `lax.scan` over several. Stages take turns, so that o
 that other processes disturbed is left out (`turns.py`); the table has medians.
 
 GMAC are 10^9 multiply-accumulates (the paper's FLOPs); a share of the device's peak counts two operations for each. An
-accelerator's peak is what its maker publishes for dense products (`peaks.py`); a CPU's is measured with a large one in
+accelerator's peak is what its maker publishes for dense products (`turns.py`); a CPU's is measured with a large one in
 turns with the stages, the row `product`.
 """
 
@@ -28,8 +28,17 @@ import numpy as np
 
 import mixformer_jax
 from eval.bench_step import random_variables
-from eval.peaks import PRODUCT_MACS, large_product, published_peak
-from eval.turns import Timed, bench_parser, prepare_append, tell_rows, time_in_turns, today
+from eval.turns import (
+    PRODUCT_MACS,
+    Timed,
+    bench_parser,
+    large_product,
+    prepare_append,
+    published_peak,
+    tell_rows,
+    time_in_turns,
+    today,
+)
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import WEIGHTS
 from mixformer_jax.crops import normalise

@@ -16,8 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.known_faults import known_fault
-from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.images import SourceError
 
 # Sequences that a worker takes at once: videos one by one, stills by the hundred.

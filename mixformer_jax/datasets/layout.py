@@ -18,7 +18,6 @@ from mixformer_jax.datasets.groundtruth import (
     read_groundtruth,
     read_labels,
 )
-from mixformer_jax.datasets.known_faults import known_fault
 from mixformer_jax.datasets.records import (
     Dataset,
     Fault,
@@ -27,6 +26,7 @@ from mixformer_jax.datasets.records import (
     NumberedNames,
     TrackingSequence,
     VideoFrames,
+    known_fault,
 )
 from mixformer_jax.media.images import has_images, list_images
 from mixformer_jax.media.video import DEFAULT_FPS, open_source

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from mixformer_jax.datasets.frame_parts import read_packed
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
 from mixformer_jax.datasets.large_scale import (
     TNL2K_SIZES,
@@ -16,7 +17,6 @@ from mixformer_jax.datasets.large_scale import (
     read_trackingnet,
 )
 from mixformer_jax.datasets.layout import check_listed, read_folder
-from mixformer_jax.datasets.packed import read_packed
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.small_scale import (
     read_dtb70,

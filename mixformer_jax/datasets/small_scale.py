@@ -21,7 +21,6 @@ from mixformer_jax.datasets.groundtruth import (
     read_groundtruth,
     read_text,
 )
-from mixformer_jax.datasets.known_faults import known_fault
 from mixformer_jax.datasets.layout import (
     SequenceFiles,
     find_attributes,
@@ -33,7 +32,7 @@ from mixformer_jax.datasets.layout import (
     row_faults,
     sub_folders,
 )
-from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.video import DEFAULT_FPS
 
 logger = logging.getLogger(__name__)

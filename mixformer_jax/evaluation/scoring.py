@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from mixformer_jax.datasets.known_faults import known_fault
-from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.datasets.records import TrackingSequence, known_fault
 from mixformer_jax.evaluation.metrics import (
     Curves,
     OpeRules,

@@ -7,10 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.result_looks import warnings
-from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.scoring import TrackerFiles
-from mixformer_jax.evaluation.server_scores import (
+from mixformer_jax.evaluation.evaluation_servers import (
     DISTANCE_THRESHOLDS,
     NORM_DISTANCE_THRESHOLDS,
     OVERLAP_THRESHOLDS,
@@ -22,6 +19,9 @@ from mixformer_jax.evaluation.server_scores import (
     score_sequences,
     sequence_overlaps,
 )
+from mixformer_jax.evaluation.result_looks import warnings
+from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
+from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.evaluation.vot import (
     EAO_HIGH,
     EAO_LOW,
@@ -37,8 +37,16 @@ from mixformer_jax.evaluation.vot import (
     score_unsupervised,
 )
 from mixformer_jax.evaluation.vot_regions import bounding_box
-from mixformer_jax.reports.report import Figure, Report, Strip, curves, worst_strips
-from mixformer_jax.reports.tables import compare, overall_table, sequence_table
+from mixformer_jax.reports.report import (
+    Figure,
+    Report,
+    Strip,
+    compare,
+    curves,
+    overall_table,
+    sequence_table,
+    worst_strips,
+)
 
 GOT10K_RULES = (
     "got10k toolkit: frames pooled over sequences and repetitions, without the first frame and those of cover 0; "

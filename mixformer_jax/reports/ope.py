@@ -20,8 +20,18 @@ from mixformer_jax.evaluation.metrics import (
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
-from mixformer_jax.reports.report import Figure, Panel, Report, curves, worst_strips
-from mixformer_jax.reports.tables import Row, Table, compare, overall_table, sequence_table
+from mixformer_jax.reports.report import (
+    Figure,
+    Panel,
+    Report,
+    Row,
+    Table,
+    compare,
+    curves,
+    overall_table,
+    sequence_table,
+    worst_strips,
+)
 
 Groups = dict[str, list[int]]
 """Positions of sequences by attribute."""

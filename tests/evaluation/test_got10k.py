@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.sequences import DatasetError, TrackingSequence
-from mixformer_jax.evaluation.metrics import benchmark_rules, continuous_overlap, frame_errors
-from mixformer_jax.evaluation.server_scores import (
+from mixformer_jax.evaluation.evaluation_servers import (
     SUCCESS_THRESHOLDS,
     FrameLabels,
     Got10kScores,
@@ -15,6 +14,7 @@ from mixformer_jax.evaluation.server_scores import (
     read_frame_labels,
     sequence_overlaps,
 )
+from mixformer_jax.evaluation.metrics import benchmark_rules, continuous_overlap, frame_errors
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "evalgold" / "got10k.zip"
 FRACTION = 1e-6

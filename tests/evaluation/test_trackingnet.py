@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixformer_jax.evaluation.server_scores import (
+from mixformer_jax.evaluation.evaluation_servers import (
     DISTANCE_THRESHOLDS,
     NORM_DISTANCE_THRESHOLDS,
     OVERLAP_THRESHOLDS,
