@@ -1,4 +1,8 @@
-"""What a report holds, whatever the benchmark, and how it is written: plots, a page, and tables in every form."""
+"""What a report holds, whatever the benchmark: tables, plots and pictures; and how it is written.
+
+The paper's own rows (Tables 9 to 11) are in `published/`, as printed: fractions for VOT, percent elsewhere. (SiamMask's
+SR0.5 and SR0.75 on GOT-10k are in the paper's order.)
+"""
 
 import base64
 import csv
@@ -27,6 +31,8 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
     character: f"\\{character}" for character in "&%$#_{}"
 }
 Place = Literal["main", "more", "detail"]
+# Of CSV files, where the name of the numbers is long.
+FILE_NAMES = {"average overlap of valid frames": "average", "A, no restarts": "unsupervised"}
 
 
 class Row(NamedTuple):
@@ -36,24 +42,15 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of numbers; higher is better where `ranked`.
-
-    Attributes:
-        name: of its file, such as `overall`.
-        title: what the numbers are, with their unit.
-        header: names of the label's column and of the others.
-        decimals: after the point; CSV has all digits.
-        ranked: the best number of a column is marked, and the second, where the form can.
-        place: "main" tables are printed, "more" are in the documents, "detail" in CSV and on the page alone.
-    """
+    """Rows of numbers, written to `<name>.csv`."""
 
     name: str
-    title: str
-    header: tuple[str, ...]
+    title: str  # what the numbers are, with their unit
+    header: tuple[str, ...]  # of the labels' column, then of the numbers'
     rows: tuple[Row, ...]
-    decimals: int = 1
-    ranked: bool = False
-    place: Place = "main"
+    decimals: int = 1  # CSV has all digits
+    ranked: bool = False  # higher is better: the best and the second best number of a column are marked
+    place: Place = "main"  # "main" tables are printed, "more" are in the documents, "detail" only in CSV and the page
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -66,13 +63,13 @@ class Table:
 
     @functools.cached_property
     def ranks(self) -> list[tuple[str | None, str | None]]:
-        """The best and the second best number of every column as they are printed; ties share a place."""
+        """The best and the second best printed number of every column; equal numbers share a rank."""
         columns = zip(*(self.cells(row)[1:] for row in self.rows), strict=True) if self.ranked else ()
         best = [sorted({*column} - {"-"}, key=float, reverse=True) for column in columns]
         return [(cells[0] if len(cells) > 1 else None, cells[1] if len(cells) > 2 else None) for cells in best]
 
     def marked(self, row: Row) -> list[tuple[str, str]]:
-        """The row's numbers as text, and "best" or "second" beside those that are in their column."""
+        """The row's numbers as text, each with its mark: "best", "second" or none."""
         cells = self.cells(row)[1:]
         ranks = self.ranks or [(None, None)] * len(cells)
         return [
@@ -93,7 +90,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A tabular for booktabs; the best number of a column in bold, the second underlined."""
+    """A tabular for the package booktabs; the best number of a column in bold, the second underlined."""
     forms = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
     rows = [[_latex(row.label), *_formatted(table, row, forms)] for row in table.rows]
     lines = [
@@ -136,32 +133,46 @@ def _markdown(text: str) -> str:
 
 
 def overall_table(title: str, headlines: Mapping[str, Mapping[str, float]], decimals: int = 1) -> Table:
-    """The numbers that papers print, by tracker."""
+    """The headline numbers by tracker."""
     rows = tuple(Row(name, tuple(numbers.values())) for name, numbers in headlines.items())
     return Table("overall", title, ("tracker", *next(iter(headlines.values()))), rows, decimals, ranked=True)
 
 
-def sequence_table(
-    number: str,
-    unit: str,
+def sequence_tables(
     sequences: Sequence[str],
-    columns: Mapping[str, Float[np.ndarray, " s"]],
-    place: Place,
+    by_sequence: Mapping[str, Mapping[str, Float[np.ndarray, " s"]]],
+    unit: str = "percent",
+    documented: Sequence[str] = (),
     decimals: int = 1,
-    file: str | None = None,
-) -> Table:
-    """One number by sequence and tracker; `file` takes the number's place in the name."""
-    rows = tuple(Row(name, tuple(float(each[i]) for each in columns.values())) for i, name in enumerate(sequences))
-    title, header = f"{number} by sequence, {unit}", ("sequence", *columns)
-    return Table(f"sequences_{file or number}", title, header, rows, decimals, place=place)
+) -> list[Table]:
+    """A table for each number, by sequence and tracker; `documented` numbers are not for CSV and the page alone.
+
+    `by_sequence` has the numbers by tracker and name. Those named FPS are frames a second.
+    """
+    tables = []
+    for number in next(iter(by_sequence.values())):
+        columns = [numbers[number] for numbers in by_sequence.values()]
+        rows = tuple(Row(name, tuple(float(each[i]) for each in columns)) for i, name in enumerate(sequences))
+        title = f"{number} by sequence, {'frames a second' if number == 'FPS' else unit}"
+        place: Place = "more" if number in documented else "detail"
+        header, name = ("sequence", *by_sequence), FILE_NAMES.get(number, number)
+        tables.append(Table(f"sequences_{name}", title, header, rows, decimals, place=place))
+    return tables
+
+
+def numbers_by_sequence(
+    sequences: Sequence[str], numbers: Mapping[str, Float[np.ndarray, " s"]]
+) -> dict[str, dict[str, float]]:
+    """One tracker's numbers by sequence and name, for JSON."""
+    return {name: {key: values[i].item() for key, values in numbers.items()} for i, name in enumerate(sequences)}
 
 
 class Source(NamedTuple):
-    """Where a benchmark's published numbers are, and what they are of."""
+    """Where a benchmark's published numbers are."""
 
     table: str  # of the paper; also the file's name
     benchmark: str  # in that file
-    conditions: str  # what must be so for a measured number to compare
+    conditions: str  # under which a measured number compares
     decimals: int = 1
 
 
@@ -180,7 +191,7 @@ SOURCES: Mapping[str, tuple[Source, ...]] = MappingProxyType(
 
 
 def published_rows(source: Source) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    """Names of the numbers, and the rows that have any of them."""
+    """Names of the numbers, and the rows with any of them."""
     file = resources.files(__package__) / "published" / f"{source.table}.csv"
     header, *lines = csv.reader(file.read_text(encoding="utf-8").splitlines())
     columns = [i for i, name in enumerate(header) if name.startswith(f"{source.benchmark}/")]
@@ -190,7 +201,7 @@ def published_rows(source: Source) -> tuple[tuple[str, ...], tuple[Row, ...]]:
 
 
 def compare(benchmark: str, measured: Mapping[str, Mapping[str, float]]) -> list[Table]:
-    """Measured numbers, by tracker and name, above the published ones; no table where the paper has none."""
+    """Measured numbers, by tracker and name, above the published ones; nothing where the paper has none."""
     tables = []
     for source in SOURCES.get(benchmark, ()):
         names, rows = published_rows(source)
@@ -202,20 +213,17 @@ def compare(benchmark: str, measured: Mapping[str, Mapping[str, float]]) -> list
     return tables
 
 
-# Of a strip: frames, and pixels across each.
-FRAMES = 4
-WIDTH = 320
-# As many trackers have a colour of their own; then the same again dashed, then dotted.
+STRIP_FRAMES, STRIP_WIDTH = 4, 320  # width of each frame in pixels
+# So many trackers have a colour of their own; the next ones are dashed, then dotted.
 COLOURS = 10
 LINE_STYLES = ("-", "--", ":")
 PANEL_COLUMNS = 4
-# Legends of more entries would hide the curves of a small panel.
-MAX_LEGEND = 12
+MAX_LEGEND = 12  # longer legends would hide the curves of a small panel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Line:
-    """One tracker in a panel. `tracker` decides its colour, `label` is its entry in the legend."""
+    """One tracker's curve. `tracker` decides its colour, `label` is its entry in the legend."""
 
     tracker: str
     label: str
@@ -233,16 +241,16 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Figure:
-    """One picture file of one panel or more."""
+    """One or more panels, drawn into `<name>.png`."""
 
-    name: str  # of its file
+    name: str
     title: str
     panels: tuple[Panel, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Strip:
-    """Frames of a sequence on which a tracker did badly, with the boxes drawn."""
+    """Frames of a sequence with ground truth and tracked boxes drawn."""
 
     title: str
     frames: tuple[UInt8[np.ndarray, "h w 3"], ...]
@@ -250,21 +258,14 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """Attributes:
-    title: benchmark and number of sequences.
-    notes: the rules and choices under which the numbers were made.
-    tables: the main one first.
-    figures: plots.
-    strips: the worst sequences of each tracker.
-    numbers: everything at full precision, for JSON.
-    """
+    """Scores of trackers on one benchmark."""
 
-    title: str
-    notes: tuple[str, ...]
+    title: str  # benchmark and number of sequences
+    notes: tuple[str, ...]  # the rules under which the numbers were made, and warnings
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...]
-    strips: tuple[Strip, ...]
-    numbers: Mapping[str, Any]
+    strips: tuple[Strip, ...]  # the worst sequences of each tracker
+    numbers: Mapping[str, Any]  # everything at full precision, for JSON
 
 
 def curves(
@@ -275,7 +276,7 @@ def curves(
     y_label: str = "share of frames",
     decimals: int = 1,
 ) -> Panel:
-    """A panel of a curve a tracker; the number beside it ranks the tracker and stands in the legend."""
+    """A panel with one curve for each tracker; `found` has the number that ranks it and the curve."""
     ranked = sorted(found.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1))
     lines = (Line(name, f"{name} [{number:.{decimals}f}]", curve) for name, (number, curve) in ranked)
     return Panel(title, x_label, y_label, x, tuple(lines))
@@ -288,17 +289,14 @@ def worst_strips(
     boxes_of: Callable[[str, int], Float[np.ndarray, "n 4"]],
     count: int,
 ) -> tuple[Strip, ...]:
-    """The `count` worst sequences of every tracker, the worst first.
+    """The `count` worst sequences of every tracker, the worst first; without frames, a strip has none.
 
     Args:
         scores: by tracker and sequence; higher is better, and NaN is left out.
         number: the scores' name, such as AUC.
-        sequences: in the same order; the frames of the chosen ones are read. One without frames has an empty strip.
         boxes_of: from a tracker and the position of a sequence to its boxes, xywh in pixels, one a frame.
-        count: 0 for none.
 
-    Raises:
-        SourceError: a frame cannot be read.
+    Raises SourceError for a frame that cannot be read.
     """
     strips = []
     for tracker, values in scores.items():
@@ -316,13 +314,13 @@ def worst_strips(
 def _draw_frames(
     sequence: TrackingSequence, boxes_xywh: Float[np.ndarray, "n 4"]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
-    """Frames spread evenly over the sequence, its end included; the ground truth is dashed."""
+    """Frames spread evenly up to the end of the sequence; the ground truth is dashed."""
     last = min(len(sequence), len(boxes_xywh)) - 1
     frames = []
-    for index in np.unique(np.linspace(0, last, FRAMES + 1).round().astype(int)[1:]):
+    for index in np.unique(np.linspace(0, last, STRIP_FRAMES + 1).round().astype(int)[1:]):
         frame = sequence.frame(int(index))
-        scale = WIDTH / frame.shape[1]
-        picture = cv2.resize(frame, (WIDTH, max(1, round(scale * frame.shape[0]))), interpolation=cv2.INTER_AREA)
+        scale = STRIP_WIDTH / frame.shape[1]
+        picture = cv2.resize(frame, (STRIP_WIDTH, max(1, round(scale * len(frame)))), interpolation=cv2.INTER_AREA)
         if sequence.has_target[index]:
             picture = draw_box(picture, scale * sequence.boxes_xywh[index], GROUND_TRUTH, thickness=2, dashed=True)
         picture = draw_box(picture, scale * np.asarray(boxes_xywh[index]), TARGET, thickness=2)
@@ -359,10 +357,9 @@ def _plain(value: Any) -> Any:
 
 
 def write_report(report: Report, out_dir: str | Path) -> list[Path]:
-    """Writes report.txt, .md, .tex, .json, a CSV file a table, a PNG file a figure and index.html; returns the paths.
+    """Writes report.txt, .md, .tex and .json, a CSV a table, a PNG a figure, and index.html; returns the paths.
 
-    Raises:
-        ModuleNotFoundError: matplotlib or jinja2 is not installed.
+    Raises ModuleNotFoundError without matplotlib or jinja2.
     """
     out_dir = Path(out_dir)
     trackers = list(report.numbers["trackers"])
@@ -380,24 +377,21 @@ def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        # Names of files may hold bytes that are no text.
+        # File names may hold bytes that are not UTF-8.
         whole = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
         write_atomically(out_dir / name, whole)
     return [out_dir / name for name in files]
 
 
 def to_page(report: Report, pictures: Mapping[str, bytes]) -> str:
-    """The page, which needs no other file; `pictures` are PNG files of the report's figures, by name."""
+    """One HTML page with everything inside; `pictures` are the figures' PNG files by name."""
     import jinja2
 
     templates = jinja2.PackageLoader("mixformer_jax.reports")
     environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"base64": _base64, "jpeg": _jpeg}
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
+    environment.filters["jpeg"] = _jpeg
     return environment.get_template("page.html").render(report=report, pictures=pictures)
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
 
 
 def _jpeg(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -406,10 +400,7 @@ def _jpeg(frame: UInt8[np.ndarray, "h w 3"]) -> bytes:
 
 
 def draw_figure(figure: Figure, trackers: Sequence[str]) -> bytes:
-    """A PNG of one panel, or of several in rows of `PANEL_COLUMNS`.
-
-    `trackers` are all of the report: one has the same colour in every figure.
-    """
+    """A PNG file. `trackers` are all of the report, so that each has the same colour in every figure."""
     # Not pyplot: it keeps figures and a display backend in the background.
     from matplotlib.figure import Figure as Canvas
 
