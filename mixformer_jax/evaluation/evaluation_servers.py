@@ -1,11 +1,15 @@
-"""The numbers of the two evaluation servers, GOT-10k's and TrackingNet's, which are not those of OPE.
+"""The evaluation servers of GOT-10k and TrackingNet: their measures, which differ from OPE's, and archives for them.
 
-GOT-10k (Huang et al. 2019; got10k toolkit): AO, SR and the success curve, as fractions. The first frame does not count,
-frames are pooled over all sequences (and repetitions), frames with cover 0 are left out, and both boxes are first
-clipped to the image.
+GOT-10k (Huang et al. 2019; got10k toolkit): AO, SR and the success curve, as fractions. The first frame and those of
+cover 0 do not count, frames are pooled over sequences and repetitions, and both boxes are first clipped to the image.
 
 TrackingNet (Müller et al. 2018; dev kit metrics.py, which the server runs): areas under three curves, and coverage, in
 percent. "Precision" and "Normalized Precision" are areas too, and all boxes are rounded to whole pixels.
+
+Archives hold x,y,w,h in pixels, one line a frame, the first the given box:
+
+    GOT-10k      <sequence>/<sequence>_001.txt ... (at most three repetitions), <sequence>/<sequence>_time.txt
+    TrackingNet  <sequence>.txt
 """
 
 import configparser
@@ -36,7 +40,7 @@ HIDDEN = "the ground truth is hidden; GOT-10k's test subset is scored by its ser
 
 
 class FrameLabels(NamedTuple):
-    """What GOT-10k's scoring needs of a sequence besides its boxes."""
+    """GOT-10k's annotations beside the boxes."""
 
     cover: Int[np.ndarray, " n"]  # 0..8, eighths of the target in view
     size: tuple[int, int]  # width and height of the frames
@@ -47,26 +51,21 @@ class Got10kScores:
     """One tracker on a subset of GOT-10k."""
 
     sequences: tuple[str, ...]
-    # By sequence: of the frames that count, repetitions one after another; seconds a frame, None where none were kept.
+    # By sequence, repetitions one after another: of the frames that count; seconds a frame, None where not kept.
     overlaps: tuple[Float64[np.ndarray, " _"], ...]
     times_s: tuple[Float64[np.ndarray, " _"] | None, ...]
 
     @property
     def ao(self) -> float:
-        """The mean over all frames of all sequences and repetitions."""
+        """Average overlap, over all frames of all sequences."""
         return _mean(np.concatenate(self.overlaps))
 
     @property
     def ao_by_sequence(self) -> Float64[np.ndarray, " s"]:
         return np.array([_mean(overlaps) for overlaps in self.overlaps])
 
-    @property
-    def mean_ao(self) -> float:
-        """AO with equal weight for each sequence, which the toolkit does not report."""
-        return _mean(self.ao_by_sequence)
-
     def sr(self, threshold: float) -> float:
-        """Success rate: the share of frames with IoU > threshold. The server reports 0.5 and 0.75."""
+        """Success rate: share of frames with IoU > threshold. The server reports 0.5 and 0.75."""
         return _mean(np.concatenate(self.overlaps) > threshold)
 
     def sr_by_sequence(self, threshold: float) -> Float64[np.ndarray, " s"]:
@@ -91,7 +90,7 @@ class Got10kScores:
 
     @property
     def toolkit_speed_by_sequence(self) -> Float64[np.ndarray, " s"]:
-        """As the toolkit shows it: a sequence without times has the speed of the one before it."""
+        """As the toolkit reports it: without times, a sequence has the speed of the one before it."""
         speeds = self.speed_by_sequence
         for index in range(1, len(speeds)):
             if self.times_s[index] is None:
@@ -100,10 +99,9 @@ class Got10kScores:
 
 
 def read_frame_labels(sequence: TrackingSequence) -> FrameLabels:
-    """cover.label and the resolution in meta_info.ini of a sequence's folder.
+    """cover.label, and the resolution in meta_info.ini, of a sequence's folder.
 
-    Raises:
-        DatasetError: one of them is missing or is not what GOT-10k publishes, as for the test subset.
+    Raises DatasetError where one of them is missing or not as published; the test subset has neither.
     """
     if len(sequence) > 1 and np.isnan(sequence.boxes_xywh[1:]).all():
         raise DatasetError(f"{sequence.root}: {HIDDEN}")
@@ -114,10 +112,9 @@ def read_frame_labels(sequence: TrackingSequence) -> FrameLabels:
 def sequence_overlaps(
     boxes_xywh: Float[np.ndarray, "n 4"], groundtruth_xywh: Float[np.ndarray, "m 4"], labels: FrameLabels
 ) -> Float64[np.ndarray, " _"]:
-    """IoU of the frames that count: all but the first, with cover > 0 (absence.label has no say).
+    """IoU of the frames that count: all but the first, with cover > 0 (absence.label is ignored).
 
-    Raises:
-        ValueError: another number of boxes than of frames; a ground truth that is NaN where the target is in view.
+    Raises ValueError for another number of boxes than of frames, or NaN ground truth where the target is in view.
     """
     if len(boxes_xywh) != len(groundtruth_xywh):
         raise ValueError(f"{len(boxes_xywh)} predicted boxes for {len(groundtruth_xywh)} frames; every frame needs one")
@@ -131,7 +128,7 @@ def sequence_overlaps(
 
 
 def clip_to_frame(boxes_xywh: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float64[np.ndarray, "n 4"]:
-    """The toolkit's clipping to a frame of width x height: first the corner, then the extent.
+    """Clips to a frame of width x height as the toolkit does: first the corner, then the extent.
 
     A corner left of the frame moves the box instead of shortening it: x = -10, w = 50 becomes x = 0, w = 50.
     """
@@ -171,19 +168,18 @@ for _thresholds in (OVERLAP_THRESHOLDS, DISTANCE_THRESHOLDS, NORM_DISTANCE_THRES
 
 
 def _areas(curves: Curves) -> dict[str, Float64[np.ndarray, " *batch"]]:
-    """Success, P and P_norm of TrackingNet: percent of the area that a perfect tracker has, which has 100."""
-    # Trapezoids over thresholds that are scaled to 0..1, 20 intervals.
+    """Success, P and P_norm of TrackingNet: percent of a perfect tracker's area, by trapezoids over 20 intervals."""
     found = (np.asarray(100 * (curve[..., :-1] + curve[..., 1:]).sum(-1) / 2 / 20) for curve in curves)
     return dict(zip(("Success", "P", "P_norm"), found, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrackingNetScores:
-    """One tracker over the sequences of the ground truth."""
+    """One tracker on TrackingNet."""
 
     sequences: tuple[str, ...]
     curves: Curves  # first axis: sequences; rates of frames with IoU >= t
-    covered: tuple[Bool[np.ndarray, " _"], ...]  # by sequence, whether the tracker gave a box
+    covered: tuple[Bool[np.ndarray, " _"], ...]  # by sequence: frames for which the tracker gave a box
 
     @property
     def areas(self) -> dict[str, Float64[np.ndarray, " s"]]:
@@ -200,12 +196,12 @@ class TrackingNetScores:
 def score_sequences(
     boxes_xywh: Mapping[str, Float[np.ndarray, "_ 4"] | None], groundtruth_xywh: Mapping[str, Float[np.ndarray, "_ 4"]]
 ) -> TrackingNetScores:
-    """Scores one tracker on every sequence of the ground truth, by names.
+    """Scores one tracker on every sequence of the ground truth, by name.
 
-    Where there are no boxes, the result is missing, and all but the first are taken for 0,0,0,0.
+    A missing result counts as 0,0,0,0 in all frames but the first.
 
-    Raises:
-        ValueError: no sequences, more boxes than frames, or a ground truth that is not finite (the sequence is named).
+    Raises ValueError, with the sequence's name, for more boxes than frames or a ground truth that is not finite; also
+    for no sequences.
     """
     if not groundtruth_xywh:
         raise ValueError("the ground truth has no sequences")
@@ -227,14 +223,14 @@ def score_sequence(
 ) -> tuple[Curves, Bool[np.ndarray, " n"]]:
     """The three curves of one sequence, and which frames have a box (x + y + w + h > 0).
 
-    All boxes are rounded to whole pixels (half to even) and the first is the ground truth's. Missing last rows fail at
-    every threshold, 0 included; the rates are over all frames.
+    All boxes are rounded to whole pixels (half to even); the first is the ground truth's. Missing rows at the end fail
+    at every threshold, 0 included.
     """
     truth = np.round(groundtruth_xywh.astype(np.float64))
     boxes = np.full_like(truth, np.nan)
     boxes[: len(boxes_xywh)] = np.round(boxes_xywh)
     boxes[0] = truth[0]
-    # A true box without area divides by zero: NaN or infinity, which no threshold reaches.
+    # A true box without area gives NaN or infinity, which no threshold reaches.
     with np.errstate(divide="ignore", invalid="ignore"):
         overlap = _overlap(boxes, truth)
         offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
@@ -251,22 +247,21 @@ def score_sequence(
 def _overlap(boxes: Float64[np.ndarray, "n 4"], truth: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
     left_top = np.maximum(boxes[:, :2], truth[:, :2])
     right_bottom = np.minimum(boxes[:, :2] + boxes[:, 2:], truth[:, :2] + truth[:, 2:])
-    # NaN stays NaN under max(), so a missing row has no overlap to compare.
+    # A missing row is NaN, which max() keeps.
     intersection = np.maximum(right_bottom - left_top, 0).prod(1)
     return intersection / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - intersection)
 
 
 MAX_REPETITIONS = 3
-# Sequences of the servers' test sets.
+# Numbers of sequences of the servers' test sets.
 TEST_SEQUENCES: Mapping[str, int] = MappingProxyType({"got10k": 180, "trackingnet": 511})
-# Trackers that write whole pixels move the given box by less than this.
+# Whole pixels move the given box by less than this.
 FIRST_BOX_TOLERANCE = 1.0
-# Beyond so many, a message lists no further problems.
-SHOWN_PROBLEMS = 20
+SHOWN_PROBLEMS = 20  # in one message
 
 
 class Pack(NamedTuple):
-    """What a written archive holds."""
+    """A written archive."""
 
     path: Path
     sequences: int
@@ -280,17 +275,17 @@ class _Result(NamedTuple):
 
 
 def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[TrackingSequence], out: str | Path) -> Pack:
-    """Writes the archive (.zip) of one tracker that a server takes.
+    """Writes the archive (.zip) of one tracker for a server. Everything is checked before anything is written.
 
     Args:
         benchmark: one of TEST_SEQUENCES.
-        folder: the tracker's results, in our layout or in GOT-10k's. Where there is none of that name, but `<name>_000`
-            and so on, each is a repetition.
-        sequences: of the test set, with the first box of each; the frames are not read.
+        folder: the tracker's results, in our layout or in GOT-10k's. Where there is none of that name, each of
+            `<name>_000` and so on is a repetition.
+        sequences: of the test set, with the first box of each; no frames are read.
 
     Raises:
-        ResultsError: anything that the server would refuse or take wrongly: sequences that are missing, of another
-            length than the video, from another first box, with unusable boxes or times. All are named.
+        ResultsError: what the server would refuse or misread: sequences that are missing, of another length than the
+            video, from another first box, with unusable boxes or times. All are named.
         ValueError: an unknown benchmark, or an archive of another kind.
     """
     if benchmark not in TEST_SEQUENCES:
@@ -325,7 +320,7 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Trackin
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for name, result in results.items():
             for member, text in _members(name, result):
-                # A fixed date: the same results give the same bytes.
+                # `ZipInfo` has a fixed date: the same results give the same bytes.
                 file.writestr(zipfile.ZipInfo(member), text, zipfile.ZIP_DEFLATED)
     write_atomically(out, archive.getvalue())
     frames = sum(len(result.boxes_xywh[0]) for result in results.values())
@@ -333,7 +328,7 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Trackin
 
 
 def _check(benchmark: str, folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
-    """What the server is to have of a sequence."""
+    """The results of a sequence, if the server would take them."""
     by_folder = [folder.boxes(sequence.name) for folder in folders]
     lacking = [folder.path for folder, found in zip(folders, by_folder, strict=True) if not found]
     if lacking:
@@ -382,7 +377,7 @@ def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Flo
 
 
 def _members(name: str, result: _Result) -> Iterator[tuple[str, str]]:
-    """A sequence's part of the archive: TrackingNet's server wants no times, GOT-10k's those of every frame."""
+    """A sequence's files in the archive: GOT-10k's server wants times, TrackingNet's none."""
     if result.times_s is None:
         yield f"{name}.txt", rows_of_text(result.boxes_xywh[0], decimals=2)
         return
