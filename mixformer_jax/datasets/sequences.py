@@ -1,4 +1,4 @@
-"""Annotated sequences by data set: the table of readers."""
+"""The table of readers: opens a data set by name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,14 +33,15 @@ __all__ = ["READERS", "TRAINING_READERS", "Dataset", "DatasetError", "TrackingSe
 
 
 class Reader(NamedTuple):
-    """How a data set is opened. When a sequence is read, `Dataset.read` says what is wrong with its files."""
+    """How a data set is opened; its files are checked when a sequence is read."""
 
-    read: Callable[[Path, str | None], Dataset]  # of a root and a split; raises DatasetError
+    read: Callable[[Path, str | None], Dataset]  # of root and split; raises DatasetError
     title: str
-    expected: str  # below the root
-    splits: tuple[str, ...] | None = ()  # published parts; None: only the data set itself tells
+    expected: str  # files below the root
+    splits: tuple[str, ...] | None = ()  # published parts; None: the data set's own files tell
 
 
+# Videos, over which a tracker can run.
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "dtb70": Reader(read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
@@ -60,8 +61,8 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
     }
 )
-"""Videos: a tracker can run over them."""
 
+# And what can only be trained on: stills, and crops of videos.
 TRAINING_READERS: Mapping[str, Reader] = MappingProxyType(
     {
         **READERS,
@@ -70,19 +71,17 @@ TRAINING_READERS: Mapping[str, Reader] = MappingProxyType(
         "tfds": Reader(read_tfds, "TFDS", "dataset_info.json", None),
     }
 )
-"""And what one can train on only: stills, and crops cut from videos."""
 
 
 def open_dataset(name: str, root: str | Path, split: str | None = None, list_file: str | Path | None = None) -> Dataset:
-    """Sequences of the data set `name` under `root`, in its own order. Sequences and frames are read on demand.
+    """The data set `name` under `root`, in its own order; sequences and frames are read on demand.
 
     Args:
         name: of a reader, see TRAINING_READERS.
-        split: a published part of the data set, see `Reader.splits`. None: its default.
+        split: a published part, see `Reader.splits`. None: the reader's default.
         list_file: a text file of the sequences to take, one a line: names, or positions counted from 0.
 
-    Raises:
-        DatasetError: unknown name (the known ones are listed), no such folder, or what the reader objects to.
+    Raises DatasetError for an unknown name (the known ones are listed), no such folder, or what the reader refuses.
     """
     reader = TRAINING_READERS.get(name)
     if reader is None:
@@ -101,7 +100,7 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
 
 
 def _choose(dataset: Dataset, list_file: Path) -> Dataset:
-    """The sequences that a text file lists, in its order; numbers are positions, unless all of them are names."""
+    """The sequences of a list, in its order; numbers are positions, unless all of them are names."""
     lines = read_names(list_file)
     by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
     if all(line.isdecimal() for line in lines) and not all(line in by_name for line in lines):

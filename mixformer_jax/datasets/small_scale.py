@@ -1,6 +1,6 @@
-"""Benchmarks of about 100 short sequences each, which are tested on and not trained on: OTB, NfS, UAV123, DTB70.
+"""Benchmarks of about 100 short sequences, for tests only: OTB, NfS, UAV123, DTB70.
 
-Each is described by its layout as published, and as the evaluation code of trackers wants it where that differs.
+Each is described as published, and as trackers' evaluation code has it where that differs.
 """
 
 import functools
@@ -37,22 +37,14 @@ from mixformer_jax.media.video import DEFAULT_FPS
 
 logger = logging.getLogger(__name__)
 
-# In the order of the toolkits' files.
+# In the order of the toolkits' columns.
 OTB_ATTRIBUTES = ("IV", "OPR", "SV", "OCC", "DEF", "MB", "FM", "IPR", "OV", "BC", "LR")
 UAV_ATTRIBUTES = ("SV", "ARC", "LR", "FM", "FOC", "POC", "OV", "BC", "IV", "VC", "CM", "SOB")
 
-# Frames of OTB that the benchmark uses, where a folder holds more (the toolkit's list of sequences).
-OTB_USED_FRAMES = {
-    "BlurCar1": (247, 988),
-    "BlurCar3": (3, 359),
-    "BlurCar4": (18, 397),
-    "David": (300, 770),
-    "Diving": (1, 215),
-    "Football1": (1, 74),
-    "Freeman3": (1, 460),
-    "Freeman4": (1, 283),
-}
-# Boxes and frames left out at the beginning, as in the evaluation code of the paper.
+# The benchmark's frames, where a folder of OTB holds more (the toolkit's list of sequences).
+OTB_USED_FRAMES = {"BlurCar1": (247, 988), "BlurCar3": (3, 359), "BlurCar4": (18, 397), "David": (300, 770)}
+OTB_USED_FRAMES |= {"Diving": (1, 215), "Football1": (1, 74), "Freeman3": (1, 460), "Freeman4": (1, 283)}
+# First frames and boxes that are skipped, as in the paper's evaluation code.
 OTB_LEFT_OUT = {"Tiger1": 5}
 # Frames of NfS at 240 a second between two at 30.
 NFS_RATE_RATIO = 8
@@ -63,18 +55,17 @@ def read_otb100(root: Path, split: str | None = None) -> Dataset:
 
         Basketball/img/0001.jpg ...             frames; some folders hold more than the benchmark uses
         Basketball/groundtruth_rect.txt         x,y,w,h a line; Jogging, Skating2 and Human4 have one file a target
-        anno/att/Basketball.txt                 11 flags with commas, copied from the MATLAB toolkit where wanted, under
-                                                its names: kiteSurf.txt, jogging-1.txt, ...
-        anno/basketball.txt                     the MATLAB toolkit's boxes, which are enough for scoring
+        anno/att/Basketball.txt                 11 flags with commas, if copied from the MATLAB toolkit, under its
+                                                names: kiteSurf.txt, jogging-1.txt, ...
+        anno/basketball.txt                     the MATLAB toolkit's boxes, which can be scored alone
 
-    Targets of one folder are named as Jogging_1, Jogging_2. Copies that some toolkits want, such as Jogging-1 and
-    Jogging-2, serve where the published folder is not there; else they are left out, as is every other folder with
-    boxes, and a warning names them.
+    Targets of one folder are named Jogging_1, Jogging_2. Copies that some toolkits want, such as Jogging-1 and
+    Jogging-2, are used where the published folder is not there. Other folders with boxes are skipped with a warning.
     """
     published = {name.lower(): name for name in read_table("otb100.txt")}
     found: dict[str, Path] = {}
     extra: list[str] = []
-    # Copies last.
+    # Copies come last.
     for folder in sorted(sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
         targets = _otb_targets(root / folder)
         keys = {key: published.get(key.lower()) for key in targets}
@@ -97,7 +88,7 @@ def _otb_targets(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.glob("groundtruth_rect*.txt")):
         match = re.fullmatch(r"groundtruth_rect(?:\.(\d+))?\.txt", path.name)
-        # Human4 has an empty file for a target that was never annotated.
+        # Human4 has an empty file for a second target.
         if match is None or path.stat().st_size == 0 or (only and match[1] not in (None, only)):
             continue
         number = only or match[1]
@@ -138,7 +129,7 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
     Animal1/img/00001.jpg ...               frames
     Animal1/groundtruth_rect.txt            x,y,w,h a line
     """
-    # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    # Frames alone count: a forgotten ground truth shall be an error.
     parts = ("groundtruth_rect.txt", "img")
     names = [name for name in sub_folders(root) if any((root / name / part).exists() for part in parts)]
     return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
@@ -171,7 +162,7 @@ def read_uav123_10fps(root: Path, split: str | None = None) -> Dataset:
 
 
 def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) -> Dataset:
-    """`boxes` and `frames` are folders in anno and data_seq, `step` that of the frames in UAV123's."""
+    """`boxes` and `frames` are folders in anno and data_seq; `step` counts frames of UAV123."""
     folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
     attributes = find_attributes(folder / "att", names)
@@ -182,7 +173,7 @@ def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) 
 def _read_uav_sequence(
     dataset: str, boxes: Path, frames: Path, step: int, attributes: Mapping[str, Path], name: str
 ) -> TrackingSequence:
-    # UAV20L has no parts. A part ends where its boxes end.
+    # UAV20L has no parts. Parts end where their boxes end.
     part = re.fullmatch(r"(.+)_(\d+)", name) if dataset != "uav20l" else None
     folder, first = frames / name, 1
     if part:
@@ -190,7 +181,7 @@ def _read_uav_sequence(
         first = dict(enumerate(map(int, starts), start=2)).get(int(part[2]), 1)
     files = SequenceFiles(
         *(folder, boxes / f"{name}.txt", folder, "%06d.jpg"),
-        # At 10 frames a second, the toolkit's numbers are those of every third.
+        # UAV123@10fps numbers every third frame anew.
         first=(first - 1) // step + 1,
         shares_folder=part is not None,
         fps=DEFAULT_FPS / step,
@@ -209,10 +200,10 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
         sequences/airboard_1/00001.jpg ...      as the evaluation code of trackers expects it
         anno/nfs_airboard_1.txt                 x, y, w, h a line, with tabs
 
-    Some sequences are published with one frame more than boxes, and dog_2 with another video: see `known_faults`.
+    Some sequences have one frame more than boxes, and dog_2 another video: see `known_faults.tsv`.
     """
     names = sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
-    # Without the frames, the annotations say which sequences there are.
+    # Without frames, the annotations tell which sequences there are.
     names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
     read = _read_nfs_sequence
     if not names:
@@ -236,7 +227,7 @@ def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
             f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
             "boxes of 30 or of 240 frames a second"
         )
-    # Some of their versions of 240 frames a second are a few frames longer or shorter.
+    # Some versions of 240 frames a second are a few frames longer or shorter.
     steps = {step: min(abs(len(boxes_xywh[::step]) - count) for count in counts) for step in (1, NFS_RATE_RATIO)}
     step = min(steps, key=steps.__getitem__)
     return _nfs_sequence(name, groundtruth, boxes_xywh[::step], ~lost[::step], folder)
@@ -249,7 +240,7 @@ def _nfs_sequence(
     visible: Bool[np.ndarray, " n"] | None,
     folder: Path,
 ) -> TrackingSequence:
-    """The sequence, cut at the end to where there are both frames and boxes."""
+    """The sequence as far as there are both frames and boxes."""
     images, num_boxes = image_names(folder), len(boxes_xywh)
     faults: list[Fault] = []
     frames: ImageFrames | MissingFrames
@@ -257,7 +248,7 @@ def _nfs_sequence(
     if not images:
         frames = missing_frames(folder, "00001.jpg, ...")
     elif wrong_video and abs(len(images) - num_boxes) > 1:
-        # The boxes are its own: results from elsewhere can be scored.
+        # The boxes are right: results from elsewhere can be scored.
         faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {num_boxes} boxes", wrong_video))
         frames = MissingFrames(f"{folder}: {wrong_video}; its frames are not used")
     else:
@@ -273,7 +264,7 @@ def _nfs_sequence(
 
 
 def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
-    """Boxes, and whether the target is lost, in the order of the frames."""
+    """Boxes and flags of lost targets, in the order of the frames."""
     rows = []
     for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
         try:
