@@ -24,18 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import mixformer_jax
+from eval import turns
 from eval.bench_step import random_variables
-from eval.turns import (
-    PRODUCT_MACS,
-    Timed,
-    bench_parser,
-    large_product,
-    prepare_append,
-    published_peak,
-    tell_rows,
-    time_in_turns,
-    today,
-)
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import UsageError, add_model_arguments, positives, read_size
 from mixformer_jax.crops import normalise
@@ -131,7 +121,7 @@ def _head(model: MixFormer, features: Any, token: Any) -> Any:
 
 def measure(
     tracker: Tracker, targets: int, size: tuple[int, int], num_turns: int, progress: bool = False
-) -> list[tuple[str, ...]]:
+) -> list[list[str]]:
     """Rows of the table, on a frame of (height, width) pixels."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -140,32 +130,30 @@ def measure(
         cv2.imwrite(str(image), cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 3))
         parts = stages(tracker, targets, image)
         if tracker.device.platform == "cpu":
-            parts["product"] = Stage(large_product(tracker.device, tracker.config.dtype), macs=PRODUCT_MACS)
-        timed = time_in_turns(
+            parts["product"] = Stage(turns.large_product(tracker.device, tracker.config.dtype), macs=turns.PRODUCT_MACS)
+        timed = turns.time_in_turns(
             {name: part.call for name, part in parts.items()}, num_turns, f"{tracker.config.name} x{targets}", progress
         )
     if "product" in parts:
-        peak: float | None = 2 * PRODUCT_MACS / timed["product"].quartiles()[1]
+        peak: float | None = 2 * turns.PRODUCT_MACS / timed["product"].quartiles()[1]
     else:
-        peak = published_peak(tracker.device, tracker.config.dtype)
+        peak = turns.published_peak(tracker.device, tracker.config.dtype)
     return [_row(tracker, targets, name, part, timed[name], peak) for name, part in parts.items()]
 
 
-def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, peak: float | None) -> tuple[str, ...]:
+def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: turns.Timed, peak: float | None) -> list[str]:
     seconds = timed.quartiles()[1] / stage.frames
     macs = None if stage.macs is None else stage.macs / stage.frames
     # Decoding serves all targets of a frame.
     rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
     gmac = "" if macs is None else f"{macs / 1e9:.2f}"
     share = "" if macs is None or peak is None else f"{2 * macs / seconds / peak:.1%}"
-    return (
-        *(today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets), name),
-        *(*timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__),
-    )
+    about = (turns.today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets))
+    return [*about, name, *timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = bench_parser(__doc__, turns=12)
+    parser = turns.bench_parser(__doc__, turns=12)
     add_model_arguments(parser, with_sizes=True)
     parser.add_argument("--batch", type=positives, default="1", help="targets in one step, with commas (%(default)s)")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
@@ -175,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         parser.error(str(error))
     try:
-        prepare_append(args.append)
+        turns.prepare_append(args.append)
         if args.model is None:
             tracker = mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
         else:
@@ -184,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {args.size}")
         for targets in args.batch:
             rows = measure(tracker, targets, size, args.turns, progress=sys.stderr.isatty())
-            tell_rows(COLUMNS, rows, slice(4, -1), args.append)
+            turns.tell_rows(COLUMNS, rows, slice(4, -1), args.append)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from mixformer_jax.datasets import layout
 from mixformer_jax.datasets.groundtruth import (
     DatasetError,
     check_length,
@@ -21,17 +22,7 @@ from mixformer_jax.datasets.groundtruth import (
     read_groundtruth,
     read_text,
 )
-from mixformer_jax.datasets.layout import (
-    SequenceFiles,
-    find_attributes,
-    find_by_name,
-    image_names,
-    missing_frames,
-    read_sequence,
-    read_table,
-    row_faults,
-    sub_folders,
-)
+from mixformer_jax.datasets.layout import SequenceFiles, read_table
 from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.video import DEFAULT_FPS
 
@@ -66,18 +57,18 @@ def read_otb100(root: Path, split: str | None = None) -> Dataset:
     found: dict[str, Path] = {}
     extra: list[str] = []
     # Copies come last.
-    for folder in sorted(sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
+    for folder in sorted(layout.sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
         targets = _otb_targets(root / folder)
         keys = {key: published.get(key.lower()) for key in targets}
         news = {key: targets[name] for name, key in keys.items() if key is not None and key not in found}
         if targets and not news:
             extra.append(folder)
         found |= news
-    found = found or find_by_name(root / "anno", sorted(published.values()))
+    found = found or layout.find_by_name(root / "anno", sorted(published.values()))
     if extra:
         logger.warning("%s: not among OTB's 100 sequences, and left out: %s", root, ", ".join(extra))
     names = sorted(found)
-    attributes = find_attributes(root / "anno" / "att", names)
+    attributes = layout.find_attributes(root / "anno" / "att", names)
     return Dataset("otb100", root, names, functools.partial(_read_otb_sequence, root, found, attributes))
 
 
@@ -104,9 +95,9 @@ def _read_otb_sequence(
     folder = root / name if groundtruth.parent == root / "anno" else groundtruth.parent
     images = folder / "img"
     boxes_xywh = read_groundtruth(groundtruth, published=True)
-    faults = row_faults("otb100", key, groundtruth, boxes_xywh)
-    frames: ImageFrames | MissingFrames = missing_frames(images, "0001.jpg, ...")
-    names, start = image_names(images), OTB_LEFT_OUT.get(name, 0)
+    faults = layout.row_faults("otb100", key, groundtruth, boxes_xywh)
+    frames: ImageFrames | MissingFrames = layout.missing_frames(images, "0001.jpg, ...")
+    names, start = layout.image_names(images), OTB_LEFT_OUT.get(name, 0)
     if names:
         if name in OTB_USED_FRAMES:
             first, last = OTB_USED_FRAMES[name]
@@ -131,14 +122,14 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
     """
     # Frames alone count: a forgotten ground truth shall be an error.
     parts = ("groundtruth_rect.txt", "img")
-    names = [name for name in sub_folders(root) if any((root / name / part).exists() for part in parts)]
+    names = [name for name in layout.sub_folders(root) if any((root / name / part).exists() for part in parts)]
     return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
 
 
 def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
     folder = root / name
     files = SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
-    return read_sequence("dtb70", name, files)
+    return layout.read_sequence("dtb70", name, files)
 
 
 def read_uav123(root: Path, split: str | None = None) -> Dataset:
@@ -165,7 +156,7 @@ def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) 
     """`boxes` and `frames` are folders in anno and data_seq; `step` counts frames of UAV123."""
     folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
-    attributes = find_attributes(folder / "att", names)
+    attributes = layout.find_attributes(folder / "att", names)
     read = functools.partial(_read_uav_sequence, dataset, folder, root / "data_seq" / frames, step, attributes)
     return Dataset(dataset, root, names, read)
 
@@ -188,7 +179,7 @@ def _read_uav_sequence(
         attributes=attributes.get(name),
         challenges=UAV_ATTRIBUTES,
     )
-    return read_sequence(dataset, name, files)
+    return layout.read_sequence(dataset, name, files)
 
 
 def read_nfs(root: Path, split: str | None = None) -> Dataset:
@@ -202,12 +193,12 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
 
     Some sequences have one frame more than boxes, and dog_2 another video: see `known_faults.tsv`.
     """
-    names = sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
+    names = layout.sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
     # Without frames, the annotations tell which sequences there are.
     names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
     read = _read_nfs_sequence
     if not names:
-        names, read = [name for name in sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
+        names, read = [name for name in layout.sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
     return Dataset("nfs", root, names, functools.partial(read, root))
 
 
@@ -221,7 +212,7 @@ def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
     folder, groundtruth = root / name / "30" / name, root / name / "30" / f"{name}.txt"
     boxes_xywh, lost = _read_vatic(groundtruth)
     published = int(read_table("nfs_30.txt").get(name, ["0"])[0])
-    counts = [count for count in (len(image_names(folder)), published) if count]
+    counts = [count for count in (len(layout.image_names(folder)), published) if count]
     if not counts:
         raise DatasetError(
             f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
@@ -241,12 +232,12 @@ def _nfs_sequence(
     folder: Path,
 ) -> TrackingSequence:
     """The sequence as far as there are both frames and boxes."""
-    images, num_boxes = image_names(folder), len(boxes_xywh)
+    images, num_boxes = layout.image_names(folder), len(boxes_xywh)
     faults: list[Fault] = []
     frames: ImageFrames | MissingFrames
     wrong_video = known_fault("nfs", name, "wrong video")
     if not images:
-        frames = missing_frames(folder, "00001.jpg, ...")
+        frames = layout.missing_frames(folder, "00001.jpg, ...")
     elif wrong_video and abs(len(images) - num_boxes) > 1:
         # The boxes are right: results from elsewhere can be scored.
         faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {num_boxes} boxes", wrong_video))
@@ -259,7 +250,7 @@ def _nfs_sequence(
             faults.append(Fault("length", str(groundtruth), text, known_fault("nfs", name, "length")))
         frames, boxes_xywh = ImageFrames(folder, images[:num_boxes]), boxes_xywh[: len(images)]
         visible = None if visible is None else visible[: len(images)]
-    faults += row_faults("nfs", name, groundtruth, boxes_xywh, visible)
+    faults += layout.row_faults("nfs", name, groundtruth, boxes_xywh, visible)
     return TrackingSequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, visible, faults=tuple(faults))
 
 

@@ -13,17 +13,8 @@ from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.evaluation.vot_regions import bounding_box
-from mixformer_jax.reports.report import (
-    Figure,
-    Report,
-    Strip,
-    compare,
-    curves,
-    numbers_by_sequence,
-    overall_table,
-    sequence_tables,
-    worst_strips,
-)
+from mixformer_jax.reports import report as reports
+from mixformer_jax.reports.report import Figure, Report, Strip
 
 GOT10K_RULES = (
     "got10k toolkit: frames pooled over sequences and repetitions, without the first frame and those of cover 0; "
@@ -63,15 +54,15 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
         for name, score in scores.items()
     }
     success = {name: (100 * score.ao, score.success_curve) for name, score in scores.items()}
-    panel = curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
+    panel = reports.curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
     title = f"got10k, {len(sequences)} sequences"
     return Report(
         title=title,
         notes=(*warnings(files, sequences), GOT10K_RULES, *notes),
         tables=(
-            overall_table(f"{title}; percent, and frames a second", headlines),
-            *compare("got10k", headlines),
-            *sequence_tables(names, by_sequence, documented=["AO"]),
+            reports.overall_table(f"{title}; percent, and frames a second", headlines),
+            *reports.compare("got10k", headlines),
+            *reports.sequence_tables(names, by_sequence, documented=["AO"]),
         ),
         figures=(Figure("success", panel.title, (panel,)),),
         strips=_strips(by_sequence, "AO", sequences, files, worst),
@@ -84,7 +75,7 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
                 name: {
                     **headlines[name],
                     "curves": {"success": score.success_curve},
-                    "by_sequence": numbers_by_sequence(names, json_columns[name]),
+                    "by_sequence": reports.numbers_by_sequence(names, json_columns[name]),
                 }
                 for name, score in scores.items()
             },
@@ -121,7 +112,7 @@ def _strips(
 ) -> tuple[Strip, ...]:
     scores = {name: numbers[number] for name, numbers in by_sequence.items()}
     by_name = {tracker.name: tracker for tracker in files}
-    return worst_strips(scores, number, sequences, lambda name, i: read_boxes(by_name[name].boxes[i][0]), worst)
+    return reports.worst_strips(scores, number, sequences, lambda name, i: read_boxes(by_name[name].boxes[i][0]), worst)
 
 
 TRACKINGNET_RULES = (
@@ -151,16 +142,16 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     ):
         ranked = {name: (headlines[name][number], getattr(mean, curve)) for name, mean in means.items()}
         title = f"trackingnet, {curve.replace('norm_', 'normalised ')} [{number}, area]"
-        figures.append(Figure(curve, title, (curves(title, x_label, x, ranked),)))
+        figures.append(Figure(curve, title, (reports.curves(title, x_label, x, ranked),)))
         thresholds[curve] = x
     title = f"trackingnet, {len(sequences)} sequences"
     return Report(
         title=title,
         notes=(*warnings(files, sequences), TRACKINGNET_RULES),
         tables=(
-            overall_table(f"{title}, percent", headlines),
-            *compare("trackingnet", headlines),
-            *sequence_tables(list(truth), areas, documented=["Success"]),
+            reports.overall_table(f"{title}, percent", headlines),
+            *reports.compare("trackingnet", headlines),
+            *reports.sequence_tables(list(truth), areas, documented=["Success"]),
         ),
         figures=tuple(figures),
         strips=_strips(areas, "Success", sequences, files, worst),
@@ -173,7 +164,7 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
                 name: {
                     **headlines[name],
                     "curves": {curve: getattr(means[name], curve) for curve in thresholds},
-                    "by_sequence": numbers_by_sequence(list(truth), areas[name]),
+                    "by_sequence": reports.numbers_by_sequence(list(truth), areas[name]),
                 }
                 for name in scores
             },
@@ -258,11 +249,11 @@ def vot_report(
         lengths = np.arange(1.0, len(next(iter(eaos.values()))))
         ranked = {name: (each["EAO"], eaos[name][1:]) for name, each in headlines.items() if name in eaos}
         title, x_label = "vot, expected average overlap [EAO]", "sequence length (frames)"
-        panel = curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
+        panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
         figures = (Figure("eao", title, (panel,)),)
     strips: tuple[Strip, ...] = ()
     if sequences is not None:
-        strips = worst_strips(
+        strips = reports.worst_strips(
             {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in runs},
             "100 A R",
             sequences,
@@ -278,9 +269,9 @@ def vot_report(
             "A, no restarts: mean overlap of one run through each sequence, without its first frame",
         ),
         tables=(
-            overall_table(f"{title}, fractions", headlines, decimals=3),
-            *compare("vot", headlines),
-            *sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
+            reports.overall_table(f"{title}, fractions", headlines, decimals=3),
+            *reports.compare("vot", headlines),
+            *reports.sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
         ),
         figures=figures,
         strips=strips,
@@ -292,7 +283,7 @@ def vot_report(
                 name: {
                     **headlines[name],
                     "eao_curve": eaos.get(name),
-                    "by_sequence": numbers_by_sequence(names, numbers),
+                    "by_sequence": reports.numbers_by_sequence(names, numbers),
                 }
                 for name, numbers in by_sequence.items()
             },

@@ -8,15 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import (
-    CENTER_THRESHOLDS,
-    OpeRules,
-    RuleSet,
-    benchmark_rules,
-    describe_rules,
-    norm_thresholds,
-    overlap_thresholds,
-)
+from mixformer_jax.evaluation import metrics
+from mixformer_jax.evaluation.metrics import OpeRules
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
@@ -68,7 +61,7 @@ def ope_report(
     runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
     return Report(
         title=title,
-        notes=(*warnings(files, sequences, unusable, benchmark), describe_rules(rules), *runs, *refusals),
+        notes=(*warnings(files, sequences, unusable, benchmark), metrics.describe_rules(rules), *runs, *refusals),
         tables=(
             reports.overall_table(f"{title}, percent", headlines),
             *([_attribute_table(scores, groups)] if groups else []),
@@ -85,9 +78,9 @@ def ope_report(
 def _curve_figures(scores: OpeScores) -> list[Figure]:
     """Success, precision and normalised-precision plots, as Figs. 11 and 12."""
     found = [("success", _success_panel(scores, scores.trackers, f"{scores.benchmark}, success [AUC]"))]
-    norm = norm_thresholds(scores.rules)
+    norm = metrics.norm_thresholds(scores.rules)
     for curve, words, number, x_label, x in (
-        ("precision", "precision", "P", "centre error threshold (pixels)", CENTER_THRESHOLDS),
+        ("precision", "precision", "P", "centre error threshold (pixels)", metrics.CENTER_THRESHOLDS),
         ("norm_precision", "normalised precision", "P_norm", "normalised centre error threshold", norm),
     ):
         ranked = {each.name: (each.headline[number], getattr(each.overall, curve)) for each in scores.trackers}
@@ -97,7 +90,7 @@ def _curve_figures(scores: OpeScores) -> list[Figure]:
 
 def _success_panel(scores: OpeScores, trackers: Sequence[TrackerScores], title: str) -> Panel:
     found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
-    return curves(title, "overlap threshold", overlap_thresholds(scores.rules), found)
+    return curves(title, "overlap threshold", metrics.overlap_thresholds(scores.rules), found)
 
 
 def _attribute_table(scores: OpeScores, groups: Groups) -> Table:
@@ -158,8 +151,8 @@ def _rules_table(
 
 def _all_rules(benchmark: str) -> dict[str, OpeRules]:
     return {
-        f"{rule_set}, valid frames" if exclude else rule_set: benchmark_rules(benchmark, rule_set, exclude)
-        for rule_set in get_args(RuleSet)
+        f"{rule_set}, valid frames" if exclude else rule_set: metrics.benchmark_rules(benchmark, rule_set, exclude)
+        for rule_set in get_args(metrics.RuleSet)
         for exclude in ((False, True) if rule_set in ("mixformer", "pytracking") else (False,))
     }
 
@@ -175,9 +168,9 @@ def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
         "rules": dataclasses.asdict(scores.rules),
         "sequences": scores.sequences,
         "thresholds": {
-            "success": overlap_thresholds(scores.rules),
-            "precision": CENTER_THRESHOLDS,
-            "norm_precision": norm_thresholds(scores.rules),
+            "success": metrics.overlap_thresholds(scores.rules),
+            "precision": metrics.CENTER_THRESHOLDS,
+            "norm_precision": metrics.norm_thresholds(scores.rules),
         },
         "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
         "trackers": trackers,
