@@ -214,9 +214,7 @@ def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
 
 
 def autoencoder_to_mae(
-    variables: Mapping[str, Any],
-    config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """An autoencoder as MAE's state dict; WeightsError as in `mae_table` and `write_by_table`."""
     title = f"the weights of an autoencoder around {config.model.name!r}"

@@ -315,9 +315,7 @@ def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConf
 
 
 def variables_to_official(
-    variables: Mapping[str, Any],
-    config: MixFormerConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """Our variables as an official state dict, in the official order.
 
