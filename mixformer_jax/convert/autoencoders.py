@@ -127,9 +127,9 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
         if table := _TABLE.match(name):
             grid = target.search_grid if table[1] == "search" else target.template_grid
             origins[name], found[name] = _position_table(theirs, source, table[1], grid)
-    told = {name: name if _TABLE.match(name) else origins[name] for name in expected}
-    shapes = {told[name]: shape for name, shape in expected.items()}
-    complaints += mismatches({told[name]: value for name, value in found.items()}, shapes)
+    labels = {name: name if _TABLE.match(name) else origins[name] for name in expected}
+    shapes = {labels[name]: shape for name, shape in expected.items()}
+    complaints += mismatches({labels[name]: value for name, value in found.items()}, shapes)
     refuse_weights(
         f"the autoencoder around {source.model.name!r} does not fit the backbone of {target.name!r}", complaints
     )

@@ -174,14 +174,14 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(variables, model, tracker)
 
 
-def variant_words(model: MixFormerConfig, told: str) -> tuple[str, ...]:
+def variant_words(model: MixFormerConfig, text: str) -> tuple[str, ...]:
     """Words in a file's name that tell how a published model was trained, which weights do not show: `1k`, `got`.
 
     `1k` is MixCvT from ImageNet-1k (others start from ImageNet-22k), `got` the protocol of GOT-10k alone.
     """
     if model.name not in SIZES:
         return ()
-    words = set(re.findall("[a-z0-9]+", told.lower()))
+    words = set(re.findall("[a-z0-9]+", text.lower()))
     is_1k, is_got = model.backbone == "cvt" and "1k" in words, bool(words & {"got", "got10k"})
     return ("1k",) * is_1k + ("got",) * is_got
 

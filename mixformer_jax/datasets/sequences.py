@@ -1,5 +1,6 @@
 """The table of readers: opens a data set by name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -47,9 +48,11 @@ READERS: Mapping[str, Reader] = MappingProxyType(
             "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt",
             large_scale.TRACKINGNET_SPLITS,
         ),
-        "uav123": Reader(small_scale.read_uav123, "UAV123", "anno/UAV123/bike1.txt, ..."),
-        "uav123_10fps": Reader(small_scale.read_uav123_10fps, "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."),
-        "uav20l": Reader(small_scale.read_uav20l, "UAV20L", "anno/UAV20L/bike1.txt, ..."),
+        "uav123": Reader(functools.partial(small_scale.read_uav, "uav123"), "UAV123", "anno/UAV123/bike1.txt, ..."),
+        "uav123_10fps": Reader(
+            functools.partial(small_scale.read_uav, "uav123_10fps"), "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."
+        ),
+        "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
         "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
     }
 )

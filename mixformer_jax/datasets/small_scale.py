@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 # In the order of the toolkits' columns.
 OTB_ATTRIBUTES = ("IV", "OPR", "SV", "OCC", "DEF", "MB", "FM", "IPR", "OV", "BC", "LR")
+# Folders of boxes and frames, and the step between frames in those of UAV123.
+UAV_FOLDERS = {
+    "uav123": ("UAV123", "UAV123", 1),
+    "uav20l": ("UAV20L", "UAV123", 1),
+    "uav123_10fps": ("UAV123_10fps", "UAV123_10fps", 3),
+}
 UAV_ATTRIBUTES = ("SV", "ARC", "LR", "FM", "FOC", "POC", "OV", "BC", "IV", "VC", "CM", "SOB")
 
 # The benchmark's frames, where a folder of OTB holds more (the toolkit's list of sequences).
@@ -132,28 +138,17 @@ def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
     return layout.read_sequence("dtb70", name, files)
 
 
-def read_uav123(root: Path, split: str | None = None) -> Dataset:
+def read_uav(dataset: str, root: Path, split: str | None = None) -> Dataset:
     """UAV123 (Mueller et al. 2016, https://cemse.kaust.edu.sa/ivul/uav123), from low-flying drones: 123 sequences.
 
-    data_seq/UAV123/bike1/000001.jpg ...    frames; the sequences car1_1, car1_2 are parts of the folder car1
-    anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
-    anno/UAV123/att/bike1.txt               12 flags with commas
+        data_seq/UAV123/bike1/000001.jpg ...    frames; the sequences car1_1, car1_2 are parts of the folder car1
+        anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
+        anno/UAV123/att/bike1.txt               12 flags with commas
+
+    UAV20L has 20 long sequences over the same frames, in anno/UAV20L; UAV123@10fps every third frame, numbered anew, in
+    data_seq/UAV123_10fps and anno/UAV123_10fps.
     """
-    return _read_uav("uav123", root, "UAV123", "UAV123")
-
-
-def read_uav20l(root: Path, split: str | None = None) -> Dataset:
-    """UAV20L: 20 long sequences over the frames of UAV123, their boxes in anno/UAV20L."""
-    return _read_uav("uav20l", root, "UAV20L", "UAV123")
-
-
-def read_uav123_10fps(root: Path, split: str | None = None) -> Dataset:
-    """UAV123@10fps: every third frame of UAV123, numbered anew, in data_seq/UAV123_10fps and anno/UAV123_10fps."""
-    return _read_uav("uav123_10fps", root, "UAV123_10fps", "UAV123_10fps", step=3)
-
-
-def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) -> Dataset:
-    """`boxes` and `frames` are folders in anno and data_seq; `step` counts frames of UAV123."""
+    boxes, frames, step = UAV_FOLDERS[dataset]
     folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
     attributes = layout.find_attributes(folder / "att", names)
@@ -263,8 +258,8 @@ def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray
             if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):
                 raise ValueError(line)
         except ValueError:
-            told = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
-            raise DatasetError(f"{path}, line {number}: {told}") from None
+            expected = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
+            raise DatasetError(f"{path}, line {number}: {expected}") from None
     if not rows:
         raise DatasetError(f"{path}: the ground truth is empty; expected one line for every frame")
     table = np.array(sorted(rows, key=lambda row: row[4]), np.float64)

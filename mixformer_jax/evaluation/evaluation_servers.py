@@ -160,10 +160,9 @@ def _speed(times_s: Float64[np.ndarray, " _"]) -> float:
     return _mean(1 / times_s[times_s > 0])
 
 
-OVERLAP_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 1, 21)
-DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 50, 21)
-NORM_DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 0.5, 21)
-for _thresholds in (OVERLAP_THRESHOLDS, DISTANCE_THRESHOLDS, NORM_DISTANCE_THRESHOLDS):
+# Of TrackingNet: IoU, pixels, and normalised centre error.
+THRESHOLDS = Curves(np.linspace(0, 1, 21), np.linspace(0, 50, 21), np.linspace(0, 0.5, 21))
+for _thresholds in THRESHOLDS:
     _thresholds.flags.writeable = False
 
 
@@ -237,9 +236,9 @@ def score_sequence(
         distance = np.sqrt((offset**2).sum(1))
         norm_distance = np.sqrt(((offset / truth[:, 2:]) ** 2).sum(1))
         curves = Curves(
-            (overlap[:, None] >= OVERLAP_THRESHOLDS).mean(0),
-            (distance[:, None] <= DISTANCE_THRESHOLDS).mean(0),
-            (norm_distance[:, None] <= NORM_DISTANCE_THRESHOLDS).mean(0),
+            (overlap[:, None] >= THRESHOLDS.success).mean(0),
+            (distance[:, None] <= THRESHOLDS.precision).mean(0),
+            (norm_distance[:, None] <= THRESHOLDS.norm_precision).mean(0),
         )
         return curves, boxes.sum(1) > 0
 

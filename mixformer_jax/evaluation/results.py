@@ -40,8 +40,8 @@ ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "deco
 _PLAIN = b"0123456789.,-+eE \t\n"
 
 Layout = Literal["pytracking", "got10k", "vot"]
+# By the data set's reader, where the layout is not pytracking's.
 LAYOUTS: Mapping[str, Layout] = MappingProxyType({"got10k": "got10k", "vot": "vot"})
-"""By the reader's name, where it is not pytracking's."""
 
 
 class ResultsError(ValueError):
@@ -70,11 +70,6 @@ def printable(text: str) -> str:
     """The text in one line, with control characters, line breaks and lone surrogates as escapes, such as `\\n`."""
     unfit = ("Cc", "Zl", "Zp", "Cs")
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in unfit else c for c in text)
-
-
-def layout_of(dataset: str) -> Layout:
-    """The layout for a reader's data set; pytracking's where there is no other."""
-    return LAYOUTS.get(dataset, "pytracking")
 
 
 def tracker_folders(layout: Layout, tracker: str, repetitions: int) -> list[str]:

@@ -134,16 +134,8 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     headlines = {name: score.numbers for name, score in scores.items()}
     areas = {name: score.areas for name, score in scores.items()}
     means = {name: score.curves.mean() for name, score in scores.items()}
-    figures, thresholds = [], {}
-    for curve, number, x_label, x in (
-        ("success", "Success", "overlap threshold", servers.OVERLAP_THRESHOLDS),
-        ("precision", "P", "centre error threshold (pixels)", servers.DISTANCE_THRESHOLDS),
-        ("norm_precision", "P_norm", "normalised centre error threshold", servers.NORM_DISTANCE_THRESHOLDS),
-    ):
-        ranked = {name: (headlines[name][number], getattr(mean, curve)) for name, mean in means.items()}
-        title = f"trackingnet, {curve.replace('norm_', 'normalised ')} [{number}, area]"
-        figures.append(Figure(curve, title, (reports.curves(title, x_label, x, ranked),)))
-        thresholds[curve] = x
+    numbers = ("Success", "P", "P_norm")
+    figures = reports.curve_figures("trackingnet", numbers, headlines, means, servers.THRESHOLDS, ", area")
     title = f"trackingnet, {len(sequences)} sequences"
     return Report(
         title=title,
@@ -159,11 +151,11 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
             "benchmark": "trackingnet",
             "rules": TRACKINGNET_RULES,
             "sequences": list(truth),
-            "thresholds": thresholds,
+            "thresholds": servers.THRESHOLDS._asdict(),
             "trackers": {
                 name: {
                     **headlines[name],
-                    "curves": {curve: getattr(means[name], curve) for curve in thresholds},
+                    "curves": means[name]._asdict(),
                     "by_sequence": reports.numbers_by_sequence(list(truth), areas[name]),
                 }
                 for name in scores

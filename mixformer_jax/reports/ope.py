@@ -57,6 +57,9 @@ def ope_report(
         for tracker in scores.trackers
     }
     rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
+    overall = {tracker.name: tracker.overall for tracker in scores.trackers}
+    thresholds = metrics.curve_thresholds(rules)
+    figures = reports.curve_figures(benchmark, ("AUC", "P", "P_norm"), headlines, overall, thresholds)
     title = f"{benchmark}, {len(scores.sequences)} sequences"
     runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
     return Report(
@@ -69,28 +72,15 @@ def ope_report(
             *reports.compare(benchmark, headlines),
             *reports.sequence_tables(scores.sequences, by_sequence, documented=["AUC"]),
         ),
-        figures=(*_curve_figures(scores), *([_attribute_figure(scores, groups)] if groups else [])),
+        figures=(*figures, *([_attribute_figure(scores, groups)] if groups else [])),
         strips=strips,
         numbers=_numbers(scores, groups),
     )
 
 
-def _curve_figures(scores: OpeScores) -> list[Figure]:
-    """Success, precision and normalised-precision plots, as Figs. 11 and 12."""
-    found = [("success", _success_panel(scores, scores.trackers, f"{scores.benchmark}, success [AUC]"))]
-    norm = metrics.norm_thresholds(scores.rules)
-    for curve, words, number, x_label, x in (
-        ("precision", "precision", "P", "centre error threshold (pixels)", metrics.CENTER_THRESHOLDS),
-        ("norm_precision", "normalised precision", "P_norm", "normalised centre error threshold", norm),
-    ):
-        ranked = {each.name: (each.headline[number], getattr(each.overall, curve)) for each in scores.trackers}
-        found.append((curve, curves(f"{scores.benchmark}, {words} [{number}]", x_label, x, ranked)))
-    return [Figure(name, panel.title, (panel,)) for name, panel in found]
-
-
 def _success_panel(scores: OpeScores, trackers: Sequence[TrackerScores], title: str) -> Panel:
     found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
-    return curves(title, "overlap threshold", metrics.overlap_thresholds(scores.rules), found)
+    return curves(title, "overlap threshold", metrics.curve_thresholds(scores.rules).success, found)
 
 
 def _attribute_table(scores: OpeScores, groups: Groups) -> Table:
@@ -167,11 +157,7 @@ def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
         "benchmark": scores.benchmark,
         "rules": dataclasses.asdict(scores.rules),
         "sequences": scores.sequences,
-        "thresholds": {
-            "success": metrics.overlap_thresholds(scores.rules),
-            "precision": metrics.CENTER_THRESHOLDS,
-            "norm_precision": metrics.norm_thresholds(scores.rules),
-        },
+        "thresholds": metrics.curve_thresholds(scores.rules)._asdict(),
         "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
         "trackers": trackers,
     }

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.evaluation.metrics import Curves
 from mixformer_jax.evaluation.results import printable
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, draw_box, draw_caption
@@ -213,6 +214,12 @@ def compare(benchmark: str, measured: Mapping[str, Mapping[str, float]]) -> list
     return tables
 
 
+# By curve: words of the title, and the label of the x axis.
+PLOTS = {
+    "success": ("success", "overlap threshold"),
+    "precision": ("precision", "centre error threshold (pixels)"),
+    "norm_precision": ("normalised precision", "normalised centre error threshold"),
+}
 STRIP_FRAMES, STRIP_WIDTH = 4, 320  # width of each frame in pixels
 # So many trackers have a colour of their own; the next ones are dashed, then dotted.
 COLOURS = 10
@@ -280,6 +287,23 @@ def curves(
     ranked = sorted(found.items(), key=lambda item: -np.nan_to_num(item[1][0], nan=-1))
     lines = (Line(name, f"{name} [{number:.{decimals}f}]", curve) for name, (number, curve) in ranked)
     return Panel(title, x_label, y_label, x, tuple(lines))
+
+
+def curve_figures(
+    benchmark: str,
+    numbers: Sequence[str],
+    headlines: Mapping[str, Mapping[str, float]],
+    found: Mapping[str, Curves],
+    thresholds: Curves,
+    measure: str = "",
+) -> list[Figure]:
+    """Success, precision and normalised-precision plots, as Figs. 11 and 12; the headline `numbers` rank the curves."""
+    figures = []
+    for (curve, (words, x_label)), number in zip(PLOTS.items(), numbers, strict=True):
+        ranked = {name: (headlines[name][number], getattr(each, curve)) for name, each in found.items()}
+        title = f"{benchmark}, {words} [{number}{measure}]"
+        figures.append(Figure(curve, title, (curves(title, x_label, getattr(thresholds, curve), ranked),)))
+    return figures
 
 
 def worst_strips(

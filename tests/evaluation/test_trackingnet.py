@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.evaluation.evaluation_servers import (
-    DISTANCE_THRESHOLDS,
-    NORM_DISTANCE_THRESHOLDS,
-    OVERLAP_THRESHOLDS,
+    THRESHOLDS,
     score_sequence,
     score_sequences,
 )
@@ -54,9 +52,9 @@ def test_every_value_of_the_dev_kit(tracker):
 
 def test_thresholds():
     golden = _golden()["thresholds"]
-    np.testing.assert_array_equal(OVERLAP_THRESHOLDS, golden["success"])
-    np.testing.assert_array_equal(DISTANCE_THRESHOLDS, golden["precision"])
-    np.testing.assert_array_equal(NORM_DISTANCE_THRESHOLDS, golden["normalized_precision"])
+    np.testing.assert_array_equal(THRESHOLDS.success, golden["success"])
+    np.testing.assert_array_equal(THRESHOLDS.precision, golden["precision"])
+    np.testing.assert_array_equal(THRESHOLDS.norm_precision, golden["normalized_precision"])
 
 
 def test_a_perfect_tracker_has_100():
