@@ -20,7 +20,6 @@ GOT10K_RULES = (
     "got10k toolkit: frames pooled over sequences and repetitions, without the first frame and those of cover 0; "
     "boxes clipped to the frame"
 )
-GOT10K = ("AO", "SR0.5", "SR0.75", "FPS")
 
 
 def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
@@ -33,27 +32,24 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
     """
     labels = [servers.read_frame_labels(sequence) for sequence in sequences]
     found = [(tracker.name, _got10k_score(tracker, sequences, labels)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].ao, nan=-1)))
+    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].headline["AO"], nan=-1)))
     names = [sequence.name for sequence in sequences]
-    headlines, by_sequence, notes = {}, {}, []
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
+    notes, records = [], {}
     for name, score in scores.items():
-        headline = (100 * score.ao, 100 * score.sr(0.5), 100 * score.sr(0.75), score.speed_fps)
-        parts = (100 * score.ao_by_sequence, 100 * score.sr_by_sequence(0.5), 100 * score.sr_by_sequence(0.75))
-        headlines[name] = dict(zip(GOT10K, headline, strict=True))
-        by_sequence[name] = dict(zip(GOT10K, (*parts, score.speed_by_sequence), strict=True))
         missing = [sequence for sequence, times in zip(names, score.times_s, strict=True) if times is None]
         if missing:
             listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             notes.append(f"{name}: no times for {len(missing)} sequences ({listed}), which have no part in its FPS")
-    json_columns = {
-        name: {
-            **by_sequence[name],
-            "toolkit_FPS": score.toolkit_speed_by_sequence,
-            "frames": np.array([len(overlaps) for overlaps in score.overlaps]),
+        frames = np.array([len(overlaps) for overlaps in score.overlaps])
+        columns = {**by_sequence[name], "toolkit_FPS": score.toolkit_fps, "frames": frames}
+        records[name] = {
+            **headlines[name],
+            "curves": {"success": score.success_curve},
+            "by_sequence": reports.numbers_by_sequence(names, columns),
         }
-        for name, score in scores.items()
-    }
-    success = {name: (100 * score.ao, score.success_curve) for name, score in scores.items()}
+    success = {name: (headlines[name]["AO"], score.success_curve) for name, score in scores.items()}
     panel = reports.curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
     title = f"got10k, {len(sequences)} sequences"
     return Report(
@@ -65,20 +61,13 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
             *reports.sequence_tables(names, by_sequence, documented=["AO"]),
         ),
         figures=(Figure("success", panel.title, (panel,)),),
-        strips=_strips(by_sequence, "AO", sequences, files, worst),
+        strips=reports.strips_of_files(by_sequence, "AO", sequences, files, worst),
         numbers={
             "benchmark": "got10k",
             "rules": GOT10K_RULES,
             "sequences": names,
             "thresholds": servers.SUCCESS_THRESHOLDS,
-            "trackers": {
-                name: {
-                    **headlines[name],
-                    "curves": {"success": score.success_curve},
-                    "by_sequence": reports.numbers_by_sequence(names, json_columns[name]),
-                }
-                for name, score in scores.items()
-            },
+            "trackers": records,
         },
     )
 
@@ -100,19 +89,7 @@ def _got10k_score(
         # One by one: runs of a tracker may be of different lengths.
         known = [seconds.ravel() for path in clock if (seconds := read_times([path])) is not None]
         times.append(np.concatenate(known) if known else None)
-    return servers.Got10kScores(tuple(sequence.name for sequence in sequences), tuple(overlaps), tuple(times))
-
-
-def _strips(
-    by_sequence: Mapping[str, Mapping[str, np.ndarray]],
-    number: str,
-    sequences: Sequence[TrackingSequence],
-    files: Sequence[TrackerFiles],
-    worst: int,
-) -> tuple[Strip, ...]:
-    scores = {name: numbers[number] for name, numbers in by_sequence.items()}
-    by_name = {tracker.name: tracker for tracker in files}
-    return reports.worst_strips(scores, number, sequences, lambda name, i: read_boxes(by_name[name].boxes[i][0]), worst)
+    return servers.Got10kScores(tuple(overlaps), tuple(times))
 
 
 TRACKINGNET_RULES = (
@@ -130,9 +107,9 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     """
     truth = {sequence.name: sequence.boxes_xywh for sequence in sequences}
     found = [(tracker.name, _trackingnet_score(tracker, truth)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -item[1].numbers["Success"]))
-    headlines = {name: score.numbers for name, score in scores.items()}
-    areas = {name: score.areas for name, score in scores.items()}
+    scores = dict(sorted(found, key=lambda item: -item[1].headline["Success"]))
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
     means = {name: score.curves.mean() for name, score in scores.items()}
     numbers = ("Success", "P", "P_norm")
     figures = reports.curve_figures("trackingnet", numbers, headlines, means, servers.THRESHOLDS, ", area")
@@ -143,10 +120,10 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
         tables=(
             reports.overall_table(f"{title}, percent", headlines),
             *reports.compare("trackingnet", headlines),
-            *reports.sequence_tables(list(truth), areas, documented=["Success"]),
+            *reports.sequence_tables(list(truth), by_sequence, documented=["Success"]),
         ),
         figures=tuple(figures),
-        strips=_strips(areas, "Success", sequences, files, worst),
+        strips=reports.strips_of_files(by_sequence, "Success", sequences, files, worst),
         numbers={
             "benchmark": "trackingnet",
             "rules": TRACKINGNET_RULES,
@@ -156,7 +133,7 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
                 name: {
                     **headlines[name],
                     "curves": means[name]._asdict(),
-                    "by_sequence": reports.numbers_by_sequence(list(truth), areas[name]),
+                    "by_sequence": reports.numbers_by_sequence(list(truth), by_sequence[name]),
                 }
                 for name in scores
             },

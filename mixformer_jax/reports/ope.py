@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation import metrics
 from mixformer_jax.evaluation.metrics import OpeRules
 from mixformer_jax.evaluation.result_looks import warnings
-from mixformer_jax.evaluation.results import ResultsError, read_boxes
+from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
 from mixformer_jax.reports import report as reports
 from mixformer_jax.reports.report import Figure, Panel, Report, Row, Table, curves
@@ -42,15 +41,7 @@ def ope_report(
         for attribute in sequence.attributes or ():
             groups.setdefault(attribute, []).append(position)
     groups = dict(sorted(groups.items()))
-    by_name = {tracker.name: tracker for tracker in files}
     unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
-    strips = reports.worst_strips(
-        {tracker.name: tracker.by_sequence["AUC"] for tracker in scores.trackers},
-        "AUC",
-        sequences,
-        lambda tracker, position: np.nan_to_num(read_boxes(by_name[tracker].boxes[position][0], unusable)),
-        worst,
-    )
     headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
     by_sequence = {
         tracker.name: {**tracker.by_sequence, "average overlap of valid frames": 100 * tracker.average_overlap}
@@ -73,7 +64,7 @@ def ope_report(
             *reports.sequence_tables(scores.sequences, by_sequence, documented=["AUC"]),
         ),
         figures=(*figures, *([_attribute_figure(scores, groups)] if groups else [])),
-        strips=strips,
+        strips=reports.strips_of_files(by_sequence, "AUC", sequences, files, worst, unusable),
         numbers=_numbers(scores, groups),
     )
 

@@ -23,7 +23,8 @@ from jaxtyping import Float, UInt8
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import Curves
-from mixformer_jax.evaluation.results import printable
+from mixformer_jax.evaluation.results import printable, read_boxes
+from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, draw_box, draw_caption
 from mixformer_jax.text_tables import aligned, markdown
@@ -333,6 +334,24 @@ def worst_strips(
             else:
                 strips.append(Strip(f"{title}; its frames are not there to be shown", ()))
     return tuple(strips)
+
+
+def strips_of_files(
+    by_sequence: Mapping[str, Mapping[str, Float[np.ndarray, " s"]]],
+    number: str,
+    sequences: Sequence[TrackingSequence],
+    files: Sequence[TrackerFiles],
+    count: int,
+    unusable_boxes: Literal["error", "keep"] = "error",
+) -> tuple[Strip, ...]:
+    """The worst sequences of every tracker by one of its numbers, with boxes of its first result file."""
+    by_name = {tracker.name: tracker for tracker in files}
+
+    def boxes_of(tracker: str, position: int) -> Float[np.ndarray, "n 4"]:
+        return np.nan_to_num(read_boxes(by_name[tracker].boxes[position][0], unusable_boxes))
+
+    scores = {tracker: numbers[number] for tracker, numbers in by_sequence.items()}
+    return worst_strips(scores, number, sequences, boxes_of, count)
 
 
 def _draw_frames(

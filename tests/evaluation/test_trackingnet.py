@@ -31,9 +31,9 @@ def _golden():
 def test_every_value_of_the_dev_kit(tracker):
     golden = _golden()["results"][tracker]
     scores = score_sequences(_archive(tracker), _archive("GT"))
-    assert len(scores.sequences) == 12
+    assert len(scores.covered) == 12
     overall = scores.curves.mean()
-    numbers = scores.numbers
+    numbers = scores.headline
     assert golden.keys() == {
         *("coverage", "success", "precision", "normalized_precision"),
         *("curve_success", "curve_precision", "curve_normalized_precision"),
@@ -59,7 +59,7 @@ def test_thresholds():
 
 def test_a_perfect_tracker_has_100():
     truth = np.array([[5.0, 6, 16, 8], [7, 8, 32, 4], [9, 1, 2, 2]])
-    numbers = score_sequences({"a": truth, "b": truth + 0.4}, {"a": truth, "b": truth}).numbers
+    numbers = score_sequences({"a": truth, "b": truth + 0.4}, {"a": truth, "b": truth}).headline
     assert numbers == pytest.approx({"Success": 100, "P": 100, "P_norm": 100, "Coverage": 100})
 
 
@@ -71,8 +71,8 @@ def test_missing_rows_fail_everywhere_and_missing_files_are_empty_boxes():
     absent = score_sequences({"a": None}, {"a": truth})
     assert absent.curves.success[0, 0] == 1.0  # an overlap of 0 is >= 0
     assert absent.curves.success[0, 1] == 0.25
-    assert absent.numbers["Coverage"] == 25.0
-    assert score_sequences({}, {"a": truth}).numbers == absent.numbers
+    assert absent.headline["Coverage"] == 25.0
+    assert score_sequences({}, {"a": truth}).headline == absent.headline
 
 
 def test_rounding_is_half_to_even_and_arguments_stay():
