@@ -65,7 +65,6 @@ COLUMNS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints a Markdown table."""
     parser = bench_parser(__doc__, turns=16)
     parser.add_argument("--root", type=Path, help="sequences of images; default: demo clips")
     parser.add_argument("--dataset", default="folder", help="how to read them (default: %(default)s)")

@@ -51,8 +51,6 @@ class Answer(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """One way to compute a step."""
-
     step: str  # its name
     dtype: ComputeDtype
     num_online: int  # online templates

@@ -44,8 +44,6 @@ COLUMNS = (
 
 
 class Stage(NamedTuple):
-    """A part of a frame's work."""
-
     call: Callable[[], object]  # returns when the work is done
     frames: int = 1  # in one call
     macs: int | None = None  # multiply-accumulates of a call; None where there are no matrix products

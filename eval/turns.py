@@ -27,8 +27,6 @@ ENOUGH_TURNS = 3
 
 
 class Timed(NamedTuple):
-    """The turns of one contender."""
-
     seconds: np.ndarray  # of a call, mean over each turn
     others: np.ndarray  # other processes' share of the machine's processor time; NaN where the system does not tell
 

@@ -66,7 +66,6 @@ def run_until(arguments: list[str | Path], deadline: float | None) -> int | None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what is left of the stages; returns the exit status."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)")

@@ -29,7 +29,6 @@ Frames = dict[int, UInt8[np.ndarray, "h w 3"]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes one sheet; returns the exit status."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a pre-training on tracking data")

@@ -41,8 +41,6 @@ BOOKKEEPING = (
 
 
 class OfficialState(NamedTuple):
-    """A state dict from a file."""
-
     tensors: Mapping[str, np.ndarray]  # floats as float32; each is read on access
     left_behind: tuple[str, ...]  # what else the file holds (`optimizer`, `epoch`, ...)
     experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), if settings tell it

@@ -27,8 +27,6 @@ Size = tuple[int, int]  # height and width
 
 @dataclass
 class CheckReport:
-    """What a check found."""
-
     sequences: int = 0
     frames: int = 0  # decoded
     boxes: int = 0  # without fault

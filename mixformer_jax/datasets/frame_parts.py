@@ -61,8 +61,6 @@ class Frame(Protocol):
 
 
 class WholeFrame:
-    """A decoded frame."""
-
     def __init__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         self.pixels, self.size = pixels, (pixels.shape[0], pixels.shape[1])
 

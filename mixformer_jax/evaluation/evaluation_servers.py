@@ -247,8 +247,6 @@ SHOWN_PROBLEMS = 20  # in one message
 
 
 class Pack(NamedTuple):
-    """A written archive."""
-
     path: Path
     sequences: int
     frames: int

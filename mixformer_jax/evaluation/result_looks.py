@@ -58,8 +58,6 @@ Offset = Literal[-1, 0, 1]
 
 
 class FileLook(NamedTuple):
-    """What a result file looks like."""
-
     format: str | None  # a key of FORMATS, FRACTIONS or OTHER; None where there is nothing to tell
     offset: Offset  # of the first row from the given box: 1 is one pixel right and down, -1 left and up
 

@@ -88,8 +88,6 @@ class RunSummary:
 
 
 class _Planned(NamedTuple):
-    """One repetition of a pass."""
-
     label: str
     sequence: TrackingSequence
     paths: ResultPaths

@@ -32,8 +32,6 @@ EAO_LOW, EAO_HIGH = 115, 755
 
 
 class Run(NamedTuple):
-    """A scored run."""
-
     overlaps: Float64[np.ndarray, " n"]
     progress: int  # frames before the failure; all of them without one
 
