@@ -256,16 +256,13 @@ def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: Autoen
     has_decoder = any(name.startswith(_DECODER) for name in state)
     with_class = dataclasses.replace(config, class_token=True)
     table = [entry for entry in mae_table(with_class) if has_decoder or not entry.official.startswith(_DECODER)]
-    variables = read_by_table(state, table, shapes_of_autoencoder(with_class), f"{_title(config)} ({where})")
+    title = f"MAE's state dict for an autoencoder around {config.model.name!r} ({where})"
+    variables = read_by_table(state, table, shapes_of_autoencoder(with_class), title)
     ignored = tuple(name for name in tensors if name in _TABLES)
     if not config.class_token:
         del variables["params"]["class_token"]
         ignored += ("cls_token",)
     return Initialisation.of(_flat(variables), shapes_of_autoencoder(config), ignored)
-
-
-def _title(config: AutoencoderConfig) -> str:
-    return f"MAE's state dict for an autoencoder around {config.model.name!r}"
 
 
 def _is_sincos(table: np.ndarray) -> bool:

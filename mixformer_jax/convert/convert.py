@@ -193,15 +193,10 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
     )
 
 
-class _Converted(NamedTuple):
-    model: MixFormerConfig
-    named_after: tuple[str, ...]
-    tracker: TrackerConfig
-    variables: dict[str, Any]
-
-
-def _from_state(source: Path, found: torch_files.OfficialState, hints: Hints) -> _Converted:
-    """The model of an official file, its tracker settings and its variables, which are views of the file's tensors."""
+def _from_state(
+    source: Path, found: torch_files.OfficialState, hints: Hints
+) -> tuple[MixFormerConfig, tuple[str, ...], TrackerConfig, dict[str, Any]]:
+    """The model of an official file, words in its name, tracker settings, and variables: views of the file's tensors."""
     try:
         model = infer_config(found.tensors, hints)
         variables = variables_from_official(found.tensors, model)
@@ -210,7 +205,7 @@ def _from_state(source: Path, found: torch_files.OfficialState, hints: Hints) ->
     check_finite(source, flatten_dict(variables, sep="/"))
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
-    return _Converted(dataclasses.replace(model, name=name), words, tracker_settings(model), variables)
+    return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
 
 
 def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:

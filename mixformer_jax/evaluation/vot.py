@@ -261,7 +261,4 @@ def _read_sequence(folder: Path) -> VotSequence:
 
 
 def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:
-    number = 1
-    while (path := folder / (pattern % number)).is_file():
-        yield path
-        number += 1
+    return itertools.takewhile(Path.is_file, (folder / (pattern % number) for number in itertools.count(1)))

@@ -371,12 +371,8 @@ def _draw_frames(
     return tuple(frames)
 
 
-def summary(report: Report) -> str:
-    """The main tables as plain text."""
-    return _text(report, ("main",))
-
-
-def _text(report: Report, places: tuple[str, ...]) -> str:
+def summary(report: Report, places: Sequence[Place] = ("main",)) -> str:
+    """Tables and notes as plain text."""
     tables = [to_text(table) for table in report.tables if table.place in places]
     return "\n".join([*tables, *map(printable, report.notes)]) + "\n"
 
@@ -410,7 +406,7 @@ def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     documented = [table for table in report.tables if table.place != "detail"]
     notes = "\n".join(f"- {printable(note)}" for note in report.notes)
     files: dict[str, str | bytes] = {
-        "report.txt": _text(report, ("main", "more")),
+        "report.txt": summary(report, ("main", "more")),
         "report.md": "\n".join([f"## {report.title}\n", *map(to_markdown, documented), notes]) + "\n",
         "report.tex": "\n".join(map(to_latex, documented)),
         "report.json": report_json(report),
