@@ -196,7 +196,7 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
 def _from_state(
     source: Path, found: torch_files.OfficialState, hints: Hints
 ) -> tuple[MixFormerConfig, tuple[str, ...], TrackerConfig, dict[str, Any]]:
-    """The model of an official file, words in its name, tracker settings, and variables: views of the file's tensors."""
+    """The model of an official file, words of its name, tracker settings, and variables, views of its tensors."""
     try:
         model = infer_config(found.tensors, hints)
         variables = variables_from_official(found.tensors, model)
