@@ -33,7 +33,7 @@ from mixformer_jax.datasets.layout import (
     sub_folders,
 )
 from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
-from mixformer_jax.media.video import DEFAULT_FPS
+from mixformer_jax.media.sources import DEFAULT_FPS
 
 logger = logging.getLogger(__name__)
 
