@@ -79,10 +79,9 @@ def _got10k_score(
     for sequence, label, paths, clock in zip(sequences, labels, files.boxes, files.times, strict=True):
         runs = []
         for path in paths:
+            boxes_xywh = read_boxes(path)
             try:
-                runs.append(servers.sequence_overlaps(read_boxes(path), sequence.boxes_xywh, label))
-            except ResultsError:
-                raise
+                runs.append(servers.sequence_overlaps(boxes_xywh, sequence.boxes_xywh, label))
             except ValueError as error:
                 raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}") from error
         overlaps.append(np.concatenate(runs))
