@@ -139,7 +139,7 @@ def _read_resolution(path: Path) -> tuple[int, int]:
         meta.read_string(path.read_text(encoding="utf-8"), source=str(path))
         resolution = meta["METAINFO"]["resolution"]
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; GOT-10k's boxes are clipped to its size of the frame") from None
+        raise DatasetError(f"{path}: no such file; it has the frame's size, to which boxes are clipped") from None
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: no `resolution: (width, height)` under [METAINFO]: {error}") from error
     match = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", resolution.strip(), re.ASCII)
