@@ -1,13 +1,12 @@
-"""A PyTorch peer of MixFormer: what the models of this project are measured against.
+"""A PyTorch implementation of MixFormer, for comparison.
 
-Plain eager PyTorch, written for the benchmark: the shapes, the parameter names and the numbers of the official models
-(MixViT, MixViT with ConvMAE, MixCvT, with and without score module), so that `variables_to_official` of our weights
-loads with `strict=True`. Images are NCHW. Like the official code, the modules remember the templates:
-`set_online` once, then `forward_test` for every frame.
+Plain eager PyTorch with the shapes, parameter names and numbers of the official models (MixViT, MixViT with ConvMAE,
+MixCvT, with and without score module), so that `variables_to_official` of our weights loads with `strict=True`. Images
+are NCHW. As in the official code, the modules remember the templates: `set_online` once, then `forward_test` for every
+frame.
 """
 
 import itertools
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ POOLED = 4
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm of four buffers."""
+    """Batch norm with buffers only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ def _upsample(x: Tensor, factor: int) -> Tensor:
 
 
 class CornerHead(nn.Module):
-    """Both corner heads; the two branches differ in the suffix of their names."""
+    """The corner head, plain or pyramid; its two branches differ in the suffix of their names."""
 
     def __init__(self, config: MixFormerConfig) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class CornerHead(nn.Module):
 
 
 def _soft_argmax(logits: Tensor) -> Tensor:
-    """Expected (x, y) [b, 2] under softmax(logits [b, h, w]); a cell stands for its top-left."""
+    """Expected (x, y) [b, 2] under softmax(logits [b, h, w]), with cells at their top-left corners."""
     height, width = logits.shape[1:]
     weights = logits.flatten(1).softmax(dim=1).unflatten(1, (height, width))
     x = (weights.sum(dim=1) * torch.arange(width, device=logits.device)).sum(dim=1) / width
@@ -100,9 +99,9 @@ def _soft_argmax(logits: Tensor) -> Tensor:
 
 
 def precise_roi_pool(features: Tensor, boxes_xyxy: Tensor, rows: int, columns: int) -> Tensor:
-    """Features [b, c, h, w] and a box for each, in cells, to means over bins [b, c, rows, columns].
+    """Features [b, c, h, w] and a box each, in cells, to means over bins [b, c, rows, columns]; empty boxes give 0.
 
-    Integrals of hat functions on both sides of the features; empty boxes give 0.
+    Integrals of hat functions, multiplied to both sides of the features.
     """
     x1, y1, x2, y2 = boxes_xyxy.float().unbind(dim=1)
     left = _hat_means(y1, y2, rows, features.shape[2]).to(features.dtype)
@@ -111,7 +110,7 @@ def precise_roi_pool(features: Tensor, boxes_xyxy: Tensor, rows: int, columns: i
 
 
 def _hat_means(start: Tensor, end: Tensor, bins: int, cells: int) -> Tensor:
-    """Mean of the hat of every cell over every bin between start and end [b]: [b, bins, cells]."""
+    """Mean of each cell's hat function over each bin between start and end [b]: [b, bins, cells]."""
     steps = torch.arange(bins + 1, device=start.device) / bins
     edges = (start[:, None] + (end - start)[:, None] * steps)[:, :, None] - torch.arange(cells, device=start.device)
     low, high = edges[:, :-1], edges[:, 1:]
@@ -153,11 +152,11 @@ class ScoreModule(nn.Module):
         return last(functional.relu(second(functional.relu(first(query)))))[:, 0, 0].float()
 
 
-NUM_CLASSES = 1000  # of the classifier that official backbones carry and no forward pass reads
+NUM_CLASSES = 1000  # of the unused classifier of official backbones
 
 
 class Output(NamedTuple):
-    """What a search crop shows; maps are NCHW, boxes normalised to the crop."""
+    """Maps are NCHW, boxes normalised to the search crop."""
 
     boxes_cxcywh: Tensor
     top_left_logits: Tensor
@@ -167,9 +166,9 @@ class Output(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a sequence of tokens consists of: first `templates` square template grids, then a search grid.
+    """The grids in a sequence of tokens: first `templates` square ones, then that of the search region, if any.
 
-    Without templates, those of the last sequence without search region are remembered.
+    Without templates, attention uses those of the last sequence without search region.
     """
 
     templates: int
@@ -177,27 +176,23 @@ class Part(NamedTuple):
     search_side: int
 
     def images(self) -> list[tuple[int, int]]:
-        """(how many, side) of the grids that there are."""
+        """(number, side) of the grids that are not empty."""
         grids = [(self.templates, self.template_side), (1, self.search_side)]
         return [(count, side) for count, side in grids if count * side]
 
 
 class MixedAttention(nn.Module):
-    """Asymmetric mixed attention; subclasses say how queries, keys and values are made.
-
-    Attributes:
-        fused: `scaled_dot_product_attention` instead of products and softmax.
-        memory: keys and values of the templates [b, heads, n, d].
-    """
+    """Asymmetric mixed attention; subclasses project queries, keys and values."""
 
     def __init__(self, width: int, num_heads: int, scale: float, fused: bool) -> None:
         super().__init__()
-        self.num_heads, self.scale, self.fused = num_heads, scale, fused
+        self.num_heads, self.scale = num_heads, scale
+        self.fused = fused  # `scaled_dot_product_attention` instead of products and softmax
         self.proj = nn.Linear(width, width)
-        self.memory: tuple[Tensor, Tensor] | None = None
+        self.memory: tuple[Tensor, Tensor] | None = None  # keys and values of the templates [b, heads, n, d]
 
     def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        """Queries, keys, values [b, heads, n, d], and how many queries and keys are the templates'."""
+        """Queries, keys, values [b, heads, n, d], and the numbers of the templates' queries and keys."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, part: Part) -> Tensor:
@@ -222,7 +217,7 @@ class MixedAttention(nn.Module):
 
 
 class LinearAttention(MixedAttention):
-    """S-MAM's: one linear layer."""
+    """S-MAM: one linear layer."""
 
     def __init__(self, width: int, num_heads: int, fused: bool) -> None:
         super().__init__(width, num_heads, (width // num_heads) ** -0.5, fused)
@@ -235,7 +230,7 @@ class LinearAttention(MixedAttention):
 
 
 class ConvolutionalAttention(MixedAttention):
-    """W-MAM's: 3x3 depth-wise convolutions, with stride 2 for keys and values, before linear layers."""
+    """W-MAM: 3x3 depth-wise convolutions, with stride 2 for keys and values, before linear layers."""
 
     def __init__(self, width: int, num_heads: int, frozen: bool, fused: bool) -> None:
         super().__init__(width, num_heads, width**-0.5, fused)
@@ -319,7 +314,7 @@ def norm_channels(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution with stride, and a layer norm where there is one."""
+    """A convolution with stride, and a layer norm if `normed`."""
 
     def __init__(self, inputs: int, width: int, kernel: int, stride: int, padding: int, normed: bool) -> None:
         super().__init__()
@@ -335,16 +330,15 @@ class PatchEmbed(nn.Module):
 class Backbone(nn.Module):
     """Stages of an embedding and blocks, over templates, search region, or both."""
 
-    def stages(self) -> Iterable[nn.ModuleList]:
-        raise NotImplementedError
+    stages: tuple[nn.ModuleList, ...]  # the blocks; PyTorch does not register a tuple's modules a second time
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         raise NotImplementedError
 
     def forward(self, templates: Tensor | None, search: Tensor | None) -> list[Tensor | None]:
-        """Templates [b, t, 3, T, T] and search crops [b, 1, 3, S, S] to feature maps of the same two axes."""
+        """Templates [b, t, 3, T, T] and search crops [b, 1, 3, S, S] to feature maps with the same first axes."""
         maps = [templates, search]
-        for stage, blocks in enumerate(self.stages()):
+        for stage, blocks in enumerate(self.stages):
             maps = [
                 None if m is None else self.embed(stage, m.flatten(0, 1), which == 1).unflatten(0, m.shape[:2])
                 for which, m in enumerate(maps)
@@ -365,7 +359,7 @@ class Backbone(nn.Module):
 
 
 class ViTBackbone(Backbone):
-    """MixViT's: one stage on 16x16 patches."""
+    """MixViT: one stage on 16x16 patches."""
 
     def __init__(self, config: MixFormerConfig, fused: bool, num_classes: int) -> None:
         super().__init__()
@@ -376,18 +370,16 @@ class ViTBackbone(Backbone):
         self.pos_embed_t = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
         self.patch_embed = PatchEmbed(3, width, config.patch_size, config.patch_size, 0, normed=False)
         self.blocks = _vit_blocks(config, fused)
+        self.stages = (self.blocks,)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
-
-    def stages(self) -> Iterable[nn.ModuleList]:
-        return [self.blocks]
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         return _add_positions(self.patch_embed(maps), self.pos_embed_s if is_search else self.pos_embed_t)
 
 
 class ConvMaeBackbone(Backbone):
-    """MixViT's with ConvMAE's progressive embedding."""
+    """MixViT with ConvMAE's progressive embedding."""
 
     def __init__(self, config: MixFormerConfig, fused: bool) -> None:
         super().__init__()
@@ -402,10 +394,8 @@ class ConvMaeBackbone(Backbone):
         self.blocks1 = nn.ModuleList(ConvBlock(first, config.mlp_ratio) for _ in range(early1))
         self.blocks2 = nn.ModuleList(ConvBlock(second, config.mlp_ratio) for _ in range(early2))
         self.blocks3 = _vit_blocks(config, fused)
+        self.stages = (self.blocks3,)
         self.norm = nn.LayerNorm(width)
-
-    def stages(self) -> Iterable[nn.ModuleList]:
-        return [self.blocks3]
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         maps = functional.gelu(self.patch_embed1(maps))
@@ -419,40 +409,28 @@ class ConvMaeBackbone(Backbone):
 
 
 class CvTBackbone(Backbone):
-    """MixCvT's: three stages, each with an overlapping convolution before it."""
+    """MixCvT: three stages, each with an overlapping convolution before it."""
 
     def __init__(self, config: MixFormerConfig, fused: bool, num_classes: int) -> None:
         super().__init__()
         frozen = config.projection_norm == "frozen"
         widths = (*config.early_widths, config.width)
         depths, heads = (*config.early_depths, config.depth), (*config.early_heads, config.num_heads)
+        stages = []
         for stage, (width, depth, num_heads) in enumerate(zip(widths, depths, heads, strict=True)):
-            blocks = (
-                Block(
-                    width,
-                    ConvolutionalAttention(width, num_heads, frozen, fused),
-                    Mlp(width, width * config.mlp_ratio, quick=True),
-                    1e-5,
-                )
-                for _ in range(depth)
-            )
+            inputs, kernel = (widths[stage - 1], (3, 2, 1)) if stage else (3, (7, 4, 2))
             module = nn.Module()
-            module.patch_embed = (
-                PatchEmbed(widths[stage - 1], width, 3, 2, 1, normed=True)
-                if stage
-                else PatchEmbed(3, width, 7, 4, 2, normed=True)
-            )
-            module.blocks = nn.ModuleList(blocks)
+            module.patch_embed = PatchEmbed(inputs, width, *kernel, normed=True)
+            blocks = []
+            for _ in range(depth):
+                attention = ConvolutionalAttention(width, num_heads, frozen, fused)
+                blocks.append(Block(width, attention, Mlp(width, width * config.mlp_ratio, quick=True), 1e-5))
+            stages.append(nn.ModuleList(blocks))
+            module.blocks = stages[-1]
             self.add_module(f"stage{stage}", module)
-        self.num_stages = len(widths)
+        self.stages = tuple(stages)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_classes)
-
-    def stages(self) -> Iterable[nn.ModuleList]:
-        for stage in range(self.num_stages):
-            blocks = self.get_submodule(f"stage{stage}.blocks")
-            assert isinstance(blocks, nn.ModuleList)
-            yield blocks
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         return self.get_submodule(f"stage{stage}.patch_embed")(maps)
@@ -486,12 +464,12 @@ class MixFormerPeer(nn.Module):
         self.template: Tensor | None = None
 
     def set_online(self, template: Tensor, online: Tensor) -> None:
-        """Remembers a template [b, 3, T, T] and online templates [b, k, 3, T, T]."""
+        """Encodes a template [b, 3, T, T] and online templates [b, k, 3, T, T]."""
         maps, _ = self.backbone(torch.cat([template[:, None], online], dim=1), None)
         self.template = maps[:, 0].contiguous()
 
     def forward_test(self, search: Tensor, score_boxes_xyxy: Tensor | None = None) -> Output:
-        """One frame, search [b, 3, S, S], against the remembered templates; other boxes may be scored."""
+        """One search crop [b, 3, S, S] with the templates of `set_online`; scores those boxes, or its own."""
         _, features = self.backbone(None, search[:, None])
         if self.template is None:
             raise RuntimeError("no template is known: call set_online first")
@@ -500,7 +478,7 @@ class MixFormerPeer(nn.Module):
     def forward(
         self, template: Tensor, online: Tensor, search: Tensor, score_boxes_xyxy: Tensor | None = None
     ) -> Output:
-        """Templates and search region in one sequence of tokens."""
+        """Templates and search crop in one sequence of tokens."""
         templates, features = self.backbone(torch.cat([template[:, None], online], dim=1), search[:, None])
         return self._read_off(templates[:, 0], features[:, 0].contiguous(), score_boxes_xyxy)
 

@@ -127,9 +127,9 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
         if table := _TABLE.match(name):
             grid = target.search_grid if table[1] == "search" else target.template_grid
             origins[name], found[name] = _position_table(theirs, source, table[1], grid)
-    told = {name: name if _TABLE.match(name) else origins[name] for name in expected}
-    shapes = {told[name]: shape for name, shape in expected.items()}
-    complaints += mismatches({told[name]: value for name, value in found.items()}, shapes)
+    labels = {name: name if _TABLE.match(name) else origins[name] for name in expected}
+    shapes = {labels[name]: shape for name, shape in expected.items()}
+    complaints += mismatches({labels[name]: value for name, value in found.items()}, shapes)
     refuse_weights(
         f"the autoencoder around {source.model.name!r} does not fit the backbone of {target.name!r}", complaints
     )
@@ -214,9 +214,7 @@ def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
 
 
 def autoencoder_to_mae(
-    variables: Mapping[str, Any],
-    config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """An autoencoder as MAE's state dict; WeightsError as in `mae_table` and `write_by_table`."""
     title = f"the weights of an autoencoder around {config.model.name!r}"
@@ -258,16 +256,13 @@ def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: Autoen
     has_decoder = any(name.startswith(_DECODER) for name in state)
     with_class = dataclasses.replace(config, class_token=True)
     table = [entry for entry in mae_table(with_class) if has_decoder or not entry.official.startswith(_DECODER)]
-    variables = read_by_table(state, table, shapes_of_autoencoder(with_class), f"{_title(config)} ({where})")
+    title = f"MAE's state dict for an autoencoder around {config.model.name!r} ({where})"
+    variables = read_by_table(state, table, shapes_of_autoencoder(with_class), title)
     ignored = tuple(name for name in tensors if name in _TABLES)
     if not config.class_token:
         del variables["params"]["class_token"]
         ignored += ("cls_token",)
     return Initialisation.of(_flat(variables), shapes_of_autoencoder(config), ignored)
-
-
-def _title(config: AutoencoderConfig) -> str:
-    return f"MAE's state dict for an autoencoder around {config.model.name!r}"
 
 
 def _is_sincos(table: np.ndarray) -> bool:

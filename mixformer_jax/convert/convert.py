@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from mixformer_jax.convert import torch_files
 from mixformer_jax.convert.names import (
     COUNTER,
     carried_from_official,
@@ -19,15 +20,7 @@ from mixformer_jax.convert.names import (
     variables_from_official,
     variables_to_official,
 )
-from mixformer_jax.convert.torch_files import (
-    TORCH_SUFFIXES,
-    OfficialState,
-    is_torch_file,
-    read_official,
-    safetensors_format,
-    write_official_safetensors,
-    write_torch,
-)
+from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, check_finite, load_weights, save_weights
 from mixformer_jax.extras import DISTRIBUTION, install_line
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
@@ -126,7 +119,7 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
         raise WeightsError(f"{target}: no such folder; make it first")
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{target}: source and target are one file; give another name to the target")
-    from_ours = source.suffix == ".safetensors" and safetensors_format(source) == FORMAT
+    from_ours = source.suffix == ".safetensors" and torch_files.safetensors_format(source) == FORMAT
     if from_ours and not (is_torch or official):
         raise WeightsError(
             f"{source}: already in this project's format; for official names, give a target that ends in .pth, or "
@@ -169,7 +162,7 @@ def read_weights(path: str | Path) -> Weights:
     if not path.is_file() or not _is_official(path):
         return load_weights(path)
     try:
-        state = read_official(path)
+        state = torch_files.read_official(path)
     except ModuleNotFoundError as error:
         raise WeightsError(
             f"{path}: an official checkpoint, to be read by PyTorch, which is not installed (extra "
@@ -181,14 +174,14 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(variables, model, tracker)
 
 
-def variant_words(model: MixFormerConfig, told: str) -> tuple[str, ...]:
+def variant_words(model: MixFormerConfig, text: str) -> tuple[str, ...]:
     """Words in a file's name that tell how a published model was trained, which weights do not show: `1k`, `got`.
 
     `1k` is MixCvT from ImageNet-1k (others start from ImageNet-22k), `got` the protocol of GOT-10k alone.
     """
     if model.name not in SIZES:
         return ()
-    words = set(re.findall("[a-z0-9]+", told.lower()))
+    words = set(re.findall("[a-z0-9]+", text.lower()))
     is_1k, is_got = model.backbone == "cvt" and "1k" in words, bool(words & {"got", "got10k"})
     return ("1k",) * is_1k + ("got",) * is_got
 
@@ -200,15 +193,10 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
     )
 
 
-class _Converted(NamedTuple):
-    model: MixFormerConfig
-    named_after: tuple[str, ...]
-    tracker: TrackerConfig
-    variables: dict[str, Any]
-
-
-def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
-    """The model of an official file, its tracker settings and its variables, which are views of the file's tensors."""
+def _from_state(
+    source: Path, found: torch_files.OfficialState, hints: Hints
+) -> tuple[MixFormerConfig, tuple[str, ...], TrackerConfig, dict[str, Any]]:
+    """The model of an official file, words of its name, tracker settings, and variables, views of its tensors."""
     try:
         model = infer_config(found.tensors, hints)
         variables = variables_from_official(found.tensors, model)
@@ -217,19 +205,19 @@ def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
     check_finite(source, flatten_dict(variables, sep="/"))
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
-    return _Converted(dataclasses.replace(model, name=name), words, tracker_settings(model), variables)
+    return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
 
 
 def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
-    found = read_official(source)
+    found = torch_files.read_official(source)
     model, words, tracker, variables = _from_state(source, found, hints)
     carried = carried_from_official(found.tensors, model)
     if is_torch:
         kind = "official PyTorch file"
-        write_torch(target, found.tensors.items())
+        torch_files.write_torch(target, found.tensors.items())
     elif official:
         kind = "official .safetensors"
-        write_official_safetensors(target, found.tensors)
+        torch_files.write_official_safetensors(target, found.tensors)
     else:
         kind = "mixformer_jax"
         save_weights(target, variables, model, tracker, carried=carried)
@@ -248,16 +236,16 @@ def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
     if is_torch:
         # Each array is held once, and freed when it is written.
         del weights
-        write_torch(target, ((name, state.pop(name)) for name in list(state)))
+        torch_files.write_torch(target, ((name, state.pop(name)) for name in list(state)))
     else:
-        write_official_safetensors(target, state)
+        torch_files.write_official_safetensors(target, state)
     kind = "official PyTorch file" if is_torch else "official .safetensors"
     return Report(target, f"mixformer_jax -> {kind}", model, None, count_parameters(model), carried, computed)
 
 
 def _is_official(path: Path) -> bool:
     # Headers of all our files have a format that begins so.
-    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
+    return torch_files.is_torch_file(path) or not (torch_files.safetensors_format(path) or "").startswith(FORMAT)
 
 
 def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
@@ -280,7 +268,7 @@ def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # no
     except KeyError as error:
         raise WeightsError(f"not an official state dict: missing {error.args[0]}; {_looks_like(state)}") from error
     except ConfigError as error:
-        raise WeightsError(f"not an official state dict: {error}; where a number cannot be told, give it") from error
+        raise WeightsError(f"not an official state dict: {error}; give the numbers that cannot be inferred") from error
     for size in SIZES.values():
         if dataclasses.replace(config, **{key: getattr(size, key) for key in UNTOLD}) == size:
             return size
@@ -356,8 +344,8 @@ def _depth(state: State, blocks: str) -> int:
 def _heads(width: int, key: str) -> int:
     if width % HEAD_WIDTH:
         raise WeightsError(
-            f"{key} cannot be told from a width of {width}: the official builds have heads of {HEAD_WIDTH} channels; "
-            f"give {key} to `mixformer convert`"
+            f"{key} cannot be inferred from a width of {width}: the official builds have heads of {HEAD_WIDTH} "
+            f"channels; give {key} to `mixformer convert`"
         )
     return width // HEAD_WIDTH
 

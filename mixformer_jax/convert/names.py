@@ -15,14 +15,8 @@ import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.weights import (
-    NO_TENSORS,
-    Shapes,
-    WeightsError,
-    expected_shapes,
-    mismatches,
-    refuse_weights,
-)
+from mixformer_jax.convert import weights
+from mixformer_jax.convert.weights import NO_TENSORS, WeightsError
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.layers import PRETRAINED_GRID, sincos_positions
 
@@ -129,7 +123,7 @@ def sincos_with_class(shape: tuple[int, ...]) -> np.ndarray:
 Table = Sequence[Entry | Carried]
 
 
-def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: Shapes, title: str) -> dict[str, Any]:
+def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: weights.Shapes, title: str) -> dict[str, Any]:
     """A state dict as variables of these shapes, as views of its arrays where a transposition is enough.
 
     Raises WeightsError ("not `title`") for names of the table that are missing or misshapen, names that nothing uses,
@@ -139,10 +133,10 @@ def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: Shapes,
     unread = [entry for entry in table if isinstance(entry, Carried)]
     passed_over = {entry.official for entry in unread}
     read = {name: value for name, value in state.items() if name not in passed_over}
-    complaints = mismatches(read, {entry.official: official_shape(entry, shapes[entry.name]) for entry in used})
+    complaints = weights.mismatches(read, {entry.official: official_shape(entry, shapes[entry.name]) for entry in used})
     for entry in unread:
         complaints += entry.complaints(state.get(entry.official))
-    refuse_weights(f"not {title}", complaints)
+    weights.refuse_weights(f"not {title}", complaints)
     return unflatten_dict({entry.path: to_ours(read[entry.official], entry.layout) for entry in used})
 
 
@@ -153,7 +147,7 @@ def carried_by_table(state: Mapping[str, np.ndarray], table: Table) -> dict[str,
 
 
 def write_by_table(
-    variables: Mapping[str, Any], table: Table, shapes: Shapes, carried: Mapping[str, np.ndarray], title: str
+    variables: Mapping[str, Any], table: Table, shapes: weights.Shapes, carried: Mapping[str, np.ndarray], title: str
 ) -> dict[str, np.ndarray]:
     """Variables as a state dict, in the table's order; unused tensors are `carried` or filled in.
 
@@ -161,11 +155,11 @@ def write_by_table(
     """
     ours = {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
     unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
-    complaints = mismatches(ours, shapes)
+    complaints = weights.mismatches(ours, shapes)
     for name, value in carried.items():
         unknown = [f"unexpected carried {name} {value.shape}"]
         complaints += unread[name].complaints(value) if name in unread else unknown
-    refuse_weights(f"not {title}", complaints)
+    weights.refuse_weights(f"not {title}", complaints)
     return {
         entry.official: to_official(ours[entry.name], entry)
         if isinstance(entry, Entry)
@@ -310,7 +304,9 @@ def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerCo
 
     Raises WeightsError as `read_by_table`, and for position tables that the config takes for sin-cos and are not.
     """
-    return read_by_table(state, name_table(config), expected_shapes(config), f"an official {config.name} state dict")
+    return read_by_table(
+        state, name_table(config), weights.expected_shapes(config), f"an official {config.name} state dict"
+    )
 
 
 def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
@@ -319,9 +315,7 @@ def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConf
 
 
 def variables_to_official(
-    variables: Mapping[str, Any],
-    config: MixFormerConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """Our variables as an official state dict, in the official order.
 
@@ -333,12 +327,12 @@ def variables_to_official(
     missing, unexpected or misshapen; all are listed.
     """
     title = f"the weights of the model {config.name!r}"
-    return write_by_table(variables, name_table(config), expected_shapes(config), carried, title)
+    return write_by_table(variables, name_table(config), weights.expected_shapes(config), carried, title)
 
 
 def count_parameters(config: MixFormerConfig) -> int:
     """Parameters of the official module, unused ones included; buffers are none."""
-    shapes = expected_shapes(config)
+    shapes = weights.expected_shapes(config)
     used = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
     unread = [entry for entry in name_table(config) if isinstance(entry, Carried)]
     return used + sum(math.prod(entry.shape) for entry in unread if not entry.official.endswith(COUNTER))

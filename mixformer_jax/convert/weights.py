@@ -146,7 +146,11 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     if header.get("version") != FORMAT_VERSION:
         found = f"format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}"
         raise WeightsError(f"{path}: {found}: update mixformer-jax")
-    widened = {name: _widen(value) for name, value in tensors.items()}
+    # By kind, not `issubdtype(..., np.floating)`: bfloat16 is no subtype.
+    integers = {name for name, value in tensors.items() if value.dtype.kind in "biu"}
+    widened = {
+        name: value if name in integers else value.astype(np.float32, copy=False) for name, value in tensors.items()
+    }
     check_finite(path, widened)
     carried = {name for name in widened if name.startswith(CARRIED_PREFIX)}
     return Content(
@@ -203,11 +207,6 @@ def check_finite(where: object, tensors: Mapping[str, np.ndarray]) -> None:
     """Raises WeightsError with the names of tensors that are not finite."""
     if broken := not_finite(tensors):
         raise WeightsError(f"{where}: {NOT_FINITE} {', '.join(broken)}")
-
-
-def _widen(value: np.ndarray) -> np.ndarray:
-    # Not `issubdtype(..., np.floating)`: bfloat16 is no subtype.
-    return value if value.dtype.kind in "biu" else value.astype(np.float32, copy=False)
 
 
 def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

@@ -27,8 +27,6 @@ Size = tuple[int, int]  # height and width
 
 @dataclass
 class CheckReport:
-    """What a check found."""
-
     sequences: int = 0
     frames: int = 0  # decoded
     boxes: int = 0  # without fault
@@ -96,7 +94,7 @@ def _check_range(dataset: Dataset, indices: range) -> CheckReport:
 def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path, Size]) -> CheckReport:
     faults = list(sequence.faults)
     # Readers of published data sets tell empty boxes themselves, with their lines.
-    told = {fault.kind for fault in faults} & {"box empty"}
+    reported = {fault.kind for fault in faults} & {"box empty"}
     frames = boxes = absent = 0
     first_size: Size | None = None
     path_of = getattr(sequence.frame, "path", None)
@@ -117,13 +115,13 @@ def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path
                 continue
             frames += is_new
             first_size = first_size or size
-            if size != first_size and "frame size" not in told:
-                told.add("frame size")
+            if size != first_size and "frame size" not in reported:
+                reported.add("frame size")
                 add("frame size", f"{size[1]} x {size[0]}, after frames of {first_size[1]} x {first_size[0]}")
         kind = _box_kind(sequence, index, size)
         boxes += kind == "right"
         absent += kind == "absent"
-        if kind not in ("right", "absent", *told):
+        if kind not in ("right", "absent", *reported):
             box = ",".join(f"{value:g}" for value in sequence.boxes_xywh[index])
             of = f" in a frame of {size[1]} x {size[0]}" if size else ""
             add(kind, f"box {box} of {sequence.name}{of}")

@@ -61,8 +61,6 @@ class Frame(Protocol):
 
 
 class WholeFrame:
-    """A decoded frame."""
-
     def __init__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
         self.pixels, self.size = pixels, (pixels.shape[0], pixels.shape[1])
 
@@ -169,7 +167,7 @@ def read_packed(root: Path, split: str | None = None) -> Dataset:
     listings = [root / f"{shard_name(number)}.json" for number in range(len(shards))]
     missing = sum(not path.is_file() for path in listings)
     if missing:
-        raise DatasetError(f"{root}: {missing} of {len(shards)} shards are not there; pack again, and it goes on")
+        raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
     places = {
         name: (number, record)
         for number, path in enumerate(listings)

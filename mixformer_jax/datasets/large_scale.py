@@ -10,16 +10,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from mixformer_jax.datasets import layout
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.layout import (
-    PUBLISHED,
-    SequenceFiles,
-    check_listed,
-    find_attributes,
-    read_sequence,
-    read_table,
-    sub_folders,
-)
+from mixformer_jax.datasets.layout import PUBLISHED, SequenceFiles
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 
 logger = logging.getLogger(__name__)
@@ -77,8 +70,8 @@ def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
 def _read_lasot(dataset: str, root: Path, names: list[str], mend: str) -> Dataset:
     is_toolkit = not _lasot_folders(root) and (root / "annos").is_dir()
     lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
-    check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
-    attributes = find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
+    layout.check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
+    attributes = layout.find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
     read = functools.partial(_read_lasot_sequence, dataset, root, is_toolkit, attributes)
     return Dataset(dataset, root, names, read)
 
@@ -90,8 +83,8 @@ def _lasot_present(root: Path) -> list[str]:
 
 
 def _lasot_folders(root: Path) -> list[str]:
-    folders = sub_folders(root)
-    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in sub_folders(root / kind)]
+    folders = layout.sub_folders(root)
+    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in layout.sub_folders(root / kind)]
     return [name for name in (*folders, *in_classes) if _is_lasot_name(name)]
 
 
@@ -103,7 +96,7 @@ def _is_lasot_name(folder: str) -> bool:
 def _lasot_published(split: str) -> list[str]:
     return [
         f"{kind}-{number}"
-        for kind, of_test in read_table("lasot_test.txt").items()
+        for kind, of_test in layout.read_table("lasot_test.txt").items()
         for number in range(1, LASOT_PER_CLASS + 1)
         if (str(number) in of_test) == (split == "test")
     ]
@@ -126,7 +119,7 @@ def _read_lasot_sequence(
         attributes=attributes.get(name),
         challenges=LASOT_ATTRIBUTES,
     )
-    return read_sequence(dataset, name, files)
+    return layout.read_sequence(dataset, name, files)
 
 
 def read_got10k(root: Path, split: str | None = None) -> Dataset:
@@ -151,7 +144,7 @@ def read_got10k(root: Path, split: str | None = None) -> Dataset:
     listing = root / "list.txt"
     if listing.is_file():
         names = listing.read_text(encoding="utf-8").split()
-        check_listed(names, set(sub_folders(root)), f"{listing}: {{}} listed sequences have no folder")
+        layout.check_listed(names, set(layout.sub_folders(root)), f"{listing}: {{}} listed sequences have no folder")
     else:
         names = sorted(path.parent.name for path in root.glob("*/groundtruth.txt"))
     if not names:
@@ -189,7 +182,7 @@ def _read_got10k_sequence(root: Path, name: str) -> TrackingSequence:
         absent=[absence],
         cover=folder / "cover.label",
     )
-    sequence = read_sequence("got10k", name, files)
+    sequence = layout.read_sequence("got10k", name, files)
     return dataclasses.replace(sequence, fps=_got10k_rate(folder / "meta_info.ini"))
 
 
@@ -240,7 +233,7 @@ def _read_trackingnet_sequence(root: Path, key: str) -> TrackingSequence:
     folder = root / chunk / "frames" / name
     groundtruth = root / chunk / "anno" / f"{name}.txt"
     files = SequenceFiles(folder, groundtruth, folder, "%d.jpg", first=0, is_hidden=chunk == "TEST")
-    return read_sequence("trackingnet", name, files)
+    return layout.read_sequence("trackingnet", name, files)
 
 
 def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
@@ -265,7 +258,7 @@ def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
     names = sorted(folders) or _tnl2k_annotated(root, split)
     if split is not None and names and len(names) != TNL2K_SIZES[split]:
         logger.warning("%s: %d sequences; TNL2K's %s subset has %d", root, len(names), split, TNL2K_SIZES[split])
-    attributes = find_attributes(root / "annos" / "att", names)
+    attributes = layout.find_attributes(root / "annos" / "att", names)
     return Dataset("tnl2k", root, names, functools.partial(_read_tnl2k_sequence, root, folders, attributes))
 
 
@@ -274,9 +267,11 @@ def _tnl2k_folders(root: Path, split: str | None) -> dict[str, Path]:
     tops = [root]
     if split is not None:
         (other,) = TNL2K_SIZES.keys() - {split}
-        subsets = {each: [name for name in sub_folders(root) if _is_tnl2k_subset(name, each)] for each in TNL2K_SIZES}
+        subsets = {
+            each: [name for name in layout.sub_folders(root) if _is_tnl2k_subset(name, each)] for each in TNL2K_SIZES
+        }
         if not subsets[split] and (subsets[other] or _is_tnl2k_subset(root.resolve().name, other)):
-            raise DatasetError(f"{root}: holds TNL2K's {other} subset, and the {split} subset is asked for")
+            raise DatasetError(f"{root}: holds TNL2K's {other} subset; expected the {split} subset")
         tops = [root / name for name in subsets[split]] or tops
     found: dict[str, Path] = {}
     for folder in (each for top in tops for each in _tnl2k_below(top, TNL2K_DEPTH)):
@@ -292,7 +287,7 @@ def _is_tnl2k_subset(folder: str, split: str) -> bool:
 
 def _tnl2k_below(folder: Path, depth: int) -> list[Path]:
     found = []
-    for each in (folder / name for name in sub_folders(folder) if name not in TNL2K_NO_SEQUENCES):
+    for each in (folder / name for name in layout.sub_folders(folder) if name not in TNL2K_NO_SEQUENCES):
         # Frames alone count: a forgotten ground truth shall be an error.
         if (each / "groundtruth.txt").is_file() or (each / "imgs").is_dir():
             found.append(each)
@@ -309,7 +304,7 @@ def _tnl2k_annotated(root: Path, split: str | None) -> list[str]:
         return names
     listing = root / "sequence_evaluation_config" / f"TNL2K_{'testing' if split == 'test' else 'train'}_set.txt"
     listed = read_names(listing)
-    check_listed(listed, set(names), f"{annotations}: {{}} sequences of {listing.name} have no file")
+    layout.check_listed(listed, set(names), f"{annotations}: {{}} sequences of {listing.name} have no file")
     return listed
 
 
@@ -329,4 +324,4 @@ def _read_tnl2k_sequence(
         challenges=TNL2K_ATTRIBUTES,
         attribute_prefix=["1"],
     )
-    return read_sequence("tnl2k", name, files)
+    return layout.read_sequence("tnl2k", name, files)

@@ -29,7 +29,8 @@ from mixformer_jax.datasets.records import (
     known_fault,
 )
 from mixformer_jax.media.images import has_images, list_images
-from mixformer_jax.media.video import DEFAULT_FPS, open_source
+from mixformer_jax.media.sources import DEFAULT_FPS
+from mixformer_jax.media.video import open_source
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -171,12 +172,12 @@ def read_table(file: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in lines if line and not line.startswith("#")}
 
 
-def check_listed(names: Sequence[str], there: Collection[str] | Mapping, told: str, mend: str = "") -> None:
-    """Raises DatasetError where names are not there; `{}` in `told` becomes how many of them."""
+def check_listed(names: Sequence[str], there: Collection[str] | Mapping, message: str, mend: str = "") -> None:
+    """Raises DatasetError where names are not there; `{}` in `message` becomes how many."""
     missing = [name for name in names if name not in there]
     if missing:
         count = f"{len(missing)} of {len(names)}"
-        raise DatasetError(f"{told.replace('{}', count)}, the first is {missing[0]}{mend}")
+        raise DatasetError(f"{message.replace('{}', count)}, the first is {missing[0]}{mend}")
 
 
 def sub_folders(folder: Path) -> list[str]:

@@ -153,7 +153,7 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
     ) -> None:
         self.name, self.root, self.keys = name, root, keys
         self._read, self._max_kept = read, kept
-        self._told: dict[str, object] | None = {}  # keys whose faults are logged; None in copies
+        self._logged: dict[str, object] | None = {}  # keys whose faults are logged; None in copies
         self._kept = functools.lru_cache(kept)(self._read_and_warn)
 
     def __len__(self) -> int:
@@ -191,9 +191,9 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
         sequence = self.read(key)
         # Of several threads that read it at once, the one that sets the default warns.
         if (
-            self._told is not None
+            self._logged is not None
             and sequence.faults
-            and self._told.setdefault(key, sequence.faults) is sequence.faults
+            and self._logged.setdefault(key, sequence.faults) is sequence.faults
         ):
             _warn(sequence.faults)
         return sequence
@@ -213,10 +213,10 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
         return Dataset(self.name, self.root, keys, self._read, self._max_kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_told")}
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_logged")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _told=None, _kept=functools.lru_cache(state["_max_kept"])(self._read_and_warn))
+        vars(self).update(state, _logged=None, _kept=functools.lru_cache(state["_max_kept"])(self._read_and_warn))
 
 
 def _warn(faults: abc.Sequence[Fault]) -> None:

@@ -1,31 +1,16 @@
 """The table of readers: opens a data set by name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from mixformer_jax.datasets import large_scale, small_scale
 from mixformer_jax.datasets.frame_parts import read_packed
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.large_scale import (
-    TNL2K_SIZES,
-    TRACKINGNET_SPLITS,
-    read_got10k,
-    read_lasot,
-    read_lasot_ext,
-    read_tnl2k,
-    read_trackingnet,
-)
 from mixformer_jax.datasets.layout import check_listed, read_folder
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.datasets.small_scale import (
-    read_dtb70,
-    read_nfs,
-    read_otb100,
-    read_uav20l,
-    read_uav123,
-    read_uav123_10fps,
-)
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import read_vot
 
@@ -44,20 +29,30 @@ class Reader(NamedTuple):
 # Videos, over which a tracker can run.
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
-        "dtb70": Reader(read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
+        "dtb70": Reader(small_scale.read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
         "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
-        "got10k": Reader(read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
-        "lasot": Reader(read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
-        "lasot_ext": Reader(read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
-        "nfs": Reader(read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
-        "otb100": Reader(read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
-        "tnl2k": Reader(read_tnl2k, "TNL2K", "TNL2K_test_subset/NAME/groundtruth.txt, ...", tuple(TNL2K_SIZES)),
-        "trackingnet": Reader(
-            read_trackingnet, "TrackingNet", "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt", TRACKINGNET_SPLITS
+        "got10k": Reader(large_scale.read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
+        "lasot": Reader(large_scale.read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
+        "lasot_ext": Reader(large_scale.read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
+        "nfs": Reader(small_scale.read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
+        "otb100": Reader(small_scale.read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
+        "tnl2k": Reader(
+            large_scale.read_tnl2k,
+            "TNL2K",
+            "TNL2K_test_subset/NAME/groundtruth.txt, ...",
+            tuple(large_scale.TNL2K_SIZES),
         ),
-        "uav123": Reader(read_uav123, "UAV123", "anno/UAV123/bike1.txt, ..."),
-        "uav123_10fps": Reader(read_uav123_10fps, "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."),
-        "uav20l": Reader(read_uav20l, "UAV20L", "anno/UAV20L/bike1.txt, ..."),
+        "trackingnet": Reader(
+            large_scale.read_trackingnet,
+            "TrackingNet",
+            "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt",
+            large_scale.TRACKINGNET_SPLITS,
+        ),
+        "uav123": Reader(functools.partial(small_scale.read_uav, "uav123"), "UAV123", "anno/UAV123/bike1.txt, ..."),
+        "uav123_10fps": Reader(
+            functools.partial(small_scale.read_uav, "uav123_10fps"), "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."
+        ),
+        "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
         "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
     }
 )

@@ -50,52 +50,48 @@ class FrameLabels(NamedTuple):
 class Got10kScores:
     """One tracker on a subset of GOT-10k."""
 
-    sequences: tuple[str, ...]
-    # By sequence, repetitions one after another: of the frames that count; seconds a frame, None where not kept.
+    # By sequence, repetitions one after another: IoU of the frames that count; seconds a frame, None where not kept.
     overlaps: tuple[Float64[np.ndarray, " _"], ...]
     times_s: tuple[Float64[np.ndarray, " _"] | None, ...]
 
     @property
-    def ao(self) -> float:
-        """Average overlap, over all frames of all sequences."""
-        return _mean(np.concatenate(self.overlaps))
+    def headline(self) -> dict[str, float]:
+        """AO, SR0.5 and SR0.75 in percent, and FPS, the mean of 1 / t; of the frames of all sequences."""
+        known = (times_s for times_s in self.times_s if times_s is not None)
+        return _got10k_numbers(np.concatenate(self.overlaps), np.concatenate([np.empty(0), *known]))
 
     @property
-    def ao_by_sequence(self) -> Float64[np.ndarray, " s"]:
-        return np.array([_mean(overlaps) for overlaps in self.overlaps])
-
-    def sr(self, threshold: float) -> float:
-        """Success rate: share of frames with IoU > threshold. The server reports 0.5 and 0.75."""
-        return _mean(np.concatenate(self.overlaps) > threshold)
-
-    def sr_by_sequence(self, threshold: float) -> Float64[np.ndarray, " s"]:
-        return np.array([_mean(overlaps > threshold) for overlaps in self.overlaps])
+    def by_sequence(self) -> dict[str, Float64[np.ndarray, " s"]]:
+        """The same by sequence; NaN without frames or times."""
+        parts = zip(self.overlaps, self.times_s, strict=True)
+        rows = [_got10k_numbers(overlaps, np.empty(0) if times is None else times) for overlaps, times in parts]
+        return {number: np.array([row[number] for row in rows]) for number in rows[0]}
 
     @property
     def success_curve(self) -> Float64[np.ndarray, " 101"]:
-        """`sr` at the SUCCESS_THRESHOLDS."""
+        """Fractions of frames with IoU > t at the SUCCESS_THRESHOLDS."""
         overlaps = np.sort(np.concatenate(self.overlaps))
         if not overlaps.size:
             return np.full(len(SUCCESS_THRESHOLDS), np.nan)
         return 1 - np.searchsorted(overlaps, SUCCESS_THRESHOLDS, side="right") / len(overlaps)
 
     @property
-    def speed_fps(self) -> float:
-        """Mean of 1 / t over all frames with t > 0; NaN without times."""
-        return _speed(np.concatenate([np.empty(0), *(times for times in self.times_s if times is not None)]))
-
-    @property
-    def speed_by_sequence(self) -> Float64[np.ndarray, " s"]:
-        return np.array([float("nan") if times is None else _speed(times) for times in self.times_s])
-
-    @property
-    def toolkit_speed_by_sequence(self) -> Float64[np.ndarray, " s"]:
-        """As the toolkit reports it: without times, a sequence has the speed of the one before it."""
-        speeds = self.speed_by_sequence
+    def toolkit_fps(self) -> Float64[np.ndarray, " s"]:
+        """FPS by sequence as the toolkit reports it: without times, that of the sequence before."""
+        speeds = self.by_sequence["FPS"]
         for index in range(1, len(speeds)):
             if self.times_s[index] is None:
                 speeds[index] = speeds[index - 1]
         return speeds
+
+
+def _got10k_numbers(overlaps: Float64[np.ndarray, " _"], times_s: Float64[np.ndarray, " _"]) -> dict[str, float]:
+    rates = {f"SR{threshold}": 100 * _mean(overlaps > threshold) for threshold in (0.5, 0.75)}
+    return {"AO": 100 * _mean(overlaps), **rates, "FPS": _mean(1 / times_s[times_s > 0])}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
 
 
 def read_frame_labels(sequence: TrackingSequence) -> FrameLabels:
@@ -143,7 +139,7 @@ def _read_resolution(path: Path) -> tuple[int, int]:
         meta.read_string(path.read_text(encoding="utf-8"), source=str(path))
         resolution = meta["METAINFO"]["resolution"]
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; GOT-10k is scored inside the frame, whose size it tells") from None
+        raise DatasetError(f"{path}: no such file; it has the frame's size, to which boxes are clipped") from None
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: no `resolution: (width, height)` under [METAINFO]: {error}") from error
     match = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", resolution.strip(), re.ASCII)
@@ -152,18 +148,9 @@ def _read_resolution(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _speed(times_s: Float64[np.ndarray, " _"]) -> float:
-    return _mean(1 / times_s[times_s > 0])
-
-
-OVERLAP_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 1, 21)
-DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 50, 21)
-NORM_DISTANCE_THRESHOLDS: Float64[np.ndarray, " 21"] = np.linspace(0, 0.5, 21)
-for _thresholds in (OVERLAP_THRESHOLDS, DISTANCE_THRESHOLDS, NORM_DISTANCE_THRESHOLDS):
+# Of TrackingNet: IoU, pixels, and normalised centre error.
+THRESHOLDS = Curves(np.linspace(0, 1, 21), np.linspace(0, 50, 21), np.linspace(0, 0.5, 21))
+for _thresholds in THRESHOLDS:
     _thresholds.flags.writeable = False
 
 
@@ -177,20 +164,19 @@ def _areas(curves: Curves) -> dict[str, Float64[np.ndarray, " *batch"]]:
 class TrackingNetScores:
     """One tracker on TrackingNet."""
 
-    sequences: tuple[str, ...]
     curves: Curves  # first axis: sequences; rates of frames with IoU >= t
     covered: tuple[Bool[np.ndarray, " _"], ...]  # by sequence: frames for which the tracker gave a box
 
     @property
-    def areas(self) -> dict[str, Float64[np.ndarray, " s"]]:
-        """Success, P and P_norm by sequence, in percent."""
-        return _areas(self.curves)
-
-    @property
-    def numbers(self) -> dict[str, float]:
+    def headline(self) -> dict[str, float]:
         """Success, P, P_norm and Coverage in percent."""
         means = {name: float(area) for name, area in _areas(self.curves.mean()).items()}
         return {**means, "Coverage": 100 * float(np.concatenate(self.covered).mean())}
+
+    @property
+    def by_sequence(self) -> dict[str, Float64[np.ndarray, " s"]]:
+        """Success, P and P_norm in percent."""
+        return _areas(self.curves)
 
 
 def score_sequences(
@@ -215,7 +201,7 @@ def score_sequences(
             raise ValueError(f"{name}: the ground truth is not finite; TrackingNet's test set is scored by its server")
         scored.append(score_sequence(boxes, truth))
     curves, covered = zip(*scored, strict=True)
-    return TrackingNetScores(tuple(groundtruth_xywh), stack_curves(curves), covered)
+    return TrackingNetScores(stack_curves(curves), covered)
 
 
 def score_sequence(
@@ -237,9 +223,9 @@ def score_sequence(
         distance = np.sqrt((offset**2).sum(1))
         norm_distance = np.sqrt(((offset / truth[:, 2:]) ** 2).sum(1))
         curves = Curves(
-            (overlap[:, None] >= OVERLAP_THRESHOLDS).mean(0),
-            (distance[:, None] <= DISTANCE_THRESHOLDS).mean(0),
-            (norm_distance[:, None] <= NORM_DISTANCE_THRESHOLDS).mean(0),
+            (overlap[:, None] >= THRESHOLDS.success).mean(0),
+            (distance[:, None] <= THRESHOLDS.precision).mean(0),
+            (norm_distance[:, None] <= THRESHOLDS.norm_precision).mean(0),
         )
         return curves, boxes.sum(1) > 0
 
@@ -261,8 +247,6 @@ SHOWN_PROBLEMS = 20  # in one message
 
 
 class Pack(NamedTuple):
-    """A written archive."""
-
     path: Path
     sequences: int
     frames: int
@@ -357,8 +341,8 @@ def _check(benchmark: str, folders: list[ResultFolder], sequence: TrackingSequen
 def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Float64[np.ndarray, "n 4"]]:
     if len(sequence) == 1 and not sequence.has_frames:
         raise ResultsError(
-            f"{sequence.root}: no frames, and of a test set the first box alone is published, so that only they tell "
-            f"the length of {sequence.name}"
+            f"{sequence.root}: no frames, from which alone the length of {sequence.name} is known: of a test set only "
+            "the first box is published"
         )
     repetitions = []
     for path in paths:

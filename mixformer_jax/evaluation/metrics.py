@@ -139,11 +139,6 @@ _LINSPACE_NORM = np.linspace(0, 0.5, 51)
 for _thresholds in (OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS, _LINSPACE_OVERLAP, _LINSPACE_NORM):
     _thresholds.flags.writeable = False
 
-# By `OpeRules.thresholds`: of IoU and of the normalised centre error.
-_THRESHOLDS: Mapping[str, tuple[Float[np.ndarray, " 21"], Float[np.ndarray, " 51"]]] = MappingProxyType(
-    {"blocks": (OVERLAP_THRESHOLDS, NORM_CENTER_THRESHOLDS), "linspace": (_LINSPACE_OVERLAP, _LINSPACE_NORM)}
-)
-
 
 class FrameErrors(NamedTuple):
     """Errors of one sequence by frame; invalid frames hold what `OpeRules` gives them (-1 in `overlap`)."""
@@ -199,14 +194,18 @@ class Curves(NamedTuple):
         return np.asarray(100 * self.norm_precision[..., 20])
 
 
-def overlap_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 21"]:
-    """The thresholds of `Curves.success`."""
-    return _THRESHOLDS[rules.thresholds][0]
+# By `OpeRules.thresholds`.
+_THRESHOLDS: Mapping[str, Curves] = MappingProxyType(
+    {
+        "blocks": Curves(OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS),
+        "linspace": Curves(_LINSPACE_OVERLAP, CENTER_THRESHOLDS, _LINSPACE_NORM),
+    }
+)
 
 
-def norm_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 51"]:
-    """The thresholds of `Curves.norm_precision`."""
-    return _THRESHOLDS[rules.thresholds][1]
+def curve_thresholds(rules: OpeRules) -> Curves:
+    """The thresholds of each curve."""
+    return _THRESHOLDS[rules.thresholds]
 
 
 def stack_curves(curves: Sequence[Curves]) -> Curves:
@@ -301,10 +300,11 @@ def sequence_curves(errors: FrameErrors, rules: OpeRules) -> Curves:
     count = int(errors.valid.sum()) if rules.exclude_invalid_frames else len(errors.valid)
     if count == 0:
         raise ValueError("no valid frame in the sequence, so rates over valid frames alone are not defined")
+    thresholds = curve_thresholds(rules)
     return Curves(
-        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, overlap_thresholds(rules))) / count,
-        precision=1.0 * _rank(errors.center, CENTER_THRESHOLDS) / count,
-        norm_precision=1.0 * _rank(errors.norm_center, norm_thresholds(rules)) / count,
+        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, thresholds.success)) / count,
+        precision=1.0 * _rank(errors.center, thresholds.precision) / count,
+        norm_precision=1.0 * _rank(errors.norm_center, thresholds.norm_precision) / count,
     )
 
 

@@ -1,6 +1,7 @@
 """Runs a tracker over a data set and writes its result files; nothing is scored here."""
 
 import dataclasses
+import functools
 import logging
 import time
 from collections import defaultdict
@@ -38,17 +39,6 @@ class Pass(NamedTuple):
     anchor: int = 0  # number of the first frame
 
 
-@dataclasses.dataclass(frozen=True)
-class Reordered:
-    """Some frames of a video, in another order."""
-
-    frame: Callable[[int], Frame]
-    indices: range
-
-    def __call__(self, index: int) -> Frame:
-        return self.frame(self.indices[index])
-
-
 def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     """The passes that a data set asks for: VOT's go from every anchor to an end of the video, forward or backward.
 
@@ -66,9 +56,13 @@ def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     return [_run_from(sequence, *anchor) for anchor in sorted(anchors)]
 
 
+def _frame_of(frame: Callable[[int], Frame], indices: range, index: int) -> Frame:
+    return frame(indices[index])
+
+
 def _run_from(sequence: TrackingSequence, anchor: int, backward: bool) -> Pass:
     indices = range(anchor, -1, -1) if backward else range(anchor, len(sequence))
-    boxes_xywh, frame = sequence.boxes_xywh[list(indices)], Reordered(sequence.frame, indices)
+    boxes_xywh, frame = sequence.boxes_xywh[list(indices)], functools.partial(_frame_of, sequence.frame, indices)
     run = dataclasses.replace(sequence, boxes_xywh=boxes_xywh, frame=frame, visible=None)
     return Pass(f"{sequence.name}, {'backward' if backward else 'forward'} from frame {anchor}", run, anchor)
 
@@ -94,8 +88,6 @@ class RunSummary:
 
 
 class _Planned(NamedTuple):
-    """One repetition of a pass."""
-
     label: str
     sequence: TrackingSequence
     paths: ResultPaths
@@ -143,7 +135,7 @@ def run_dataset(
     """
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
-    layout = results.layout_of(dataset)
+    layout = results.LAYOUTS.get(dataset, "pytracking")
     if layout == "vot" and repetitions > 1:
         raise ValueError(f"{repetitions} repetitions; VOT runs from every anchor once")
     folders = [Path(out_dir) / folder for folder in results.tracker_folders(layout, tracker_name, repetitions)]

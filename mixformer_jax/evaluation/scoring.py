@@ -23,15 +23,8 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence, known_fault
-from mixformer_jax.evaluation.metrics import (
-    Curves,
-    OpeRules,
-    frame_errors,
-    headline,
-    mean_over_sequences,
-    sequence_curves,
-    stack_curves,
-)
+from mixformer_jax.evaluation import metrics
+from mixformer_jax.evaluation.metrics import Curves, OpeRules
 from mixformer_jax.evaluation.results import SIDE_FILES, ResultsError, read_boxes
 
 # By reader: what pytracking puts before the published name.
@@ -154,17 +147,17 @@ class TrackerScores:
 
     @cached_property
     def overall(self) -> Curves:
-        return mean_over_sequences(self.curves, self.rules)
+        return metrics.mean_over_sequences(self.curves, self.rules)
 
     @cached_property
     def headline(self) -> dict[str, float]:
         """Percent."""
-        return {name: float(value) for name, value in headline(self.overall, self.rules).items()}
+        return {name: float(value) for name, value in metrics.headline(self.overall, self.rules).items()}
 
     @cached_property
     def by_sequence(self) -> dict[str, Float[np.ndarray, " s"]]:
         """The headline numbers by sequence, percent."""
-        return headline(self.curves, self.rules)
+        return metrics.headline(self.curves, self.rules)
 
     def subset(self, chosen: Sequence[int]) -> "TrackerScores":
         """The tracker on some of the sequences."""
@@ -243,7 +236,7 @@ def find_results(
     if missing:
         others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})" if strangers else ""
         raise ResultsError(
-            f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
+            f"{len(missing)} result files are missing, and means over fewer sequences are not comparable: "
             f"{', '.join(missing)}{others}; run the tracker again, or leave it out with --trackers"
         )
     return found
@@ -297,10 +290,10 @@ def _score_tracker(
     curves, average_overlap = [], []
     for sequence, paths in zip(sequences, files.boxes, strict=True):
         runs = [_score_file(path, benchmark, sequence, rules) for path in paths]
-        curves.append(stack_curves([run for run, _ in runs]).mean())
+        curves.append(metrics.stack_curves([run for run, _ in runs]).mean())
         average_overlap.append(np.mean([overlap for _, overlap in runs]))
         bar.update()
-    return TrackerScores(files.name, rules, stack_curves(curves), np.array(average_overlap))
+    return TrackerScores(files.name, rules, metrics.stack_curves(curves), np.array(average_overlap))
 
 
 def known_length(benchmark: str, sequence: TrackingSequence, num_rows: int) -> str:
@@ -312,8 +305,8 @@ def known_length(benchmark: str, sequence: TrackingSequence, num_rows: int) -> s
 def _score_file(path: Path, benchmark: str, sequence: TrackingSequence, rules: OpeRules) -> tuple[Curves, float]:
     boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
     try:
-        errors = frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
-        return sequence_curves(errors, rules), errors.average_overlap
+        errors = metrics.frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
+        return metrics.sequence_curves(errors, rules), errors.average_overlap
     except ValueError as error:
         known = known_length(benchmark, sequence, len(boxes_xywh))
         raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}{known}") from error

@@ -32,8 +32,6 @@ EAO_LOW, EAO_HIGH = 115, 755
 
 
 class Run(NamedTuple):
-    """A scored run."""
-
     overlaps: Float64[np.ndarray, " n"]
     progress: int  # frames before the failure; all of them without one
 
@@ -263,7 +261,4 @@ def _read_sequence(folder: Path) -> VotSequence:
 
 
 def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:
-    number = 1
-    while (path := folder / (pattern % number)).is_file():
-        yield path
-        number += 1
+    return itertools.takewhile(Path.is_file, (folder / (pattern % number) for number in itertools.count(1)))

@@ -13,23 +13,13 @@ from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.evaluation.vot_regions import bounding_box
-from mixformer_jax.reports.report import (
-    Figure,
-    Report,
-    Strip,
-    compare,
-    curves,
-    numbers_by_sequence,
-    overall_table,
-    sequence_tables,
-    worst_strips,
-)
+from mixformer_jax.reports import report as reports
+from mixformer_jax.reports.report import Figure, Report, Strip
 
 GOT10K_RULES = (
     "got10k toolkit: frames pooled over sequences and repetitions, without the first frame and those of cover 0; "
     "boxes clipped to the frame"
 )
-GOT10K = ("AO", "SR0.5", "SR0.75", "FPS")
 
 
 def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
@@ -42,52 +32,42 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
     """
     labels = [servers.read_frame_labels(sequence) for sequence in sequences]
     found = [(tracker.name, _got10k_score(tracker, sequences, labels)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].ao, nan=-1)))
+    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].headline["AO"], nan=-1)))
     names = [sequence.name for sequence in sequences]
-    headlines, by_sequence, notes = {}, {}, []
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
+    notes, records = [], {}
     for name, score in scores.items():
-        headline = (100 * score.ao, 100 * score.sr(0.5), 100 * score.sr(0.75), score.speed_fps)
-        parts = (100 * score.ao_by_sequence, 100 * score.sr_by_sequence(0.5), 100 * score.sr_by_sequence(0.75))
-        headlines[name] = dict(zip(GOT10K, headline, strict=True))
-        by_sequence[name] = dict(zip(GOT10K, (*parts, score.speed_by_sequence), strict=True))
         missing = [sequence for sequence, times in zip(names, score.times_s, strict=True) if times is None]
         if missing:
             listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             notes.append(f"{name}: no times for {len(missing)} sequences ({listed}), which have no part in its FPS")
-    json_columns = {
-        name: {
-            **by_sequence[name],
-            "toolkit_FPS": score.toolkit_speed_by_sequence,
-            "frames": np.array([len(overlaps) for overlaps in score.overlaps]),
+        frames = np.array([len(overlaps) for overlaps in score.overlaps])
+        columns = {**by_sequence[name], "toolkit_FPS": score.toolkit_fps, "frames": frames}
+        records[name] = {
+            **headlines[name],
+            "curves": {"success": score.success_curve},
+            "by_sequence": reports.numbers_by_sequence(names, columns),
         }
-        for name, score in scores.items()
-    }
-    success = {name: (100 * score.ao, score.success_curve) for name, score in scores.items()}
-    panel = curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
+    success = {name: (headlines[name]["AO"], score.success_curve) for name, score in scores.items()}
+    panel = reports.curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
     title = f"got10k, {len(sequences)} sequences"
     return Report(
         title=title,
         notes=(*warnings(files, sequences), GOT10K_RULES, *notes),
         tables=(
-            overall_table(f"{title}; percent, and frames a second", headlines),
-            *compare("got10k", headlines),
-            *sequence_tables(names, by_sequence, documented=["AO"]),
+            reports.overall_table(f"{title}; percent, and frames a second", headlines),
+            *reports.compare("got10k", headlines),
+            *reports.sequence_tables(names, by_sequence, documented=["AO"]),
         ),
         figures=(Figure("success", panel.title, (panel,)),),
-        strips=_strips(by_sequence, "AO", sequences, files, worst),
+        strips=reports.strips_of_files(by_sequence, "AO", sequences, files, worst),
         numbers={
             "benchmark": "got10k",
             "rules": GOT10K_RULES,
             "sequences": names,
             "thresholds": servers.SUCCESS_THRESHOLDS,
-            "trackers": {
-                name: {
-                    **headlines[name],
-                    "curves": {"success": score.success_curve},
-                    "by_sequence": numbers_by_sequence(names, json_columns[name]),
-                }
-                for name, score in scores.items()
-            },
+            "trackers": records,
         },
     )
 
@@ -99,29 +79,16 @@ def _got10k_score(
     for sequence, label, paths, clock in zip(sequences, labels, files.boxes, files.times, strict=True):
         runs = []
         for path in paths:
+            boxes_xywh = read_boxes(path)
             try:
-                runs.append(servers.sequence_overlaps(read_boxes(path), sequence.boxes_xywh, label))
-            except ResultsError:
-                raise
+                runs.append(servers.sequence_overlaps(boxes_xywh, sequence.boxes_xywh, label))
             except ValueError as error:
                 raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}") from error
         overlaps.append(np.concatenate(runs))
         # One by one: runs of a tracker may be of different lengths.
         known = [seconds.ravel() for path in clock if (seconds := read_times([path])) is not None]
         times.append(np.concatenate(known) if known else None)
-    return servers.Got10kScores(tuple(sequence.name for sequence in sequences), tuple(overlaps), tuple(times))
-
-
-def _strips(
-    by_sequence: Mapping[str, Mapping[str, np.ndarray]],
-    number: str,
-    sequences: Sequence[TrackingSequence],
-    files: Sequence[TrackerFiles],
-    worst: int,
-) -> tuple[Strip, ...]:
-    scores = {name: numbers[number] for name, numbers in by_sequence.items()}
-    by_name = {tracker.name: tracker for tracker in files}
-    return worst_strips(scores, number, sequences, lambda name, i: read_boxes(by_name[name].boxes[i][0]), worst)
+    return servers.Got10kScores(tuple(overlaps), tuple(times))
 
 
 TRACKINGNET_RULES = (
@@ -139,41 +106,33 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     """
     truth = {sequence.name: sequence.boxes_xywh for sequence in sequences}
     found = [(tracker.name, _trackingnet_score(tracker, truth)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -item[1].numbers["Success"]))
-    headlines = {name: score.numbers for name, score in scores.items()}
-    areas = {name: score.areas for name, score in scores.items()}
+    scores = dict(sorted(found, key=lambda item: -item[1].headline["Success"]))
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
     means = {name: score.curves.mean() for name, score in scores.items()}
-    figures, thresholds = [], {}
-    for curve, number, x_label, x in (
-        ("success", "Success", "overlap threshold", servers.OVERLAP_THRESHOLDS),
-        ("precision", "P", "centre error threshold (pixels)", servers.DISTANCE_THRESHOLDS),
-        ("norm_precision", "P_norm", "normalised centre error threshold", servers.NORM_DISTANCE_THRESHOLDS),
-    ):
-        ranked = {name: (headlines[name][number], getattr(mean, curve)) for name, mean in means.items()}
-        title = f"trackingnet, {curve.replace('norm_', 'normalised ')} [{number}, area]"
-        figures.append(Figure(curve, title, (curves(title, x_label, x, ranked),)))
-        thresholds[curve] = x
+    numbers = ("Success", "P", "P_norm")
+    figures = reports.curve_figures("trackingnet", numbers, headlines, means, servers.THRESHOLDS, ", area")
     title = f"trackingnet, {len(sequences)} sequences"
     return Report(
         title=title,
         notes=(*warnings(files, sequences), TRACKINGNET_RULES),
         tables=(
-            overall_table(f"{title}, percent", headlines),
-            *compare("trackingnet", headlines),
-            *sequence_tables(list(truth), areas, documented=["Success"]),
+            reports.overall_table(f"{title}, percent", headlines),
+            *reports.compare("trackingnet", headlines),
+            *reports.sequence_tables(list(truth), by_sequence, documented=["Success"]),
         ),
         figures=tuple(figures),
-        strips=_strips(areas, "Success", sequences, files, worst),
+        strips=reports.strips_of_files(by_sequence, "Success", sequences, files, worst),
         numbers={
             "benchmark": "trackingnet",
             "rules": TRACKINGNET_RULES,
             "sequences": list(truth),
-            "thresholds": thresholds,
+            "thresholds": servers.THRESHOLDS._asdict(),
             "trackers": {
                 name: {
                     **headlines[name],
-                    "curves": {curve: getattr(means[name], curve) for curve in thresholds},
-                    "by_sequence": numbers_by_sequence(list(truth), areas[name]),
+                    "curves": means[name]._asdict(),
+                    "by_sequence": reports.numbers_by_sequence(list(truth), by_sequence[name]),
                 }
                 for name in scores
             },
@@ -258,11 +217,11 @@ def vot_report(
         lengths = np.arange(1.0, len(next(iter(eaos.values()))))
         ranked = {name: (each["EAO"], eaos[name][1:]) for name, each in headlines.items() if name in eaos}
         title, x_label = "vot, expected average overlap [EAO]", "sequence length (frames)"
-        panel = curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
+        panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
         figures = (Figure("eao", title, (panel,)),)
     strips: tuple[Strip, ...] = ()
     if sequences is not None:
-        strips = worst_strips(
+        strips = reports.worst_strips(
             {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in runs},
             "100 A R",
             sequences,
@@ -278,9 +237,9 @@ def vot_report(
             "A, no restarts: mean overlap of one run through each sequence, without its first frame",
         ),
         tables=(
-            overall_table(f"{title}, fractions", headlines, decimals=3),
-            *compare("vot", headlines),
-            *sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
+            reports.overall_table(f"{title}, fractions", headlines, decimals=3),
+            *reports.compare("vot", headlines),
+            *reports.sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
         ),
         figures=figures,
         strips=strips,
@@ -292,7 +251,7 @@ def vot_report(
                 name: {
                     **headlines[name],
                     "eao_curve": eaos.get(name),
-                    "by_sequence": numbers_by_sequence(names, numbers),
+                    "by_sequence": reports.numbers_by_sequence(names, numbers),
                 }
                 for name, numbers in by_sequence.items()
             },

@@ -4,21 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import (
-    CENTER_THRESHOLDS,
-    OpeRules,
-    RuleSet,
-    benchmark_rules,
-    describe_rules,
-    norm_thresholds,
-    overlap_thresholds,
-)
+from mixformer_jax.evaluation import metrics
+from mixformer_jax.evaluation.metrics import OpeRules
 from mixformer_jax.evaluation.result_looks import warnings
-from mixformer_jax.evaluation.results import ResultsError, read_boxes
+from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
 from mixformer_jax.reports import report as reports
 from mixformer_jax.reports.report import Figure, Panel, Report, Row, Table, curves
@@ -49,26 +41,21 @@ def ope_report(
         for attribute in sequence.attributes or ():
             groups.setdefault(attribute, []).append(position)
     groups = dict(sorted(groups.items()))
-    by_name = {tracker.name: tracker for tracker in files}
     unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
-    strips = reports.worst_strips(
-        {tracker.name: tracker.by_sequence["AUC"] for tracker in scores.trackers},
-        "AUC",
-        sequences,
-        lambda tracker, position: np.nan_to_num(read_boxes(by_name[tracker].boxes[position][0], unusable)),
-        worst,
-    )
     headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
     by_sequence = {
         tracker.name: {**tracker.by_sequence, "average overlap of valid frames": 100 * tracker.average_overlap}
         for tracker in scores.trackers
     }
     rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
+    overall = {tracker.name: tracker.overall for tracker in scores.trackers}
+    thresholds = metrics.curve_thresholds(rules)
+    figures = reports.curve_figures(benchmark, ("AUC", "P", "P_norm"), headlines, overall, thresholds)
     title = f"{benchmark}, {len(scores.sequences)} sequences"
     runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
     return Report(
         title=title,
-        notes=(*warnings(files, sequences, unusable, benchmark), describe_rules(rules), *runs, *refusals),
+        notes=(*warnings(files, sequences, unusable, benchmark), metrics.describe_rules(rules), *runs, *refusals),
         tables=(
             reports.overall_table(f"{title}, percent", headlines),
             *([_attribute_table(scores, groups)] if groups else []),
@@ -76,28 +63,15 @@ def ope_report(
             *reports.compare(benchmark, headlines),
             *reports.sequence_tables(scores.sequences, by_sequence, documented=["AUC"]),
         ),
-        figures=(*_curve_figures(scores), *([_attribute_figure(scores, groups)] if groups else [])),
-        strips=strips,
+        figures=(*figures, *([_attribute_figure(scores, groups)] if groups else [])),
+        strips=reports.strips_of_files(by_sequence, "AUC", sequences, files, worst, unusable),
         numbers=_numbers(scores, groups),
     )
 
 
-def _curve_figures(scores: OpeScores) -> list[Figure]:
-    """Success, precision and normalised-precision plots, as Figs. 11 and 12."""
-    found = [("success", _success_panel(scores, scores.trackers, f"{scores.benchmark}, success [AUC]"))]
-    norm = norm_thresholds(scores.rules)
-    for curve, words, number, x_label, x in (
-        ("precision", "precision", "P", "centre error threshold (pixels)", CENTER_THRESHOLDS),
-        ("norm_precision", "normalised precision", "P_norm", "normalised centre error threshold", norm),
-    ):
-        ranked = {each.name: (each.headline[number], getattr(each.overall, curve)) for each in scores.trackers}
-        found.append((curve, curves(f"{scores.benchmark}, {words} [{number}]", x_label, x, ranked)))
-    return [Figure(name, panel.title, (panel,)) for name, panel in found]
-
-
 def _success_panel(scores: OpeScores, trackers: Sequence[TrackerScores], title: str) -> Panel:
     found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
-    return curves(title, "overlap threshold", overlap_thresholds(scores.rules), found)
+    return curves(title, "overlap threshold", metrics.curve_thresholds(scores.rules).success, found)
 
 
 def _attribute_table(scores: OpeScores, groups: Groups) -> Table:
@@ -158,8 +132,8 @@ def _rules_table(
 
 def _all_rules(benchmark: str) -> dict[str, OpeRules]:
     return {
-        f"{rule_set}, valid frames" if exclude else rule_set: benchmark_rules(benchmark, rule_set, exclude)
-        for rule_set in get_args(RuleSet)
+        f"{rule_set}, valid frames" if exclude else rule_set: metrics.benchmark_rules(benchmark, rule_set, exclude)
+        for rule_set in get_args(metrics.RuleSet)
         for exclude in ((False, True) if rule_set in ("mixformer", "pytracking") else (False,))
     }
 
@@ -174,11 +148,7 @@ def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
         "benchmark": scores.benchmark,
         "rules": dataclasses.asdict(scores.rules),
         "sequences": scores.sequences,
-        "thresholds": {
-            "success": overlap_thresholds(scores.rules),
-            "precision": CENTER_THRESHOLDS,
-            "norm_precision": norm_thresholds(scores.rules),
-        },
+        "thresholds": metrics.curve_thresholds(scores.rules)._asdict(),
         "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
         "trackers": trackers,
     }

@@ -22,7 +22,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.results import printable
+from mixformer_jax.evaluation.metrics import Curves
+from mixformer_jax.evaluation.results import printable, read_boxes
+from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, draw_box, draw_caption
 from mixformer_jax.text_tables import aligned, markdown
@@ -213,6 +215,12 @@ def compare(benchmark: str, measured: Mapping[str, Mapping[str, float]]) -> list
     return tables
 
 
+# By curve: words of the title, and the label of the x axis.
+PLOTS = {
+    "success": ("success", "overlap threshold"),
+    "precision": ("precision", "centre error threshold (pixels)"),
+    "norm_precision": ("normalised precision", "normalised centre error threshold"),
+}
 STRIP_FRAMES, STRIP_WIDTH = 4, 320  # width of each frame in pixels
 # So many trackers have a colour of their own; the next ones are dashed, then dotted.
 COLOURS = 10
@@ -282,6 +290,23 @@ def curves(
     return Panel(title, x_label, y_label, x, tuple(lines))
 
 
+def curve_figures(
+    benchmark: str,
+    numbers: Sequence[str],
+    headlines: Mapping[str, Mapping[str, float]],
+    found: Mapping[str, Curves],
+    thresholds: Curves,
+    measure: str = "",
+) -> list[Figure]:
+    """Success, precision and normalised-precision plots, as Figs. 11 and 12; the headline `numbers` rank the curves."""
+    figures = []
+    for (curve, (words, x_label)), number in zip(PLOTS.items(), numbers, strict=True):
+        ranked = {name: (headlines[name][number], getattr(each, curve)) for name, each in found.items()}
+        title = f"{benchmark}, {words} [{number}{measure}]"
+        figures.append(Figure(curve, title, (curves(title, x_label, getattr(thresholds, curve), ranked),)))
+    return figures
+
+
 def worst_strips(
     scores: Mapping[str, Float[np.ndarray, " s"]],
     number: str,
@@ -311,6 +336,24 @@ def worst_strips(
     return tuple(strips)
 
 
+def strips_of_files(
+    by_sequence: Mapping[str, Mapping[str, Float[np.ndarray, " s"]]],
+    number: str,
+    sequences: Sequence[TrackingSequence],
+    files: Sequence[TrackerFiles],
+    count: int,
+    unusable_boxes: Literal["error", "keep"] = "error",
+) -> tuple[Strip, ...]:
+    """The worst sequences of every tracker by one of its numbers, with boxes of its first result file."""
+    by_name = {tracker.name: tracker for tracker in files}
+
+    def boxes_of(tracker: str, position: int) -> Float[np.ndarray, "n 4"]:
+        return np.nan_to_num(read_boxes(by_name[tracker].boxes[position][0], unusable_boxes))
+
+    scores = {tracker: numbers[number] for tracker, numbers in by_sequence.items()}
+    return worst_strips(scores, number, sequences, boxes_of, count)
+
+
 def _draw_frames(
     sequence: TrackingSequence, boxes_xywh: Float[np.ndarray, "n 4"]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], ...]:
@@ -328,12 +371,8 @@ def _draw_frames(
     return tuple(frames)
 
 
-def summary(report: Report) -> str:
-    """The main tables as plain text."""
-    return _text(report, ("main",))
-
-
-def _text(report: Report, places: tuple[str, ...]) -> str:
+def summary(report: Report, places: Sequence[Place] = ("main",)) -> str:
+    """Tables and notes as plain text."""
     tables = [to_text(table) for table in report.tables if table.place in places]
     return "\n".join([*tables, *map(printable, report.notes)]) + "\n"
 
@@ -367,7 +406,7 @@ def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     documented = [table for table in report.tables if table.place != "detail"]
     notes = "\n".join(f"- {printable(note)}" for note in report.notes)
     files: dict[str, str | bytes] = {
-        "report.txt": _text(report, ("main", "more")),
+        "report.txt": summary(report, ("main", "more")),
         "report.md": "\n".join([f"## {report.title}\n", *map(to_markdown, documented), notes]) + "\n",
         "report.tex": "\n".join(map(to_latex, documented)),
         "report.json": report_json(report),
