@@ -225,6 +225,8 @@ class _Graph:
                 return self._node("Reciprocal", [self._node("Sqrt", names)])
             case "convert_element_type":
                 return self._node("Cast", names, to=_element(dtype))
+        if kind == "max" and names[1] in self._constants and not self._constants[names[1]].any():
+            return self._node("Relu", names[:1])
         if kind == "erf":  # of a quotient: so runtimes know a GELU
             made = next((node for node in self.nodes if names[0] in node.output and node.op_type == "Mul"), None)
             if made is not None and made.input[1] in self._constants:
