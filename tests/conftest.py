@@ -86,6 +86,7 @@ _SLOW_FILES = (
     "models/test_autoencoder.py",
     "planning/test_profile.py",
     "test_endings.py",
+    "export/test_export.py",
     "tracking/test_compute_type.py",
     "datasets/test_labelled.py",
     "training/test_checkpoints.py",

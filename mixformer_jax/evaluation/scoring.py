@@ -236,7 +236,7 @@ def find_results(
     if missing:
         others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})" if strangers else ""
         raise ResultsError(
-            f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
+            f"{len(missing)} result files are missing, and means over fewer sequences are not comparable: "
             f"{', '.join(missing)}{others}; run the tracker again, or leave it out with --trackers"
         )
     return found

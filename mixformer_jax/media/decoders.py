@@ -70,6 +70,7 @@ class Decoder(ABC):
     location: str  # a path, or an address with `://`
     fps: float  # as the file says it; 0 or NaN where it does not
     num_frames: int | None  # as the file promises; None where it says nothing
+    is_live: bool  # an endless stream, of which what is not read in time is gone
     codec: str  # for messages
     size: tuple[int, int]  # (height, width), upright
 
@@ -127,6 +128,8 @@ class PyAVDecoder(Decoder):
             self.fps = float(stream.guessed_rate or 0)
             seconds = (container.duration or 0) / av.time_base
             self.num_frames = stream.frames or round(seconds * self.fps) or None
+            is_file = container.size > 0 and container.format.name != "hls"  # whose list of pieces has a size
+            self.is_live = is_address(location) and self.num_frames is None and not is_file
             # There is no context where this FFmpeg knows no decoder.
             context = stream.codec_context
             self.codec = "an unknown codec" if context is None else _codec_name(context.codec.canonical_name)
@@ -141,14 +144,16 @@ class PyAVDecoder(Decoder):
             stream = container.streams.best("video")
             if stream.codec_context is None:
                 return
-            stream.thread_type = "AUTO"
+            stream.thread_type = "SLICE" if self.is_live else "AUTO"  # frame by frame, each thread is a frame behind
             start = float((stream.start_time or 0) * stream.time_base)
             size = (stream.codec_context.width, stream.codec_context.height)
             number = 0
             for packet in self._packets(container, stream):
                 try:
-                    pictures = packet.decode()
+                    pictures = stream.decode(packet)
                 except self._av.error.FFmpegError as error:
+                    if self.is_live:  # as after a lost packet: the next key frame mends it
+                        continue
                     if number and self.num_frames is None:
                         raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
                     if number:
@@ -172,13 +177,17 @@ class PyAVDecoder(Decoder):
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         try:
             yield from container.demux(stream)
-        except self._av.error.FFmpegError:
-            return
+        except self._av.error.FFmpegError as error:
+            yield None  # what the decoder still holds
+            if self.is_live:
+                raise SourceError(f"{self.location}: {error.strerror}") from error
 
     def _open(self) -> Any:
         timeout = STREAM_TIMEOUT if is_address(self.location) else None
+        # Over UDP, FFmpeg's first choice, cameras lose packets; OpenCV asks for TCP as well.
+        options = {"rtsp_flags": "prefer_tcp"} if self.location.startswith("rtsp://") else {}
         try:
-            return self._av.open(ffmpeg_location(self.location), timeout=timeout)
+            return self._av.open(ffmpeg_location(self.location), timeout=timeout, options=options)
         except (self._av.error.FFmpegError, OSError) as error:
             raise _not_opened(self.location, error.strerror) from error
 
@@ -248,6 +257,7 @@ class OpenCVDecoder(Decoder):
             self.fps = capture.get(cv2.CAP_PROP_FPS)
             count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
             self.num_frames = int(count) if math.isfinite(count) and count >= 1 else None
+            self.is_live = is_address(location) and self.num_frames is None
             letters = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
             self.codec = _codec_name(letters.decode("ascii", "replace").strip("\0 "))
             (decoded, first), (_, second) = self._read(capture), self._read(capture)

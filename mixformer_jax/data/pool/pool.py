@@ -16,7 +16,7 @@ from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
-from mixformer_jax.media.video import read_image
+from mixformer_jax.media.images import read_image
 from mixformer_jax.views import pyramid
 
 MIN_SIDE = 20  # of a cut-out's box, in pixels
