@@ -105,7 +105,9 @@ def _rules_table(
     refusals: dict[tuple[str, ...], list[str]] = {}  # by trackers and reason: rule sets
     by_name = {tracker.name: tracker for tracker in files}
     everybody = _all_rules(benchmark)
-    bar = tqdm(total=len(everybody) * len(files), unit="tracker", desc="other rules", disable=not progress)
+    bar = tqdm(
+        total=len(everybody) * len(files), unit="tracker", desc="other rules", disable=None if progress else True
+    )
     for label, other in everybody.items():
         refused: dict[str, str] = {}
         for tracker in scores.trackers:
