@@ -17,6 +17,8 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "jinja2": "eval",
         "libtpu": "plan",
         "matplotlib": "eval",
+        "onnx": "export",
+        "onnxruntime": "export",
         "optax": "train",
         "orbax": "train",
         "skimage": "demo",

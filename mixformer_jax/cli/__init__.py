@@ -34,6 +34,7 @@ COMMANDS = {
     "doctor": ("doctor", "Check numbers, weights and video here; the status is 1 if any is wrong."),
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
+    "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
     "train": ("train", "Train a tracker. Started again on the same folder, it goes on."),
     "pretrain": (
         "train",

@@ -133,7 +133,8 @@ def record(
             nonlocal latest
             # Copies: a view keeps alive, or changes with, what the tracker made it of.
             scores, lost = (None if x is None else np.array(x) for x in (found.scores, found.lost))
-            kept = Tracked(np.array(found.boxes_xywh, np.float64), scores, lost, frame.number, frame.seconds)
+            boxes_xywh = np.array(found.boxes_xywh, np.float64)
+            kept = Tracked(boxes_xywh, scores, lost, frame=frame.number, time=frame.seconds)
             with keeping:
                 files.write(kept)
                 if writer is not None:

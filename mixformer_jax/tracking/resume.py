@@ -90,8 +90,8 @@ class RunState:
         has_scores, results = bool(arrays["has_scores"]), []
         names = ("boxes", "scores", "lost", "frame", "time")
         for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
-            known = (scores, lost) if has_scores else (None, None)
-            results.append(Tracked(boxes, known[0], known[1], int(frame), float(seconds)))
+            result = Tracked(boxes, frame=int(frame), time=float(seconds))
+            results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
         state = {name.removeprefix("state"): value for name, value in arrays.items() if name.startswith("state")}
         return Saved(results, state)
 

@@ -1,6 +1,7 @@
 """The tracker that users hold: weights, a device, and the host side of a step."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import find_weights, read_weights
@@ -24,9 +25,25 @@ from mixformer_jax.tracking.step import (
     TrackState,
     Variables,
     clip_margins,
+    encode_templates,
+    keep_new_candidates,
+    refresh_templates,
     start_from_crops,
     step_from_crops,
     update_templates,
+)
+from mixformer_jax.tracking.targets import (
+    add_targets,
+    due_rows,
+    is_live,
+    live_rows,
+    put_row,
+    remove_targets,
+    replace_target,
+    row_of,
+    target_alone,
+    targets_of,
+    without_free_looks,
 )
 
 RECORD_FIELDS = ("frame", "time", "target", "x", "y", "w", "h", "score", "lost")
@@ -35,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracked(NamedTuple):
-    """The targets on one frame, on the host, in the order in which their boxes were given.
+    """The targets on one frame, on the host, in the order in which their boxes were given, and so of their numbers.
 
     `box_xywh`, `score` and `is_lost` are for those who follow one target; with several they raise ValueError. Scores
     and lost flags are None for models without a score prediction module.
@@ -44,6 +61,7 @@ class Tracked(NamedTuple):
     boxes_xywh: Float[np.ndarray, "n 4"]  # pixels, clipped to the frame
     scores: Float[np.ndarray, " n"] | None = None  # confidence in [0, 1]
     lost: Bool[np.ndarray, " n"] | None = None  # whether the target counts as lost; not in the paper, changes no box
+    numbers: Int64[np.ndarray, " n"] | None = None  # of targets that come and go (`Tracker.add`); None: 0, 1, ...
     frame: int | None = None  # its number in the source, counted from 1; None where there is no source
     time: float | None = None  # seconds in the source
 
@@ -64,11 +82,12 @@ class Tracked(NamedTuple):
     def records(self) -> list[dict[str, Any]]:
         """A record a target, of plain numbers under RECORD_FIELDS, as files of boxes have them (but not rounded)."""
         records = []
-        for index, box_xywh in enumerate(self.boxes_xywh):
+        indices = range(len(self.boxes_xywh)) if self.numbers is None else self.numbers
+        for index, (number, box_xywh) in enumerate(zip(indices, self.boxes_xywh, strict=True)):
             numbers = dict(zip("xywh", map(float, box_xywh), strict=True))
             score = None if self.scores is None else float(self.scores[index])
             lost = None if self.lost is None else bool(self.lost[index])
-            target = {"target": index + 1, **numbers, "score": score, "lost": lost}
+            target = {"target": int(number) + 1, **numbers, "score": score, "lost": lost}
             records.append({"frame": self.frame, "time": self.time, **target})
         return records
 
@@ -92,10 +111,12 @@ class Crops(NamedTuple):
 
 
 class Tracker:
-    """Tracks targets through a video; holds nothing that changes from frame to frame.
+    """Tracks targets through a video; holds nothing that changes, so that any number of threads may share it.
 
         state = tracker.start(frame, box_xywh)
         state, tracked = tracker.step(state, frame)
+
+    `add`, `remove`, `replace` and `add_template` change who is followed, between any two steps.
 
     `model` is the network, `settings` how it tracks, `variables` its weights, on `device`. Crops are cut on the host,
     bit for bit as the official code cuts them, so that one compiled program serves every size of frame and every
@@ -162,9 +183,67 @@ class Tracker:
         arrays = jax.device_put((crops, boxes.astype(np.float32)), self.device)
         return start_from_crops(self.model, self.settings, self.variables, *arrays)
 
+    def add(
+        self, state: TrackState | None, frame: Any, boxes_xywh: Any
+    ) -> tuple[TrackState, Int64[np.ndarray, " new"]]:
+        """Further targets, which boxes mark on the frame of the last step; a state of None follows nobody yet.
+
+        Rows are kept in powers of two, so one program serves 5 to 8 targets (`tracking.targets`).
+
+        Returns:
+            The state, and the numbers of the new targets: they stay with them (`Tracked.numbers`) and are never given
+            again. Those of `start` are 0, 1, ...
+
+        Raises:
+            ValueError: as `start`.
+        """
+        frame = checked_frame(frame)
+        boxes = _check_boxes(boxes_xywh, frame.shape)
+        return add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
+
+    def remove(self, state: TrackState, targets: Any) -> TrackState:
+        """No longer follows the target of a number, or of several; ValueError for one that is not followed."""
+        return remove_targets(state, np.atleast_1d(targets).tolist())
+
+    def replace(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
+        """Corrects a target: it begins anew from a box on the frame of the last step, and keeps its number.
+
+        Raises:
+            ValueError: as `start`, or the target is not followed.
+        """
+        row_of(state, target)
+        frame = checked_frame(frame)
+        return replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
+
+    def add_template(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
+        """A further template of a target, which a box marks on any frame: it stays, as the initial one does.
+
+        It takes an online slot; when the user's templates fill all of them, the newest is replaced.
+
+        Raises:
+            ValueError: as `start`, the target is not followed, or the tracker has no online slots.
+        """
+        settings, row = self.settings, row_of(state, target)
+        if settings.num_online_templates == 0:
+            raise ValueError(
+                "this tracker has no slot for another template (num_online_templates is 0); "
+                "use tracker.with_settings(num_online_templates=1), or --tracker.num_online_templates=1"
+            )
+        frame = checked_frame(frame)
+        crops = self.template_crops({0: frame}, check_box_xywh(box_xywh, frame.shape)[None])
+        pinned = min(int(targets_of(state).pinned[row]) + 1, settings.num_online_templates)
+        alone = target_alone(state, target)
+        templates = alone.templates.at[:, pinned].set(crops)
+        filled = alone.filled.at[:, pinned].set(True)
+        cache = encode_templates(self.model, settings, self.variables, templates, filled)
+        alone = alone._replace(templates=templates, filled=filled, cache=cache)
+        return put_row(state, row, alone, pinned=pinned)
+
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
         """Finds the targets on the next frame; ValueError as `start`."""
         frame = checked_frame(frame)
+        if state.targets is not None:
+            return self._step_of_some(state, frame)
         state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
@@ -207,6 +286,31 @@ class Tracker:
                 else:
                     state, tracked = self.step(state, frame.pixels)
                 yield frame.pixels, tracked._replace(frame=frame.number, time=frame.seconds)
+
+    def _step_of_some(self, state: TrackState, frame: Frame) -> tuple[TrackState, Tracked]:
+        """A step where targets have come or gone: some rows are free, and each target counts its own frames."""
+        settings, targets, live, rows = self.settings, state.targets, is_live(state), live_rows(state)
+        if len(rows) == 0:
+            nothing = np.zeros(0)
+            scores, lost = (nothing, nothing.astype(bool)) if self.has_scores else (None, None)
+            return state, Tracked(np.zeros((0, 4)), scores, lost, nothing.astype(np.int64))
+        state = without_free_looks(state)
+        state, prediction = self.locate(state, self.search_crops(state, frame), frame)
+        boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
+
+        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T 3"]:
+            chosen = rows if wanted is None else np.flatnonzero(wanted)
+            return self.template_crops(dict.fromkeys(chosen.tolist(), frame), boxes_xywh)
+
+        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate) & live
+        state = keep_new_candidates(settings, state, is_candidate, cut)._replace(targets=targets)
+        for row, alone, pinned in due_rows(state, settings.update_interval, settings.num_online_templates):
+            # As for a single target, so that templates do not depend on the others.
+            cut_alone = functools.partial(lambda row, _all: cut(None)[row : row + 1], row)
+            renewed = refresh_templates(self.model, settings, self.variables, alone, cut_alone, pinned)
+            state = put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
+        scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
+        return state, Tracked(boxes_xywh[rows], scores, lost, targets_of(state).numbers[rows])
 
     def search_crops(self, state: TrackState, frame: Frame, around_xywh: Any = None) -> Crops:
         """The first part of a step: search crops around the last boxes, or around others [n, 4]."""

@@ -58,9 +58,13 @@ def test_json_that_breaks_off_is_closed(tmp_path):
 
 
 def test_to_dict_is_what_files_have(tmp_path):
-    found = Tracked(np.array([[1, 2, 3, 4], [5, 6, 7, 8.5]]), np.array([0.5, 1]), np.array([False, True]), 7, 0.25)
+    found = Tracked(
+        np.array([[1, 2, 3, 4], [5, 6, 7, 8.5]]), np.array([0.5, 1]), np.array([False, True]), frame=7, time=0.25
+    )
     told = json.loads(json.dumps(found.to_dict()))
     assert (told["frame"], told["time"]) == (7, 0.25)
     assert told["targets"][1] == {"target": 2, "x": 5, "y": 6, "w": 7, "h": 8.5, "score": 1, "lost": True}
     assert found.records()[1] == {"frame": 7, "time": 0.25, **told["targets"][1]}
+    renamed = found._replace(numbers=np.array([2, 5]))
+    assert [record["target"] for record in renamed.records()] == [3, 6], "as of targets that come and go"
     assert Tracked(found.boxes_xywh).records()[0]["score"] is None
