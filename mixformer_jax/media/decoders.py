@@ -202,7 +202,9 @@ class _Witness:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            process_group=0,  # a terminal's Ctrl-C is not for it: its end would count as a frame in doubt
+            # A terminal's Ctrl-C is not for it: its end would count as a frame in doubt.
+            process_group=0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             env={name: value for name, value in os.environ.items() if name not in silencers},
         )
         self._passed, self._complains = 0, False

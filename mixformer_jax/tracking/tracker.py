@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
-from mixformer_jax.media.video import Frame
+from mixformer_jax.media.sources import Frame, FrameSource
+from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
@@ -45,7 +46,7 @@ from mixformer_jax.tracking.targets import (
     without_free_looks,
 )
 
-Device = Literal["cpu", "gpu", "tpu"]
+RECORD_FIELDS = ("frame", "time", "target", "x", "y", "w", "h", "score", "lost")
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class Tracked(NamedTuple):
     scores: Float[np.ndarray, " n"] | None = None  # confidence in [0, 1]
     lost: Bool[np.ndarray, " n"] | None = None  # whether the target counts as lost; not in the paper, changes no box
     numbers: Int64[np.ndarray, " n"] | None = None  # of targets that come and go (`Tracker.add`); None: 0, 1, ...
+    frame: int | None = None  # its number in the source, counted from 1; None where there is no source
+    time: float | None = None  # seconds in the source
 
     @property
     def box_xywh(self) -> Float[np.ndarray, "4"]:
@@ -75,6 +78,23 @@ class Tracked(NamedTuple):
     def is_lost(self) -> bool | None:
         lost = self._only("is_lost", "lost")
         return None if lost is None else bool(lost)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record a target, of plain numbers under RECORD_FIELDS, as files of boxes have them (but not rounded)."""
+        records = []
+        indices = range(len(self.boxes_xywh)) if self.numbers is None else self.numbers
+        for index, (number, box_xywh) in enumerate(zip(indices, self.boxes_xywh, strict=True)):
+            numbers = dict(zip("xywh", map(float, box_xywh), strict=True))
+            score = None if self.scores is None else float(self.scores[index])
+            lost = None if self.lost is None else bool(self.lost[index])
+            target = {"target": int(number) + 1, **numbers, "score": score, "lost": lost}
+            records.append({"frame": self.frame, "time": self.time, **target})
+        return records
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, as JSON takes them: `frame`, `time`, and under `targets` what is left of the records."""
+        targets = [{name: record[name] for name in RECORD_FIELDS[2:]} for record in self.records()]
+        return {"frame": self.frame, "time": self.time, "targets": targets}
 
     def _only(self, name: str, of_all: str) -> Any:
         if len(self.boxes_xywh) != 1:
@@ -123,7 +143,7 @@ class Tracker:
 
     @classmethod
     def random(
-        cls, name: str, device: Device | None = None, seed: int = 0, dtype: ComputeDtype | None = None
+        cls, name: str, device: str | None = None, seed: int = 0, dtype: ComputeDtype | None = None
     ) -> "Tracker":
         """A tracker of a size in the table with random weights, for measuring speed. Otherwise as `load`.
 
@@ -237,6 +257,36 @@ class Tracker:
         scores, lost = (None if x is None else np.array(x) for x in (prediction.scores, prediction.lost))
         return state, Tracked(boxes_xywh, scores, lost)
 
+    def track(
+        self, source: str | Path | int | np.ndarray | Sequence[np.ndarray] | FrameSource, boxes_xywh: Any
+    ) -> Iterator[tuple[Frame, Tracked]]:
+        """Follows targets through a source: each frame and what is on it, with its number and time.
+
+            for frame, tracked in tracker.track("walk.mp4", [120, 80, 60, 90]):
+                print(tracked.to_dict())
+
+        The first is what was given, with score 1. A source is closed at the end, or when the iteration is left.
+
+        Args:
+            source: what `media.video.open_source` takes; or one that is open, such as a `SelectedFrames`.
+            boxes_xywh: on its first frame, as `start`.
+
+        Raises:
+            SourceError: it cannot be opened, or breaks off.
+            ValueError: as `start`.
+        """
+        with source if isinstance(source, FrameSource) else open_source(source) as frames:
+            state = None
+            for frame in frames.timed():
+                if state is None:
+                    state = self.start(frame.pixels, boxes_xywh)
+                    boxes = _check_boxes(boxes_xywh, frame.pixels.shape)
+                    certain = (np.ones(len(boxes)), np.zeros(len(boxes), bool)) if self.has_scores else (None, None)
+                    tracked = Tracked(boxes, *certain)
+                else:
+                    state, tracked = self.step(state, frame.pixels)
+                yield frame.pixels, tracked._replace(frame=frame.number, time=frame.seconds)
+
     def _step_of_some(self, state: TrackState, frame: Frame) -> tuple[TrackState, Tracked]:
         """A step where targets have come or gone: some rows are free, and each target counts its own frames."""
         settings, targets, live, rows = self.settings, state.targets, is_live(state), live_rows(state)
@@ -293,14 +343,14 @@ class Tracker:
         return crops
 
 
-def load(weights: str | Path | None = None, device: Device | None = None, dtype: ComputeDtype | None = None) -> Tracker:
+def load(weights: str | Path | None = None, device: str | None = None, dtype: ComputeDtype | None = None) -> Tracker:
     """A tracker with trained weights.
 
     Args:
         weights: None for the embedded default; the name of an embedded file; a `.safetensors` file of this project; the
             folder of a training run; or an official checkpoint (`.pth`, `.pth.tar`, or `.safetensors` with official
             names), which is converted in memory.
-        device: kind of device to run on; None for JAX's default.
+        device: to run on, see `find_device`; None for JAX's default.
         dtype: compute type; None for float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
@@ -332,18 +382,28 @@ def check_dtype(dtype: object) -> None:
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(get_args(ComputeDtype))}")
 
 
-def find_device(kind: Device | None) -> jax.Device:
-    """The first device of a kind, or JAX's default; ValueError where there is none."""
-    if kind is None:
+def find_device(name: str | None) -> jax.Device:
+    """A device by kind (`cpu`, `gpu`, `cuda`, `rocm`, `tpu`), the first or `cuda:1`; None: JAX's default.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name is None:
         return jax.devices()[0]
+    kind, _, number = name.partition(":")
+    if not kind or (number and not number.isdecimal()) or name.endswith(":"):
+        raise ValueError(f"device {name!r}; expected a kind and perhaps a number, such as cpu, gpu or cuda:1")
     try:
-        return jax.devices(kind)[0]
+        devices = jax.devices(kind)
     except RuntimeError as error:
         have = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise ValueError(f"no device of kind {kind!r} here; JAX sees: {have}") from error
+    if int(number or 0) >= len(devices):
+        raise ValueError(f"no device {name!r} here; JAX sees {len(devices)} of kind {kind!r}, counted from 0")
+    return devices[int(number or 0)]
 
 
-def _device_and_dtype(kind: Device | None, dtype: ComputeDtype | None) -> tuple[jax.Device, ComputeDtype]:
+def _device_and_dtype(kind: str | None, dtype: ComputeDtype | None) -> tuple[jax.Device, ComputeDtype]:
     device = find_device(kind)
     if dtype is None:
         dtype = "float32" if device.platform == "cpu" else "bfloat16"
