@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import csv
-import io
 import json
 import re
 import secrets
@@ -29,9 +27,9 @@ from mixformer_jax.serving.guard import Guard
 from mixformer_jax.serving.overlay import overlay_choices
 from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
 from mixformer_jax.serving.uploads import UploadError, list_videos, receive_upload
-from mixformer_jax.tracking.tracker import Tracker
+from mixformer_jax.tracking.result_files import csv_line
+from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracker
 
-RECORD_FIELDS = ("frame", "time", "target", "x", "y", "w", "h", "score", "lost")
 _PAGE = Path(str(resources.files("mixformer_jax.serving") / "static"))
 _STATIC = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
 # Messages that a browser has not taken yet: one that takes none is cut off.
@@ -154,7 +152,7 @@ class Server:
                 task.cancel()
             session.close()
             # Its place is free once its memory is.
-            await run_in_threadpool(session.join, None)
+            await run_in_threadpool(session.join)
             del self.sessions[key]
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the browser was first
                 await socket.close()
@@ -175,7 +173,10 @@ class Server:
         }
 
     async def _send(
-        self, socket: WebSocket, hello: dict[str, Any], unsent: asyncio.Queue[tuple[dict[str, Any], bytes | None] | None]
+        self,
+        socket: WebSocket,
+        hello: dict[str, Any],
+        unsent: asyncio.Queue[tuple[dict[str, Any], bytes | None] | None],
     ) -> None:
         await socket.send_text(json.dumps(hello))
         while (item := await unsent.get()) is not None:
@@ -212,11 +213,7 @@ class Server:
 
     async def _give_csv(self, request: Request) -> Response:
         def written(records: list[dict[str, Any]]) -> str:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, RECORD_FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**r, "lost": None if r["lost"] is None else int(r["lost"])} for r in records)
-            return text.getvalue()
+            return "".join(f"{line}\n" for line in (",".join(RECORD_FIELDS), *map(csv_line, records)))
 
         return await self._give_records(request, written, "text/csv")
 

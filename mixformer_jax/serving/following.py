@@ -1,14 +1,13 @@
 """Targets followed through frames by index: changed on any frame, and tracked again from there."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
 
 from mixformer_jax.media.sources import TimedFrame
 from mixformer_jax.tracking.step import TrackState
-from mixformer_jax.tracking.targets import live_rows, row_of
+from mixformer_jax.tracking.targets import live_numbers, live_rows, row_of
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 # States are kept every so many frames, to go back to; when there are too many, every second one goes.
@@ -29,7 +28,6 @@ class Following:
     def __init__(self, tracker: Tracker, frame_of: Callable[[int], TimedFrame]) -> None:
         self.tracker = tracker
         self.found: dict[int, Tracked] = {}  # by the frame's index
-        self._seconds: dict[int, float] = {}
         self.last = -1  # index of the last frame tracked
         self._state: TrackState | None = None  # after that frame
         self._before: tuple[int, TrackState] | None = None  # another frame's, the one before as a rule
@@ -41,7 +39,7 @@ class Following:
     @property
     def targets(self) -> list[int]:
         """Numbers of the targets that are followed."""
-        return [] if self._state is None else self._state.targets.numbers[live_rows(self._state)].tolist()
+        return [] if self._state is None else live_numbers(self._state).tolist()
 
     def step(self, frame: TimedFrame) -> Tracked:
         """Goes on to a later frame."""
@@ -49,10 +47,11 @@ class Following:
         assert self._state is not None and index > self.last
         self._before = (self.last, self._state)
         self._state, found = self.tracker.step(self._state, frame.pixels)
-        self.found[index], self._seconds[index], self.last = found, frame.seconds, index
+        self.found[index] = found._replace(frame=frame.number, time=frame.seconds)
+        self.last = index
         if index - max(self._kept) >= self._every:
             self._keep(index)
-        return found
+        return self.found[index]
 
     def add(self, frame: TimedFrame, box_xywh: Box) -> int:
         """A new target on a frame; returns its number. ValueError, and nothing changes, where the box is unusable."""
@@ -84,20 +83,6 @@ class Following:
         given = [at for at, boxes in self._changes.items() if target in boxes and at <= index]
         return None if not given or max(given) == index else self._changes[max(given)][target]
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """A record a frame and target: both counted from 1, boxes in pixels. Other threads may ask."""
-        for index, found in sorted(dict(self.found).items(), key=lambda item: item[0]):
-            assert found.numbers is not None
-            for row, number in enumerate(found.numbers.tolist()):
-                yield {
-                    "frame": index + 1,
-                    "time": round(self._seconds[index], 6),
-                    "target": number + 1,
-                    **{name: round(float(value), 3) for name, value in zip("xywh", found.boxes_xywh[row], strict=True)},
-                    "score": None if found.scores is None else round(float(found.scores[row]), 4),
-                    "lost": None if found.lost is None else bool(found.lost[row]),
-                }
-
     def _known(self, frame: TimedFrame, target: int) -> TrackState:
         state = self._stand_at(frame)
         if state is None:
@@ -126,29 +111,29 @@ class Following:
         for at, state in ((self.last, self._state), self._before or (-1, None)):
             if at == index:
                 return state
-        at = max((at for at in self._kept if at <= index), default=None)
-        if at is None:
+        kept = max((at for at in self._kept if at <= index), default=None)
+        if kept is None:
             return None
-        state = self._kept[at]
-        for passed in sorted(passed for passed in self.found if at < passed <= index):
+        state = self._kept[kept]
+        for passed in sorted(passed for passed in self.found if kept < passed <= index):
             state, _ = self.tracker.step(state, self._frame_of(passed).pixels)
         return state
 
     def _change(self, frame: TimedFrame, state: TrackState, given: dict[int, Box]) -> None:
         """Takes a state on a frame; the boxes of targets that were given are certain."""
         index = frame.number - 1
-        self._state, self.last, self._seconds[index] = state, index, frame.seconds
+        self._state, self.last = state, index
         before = self.found.get(index)
-        numbers = state.targets.numbers[live_rows(state)]
+        numbers = live_numbers(state)
         boxes_xywh = np.asarray(state.boxes_xywh, np.float64)[live_rows(state)]
         scores, lost = np.ones(len(numbers)), np.zeros(len(numbers), bool)
-        if before is not None and before.scores is not None and before.lost is not None:
+        if before is not None and before.numbers is not None and before.scores is not None and before.lost is not None:
             for row, number in enumerate(before.numbers.tolist()):
                 if number not in given:
                     at = numbers == number
                     scores[at], lost[at] = before.scores[row], before.lost[row]
-        certain = (scores, lost) if self.tracker.has_scores else (None, None)
-        self.found[index] = Tracked(boxes_xywh, *certain, numbers=numbers)
+        found = Tracked(boxes_xywh, numbers=numbers, frame=frame.number, time=frame.seconds)
+        self.found[index] = found._replace(scores=scores, lost=lost) if self.tracker.has_scores else found
         self._changes[index] = self._changes.get(index, {}) | given
         self._keep(index)
 

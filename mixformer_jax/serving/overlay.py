@@ -15,7 +15,7 @@ from mixformer_jax.tracking.attention_maps import (
     looking_at,
     template_box_xyxy,
 )
-from mixformer_jax.tracking.targets import live_rows, target_alone
+from mixformer_jax.tracking.targets import live_numbers, target_alone
 
 Overlay = dict[str, Any]
 # The kinds whose queries lie in the search region, and so in the frame.
@@ -44,7 +44,7 @@ def overlay(following: Following, frame: TimedFrame, target: int, kind: str, blo
     """
     tracker, index = following.tracker, frame.number - 1
     state, given_xywh = following.state_before(index), following.box_given(target, index)
-    if state is None or given_xywh is None or target not in state.targets.numbers[live_rows(state)]:
+    if state is None or given_xywh is None or target not in live_numbers(state):
         return None
     alone = target_alone(state, target)
     maps = attention_maps(tracker, alone, frame.pixels, template_box_xyxy(tracker, given_xywh), [block])

@@ -21,6 +21,7 @@ from mixformer_jax.serving.following import Following
 from mixformer_jax.serving.frames import FileFrames, KeptFrames, check_pixels, decode_image, encode_jpeg, jpeg_size
 from mixformer_jax.serving.overlay import Overlay, overlay
 from mixformer_jax.tracking.record import annotate
+from mixformer_jax.tracking.result_files import rounded
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 SCHEMES = ("http", "https", "rtsp", "rtmp")
@@ -32,6 +33,7 @@ MOST_ON_THE_WAY = 2
 MOST_WAITING = 64
 # Frames of an overlay while a video plays: each costs three steps.
 OVERLAY_EVERY = 6
+MOST_PIXELS = 1_000_000  # that a number of a box can say
 MOST_FRAMES = 500_000  # that are followed in one session
 
 Tell = Callable[[dict[str, Any], bytes | None], None]
@@ -78,7 +80,7 @@ class Session:
         self._frames: FileFrames | KeptFrames | None = None
         self._live: FrameSource | None = None  # where frames come whether or not they are wanted
         self._following: Following | None = None
-        self._position, self._is_playing, self._is_fast = -1, False, False
+        self._position, self._is_playing, self._is_fast, self._is_at_end = -1, False, False, False
         self._due = 0.0
         self._shown_at: deque[float] = deque(maxlen=30)
         self._overlay: tuple[int, str, str] | None = None
@@ -112,8 +114,8 @@ class Session:
 
     def records(self) -> list[dict[str, Any]]:
         """What was found so far, a record a frame and target."""
-        following = self._following
-        return [] if following is None else list(following.records())
+        found = {} if self._following is None else dict(self._following.found)
+        return [rounded(record) for index in sorted(found) for record in found[index].records()]
 
     @property
     def name(self) -> str:
@@ -131,7 +133,7 @@ class Session:
             self._closed = True
             self._changed.notify_all()
 
-    def join(self, seconds: float) -> None:
+    def join(self, seconds: float | None = None) -> None:
         """Waits until what it held is gone."""
         self._thread.join(seconds)
 
@@ -212,6 +214,8 @@ class Session:
         self._let_go()
         with self._shared.one_at_a_time:
             source = self._opened(location)
+            if kind == "upload":  # as its owner calls it; a label, never a path
+                source.name = Path(str(name)).stem[:80] or "upload"
             try:
                 if source.is_live:
                     kept = KeptFrames(source.name, source.fps, source.size, self._kept_path(), self._shared.most_bytes)
@@ -221,9 +225,6 @@ class Session:
             except SourceError:
                 source.close()
                 raise
-        if kind == "upload" and isinstance(command.get("name"), str):
-            assert self._frames is not None
-            self._frames.name = Path(str(name)).stem[:80] or "video"
         self._play()
 
     def _opened(self, location: str | Path) -> FrameSource:
@@ -248,7 +249,7 @@ class Session:
         self._frames, self._live = frames, live
         self._passing = iter(()) if live is None else live.timed()
         self._following = Following(self._shared.tracker, frames.get)
-        self._position, self._is_playing, self._overlay = -1, False, None
+        self._position, self._is_playing, self._is_at_end, self._overlay = -1, False, False, None
         self._shown_at.clear()
         height, width = frames.size
         is_live = live is not None or isinstance(frames, KeptFrames)
@@ -269,6 +270,8 @@ class Session:
 
     def _start(self, _command: Mapping[str, Any]) -> None:
         self._opened_frames()
+        if self._is_at_end:
+            self._position = -1
         self._is_playing, self._due = True, time.monotonic()
         self._shown_at.clear()
         self._tell_playing()
@@ -276,6 +279,7 @@ class Session:
     def _pause(self, _command: Mapping[str, Any]) -> None:
         self._is_playing = False
         self._tell_playing()
+        self._show_again()
 
     def _seek(self, command: Mapping[str, Any]) -> None:
         frames = self._opened_frames()
@@ -321,9 +325,8 @@ class Session:
         if command.get("target") is not None:
             kind, block = str(command.get("kind")), str(command.get("block"))
             self._overlay = (_whole(command, "target", MOST_FRAMES), kind, block)
-        if self._frames is not None and not self._is_playing and self._position >= 0:
-            frame = self._frames.get(self._position)
-            self._show(frame, self._found(frame))
+        if not self._is_playing:
+            self._show_again()
 
     def _render(self, _command: Mapping[str, Any]) -> None:
         following, frames = self._followed(), self._opened_frames()
@@ -357,7 +360,7 @@ class Session:
 
     def _marked(self, command: Mapping[str, Any]) -> tuple[TimedFrame, np.ndarray]:
         frame, box = self._frame_of(command), command.get("box")
-        if not (isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_pixels, box))):
             raise CommandError("expected a box: four numbers x, y, w, h in pixels")
         return frame, check_box_xywh(box, frame.pixels.shape[:2])
 
@@ -379,8 +382,9 @@ class Session:
             else:
                 frame = frames.get(index)
         except (IndexError, StopIteration):
-            self._is_playing = False
-            self._tell_playing(ended=True)
+            self._is_playing, self._is_at_end = False, True
+            self._tell_playing()
+            self._show_again()
             return
         found = self._tracked(following, frame)
         step = 0.0 if self._is_fast or self._live is not None else 1 / frames.fps
@@ -415,7 +419,13 @@ class Session:
         self._shown_at.append(time.monotonic())
         self._tell({"is": "found", "number": number, **self._about(frame, self._tracked(following, frame))}, None)
 
+    def _show_again(self) -> None:
+        if self._frames is not None and self._position >= 0:
+            frame = self._frames.get(self._position)
+            self._show(frame, self._found(frame))
+
     def _show(self, frame: TimedFrame, found: Tracked | None, jpeg: bytes | None = None) -> None:
+        self._is_at_end = self._is_at_end and frame.number - 1 == self._position
         self._position = frame.number - 1
         if self._is_playing:
             self._shown_at.append(time.monotonic())
@@ -452,8 +462,8 @@ class Session:
         target, kind, block = self._overlay
         return overlay(following, frame, target, kind, block)
 
-    def _tell_playing(self, ended: bool = False) -> None:
-        self._tell({"is": "playing" if self._is_playing else "paused", "ended": ended}, None)
+    def _tell_playing(self) -> None:
+        self._tell({"is": "playing" if self._is_playing else "paused"}, None)
 
     def _write_video(self, frames: FileFrames | KeptFrames, found: dict[int, Tracked]) -> None:
         """The frames from the first to the last that were tracked, with boxes; in a thread of its own."""
@@ -488,6 +498,10 @@ _COMMANDS: Mapping[str, Callable[[Session, Mapping[str, Any]], None]] = {
     "overlay": Session._set_overlay,
     "write": Session._render,
 }
+
+
+def _is_pixels(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= MOST_PIXELS  # type: ignore[arg-type]
 
 
 def _whole(command: Mapping[str, Any], name: str, most: int) -> int:

@@ -31,8 +31,7 @@ def is_video(head: bytes) -> bool:
         head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
         or head.startswith((b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3"))
         or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
-        or head[:1] == b"\x47"
-        and not head[:8].isascii()
+        or (head[:1] == b"\x47" and not head[:8].isascii())
     )
 
 
