@@ -23,8 +23,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.media.decoders import find_pyav
+from mixformer_jax.media.sources import TimedFrame
+from mixformer_jax.serving.following import Following
 from mixformer_jax.serving.guard import Guard
-from mixformer_jax.serving.overlay import overlay_choices
+from mixformer_jax.serving.overlay import overlay, overlay_choices
 from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
 from mixformer_jax.serving.uploads import UploadError, list_videos, receive_upload
 from mixformer_jax.tracking.result_files import csv_line
@@ -88,15 +90,17 @@ class Server:
         await run_in_threadpool(self.close)
 
     def _warm_up(self) -> None:
-        """Compiles what the first target needs, then what the second does."""
-        rng = np.random.default_rng(0)
-        frame = rng.integers(0, 256, (240, 320, 3), np.uint8)
-        state = None
-        for x in (40, 160):
-            state, _ = self._tracker.add(state, frame, [x, 60, 80, 80])
-            for _ in range(2):
-                state, _ = self._tracker.step(state, frame)
+        """Compiles what the first target needs; then what the second does, and the overlay."""
+        pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+        frames = [TimedFrame(pixels, number, float(number)) for number in range(1, 5)]
+        following = Following(self._tracker, lambda index: frames[index])
+        for first, x in ((0, 40.0), (2, 160.0)):
+            following.add(frames[first], np.array([x, 60.0, 80.0, 80.0]))
+            following.step(frames[first + 1])
             self._ready.set()
+        choices = overlay_choices(self._tracker.config, self._tracker.settings.num_online_templates)
+        if choices["kinds"]:
+            overlay(following, frames[-1], 0, choices["kinds"][0], choices["blocks"][0])
 
     def close(self) -> None:
         """Ends all sessions."""

@@ -39,18 +39,19 @@ def overlay(following: Following, frame: TimedFrame, target: int, kind: str, blo
         `most` of which stands for 255.
 
     Raises:
-        ConfigError: no such block.
-        ValueError: no such kind.
+        ValueError: no such kind or block.
     """
     tracker, index = following.tracker, frame.number - 1
     state, given_xywh = following.state_before(index), following.box_given(target, index)
     if state is None or given_xywh is None or target not in live_numbers(state):
         return None
     alone = target_alone(state, target)
-    maps = attention_maps(tracker, alone, frame.pixels, template_box_xyxy(tracker, given_xywh), [block])
-    weights = maps.weights.get(kind, (None,))[0] if kind in ON_FRAMES else None
+    # All blocks that there are to choose from, as one program.
+    maps = attention_maps(tracker, alone, frame.pixels, template_box_xyxy(tracker, given_xywh))
+    by_block = dict(zip(maps.blocks, maps.weights.get(kind, ()), strict=False)) if kind in ON_FRAMES else {}
+    weights = by_block.get(block)
     if weights is None:
-        raise ValueError(f"no overlay of {kind!r} in block {block}")
+        raise ValueError(f"no overlay of kind {kind!r} in block {block!r}")
     levels = looking_at(weights, maps.views[KINDS[kind][1]].box_xyxy)
     most = max(float(levels.max()), 1e-12)
     x, y, w, h = np.asarray(alone.boxes_xywh, np.float64)[0].tolist()

@@ -279,7 +279,7 @@ function drawOverlay({x, y, side, levels, target}, scale) {
   const image = pixels.createImageData(small.width, small.height);
   levels.flat().forEach((level, at) => {
     const share = level / 255;
-    image.data.set([255, 40 + 190 * share, 30 + 40 * share, 220 * share], 4 * at);
+    image.data.set([255, 40 + 190 * share, 30 + 40 * share, 220 * share ** 1.5], 4 * at);
   });
   pixels.putImageData(image, 0, 0);
   context.imageSmoothingEnabled = true;
