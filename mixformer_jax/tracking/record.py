@@ -16,7 +16,7 @@ from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.result_files import ResultFiles
-from mixformer_jax.tracking.resume import RunState, restored
+from mixformer_jax.tracking.resume import RunState, describe_run, restored
 from mixformer_jax.tracking.tracker import Tracked
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
@@ -85,13 +85,16 @@ def record(
         ResumeError: `run_state` is of another run.
     """
     video, boxes = None if video is None else prepare_output(video), prepare_output(boxes)
-    saved = run_state.load() if run_state is not None and resume else None
-    earlier = [] if saved is None else saved.results
-    overwrite = overwrite or saved is not None
     frames = source.timed()
     first = next(frames, None)
     if first is None:
         raise SourceError(f"{source.name}: there is no frame")
+    saved = None
+    if run_state is not None:
+        run_state.describe(describe_run(tracker, source, first, boxes_xywh))
+        saved = run_state.load() if resume else None
+    earlier = [] if saved is None else saved.results
+    overwrite = overwrite or saved is not None
 
     results: list[Tracked] = []
     step_seconds: list[float] = []

@@ -12,7 +12,7 @@ from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.sources import ArrayFrames
 from mixformer_jax.tracking import resume
 from mixformer_jax.tracking.record import record
-from mixformer_jax.tracking.resume import ResumeError, RunState, describe_run
+from mixformer_jax.tracking.resume import ResumeError, RunState
 from mixformer_jax.tracking.tracker import Tracker
 from tests.stand_ins import SIDE, PairTracker, square_boxes, square_clip
 
@@ -41,7 +41,7 @@ def breaking(frames, at, error):
 def run(folder, tracker, frames, backward=False, **options):
     source = SelectedFrames(ArrayFrames(frames), stride=2 if not backward else 1, backward=backward)
     boxes = folder / "out.jsonl"
-    state = RunState(resume.resume_path(boxes), describe_run(tracker, source, GIVEN))
+    state = RunState(resume.resume_path(boxes))
     return record(tracker, source, GIVEN, folder / "out.avi", boxes, run_state=state, **options)
 
 
