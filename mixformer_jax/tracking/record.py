@@ -170,10 +170,9 @@ def record(
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
             save(now=True)
-        else:
-            if run_state is not None:
-                stack.callback(run_state.discard)  # once the files have their names
 
+    if run_state is not None and stopped_by is None:
+        run_state.discard()  # now that the files have their names
     lost = None if results[0].lost is None else np.stack([found.lost for found in results if found.lost is not None])
     warm_up_s = start_s + step_seconds[0] if step_seconds else math.nan
     count = len(step_seconds) - 1
