@@ -128,7 +128,7 @@ class PyAVDecoder(Decoder):
             self.fps = float(stream.guessed_rate or 0)
             seconds = (container.duration or 0) / av.time_base
             self.num_frames = stream.frames or round(seconds * self.fps) or None
-            is_file = container.size > 0 and container.format.name != "hls"  # whose list of pieces has a size
+            is_file = (container.size or 0) > 0 and container.format.name != "hls"  # whose list of pieces has a size
             self.is_live = is_address(location) and self.num_frames is None and not is_file
             # There is no context where this FFmpeg knows no decoder.
             context = stream.codec_context
