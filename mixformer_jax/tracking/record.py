@@ -101,6 +101,7 @@ def record(
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
     keeping = threading.Lock()
+    is_begun = False
     latest: Any = None  # the state that belongs to the last result
 
     def finish() -> str:
@@ -109,6 +110,7 @@ def record(
             writer.close()
         files.__exit__()
         save(now=True)
+        forget()
         kept = ", ".join(map(str, files.paths)) + ("" if video is None else f" and {video}")
         return f"the {len(results)} frames tracked until then are in {kept}" if results else ""
 
@@ -116,18 +118,32 @@ def record(
         if run_state is not None and len(results) > max(1, len(earlier)):
             run_state.save(latest, results, now)
 
+    def begin() -> None:
+        """Once a file is this run's alone. Who is killed from here on leaves files, and this tells whose they are."""
+        nonlocal is_begun
+        if run_state is not None and not earlier:
+            run_state.begin()
+            is_begun = True
+
+    def forget() -> None:
+        if run_state is not None and is_begun and not results:  # nothing to go on with
+            run_state.discard()
+
     files = ResultFiles(boxes, len(boxes_xywh), overwrite)
     writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
     with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        stack.callback(forget)
+        if writer is not None:
+            begin()
         started = time.perf_counter()
         state = tracker.start(first.pixels, boxes_xywh)
-        if saved is not None:
+        if saved is not None and earlier:
             state = restored(tracker, state, saved.state)
         start_s = time.perf_counter() - started
 
         stack.enter_context(files)
-        if run_state is not None and saved is None:
-            run_state.discard()  # of a run whose files are replaced
+        if writer is None:
+            begin()
         bar = stack.enter_context(
             tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
         )

@@ -74,6 +74,10 @@ class RunState:
         """Says what the run is (`describe_run`), before anything else."""
         self._about = about
 
+    def begin(self) -> None:
+        """Says whose the files are that a run makes, before there is a result."""
+        self._write({})
+
     def load(self) -> Saved | None:
         """What is there; None where nothing is.
 
@@ -95,6 +99,8 @@ class RunState:
                 f"{self.path}: is of a run with other {' and '.join(differing)}; "
                 "give those again, or begin again without --resume"
             )
+        if not arrays:
+            return Saved([], {})
         has_scores, results = bool(arrays["has_scores"]), []
         names = ("boxes", "scores", "lost", "frame", "time")
         for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
@@ -112,7 +118,6 @@ class RunState:
         n = len(first.boxes_xywh)
         arrays: dict[str, Any] = {f"state{name}": value for name, value in _leaves(state).items()}
         arrays |= {
-            "about": json.dumps({"version": _VERSION, **self._about}),
             "boxes": np.stack([found.boxes_xywh for found in results]),
             "has_scores": first.scores is not None,
             "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
@@ -120,11 +125,14 @@ class RunState:
             "frame": np.array([found.frame for found in results]),
             "time": np.array([found.time for found in results], np.float64),
         }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_atomically(self.path, buffer.getvalue())
+        self._write(arrays)
         ended = time.monotonic()
         self._next = ended + max(SAVE_EVERY_S, _LEAST_SHARE * (ended - began))
+
+    def _write(self, arrays: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, about=json.dumps({"version": _VERSION, **self._about}), **arrays)
+        write_atomically(self.path, buffer.getvalue())
 
     def discard(self) -> None:
         """Nothing is left to go on with."""
