@@ -92,6 +92,7 @@ _SLOW_FILES = (
     "training/test_checkpoints.py",
     "models/test_config.py",
     "convert/test_names.py",
+    "tracking/test_coming_and_going.py",
     "tracking/test_targets.py",
     "datasets/test_batches.py",
     "models/test_training_mode.py",

@@ -3,18 +3,24 @@
 import contextlib
 import http.server
 import itertools
+import json
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import mixformer_jax
+from mixformer_jax import cli
 from mixformer_jax.media import live
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import open_source
+from mixformer_jax.tracking.tracker import Tracked
 from tests.clips import write_clip
 from tests.test_video import numbers, picture
 
@@ -157,3 +163,36 @@ def test_who_closes_is_not_kept_waiting(server):
     assert next(stream.timed()).pixels.shape == (48, 64, 3)
     stream.close()
     assert list(stream.timed()) == []
+
+
+class Standing:
+    """A tracker whose target stays where it is."""
+
+    has_scores = False
+
+    def start(self, frame, boxes_xywh):
+        return boxes_xywh
+
+    def step(self, state, frame):
+        time.sleep(0.005)
+        return state, Tracked(state)
+
+
+def test_track_says_what_was_dropped(server, tmp_path, monkeypatch, capsys):
+    handler, address = server
+    monkeypatch.setattr(mixformer_jax, "load", lambda *_, **__: Standing(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    handler.answers = itertools.chain([True] * 3, itertools.repeat(False))
+    given = [f"{address}/gate.ts", "--box", "8,8,20,20", "--boxes", "b.jsonl"]
+    assert cli.main(["track", *given, "--reconnects", "1"]) == 2
+    out, told = capsys.readouterr()
+    assert "the stream broke off" in told and "1 attempts to open it again gave no frame" in told
+    found = re.search(r"dropped +(\d+) frames that came while another was tracked\nreconnected +(\d+) times\n", out)
+    records = [json.loads(line) for line in Path("b.jsonl").read_text().splitlines()]
+    given_numbers, times = ([record[name] for record in records] for name in ("frame", "time"))
+    assert found is not None and int(found[2]) >= 1
+    assert int(found[1]) + len(records) == given_numbers[-1] and given_numbers == sorted(set(given_numbers))
+    assert times == sorted(times)
+    handler.answers = itertools.repeat(True)
+    assert cli.main(["track", *given, "--overwrite", "--resume"]) == 2
+    assert "is live, and cannot be gone back to" in capsys.readouterr().err

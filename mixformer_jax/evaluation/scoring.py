@@ -255,7 +255,9 @@ def score_results(
     """
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
-    with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress) as bar:
+    with tqdm(
+        total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=None if progress else True
+    ) as bar:
         scored = [_score_tracker(tracker, benchmark, sequences, rules, bar) for tracker in files]
     scored.sort(key=lambda scores: -scores.headline["AUC"])
     return OpeScores(benchmark, rules, names, tuple(scored))

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from importlib import resources
 from pathlib import Path
@@ -133,7 +133,8 @@ class PyAVDecoder(Decoder):
             # There is no context where this FFmpeg knows no decoder.
             context = stream.codec_context
             self.codec = "an unknown codec" if context is None else _codec_name(context.codec.canonical_name)
-        first = next(self.frames(), None)
+            with closing(self._decoded(container)) as frames:  # from the same connection
+                first = next(frames, None)
         if first is None:
             raise _undecodable(self)
         self.size = first[0].shape[:2]
@@ -141,28 +142,31 @@ class PyAVDecoder(Decoder):
     def frames(self) -> Iterator[tuple[Frame, float]]:
         """See `Decoder`. Packets before the first that decodes are passed over: recordings are cut anywhere."""
         with self._open() as container:
-            stream = container.streams.best("video")
-            if stream.codec_context is None:
-                return
-            stream.thread_type = "SLICE" if self.is_live else "AUTO"  # frame by frame, each thread is a frame behind
-            start = float((stream.start_time or 0) * stream.time_base)
-            size = (stream.codec_context.width, stream.codec_context.height)
-            number = 0
-            for packet in self._packets(container, stream):
-                try:
-                    pictures = stream.decode(packet)
-                except self._av.error.FFmpegError as error:
-                    if self.is_live:  # as after a lost packet: the next key frame mends it
-                        continue
-                    if number and self.num_frames is None:
-                        raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
-                    if number:
-                        return
+            yield from self._decoded(container)
+
+    def _decoded(self, container: Any) -> Generator[tuple[Frame, float], None, None]:
+        stream = container.streams.best("video")
+        if stream.codec_context is None:
+            return
+        stream.thread_type = "SLICE" if self.is_live else "AUTO"  # frame by frame, each thread is a frame behind
+        start = float((stream.start_time or 0) * stream.time_base)
+        size = (stream.codec_context.width, stream.codec_context.height)
+        number = 0
+        for packet in self._packets(container, stream):
+            try:
+                pictures = stream.decode(packet)
+            except self._av.error.FFmpegError as error:
+                if self.is_live:  # as after a lost packet: the next key frame mends it
                     continue
-                for picture in pictures:
-                    seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
-                    number += 1
-                    yield self._converted(picture, size), seconds
+                if number and self.num_frames is None:
+                    raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
+                if number:
+                    return
+                continue
+            for picture in pictures:
+                seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
+                number += 1
+                yield self._converted(picture, size), seconds
 
     def _converted(self, picture: Any, size: tuple[int, int]) -> Frame:
         # As OpenCV converts: by way of BGR, bicubic in the colours and where the size changes inside a file.
@@ -202,7 +206,9 @@ class _Witness:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            process_group=0,  # a terminal's Ctrl-C is not for it: its end would count as a frame in doubt
+            # A terminal's Ctrl-C is not for it: its end would count as a frame in doubt.
+            process_group=0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             env={name: value for name, value in os.environ.items() if name not in silencers},
         )
         self._passed, self._complains = 0, False

@@ -33,6 +33,7 @@ class LiveSource(FrameSource):
         self.reconnections = 0
         self._changed = threading.Condition()
         self._newest: TimedFrame | None = None
+        self._put_back: TimedFrame | None = None
         self._broken: SourceError | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -46,6 +47,9 @@ class LiveSource(FrameSource):
         if self._thread is None:
             self._thread = threading.Thread(target=self._fetch, name=self.name, daemon=True)
             self._thread.start()
+        if self._put_back is not None:
+            held, self._put_back = self._put_back, None
+            yield held
         while not self._closed.is_set():
             with self._changed:
                 while self._newest is None and self._thread.is_alive() and self._broken is None:
@@ -54,6 +58,16 @@ class LiveSource(FrameSource):
             if frame is None:
                 raise self._broken or SourceError(f"{self.name}: the thread that reads it has ended")
             yield frame
+
+    def peek(self) -> TimedFrame:
+        """See `FrameSource`."""
+        frame = super().peek()
+        self.put_back(frame)
+        return frame
+
+    def put_back(self, frame: TimedFrame) -> None:
+        """The next pass begins with this frame, whatever comes meanwhile."""
+        self._put_back = frame
 
     def _fetch(self) -> None:
         arriving = self._arriving()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.live import LiveSource
 from mixformer_jax.media.sources import FrameSource, TimedFrame
 
 
@@ -65,6 +66,17 @@ class SelectedFrames(FrameSource):
                 return
         if number < start:
             raise SourceError(f"{self.name}: there is no frame {start}; it has {number}")
+
+    def peek(self) -> TimedFrame:
+        """See `FrameSource`."""
+        frame = super().peek()
+        if isinstance(self._source, LiveSource):
+            self._source.put_back(frame)
+        return frame
+
+    def part(self) -> tuple[int, int | None, int, bool]:
+        """See `FrameSource`."""
+        return self._start or (0 if self._backward else 1), self._end, self._stride, self._backward
 
     def close(self) -> None:
         """See `FrameSource`."""

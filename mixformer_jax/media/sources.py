@@ -78,6 +78,17 @@ class FrameSource(ABC):
                 raise SourceError(f"{self.name}: there is no frame {stretch[0]}; it ends before")
             yield from reversed(kept)
 
+    def peek(self) -> TimedFrame:
+        """The first frame of the next pass. SourceError where there is none."""
+        frame = next(self.timed(), None)
+        if frame is None:
+            raise SourceError(f"{self.name}: there is no frame")
+        return frame
+
+    def part(self) -> tuple[int, int | None, int, bool]:
+        """Which frames of what it was opened from these are: start, end, stride, and whether backward."""
+        return 1, None, 1, False
+
     def close(self) -> None:  # noqa: B027 (only what is live has something open between frames)
         """Lets go of what is held open between frames."""
 
