@@ -78,7 +78,7 @@ def run_track(args: argparse.Namespace) -> int:
     from mixformer_jax.media.selection import SelectedFrames
     from mixformer_jax.media.video import open_source, prepare_output
     from mixformer_jax.tracking.record import record
-    from mixformer_jax.tracking.resume import RunState, describe_run, resume_path
+    from mixformer_jax.tracking.resume import RunState, resume_path
 
     _check_arguments(args)
     with open_source(args.source, args.live, args.reconnects) as opened:
@@ -95,9 +95,8 @@ def run_track(args: argparse.Namespace) -> int:
         if args.resume and source.is_live:
             raise UsageError(f"--resume: {args.source} is live, and cannot be gone back to")
         tracker = load_model(args)
-        about = None if source.is_live else describe_run(tracker, source, boxes_xywh)
         while True:
-            run_state = None if about is None else RunState(resume_path(boxes.expanduser()), about)
+            run_state = None if source.is_live else RunState(resume_path(boxes.expanduser()))
             options = {"progress": not args.quiet, "overwrite": args.overwrite}
             try:
                 recording = record(

@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from importlib import resources
 from pathlib import Path
@@ -128,12 +128,13 @@ class PyAVDecoder(Decoder):
             self.fps = float(stream.guessed_rate or 0)
             seconds = (container.duration or 0) / av.time_base
             self.num_frames = stream.frames or round(seconds * self.fps) or None
-            is_file = container.size > 0 and container.format.name != "hls"  # whose list of pieces has a size
+            is_file = (container.size or 0) > 0 and container.format.name != "hls"  # whose list of pieces has a size
             self.is_live = is_address(location) and self.num_frames is None and not is_file
             # There is no context where this FFmpeg knows no decoder.
             context = stream.codec_context
             self.codec = "an unknown codec" if context is None else _codec_name(context.codec.canonical_name)
-        first = next(self.frames(), None)
+            with closing(self._decoded(container)) as frames:  # from the same connection
+                first = next(frames, None)
         if first is None:
             raise _undecodable(self)
         self.size = first[0].shape[:2]
@@ -141,28 +142,31 @@ class PyAVDecoder(Decoder):
     def frames(self) -> Iterator[tuple[Frame, float]]:
         """See `Decoder`. Packets before the first that decodes are passed over: recordings are cut anywhere."""
         with self._open() as container:
-            stream = container.streams.best("video")
-            if stream.codec_context is None:
-                return
-            stream.thread_type = "SLICE" if self.is_live else "AUTO"  # frame by frame, each thread is a frame behind
-            start = float((stream.start_time or 0) * stream.time_base)
-            size = (stream.codec_context.width, stream.codec_context.height)
-            number = 0
-            for packet in self._packets(container, stream):
-                try:
-                    pictures = stream.decode(packet)
-                except self._av.error.FFmpegError as error:
-                    if self.is_live:  # as after a lost packet: the next key frame mends it
-                        continue
-                    if number and self.num_frames is None:
-                        raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
-                    if number:
-                        return
+            yield from self._decoded(container)
+
+    def _decoded(self, container: Any) -> Generator[tuple[Frame, float], None, None]:
+        stream = container.streams.best("video")
+        if stream.codec_context is None:
+            return
+        stream.thread_type = "SLICE" if self.is_live else "AUTO"  # frame by frame, each thread is a frame behind
+        start = float((stream.start_time or 0) * stream.time_base)
+        size = (stream.codec_context.width, stream.codec_context.height)
+        number = 0
+        for packet in self._packets(container, stream):
+            try:
+                pictures = stream.decode(packet)
+            except self._av.error.FFmpegError as error:
+                if self.is_live:  # as after a lost packet: the next key frame mends it
                     continue
-                for picture in pictures:
-                    seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
-                    number += 1
-                    yield self._converted(picture, size), seconds
+                if number and self.num_frames is None:
+                    raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
+                if number:
+                    return
+                continue
+            for picture in pictures:
+                seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
+                number += 1
+                yield self._converted(picture, size), seconds
 
     def _converted(self, picture: Any, size: tuple[int, int]) -> Frame:
         # As OpenCV converts: by way of BGR, bicubic in the colours and where the size changes inside a file.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import cv2
 
+from mixformer_jax import signals
 from mixformer_jax.media.decoders import Decoder
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame, checked_size, usable_rate
@@ -16,8 +17,8 @@ from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame, checked_
 # A stream that breaks off is opened anew after so many seconds, then twice as many, ...: so often without a frame.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 10.0
 RECONNECTS = 6
-# How often who waits for a frame looks whether the thread is still there.
-_LOOK_S = 1.0
+# How often who waits for a frame looks whether the thread is still there, and whether a signal came.
+_LOOK_S = 0.2
 # A thread may stand in a decoder that waits for its stream; it ends with the process.
 _JOIN_S = 0.5
 
@@ -53,6 +54,7 @@ class LiveSource(FrameSource):
         while not self._closed.is_set():
             with self._changed:
                 while self._newest is None and self._thread.is_alive() and self._broken is None:
+                    signals.check()
                     self._changed.wait(_LOOK_S)
                 frame, self._newest = self._newest, None
             if frame is None:

@@ -16,7 +16,7 @@ from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.result_files import ResultFiles
-from mixformer_jax.tracking.resume import RunState, restored
+from mixformer_jax.tracking.resume import RunState, describe_run, restored
 from mixformer_jax.tracking.tracker import Tracked
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
@@ -85,19 +85,23 @@ def record(
         ResumeError: `run_state` is of another run.
     """
     video, boxes = None if video is None else prepare_output(video), prepare_output(boxes)
-    saved = run_state.load() if run_state is not None and resume else None
-    earlier = [] if saved is None else saved.results
-    overwrite = overwrite or saved is not None
     frames = source.timed()
     first = next(frames, None)
     if first is None:
         raise SourceError(f"{source.name}: there is no frame")
+    saved = None
+    if run_state is not None:
+        run_state.describe(describe_run(tracker, source, first, boxes_xywh))
+        saved = run_state.load() if resume else None
+    earlier = [] if saved is None else saved.results
+    overwrite = overwrite or saved is not None
 
     results: list[Tracked] = []
     step_seconds: list[float] = []
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
     keeping = threading.Lock()
+    is_begun = False
     latest: Any = None  # the state that belongs to the last result
 
     def finish() -> str:
@@ -106,6 +110,7 @@ def record(
             writer.close()
         files.__exit__()
         save(now=True)
+        forget()
         kept = ", ".join(map(str, files.paths)) + ("" if video is None else f" and {video}")
         return f"the {len(results)} frames tracked until then are in {kept}" if results else ""
 
@@ -113,18 +118,32 @@ def record(
         if run_state is not None and len(results) > max(1, len(earlier)):
             run_state.save(latest, results, now)
 
+    def begin() -> None:
+        """Once a file is this run's alone. Who is killed from here on leaves files, and this tells whose they are."""
+        nonlocal is_begun
+        if run_state is not None and not earlier:
+            run_state.begin()
+            is_begun = True
+
+    def forget() -> None:
+        if run_state is not None and is_begun and not results:  # nothing to go on with
+            run_state.discard()
+
     files = ResultFiles(boxes, len(boxes_xywh), overwrite)
     writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
     with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        stack.callback(forget)
+        if writer is not None:
+            begin()
         started = time.perf_counter()
         state = tracker.start(first.pixels, boxes_xywh)
-        if saved is not None:
+        if saved is not None and earlier:
             state = restored(tracker, state, saved.state)
         start_s = time.perf_counter() - started
 
         stack.enter_context(files)
-        if run_state is not None and saved is None:
-            run_state.discard()  # of a run whose files are replaced
+        if writer is None:
+            begin()
         bar = stack.enter_context(
             tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
         )
@@ -167,10 +186,9 @@ def record(
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
             save(now=True)
-        else:
-            if run_state is not None:
-                stack.callback(run_state.discard)  # once the files have their names
 
+    if run_state is not None and stopped_by is None:
+        run_state.discard()  # now that the files have their names
     lost = None if results[0].lost is None else np.stack([found.lost for found in results if found.lost is not None])
     warm_up_s = start_s + step_seconds[0] if step_seconds else math.nan
     count = len(step_seconds) - 1

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float64
 
 from mixformer_jax.files import write_atomically
-from mixformer_jax.media.sources import FrameSource
+from mixformer_jax.media.sources import FrameSource, TimedFrame
 from mixformer_jax.tracking.step import TrackState, encode_templates
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
@@ -43,17 +44,19 @@ def resume_path(boxes: Path) -> Path:
     return boxes.with_name(f"{boxes.name}.resume")
 
 
-def describe_run(tracker: Any, source: FrameSource, boxes_xywh: np.ndarray) -> dict[str, str]:
-    """What must be the same for a run to go on, by what a message calls it."""
-    first = source.peek()
-    about = {
-        "boxes": np.asarray(boxes_xywh).tolist(),
+def describe_run(
+    tracker: Any, source: FrameSource, first: TimedFrame, boxes_xywh: Float64[np.ndarray, "n 4"]
+) -> dict[str, str]:
+    """What must be the same for a run to go on, by what a message calls it; `first` is the source's first frame."""
+    about: dict[str, Any] = {
+        "boxes": boxes_xywh.tolist(),
         "frames": [hashlib.sha256(first.pixels.tobytes()).hexdigest(), *source.part()],
     }
     if isinstance(tracker, Tracker):
         digest = hashlib.sha256()
         for path, value in jax.tree_util.tree_leaves_with_path(tracker.variables):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(value).tobytes())
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(value).reshape(-1).view(np.uint8).data)
         about["weights"] = [digest.hexdigest(), tracker.config.dtype]
         about["settings"] = tracker.settings.to_dict()
     return {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
@@ -62,9 +65,18 @@ def describe_run(tracker: Any, source: FrameSource, boxes_xywh: np.ndarray) -> d
 class RunState:
     """The file of a run; `save` is called after every frame, and writes when it is time."""
 
-    def __init__(self, path: Path, about: Mapping[str, str]) -> None:
-        self.path, self._about = path, dict(about)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._about: dict[str, str] = {}
         self._next = time.monotonic() + SAVE_EVERY_S
+
+    def describe(self, about: dict[str, str]) -> None:
+        """Says what the run is (`describe_run`), before anything else."""
+        self._about = about
+
+    def begin(self) -> None:
+        """Says whose the files are that a run makes, before there is a result."""
+        self._write({})
 
     def load(self) -> Saved | None:
         """What is there; None where nothing is.
@@ -87,6 +99,8 @@ class RunState:
                 f"{self.path}: is of a run with other {' and '.join(differing)}; "
                 "give those again, or begin again without --resume"
             )
+        if not arrays:
+            return Saved([], {})
         has_scores, results = bool(arrays["has_scores"]), []
         names = ("boxes", "scores", "lost", "frame", "time")
         for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
@@ -104,7 +118,6 @@ class RunState:
         n = len(first.boxes_xywh)
         arrays: dict[str, Any] = {f"state{name}": value for name, value in _leaves(state).items()}
         arrays |= {
-            "about": json.dumps({"version": _VERSION, **self._about}),
             "boxes": np.stack([found.boxes_xywh for found in results]),
             "has_scores": first.scores is not None,
             "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
@@ -112,11 +125,14 @@ class RunState:
             "frame": np.array([found.frame for found in results]),
             "time": np.array([found.time for found in results], np.float64),
         }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_atomically(self.path, buffer.getvalue())
+        self._write(arrays)
         ended = time.monotonic()
         self._next = ended + max(SAVE_EVERY_S, _LEAST_SHARE * (ended - began))
+
+    def _write(self, arrays: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, about=json.dumps({"version": _VERSION, **self._about}), **arrays)
+        write_atomically(self.path, buffer.getvalue())
 
     def discard(self) -> None:
         """Nothing is left to go on with."""

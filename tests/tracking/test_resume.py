@@ -12,7 +12,7 @@ from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.sources import ArrayFrames
 from mixformer_jax.tracking import resume
 from mixformer_jax.tracking.record import record
-from mixformer_jax.tracking.resume import ResumeError, RunState, describe_run
+from mixformer_jax.tracking.resume import ResumeError, RunState
 from mixformer_jax.tracking.tracker import Tracker
 from tests.stand_ins import SIDE, PairTracker, square_boxes, square_clip
 
@@ -41,7 +41,7 @@ def breaking(frames, at, error):
 def run(folder, tracker, frames, backward=False, **options):
     source = SelectedFrames(ArrayFrames(frames), stride=2 if not backward else 1, backward=backward)
     boxes = folder / "out.jsonl"
-    state = RunState(resume.resume_path(boxes), describe_run(tracker, source, GIVEN))
+    state = RunState(resume.resume_path(boxes))
     return record(tracker, source, GIVEN, folder / "out.avi", boxes, run_state=state, **options)
 
 
@@ -124,3 +124,38 @@ def test_another_run_is_not_gone_on_with(tmp_path, tracker):
 
 def test_nothing_to_go_on_with_begins(tmp_path):
     assert run(tmp_path, PairTracker(), square_clip(6), resume=True).resumed == 0
+
+
+@pytest.mark.parametrize("video", ["out.avi", None])
+def test_killed_before_the_first_result(tmp_path, video):
+    """Its files are there, and are its own; another run's are not."""
+    source, boxes = ArrayFrames(square_clip(6)), tmp_path / "out.csv"
+
+    class Compiling(PairTracker):
+        def start(self, frame, boxes_xywh):
+            if video is not None:
+                raise Killed
+            return super().start(frame, boxes_xywh)
+
+        def step(self, state, frame):
+            raise Killed
+
+    def again(tracker, **options):
+        state = RunState(resume.resume_path(boxes))
+        return record(tracker, source, GIVEN, video and tmp_path / video, boxes, run_state=state, **options)
+
+    kept = {}
+    with pytest.raises(Killed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunState, "discard", lambda state: kept.update({state.path: state.path.read_bytes()}))
+        again(Compiling())
+    ((path, data),) = [*kept.items()] or [(resume.resume_path(boxes), resume.resume_path(boxes).read_bytes())]
+    path.write_bytes(data)
+    for name in ("out.csv", "out.avi")[: 1 + bool(video)]:
+        part_path(tmp_path / name).touch()
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(FileExistsError, match="another run is writing"):
+        again(PairTracker())
+    assert path.read_bytes() == data
+    found = again(PairTracker(), resume=True)
+    assert (len(found.boxes_xywh), found.resumed) == (6, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.csv", *([video] if video else [])}

@@ -247,4 +247,6 @@ def in_threads(
 ) -> Iterable[Result]:
     """Results of a slow function in the order of the items, with a bar on the terminal."""
     with ThreadPoolExecutor(num_threads) as threads:
-        yield from tqdm(threads.map(function, items), total=len(items), unit=f" {unit}", desc=what, mininterval=1)
+        yield from tqdm(
+            threads.map(function, items), total=len(items), unit=f" {unit}", desc=what, mininterval=1, disable=None
+        )
