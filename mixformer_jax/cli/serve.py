@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ipaddress
 import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +67,8 @@ def run_serve(args: argparse.Namespace) -> int:
             with_addresses=is_own or args.addresses,
             limits=Limits(args.sessions, args.megabytes * 2**20),
         )
-        name = f"[{address}]" if ":" in address else address
+        is_every = ipaddress.ip_address(address).is_unspecified
+        name = socket.gethostname() if is_every else f"[{address}]" if ":" in address else address
         print(f"open http://{name}:{port}/{'' if token is None else f'?token={token}'}", flush=True)
 
         def finish() -> str:

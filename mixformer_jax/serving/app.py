@@ -91,6 +91,12 @@ class Server:
 
     def _warm_up(self) -> None:
         """Compiles what the first target needs; then what the second does, and the overlay."""
+        try:
+            self._compile()
+        finally:
+            self._ready.set()  # sessions tell of their own errors
+
+    def _compile(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
         frames = [TimedFrame(pixels, number, float(number)) for number in range(1, 5)]
         following = Following(self._tracker, lambda index: frames[index])

@@ -1,7 +1,9 @@
 """Frames by their index, counted from 0: of a video that can be read again, or kept of what is live."""
 
+import math
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,8 @@ from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 
 # What a frame of the largest usual video (8K) has; more would fill the memory.
 MAX_PIXELS = 36_000_000
+# Frames of a file that are kept decoded, so that steps back are quick.
+RECENT_BYTES = 64 * 2**20
 JPEG_QUALITY = 90
 # Start-of-frame markers of JPEG files (ITU-T T.81, table B.1), and segments without a length.
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -37,27 +41,29 @@ class Frames(ABC):
 
 
 class FileFrames(Frames):
-    """A video that can be read again. What lies behind is had by beginning anew, so going back takes its time."""
+    """A video that can be read again. The last frames are kept, and what lies further back is had by beginning anew."""
 
     def __init__(self, source: FrameSource) -> None:
         check_pixels(source.size)
         self.name, self.fps, self.num_frames, self.size = source.name, source.fps, source.num_frames, source.size
         self._source, self._lock = source, threading.Lock()
-        self._pass: Iterator[TimedFrame] | None = None
-        self._last: TimedFrame | None = None
+        self._pass: Iterator[TimedFrame] = source.timed()
+        self._recent: deque[TimedFrame] = deque(maxlen=max(2, RECENT_BYTES // (3 * math.prod(source.size))))
 
     def get(self, index: int) -> TimedFrame:
         """See `Frames`."""
         with self._lock:
-            if self._pass is None or self._last is None or index + 1 < self._last.number:
-                self._pass, self._last = self._source.timed(), None
-            while self._last is None or self._last.number <= index:
+            recent = self._recent
+            if recent and index + 1 < recent[0].number:
+                self._pass = self._source.timed()
+                recent.clear()
+            while not recent or recent[-1].number <= index:
                 frame = next(self._pass, None)
                 if frame is None:
-                    self.num_frames = 0 if self._last is None else self._last.number
+                    self.num_frames = recent[-1].number if recent else 0
                     raise IndexError(index)
-                self._last = frame
-            return self._last
+                recent.append(frame)
+            return recent[index + 1 - recent[0].number]
 
     def again(self) -> "FileFrames":
         """The same video, to be read independently."""
@@ -66,7 +72,8 @@ class FileFrames(Frames):
     def close(self) -> None:
         """See `Frames`."""
         with self._lock:
-            self._pass = self._last = None
+            self._pass = iter(())
+            self._recent.clear()
             self._source.close()
 
 

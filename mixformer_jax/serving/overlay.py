@@ -32,26 +32,28 @@ def overlay_choices(config: MixFormerConfig, num_online_templates: int) -> dict[
 
 
 def overlay(following: Following, frame: TimedFrame, target: int, kind: str, block: str) -> Overlay | None:
-    """What share of its attention each part of the search region gives to the target; None where it was not searched.
+    """What share of its attention each part of the search region gives to the target; None where there is none.
+
+    Args:
+        following: the target, which was searched on the frame, or not.
+        frame: the frame.
+        target: its number.
+        kind: of `overlay_choices`, as the block.
+        block: all of them are computed at once, by one program.
 
     Returns:
         `x`, `y` and `side` of the search region in pixels of the frame; `levels`, rows of whole numbers up to 255, the
         `most` of which stands for 255.
-
-    Raises:
-        ValueError: no such kind or block.
     """
     tracker, index = following.tracker, frame.number - 1
     state, given_xywh = following.state_before(index), following.box_given(target, index)
     if state is None or given_xywh is None or target not in live_numbers(state):
         return None
     alone = target_alone(state, target)
-    # All blocks that there are to choose from, as one program.
     maps = attention_maps(tracker, alone, frame.pixels, template_box_xyxy(tracker, given_xywh))
-    by_block = dict(zip(maps.blocks, maps.weights.get(kind, ()), strict=False)) if kind in ON_FRAMES else {}
-    weights = by_block.get(block)
-    if weights is None:
-        raise ValueError(f"no overlay of kind {kind!r} in block {block!r}")
+    weights = maps.weights[kind][maps.blocks.index(block)]
+    if weights is None:  # cross-attention blocks have no search to search
+        return None
     levels = looking_at(weights, maps.views[KINDS[kind][1]].box_xyxy)
     most = max(float(levels.max()), 1e-12)
     x, y, w, h = np.asarray(alone.boxes_xywh, np.float64)[0].tolist()

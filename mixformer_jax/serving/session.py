@@ -19,7 +19,7 @@ from mixformer_jax.media.video import VideoWriter, open_source
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.serving.following import Following
 from mixformer_jax.serving.frames import FileFrames, KeptFrames, check_pixels, decode_image, encode_jpeg, jpeg_size
-from mixformer_jax.serving.overlay import Overlay, overlay
+from mixformer_jax.serving.overlay import Overlay, overlay, overlay_choices
 from mixformer_jax.tracking.record import annotate
 from mixformer_jax.tracking.result_files import rounded
 from mixformer_jax.tracking.tracker import Tracked, Tracker
@@ -29,6 +29,8 @@ MOST_TARGETS = 8
 WIDEST = 1280  # of the pictures that are sent
 # Pictures on their way to the browser: further ones are left out until it has shown these.
 MOST_ON_THE_WAY = 2
+# Of a delay so much is caught up with; after a longer one the next frame comes at its usual distance.
+CAUGHT_UP_S = 0.2
 # Commands that wait: who sends more, faster than they are done, is cut off.
 MOST_WAITING = 64
 # Frames of an overlay while a video plays: each costs three steps.
@@ -195,6 +197,8 @@ class Session:
         kind, name = command.get("kind"), command.get("name")
         if kind == "camera":
             size = (_whole(command, "height", 16_384), _whole(command, "width", 16_384))
+            if min(size) < 1:
+                raise CommandError("a camera without pixels")
             self._take(KeptFrames("camera", 30.0, size, self._kept_path(), self._shared.most_bytes), None)
             self._is_playing = True
             self._tell_playing()
@@ -251,6 +255,7 @@ class Session:
         self._following = Following(self._shared.tracker, frames.get)
         self._position, self._is_playing, self._is_at_end, self._overlay = -1, False, False, None
         self._shown_at.clear()
+        self._picture = None
         height, width = frames.size
         is_live = live is not None or isinstance(frames, KeptFrames)
         about = {"name": frames.name, "width": width, "height": height, "fps": frames.fps, "live": is_live}
@@ -323,7 +328,10 @@ class Session:
     def _set_overlay(self, command: Mapping[str, Any]) -> None:
         self._overlay = None
         if command.get("target") is not None:
-            kind, block = str(command.get("kind")), str(command.get("block"))
+            tracker, kind, block = self._shared.tracker, str(command.get("kind")), str(command.get("block"))
+            choices = overlay_choices(tracker.config, tracker.settings.num_online_templates)
+            if kind not in choices["kinds"] or block not in choices["blocks"]:
+                raise CommandError(f"no overlay of kind {kind[:20]!r} in block {block[:20]!r}")
             self._overlay = (_whole(command, "target", MOST_FRAMES), kind, block)
         if not self._is_playing:
             self._show_again()
@@ -388,8 +396,7 @@ class Session:
             return
         found = self._tracked(following, frame)
         step = 0.0 if self._is_fast or self._live is not None else 1 / frames.fps
-        # Late frames are not caught up with: the next one comes at its usual distance.
-        self._due = max(self._due + step, now)
+        self._due = max(self._due + step, now - CAUGHT_UP_S)
         self._show(frame, found, jpeg)
 
     def _tracked(self, following: Following, frame: TimedFrame) -> Tracked | None:

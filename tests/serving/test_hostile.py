@@ -198,7 +198,7 @@ def test_commands_that_make_no_sense(served, box):
         assert len(page.hear("picture")[0]["targets"]) == 1
         for kind, block in (("S-to-S'", "B0"), ("OT-to-T", "B0"), (None, None), ("S-to-T", "\0" * 100)):
             page.do("overlay", target=0, kind=kind, block=block)
-            page.hear("error", "picture")
+            assert "no overlay" in page.hear("error", "picture")[0]["text"]
         page.do("pause")
         page.send_picture(0, b"no camera is open")
         for size in ((0, 0), (10**9, 10), (16_000, 16_000), ("640", "480")):

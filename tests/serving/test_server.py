@@ -2,16 +2,20 @@
 
 import csv
 import io
+import itertools
 import json
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from mixformer_jax.media.live import LiveSource
 from mixformer_jax.media.video import open_source
+from mixformer_jax.serving import session
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -122,6 +126,41 @@ def test_the_browsers_camera(served, loop, box):
         assert page.hear("found")[0]["frame"] == 6
 
 
+class Arriving(LiveSource):
+    """A stream that gives the clip over and over."""
+
+    def __init__(self, frames):
+        super().__init__()
+        self.name, self.fps, self.size, self._clip = "stream", 10.0, frames.shape[1:3], frames
+
+    def _arriving(self):
+        for number in itertools.count():
+            time.sleep(0.005)
+            yield self._clip[number % len(self._clip)], number / 10
+
+
+def test_a_live_stream(served, loop, box, monkeypatch):
+    """Its newest frames are followed and kept, so that one can go back."""
+    monkeypatch.setattr(session, "open_source", lambda address: Arriving(loop.frames))
+    with served.page() as page:
+        page.do("open", kind="address", name="rtsp://camera/1")
+        opened = page.hear("opened")[0]
+        assert opened["live"] and opened["frames"] is None
+        page.do("add", box=box.tolist(), frame=page.hear("picture")[0]["frame"])
+        page.hear("picture")
+        page.do("play")
+        while (shown := page.hear("picture")[0])["frame"] < 8:
+            assert [target["target"] for target in shown["targets"]] == [0]
+        page.do("pause")
+        page.hear("paused")
+        page.do("seek", frame=4)
+        while (shown := page.hear("picture")[0])["frame"] != 4:
+            pass
+        assert len(shown["targets"]) == 1 and shown["last"] >= 8
+        page.do("write")
+        page.hear("written")
+
+
 def test_an_upload_is_a_label_and_bytes(served, videos):
     with served.page() as page:
         data = (videos / "more" / "clip.mp4").read_bytes()
@@ -141,9 +180,9 @@ def test_what_a_session_held_goes_with_its_connection(served, box):
         page.do("add", box=box.tolist(), frame=0)
         page.play_to_the_end()
         page.do("write")
-        (session,) = served.server.sessions.values()
+        (held,) = served.server.sessions.values()
         assert set(Path(tempfile.gettempdir()).glob("mixformer_page_*")) > folders
-    session.join(30.0)
+    held.join(30.0)
     while served.server.sessions:
         pass
     assert set(Path(tempfile.gettempdir()).glob("mixformer_page_*")) == folders
