@@ -47,10 +47,11 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def page(browser, address):
+@pytest.fixture(params=[{"width": 1000, "height": 800}], ids=["desktop"])
+def page(browser, address, request):
     """The page, ready; nothing may go wrong in its script, nor be refused by the rules for its content."""
-    page, wrong = browser.new_page(viewport={"width": 1000, "height": 800}), []
+    is_phone = request.param["width"] < 500
+    page, wrong = browser.new_page(viewport=request.param, has_touch=is_phone, is_mobile=is_phone), []
     page.set_default_timeout(WAIT_MS)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text) if "Content Security" in message.text else None)
@@ -144,6 +145,29 @@ def test_the_camera(page):
     expect(page.locator("#csv")).to_be_enabled()
     page.click("#play")
     expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
+
+
+@pytest.mark.parametrize("page", [{"width": 390, "height": 844}], ids=["phone"], indirect=True)
+def test_a_finger_draws(page, clip):
+    path, boxes_xywh = clip
+    page.set_input_files("#file", path)
+    expect(page.locator("#where")).to_contain_text(f"1 / {FRAMES}")
+    place, devtools = page.locator("#canvas").bounding_box(), page.context.new_cdp_session(page)
+    scale = place["width"] / WIDTH
+
+    def touch(kind, *points):
+        points = [{"x": place["x"] + x * scale, "y": place["y"] + y * scale} for x, y in points]
+        devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    x, y, w, h = boxes_xywh[0]
+    touch("touchStart", (x, y))
+    for share in (0.2, 0.6, 1.0):
+        touch("touchMove", (x + share * w, y + share * h))
+    touch("touchEnd")
+    expect(page.locator("#targets li")).to_have_count(1)
+    page.click("#play")
+    expect(page.locator("#where")).to_contain_text(f"{FRAMES} / {FRAMES}")
+    assert page.evaluate("() => document.body.scrollWidth") <= 390, "nothing sticks out"
 
 
 def test_errors_are_sentences(page, tmp_path):
