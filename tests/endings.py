@@ -289,7 +289,7 @@ def _same_pictures(one: Path, other: Path) -> bool:
             a is not None
             and b is not None
             and a.seconds == b.seconds
-            and np.abs(a.pixels.astype(float) - b.pixels).mean() < 2.0
+            and np.abs(a.pixels.astype(float) - b.pixels).mean() < 8.0
             for a, b in pairs
         )
 
