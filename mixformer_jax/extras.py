@@ -22,9 +22,12 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "optax": "train",
         "orbax": "train",
         "skimage": "demo",
+        "starlette": "serve",
         "tensorflow_datasets": "train",
         "torch": "torch",
         "trax": "vot",
+        "uvicorn": "serve",
+        "websockets": "serve",
     }
 )
 

@@ -93,6 +93,7 @@ _SLOW_FILES = (
     "models/test_config.py",
     "convert/test_names.py",
     "tracking/test_coming_and_going.py",
+    "serving/test_page.py",
     "tracking/test_targets.py",
     "datasets/test_batches.py",
     "models/test_training_mode.py",

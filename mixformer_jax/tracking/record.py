@@ -215,16 +215,18 @@ def annotate(
 ) -> Frame:
     """A copy of frame `index` (shown counted from 1) with the tracker's boxes over the thinner ground truth.
 
-    Several targets have colours and numbers of their own. The box of a target that counts as lost is dashed.
+    Several targets have colours and numbers of their own, and those that come and go keep theirs (`Tracked.numbers`).
+    The box of a target that counts as lost is dashed.
     """
     if groundtruth_xywh is not None and index < len(groundtruth_xywh):
         frame = draw_box(frame, groundtruth_xywh[index], GROUND_TRUTH, thickness=1)
-    several = len(found.boxes_xywh) > 1
-    for target, box_xywh in enumerate(found.boxes_xywh):
-        is_lost = found.lost is not None and bool(found.lost[target])
+    several = len(found.boxes_xywh) > 1 or found.numbers is not None
+    targets = range(len(found.boxes_xywh)) if found.numbers is None else found.numbers.tolist()
+    for row, (target, box_xywh) in enumerate(zip(targets, found.boxes_xywh, strict=True)):
+        is_lost = found.lost is not None and bool(found.lost[row])
         words = [str(target + 1) if several else f"frame {index + 1}"]
         if found.scores is not None:
-            words.append(f"{'' if several else 'score '}{found.scores[target]:.2f}")
+            words.append(f"{'' if several else 'score '}{found.scores[row]:.2f}")
         words += ["lost"] if is_lost else []
         frame = draw_box(frame, box_xywh, target_colour(target), "  ".join(words), dashed=is_lost)
     return draw_caption(frame, f"frame {index + 1}") if several else frame

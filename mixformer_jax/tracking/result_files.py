@@ -94,11 +94,11 @@ class ResultFiles:
                     line += f",{found.scores[target]:.4f},{int(found.lost[target])}"
                 self._append(target, line + "\n")
             return
-        records = [_rounded(record) for record in found.records()]
+        records = [rounded(record) for record in found.records()]
         is_first = self._sizes[0] == 0
         if self._format == ".csv":
             lines = [",".join(RECORD_FIELDS)] if is_first else []
-            lines += [",".join(map(_csv_cell, record.values())) for record in records]
+            lines += map(csv_line, records)
             self._append(0, "".join(line + "\n" for line in lines))
         elif self._format == ".jsonl":
             self._append(0, "".join(json.dumps(record) + "\n" for record in records))
@@ -120,14 +120,14 @@ class ResultFiles:
         self._sizes[index] += len(text)
 
 
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with as many digits as are written."""
     return {
         name: round(value, _DIGITS[name]) if name in _DIGITS and value is not None else value
         for name, value in record.items()
     }
 
 
-def _csv_cell(value: int | float | bool | None) -> str:
-    if value is None:
-        return ""
-    return str(int(value) if isinstance(value, bool) else value)
+def csv_line(record: dict[str, Any]) -> str:
+    """A record as a line, without its end; what is not known is an empty cell."""
+    return ",".join("" if value is None else str(+value) for value in record.values())

@@ -44,12 +44,17 @@ def live_rows(state: TrackState) -> Int64[np.ndarray, " live"]:
     return order[numbers[order] != FREE]
 
 
+def live_numbers(state: TrackState) -> Int64[np.ndarray, " live"]:
+    """The numbers of the targets that are followed, in their order."""
+    return targets_of(state).numbers[live_rows(state)]
+
+
 def row_of(state: TrackState, target: int) -> int:
     """The row of a target; ValueError where there is no such target."""
     numbers = targets_of(state).numbers
     found = np.flatnonzero((numbers == target) & (numbers != FREE))
     if len(found) == 0:
-        listed = ", ".join(map(str, np.sort(numbers[numbers != FREE]))) or "none"
+        listed = ", ".join(map(str, live_numbers(state))) or "none"
         raise ValueError(f"no target {target} is followed; there are: {listed}")
     return int(found[0])
 

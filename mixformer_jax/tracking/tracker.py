@@ -36,6 +36,7 @@ from mixformer_jax.tracking.targets import (
     add_targets,
     due_rows,
     is_live,
+    live_numbers,
     live_rows,
     put_row,
     remove_targets,
@@ -310,7 +311,7 @@ class Tracker:
             renewed = refresh_templates(self.model, settings, self.variables, alone, cut_alone, pinned)
             state = put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
         scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
-        return state, Tracked(boxes_xywh[rows], scores, lost, targets_of(state).numbers[rows])
+        return state, Tracked(boxes_xywh[rows], scores, lost, live_numbers(state))
 
     def search_crops(self, state: TrackState, frame: Frame, around_xywh: Any = None) -> Crops:
         """The first part of a step: search crops around the last boxes, or around others [n, 4]."""
