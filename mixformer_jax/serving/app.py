@@ -69,7 +69,7 @@ class Server:
             limits: of sessions and uploads.
         """
         self._tracker, self._folder, self._with_addresses, self._limits = tracker, folder, with_addresses, limits
-        self._ready, self._one_at_a_time = threading.Event(), threading.Lock()
+        self._ready, self._opens, self._writes = threading.Event(), threading.Lock(), threading.Lock()
         self.sessions: dict[str, Session] = {}
         self._uploading: set[str] = set()
         routes = [
@@ -144,7 +144,8 @@ class Server:
             self._limits.upload_bytes,
             folder,
             self._with_addresses,
-            self._one_at_a_time,
+            self._opens,
+            self._writes,
         )
         session = self.sessions[key] = Session(shared, tell)
         tasks = [
@@ -244,9 +245,9 @@ class Server:
         session = self._session(request)
         if session is None:
             return _no_session()
-        if not session.video.is_file():
+        if not session.written.is_file():
             return PlainTextResponse("the video is not written yet", 404)
-        return FileResponse(session.video, media_type="video/mp4", filename=f"{_plain(session.name)}_tracked.mp4")
+        return FileResponse(session.written, media_type="video/mp4", filename=f"{_plain(session.name)}_tracked.mp4")
 
 
 async def _receive(socket: WebSocket, session: Session) -> None:
