@@ -5,14 +5,31 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import uvicorn
 import websockets  # noqa: F401 (uvicorn speaks WebSocket by it)
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 128
 MOST_MESSAGE = 8 * 2**20  # a picture of a camera
+# Who connects has so long to say what for.
+HEAD_S = 20.0
 _ASKING_S = 0.1
+
+
+class _Http(H11Protocol):
+    """Closes connections over which no request comes: they would take the places of others."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        # A WebSocket has another protocol by now.
+        if cast(Any, self.cycle) is None and not self.transport.is_closing() and self.transport.get_protocol() is self:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
@@ -41,6 +58,7 @@ def serve(app: Starlette, bound: socket.socket, is_asked_to_stop: Callable[[], b
     """Serves until it is asked to stop."""
     config = uvicorn.Config(
         app,
+        http=_Http,
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from mixformer_jax.serving import uploads
+from mixformer_jax.serving import uploads, web
 from mixformer_jax.serving.app import Limits
 from mixformer_jax.serving.guard import COOKIE
 from tests.serving.conftest import wait_until
@@ -236,6 +236,17 @@ def test_sessions_are_few_and_apart(start):
         assert json.loads(served.ask("GET", f"{second.path}/boxes.json").text) == []
     wait_until(lambda: not served.server.sessions)
     assert is_well(served)
+
+
+def test_who_says_nothing_is_not_waited_for(start, monkeypatch):
+    monkeypatch.setattr(web, "HEAD_S", 0.3)
+    served = start()
+    with served.page() as page:
+        for said in (b"", b"GET / HTTP/1.1\r\nhost: local"):
+            with socket.create_connection(("127.0.0.1", served.port), timeout=30) as silent:
+                silent.sendall(said)
+                assert silent.recv(1) == b"", "closed"
+        page.open()
 
 
 def resident_bytes() -> int:
