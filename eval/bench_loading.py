@@ -4,15 +4,14 @@
     python -m eval.bench_loading --root got10k/val --dataset got10k --turns 20
     python -m eval.bench_loading --workers 2 --append docs/benchmarks.md
 
-All contenders load the same sequences and make the same samples: template, online template and search by the official
+All contenders make the same samples of the same sequences: template, online template and search by the official
 `causal` scheme, crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated
-to batches of bytes. The PyTorch peer is the straightforward pipeline: `cv2.imread` of three whole frames, the official
-crop, numpy, `torch.utils.data.DataLoader`. A second peer also does what the official loader does beyond that: padding
-masks, and float tensors normalised on the host (ours are normalised on the device).
+to batches of uint8. The PyTorch peer is the plain pipeline: `cv2.imread` of three whole frames, the official crop,
+numpy, `torch.utils.data.DataLoader`. A second peer also does what the official loader does: padding masks, and float
+tensors normalised on the host (ours are normalised on the device).
 
-On one core every contender makes its batches in this process, one thread each; the contenders take turns, and a turn
-in which other processes disturbed is left out. With --workers each has so many worker processes, and its steady rate is
-measured by itself. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
+Every contender makes its batches in one thread of this process, in turns (`turns.py`); with --workers its steady rate
+in so many processes is measured too. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
 """
 
 import importlib.metadata
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.demo import render_demo_clip
+from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
@@ -54,7 +54,7 @@ CROPS = CropConfig(
     centre_jitter=4.5,
 )
 MAX_INTERVAL = 200
-MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+MEAN, STD = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
 JPEG_QUALITY = 95
 CLIPS, FRAMES, STRIDE = 6, 60, 5  # of the demo clips
 WARM_UP_BATCHES, TIMED_BATCHES, PROCESS_TURNS = 8, 40, 3
@@ -65,7 +65,6 @@ COLUMNS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, prints a Markdown table."""
     parser = bench_parser(__doc__, turns=16)
     parser.add_argument("--root", type=Path, help="sequences of images; default: demo clips")
     parser.add_argument("--dataset", default="folder", help="how to read them (default: %(default)s)")
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Contender(NamedTuple):
-    """A loader: `start(workers)` gives its endless batches and a function that ends it."""
+    """A loader: `start(workers)` gives its endless batches, and a function that stops it."""
 
     name: str
     start: Callable[[int], tuple[Iterator[Any], Callable[[], None]]]
@@ -114,7 +113,7 @@ def write_clips(root: Path) -> None:
 
 
 def describe(root: Path, dataset: str) -> None:
-    """Prints what is loaded."""
+    """Prints the size of the data."""
     sequences = list(open_dataset(dataset, root))
     frame = sequences[0].frame(0)
     sides = np.concatenate([np.sqrt(each.boxes_xywh[:, 2] * each.boxes_xywh[:, 3]) for each in sequences])
@@ -125,7 +124,7 @@ def describe(root: Path, dataset: str) -> None:
 
 
 def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> list[Contender]:
-    """The peers, and ours from both kinds of data."""
+    """The two peers, and ours from folders and from shards."""
     import torch
 
     torch.set_num_threads(1)
@@ -164,7 +163,7 @@ def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> 
 
 
 def on_one_core(contenders: list[Contender], batch_size: int, num_turns: int) -> list[tuple[str, ...]]:
-    """Rows: every contender makes its batches in the calling thread."""
+    """Rows of the contenders in the calling thread."""
     streams = {each.name: each.start(0)[0] for each in contenders}
     calls = {name: lambda stream=stream: next(stream) for name, stream in streams.items()}
     timed = time_in_turns(calls, num_turns, "one core", progress=sys.stderr.isatty())
@@ -177,7 +176,7 @@ def on_one_core(contenders: list[Contender], batch_size: int, num_turns: int) ->
 
 
 def with_workers(contenders: list[Contender], batch_size: int, workers: int) -> list[tuple[str, ...]]:
-    """Rows: the steady rate of every contender with worker processes."""
+    """Rows of the contenders' steady rates with worker processes."""
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
     for _ in range(PROCESS_TURNS):
         for each in contenders:
@@ -207,13 +206,7 @@ def _row(name: str, cores: int, seconds: float, quartiles: str, peer_seconds: fl
 
 
 class PeerSamples:
-    """A PyTorch data set (by its protocol) that does the same in the straightforward way.
-
-    Args:
-        root: of the sequences.
-        dataset: their reader.
-        as_official: also padding masks, and normalised float tensors.
-    """
+    """A plain PyTorch data set of the same samples; `as_official` adds padding masks, and normalised float tensors."""
 
     def __init__(self, root: Path, dataset: str, as_official: bool) -> None:
         self.as_official = as_official
@@ -254,7 +247,7 @@ class PeerSamples:
     def _part(
         self, frames: list[np.ndarray], boxes: list[np.ndarray], around: list[np.ndarray], factor: float, size: int
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        """Crops of one kind, disturbed alike; boxes in them; masks of what is padding."""
+        """Crops of one kind with the same augmentation, boxes in them, and padding masks."""
         cut = [
             _sample_target(frame, each, factor, size, self.as_official)
             for frame, each in zip(frames, around, strict=True)
@@ -288,7 +281,7 @@ def _read(path: str) -> np.ndarray:
 
 
 def _causal(visible: list[bool]) -> tuple[int, int, int] | None:
-    """Template, an online template before it, a search after it."""
+    """Frames of the template, an online template before it, and a search after it."""
     count = len(visible)
     for interval in range(MAX_INTERVAL, MAX_INTERVAL + count, 5):
         bases = [number for number in range(1, count - 1) if visible[number]]
@@ -312,7 +305,7 @@ def _jittered(box_xywh: np.ndarray) -> np.ndarray:
 def _sample_target(
     frame: np.ndarray, box_xywh: np.ndarray, factor: float, size: int, with_mask: bool
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """The square around a box, padded with black, at `size`; its scale; and which of its pixels are padding."""
+    """The square around a box, padded with black, at `size`; its scale; and its padding mask."""
     x, y, w, h = box_xywh.tolist()
     side = math.ceil(math.sqrt(w * h) * factor)
     left, top = round(x + 0.5 * w - side * 0.5), round(y + 0.5 * h - side * 0.5)

@@ -3,9 +3,9 @@
     python -m eval.bench_rendering --config configs/mixvit_tiny.py
     python -m eval.bench_rendering --config configs/mixvit_tiny.py --config.train.batch_size=256 --root POOL --turns 20
 
-All three in one run and in turns, by the same config: batches rendered from numbers on the first device, with the pool
-already there; the same number of samples in threads of the host, one for each core; and the train step on a batch that
-lies on the device. The ratios say who waits for whom. Videos and photographs come from `data.root`, or from --root.
+All three take turns, with one config: batches rendered on the first device, which holds the pool; the same number of
+samples from threads of the host, one for each core; and the train step on a batch that is on the device. The ratios
+tell which of them waits. Videos and photographs come from `data.root`, or from --root.
 """
 
 import contextlib

@@ -1,11 +1,11 @@
-"""How long scoring a benchmark of LaSOT's size takes, and in how much memory.
+"""Time and memory of scoring a benchmark of LaSOT's size.
 
     python eval/bench_scoring.py                     280 sequences x 2,500 frames x 10 trackers, synthetic
     python eval/bench_scoring.py --frames 250        a tenth of it
 
-Result files are read and scored in a process of their own, so that the peak of memory is that of scoring alone. Where
-the got10k toolkit is installed (pip install -e '.[got10k]'), its own OTB report reads and scores the same
-files in turns with ours; its plots are left out, and ours has the normalised precision besides.
+Each turn reads and scores the result files in a process of its own, so that the peak of memory is that of scoring. With
+the got10k toolkit (pip install -e '.[got10k]'), its OTB report takes turns with ours on the same files, without its
+plots; ours also has the normalised precision.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=positive, default=2500, help="a sequence")
     parser.add_argument("--trackers", type=positive, default=10)
     parser.add_argument("--turns", type=positive, default=3)
-    # One turn, called by this program itself.
+    # One turn, in a process that this program starts.
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.turn is not None:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         for _ in range(args.turns):
             for name in contenders:
                 measured[name].append(_run_turn(name, root))
-    # Here, so that the turns' own processes do not hold what it imports.
+    # Not in the turns' processes, whose memory it would add to.
     import jax
 
     from mixformer_jax.cli.bench import device_name
@@ -108,7 +108,7 @@ def _toolkit(root: Path) -> Callable[[Path], list[float]]:
     names = sorted(path.stem for path in (root / "groundtruth").iterdir())
 
     class Annotations:
-        """Stands in for the toolkit's data set, which would look for images."""
+        """In place of the toolkit's data set, which needs images."""
 
         seq_names = names
 
@@ -138,7 +138,7 @@ def _toolkit(root: Path) -> Callable[[Path], list[float]]:
 
 
 def _write_files(root: Path, sequences: int, frames: int, trackers: int) -> None:
-    """Boxes that wander, and trackers that are more and more off, four decimals a number."""
+    """Boxes that wander, and trackers with growing errors, four decimals a number."""
     rng = np.random.default_rng(0)
     (root / "groundtruth").mkdir()
     for tracker in range(trackers):

@@ -4,12 +4,11 @@
     python -m eval.bench_step --models mixvit_b_online --targets 32
     python -m eval.bench_step --turns 40 --append docs/benchmarks.md
 
-Ours is `locate` on cached templates. Beside it, with the same random weights and in the same run: the PyTorch peer
-(`torch_peer.py`), and ours with the templates recomputed on every frame, for 1 and 3 online templates. All contenders
-must give the same boxes and scores before they are timed; they take turns, so that other load hits them alike, and a
-turn in which other processes disturbed is left out. On a CPU everything is float32, and PyTorch has as many threads as
-this process has cores. On a GPU ours is bfloat16; PyTorch needs CUDA there, and is eager float32 and bfloat16, compiled
-with CUDA graphs. On a CPU it is eager and compiled.
+Ours is `locate` on cached templates, for 1 and 3 online templates. Beside it, with the same random weights: the PyTorch
+peer (`torch_peer.py`), and ours with the templates recomputed on every frame. All must give the same boxes and scores
+before they are timed in turns (`turns.py`). On a CPU everything is float32, and PyTorch, eager and compiled, has one
+thread for each core of this process. On a GPU ours is bfloat16; PyTorch needs CUDA there, and is eager in float32, and
+compiled in bfloat16 with CUDA graphs.
 """
 
 import dataclasses
@@ -45,26 +44,17 @@ COLUMNS = (
 
 
 class Answer(NamedTuple):
-    """What a step finds, on the host."""
+    """A step's output on the host."""
 
     boxes_cxcywh: np.ndarray
     score_logits: np.ndarray | None
 
 
 class Contender(NamedTuple):
-    """One way to compute a step.
-
-    Attributes:
-        step: what it is.
-        dtype: its compute type.
-        num_online: online templates.
-        answer: computes the step; returns when the answer is on the host.
-    """
-
-    step: str
+    step: str  # its name
     dtype: ComputeDtype
-    num_online: int
-    answer: Callable[[], Answer]
+    num_online: int  # online templates
+    answer: Callable[[], Answer]  # computes the step, and returns with its output on the host
 
 
 class Crops(NamedTuple):
@@ -75,7 +65,7 @@ class Crops(NamedTuple):
 
 
 def random_variables(config: MixFormerConfig, seed: int = 0) -> dict[str, Any]:
-    """Weights that keep activations in range, with no two channels alike."""
+    """Random weights that keep activations in range, with no two channels alike."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -98,7 +88,7 @@ def random_crops(config: MixFormerConfig, num_online: int, targets: int) -> Crop
 
 
 def our_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crops: Crops) -> list[Contender]:
-    """The cached step, and the joint one that encodes the templates again."""
+    """The step on cached templates, and the one that encodes them again."""
     model = build_model(config)
     on_device, templates, search = jax.device_put((variables, *map(jnp.asarray, crops)))
     cache = jax.jit(functools.partial(model.apply, method="encode_templates"))(on_device, templates)
@@ -116,7 +106,7 @@ def our_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crops:
 
 
 def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crops: Crops) -> list[Contender]:
-    """The PyTorch peer with the same weights, on a CPU or a CUDA device, whichever ours runs on."""
+    """The PyTorch peer with the same weights, on the kind of device that ours runs on."""
     import torch
 
     from eval.torch_peer import MixFormerPeer
@@ -132,7 +122,7 @@ def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crop
         peer.load_state_dict(state, strict=True)
         peer = peer.to(platform, getattr(torch, dtype)).eval()
         shown, images = search.to(platform, getattr(torch, dtype)), templates.to(platform, getattr(torch, dtype))
-        # CUDA graphs spare PyTorch the launches, which take longer than the step of one target.
+        # CUDA graphs: without them, launches take longer than the step of one target.
         mode = "reduce-overhead" if platform == "cuda" else None
         forward = torch.compile(peer.forward_test, mode=mode) if compiled else peer.forward_test
         with torch.inference_mode():
@@ -158,7 +148,7 @@ def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crop
 
 
 def missing_torch() -> str | None:
-    """Why there is nothing to compare with, or None."""
+    """Why PyTorch cannot be compared with, or None."""
     if importlib.util.find_spec("torch") is None:
         return is_not_installed("torch")
     import torch
@@ -169,10 +159,9 @@ def missing_torch() -> str | None:
 
 
 def box_differences(contenders: Sequence[Contender]) -> list[float]:
-    """Largest difference of a box coordinate from that of our cached step, as a share of the search crop.
+    """Largest difference of a box coordinate from our cached step's, as a fraction of the search crop.
 
-    Raises:
-        ValueError: a contender that computes something else, by its boxes or scores.
+    Raises ValueError for a contender with other boxes or scores.
     """
     differences = []
     for contender in contenders:
@@ -187,7 +176,7 @@ def box_differences(contenders: Sequence[Contender]) -> list[float]:
         if not worst <= tolerance:
             raise ValueError(
                 f"{contender.step}: boxes and scores differ from {reference.step} by {worst:.1e}; expected at most "
-                f"{tolerance:.0e}: they do not compute the same, and their times say nothing"
+                f"{tolerance:.0e}: they do not compute the same, so their times do not compare"
             )
         differences.append(difference)
     return differences

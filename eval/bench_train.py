@@ -1,12 +1,12 @@
 """Time and memory of a train step, beside PyTorch at its best in the same run.
 
-    python -m eval.bench_train                                   # stage 1 and TrackMAE of ViT-B, as their configs say
+    python -m eval.bench_train                                   # stage 1 and TrackMAE of ViT-B, as in their configs
     python -m eval.bench_train --configs mixvit_b --batch 64 --append docs/benchmarks.md
     python -m eval.bench_train --configs mixvit_b --modules      # where the time goes, by module
 
-Ours is the program that `mixformer train` and `mixformer pretrain` run, on one device, fed with the same batch each
-step. PyTorch's is the peer of `torch_peer.py`, for stage 1: bfloat16 autocast, fused attention, `torch.compile`, fused
-AdamW, clipping, and GIoU in place of CIoU. MFU counts the model's own operations, recomputed ones left out.
+Ours is the program of `mixformer train` and `mixformer pretrain` on one device, with the same batch each step.
+PyTorch's is the peer of `torch_peer.py`, for stage 1: bfloat16 autocast, fused attention, `torch.compile`, fused AdamW,
+clipping, and GIoU in place of CIoU. MFU counts the model's own operations, without recomputed ones.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ import numpy as np
 from einops import rearrange
 
 from eval.bench_step import missing_torch, random_variables, versions
-from eval.peaks import published_peak
-from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
+from eval.turns import bench_parser, prepare_append, published_peak, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 from mixformer_jax.convert.names import variables_to_official
+from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.planning.macs import scope_modules
 from mixformer_jax.planning.record import AnyExperiment, count_model_flops, objective_of, with_train
 from mixformer_jax.training.experiment import Experiment
@@ -46,7 +46,7 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass
 class Ours:
-    """Our step, which goes on from its own state; `text` is the compiled program's."""
+    """Our compiled step; `text` is its HLO, and `advance` keeps the state."""
 
     advance: Callable[[], None]
     text: str
@@ -54,7 +54,7 @@ class Ours:
 
 
 def load_experiment(name: str, batch_size: int | None, overrides: Sequence[str] = ()) -> AnyExperiment:
-    """A config as `mixformer train` or `pretrain` takes it, with another batch."""
+    """A config of `mixformer train` or `pretrain`, with another batch size."""
     config = load_config(name, overrides).to_dict()
     experiment: AnyExperiment = (PretrainExperiment if "autoencoder" in config else Experiment).from_mapping(config)
     return experiment if batch_size is None else with_train(experiment, batch_size=batch_size)
@@ -76,7 +76,7 @@ def random_batch(experiment: AnyExperiment, seed: int = 0) -> dict[str, np.ndarr
 
 
 def our_step(experiment: AnyExperiment, batch: Batch) -> Ours:
-    """The compiled step on the first device, from fresh weights."""
+    """The step on the first device, from random weights."""
     program = train_program(objective_of(experiment), experiment.train, make_mesh((1, 1, 1), jax.devices()[:1]))
     compiled = program.step.lower(program.state, program.batch).compile()
     held = {"state": program.init(jax.random.key(0))}
@@ -90,7 +90,7 @@ def our_step(experiment: AnyExperiment, batch: Batch) -> Ours:
 
 
 def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
-    """The peer's step in its best mode, on the device that ours runs on."""
+    """The PyTorch peer's step in its fastest mode, on the kind of device that ours runs on."""
     import torch
     from torch.nn import functional
 
@@ -104,9 +104,7 @@ def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
     peer = peer.to(platform).train()
     parameters = [parameter for parameter in peer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
-    mean, deviation = (
-        torch.tensor(values, device=platform).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
+    mean, deviation = (torch.tensor(each, device=platform).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
     templates = torch.from_numpy(rearrange(batch["templates"], "b s h w c -> b s c h w").copy()).to(platform)
     search = torch.from_numpy(rearrange(batch["search"], "b h w c -> b c h w").copy()).to(platform)
     target = torch.from_numpy(batch["box_cxcywh"]).to(platform)
@@ -144,10 +142,9 @@ def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
 
 
 def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
-    """Milliseconds of a step by module and direction, from a trace of the device, the longest first.
+    """Milliseconds of a step by module and direction, from the profiler, the longest first.
 
-    On a GPU the names of kernels inside command buffers are lost: start with
-    XLA_FLAGS=--xla_gpu_enable_command_buffer= for this.
+    On a GPU, kernels inside command buffers have no names: set XLA_FLAGS=--xla_gpu_enable_command_buffer= for this.
     """
     names = dict(re.findall(r"%?([\w.-]+) = .*?op_name=\"([^\"]*)\"", ours.text))
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +163,7 @@ def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
 
 
 def _operations(trace: Any) -> Iterator[tuple[str, float]]:
-    """Names and nanoseconds of what ran: a GPU's streams, a TPU's line of operations, or a CPU's threads."""
+    """Names and nanoseconds of operations: of a GPU's streams, a TPU's line of operations, or a CPU's threads."""
     devices = [plane for plane in trace.planes if plane.name.startswith("/device:")]
     for plane in devices or trace.planes:
         for line in plane.lines:
@@ -179,7 +176,7 @@ def _operations(trace: Any) -> Iterator[tuple[str, float]]:
 
 
 def module_of(op_name: str) -> str:
-    """Direction and module out of a scope: `.../transpose(jvp(MixFormer))/.../blocks_3/mlp/fc1/...`: `backward mlp`."""
+    """Direction and module of a scope: `.../transpose(jvp(MixFormer))/.../blocks_3/mlp/fc1/...` is `backward mlp`."""
     direction = "backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else "update"
     modules = scope_modules(re.sub(r"\w+\(([^()]*)\)", r"\1", op_name))
     parts = ("patch_embed", "attention", "mlp", "norm1", "norm2", "qkv", "proj", "head", "decoder", "score")
@@ -188,7 +185,7 @@ def module_of(op_name: str) -> str:
 
 
 def bench(name: str, batch_size: int | None, turns: int, modules: bool, overrides: Sequence[str]) -> list[list[str]]:
-    """Rows of the table for one config; prints the modules where asked for."""
+    """Rows of the table for one config; with `modules`, prints the time by module instead."""
     experiment = load_experiment(name, batch_size, overrides)
     batch = random_batch(experiment)
     ours = our_step(experiment, batch)

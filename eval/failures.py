@@ -2,13 +2,7 @@
 
 import sys
 
-from mixformer_jax import cli
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Draws where a tracker fails; returns the exit status."""
-    return cli.main(["failures", *(sys.argv[1:] if arguments is None else arguments)])
-
+from mixformer_jax.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["failures", *sys.argv[1:]]))

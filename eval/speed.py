@@ -5,16 +5,13 @@
 
 Stages: decode (a JPEG), crop (the search crop, on the host), upload (of the crops), backbone (from bytes to features,
 on cached templates), head, SPM (the score), readback (boxes to the host), and encode (the templates, once an update
-interval). `step` is what `Tracker.step` takes from a frame to the boxes of all its targets; `scan` is the same on the
-device alone, a frame of a `lax.scan` over several. Stages take turns, so that other load hits all alike, and a turn
-that other processes disturbed is left out (`turns.py`); the table has medians.
+interval). `step` is `Tracker.step` with the boxes of all targets on the host; `scan` is a frame of a `lax.scan` over
+several, on the device alone. Stages take turns (`turns.py`); the table has medians.
 
-GMAC are 10^9 multiply-accumulates (the paper's FLOPs); a share of the device's peak counts two operations for each. An
-accelerator's peak is what its maker publishes for dense products (`peaks.py`); a CPU's is measured with a large one in
-turns with the stages, the row `product`.
+GMAC are 10^9 multiply-accumulates (the paper's FLOPs), two operations each in shares of the device's peak: the maker's
+figure for dense products on an accelerator, and on a CPU the speed of a large one, timed with the stages (`product`).
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,11 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import mixformer_jax
+from eval import turns
 from eval.bench_step import random_variables
-from eval.peaks import PRODUCT_MACS, large_product, published_peak
-from eval.turns import Timed, bench_parser, prepare_append, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.cli.console import WEIGHTS
+from mixformer_jax.cli.console import UsageError, add_model_arguments, positives, read_size
 from mixformer_jax.crops import normalise
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.heads import QueryHead
@@ -48,21 +44,13 @@ COLUMNS = (
 
 
 class Stage(NamedTuple):
-    """A part of a frame's work.
-
-    Attributes:
-        call: does it, and returns when it is done.
-        frames: of how many frames.
-        macs: multiply-accumulates of a call; None where there are no products to speak of.
-    """
-
-    call: Callable[[], object]
-    frames: int = 1
-    macs: int | None = None
+    call: Callable[[], object]  # returns when the work is done
+    frames: int = 1  # in one call
+    macs: int | None = None  # multiply-accumulates of a call; None where there are no matrix products
 
 
 def stages(tracker: Tracker, targets: int, image: Path) -> dict[str, Stage]:
-    """The stages of one frame with so many targets, by name."""
+    """The stages of one frame by name."""
     config, settings, variables = tracker.config, tracker.settings, tracker.variables
     frame = read_image(image)
     height, width = frame.shape[:2]
@@ -98,7 +86,7 @@ def stages(tracker: Tracker, targets: int, image: Path) -> dict[str, Stage]:
         inside_xyxy = jnp.tile(jnp.array([0.3, 0.3, 0.7, 0.7], answer.dtype), (targets, 1))
         initial = cache.features[:, 0]
         found["SPM"] = Stage(waits(lambda: score(variables, features, initial, inside_xyxy)), macs=macs["SPM"])
-    # An array keeps its copy on the host, so that each call reads another one.
+    # An array caches its copy on the host, so each call reads a new one.
     add = jax.jit(lambda boxes: boxes + 0)
     found["readback"] = Stage(lambda: jax.device_get(add(answer)))
     if config.is_cacheable:
@@ -112,7 +100,7 @@ def stages(tracker: Tracker, targets: int, image: Path) -> dict[str, Stage]:
 
 
 def _find(model: MixFormer, state: Any, crops: Any) -> Any:
-    """From bytes to what the head reads, with the templates."""
+    """From pixels to what the head reads."""
     if state.cache is None:
         cache, found = model.backbone.joint(normalise(state.templates), normalise(crops), state.filled, train=False)
     else:
@@ -131,74 +119,61 @@ def _head(model: MixFormer, features: Any, token: Any) -> Any:
 
 def measure(
     tracker: Tracker, targets: int, size: tuple[int, int], num_turns: int, progress: bool = False
-) -> list[tuple[str, ...]]:
-    """Rows of the table for one number of targets on a frame of (height, width) pixels."""
+) -> list[list[str]]:
+    """Rows of the table, on a frame of (height, width) pixels."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "frame.jpg"
-        # About as many bytes a pixel as a photograph.
+        # Compresses like a photograph.
         cv2.imwrite(str(image), cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 3))
         parts = stages(tracker, targets, image)
         if tracker.device.platform == "cpu":
-            parts["product"] = Stage(large_product(tracker.device, tracker.config.dtype), macs=PRODUCT_MACS)
-        timed = time_in_turns(
+            parts["product"] = Stage(turns.large_product(tracker.device, tracker.config.dtype), macs=turns.PRODUCT_MACS)
+        timed = turns.time_in_turns(
             {name: part.call for name, part in parts.items()}, num_turns, f"{tracker.config.name} x{targets}", progress
         )
     if "product" in parts:
-        peak: float | None = 2 * PRODUCT_MACS / timed["product"].quartiles()[1]
+        peak: float | None = 2 * turns.PRODUCT_MACS / timed["product"].quartiles()[1]
     else:
-        peak = published_peak(tracker.device, tracker.config.dtype)
+        peak = turns.published_peak(tracker.device, tracker.config.dtype)
     return [_row(tracker, targets, name, part, timed[name], peak) for name, part in parts.items()]
 
 
-def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: Timed, peak: float | None) -> tuple[str, ...]:
+def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: turns.Timed, peak: float | None) -> list[str]:
     seconds = timed.quartiles()[1] / stage.frames
     macs = None if stage.macs is None else stage.macs / stage.frames
-    # A frame is decoded for all its targets.
+    # Decoding serves all targets of a frame.
     rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
     gmac = "" if macs is None else f"{macs / 1e9:.2f}"
     share = "" if macs is None or peak is None else f"{2 * macs / seconds / peak:.1%}"
-    return (
-        *(today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets), name),
-        *(*timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__),
-    )
+    about = (turns.today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets))
+    return [*about, name, *timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = bench_parser(__doc__, turns=12)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--weights", help=WEIGHTS)
-    which.add_argument("--model", help="a size with random weights, such as mixvit_b_online")
-    parser.add_argument("--batch", default="1", help="targets in one step, separated by commas (default: %(default)s)")
+    parser = turns.bench_parser(__doc__, turns=12)
+    add_model_arguments(parser, with_sizes=True)
+    parser.add_argument("--batch", type=positives, default="1", help="targets in one step, with commas (%(default)s)")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
-    parser.add_argument("--device", choices=("cpu", "gpu"))
-    dtype_help = "default: float32 on a CPU, bfloat16 elsewhere"
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
     args = parser.parse_args(arguments)
     try:
-        batches = [int(text) for text in args.batch.split(",")]
-        width, height = map(int, args.size.split("x"))
-    except ValueError:
-        parser.error(f"--batch {args.batch} --size {args.size}: expected whole numbers, such as 1,8,32 and 640x360")
-    if min(*batches, width, height, args.turns) < 1:
-        parser.error("--batch, --size and --turns need numbers of at least 1")
+        size = read_size(args.size)
+    except UsageError as error:
+        parser.error(str(error))
     try:
-        prepare_append(args.append)
-        tracker = _open(args)
-        print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {width}x{height}")
-        for targets in batches:
-            rows = measure(tracker, targets, (height, width), args.turns, progress=sys.stderr.isatty())
-            tell_rows(COLUMNS, rows, slice(4, -1), args.append)
+        turns.prepare_append(args.append)
+        if args.model is None:
+            tracker = mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
+        else:
+            drawn = Tracker.random(args.model, args.device, dtype=args.dtype)
+            tracker = Tracker(drawn.config, drawn.settings, random_variables(drawn.config), drawn.device)
+        print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {args.size}")
+        for targets in args.batch:
+            rows = measure(tracker, targets, size, args.turns, progress=sys.stderr.isatty())
+            turns.tell_rows(COLUMNS, rows, slice(4, -1), args.append)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0
-
-
-def _open(args: argparse.Namespace) -> Tracker:
-    if args.model is None:
-        return mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
-    drawn = Tracker.random(args.model, args.device, dtype=args.dtype)
-    return Tracker(drawn.config, drawn.settings, random_variables(drawn.config), drawn.device)
 
 
 if __name__ == "__main__":

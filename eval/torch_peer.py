@@ -1,26 +1,162 @@
-"""A PyTorch peer of MixFormer: what the models of this project are measured against.
+"""A PyTorch implementation of MixFormer, for comparison.
 
-Plain eager PyTorch, written for the benchmark: the shapes, the parameter names and the numbers of the official models
-(MixViT, MixViT with ConvMAE, MixCvT, with and without score module), so that `variables_to_official` of our weights
-loads with `strict=True`. Images are NCHW. Like the official code, the modules remember the templates:
-`set_online` once, then `forward_test` for every frame.
+Plain eager PyTorch with the shapes, parameter names and numbers of the official models (MixViT, MixViT with ConvMAE,
+MixCvT, with and without score module), so that `variables_to_official` of our weights loads with `strict=True`. Images
+are NCHW. As in the official code, the modules remember the templates: `set_online` once, then `forward_test` for every
+frame.
 """
 
-from collections.abc import Iterable
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from eval.torch_heads import CornerHead, ScoreModule, batch_norm
-from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.config import HeadNormKind, MixFormerConfig
 
-NUM_CLASSES = 1000  # of the classifier that official backbones carry and no forward pass reads
+EPSILON = 1e-5
+POOLED = 4
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm with buffers only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return functional.batch_norm(x, mean, var, self.get_buffer("weight"), self.get_buffer("bias"), eps=EPSILON)
+
+
+def batch_norm(channels: int, frozen: bool) -> nn.Module:
+    return FrozenBatchNorm(channels) if frozen else nn.BatchNorm2d(channels, eps=EPSILON)
+
+
+def _conv(inputs: int, outputs: int, norm: HeadNormKind) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), batch_norm(outputs, norm == "frozen"), nn.ReLU(inplace=True)
+    )
+
+
+def _upsample(x: Tensor, factor: int) -> Tensor:
+    return functional.interpolate(x, scale_factor=float(factor))
+
+
+class CornerHead(nn.Module):
+    """The corner head, plain or pyramid; its two branches differ in the suffix of their names."""
+
+    def __init__(self, config: MixFormerConfig) -> None:
+        super().__init__()
+        inputs, width, norm = config.output_width, config.head_width, config.head_norm
+        self.is_pyramid = config.head == "corner_pyramid"
+        widths = [inputs, *(width // 2**i for i in range(4))]
+        for suffix in ("tl", "br"):
+            for i in range(4):
+                self.add_module(f"conv{i + 1}_{suffix}", _conv(widths[i], widths[i + 1], norm))
+            self.add_module(f"conv5_{suffix}", nn.Conv2d(widths[4], 1, 1))
+            if self.is_pyramid:
+                self.add_module(f"adjust1_{suffix}", _conv(inputs, widths[2], norm))
+                self.add_module(f"adjust2_{suffix}", _conv(inputs, widths[3], norm))
+                for name, chain in (("adjust3", [*widths[2:], 1]), ("adjust4", [*widths[3:], 1])):
+                    convs = (_conv(before, after, norm) for before, after in itertools.pairwise(chain))
+                    self.add_module(f"{name}_{suffix}", nn.Sequential(*convs))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [b, c, h, w] to boxes [b, 4] (xyxy, normalised), and two maps of logits [b, h, w]."""
+        branch = self._pyramid if self.is_pyramid else self._plain
+        top_left, bottom_right = branch(features, "tl").float(), branch(features, "br").float()
+        return torch.cat([_soft_argmax(top_left), _soft_argmax(bottom_right)], dim=1), top_left, bottom_right
+
+    def _run(self, name: str, suffix: str, x: Tensor) -> Tensor:
+        return self.get_submodule(f"{name}_{suffix}")(x)
+
+    def _plain(self, x: Tensor, suffix: str) -> Tensor:
+        for i in range(1, 6):
+            x = self._run(f"conv{i}", suffix, x)
+        return x[:, 0]
+
+    def _pyramid(self, x: Tensor, suffix: str) -> Tensor:
+        stride1 = self._run("conv2", suffix, self._run("conv1", suffix, x))
+        finer = _upsample(stride1, 2) + _upsample(self._run("adjust1", suffix, x), 2)
+        stride2 = self._run("conv3", suffix, finer)
+        finest = _upsample(stride2, 2) + _upsample(self._run("adjust2", suffix, x), 4)
+        score = self._run("conv5", suffix, self._run("conv4", suffix, finest))
+        score = score + _upsample(self._run("adjust3", suffix, stride1), 4)
+        return (score + _upsample(self._run("adjust4", suffix, stride2), 2))[:, 0]
+
+
+def _soft_argmax(logits: Tensor) -> Tensor:
+    """Expected (x, y) [b, 2] under softmax(logits [b, h, w]), with cells at their top-left corners."""
+    height, width = logits.shape[1:]
+    weights = logits.flatten(1).softmax(dim=1).unflatten(1, (height, width))
+    x = (weights.sum(dim=1) * torch.arange(width, device=logits.device)).sum(dim=1) / width
+    y = (weights.sum(dim=2) * torch.arange(height, device=logits.device)).sum(dim=1) / height
+    return torch.stack([x, y], dim=1)
+
+
+def precise_roi_pool(features: Tensor, boxes_xyxy: Tensor, rows: int, columns: int) -> Tensor:
+    """Features [b, c, h, w] and a box each, in cells, to means over bins [b, c, rows, columns]; empty boxes give 0.
+
+    Integrals of hat functions, multiplied to both sides of the features.
+    """
+    x1, y1, x2, y2 = boxes_xyxy.float().unbind(dim=1)
+    left = _hat_means(y1, y2, rows, features.shape[2]).to(features.dtype)
+    right = _hat_means(x1, x2, columns, features.shape[3]).to(features.dtype)
+    return left[:, None] @ features @ right[:, None].transpose(2, 3)
+
+
+def _hat_means(start: Tensor, end: Tensor, bins: int, cells: int) -> Tensor:
+    """Mean of each cell's hat function over each bin between start and end [b]: [b, bins, cells]."""
+    steps = torch.arange(bins + 1, device=start.device) / bins
+    edges = (start[:, None] + (end - start)[:, None] * steps)[:, :, None] - torch.arange(cells, device=start.device)
+    low, high = edges[:, :-1], edges[:, 1:]
+    rising_low, rising_high = low.clamp(-1, 0), high.clamp(-1, 0)
+    falling_low, falling_high = low.clamp(0, 1), high.clamp(0, 1)
+    rising = (rising_high - rising_low) * (1 + (rising_low + rising_high) / 2)
+    falling = (falling_high - falling_low) * (1 - (falling_low + falling_high) / 2)
+    length = high - low
+    return torch.where(length > 0, (rising + falling) / length, 0.0)
+
+
+class ScoreModule(nn.Module):
+    """A learned token attends to 16 pooled search cells, then to the initial template."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.scale = num_heads, width**-0.5
+        self.score_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.score_head = nn.Module()
+        self.score_head.layers = nn.ModuleList(nn.Linear(width, outputs) for outputs in (width, width, 1))
+        for name in ("proj_q", "proj_k", "proj_v", "proj"):
+            self.add_module(name, nn.ModuleList(nn.Linear(width, width) for _ in range(2)))
+        self.norm1 = nn.LayerNorm(width, eps=EPSILON)
+        self.norm2 = nn.ModuleList(nn.LayerNorm(width, eps=EPSILON) for _ in range(2))
+
+    def forward(self, search: Tensor, template: Tensor, boxes_xyxy: Tensor) -> Tensor:
+        """Maps [b, c, h, w] of the search region and the initial template, normalised boxes [b, 4]: logits [b]."""
+        pooled = precise_roi_pool(search, boxes_xyxy * search.shape[3], POOLED, POOLED)
+        query = self.norm1(self.score_token.expand(len(search), -1, -1))
+        for step, maps in enumerate((pooled, template)):
+            tokens = maps.flatten(2).transpose(1, 2)
+            q, k, v = (
+                self.get_submodule(f"{name}.{step}")(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+                for name, x in (("proj_q", query), ("proj_k", tokens), ("proj_v", tokens))
+            )
+            mixed = ((q @ k.transpose(2, 3) * self.scale).softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+            query = self.norm2[step](self.get_submodule(f"proj.{step}")(mixed))
+        first, second, last = self.score_head.get_submodule("layers").children()
+        return last(functional.relu(second(functional.relu(first(query)))))[:, 0, 0].float()
+
+
+NUM_CLASSES = 1000  # of the unused classifier of official backbones
 
 
 class Output(NamedTuple):
-    """What a search crop shows; maps are NCHW, boxes normalised to the crop."""
+    """Maps are NCHW, boxes normalised to the search crop."""
 
     boxes_cxcywh: Tensor
     top_left_logits: Tensor
@@ -30,9 +166,9 @@ class Output(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a sequence of tokens consists of: first `templates` square template grids, then a search grid.
+    """The grids in a sequence of tokens: first `templates` square ones, then that of the search region, if any.
 
-    Without templates, those of the last sequence without search region are remembered.
+    Without templates, attention uses those of the last sequence without search region.
     """
 
     templates: int
@@ -40,27 +176,23 @@ class Part(NamedTuple):
     search_side: int
 
     def images(self) -> list[tuple[int, int]]:
-        """(how many, side) of the grids that there are."""
+        """(number, side) of the grids that are not empty."""
         grids = [(self.templates, self.template_side), (1, self.search_side)]
         return [(count, side) for count, side in grids if count * side]
 
 
 class MixedAttention(nn.Module):
-    """Asymmetric mixed attention; subclasses say how queries, keys and values are made.
-
-    Attributes:
-        fused: `scaled_dot_product_attention` instead of products and softmax.
-        memory: keys and values of the templates [b, heads, n, d].
-    """
+    """Asymmetric mixed attention; subclasses project queries, keys and values."""
 
     def __init__(self, width: int, num_heads: int, scale: float, fused: bool) -> None:
         super().__init__()
-        self.num_heads, self.scale, self.fused = num_heads, scale, fused
+        self.num_heads, self.scale = num_heads, scale
+        self.fused = fused  # `scaled_dot_product_attention` instead of products and softmax
         self.proj = nn.Linear(width, width)
-        self.memory: tuple[Tensor, Tensor] | None = None
+        self.memory: tuple[Tensor, Tensor] | None = None  # keys and values of the templates [b, heads, n, d]
 
     def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        """Queries, keys, values [b, heads, n, d], and how many queries and keys are the templates'."""
+        """Queries, keys, values [b, heads, n, d], and the numbers of the templates' queries and keys."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, part: Part) -> Tensor:
@@ -85,7 +217,7 @@ class MixedAttention(nn.Module):
 
 
 class LinearAttention(MixedAttention):
-    """S-MAM's: one linear layer."""
+    """S-MAM: one linear layer."""
 
     def __init__(self, width: int, num_heads: int, fused: bool) -> None:
         super().__init__(width, num_heads, (width // num_heads) ** -0.5, fused)
@@ -98,7 +230,7 @@ class LinearAttention(MixedAttention):
 
 
 class ConvolutionalAttention(MixedAttention):
-    """W-MAM's: 3x3 depth-wise convolutions, with stride 2 for keys and values, before linear layers."""
+    """W-MAM: 3x3 depth-wise convolutions, with stride 2 for keys and values, before linear layers."""
 
     def __init__(self, width: int, num_heads: int, frozen: bool, fused: bool) -> None:
         super().__init__(width, num_heads, width**-0.5, fused)
@@ -182,7 +314,7 @@ def norm_channels(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """A convolution with stride, and a layer norm where there is one."""
+    """A convolution with stride, and a layer norm if `normed`."""
 
     def __init__(self, inputs: int, width: int, kernel: int, stride: int, padding: int, normed: bool) -> None:
         super().__init__()
@@ -198,16 +330,15 @@ class PatchEmbed(nn.Module):
 class Backbone(nn.Module):
     """Stages of an embedding and blocks, over templates, search region, or both."""
 
-    def stages(self) -> Iterable[nn.ModuleList]:
-        raise NotImplementedError
+    stages: tuple[nn.ModuleList, ...]  # the blocks; PyTorch does not register a tuple's modules a second time
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         raise NotImplementedError
 
     def forward(self, templates: Tensor | None, search: Tensor | None) -> list[Tensor | None]:
-        """Templates [b, t, 3, T, T] and search crops [b, 1, 3, S, S] to feature maps of the same two axes."""
+        """Templates [b, t, 3, T, T] and search crops [b, 1, 3, S, S] to feature maps with the same first axes."""
         maps = [templates, search]
-        for stage, blocks in enumerate(self.stages()):
+        for stage, blocks in enumerate(self.stages):
             maps = [
                 None if m is None else self.embed(stage, m.flatten(0, 1), which == 1).unflatten(0, m.shape[:2])
                 for which, m in enumerate(maps)
@@ -228,7 +359,7 @@ class Backbone(nn.Module):
 
 
 class ViTBackbone(Backbone):
-    """MixViT's: one stage on 16x16 patches."""
+    """MixViT: one stage on 16x16 patches."""
 
     def __init__(self, config: MixFormerConfig, fused: bool, num_classes: int) -> None:
         super().__init__()
@@ -239,18 +370,16 @@ class ViTBackbone(Backbone):
         self.pos_embed_t = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
         self.patch_embed = PatchEmbed(3, width, config.patch_size, config.patch_size, 0, normed=False)
         self.blocks = _vit_blocks(config, fused)
+        self.stages = (self.blocks,)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
-
-    def stages(self) -> Iterable[nn.ModuleList]:
-        return [self.blocks]
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         return _add_positions(self.patch_embed(maps), self.pos_embed_s if is_search else self.pos_embed_t)
 
 
 class ConvMaeBackbone(Backbone):
-    """MixViT's with ConvMAE's progressive embedding."""
+    """MixViT with ConvMAE's progressive embedding."""
 
     def __init__(self, config: MixFormerConfig, fused: bool) -> None:
         super().__init__()
@@ -265,10 +394,8 @@ class ConvMaeBackbone(Backbone):
         self.blocks1 = nn.ModuleList(ConvBlock(first, config.mlp_ratio) for _ in range(early1))
         self.blocks2 = nn.ModuleList(ConvBlock(second, config.mlp_ratio) for _ in range(early2))
         self.blocks3 = _vit_blocks(config, fused)
+        self.stages = (self.blocks3,)
         self.norm = nn.LayerNorm(width)
-
-    def stages(self) -> Iterable[nn.ModuleList]:
-        return [self.blocks3]
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         maps = functional.gelu(self.patch_embed1(maps))
@@ -282,40 +409,28 @@ class ConvMaeBackbone(Backbone):
 
 
 class CvTBackbone(Backbone):
-    """MixCvT's: three stages, each with an overlapping convolution before it."""
+    """MixCvT: three stages, each with an overlapping convolution before it."""
 
     def __init__(self, config: MixFormerConfig, fused: bool, num_classes: int) -> None:
         super().__init__()
         frozen = config.projection_norm == "frozen"
         widths = (*config.early_widths, config.width)
         depths, heads = (*config.early_depths, config.depth), (*config.early_heads, config.num_heads)
+        stages = []
         for stage, (width, depth, num_heads) in enumerate(zip(widths, depths, heads, strict=True)):
-            blocks = (
-                Block(
-                    width,
-                    ConvolutionalAttention(width, num_heads, frozen, fused),
-                    Mlp(width, width * config.mlp_ratio, quick=True),
-                    1e-5,
-                )
-                for _ in range(depth)
-            )
+            inputs, kernel = (widths[stage - 1], (3, 2, 1)) if stage else (3, (7, 4, 2))
             module = nn.Module()
-            module.patch_embed = (
-                PatchEmbed(widths[stage - 1], width, 3, 2, 1, normed=True)
-                if stage
-                else PatchEmbed(3, width, 7, 4, 2, normed=True)
-            )
-            module.blocks = nn.ModuleList(blocks)
+            module.patch_embed = PatchEmbed(inputs, width, *kernel, normed=True)
+            blocks = []
+            for _ in range(depth):
+                attention = ConvolutionalAttention(width, num_heads, frozen, fused)
+                blocks.append(Block(width, attention, Mlp(width, width * config.mlp_ratio, quick=True), 1e-5))
+            stages.append(nn.ModuleList(blocks))
+            module.blocks = stages[-1]
             self.add_module(f"stage{stage}", module)
-        self.num_stages = len(widths)
+        self.stages = tuple(stages)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_classes)
-
-    def stages(self) -> Iterable[nn.ModuleList]:
-        for stage in range(self.num_stages):
-            blocks = self.get_submodule(f"stage{stage}.blocks")
-            assert isinstance(blocks, nn.ModuleList)
-            yield blocks
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
         return self.get_submodule(f"stage{stage}.patch_embed")(maps)
@@ -349,12 +464,12 @@ class MixFormerPeer(nn.Module):
         self.template: Tensor | None = None
 
     def set_online(self, template: Tensor, online: Tensor) -> None:
-        """Remembers a template [b, 3, T, T] and online templates [b, k, 3, T, T]."""
+        """Encodes a template [b, 3, T, T] and online templates [b, k, 3, T, T]."""
         maps, _ = self.backbone(torch.cat([template[:, None], online], dim=1), None)
         self.template = maps[:, 0].contiguous()
 
     def forward_test(self, search: Tensor, score_boxes_xyxy: Tensor | None = None) -> Output:
-        """One frame, search [b, 3, S, S], against the remembered templates; other boxes may be scored."""
+        """One search crop [b, 3, S, S] with the templates of `set_online`; scores those boxes, or its own."""
         _, features = self.backbone(None, search[:, None])
         if self.template is None:
             raise RuntimeError("no template is known: call set_online first")
@@ -363,7 +478,7 @@ class MixFormerPeer(nn.Module):
     def forward(
         self, template: Tensor, online: Tensor, search: Tensor, score_boxes_xyxy: Tensor | None = None
     ) -> Output:
-        """Templates and search region in one sequence of tokens."""
+        """Templates and search crop in one sequence of tokens."""
         templates, features = self.backbone(torch.cat([template[:, None], online], dim=1), search[:, None])
         return self._read_off(templates[:, 0], features[:, 0].contiguous(), score_boxes_xyxy)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders timed in turns, so that other load hits all alike, and rows of their tables."""
+"""What the benchmarks share: timing in turns, so that other load hits all alike, peaks of devices, and tables."""
 
 import argparse
 import datetime
@@ -7,32 +7,28 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from mixformer_jax.cli.console import positive
 from mixformer_jax.media.video import prepare_output
 from mixformer_jax.text_tables import append_rows
 
 WARM_UP_CALLS = 2
 SHORTEST_TURN_S = 0.2
-# A turn in which other processes had more of the machine than this is left out, as long as enough others remain.
+# A turn in which other processes used a larger share of the machine is left out, as long as enough others remain.
 OTHERS_LIMIT = 0.05
 ENOUGH_TURNS = 3
 
 
 class Timed(NamedTuple):
-    """The turns of one contender.
-
-    Attributes:
-        seconds: of a call, mean over the turn.
-        others: share of the machine's processor time that other processes had in the meantime; NaN where the
-            operating system does not tell.
-    """
-
-    seconds: np.ndarray
-    others: np.ndarray
+    seconds: np.ndarray  # of a call, mean over each turn
+    others: np.ndarray  # other processes' share of the machine's processor time; NaN where the system does not tell
 
     @property
     def is_disturbed(self) -> np.ndarray:
@@ -40,7 +36,7 @@ class Timed(NamedTuple):
 
     @property
     def counted(self) -> np.ndarray:
-        """Seconds of the undisturbed turns; of all, where there are too few of those."""
+        """Seconds of the undisturbed turns, or of all where those are too few."""
         quiet = self.seconds[~self.is_disturbed]
         return quiet if len(quiet) >= ENOUGH_TURNS else self.seconds
 
@@ -50,31 +46,23 @@ class Timed(NamedTuple):
         return float(first), float(median), float(third)
 
     def milliseconds(self, digits: int = 1, parts: int = 1) -> tuple[str, str]:
-        """Cells of a table: the median and the quartiles of one of the equal parts of a call."""
+        """Cells of a table: median and quartiles of a call, divided by its equal `parts`."""
         first, median, third = (f"{1e3 * seconds / parts:.{digits}f}" for seconds in self.quartiles())
         return median, f"{first} to {third}"
 
     def turns(self) -> str:
-        """A cell of a table: how many turns count."""
+        """A cell of a table: the number of turns."""
         return f"{int((~self.is_disturbed).sum())} undisturbed of {len(self.seconds)}"
 
 
 def time_in_turns(
     calls: Mapping[str, Callable[[], object]], num_turns: int, title: str = "", progress: bool = False
 ) -> dict[str, Timed]:
-    """Times every call in `num_turns` turns; the contenders alternate, and begin by turns.
+    """Times every call in `num_turns` turns; the contenders alternate, and take turns at being first.
 
-    A turn is one call that is not timed (the threads of the contender before may still spin, and its data fills the
-    caches), then as many timed ones as take `SHORTEST_TURN_S`. A call must return only when its work is done.
-
-    Args:
-        calls: the contenders by name; their first calls, in which they compile and allocate, are not timed either.
-        num_turns: turns of each.
-        title: of the progress bar.
-        progress: whether to show one.
-
-    Raises:
-        ValueError: fewer than one turn.
+    A turn is one untimed call (the other contender's threads may still spin, and its data fills the caches), then as
+    many timed ones as take `SHORTEST_TURN_S`. A call must return when its work is done; the first ones, which compile
+    and allocate, are not timed. Raises ValueError for less than one turn.
     """
     if num_turns < 1:
         raise ValueError(f"{num_turns} turns; expected at least 1")
@@ -104,7 +92,7 @@ def time_in_turns(
 
 
 def _busy_others() -> float:
-    """Processor seconds that processes other than this one have used since the machine started, or NaN."""
+    """Processor seconds of other processes since the machine started, or NaN."""
     statistics = Path("/proc/stat")
     if not statistics.is_file():
         return math.nan
@@ -121,22 +109,60 @@ def bench_parser(about: str | None, turns: int, appends: bool = True) -> argpars
     """A parser with --turns and, where there is a table, --append."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
-    parser.add_argument("--turns", type=int, default=turns, help="timed turns of each contender (default: %(default)s)")
+    parser.add_argument("--turns", type=positive, default=turns, help="turns of each contender (default: %(default)s)")
     if appends:
         parser.add_argument("--append", type=Path, metavar="FILE", help="Markdown file that gets the rows")
     return parser
 
 
 def prepare_append(file: Path | None) -> None:
-    """Ends the program before the measurement, where the file of --append could not be written after it."""
+    """Raises OSError or ValueError before the measurement if the file of --append cannot be written."""
     if file is not None:
         prepare_output(file)
 
 
 def tell_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], shown: slice, file: Path | None) -> None:
-    """Prints some cells of each row by name, those that are empty left out, and adds the rows to a file."""
+    """Prints some cells of each row by name, without empty ones, and appends the rows to a file."""
     for row in rows:
         cells = list(zip(columns, row, strict=True))[shown]
         print("  ".join(f"{name}: {cell}" for name, cell in cells if cell), flush=True)
     if file is not None and rows:
         append_rows(file.expanduser(), columns, rows)
+
+
+# Dense products, FLOP/s: (bfloat16, float32). On NVIDIA's cards JAX computes float32 products in TF32. From the makers'
+# data sheets: H100 (SXM), H200, A100, L4, L40S, RTX 4090 (Ada whitepaper, FP32 accumulation); for TPU v4, v5e, v5p and
+# v6e the pages of Cloud TPU, where float32 has no figure of its own.
+PUBLISHED: Mapping[str, tuple[float, float | None]] = MappingProxyType(
+    {
+        "NVIDIA H100 80GB HBM3": (989.4e12, 494.7e12),
+        "NVIDIA H100": (989.4e12, 494.7e12),
+        "NVIDIA H200": (989.4e12, 494.7e12),
+        "NVIDIA A100-SXM4-40GB": (312e12, 156e12),
+        "NVIDIA A100-SXM4-80GB": (312e12, 156e12),
+        "NVIDIA A100-PCIE-40GB": (312e12, 156e12),
+        "NVIDIA A100 80GB PCIe": (312e12, 156e12),
+        "NVIDIA L4": (121e12, 60e12),
+        "NVIDIA L40S": (362e12, 183e12),
+        "NVIDIA GeForce RTX 4090": (165.2e12, 82.6e12),
+        "TPU v4": (275e12, None),
+        "TPU v5 lite": (197e12, None),
+        "TPU v5": (459e12, None),
+        "TPU v6 lite": (918e12, None),
+    }
+)
+MATRIX_SIDE = 2048
+PRODUCT_MACS = MATRIX_SIDE**3
+
+
+def published_peak(device: jax.Device, dtype: str) -> float | None:
+    """FLOP/s of an accelerator, two for each multiply-accumulate; None where it is not known."""
+    bfloat16, float32 = PUBLISHED.get(device.device_kind, (None, None))
+    return float32 if dtype == "float32" else bfloat16
+
+
+def large_product(device: jax.Device, dtype: str) -> Callable[[], object]:
+    """A call that multiplies two matrices (PRODUCT_MACS), for the peak of a CPU."""
+    matrix = jax.device_put(jnp.ones((MATRIX_SIDE, MATRIX_SIDE), dtype), device)
+    product = jax.jit(jnp.matmul)
+    return lambda: product(matrix, matrix).block_until_ready()

@@ -1,15 +1,14 @@
-"""Make the default tracker from the pool: TrackMAE, then boxes (stage 1), then scores (stage 2), then the file to ship.
+"""Makes the default tracker: TrackMAE, then boxes (stage 1), then scores (stage 2), then the file to ship.
 
     python pretrain/default_tracker.py                    # make default-tracker
-    python pretrain/default_tracker.py --minutes 10       # a piece: stops, saved, after so many minutes
+    python pretrain/default_tracker.py --minutes 10       # saves and stops after so many minutes
     python pretrain/default_tracker.py --config.data.root=pool --config.data.render=device
 
 The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py; each has a
-folder in RUNS (`runs/`) and goes on where it was stopped. --config.SECTION.SETTING=VALUE changes a setting of all of
-them. A stage that has begun needs the newest of its checkpoints and none of the stages before, and a fresh one the
-weights of the one before it: docs/training.md says what to copy for a piece on another machine. At the end
-RUNS/mixvit_tiny.safetensors, float16, is what belongs into mixformer_jax/assets; then `python -m tests.store_doctor`
-renews the boxes that `mixformer doctor` expects.
+folder in RUNS (`runs/`) and resumes there. --config.SECTION.SETTING=VALUE changes a setting of all of them. A stage
+resumes from its newest checkpoint, and starts from the weights of the stage before it: docs/training.md says what to
+copy to go on with another machine. The result, RUNS/mixvit_tiny.safetensors in float16, belongs into
+mixformer_jax/assets; then `python -m tests.store_doctor` renews the boxes that `mixformer doctor` expects.
 """
 
 import argparse
@@ -29,7 +28,7 @@ STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
 
 
 def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
-    """The programs of the stages, as arguments of Python."""
+    """The stages' commands, as arguments of Python."""
     train, pretrain = (("-m", "mixformer_jax", command) for command in ("train", "pretrain"))
     folders = [runs / name for name in STAGES]
     programs: tuple[list[str | Path], ...] = (
@@ -41,10 +40,7 @@ def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
 
 
 def stage_to_go_on_with(runs: Path) -> int:
-    """The last stage with a checkpoint, or the one after the last stage of which the weights alone are there.
-
-    No stage begins before the ones before it have ended, and nobody moves the weights of an unfinished one alone.
-    """
+    """The last stage with a checkpoint, or the one after the last stage of which only the weights are there."""
     from mixformer_jax.convert.convert import RUN_WEIGHTS
 
     for stage, name in reversed(list(enumerate(STAGES))):
@@ -56,8 +52,8 @@ def stage_to_go_on_with(runs: Path) -> int:
 
 
 def run_until(arguments: list[str | Path], deadline: float | None) -> int | None:
-    """Runs Python; None where the time was up first. Whatever ends this, the program has saved and gone by then."""
-    # A session of its own: Ctrl-C would reach it beside the signal from here, and at a second one it does not save.
+    """Runs Python and returns its exit status; None where the time was up first. It has saved and exited by then."""
+    # In its own session: else it would get Ctrl-C twice, here and from this process, and at the second does not save.
     process = subprocess.Popen([sys.executable, *map(str, arguments)], start_new_session=True)
     try:
         while (status := process.poll()) is None and time.monotonic() < (deadline or math.inf):
@@ -65,12 +61,11 @@ def run_until(arguments: list[str | Path], deadline: float | None) -> int | None
             time.sleep(0.1)
         return status
     finally:
-        process.terminate()  # nothing, where it has ended
+        process.terminate()
         process.wait()
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what is left of the stages; returns the exit status."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)")
@@ -80,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.set_defaults(override_prefix=CONFIG_PREFIX)
     args = parse_arguments(parser, arguments)
 
-    # Whatever a stage still has to save, it is waited for.
+    # A stage that is stopped saves first.
     with StopSignals("pretrain/default_tracker.py", ADVICE) as signals, signals.saving():
         return _run(args)
 
@@ -103,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
             return status
     target = args.runs / "mixvit_tiny.safetensors"
     weights = load_weights(args.runs / STAGES[-1] / RUN_WEIGHTS)
-    # Chosen on the held-out sequences, see docs/default_tracker.md; crops in training are wider.
+    # Chosen on held-out sequences, see docs/default_tracker.md; crops in training are wider.
     tracker = dataclasses.replace(weights.tracker, search_factor=3.75, update_interval=25)
     save_weights(target, weights.variables, weights.model, tracker, store="float16")
     print(f"default tracker  {target}, {target.stat().st_size / 1e6:.1f} MB")

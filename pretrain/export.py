@@ -16,7 +16,6 @@ from mixformer_jax.convert.weights import WeightsError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes one checkpoint; returns the exit status."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("source", type=Path, metavar="RUN")

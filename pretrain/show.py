@@ -1,10 +1,10 @@
-"""Let a pre-trained autoencoder restore masked pictures of a clip, and leave a sheet to look at.
+"""Draws a sheet of masked pictures of a clip and their reconstructions by a pre-trained autoencoder.
 
     python pretrain/show.py runs/trackmae_tiny --out sheet.png
     python pretrain/show.py runs/trackmae_tiny --video clip.mp4 --boxes groundtruth.txt --out sheet.png
 
-Without a video it takes the clip that `mixformer demo` renders. Templates come from the first frame with a box, the
-masked search regions from frames spread over the clip, both cut as in the run's training, without its jitter.
+Without a video it takes the clip of `mixformer demo`. Templates come from the first frame with a box, the masked search
+regions from frames spread over the clip, both cut as in the run's training, without jitter.
 """
 
 import argparse
@@ -29,7 +29,6 @@ Frames = dict[int, UInt8[np.ndarray, "h w 3"]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes one sheet; returns the exit status."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a pre-training on tracking data")
@@ -55,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -> UInt8[np.ndarray, "h w 3"]:
     """The sheet: templates from the first of `frames`, search regions from the others.
 
-    Raises:
-        ValueError: not the folder of a run, or of one that did not train on tracking data.
-        WeightsError: no autoencoder.
+    Raises ValueError for what is no run's folder, no autoencoder, or was not trained on tracking data.
     """
     found, record = load_autoencoder(find_weights(run)), run / "config.json"
     if not record.is_file():
@@ -76,14 +73,14 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
     if slots:
         template = context_crop(frames[first], boxes_xywh[first], crops["template_factor"], model.template_size).pixels
         batch["templates"] = np.tile(template, (len(search), slots, 1, 1, 1))
-    # Neither samples nor a schedule are asked for.
+    # No samples and no schedule are needed here.
     objective = MaskedPretraining(PretrainExperiment(found.config, None, None, RunConfig()))
     shown = {name: np.asarray(value) for name, value in objective.show(found.variables, batch).items()}
     return objective.draw(batch, shown)
 
 
 def _frames(video: Path | None, boxes: Path | None, rows: int) -> tuple[Frames, Float64[np.ndarray, "n 4"]]:
-    """The first frame that has a box, and `rows` more, with the boxes of all."""
+    """The first frame with a box, and `rows` more; and the boxes of all frames."""
     if video is None or boxes is None:
         clip = DemoFrames()
         boxes_xywh = clip.boxes_xywh

@@ -4,9 +4,11 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports jax: tests run on the CPU unless the caller chose a platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -57,6 +59,10 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "lo
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _GOLDEN = _REPOSITORY / "tests" / "data" / "golden"
+_PYAV = Path(sys.prefix) / "pyav"
+# Tests go without PyAV, wherever it is installed, unless they ask for it (`pyav`).
+_NO_MODULE: Any = None
+sys.modules["av"] = _NO_MODULE
 
 # The files that take long, the longest first. Their tests are marked `slow`.
 _SLOW_FILES = (
@@ -139,3 +145,41 @@ def shared_data() -> Path:
             pytest.fail(f"{message}, and under CI=true a test may not go without them")
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def av_module():
+    """PyAV, which the tests see only where they ask for it."""
+    del sys.modules["av"]
+    sys.path.insert(0, str(_PYAV))
+    try:
+        import av
+    except ModuleNotFoundError:
+        message = f"no PyAV, and no {_PYAV}: make test lays it there"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    finally:
+        sys.path.remove(str(_PYAV))
+        sys.modules["av"] = _NO_MODULE
+    return av
+
+
+@pytest.fixture
+def pyav(av_module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", av_module)
+    return av_module
+
+
+@pytest.fixture
+def without_pyav(pyav, monkeypatch):
+    """Takes PyAV away once the clip is written."""
+    return lambda: monkeypatch.setitem(sys.modules, "av", None)
+
+
+@pytest.fixture(params=["PyAV", "OpenCV"])
+def each_library(request, without_pyav):
+    """Runs a test with either library of videos; its name."""
+    if request.param == "OpenCV":
+        without_pyav()
+    return request.param

@@ -31,7 +31,6 @@ from mixformer_jax.media.video import open_source
 from tests.clips import INTERLACED as INTERLACED_FLAGS
 from tests.clips import write_clip
 
-PYAV = Path(sys.prefix) / "pyav"
 CONVERTS = opencv_converts_interlaced()
 HEIGHT, WIDTH, NUM_FRAMES = 64, 96, 10
 # Mean over the pixels, of 255.
@@ -47,35 +46,6 @@ def frames(num_frames: int = NUM_FRAMES, height: int = HEIGHT, width: int = WIDT
         frame[height // 4 : height // 2, 8 + 4 * index : 24 + 4 * index] = (230, 60, 60)
         made.append(frame)
     return made
-
-
-@pytest.fixture(scope="session")
-def av_module():
-    """PyAV, which the tests see only where they ask for it."""
-    sys.path.insert(0, str(PYAV))
-    try:
-        import av
-    except ModuleNotFoundError:
-        message = f"no PyAV, and no {PYAV}: make test lays it there"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    finally:
-        sys.path.remove(str(PYAV))
-    del sys.modules["av"]
-    return av
-
-
-@pytest.fixture
-def pyav(av_module, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", av_module)
-    return av_module
-
-
-@pytest.fixture
-def without_pyav(pyav, monkeypatch):
-    """Takes PyAV away once the clip is written."""
-    return lambda: monkeypatch.setitem(sys.modules, "av", None)
 
 
 def assert_right(path: Path, expected: list[np.ndarray], tolerance: float = TOLERANCE) -> None:

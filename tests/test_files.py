@@ -74,7 +74,7 @@ def test_boxes_on_a_full_disk_keep_their_whole_lines(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.avi"])
-def test_a_video_on_a_full_disk_is_named(tmp_path, name):
+def test_a_video_on_a_full_disk_is_named(tmp_path, each_library, name):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     with full_disk(), pytest.raises(OutputError, match=name), VideoWriter(tmp_path / name, 30.0, (48, 64)) as writer:
         for _ in range(20):

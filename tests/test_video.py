@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mixformer_jax.media.encoders import CODECS, EncodingError, open_encoder
 from mixformer_jax.media.video import (
-    CODECS,
     ArrayFrames,
     OutputError,
     SourceError,
@@ -59,7 +59,7 @@ def read_until_error(source) -> tuple[list[np.ndarray], str]:
 
 
 @pytest.mark.parametrize("suffix", CODECS)
-def test_written_video_reads_back(tmp_path, suffix):
+def test_written_video_reads_back(tmp_path, each_library, suffix):
     path = write_video(tmp_path / f"clip{suffix}")
     with open_source(path) as source:
         assert (source.name, source.fps, source.num_frames, source.size) == ("clip", 25.0, 20, (48, 64))
@@ -78,7 +78,7 @@ def test_written_under_a_name_with_a_colon(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (47, 63), (1, 1)])
-def test_odd_sizes_get_one_more_row_or_column(tmp_path, size):
+def test_odd_sizes_get_one_more_row_or_column(tmp_path, each_library, size):
     path = write_video(tmp_path / "odd.mp4", 3, *size)
     source = open_source(path)
     assert source.size == (size[0] + size[0] % 2, size[1] + size[1] % 2)
@@ -86,11 +86,46 @@ def test_odd_sizes_get_one_more_row_or_column(tmp_path, size):
 
 
 @pytest.mark.parametrize("fps", [23.976023976, 59.94005994, 0.5, 1000.0])
-def test_odd_rates(tmp_path, fps):
+def test_odd_rates(tmp_path, each_library, fps):
     assert open_source(write_video(tmp_path / "rate.mp4", 3, fps=fps)).fps == pytest.approx(fps, abs=1e-3)
 
 
-def test_interrupt_leaves_a_finished_video(tmp_path):
+def test_h264_that_browsers_play(tmp_path, pyav):
+    """4:2:0 with its colours named, and the index before the pictures."""
+    path = write_video(tmp_path / "clip.mp4", fps=23.976023976)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with pyav.open(str(path)) as container:
+        (stream,) = container.streams
+        context = stream.codec_context
+        assert (context.name, context.pix_fmt, context.profile) == ("h264", "yuv420p", "High")
+        assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
+
+
+def test_h264_keeps_times(tmp_path, pyav):
+    times = [0.0, 0.04, 0.5, 0.5, 2.0, 2.25]
+    with VideoWriter(tmp_path / "clip.mp4", 25.0, (48, 64)) as writer:
+        for number, seconds in enumerate(times):
+            writer.write(picture(number), seconds)
+    found = [seconds for _, seconds in VideoFile(tmp_path / "clip.mp4")._decoder.frames()]
+    np.testing.assert_allclose(found, times, atol=1e-4)
+    assert np.diff(found).min() > 0, "no two frames at once"
+
+
+def test_what_is_written_where(tmp_path, pyav, monkeypatch):
+    def codec(name: str) -> str:
+        encoder = open_encoder(tmp_path / name, 25.0, (48, 64))
+        encoder.close()
+        return encoder.codec
+
+    assert (codec("a.mp4"), codec("a.avi")) == ("H.264", "Motion JPEG")
+    with pytest.raises(EncodingError, match="libx264 cannot encode 65x48 at 25 Hz"):
+        open_encoder(tmp_path / "odd.mp4", 25.0, (48, 65))
+    monkeypatch.setattr("mixformer_jax.media.encoders._H264_ENCODER", "libx264-that-was-left-out")
+    assert codec("a.mp4") == "MPEG-4 part 2"
+
+
+def test_interrupt_leaves_a_finished_video(tmp_path, each_library):
     path = tmp_path / "clip.mp4"
     with pytest.raises(KeyboardInterrupt), VideoWriter(path, 25.0, (48, 64)) as writer:
         for number in range(7):
@@ -109,13 +144,13 @@ def test_unfinished_video_does_not_touch_an_older_one(tmp_path):
     assert open_source(path).num_frames == 1
 
 
-def test_writer_without_frames_leaves_no_file(tmp_path):
+def test_writer_without_frames_leaves_no_file(tmp_path, each_library):
     with VideoWriter(tmp_path / "none.mp4", 25.0, (48, 64)):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writer_notices_a_file_that_lost_frames(tmp_path):
+def test_writer_notices_a_file_that_lost_frames(tmp_path, each_library):
     writer = VideoWriter(tmp_path / "clip.mp4", 25.0, (48, 64))
     writer.write(picture(0))
     writer.num_frames = 2  # as if the disk had taken one frame of two

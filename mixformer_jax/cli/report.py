@@ -8,10 +8,10 @@ from typing import get_args
 
 from mixformer_jax.cli.console import Parser, UsageError
 from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
+from mixformer_jax.evaluation.evaluation_servers import TEST_SEQUENCES, pack_results
 from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
 from mixformer_jax.evaluation.results import printable
 from mixformer_jax.evaluation.scoring import SequenceNames, find_results
-from mixformer_jax.evaluation.submission import TEST_SEQUENCES, pack_results
 from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
 from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
 from mixformer_jax.reports.ope import ope_report

@@ -1,8 +1,8 @@
-"""Masked autoencoders in files, MAE's own checkpoints included, and what a tracker takes of one.
+"""Files of masked autoencoders, those of facebookresearch/mae included, and what a tracker takes from one.
 
-The file of a pre-training is a `.safetensors` like a tracker's (`weights.py`), with the autoencoder's settings in its
-header and its encoder under the names of a tracker's backbone, so that a hand-over copies. An autoencoder with a class
-token computes what facebookresearch/mae (`models_mae.py`) does; one table of names serves both ways.
+A pre-training writes a `.safetensors` like a tracker's (`weights.py`), with the autoencoder's settings in its header
+and its encoder under the names of a tracker's backbone. An autoencoder with a class token computes what MAE's
+`models_mae.py` does; one table of names converts both ways.
 """
 
 import dataclasses
@@ -23,7 +23,6 @@ from mixformer_jax.convert.names import (
     Entry,
     affine,
     block_entries,
-    carried_by_table,
     norm,
     read_by_table,
     refuse_unknown,
@@ -49,9 +48,9 @@ from mixformer_jax.models.mixformer import variable_shapes
 
 AUTOENCODER_FORMAT = "mixformer_jax_autoencoder"
 
-# Settings of an encoder that change what its weights mean, and that their shapes do not tell.
+# Settings of an encoder that its weights depend on and shapes do not show.
 _MEANING = ("backbone", "patch_embed", "num_heads", "layer_scale")
-# What stands in a tracker's backbone and in no encoder.
+# Variables of a tracker's backbone that no encoder has.
 _TRACKERS_OWN = re.compile(r"params/backbone/(regression_token$|cross_blocks_)")
 _TABLE = re.compile(r"params/backbone/(search|template)_positions/table$")
 _NOT_SINCOS = "is not the sin-cos table, which MAE never trains"
@@ -60,7 +59,7 @@ _TABLES = ("pos_embed", "decoder_pos_embed")
 
 
 class AutoencoderWeights(NamedTuple):
-    """The content of an autoencoder's file; `carried` are tensors of MAE's that the model does not use."""
+    """The content of an autoencoder's file; `carried` are MAE's tensors that the model does not use."""
 
     variables: dict[str, Any]
     config: AutoencoderConfig
@@ -73,9 +72,9 @@ def save_autoencoder(
     config: AutoencoderConfig,
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
-    """Writes an autoencoder atomically; see `weights.save_weights`."""
+    """Writes an autoencoder's file; see `weights.save_weights`."""
     settings = config.to_dict()
-    settings["model"] |= {"dtype": "float32"}  # the compute type is not part of a model's weights
+    settings["model"] |= {"dtype": "float32"}  # weights do not depend on the compute type
     header = {config.section: json.dumps(settings)}
     write_variables(Path(path), AUTOENCODER_FORMAT, variables, header, carried=carried)
 
@@ -83,8 +82,7 @@ def save_autoencoder(
 def load_autoencoder(path: str | Path) -> AutoencoderWeights:
     """Reads an autoencoder's file and checks it against the settings in its header.
 
-    Raises:
-        WeightsError: no such file, another kind of file, or tensors that are not the model's.
+    Raises WeightsError for no such file, another kind of file, or tensors that are not the model's.
     """
     path = Path(path)
     content = read_variables(path, AUTOENCODER_FORMAT, "a masked autoencoder as a pre-training run writes it")
@@ -100,14 +98,13 @@ def shapes_of_autoencoder(config: AutoencoderConfig) -> Shapes:
 
 
 def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: MixFormerConfig) -> Initialisation:
-    """What a tracker takes of an autoencoder: the encoder, and the decoder's first blocks for its `decoder_blocks`.
+    """What a tracker takes from an autoencoder: the encoder, and the decoder's first blocks for its `decoder_blocks`.
 
-    Encoder weights keep their names; of a deeper encoder the first blocks are taken. The decoder's part stands behind
-    the encoder's (Fig. 7, "+DN"). Position tables of other grids are resized (section 3.3); where the pre-training saw
-    single images alone, the templates' table is made of the images' one.
+    Of a deeper encoder, the first blocks are taken. Decoder blocks follow the encoder's (Fig. 7, "+DN"). Position
+    tables of other grids are resized (section 3.3); after a pre-training on single images, the templates' table is made
+    from the images'.
 
-    Raises:
-        WeightsError: an encoder of another kind, or one that lacks something, all listed.
+    Raises WeightsError for an encoder of another kind, or without something that is needed; all is listed.
     """
     theirs = _flat(variables)
     expected = {
@@ -130,9 +127,9 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
         if table := _TABLE.match(name):
             grid = target.search_grid if table[1] == "search" else target.template_grid
             origins[name], found[name] = _position_table(theirs, source, table[1], grid)
-    told = {name: name if _TABLE.match(name) else origins[name] for name in expected}
-    shapes = {told[name]: shape for name, shape in expected.items()}
-    complaints += mismatches({told[name]: value for name, value in found.items()}, shapes)
+    labels = {name: name if _TABLE.match(name) else origins[name] for name in expected}
+    shapes = {labels[name]: shape for name, shape in expected.items()}
+    complaints += mismatches({labels[name]: value for name, value in found.items()}, shapes)
     refuse_weights(
         f"the autoencoder around {source.model.name!r} does not fit the backbone of {target.name!r}", complaints
     )
@@ -142,10 +139,9 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
 
 
 def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisation:
-    """What one autoencoder takes of another: the encoder, and class token and decoder where it has them alike.
+    """What one autoencoder takes from another: the encoder, and class token and decoder where they are alike.
 
-    Raises:
-        WeightsError: an encoder of another kind, or one that lacks something, all listed.
+    Raises WeightsError as `hand_over`.
     """
     theirs, expected = _flat(found.variables), shapes_of_autoencoder(config)
     values = _flat(hand_over(found.variables, found.config, config.encoder).variables)
@@ -155,7 +151,7 @@ def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisatio
             "decoder" not in part or found.config.decoder_heads == config.decoder_heads
         ):
             values |= {name: theirs[name] for name in wanted}
-    # The templates' position table has no place in an autoencoder of single images.
+    # An autoencoder of single images has no position table for templates.
     values = {name: values[name] for name in expected if name in values}
     return Initialisation.of(values, expected, (name for name in theirs if name not in values))
 
@@ -176,7 +172,7 @@ def _origin(name: str, target: MixFormerConfig) -> str:
 def _position_table(
     theirs: Mapping[str, np.ndarray], source: AutoencoderConfig, stream: str, grid: int
 ) -> tuple[str, np.ndarray]:
-    """The position table of a stream as the encoder learned it, for another grid; and the name of its origin."""
+    """The encoder's position table for a stream, on another grid; and the name of the variable that it is from."""
     names = [f"params/backbone/{name}_positions/table" for name in (stream, "search")]
     name = next((name for name in names if name in theirs), "")
     computed = sincos_positions(source.model.search_grid, source.model.width)
@@ -187,7 +183,7 @@ def _position_table(
 
 
 def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
-    """The whole state dict of MAE, in its own order; WeightsError for an architecture that MAE does not have."""
+    """MAE's state dict, in its order; WeightsError for an architecture that MAE does not have."""
     model = config.model
     refuse_unknown(
         f"the autoencoder around {model.name!r} has no counterpart: MAE",
@@ -217,28 +213,16 @@ def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
     return entries + affine("decoder_pred", (*decoder, "pixels"), "linear")
 
 
-def autoencoder_from_mae(state: Mapping[str, np.ndarray], config: AutoencoderConfig) -> dict[str, Any]:
-    """MAE's state dict as the variables of an autoencoder; see `read_by_table`."""
-    return read_by_table(state, mae_table(config), shapes_of_autoencoder(config), _title(config))
-
-
-def carried_from_mae(state: Mapping[str, np.ndarray], config: AutoencoderConfig) -> dict[str, np.ndarray]:
-    """MAE's position tables, by their names there: with them an export is the checkpoint again, bit for bit."""
-    return carried_by_table(state, mae_table(config))
-
-
 def autoencoder_to_mae(
-    variables: Mapping[str, Any],
-    config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
-    """The variables of an autoencoder as MAE's state dict, in its order; see `mae_table` and `write_by_table`."""
+    """An autoencoder as MAE's state dict; WeightsError as in `mae_table` and `write_by_table`."""
     title = f"the weights of an autoencoder around {config.model.name!r}"
     return write_by_table(variables, mae_table(config), shapes_of_autoencoder(config), carried, title)
 
 
 def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
-    """Writes the file of a pre-training as a checkpoint of MAE: `.pth`, or `.safetensors` with MAE's names.
+    """Writes a pre-training's file as a checkpoint of MAE: `.pth`, or `.safetensors` with MAE's names.
 
     Raises:
         WeightsError: a source that is no autoencoder or has no counterpart, or a target of an unknown kind.
@@ -256,33 +240,29 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
 
 
 def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:
-    """What a checkpoint of MAE, or a state dict, gives an autoencoder: all, or the encoder where it holds no decoder.
+    """What an autoencoder takes from MAE's checkpoint or state dict: all, or the encoder where there is no decoder.
 
-    MAE's published encoders come without their decoders. An autoencoder without class token leaves MAE's aside.
+    MAE's published encoders come without decoders. Without a class token here, MAE's is ignored.
 
-    Raises:
-        WeightsError: a file that cannot be read, or names and shapes that do not fit.
+    Raises WeightsError for a file that cannot be read, or names and shapes that do not fit.
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else read_official(source).tensors
     complaints = [f"{name} {_NOT_SINCOS}" for name in _TABLES if name in tensors and not _is_sincos(tensors[name])]
     if complaints:
         raise WeightsError(f"{where}: {', '.join(complaints)}")
-    # Tables of other grids than ours are no obstacle: ours are computed.
+    # Ours are computed, whatever the grid of MAE's.
     state = {name: tensors[name] for name in tensors if name not in _TABLES}
     has_decoder = any(name.startswith(_DECODER) for name in state)
     with_class = dataclasses.replace(config, class_token=True)
     table = [entry for entry in mae_table(with_class) if has_decoder or not entry.official.startswith(_DECODER)]
-    variables = read_by_table(state, table, shapes_of_autoencoder(with_class), f"{_title(config)} ({where})")
+    title = f"MAE's state dict for an autoencoder around {config.model.name!r} ({where})"
+    variables = read_by_table(state, table, shapes_of_autoencoder(with_class), title)
     ignored = tuple(name for name in tensors if name in _TABLES)
     if not config.class_token:
         del variables["params"]["class_token"]
         ignored += ("cls_token",)
     return Initialisation.of(_flat(variables), shapes_of_autoencoder(config), ignored)
-
-
-def _title(config: AutoencoderConfig) -> str:
-    return f"MAE's state dict for an autoencoder around {config.model.name!r}"
 
 
 def _is_sincos(table: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""A whole tracker from official files to ours, in memory or as `mixformer convert`, and back."""
+"""Converts trackers between official files and ours (`mixformer convert`), or reads official files in memory."""
 
 import dataclasses
 import re
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from mixformer_jax.convert import torch_files
 from mixformer_jax.convert.names import (
     COUNTER,
     carried_from_official,
@@ -19,15 +20,7 @@ from mixformer_jax.convert.names import (
     variables_from_official,
     variables_to_official,
 )
-from mixformer_jax.convert.torch_files import (
-    TORCH_SUFFIXES,
-    OfficialState,
-    is_torch_file,
-    read_official,
-    safetensors_format,
-    write_official_safetensors,
-    write_torch,
-)
+from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, check_finite, load_weights, save_weights
 from mixformer_jax.extras import DISTRIBUTION, install_line
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
@@ -37,40 +30,32 @@ from mixformer_jax.models.sizes import SIZES
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
 DEFAULT_WEIGHTS = "mixvit_tiny"
 
-# The official experiments' own search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. They
-# hold for any source of frames; what the published benchmark runs used instead differs by benchmark.
+# The official experiments' search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. Published
+# benchmark runs used others, by benchmark.
 SEARCH_FACTORS = MappingProxyType(
     dict.fromkeys(("mixvit_l", "mixvit_l_convmae", "mixcvt", "mixcvt_online", "mixcvt_l", "mixcvt_l_online"), 5.0)
 )
-# Two slots, renewed every 200 frames: what the official online experiments agree on (their values for LaSOT). The plain
-# trackers have one online template.
+# What the official online experiments agree on, renewed every 200 frames (their values for LaSOT). The plain trackers
+# have one online template.
 ONLINE_SLOTS = 2
 
 HEAD_WIDTH = 64  # of every attention head in the official builds: ViT, CvT and score module alike
-# What a state dict does not hold, or what does not belong to the shape of a model.
+# Settings that a state dict does not show.
 UNTOLD = ("name", "drop_path", "dtype", "mimetic_init")
 
 State = Mapping[str, np.ndarray]
 
 
 class Hints(NamedTuple):
-    """What names and shapes do not tell; None for what the official builds have.
+    """What names and shapes do not show; None for what the official builds have."""
 
-    Attributes:
-        num_heads: attention heads of the last stage.
-        early_heads: those of the stages before it (MixCvT).
-        score_heads: attention heads of the score module.
-        search_size, template_size: sides of the crops in pixels. MixViT's are told by its position tables; MixCvT has
-            none, and stands at 320 and 128.
-        name: what to call the model: benchmarks have settings by name (`mixvit_b_online_got`).
-    """
-
-    num_heads: int | None = None
-    early_heads: tuple[int, ...] | None = None
-    score_heads: int | None = None
+    num_heads: int | None = None  # attention heads of the last stage
+    early_heads: tuple[int, ...] | None = None  # of the stages before it (MixCvT)
+    score_heads: int | None = None  # of the score module
+    # Sides of the crops in pixels, which MixViT's position tables show; MixCvT has none, and takes 320 and 128.
     search_size: int | None = None
     template_size: int | None = None
-    name: str | None = None
+    name: str | None = None  # of the model: benchmarks have settings by name (`mixvit_b_online_got`)
 
 
 class Report(NamedTuple):
@@ -80,14 +65,14 @@ class Report(NamedTuple):
     direction: str  # such as "official names -> mixformer_jax"
     model: MixFormerConfig
     tracker: TrackerConfig | None  # in a file of ours
-    parameters: int  # of the official module, with those that no forward pass reads
-    carried: tuple[str, ...] = ()  # tensors that no forward pass reads and that went along
-    computed: tuple[str, ...] = ()  # those that an official file must have and that were made up
-    left_behind: tuple[str, ...] = ()  # what the source held beside the weights and the target does not
-    named_after: tuple[str, ...] = ()  # words of the file's name or experiment that became part of the model's name
+    parameters: int  # of the official module, unused ones included
+    carried: tuple[str, ...] = ()  # unused tensors that were copied
+    computed: tuple[str, ...] = ()  # unused tensors that an official file must have and that were filled in
+    left_behind: tuple[str, ...] = ()  # content of the source beside the weights
+    named_after: tuple[str, ...] = ()  # words of the file's name or experiment that are now in the model's name
 
     def lines(self) -> list[tuple[str, str]]:
-        """The report as labels and texts, for a terminal."""
+        """Labels and texts, for a terminal."""
         model, tracker = self.model, self.tracker
         score = f"score module with {model.score_heads} heads" if model.score_heads else "no score module"
         norm = "frozen batch norms" if model.head_norm == "frozen" else "trainable batch norms"
@@ -113,18 +98,18 @@ class Report(NamedTuple):
 def convert(source: str | Path, target: str | Path, *, official: bool = False, hints: Hints = Hints()) -> Report:  # noqa: B008 (immutable)
     """Converts a tracker between official files (`.pth`, `.pth.tar`, `.safetensors`) and ours (`.safetensors`).
 
-    The direction follows from the files; between official formats, tensors are checked and copied.
+    The files tell the direction; between official formats, tensors are checked and copied.
 
     Args:
-        source: file or folder of a training run.
-        target: file to write; what it holds is replaced.
-        official: a `.safetensors` target gets official names and layouts.
-        hints: what names and shapes of official files do not tell.
+        source: file, or folder of a training run.
+        target: file to write or to replace.
+        official: a `.safetensors` target has official names and layouts.
+        hints: what names and shapes of official files do not show.
 
     Raises:
-        WeightsError: a source that cannot be read, that is no tracker or has no official counterpart, names or shapes
-            that do not fit, all listed, or a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` files where PyTorch is not installed.
+        WeightsError: a source that cannot be read, is no tracker, or has no official counterpart; names or shapes that
+            do not fit (all listed); a target of an unknown kind.
+        ModuleNotFoundError: for `.pth` files without PyTorch.
     """
     source, target = find_weights(source), Path(target)
     is_torch = target.name.endswith(TORCH_SUFFIXES)
@@ -134,7 +119,7 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
         raise WeightsError(f"{target}: no such folder; make it first")
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{target}: source and target are one file; give another name to the target")
-    from_ours = source.suffix == ".safetensors" and safetensors_format(source) == FORMAT
+    from_ours = source.suffix == ".safetensors" and torch_files.safetensors_format(source) == FORMAT
     if from_ours and not (is_torch or official):
         raise WeightsError(
             f"{source}: already in this project's format; for official names, give a target that ends in .pth, or "
@@ -146,10 +131,9 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
 
 
 def find_weights(weights: str | Path | None) -> Path:
-    """A weights file: itself, the one in the folder of a training run, or the embedded one of this name.
+    """The path of a weights file, of the one in a training run's folder, or of embedded weights of this name.
 
-    Raises:
-        WeightsError: there is none.
+    Raises WeightsError where there is none.
     """
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if path.is_dir():
@@ -169,17 +153,16 @@ def find_weights(weights: str | Path | None) -> Path:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """A tracker's weights: a file of ours, or an official one, which is converted in memory without unread tensors.
+    """A tracker's weights: a file of ours, or an official one, converted in memory without unused tensors.
 
-    Raises:
-        WeightsError: a file that cannot be read or belongs to another model, that `convert` would refuse, or that is
-            PyTorch's where PyTorch is not installed.
+    Raises WeightsError for a file that cannot be read, belongs to another model, or needs PyTorch where that is not
+    installed; and for what `convert` would refuse.
     """
     path = Path(path)
     if not path.is_file() or not _is_official(path):
         return load_weights(path)
     try:
-        state = read_official(path)
+        state = torch_files.read_official(path)
     except ModuleNotFoundError as error:
         raise WeightsError(
             f"{path}: an official checkpoint, to be read by PyTorch, which is not installed (extra "
@@ -191,34 +174,29 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(variables, model, tracker)
 
 
-def variant_words(model: MixFormerConfig, told: str) -> tuple[str, ...]:
-    """What a name says of how a published model was trained, which its weights do not show: `1k`, `got`, or both.
+def variant_words(model: MixFormerConfig, text: str) -> tuple[str, ...]:
+    """Words in a file's name that tell how a published model was trained, which weights do not show: `1k`, `got`.
 
-    `1k` is MixCvT from ImageNet-1k (others start from ImageNet-22k), `got` is the protocol of GOT-10k alone.
+    `1k` is MixCvT from ImageNet-1k (others start from ImageNet-22k), `got` the protocol of GOT-10k alone.
     """
     if model.name not in SIZES:
         return ()
-    words = set(re.findall("[a-z0-9]+", told.lower()))
+    words = set(re.findall("[a-z0-9]+", text.lower()))
     is_1k, is_got = model.backbone == "cvt" and "1k" in words, bool(words & {"got", "got10k"})
     return ("1k",) * is_1k + ("got",) * is_got
 
 
 def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
-    """How an official model tracks where nothing is known of the video."""
+    """An official model's tracker settings for any video."""
     return TrackerConfig(
         search_factor=SEARCH_FACTORS.get(model.name, 4.5), num_online_templates=ONLINE_SLOTS if model.score_heads else 1
     )
 
 
-class _Converted(NamedTuple):
-    model: MixFormerConfig
-    named_after: tuple[str, ...]
-    tracker: TrackerConfig
-    variables: dict[str, Any]
-
-
-def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
-    """The model of an official file, how it tracks, and its variables: views of what the file holds."""
+def _from_state(
+    source: Path, found: torch_files.OfficialState, hints: Hints
+) -> tuple[MixFormerConfig, tuple[str, ...], TrackerConfig, dict[str, Any]]:
+    """The model of an official file, words of its name, tracker settings, and variables, views of its tensors."""
     try:
         model = infer_config(found.tensors, hints)
         variables = variables_from_official(found.tensors, model)
@@ -227,19 +205,19 @@ def _from_state(source: Path, found: OfficialState, hints: Hints) -> _Converted:
     check_finite(source, flatten_dict(variables, sep="/"))
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
-    return _Converted(dataclasses.replace(model, name=name), words, tracker_settings(model), variables)
+    return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
 
 
 def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
-    found = read_official(source)
+    found = torch_files.read_official(source)
     model, words, tracker, variables = _from_state(source, found, hints)
     carried = carried_from_official(found.tensors, model)
     if is_torch:
         kind = "official PyTorch file"
-        write_torch(target, found.tensors.items())
+        torch_files.write_torch(target, found.tensors.items())
     elif official:
         kind = "official .safetensors"
-        write_official_safetensors(target, found.tensors)
+        torch_files.write_official_safetensors(target, found.tensors)
     else:
         kind = "mixformer_jax"
         save_weights(target, variables, model, tracker, carried=carried)
@@ -256,18 +234,18 @@ def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
     carried = tuple(name for name in unread if name in weights.carried)
     computed = tuple(name for name in unread if name not in weights.carried)
     if is_torch:
-        # From here on each array is held once: what is written is let go of.
+        # Each array is held once, and freed when it is written.
         del weights
-        write_torch(target, ((name, state.pop(name)) for name in list(state)))
+        torch_files.write_torch(target, ((name, state.pop(name)) for name in list(state)))
     else:
-        write_official_safetensors(target, state)
+        torch_files.write_official_safetensors(target, state)
     kind = "official PyTorch file" if is_torch else "official .safetensors"
     return Report(target, f"mixformer_jax -> {kind}", model, None, count_parameters(model), carried, computed)
 
 
 def _is_official(path: Path) -> bool:
-    # The header of every file of ours names a format that begins so.
-    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
+    # Headers of all our files have a format that begins so.
+    return torch_files.is_torch_file(path) or not (torch_files.safetensors_format(path) or "").startswith(FORMAT)
 
 
 def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
@@ -279,12 +257,10 @@ def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
 
 
 def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # noqa: B008 (immutable)
-    """Which model an official state dict belongs to, told by its names and shapes alone.
+    """The model of an official state dict, from names and shapes alone: one of `sizes.SIZES`, or named by its family.
 
-    A model that equals one of `sizes.SIZES` is that one; another is called after its family.
-
-    Raises:
-        WeightsError: names that no architecture of this project has, or shapes that contradict each other or the hints.
+    Raises WeightsError for names that no architecture of this project has, or shapes that contradict each other or the
+    hints.
     """
     try:
         found = _read(state, hints)
@@ -338,7 +314,7 @@ def _read(state: State, hints: Hints) -> dict[str, Any]:
 
 
 def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
-    """Crop sizes from the position tables, and whether those are the sin-cos ones."""
+    """Crop sizes from the position tables, and whether those are sin-cos."""
     found: dict[str, Any] = {"positions": "sincos"}
     for name, key in (("backbone.pos_embed_s", "search_size"), ("backbone.pos_embed_t", "template_size")):
         _, cells, width = _shape(state, name, 3)

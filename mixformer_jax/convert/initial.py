@@ -1,4 +1,4 @@
-"""Backbones that others pre-trained, as the start of a training.
+"""Pre-trained backbones from elsewhere, to start a training.
 
 Known are MAE ViT (facebookresearch/mae), ConvMAE (Alpha-VL/ConvMAE), CvT-21 and CvT-24-W (microsoft/CvT), DeiT3
 (facebookresearch/deit, with LayerScale) and plain ViTs of timm. Their names are those of the official tracker's
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.convert.names import Entry, affine, backbone_table, block_entries, norm, official_shape, to_ours
 from mixformer_jax.convert.torch_files import read_official
@@ -21,7 +21,7 @@ from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.layers import resize_positions
 
 _BACKBONE = ("params", "backbone")
-# What pre-trained models hold that a tracker has no use for: tokens, classifiers, decoders, counters.
+# What a tracker does not need of a pre-trained model: tokens, classifiers, decoders, counters.
 _IGNORED = re.compile(
     r"(cls_token|dist_token|mask_token|norm\.|fc_norm\.|head\.|head_dist\.|pre_logits\.|decoder_|"
     r"stage[12]_output_decode\.|stage\d\.cls_token|.*\.num_batches_tracked$)"
@@ -31,35 +31,30 @@ _CVT_PROJECTIONS = (("depthwise", "frozen"), ("depthwise", "batch"))
 
 
 class Initialisation(NamedTuple):
-    """The part of a model's variables that somebody else's training gives."""
+    """The variables of a model that a pre-trained one gives."""
 
-    variables: dict[str, Any]  # the model's variable tree, with the given variables alone, as numpy arrays
+    variables: dict[str, Any]  # those variables alone, in the model's tree, as numpy arrays
     taken: tuple[str, ...]  # their names, such as `params/backbone/blocks_0/norm1/scale`
-    fresh: tuple[str, ...]  # names of the model's other variables, which keep their random start
+    fresh: tuple[str, ...]  # the model's other variables, which keep their random initialisation
     ignored: tuple[str, ...]  # names in the source that this model has no use for
 
     @classmethod
     def of(cls, values: Mapping[str, np.ndarray], expected: Iterable[str], ignored: Iterable[str]) -> "Initialisation":
-        """From given values by name, and the names of all variables of the model."""
+        """From the given values, and the names of all variables of the model."""
         fresh = tuple(name for name in expected if name not in values)
         return cls(unflatten_dict(dict(values), sep="/"), tuple(values), fresh, tuple(ignored))
-
-    def onto(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's variables with the given ones in place of the random ones."""
-        return unflatten_dict(flatten_dict(variables) | flatten_dict(self.variables))
 
 
 def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerConfig) -> Initialisation:
     """Reads a pre-trained backbone for a model, from a `.pth` or `.safetensors` file or a state dict.
 
-    All blocks of the model, its embeddings and the norms between them must be in the source; of a deeper source the
-    first blocks of the last stage are taken (the paper, section 4.1: 16 of CvT24-W's layers; Fig. 7). Position tables
-    of the interpolated kinds are the source's own, resized to both grids (section 3.3). `decoder_blocks` are MAE's
-    first decoder blocks, behind the encoder's final norm.
+    All blocks of the model, its embeddings and the norms between them must be there; of a deeper source the first
+    blocks of the last stage are taken (the paper, section 4.1: 16 of CvT24-W's layers; Fig. 7). Interpolated position
+    tables are the source's, resized to both grids (section 3.3). `decoder_blocks` are MAE's first decoder blocks,
+    behind the encoder's final norm.
 
-    Raises:
-        WeightsError: a file that cannot be read, values that are not finite, or names and shapes that do not fit, all
-            listed.
+    Raises WeightsError for a file that cannot be read, values that are not finite, or names and shapes that do not fit
+    (all listed).
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else read_official(source).tensors
@@ -70,7 +65,7 @@ def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerCo
             f"{config.name}: no pre-trained backbone has projection {config.projection!r} with projection_norm "
             f"{config.projection_norm!r}: CvT's has depth-wise projections and batch norms"
         )
-    # timm's name for DeiT3's factors.
+    # timm's name of LayerScale.
     originals = {re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name): name for name in tensors}
     table, shapes = _table(config), expected_shapes(config)
     expected = {entry.official: official_shape(entry, shapes[entry.name]) for entry in table}
@@ -93,7 +88,7 @@ def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerCo
 
 
 def _table(config: MixFormerConfig) -> list[Entry]:
-    """What must be in the source, under its names there."""
+    """What the source must have, by its own names."""
     entries = [entry for entry in backbone_table(config) if isinstance(entry, Entry) and entry.layout != "positions"]
     table = [entry._replace(official=entry.official.removeprefix("backbone.")) for entry in entries]
     if config.decoder_blocks:
@@ -106,7 +101,7 @@ def _table(config: MixFormerConfig) -> list[Entry]:
 
 
 def _is_deeper(name: str, config: MixFormerConfig) -> bool:
-    """Whether this belongs to a block of the last stage that the model does not have."""
+    """Whether this belongs to a block of the last stage beyond the model's depth."""
     stage = {"cvt": f"stage{len(config.early_depths)}.blocks", "convmae": "blocks3"}
     blocks = stage.get("cvt" if config.backbone == "cvt" else config.patch_embed, "blocks")
     match = re.match(re.escape(blocks) + r"\.(\d+)\.", name)
@@ -114,11 +109,11 @@ def _is_deeper(name: str, config: MixFormerConfig) -> bool:
 
 
 def _resized_positions(table: np.ndarray | None, config: MixFormerConfig) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The position tables of both grids, or what is wrong with the source's."""
+    """The position tables of both grids, or what is wrong with the source's table."""
     if table is None:
         return {}, [f"missing {_POSITIONS}, which positions {config.positions!r} interpolates"]
     rows = table.shape[1] if table.ndim == 3 else 0
-    # A class token's row comes first, and a distillation token's after it; ConvMAE and DeiT3 have neither.
+    # The first rows may be of a class token and a distillation token; ConvMAE and DeiT3 have neither.
     prefixes = [prefix for prefix in (0, 1, 2) if rows > prefix and round((rows - prefix) ** 0.5) ** 2 == rows - prefix]
     if table.shape[0] != 1 or table.shape[2:] != (config.width,) or not prefixes:
         return {}, [f"misshapen {_POSITIONS}: {table.shape}, expected (1, rows of a square grid, {config.width})"]

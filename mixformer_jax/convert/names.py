@@ -1,8 +1,8 @@
-"""Official PyTorch names and our variable tree, from one table for both directions.
+"""Official PyTorch names and our variable tree: one table for both directions.
 
-The table of a config lists the official state dict in its own order. An `Entry` is a tensor that the network uses: its
-official name, the path of our variable, and how the layouts differ. A `Carried` is one that official checkpoints hold
-and no forward pass reads; our weights files keep it aside, and the way back takes it from there or makes it up.
+The table of a config lists the official state dict in its order. An `Entry` is a tensor that the network uses: official
+name, path of our variable, and difference of layouts. A `Carried` tensor is in official checkpoints but unused; our
+weights files keep it aside for the way back, which otherwise fills it in.
 """
 
 import functools
@@ -15,14 +15,8 @@ import numpy as np
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.weights import (
-    NO_TENSORS,
-    Shapes,
-    WeightsError,
-    expected_shapes,
-    mismatches,
-    refuse_weights,
-)
+from mixformer_jax.convert import weights
+from mixformer_jax.convert.weights import NO_TENSORS, WeightsError
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.layers import PRETRAINED_GRID, sincos_positions
 
@@ -59,16 +53,16 @@ class Entry(NamedTuple):
 
 
 class Carried(NamedTuple):
-    """One official tensor that no forward pass reads."""
+    """One official tensor that no forward pass uses."""
 
     official: str
     shape: tuple[int, ...]  # in the official builds
-    make: Callable[[tuple[int, ...]], np.ndarray]  # the value where no checkpoint gave one, of such a shape
-    free: int | None = None  # axis whose length does not matter: a classifier's classes, a position table's rows
-    objection: str | None = None  # what to say of any other value than that of `make`; None: any will do
+    make: Callable[[tuple[int, ...]], np.ndarray]  # the value to fill in, of a shape
+    free: int | None = None  # axis of any length: a classifier's classes, a position table's rows
+    objection: str | None = None  # complaint about any other value than that of `make`; None: any will do
 
     def complaints(self, found: np.ndarray | None) -> Iterator[str]:
-        """What keeps a tensor from being the one."""
+        """What is wrong with a tensor."""
         if found is None:
             return
         differing = [axis for axis, pair in enumerate(zip(found.shape, self.shape, strict=False)) if len(set(pair)) > 1]
@@ -79,7 +73,7 @@ class Carried(NamedTuple):
 
 
 def official_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The official tensor's shape for that of our variable."""
+    """The official shape for that of our variable."""
     return to_official(np.broadcast_to(np.float32(0), shape), entry).shape
 
 
@@ -129,45 +123,43 @@ def sincos_with_class(shape: tuple[int, ...]) -> np.ndarray:
 Table = Sequence[Entry | Carried]
 
 
-def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: Shapes, title: str) -> dict[str, Any]:
-    """A state dict as variables of these shapes: views of its arrays wherever a transposition is all it takes.
+def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: weights.Shapes, title: str) -> dict[str, Any]:
+    """A state dict as variables of these shapes, as views of its arrays where a transposition is enough.
 
-    Raises:
-        WeightsError: not `title`: names of the table that are missing or have another shape, names that nothing uses,
-        or
-            values that cannot be carried. Tensors that no forward pass reads may be missing.
+    Raises WeightsError ("not `title`") for names of the table that are missing or misshapen, names that nothing uses,
+    or values that cannot be carried. Unused tensors may be missing.
     """
     used = [entry for entry in table if isinstance(entry, Entry)]
     unread = [entry for entry in table if isinstance(entry, Carried)]
     passed_over = {entry.official for entry in unread}
     read = {name: value for name, value in state.items() if name not in passed_over}
-    complaints = mismatches(read, {entry.official: official_shape(entry, shapes[entry.name]) for entry in used})
+    complaints = weights.mismatches(read, {entry.official: official_shape(entry, shapes[entry.name]) for entry in used})
     for entry in unread:
         complaints += entry.complaints(state.get(entry.official))
-    refuse_weights(f"not {title}", complaints)
+    weights.refuse_weights(f"not {title}", complaints)
     return unflatten_dict({entry.path: to_ours(read[entry.official], entry.layout) for entry in used})
 
 
 def carried_by_table(state: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that no forward pass reads, by their official names."""
+    """The unused tensors of a state dict, by their official names."""
     unread = (entry.official for entry in table if isinstance(entry, Carried))
     return {name: state[name] for name in unread if name in state}
 
 
 def write_by_table(
-    variables: Mapping[str, Any], table: Table, shapes: Shapes, carried: Mapping[str, np.ndarray], title: str
+    variables: Mapping[str, Any], table: Table, shapes: weights.Shapes, carried: Mapping[str, np.ndarray], title: str
 ) -> dict[str, np.ndarray]:
-    """Variables as a state dict, in the table's order; what is carried nowhere is made up.
+    """Variables as a state dict, in the table's order; unused tensors are `carried` or filled in.
 
     Raises WeightsError for variables or carried tensors that are missing, unexpected or misshapen.
     """
     ours = {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
     unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
-    complaints = mismatches(ours, shapes)
+    complaints = weights.mismatches(ours, shapes)
     for name, value in carried.items():
         unknown = [f"unexpected carried {name} {value.shape}"]
         complaints += unread[name].complaints(value) if name in unread else unknown
-    refuse_weights(f"not {title}", complaints)
+    weights.refuse_weights(f"not {title}", complaints)
     return {
         entry.official: to_official(ours[entry.name], entry)
         if isinstance(entry, Entry)
@@ -176,7 +168,7 @@ def write_by_table(
     }
 
 
-CLASSES = 1000  # of ImageNet, which the unused classifiers tell apart
+CLASSES = 1000  # of ImageNet, for the unused classifiers
 CONVMAE_PATCHES = (4, 2, 2)
 _NOT_SINCOS = "is not the sin-cos table; use positions='interpolated_frozen'"
 
@@ -184,7 +176,7 @@ _BACKBONE = ("params", "backbone")
 
 
 def backbone_table(config: MixFormerConfig) -> list[Entry | Carried]:
-    """The backbone's part of the table, and what a backbone initialisation has beyond it (LayerScale)."""
+    """The backbone's part of the table, and LayerScale, which a pre-trained backbone may have."""
     if config.backbone == "cvt":
         return _cvt(config)
     return _convmae(config) if config.patch_embed == "convmae" else _vit(config)
@@ -265,7 +257,7 @@ def _wide_block(official: str, path: TreePath, config: MixFormerConfig) -> list[
 
 
 def _convolution_block(official: str, path: TreePath) -> list[Entry]:
-    """ConvMAE's block: a 5x5 depth-wise convolution, called attention, between two 1x1 ones."""
+    """ConvMAE's block: a 5x5 depth-wise convolution, named attention, between two 1x1 ones."""
     return [
         *norm(f"{official}.norm1", (*path, "norm1")),
         *affine(f"{official}.conv1", (*path, "conv1"), "pointwise"),
@@ -301,48 +293,46 @@ COUNTER = "num_batches_tracked"
 
 
 def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
-    """The whole official state dict of a config; WeightsError for an architecture that the official code has not."""
+    """The official state dict of a config; WeightsError for an architecture that the official code does not have."""
     _check_official(config)
     entries = [*backbone_table(config), *_head(config), *(_score() if config.score_heads else [])]
     return list(_with_counters(entries))
 
 
 def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
-    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables; see `read_by_table`.
+    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables.
 
-    Raises:
-        WeightsError: as there; also position tables that the config takes for sin-cos and that are not.
+    Raises WeightsError as `read_by_table`, and for position tables that the config takes for sin-cos and are not.
     """
-    return read_by_table(state, name_table(config), expected_shapes(config), f"an official {config.name} state dict")
+    return read_by_table(
+        state, name_table(config), weights.expected_shapes(config), f"an official {config.name} state dict"
+    )
 
 
 def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
-    """The tensors of an official state dict that no forward pass reads, by their official names."""
+    """The unused tensors of an official state dict, by their official names."""
     return carried_by_table(state, name_table(config))
 
 
 def variables_to_official(
-    variables: Mapping[str, Any],
-    config: MixFormerConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """Our variables as an official state dict, in the official order.
 
-    What no forward pass reads is taken from `carried`, or made up: sin-cos position tables (MAE's 14 x 14 table for
-    `pos_embed`), the identity for `norm`, zeros for class token, classifier and batch counters. The official modules
-    load the result with `strict=True`, and compute with it what our model computes.
+    Unused tensors are from `carried`, or filled in: sin-cos position tables (MAE's 14 x 14 one for `pos_embed`), the
+    identity for `norm`, zeros for class token, classifier and batch counters. The official modules load the result with
+    `strict=True`, and compute the same with it.
 
-    Raises:
-        WeightsError: an architecture without official counterpart, or variables or carried tensors that are missing,
-            unexpected or misshapen, all listed.
+    Raises WeightsError for an architecture without official counterpart, or variables or carried tensors that are
+    missing, unexpected or misshapen; all are listed.
     """
     title = f"the weights of the model {config.name!r}"
-    return write_by_table(variables, name_table(config), expected_shapes(config), carried, title)
+    return write_by_table(variables, name_table(config), weights.expected_shapes(config), carried, title)
 
 
 def count_parameters(config: MixFormerConfig) -> int:
-    """Parameters of the official module, those that no forward pass reads included; buffers are none."""
-    shapes = expected_shapes(config)
+    """Parameters of the official module, unused ones included; buffers are none."""
+    shapes = weights.expected_shapes(config)
     used = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
     unread = [entry for entry in name_table(config) if isinstance(entry, Carried)]
     return used + sum(math.prod(entry.shape) for entry in unread if not entry.official.endswith(COUNTER))
@@ -369,7 +359,7 @@ def _check_official(config: MixFormerConfig) -> None:
 
 
 def refuse_unknown(whose: str, features: Mapping[str, object]) -> None:
-    """Raises WeightsError that names the features that a model has, and somebody's code has not."""
+    """Raises WeightsError with the features that are there, and that `whose` code does not have."""
     if found := [name for name, is_there in features.items() if is_there]:
         raise WeightsError(f"{whose} has no {', '.join(found)}")
 
@@ -393,7 +383,7 @@ def _head(config: MixFormerConfig) -> list[Entry]:
 
 
 def _score() -> list[Entry]:
-    """The score prediction module: projections are lists by kind there, and by attention here."""
+    """The score prediction module: there, projections are lists by kind; here, by attention."""
     official, ours = "score_branch", ("params", "score")
     entries = [Entry(f"{official}.score_token", (*ours, "token"), "token")]
     for i in range(3):
@@ -408,7 +398,7 @@ def _score() -> list[Entry]:
 
 
 def _with_counters(entries: list[Entry | Carried]) -> Iterator[Entry | Carried]:
-    """PyTorch's batch norms count the batches they saw; frozen ones do not."""
+    """PyTorch's batch norms count batches; frozen ones do not."""
     for entry in entries:
         yield entry
         if isinstance(entry, Entry) and entry.path[0] == "batch_stats" and entry.path[-1] == "var":

@@ -1,8 +1,7 @@
-"""Official checkpoints in files: `.pth` and its kin, and `.safetensors` with official names.
+"""Files of official checkpoints: `.pth` and its kin, and `.safetensors` with official names.
 
-A `.pth` is a pickle, and a pickle is a program: PyTorch's restricted unpickler builds tensors and plain containers and
-runs nothing else. Records that official trainers keep beside the weights become objects that hold nothing; any other
-class is refused by its name.
+A `.pth` is a pickle, which can run any program. PyTorch's restricted unpickler builds tensors and plain containers
+only. Records that official trainers save beside the weights become empty objects; other classes are refused by name.
 """
 
 import functools
@@ -23,10 +22,10 @@ from mixformer_jax.convert.weights import WeightsError, readable, to_safetensors
 from mixformer_jax.files import write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
-# Where checkpoints keep the state dict: MixFormer's trainer; MAE, ConvMAE, DeiT; CvT, timm.
+# Keys of the state dict: MixFormer's trainer; MAE, ConvMAE, DeiT; CvT, timm.
 STATE_KEYS = ("net", "model", "state_dict")
 
-# What those trainers save beside it: MixFormer's statistics and settings, MAE's command line, NumPy's scalars.
+# Saved beside it: MixFormer's settings and statistics, MAE's command line, NumPy's scalars.
 SETTINGS = "lib.train.admin.settings.Settings"
 BOOKKEEPING = (
     "lib.train.admin.stats.AverageMeter",
@@ -42,15 +41,13 @@ BOOKKEEPING = (
 
 
 class OfficialState(NamedTuple):
-    """A state dict from a file, and what else the file held."""
-
-    tensors: Mapping[str, np.ndarray]  # floats as float32, whole numbers as they are; read as they are asked for
-    left_behind: tuple[str, ...]  # what stood beside the state dict (`optimizer`, `epoch`, ...)
-    experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), where settings tell it
+    tensors: Mapping[str, np.ndarray]  # floats as float32; each is read on access
+    left_behind: tuple[str, ...]  # what else the file holds (`optimizer`, `epoch`, ...)
+    experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), if settings tell it
 
 
 class Inert:
-    """Stands in for a class of a training program: takes whatever it is given and keeps nothing."""
+    """Stands in for a trainer's class; takes any arguments and keeps nothing."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
         return super().__new__(cls)
@@ -63,7 +60,7 @@ class Inert:
 
 
 class TrainerSettings(Inert):
-    """Stands in for the settings of MixFormer's trainer: keeps the name of the experiment alone."""
+    """Stands in for the settings of MixFormer's trainer; keeps the experiment's name only."""
 
     config_name: str | None = None
 
@@ -73,10 +70,10 @@ class TrainerSettings(Inert):
 
 
 class _Tensors(Mapping[str, np.ndarray]):
-    """Tensors of a file by name, each read when it is asked for: a file need not fit into memory."""
+    """Tensors of a file by name, read on access: a file need not fit into memory."""
 
     def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]) -> None:
-        # What DataParallel puts before every name.
+        # DataParallel's prefix.
         skipped = len("module.") if all(name.startswith("module.") for name in readers) else 0
         self._readers = {name[skipped:]: reader for name, reader in readers.items()}
 
@@ -94,8 +91,8 @@ def read_official(path: str | Path) -> OfficialState:
     """Reads a state dict from `.safetensors`, or from what `torch.save` wrote.
 
     Raises:
-        WeightsError: no such file; an empty, truncated, damaged or foreign one; a pickle that is more than tensors and
-            the known records of training; a file without a state dict.
+        WeightsError: no such file, or one that is empty, truncated, damaged, of another program, without a state dict,
+            or a pickle with unknown classes.
         ModuleNotFoundError: a file of PyTorch's without PyTorch.
     """
     path = Path(path)
@@ -106,7 +103,7 @@ def read_official(path: str | Path) -> OfficialState:
     if not start:
         raise WeightsError(f"{path}: an empty file")
     if path.suffix == ".safetensors":
-        if _is_torch(start):  # PyTorch itself goes by the name
+        if _is_torch(start):  # PyTorch itself goes by the name, not the content
             raise WeightsError(f"{path}: holds a file of PyTorch's; rename it to end in .pth")
         return _read_safetensors(path)
     if start[8:9] == b"{":
@@ -115,26 +112,26 @@ def read_official(path: str | Path) -> OfficialState:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether this is a file of PyTorch's: by its content, or where that does not tell, by its name."""
+    """Whether this is a file of PyTorch's, by its content, or else by its name."""
     with path.open("rb") as file:
         start = file.read(16)
     return _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES))
 
 
 def safetensors_format(path: Path) -> str | None:
-    """The format that the header of a .safetensors file names, if any; WeightsError for a file that cannot be read."""
+    """The `format` in a .safetensors header, if any; WeightsError for a file that cannot be read."""
     with readable(path), safe_open(path, framework="numpy") as file:
         return (file.metadata() or {}).get("format")
 
 
 def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]], key: str = STATE_KEYS[0]) -> None:
-    """Writes a checkpoint as official code loads it, `{key: state dict}`: `net` for MixFormer, `model` for MAE.
+    """Writes a checkpoint for official code, `{key: state dict}`: `net` for MixFormer, `model` for MAE.
 
-    Each tensor is read once, so that a caller may let go of it then. Raises ModuleNotFoundError without PyTorch.
+    Each tensor is read once, so that the caller can free it. Raises ModuleNotFoundError without PyTorch.
     """
     import torch
 
-    # Not ascontiguousarray, which makes a vector of a scalar.
+    # Not ascontiguousarray, which makes scalars vectors.
     state = {name: torch.from_numpy(np.require(value, requirements=["C", "W"])) for name, value in tensors}
     file = io.BytesIO()
     torch.save({key: state}, file)
@@ -142,7 +139,7 @@ def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]], key
 
 
 def write_official_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes official names and layouts as .safetensors, as `safetensors.torch.load_file` reads them."""
+    """Writes official names and layouts as .safetensors, for `safetensors.torch.load_file`."""
     write_atomically(Path(path), to_safetensors(tensors, {"format": "pt"}))
 
 
@@ -159,7 +156,7 @@ def _read_safetensors(path: Path) -> OfficialState:
 
 
 def _is_torch(start: bytes) -> bool:
-    # A .safetensors file has a length in its first eight bytes, which may look like anything, and then a brace.
+    # A .safetensors file has its header's length in the first eight bytes, and then a brace.
     return start[8:9] != b"{" and (start.startswith(b"PK") or start[:1] == pickle.PROTO)
 
 
@@ -173,7 +170,7 @@ def _read_torch(path: Path, start: bytes) -> OfficialState:
         raise WeightsError(f"{path}: not a file of PyTorch's, nor .safetensors")
     with torch.serialization.safe_globals([(TrainerSettings, SETTINGS), *((Inert, name) for name in BOOKKEEPING)]):
         try:
-            # Files from before PyTorch 1.6 cannot be mapped into memory.
+            # Files from before PyTorch 1.6 cannot be memory-mapped.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except Exception as error:  # a damaged pickle can fail in every way there is
             raise WeightsError(_failure(path, error)) from error
@@ -181,12 +178,12 @@ def _read_torch(path: Path, start: bytes) -> OfficialState:
 
 
 def _check_archive(path: Path) -> None:
-    """A file of PyTorch's is a zip archive; memory-mapped, nobody would look at its checksums."""
+    """Checks the zip archive's checksums, which a memory-mapped file would skip."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             is_packed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
-            # PyTorch can be told to save without checksums, and then writes zeros.
+            # PyTorch can save without checksums, as zeros.
             is_checkable = not is_packed and any(info.CRC for info in archive.infolist())
             broken = archive.testzip() if is_checkable else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
@@ -204,7 +201,7 @@ def _check_archive(path: Path) -> None:
 def _failure(path: Path, error: Exception) -> str:
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign is None:
-        # PyTorch's own text goes on to advise reading the file without protection.
+        # Without PyTorch's advice to load the file unprotected.
         reason = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0] or type(error).__name__
         return f"{path}: truncated, damaged, or not written by torch.save ({reason})"
     return (
@@ -233,7 +230,7 @@ def _find_state(path: Path, content: Any) -> OfficialState:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether this is a plain tensor with values in memory."""
+    """Whether this is a dense tensor in memory."""
     import torch
 
     is_tensor = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"

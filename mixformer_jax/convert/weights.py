@@ -1,8 +1,7 @@
-"""Our weights file: one .safetensors that holds every variable, and in its header the settings to rebuild the tracker.
+"""Our weights files: one .safetensors with all variables, and in its header the settings to rebuild the tracker.
 
-Tensor names are the paths of the variable tree (`params/backbone/blocks_0/attention/qkv/kernel`). A file that was
-converted from an official checkpoint also carries, under `official/` and their official names, the tensors that no
-forward pass reads: converted back, it is the checkpoint again, bit for bit.
+Tensor names are paths of the variable tree (`params/backbone/blocks_0/attention/qkv/kernel`). Conversions keep tensors
+of the official checkpoint that no forward pass uses under `official/`: converted back, it is the same, bit for bit.
 """
 
 import contextlib
@@ -38,13 +37,13 @@ Settings = TypeVar("Settings", bound=TypedSettings)
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be read, or that belongs to another model."""
+    """A weights file that cannot be read, or belongs to another model."""
 
 
 class Weights(NamedTuple):
-    """The content of a weights file: variables as float32 numpy arrays, and the settings they were made for.
+    """A tracker's weights file: variables as float32 numpy arrays, and settings.
 
-    `carried` are tensors of an official checkpoint that the model does not use, by their official names.
+    `carried` are unused tensors of an official checkpoint, by their official names.
     """
 
     variables: dict[str, Any]
@@ -61,14 +60,11 @@ def save_weights(
     store: Literal["float32", "float16"] = "float32",
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
-    """Writes a weights file (`.safetensors`) atomically; the compute type is not part of a model's weights.
+    """Writes a weights file (`.safetensors`) atomically, without the compute type, which weights do not depend on.
 
-    Args:
-        store: `float16` halves the file; loading gives float32 either way.
-        carried: see `Weights`; floats are stored like the variables, whole numbers as they are.
+    `float16` halves the file, and loads as float32; `carried` floats are stored likewise, whole numbers as they are.
 
-    Raises:
-        WeightsError: a value that is not finite, or does not fit into float16.
+    Raises WeightsError for a value that is not finite, or does not fit into float16.
     """
     header = {
         "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
@@ -85,7 +81,7 @@ def write_variables(
     store: Literal["float32", "float16"] = "float32",
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
-    """Writes variables of any model under a header of texts, atomically; see `save_weights`."""
+    """Writes variables of any model under a header of strings; see `save_weights`."""
     tensors = {name: np.asarray(value, dtype=store) for name, value in flatten_dict(variables, sep="/").items()}
     for name, value in carried.items():
         is_float = np.issubdtype(value.dtype, np.floating)
@@ -96,10 +92,9 @@ def write_variables(
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Reads a weights file and checks it against the model that its header names.
+    """Reads a weights file and checks it against the model in its header.
 
-    Raises:
-        WeightsError: no such file, not one of ours, or settings, values or tensors that cannot be the model's.
+    Raises WeightsError for no such file, not one of ours, or settings, values or tensors that cannot be the model's.
     """
     path = Path(path)
     content = read_variables(path, FORMAT, "weights written by `mixformer train`")
@@ -108,14 +103,14 @@ def load_weights(path: str | Path) -> Weights:
 
 
 class Content(NamedTuple):
-    """What stands in a weights file: its header, and tensors by name, floats as float32."""
+    """A weights file: its header, and tensors by name, floats as float32."""
 
     header: Mapping[str, str]
     tensors: Mapping[str, np.ndarray]
     carried: Mapping[str, np.ndarray]
 
     def settings(self, path: Path, record: type[Settings]) -> Settings:
-        """A record of settings out of the header; WeightsError where it is not there or cannot work."""
+        """A section of the header as settings; WeightsError where it is missing or cannot work."""
         try:
             values = json.loads(self.header[record.section])
             if not isinstance(values, dict):
@@ -125,7 +120,7 @@ class Content(NamedTuple):
             raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
 
     def variables(self, path: Path, model_name: str, expected: Shapes) -> dict[str, Any]:
-        """The variable tree, if it is the expected one; WeightsError lists all that is not."""
+        """The variable tree; WeightsError lists all that is not as expected."""
         complaints = mismatches(self.tensors, expected)
         complaints += [
             f"mistyped {name}: {value.dtype}, expected floats"
@@ -137,11 +132,7 @@ class Content(NamedTuple):
 
 
 def read_variables(path: Path, format_name: str, wanted: str) -> Content:
-    """Reads a file of `write_variables`.
-
-    Raises:
-        WeightsError: no such file, not `wanted`, or values that are not finite.
-    """
+    """Reads a file of `write_variables`; WeightsError for a missing or other file, or values that are not finite."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected {wanted} (.safetensors)")
     with readable(path), safe_open(path, framework="numpy") as file:
@@ -155,7 +146,11 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     if header.get("version") != FORMAT_VERSION:
         found = f"format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}"
         raise WeightsError(f"{path}: {found}: update mixformer-jax")
-    widened = {name: _widen(value) for name, value in tensors.items()}
+    # By kind, not `issubdtype(..., np.floating)`: bfloat16 is no subtype.
+    integers = {name for name, value in tensors.items() if value.dtype.kind in "biu"}
+    widened = {
+        name: value if name in integers else value.astype(np.float32, copy=False) for name, value in tensors.items()
+    }
     check_finite(path, widened)
     carried = {name for name in widened if name.startswith(CARRIED_PREFIX)}
     return Content(
@@ -167,14 +162,14 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
 
 @contextlib.contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Says of what is no .safetensors file that it is none."""
+    """Turns the library's errors into WeightsError."""
     try:
         yield
     except SafetensorError as error:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
 
 
-@functools.lru_cache(maxsize=4)  # tracing a large model takes seconds, and a conversion asks twice
+@functools.lru_cache(maxsize=4)  # tracing a large model takes seconds
 def expected_shapes(model: MixFormerConfig) -> Shapes:
     """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
     return shapes_of(variable_shapes(build_model(model)))
@@ -185,7 +180,7 @@ def shapes_of(variables: Mapping[str, Any]) -> Shapes:
 
 
 def mismatches(found: Mapping[str, np.ndarray], expected: Shapes) -> list[str]:
-    """What keeps tensors from being those of the expected names and shapes, a line each."""
+    """Missing, unexpected and misshapen tensors, a line each."""
     lines = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
     lines += [f"unexpected {name} {found[name].shape}" for name in found if name not in expected]
     shapes = {name: found[name].shape for name in found if name in expected}
@@ -197,36 +192,31 @@ def mismatches(found: Mapping[str, np.ndarray], expected: Shapes) -> list[str]:
 
 
 def refuse_weights(title: str, complaints: list[str]) -> None:
-    """Raises one WeightsError that lists the complaints, where there are any."""
+    """Raises WeightsError with all complaints, if there are any."""
     if complaints:
         raise WeightsError(f"{title}:\n  " + "\n  ".join(complaints))
 
 
 def not_finite(tensors: Mapping[str, np.ndarray], limit: int = 6) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity; after so many, how many more there are."""
+    """Names of tensors with NaN or infinity; beyond `limit` their number."""
     broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     return broken[:limit] + ([f"{len(broken) - limit} more"] if len(broken) > limit else [])
 
 
 def check_finite(where: object, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raises WeightsError with the names of tensors that are not."""
+    """Raises WeightsError with the names of tensors that are not finite."""
     if broken := not_finite(tensors):
         raise WeightsError(f"{where}: {NOT_FINITE} {', '.join(broken)}")
 
 
-def _widen(value: np.ndarray) -> np.ndarray:
-    # Not `issubdtype(..., np.floating)`, which bfloat16 is not.
-    return value if value.dtype.kind in "biu" else value.astype(np.float32, copy=False)
-
-
 def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a .safetensors file with float32, float16 or int64 arrays, and texts for its header.
+    """The bytes of a .safetensors file of float32, float16 or int64 arrays, with strings for its header.
 
-    The library's own `save` makes a second copy of all tensors, and scrambles those that are not contiguous (0.8.0).
+    The library's own `save` copies all tensors a second time, and scrambles those that are not contiguous (0.8.0).
     """
-    # Each tensor is asked for twice: it may have to be read from a file.
+    # Sizes first: each tensor may be read from a file on access.
     specs = {name: (tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()}
-    # As the library orders them: wide types first, so that every tensor is aligned without padding.
+    # Wide types first, as the library does: every tensor is aligned without padding.
     names = sorted(specs, key=lambda name: (-specs[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

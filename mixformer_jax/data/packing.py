@@ -25,16 +25,16 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from mixformer_jax.data.pairs import absent_frames, centre_box, usable_frames
-from mixformer_jax.datasets.frame_parts import Rectangle
-from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.packed import (
+from mixformer_jax.datasets.frame_parts import (
     PACKING,
+    Rectangle,
     StoredPart,
     encode_annotations,
     encode_fault,
     encode_frame,
     shard_name,
 )
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import whole_file, write_atomically
 from mixformer_jax.media.images import SourceError

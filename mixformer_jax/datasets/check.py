@@ -1,4 +1,4 @@
-"""Walking through a data set on disk, frame by frame, for what would disturb a training or an evaluation."""
+"""Checks a data set on disk, frame by frame, for what would disturb training or evaluation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.known_faults import known_fault
-from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.images import SourceError
 
-# Sequences that a worker takes at once: videos one by one, stills by the hundred.
+# Sequences that a worker takes at once.
 VIDEO_CHUNK, STILL_CHUNK = 1, 200
 
 Size = tuple[int, int]  # height and width
@@ -28,19 +27,17 @@ Size = tuple[int, int]  # height and width
 
 @dataclass
 class CheckReport:
-    """What a walk has found."""
-
-    sequences: int = 0  # looked at
+    sequences: int = 0
     frames: int = 0  # decoded
-    boxes: int = 0  # there, and right
-    absent: int = 0  # frames without a box, where the data set says that the target is absent, or has no such marks
+    boxes: int = 0  # without fault
+    absent: int = 0  # frames without a box, where the target is marked as absent, or nothing is marked
     faults: tuple[Fault, ...] = ()
 
     def __add__(self, other: CheckReport) -> CheckReport:
         return CheckReport(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def lines(self) -> list[tuple[str, str]]:
-        """Names and values for a table."""
+        """Rows of a table."""
         kinds = [fault.kind for fault in self.faults]
         counted = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
         known = sum(fault.known is not None for fault in self.faults)
@@ -54,10 +51,9 @@ class CheckReport:
 def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) -> CheckReport:
     """Reads every annotation and decodes every frame, in `workers` processes.
 
-    A box is at fault where it is NaN although the data set marks the target as visible; where it is empty, or lies
-    wholly outside the frame, and the target is not marked as absent. Boxes after the first one that a test set keeps to
-    itself are no faults. A sequence is at fault whose frames change their size. What the reader found comes first; the
-    published faults that `known_faults` has are said to be known.
+    Faults are: what the reader finds; a box of NaN where the target is marked as visible; one that is empty or outside
+    the frame where the target is not marked as absent (but for the hidden boxes of test sets); frames that change their
+    size. Those of `known_faults.tsv` are marked as known.
     """
     chunk = STILL_CHUNK if len(dataset) > 1 and _is_still(dataset) else VIDEO_CHUNK
     ranges = [range(first, min(first + chunk, len(dataset))) for first in range(0, len(dataset), chunk)]
@@ -97,8 +93,8 @@ def _check_range(dataset: Dataset, indices: range) -> CheckReport:
 
 def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path, Size]) -> CheckReport:
     faults = list(sequence.faults)
-    # Readers of published data sets name empty boxes by their lines.
-    told = {fault.kind for fault in faults} & {"box empty"}
+    # Readers of published data sets tell empty boxes themselves, with their lines.
+    reported = {fault.kind for fault in faults} & {"box empty"}
     frames = boxes = absent = 0
     first_size: Size | None = None
     path_of = getattr(sequence.frame, "path", None)
@@ -119,13 +115,13 @@ def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path
                 continue
             frames += is_new
             first_size = first_size or size
-            if size != first_size and "frame size" not in told:
-                told.add("frame size")
+            if size != first_size and "frame size" not in reported:
+                reported.add("frame size")
                 add("frame size", f"{size[1]} x {size[0]}, after frames of {first_size[1]} x {first_size[0]}")
         kind = _box_kind(sequence, index, size)
         boxes += kind == "right"
         absent += kind == "absent"
-        if kind not in ("right", "absent", *told):
+        if kind not in ("right", "absent", *reported):
             box = ",".join(f"{value:g}" for value in sequence.boxes_xywh[index])
             of = f" in a frame of {size[1]} x {size[0]}" if size else ""
             add(kind, f"box {box} of {sequence.name}{of}")
@@ -135,20 +131,20 @@ def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path
 def _frame_size(
     sequence: TrackingSequence, index: int, path_of: Callable[[int], Path] | Any, decoded: dict[Path, Size]
 ) -> tuple[Size, bool]:
-    """The size, and whether the frame was decoded for that: targets of one still share theirs."""
+    """The size, and whether it was decoded anew: targets of one still share a frame."""
     if not (sequence.is_still and callable(path_of)):
         return sequence.frame(index).shape[:2], not sequence.is_still or index == 0
     path = path_of(index)
     is_new = path not in decoded
     if is_new:
         size = sequence.frame(index).shape[:2]
-        decoded.clear()  # objects come by image: only the last one is asked for again
+        decoded.clear()  # objects are sorted by image: only the last one is needed
         decoded[path] = size
     return decoded[path], is_new
 
 
 def _box_kind(sequence: TrackingSequence, index: int, frame_size: Size | None) -> str:
-    """`right`, `absent`, or the kind of its fault."""
+    """`right`, `absent`, or the kind of fault."""
     x, y, w, h = sequence.boxes_xywh[index]
     visible = None if sequence.visible is None else bool(sequence.visible[index])
     if np.isnan([x, y, w, h]).any():

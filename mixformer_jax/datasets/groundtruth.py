@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-# What a well-formed file of boxes holds; others (nan, a byte order mark, typing errors) are read line by line.
+# Bytes of a well-formed file of boxes; with others (nan, a byte order mark, typing errors) it is read line by line.
 _PLAIN = b"0123456789.,-\n"
 
 
 class DatasetError(ValueError):
-    """A data set on disk is not what its reader expects; the message names the file and the mend."""
+    """Files of a data set are not what the reader expects; the message names the file and the mend."""
 
 
 class LengthError(DatasetError):
@@ -26,16 +26,11 @@ def read_groundtruth(
 ) -> Float64[np.ndarray, "n 4"]:
     """Boxes of one sequence, xywh in pixels, one line a frame; four `nan` where the target is absent.
 
-    Columns are separated by commas, or by tabs or spaces. Of x,y,w,h,score,lost, as `mixformer track` writes them, the
-    boxes are read.
+    Columns are separated by commas, or by tabs or spaces: x,y,w,h, or x,y,w,h,score,lost of `mixformer track`. Negative
+    sizes mean no target in a `published` file; in a user's own they are an error, most likely corners.
 
-    Args:
-        published: the file belongs to a published data set. Negative sizes there have no target (`has_target`), and
-            `layout.row_faults` tells of them. In a user's own file they are an error, most likely corners.
-
-    Raises:
-        DatasetError: missing or unreadable file; a line, also a blank one before the end, which is not four finite
-            numbers or four nan; a negative size unless `published`; another length than `expected_length`.
+    Raises DatasetError for a missing or unreadable file, a line that is not four finite numbers or four nan, also a
+    blank one before the end, or another length than `expected_length`.
     """
     path = Path(path)
     text = read_text(path, "ground truth")
@@ -55,12 +50,12 @@ def read_groundtruth(
 
 
 def has_target(boxes_xywh: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
-    """Which rows have a target: those with w > 0 and h > 0, as evaluation toolkits count them; NaN has none."""
+    """Rows with a target: w > 0 and h > 0, as in evaluation toolkits; NaN has none."""
     return np.asarray((boxes_xywh[:, 2:] > 0).all(axis=1))
 
 
 def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
-    """Refuses a ground truth of another length than its video."""
+    """Raises LengthError unless there is a box for each frame."""
     if num_boxes != num_frames:
         raise LengthError(
             f"{path}: {num_boxes} boxes for {num_frames} frames; "
@@ -69,10 +64,9 @@ def check_length(path: Path, num_boxes: int, num_frames: int) -> None:
 
 
 def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[np.ndarray, " n"]:
-    """One integer a line, as in GOT-10k's `absence.label`; or all in one line, with commas as in LaSOT, tabs or spaces.
+    """One integer a line, as in GOT-10k's `absence.label`, or all in one line, with commas as in LaSOT, tabs or spaces.
 
-    Raises:
-        DatasetError: missing file, something which is not an integer, or a length other than `expected_length`.
+    Raises DatasetError for a missing file, no integer, or another length than `expected_length`.
     """
     path = Path(path)
     lines = _split_lines(read_text(path, "label file"), path, "label file")
@@ -92,10 +86,9 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
 def read_attributes(path: Path | None, names: Sequence[str], prefix: Sequence[str] = ()) -> tuple[str, ...] | None:
     """The challenges of a sequence: one 0 or 1 for each of `names`, with commas or blanks. None without a file.
 
-    Flags before the others that are equal to `prefix` are left out.
+    Extra flags before them that equal `prefix` are skipped.
 
-    Raises:
-        DatasetError: another number of flags than of names, or something else than 0 and 1.
+    Raises DatasetError for another number of flags, or something else than 0 and 1.
     """
     if path is None or not path.is_file():
         return None
@@ -109,11 +102,7 @@ def read_attributes(path: Path | None, names: Sequence[str], prefix: Sequence[st
 
 
 def read_names(path: Path) -> list[str]:
-    """Names of sequences, one a line.
-
-    Raises:
-        DatasetError: missing or empty file, or a name that is there twice.
-    """
+    """Names of sequences, one a line; DatasetError for a missing or empty file, or a name that is there twice."""
     names = [line.strip() for line in read_text(path, "list").splitlines() if line.strip()]
     if not names:
         raise DatasetError(f"{path}: the list is empty; expected the names of sequences, one a line")
@@ -124,11 +113,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def read_text(path: Path, kind: str) -> str:
-    """A text file without the white space at its end; `kind` says in messages what it is.
-
-    Raises:
-        DatasetError: missing, or not to be read as text.
-    """
+    """A text file, stripped at the end; DatasetError names its `kind` where it is missing or no text."""
     try:
         # utf-8-sig: annotation tools on Windows put a byte order mark before the first number.
         return path.read_text(encoding="utf-8-sig").rstrip()
@@ -139,11 +124,11 @@ def read_text(path: Path, kind: str) -> str:
 
 
 def parse_numbers(line: str, separator: str | None = None) -> list[float]:
-    """Numbers separated by commas or, where there are none, by tabs or spaces; ValueError where one is no number."""
+    """Numbers separated by commas or, without those, by `separator` (white space); ValueError for anything else."""
     # float() would read 1_0 as 10, and digits of other scripts.
     if "_" in line or not line.isascii():
         raise ValueError(line)
-    # Splitting at commas alone keeps "1,,3,4" an error instead of three numbers.
+    # "1,,3,4" stays an error.
     return [float(cell) for cell in line.split("," if "," in line else separator)]
 
 
@@ -156,7 +141,7 @@ def _split_lines(text: str, path: Path, kind: str) -> list[str]:
 
 
 def _parse_plain(text: str) -> Float64[np.ndarray, "n 4"] | None:
-    """All boxes at once; None where that is not certain to be what `_parse_box` gives, line by line."""
+    """All boxes at once; None where `_parse_box` might find something else."""
     if not text or not text.isascii() or text.encode().translate(None, _PLAIN):
         return None
     lines = text.split("\n")
@@ -173,7 +158,7 @@ def _parse_box(line: str, where: str) -> list[float]:
     columns = line.split(",") if "," in line else line.split()
     if len(columns) == 6 and columns[5].strip() in ("0", "1"):
         with contextlib.suppress(ValueError):
-            # x,y,w,h,score,lost of `mixformer track`; files of others may begin with the frame's number.
+            # x,y,w,h,score,lost; files of others may begin with the frame's number.
             columns = columns[:4] if 0 <= float(columns[4]) <= 1 else columns
     if len(columns) != 4:
         hint = "; polygons must be turned into boxes first" if len(columns) == 8 else ""

@@ -1,6 +1,6 @@
-"""Benchmarks of many sequences, with parts to train on: LaSOT, GOT-10k, TrackingNet, TNL2K.
+"""Large benchmarks with parts to train on: LaSOT, GOT-10k, TrackingNet, TNL2K.
 
-Each is described by its layout as published, and as its evaluation toolkit has the annotations where those are read.
+Each is described as published, and with its evaluation toolkit's annotations where those are read.
 """
 
 import dataclasses
@@ -10,21 +10,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from mixformer_jax.datasets import layout
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.layout import (
-    PUBLISHED,
-    SequenceFiles,
-    check_listed,
-    find_attributes,
-    read_sequence,
-    read_table,
-    sub_folders,
-)
+from mixformer_jax.datasets.layout import PUBLISHED, SequenceFiles
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 
 logger = logging.getLogger(__name__)
 
-# In the order of the toolkits' files.
+# In the order of the toolkits' columns.
 LASOT_ATTRIBUTES = ("IV", "POC", "DEF", "MB", "CM", "ROT", "BC", "VC", "SV", "FOC", "FM", "OV", "LR", "ARC")
 TNL2K_ATTRIBUTES = (
     *("CM", "ROT", "DEF", "FOC", "IV", "OV", "POC", "VC", "SV"),
@@ -35,30 +28,30 @@ LASOT_EXT_CLASSES = (
     *("misc", "opossum", "paddle", "raccoon", "rhino", "skatingshoe", "wingsuit"),
 )
 LASOT_PER_CLASS, LASOT_EXT_PER_CLASS = 20, 10
-# Annotations, and so the published frames, are at 10 Hz throughout GOT-10k.
+# Frames are published as they are annotated, at 10 Hz.
 GOT10K_FPS = 10.0
 GOT10K_TRAIN_LENGTH = 9335
 TRACKINGNET_CHUNKS = tuple(f"TRAIN_{number}" for number in range(12))
 TRACKINGNET_SPLITS = ("train", "test", *TRACKINGNET_CHUNKS)
 TNL2K_SIZES = {"train": 1300, "test": 700}
-# Folders that hold no sequences: the toolkit's, and its corrections of twelve ground truths.
+# Folders without sequences: the toolkit's, and its corrections of twelve ground truths.
 TNL2K_NO_SEQUENCES = ("annos", "revised_annotations", "sequence_evaluation_config")
 TNL2K_DEPTH = 3  # subset, part, sequence
 
 
 def read_lasot(root: Path, split: str | None = None) -> Dataset:
     """LaSOT (Fan et al. 2019, http://vision.cs.stonybrook.edu/~lasot), by class and number: `train` (1,120), `test`
-    (280), or all that are there. The folders of the classes may be missing.
+    (280), or all that are there. Folders of classes may be left out.
 
         airplane/airplane-1/img/00000001.jpg    frames
         airplane/airplane-1/groundtruth.txt     x,y,w,h a line
         airplane/airplane-1/full_occlusion.txt  0 or 1 for each frame, in one line with commas
         airplane/airplane-1/out_of_view.txt     likewise; `visible` is 0 in both, None without them
-        training_set.txt, testing_set.txt       names, one a line; without them the published lists are used
-        att/airplane-1.txt                      14 flags with commas, copied from the evaluation toolkit where wanted
+        training_set.txt, testing_set.txt       names, one a line; without them the published lists
+        att/airplane-1.txt                      14 flags with commas, if copied from the evaluation toolkit
 
-    The evaluation toolkit's annotations, which are enough for scoring, are read, too: annos/airplane-1.txt,
-    annos/absent/airplane-1.txt (0 or 1 a line), annos/att/airplane-1.txt.
+    Or the evaluation toolkit's annotations, which can be scored: annos/airplane-1.txt, annos/absent/airplane-1.txt
+    (0 or 1 a line), annos/att/airplane-1.txt.
     """
     if split is None:
         names = _lasot_present(root)
@@ -77,21 +70,21 @@ def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
 def _read_lasot(dataset: str, root: Path, names: list[str], mend: str) -> Dataset:
     is_toolkit = not _lasot_folders(root) and (root / "annos").is_dir()
     lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
-    check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
-    attributes = find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
+    layout.check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
+    attributes = layout.find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
     read = functools.partial(_read_lasot_sequence, dataset, root, is_toolkit, attributes)
     return Dataset(dataset, root, names, read)
 
 
 def _lasot_present(root: Path) -> list[str]:
-    """Names of the sequences, classes alphabetically, numbers ascending; nothing inside is looked at."""
+    """Names of the sequences by class and number, from the names of folders and files alone."""
     names = _lasot_folders(root) or [path.stem for path in (root / "annos").glob("*.txt") if _is_lasot_name(path.stem)]
     return sorted(names, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
 
 
 def _lasot_folders(root: Path) -> list[str]:
-    folders = sub_folders(root)
-    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in sub_folders(root / kind)]
+    folders = layout.sub_folders(root)
+    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in layout.sub_folders(root / kind)]
     return [name for name in (*folders, *in_classes) if _is_lasot_name(name)]
 
 
@@ -103,7 +96,7 @@ def _is_lasot_name(folder: str) -> bool:
 def _lasot_published(split: str) -> list[str]:
     return [
         f"{kind}-{number}"
-        for kind, of_test in read_table("lasot_test.txt").items()
+        for kind, of_test in layout.read_table("lasot_test.txt").items()
         for number in range(1, LASOT_PER_CLASS + 1)
         if (str(number) in of_test) == (split == "test")
     ]
@@ -126,32 +119,32 @@ def _read_lasot_sequence(
         attributes=attributes.get(name),
         challenges=LASOT_ATTRIBUTES,
     )
-    return read_sequence(dataset, name, files)
+    return layout.read_sequence(dataset, name, files)
 
 
 def read_got10k(root: Path, split: str | None = None) -> Dataset:
     """GOT-10k (Huang et al. 2019, http://got-10k.aitestunion.com), one subset a root: GOT-10k/train, val or test.
 
-        list.txt                                names of the sequences in order; without it: every folder with boxes
+        list.txt                                names of the sequences in order; without it: all folders with boxes
         GOT-10k_Val_000001/00000001.jpg ...     frames
-        GOT-10k_Val_000001/groundtruth.txt      x,y,w,h a line; in the test subset the first frame only: NaN after it
+        GOT-10k_Val_000001/groundtruth.txt      x,y,w,h a line; in the test subset of the first frame only: NaN after it
         GOT-10k_Val_000001/absence.label        1 where the target is absent
         GOT-10k_Val_000001/cover.label          0..8, eighths of the target in view
         GOT-10k_Val_000001/meta_info.ini        anno_fps, resolution, object_class, ...
 
-    `visible` is absence.label == 0 and cover.label > 0, as the official trainer has it; None without these files.
+    `visible` is absence.label == 0 and cover.label > 0, as in the official trainer; None without these files.
 
     Args:
         split: None for all (`train_full` of the official trainer, and the protocol that trains on GOT-10k alone).
-            `vottrain` (7,086) or `votval` (1,249): the parts of the train subset by which the official trainer trains
-            and validates; both leave out 1,000 sequences on account of the VOT challenge. Their published lists count
-            the lines of list.txt from 0, the list of the challenge names sequences, counted from 1; the numbers of the
-            one were used in the other, and so is done here, to train on the same sequences.
+            `vottrain` (7,086) and `votval` (1,249) are the official trainer's parts of the train subset for training
+            and validation; both leave out 1,000 sequences on account of the VOT challenge. Their published lists count
+            the lines of list.txt from 0, the challenge's list names sequences, counted from 1. The trainer mixes the
+            two, and so does this reader, to train on the same sequences.
     """
     listing = root / "list.txt"
     if listing.is_file():
         names = listing.read_text(encoding="utf-8").split()
-        check_listed(names, set(sub_folders(root)), f"{listing}: {{}} listed sequences have no folder")
+        layout.check_listed(names, set(layout.sub_folders(root)), f"{listing}: {{}} listed sequences have no folder")
     else:
         names = sorted(path.parent.name for path in root.glob("*/groundtruth.txt"))
     if not names:
@@ -189,7 +182,7 @@ def _read_got10k_sequence(root: Path, name: str) -> TrackingSequence:
         absent=[absence],
         cover=folder / "cover.label",
     )
-    sequence = read_sequence("got10k", name, files)
+    sequence = layout.read_sequence("got10k", name, files)
     return dataclasses.replace(sequence, fps=_got10k_rate(folder / "meta_info.ini"))
 
 
@@ -210,15 +203,15 @@ def _got10k_rate(path: Path) -> float:
 
 
 def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
-    """TrackingNet (Mueller et al. 2018, https://tracking-net.org), as its development kit leaves it.
+    """TrackingNet (Mueller et al. 2018, https://tracking-net.org), as its development kit lays it out.
 
         TRAIN_0/ ... TRAIN_11/, TEST/           twelve chunks to train on, and the test set
-        TRAIN_0/anno/NAME.txt                   x,y,w,h a line; in TEST the first frame only: NaN after it
+        TRAIN_0/anno/NAME.txt                   x,y,w,h a line; in TEST of the first frame only: NaN after it
         TRAIN_0/frames/NAME/0.jpg ...           frames, numbered from 0 without leading zeros
 
     Args:
-        split: `train` for the chunks TRAIN_0 to TRAIN_11 that are there (the paper's 30,132 sequences with all
-            twelve), `test`, or the name of one chunk. None: `train` if there is a chunk of it, else `test`.
+        split: `train` for all chunks that are there (with all twelve the paper's 30,132 sequences), `test`, or the name
+            of one chunk. None: `train` if there is a chunk of it, else `test`.
     """
     chunks = [chunk for chunk in TRACKINGNET_CHUNKS if (root / chunk).is_dir()]
     if split in TRACKINGNET_CHUNKS:
@@ -240,12 +233,12 @@ def _read_trackingnet_sequence(root: Path, key: str) -> TrackingSequence:
     folder = root / chunk / "frames" / name
     groundtruth = root / chunk / "anno" / f"{name}.txt"
     files = SequenceFiles(folder, groundtruth, folder, "%d.jpg", first=0, is_hidden=chunk == "TEST")
-    return read_sequence("trackingnet", name, files)
+    return layout.read_sequence("trackingnet", name, files)
 
 
 def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
-    """TNL2K (Wang et al. 2021, https://github.com/wangxiao5791509/TNL2K_evaluation_toolkit), wherever sequences lie
-    below `root`: `train` (1,300) or `test` (700), of which another number is warned about, or all that are there.
+    """TNL2K (Wang et al. 2021, https://github.com/wangxiao5791509/TNL2K_evaluation_toolkit), sequences at any place
+    below `root`: `train` (1,300) or `test` (700), with a warning for another number, or all that are there.
 
         TNL2K_test_subset/Bird_28-Done/
             imgs/00001.png ...                  frames, .png or .jpg, named and numbered differently in each sequence
@@ -254,7 +247,7 @@ def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
         TNL2K_train_subset/TNL2k_train_subset_p1/Arrow_Video_ZZ04_done/...
 
     The subsets may also be called `train` and `test`, be in parts, or be `root` itself. The evaluation toolkit's
-    annotations are copied beside the sequences where wanted, and are enough for scoring:
+    annotations may lie beside the sequences, and can be scored alone:
 
         annos/gt_rect/Bird_28-Done.txt          as groundtruth.txt, read where the sequence has no folder
         annos/absent/Bird_28-Done.txt           1 where the target is absent, a line a frame
@@ -265,16 +258,18 @@ def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
     names = sorted(folders) or _tnl2k_annotated(root, split)
     if split is not None and names and len(names) != TNL2K_SIZES[split]:
         logger.warning("%s: %d sequences; TNL2K's %s subset has %d", root, len(names), split, TNL2K_SIZES[split])
-    attributes = find_attributes(root / "annos" / "att", names)
+    attributes = layout.find_attributes(root / "annos" / "att", names)
     return Dataset("tnl2k", root, names, functools.partial(_read_tnl2k_sequence, root, folders, attributes))
 
 
 def _tnl2k_folders(root: Path, split: str | None) -> dict[str, Path]:
-    """The folders of all sequences; refuses the other subset alone, and two sequences of one name."""
+    """The folder of each sequence; DatasetError for the other subset alone, or two sequences of one name."""
     tops = [root]
     if split is not None:
         (other,) = TNL2K_SIZES.keys() - {split}
-        subsets = {each: [name for name in sub_folders(root) if _is_tnl2k_subset(name, each)] for each in TNL2K_SIZES}
+        subsets = {
+            each: [name for name in layout.sub_folders(root) if _is_tnl2k_subset(name, each)] for each in TNL2K_SIZES
+        }
         if not subsets[split] and (subsets[other] or _is_tnl2k_subset(root.resolve().name, other)):
             raise DatasetError(f"{root}: holds TNL2K's {other} subset, and the {split} subset is asked for")
         tops = [root / name for name in subsets[split]] or tops
@@ -292,8 +287,8 @@ def _is_tnl2k_subset(folder: str, split: str) -> bool:
 
 def _tnl2k_below(folder: Path, depth: int) -> list[Path]:
     found = []
-    for each in (folder / name for name in sub_folders(folder) if name not in TNL2K_NO_SEQUENCES):
-        # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    for each in (folder / name for name in layout.sub_folders(folder) if name not in TNL2K_NO_SEQUENCES):
+        # Frames alone count: a forgotten ground truth shall be an error.
         if (each / "groundtruth.txt").is_file() or (each / "imgs").is_dir():
             found.append(each)
         elif depth > 1:
@@ -302,14 +297,14 @@ def _tnl2k_below(folder: Path, depth: int) -> list[Path]:
 
 
 def _tnl2k_annotated(root: Path, split: str | None) -> list[str]:
-    """Names of the sequences in the toolkit's annotations, those of a split by the toolkit's lists."""
+    """Names of the sequences in the toolkit's annotations and, for a split, in its list."""
     annotations = root / "annos" / "gt_rect"
     names = sorted(path.stem for path in annotations.glob("*.txt"))
     if split is None or not names:
         return names
     listing = root / "sequence_evaluation_config" / f"TNL2K_{'testing' if split == 'test' else 'train'}_set.txt"
     listed = read_names(listing)
-    check_listed(listed, set(names), f"{annotations}: {{}} sequences of {listing.name} have no file")
+    layout.check_listed(listed, set(names), f"{annotations}: {{}} sequences of {listing.name} have no file")
     return listed
 
 
@@ -329,4 +324,4 @@ def _read_tnl2k_sequence(
         challenges=TNL2K_ATTRIBUTES,
         attribute_prefix=["1"],
     )
-    return read_sequence("tnl2k", name, files)
+    return layout.read_sequence("tnl2k", name, files)

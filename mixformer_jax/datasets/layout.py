@@ -1,4 +1,4 @@
-"""How sequences lie on disk: what published layouts share, and plain folders of the user's own."""
+"""The layout of sequences on disk: what published data sets share, and plain folders of the user's own."""
 
 import functools
 import logging
@@ -18,7 +18,6 @@ from mixformer_jax.datasets.groundtruth import (
     read_groundtruth,
     read_labels,
 )
-from mixformer_jax.datasets.known_faults import known_fault
 from mixformer_jax.datasets.records import (
     Dataset,
     Fault,
@@ -27,6 +26,7 @@ from mixformer_jax.datasets.records import (
     NumberedNames,
     TrackingSequence,
     VideoFrames,
+    known_fault,
 )
 from mixformer_jax.media.images import has_images, list_images
 from mixformer_jax.media.video import DEFAULT_FPS, open_source
@@ -38,47 +38,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SequenceFiles:
-    """Where the files of a published sequence are, and what their rules are.
+    """The files of a published sequence, and how they are read."""
 
-    Attributes:
-        root: the folder of the sequence.
-        groundtruth: x,y,w,h a line.
-        frames: the folder of the images.
-        pattern: of the images' names, such as %08d.jpg.
-        first: number of the first frame.
-        is_listed: every image of the folder is a frame, in natural order; `pattern` is for messages.
-        shares_folder: other sequences use later frames of the folder.
-        fps: frames a second.
-        is_hidden: a ground truth of one line stands for a test set that keeps its other boxes to itself.
-        empty_is_absent: boxes without area mark the target as absent.
-        absent: files of labels, all or none of them there, that are not 0 where the target is absent.
-        cover: a file of labels beside them, 0 where nothing of the target is in view.
-        attributes: the file of the challenges, if there is one; `challenges` are its columns.
-        attribute_prefix: columns that stand before them in some copies.
-    """
-
-    root: Path
-    groundtruth: Path
-    frames: Path
-    pattern: str
-    first: int = 1
-    is_listed: bool = False
-    shares_folder: bool = False
+    root: Path  # folder of the sequence
+    groundtruth: Path  # x,y,w,h a line
+    frames: Path  # folder of the images
+    pattern: str  # of their names, such as %08d.jpg
+    first: int = 1  # number of the first frame
+    is_listed: bool = False  # all images of the folder are frames, in natural order; `pattern` is for messages
+    shares_folder: bool = False  # later images in the folder belong to other sequences
     fps: float = DEFAULT_FPS
-    is_hidden: bool = False
-    empty_is_absent: bool = False
-    absent: Sequence[Path] = ()
-    cover: Path | None = None
-    attributes: Path | None = None
-    challenges: Sequence[str] = ()
-    attribute_prefix: Sequence[str] = ()
+    is_hidden: bool = False  # of a test set: a ground truth of one line, the other boxes are not published
+    empty_is_absent: bool = False  # boxes without area mark the target as absent
+    absent: Sequence[Path] = ()  # labels, in all files or none: not 0 where the target is absent
+    cover: Path | None = None  # labels beside those: 0 where nothing of the target is in view
+    attributes: Path | None = None  # the challenges, if the file is there
+    challenges: Sequence[str] = ()  # its columns
+    attribute_prefix: Sequence[str] = ()  # columns before them in some copies
 
 
 def read_sequence(dataset: str, name: str, files: SequenceFiles) -> TrackingSequence:
-    """A sequence of a published data set, its odd rows among its faults.
+    """A sequence of a published data set, with faults of its rows.
 
-    Raises:
-        DatasetError: files that are missing, are not what they should be, or whose lengths disagree.
+    Raises DatasetError for files that are missing, not as expected, or of different lengths.
     """
     boxes_xywh = read_groundtruth(files.groundtruth, published=True)
     if files.is_hidden and len(boxes_xywh) == 1 and files.frames.is_dir():
@@ -92,13 +74,10 @@ def read_sequence(dataset: str, name: str, files: SequenceFiles) -> TrackingSequ
 
 
 def find_frames(files: SequenceFiles, count: int) -> ImageFrames | MissingFrames:
-    """One frame for each of `count` boxes; none where there are no images.
+    """The frames of `count` boxes; MissingFrames where there are no images.
 
-    Of numbered frames only the last one and the one after it are looked for, so that opening a sequence costs the same
-    however long it is; a hole in between shows when its frame is read, and in `mixformer data check`.
-
-    Raises:
-        DatasetError: another number of frames than of boxes.
+    Of numbered frames, only the last and the one after it are looked for, so that opening a long sequence is fast; a
+    gap shows when its frame is read, and in `mixformer data check`. Raises DatasetError for another number of frames.
     """
     folder, first_name = files.frames, files.pattern % files.first
     if not files.is_listed:
@@ -116,12 +95,12 @@ def find_frames(files: SequenceFiles, count: int) -> ImageFrames | MissingFrames
 
 
 def image_names(folder: Path) -> tuple[str, ...]:
-    """Names of the images in a folder in natural order; none without the folder."""
+    """Names of the images in a folder, in natural order; none without the folder."""
     return tuple(path.name for path in list_images(folder)) if folder.is_dir() else ()
 
 
 def missing_frames(folder: Path, expected: str) -> MissingFrames:
-    """Stands for the frames of a sequence in whose folder there are none; `expected` are some of their names."""
+    """The frames of a folder that has none; `expected` is for the message."""
     found = "no images there" if folder.is_dir() else "no such folder"
     return MissingFrames(
         f"{folder}: {found}; expected the frames {expected}; annotations alone can be scored, but neither tracked nor "
@@ -147,10 +126,9 @@ def row_faults(
     boxes_xywh: Float[np.ndarray, "n 4"],
     visible: Bool[np.ndarray, " n"] | None = None,
 ) -> tuple[Fault, ...]:
-    """The rows of a published ground truth that have no target although they do not say so, each by its line.
+    """Rows of a published ground truth without a target that do not say so by NaN, each with its line.
 
-    These are boxes of negative size, and those without area where the data set does not mark the target as absent.
-    NaN is how a row says so.
+    These are boxes of negative size, and those without area where the target is not marked as absent.
     """
     empty = ~has_target(boxes_xywh) & ~np.isnan(boxes_xywh).any(axis=1)
     if visible is not None:
@@ -165,10 +143,7 @@ def row_faults(
 
 
 def find_attributes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The attribute file of each sequence, see `find_by_name`.
-
-    A warning tells of sequences without one, unless the folder is not there at all.
-    """
+    """The attribute file of each sequence, as `find_by_name`; warns of sequences without one if the folder is there."""
     found = find_by_name(folder, names)
     missing = [name for name in names if name not in found]
     if missing and folder.is_dir():
@@ -178,9 +153,9 @@ def find_attributes(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def find_by_name(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The text file of each sequence that has one, whatever its case; none without the folder.
+    """The text file of each sequence that has one; none without the folder.
 
-    The number of a target may follow `-`, `_` or `.`, and `_attribute` the name.
+    Case is ignored, a target's number may follow `-`, `_` or `.`, and `_attribute` the name.
     """
     there = {_plain_name(path.stem.removesuffix("_attribute")): path for path in sorted(folder.glob("*.txt"))}
     return {name: there[_plain_name(name)] for name in names if _plain_name(name) in there}
@@ -191,21 +166,21 @@ def _plain_name(name: str) -> str:
 
 
 def read_table(file: str) -> dict[str, list[str]]:
-    """A table of published facts: by the first word of each line the other words; comments are left out."""
+    """A table in `published/`: the other words of each line by its first; comments are skipped."""
     lines = (PUBLISHED / file).read_text(encoding="utf-8").splitlines()
     return {line.split()[0]: line.split()[1:] for line in lines if line and not line.startswith("#")}
 
 
-def check_listed(names: Sequence[str], there: Collection[str] | Mapping, told: str, mend: str = "") -> None:
-    """Refuses names of which some are not there; `told` has `{}` where the message counts them."""
+def check_listed(names: Sequence[str], there: Collection[str] | Mapping, message: str, mend: str = "") -> None:
+    """Raises DatasetError where names are not there; `{}` in `message` becomes how many."""
     missing = [name for name in names if name not in there]
     if missing:
         count = f"{len(missing)} of {len(names)}"
-        raise DatasetError(f"{told.replace('{}', count)}, the first is {missing[0]}{mend}")
+        raise DatasetError(f"{message.replace('{}', count)}, the first is {missing[0]}{mend}")
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones left out."""
+    """Names of the sub-folders, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
@@ -214,10 +189,10 @@ GROUNDTRUTH, VIDEO = "groundtruth.txt", "video.mp4"  # in plain folders
 
 
 def read_folder(root: Path, split: str | None = None) -> Dataset:
-    """Every direct sub-folder with frames or a ground truth, by its name; or `root` itself, if it is one.
+    """Plain folders: every direct sub-folder with frames or a ground truth, or `root` itself, if it is one.
 
-    Frames are images or a `video.mp4`, beside a `groundtruth.txt`, which can be scored alone. A mistake in one sequence
-    leaves the others alone.
+    Frames are images, or a `video.mp4`, beside `groundtruth.txt`, which can be scored alone. An error in one sequence
+    does not affect the others.
     """
     names = [] if (root / GROUNDTRUTH).is_file() else [n for n in sub_folders(root) if _looks_like_sequence(root / n)]
     dead = sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists())
@@ -230,14 +205,14 @@ def read_folder(root: Path, split: str | None = None) -> Dataset:
             mend = f"they are one folder deeper, so give {deeper[0]} as the root"
         raise DatasetError(f"{root}: no sequences; {mend}")
     if not names:
-        # A link's own name, as above. Not `root.name`: the root may be ".".
+        # Of a link its own name, as above. Not `root.name`: the root may be ".".
         place = Path(os.path.abspath(root))  # noqa: PTH100
         root, names = place.parent, [place.name]
     return Dataset("folder", root, names, functools.partial(_read_folder_sequence, root))
 
 
 def _looks_like_sequence(folder: Path) -> bool:
-    # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    # Frames alone count: a forgotten ground truth shall be an error.
     return (folder / GROUNDTRUTH).is_file() or (folder / VIDEO).is_file() or has_images(folder)
 
 
@@ -257,6 +232,6 @@ def _read_folder_sequence(root: Path, name: str) -> TrackingSequence:
         return TrackingSequence(name, boxes_xywh, missing, DEFAULT_FPS, folder)
     with open_source(video) as source:
         if source.num_frames != len(boxes_xywh):
-            # The header may be wrong about the count, or silent; only decoding tells.
+            # The header may be wrong or silent about the count.
             check_length(groundtruth, len(boxes_xywh), sum(1 for _ in source))
         return TrackingSequence(name, boxes_xywh, VideoFrames(video), source.fps, folder)

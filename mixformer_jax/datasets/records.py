@@ -1,11 +1,16 @@
-"""One annotated sequence, random access to its frames, and data sets that read their sequences one by one."""
+"""An annotated sequence with random access to its frames; data sets that read sequences on demand; known faults.
+
+Faults with which data sets are published stand in `published/known_faults.tsv`, with their sources. Others may lie in
+the copy of the data set at hand, such as an incomplete unpacking.
+"""
 
 import copy
+import csv
 import functools
 import logging
 import threading
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -14,24 +19,62 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from mixformer_jax.datasets.groundtruth import DatasetError, LengthError, has_target
-from mixformer_jax.datasets.known_faults import KnownFault, known_fault
 from mixformer_jax.media.images import SourceError, read_image
 from mixformer_jax.media.video import FrameSource, open_source
 
 logger = logging.getLogger(__name__)
-# Faults of a kind that a warning spells out for one sequence; `mixformer data check` lists them all.
+
+ANY = "*"  # every sequence of a data set
+# A warning spells out so many faults of a kind and sequence; `mixformer data check` lists all.
 SPELT_OUT = 3
-# Annotations of this many sequences are kept by a data set: 100 MB where they have 2,500 frames each (LaSOT).
+# A data set keeps the annotations of so many sequences: 100 MB at 2,500 frames each (LaSOT).
 KEPT_SEQUENCES = 1200
+
+
+class KnownFault(NamedTuple):
+    """A fault of a data set as published."""
+
+    reader: str
+    sequence: str  # its name, or ANY
+    kind: str  # of the `Fault` that it explains. `length`: numbers of boxes, frames or result rows that differ
+    what: str
+    source: str  # where it was reported; `OWNER/REPOSITORY#NUMBER` is an issue on GitHub
+    box_xywh: tuple[float, ...] | None = None  # of the row, where the fault is one
+
+    def __str__(self) -> str:
+        return f"known: {self.what} ({self.source})"
+
+
+def _read_table() -> tuple[KnownFault, ...]:
+    path = Path(__file__).parent / "published" / "known_faults.tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        _, *rows = csv.reader(file, delimiter="\t")
+    return tuple(
+        KnownFault(reader, sequence, kind, what, source, tuple(map(float, box.split())) or None)
+        for reader, sequence, kind, what, source, box in rows
+    )
+
+
+KNOWN_FAULTS = _read_table()
+
+
+def known_fault(reader: str, sequence: str, kind: str, box_xywh: Sequence[float] | None = None) -> KnownFault | None:
+    """The known fault that explains one; None where none does."""
+    box = None if box_xywh is None else tuple(map(float, box_xywh))
+    for known in KNOWN_FAULTS:
+        is_kind = (known.reader, known.kind) == (reader, kind)
+        if is_kind and known.sequence in (sequence, ANY) and known.box_xywh in (None, box):
+            return known
+    return None
 
 
 class Fault(NamedTuple):
     """Something wrong with a data set."""
 
     kind: str  # such as `annotations`, `image`, `box empty`, `box outside` or `frame size`
-    where: str  # the file, with its line or the frame counted from 0 where there is one
+    where: str  # file, and line or frame (from 0) where there is one
     what: str
-    known: KnownFault | None = None  # that it is published so
+    known: KnownFault | None = None  # where it is published so
 
     def __str__(self) -> str:
         parts = [self.kind, *([self.where] if self.where else []), self.what]
@@ -40,9 +83,9 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class MissingFrames:
-    """Stands for frames that are not there: annotations alone can be scored, and nothing more."""
+    """Stands for frames that are not there: annotations alone can only be scored."""
 
-    reason: str  # a sentence, what was looked for and where
+    reason: str  # what was looked for and where
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         raise SourceError(self.reason)
@@ -52,35 +95,26 @@ class MissingFrames:
 class TrackingSequence:
     """A video with one target. `len()` is its number of frames; it pickles wherever `frame` does.
 
-    Attributes:
-        name: unique within its data set.
-        boxes_xywh: pixels, 0-based; a row of NaN where no box is known (target absent, or hidden test ground truth).
-            Published rows of zero or negative size are left as they are; see `has_target`.
-        frame: index -> RGB. Frames that need not be decoded whole also have `frame.open(index)`, see `frame_parts`.
-        fps: frames a second.
-        root: the folder of the sequence.
-        visible: False where the data set marks the target as absent; None where it has no such marks.
-        attributes: challenges by their short names, such as `FM` for fast motion; None without such files.
-        is_still: one image whose targets are the rows of `boxes_xywh`: every frame is that image.
-        faults: of its annotations, with which it can be used all the same; `Dataset` warns of them.
+    Published boxes of zero or negative size are left as they are; see `has_target`.
     """
 
-    name: str
-    boxes_xywh: Float64[np.ndarray, "n 4"]
+    name: str  # unique within its data set
+    boxes_xywh: Float64[np.ndarray, "n 4"]  # pixels, 0-based; NaN where no box is known (target absent, or hidden)
+    # Index to RGB. Packed frames also have `frame.open(index)`, see `frame_parts`.
     frame: Callable[[int], UInt8[np.ndarray, "h w 3"]]
     fps: float
-    root: Path
-    visible: Bool[np.ndarray, " n"] | None = None
-    attributes: tuple[str, ...] | None = None
-    is_still: bool = False
-    faults: tuple[Fault, ...] = ()
+    root: Path  # folder of the sequence
+    visible: Bool[np.ndarray, " n"] | None = None  # False where the target is marked as absent; None without marks
+    attributes: tuple[str, ...] | None = None  # challenges by short names (`FM`: fast motion); None without files
+    is_still: bool = False  # one image, the same in every frame, whose targets are the rows of `boxes_xywh`
+    faults: tuple[Fault, ...] = ()  # of its annotations, which can be used all the same; `Dataset` warns of them
 
     def __len__(self) -> int:
         return len(self.boxes_xywh)
 
     @property
     def has_target(self) -> Bool[np.ndarray, " n"]:
-        """Frames whose box has w > 0 and h > 0; whether the target is in view there, `visible` says."""
+        """Frames whose box has w > 0 and h > 0; `visible` tells whether the target can be seen."""
         return has_target(self.boxes_xywh)
 
     @property
@@ -89,28 +123,24 @@ class TrackingSequence:
         return not isinstance(self.frame, MissingFrames)
 
     def require_frames(self) -> None:
-        """Raises SourceError, which says where frames were looked for, if there are none."""
+        """Raises SourceError if there are none."""
         if isinstance(self.frame, MissingFrames):
             raise SourceError(self.frame.reason)
 
     def frames(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         """All frames in order; a video is decoded once."""
-        # A copy has a decoder of its own: calls of `frame` meanwhile do not send this one back to the start.
+        # A copy has its own decoder, which other calls of `frame` do not reset.
         frame = copy.copy(self.frame)
         for index in range(len(self)):
             yield frame(index)
 
 
-class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check of types would read one
-    """The sequences of a data set, in its order. Each is read when it is asked for, and the last ones are kept.
+class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-time check would read a sequence
+    """The sequences of a data set, in its order, each read on demand; the last ones are kept.
 
-    A slice is a data set, too. Safe to call from several threads; a copy that was pickled starts with nothing kept. The
-    faults of a sequence are logged when it is first read, but not in such copies, of which there may be many.
-
-    Attributes:
-        name: of the reader.
-        root: the folder.
-        keys: what `read` takes, unique; mostly the names of the sequences.
+    A slice is a data set. Safe to use from several threads; a pickled copy starts with nothing kept. Faults of a
+    sequence are logged when it is first read, but not by pickled copies, of which there may be many. `name` is the
+    reader's, `root` the folder, and `keys` are unique and mostly the names of the sequences.
     """
 
     def __init__(
@@ -123,7 +153,7 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
     ) -> None:
         self.name, self.root, self.keys = name, root, keys
         self._read, self._max_kept = read, kept
-        self._told: dict[str, object] | None = {}  # keys of which faults are logged; None in copies
+        self._logged: dict[str, object] | None = {}  # keys whose faults are logged; None in copies
         self._kept = functools.lru_cache(kept)(self._read_and_warn)
 
     def __len__(self) -> int:
@@ -136,17 +166,16 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
     def __getitem__(self, index: slice) -> "Dataset": ...
 
     def __getitem__(self, index: int | slice) -> "TrackingSequence | Dataset":
-        """Raises DatasetError for a sequence whose files are not what its reader expects."""
+        """A sequence, or the data set of a slice; DatasetError for files that are not what the reader expects."""
         return self.subset(self.keys[index]) if isinstance(index, slice) else self._kept(self.keys[index])
 
     def __iter__(self) -> Iterator[TrackingSequence]:
         return (self[index] for index in range(len(self)))
 
     def read(self, key: str) -> TrackingSequence:
-        """Reads a sequence anew; its faults are left to the caller.
+        """Reads a sequence without keeping it or logging its faults.
 
-        Raises:
-            DatasetError, SourceError: its files are not what the reader expects.
+        Raises DatasetError or SourceError for files that are not what the reader expects.
         """
         try:
             return self._read(key)
@@ -160,17 +189,17 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
 
     def _read_and_warn(self, key: str) -> TrackingSequence:
         sequence = self.read(key)
-        # One of several threads that read it at once sets the default, and warns.
+        # Of several threads that read it at once, the one that sets the default warns.
         if (
-            self._told is not None
+            self._logged is not None
             and sequence.faults
-            and self._told.setdefault(key, sequence.faults) is sequence.faults
+            and self._logged.setdefault(key, sequence.faults) is sequence.faults
         ):
             _warn(sequence.faults)
         return sequence
 
     def read_all(self) -> tuple[list[TrackingSequence], dict[str, str]]:
-        """Every sequence that can be read, and by key why the others cannot."""
+        """Every sequence that can be read, and by key why others cannot."""
         sequences, unreadable = [], {}
         for index, key in enumerate(self.keys):
             try:
@@ -180,18 +209,18 @@ class Dataset(abc.Sequence):  # of TrackingSequence; said here, a run-time check
         return sequences, unreadable
 
     def subset(self, keys: abc.Sequence[str]) -> "Dataset":
-        """The data set with other keys, some of its own."""
+        """The data set of some of its keys."""
         return Dataset(self.name, self.root, keys, self._read, self._max_kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_told")}
+        return {key: value for key, value in vars(self).items() if key not in ("_kept", "_logged")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _told=None, _kept=functools.lru_cache(state["_max_kept"])(self._read_and_warn))
+        vars(self).update(state, _logged=None, _kept=functools.lru_cache(state["_max_kept"])(self._read_and_warn))
 
 
 def _warn(faults: abc.Sequence[Fault]) -> None:
-    """Logs the first few of each kind, or, of many, the first and their number."""
+    """Logs the faults of each kind: all, or of many the first and their number."""
     for kind in dict.fromkeys(fault.kind for fault in faults):
         alike = [fault for fault in faults if fault.kind == kind]
         if len(alike) > SPELT_OUT:
@@ -203,13 +232,12 @@ def _warn(faults: abc.Sequence[Fault]) -> None:
 
 @dataclass(frozen=True)
 class ImageFrames:
-    """Frames which are image files: `frames(i)` reads file i of `names` in `folder`."""
+    """Frames in image files: `frames(i)` reads file i of `names` in `folder`."""
 
     folder: Path
     names: abc.Sequence[str]
 
     def path(self, index: int) -> Path:
-        """The file of frame `index`."""
         return self.folder / self.names[index]
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -220,7 +248,7 @@ class ImageFrames:
 
 @dataclass(frozen=True)
 class NumberedNames(abc.Sequence):
-    """Names of numbered files without listing them: `pattern % (first + i)`."""
+    """Names of numbered files, `pattern % (first + i)`, without listing the folder."""
 
     pattern: str  # such as %08d.jpg
     length: int
@@ -234,11 +262,10 @@ class NumberedNames(abc.Sequence):
 
 
 class VideoFrames:
-    """Frames of a video file by index; nothing is opened before the first call.
+    """Frames of a video file by index; it is opened at the first call.
 
-    Seeking in compressed video is inexact for some containers and slow for all, so frames are found by counting: an
-    index ahead of the last one reads on, an index behind it opens the file again. Safe to call from several threads; a
-    pickled or copied object opens the file for itself.
+    Seeking in compressed video is slow, and inexact in some containers, so frames are counted: an index ahead reads on,
+    one behind reopens the file. Safe to call from several threads; a pickled copy opens the file for itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -258,7 +285,7 @@ class VideoFrames:
             try:
                 return self._read(index).copy()
             except BaseException:
-                # After an interrupt or a decoding error the position is unknown; the next call starts afresh.
+                # The position is unknown now; the next call reopens the file.
                 self._source = self._decoded = None
                 raise
 

@@ -1,31 +1,16 @@
-"""Annotated sequences by data set: the table of readers."""
+"""The table of readers: opens a data set by name."""
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from mixformer_jax.datasets import large_scale, small_scale
+from mixformer_jax.datasets.frame_parts import read_packed
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.large_scale import (
-    TNL2K_SIZES,
-    TRACKINGNET_SPLITS,
-    read_got10k,
-    read_lasot,
-    read_lasot_ext,
-    read_tnl2k,
-    read_trackingnet,
-)
 from mixformer_jax.datasets.layout import check_listed, read_folder
-from mixformer_jax.datasets.packed import read_packed
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.datasets.small_scale import (
-    read_dtb70,
-    read_nfs,
-    read_otb100,
-    read_uav20l,
-    read_uav123,
-    read_uav123_10fps,
-)
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import read_vot
 
@@ -33,35 +18,46 @@ __all__ = ["READERS", "TRAINING_READERS", "Dataset", "DatasetError", "TrackingSe
 
 
 class Reader(NamedTuple):
-    """How a data set is opened. When a sequence is read, `Dataset.read` says what is wrong with its files."""
+    """How a data set is opened; its files are checked when a sequence is read."""
 
-    read: Callable[[Path, str | None], Dataset]  # of a root and a split; raises DatasetError
+    read: Callable[[Path, str | None], Dataset]  # of root and split; raises DatasetError
     title: str
-    expected: str  # below the root
-    splits: tuple[str, ...] | None = ()  # published parts; None: only the data set itself tells
+    expected: str  # files below the root
+    splits: tuple[str, ...] | None = ()  # published parts; None: the data set's own files tell
 
 
+# Videos, over which a tracker can run.
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
-        "dtb70": Reader(read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
+        "dtb70": Reader(small_scale.read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
         "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
-        "got10k": Reader(read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
-        "lasot": Reader(read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
-        "lasot_ext": Reader(read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
-        "nfs": Reader(read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
-        "otb100": Reader(read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
-        "tnl2k": Reader(read_tnl2k, "TNL2K", "TNL2K_test_subset/NAME/groundtruth.txt, ...", tuple(TNL2K_SIZES)),
-        "trackingnet": Reader(
-            read_trackingnet, "TrackingNet", "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt", TRACKINGNET_SPLITS
+        "got10k": Reader(large_scale.read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
+        "lasot": Reader(large_scale.read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
+        "lasot_ext": Reader(large_scale.read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
+        "nfs": Reader(small_scale.read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
+        "otb100": Reader(small_scale.read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
+        "tnl2k": Reader(
+            large_scale.read_tnl2k,
+            "TNL2K",
+            "TNL2K_test_subset/NAME/groundtruth.txt, ...",
+            tuple(large_scale.TNL2K_SIZES),
         ),
-        "uav123": Reader(read_uav123, "UAV123", "anno/UAV123/bike1.txt, ..."),
-        "uav123_10fps": Reader(read_uav123_10fps, "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."),
-        "uav20l": Reader(read_uav20l, "UAV20L", "anno/UAV20L/bike1.txt, ..."),
+        "trackingnet": Reader(
+            large_scale.read_trackingnet,
+            "TrackingNet",
+            "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt",
+            large_scale.TRACKINGNET_SPLITS,
+        ),
+        "uav123": Reader(functools.partial(small_scale.read_uav, "uav123"), "UAV123", "anno/UAV123/bike1.txt, ..."),
+        "uav123_10fps": Reader(
+            functools.partial(small_scale.read_uav, "uav123_10fps"), "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."
+        ),
+        "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
         "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
     }
 )
-"""Videos: a tracker can run over them."""
 
+# And what can only be trained on: stills, and crops of videos.
 TRAINING_READERS: Mapping[str, Reader] = MappingProxyType(
     {
         **READERS,
@@ -70,19 +66,17 @@ TRAINING_READERS: Mapping[str, Reader] = MappingProxyType(
         "tfds": Reader(read_tfds, "TFDS", "dataset_info.json", None),
     }
 )
-"""And what one can train on only: stills, and crops cut from videos."""
 
 
 def open_dataset(name: str, root: str | Path, split: str | None = None, list_file: str | Path | None = None) -> Dataset:
-    """Sequences of the data set `name` under `root`, in its own order. Sequences and frames are read on demand.
+    """The data set `name` under `root`, in its own order; sequences and frames are read on demand.
 
     Args:
         name: of a reader, see TRAINING_READERS.
-        split: a published part of the data set, see `Reader.splits`. None: its default.
+        split: a published part, see `Reader.splits`. None: the reader's default.
         list_file: a text file of the sequences to take, one a line: names, or positions counted from 0.
 
-    Raises:
-        DatasetError: unknown name (the known ones are listed), no such folder, or what the reader objects to.
+    Raises DatasetError for an unknown name (the known ones are listed), no such folder, or what the reader refuses.
     """
     reader = TRAINING_READERS.get(name)
     if reader is None:
@@ -101,7 +95,7 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
 
 
 def _choose(dataset: Dataset, list_file: Path) -> Dataset:
-    """The sequences that a text file lists, in its order; numbers are positions, unless all of them are names."""
+    """The sequences of a list, in its order; numbers are positions, unless all of them are names."""
     lines = read_names(list_file)
     by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
     if all(line.isdecimal() for line in lines) and not all(line in by_name for line in lines):

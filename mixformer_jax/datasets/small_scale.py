@@ -1,6 +1,6 @@
-"""Benchmarks of about 100 short sequences each, which are tested on and not trained on: OTB, NfS, UAV123, DTB70.
+"""Benchmarks of about 100 short sequences, for tests only: OTB, NfS, UAV123, DTB70.
 
-Each is described by its layout as published, and as the evaluation code of trackers wants it where that differs.
+Each is described as published, and as trackers' evaluation code has it where that differs.
 """
 
 import functools
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from mixformer_jax.datasets import layout
 from mixformer_jax.datasets.groundtruth import (
     DatasetError,
     check_length,
@@ -21,39 +22,26 @@ from mixformer_jax.datasets.groundtruth import (
     read_groundtruth,
     read_text,
 )
-from mixformer_jax.datasets.known_faults import known_fault
-from mixformer_jax.datasets.layout import (
-    SequenceFiles,
-    find_attributes,
-    find_by_name,
-    image_names,
-    missing_frames,
-    read_sequence,
-    read_table,
-    row_faults,
-    sub_folders,
-)
-from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.layout import SequenceFiles, read_table
+from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.video import DEFAULT_FPS
 
 logger = logging.getLogger(__name__)
 
-# In the order of the toolkits' files.
+# In the order of the toolkits' columns.
 OTB_ATTRIBUTES = ("IV", "OPR", "SV", "OCC", "DEF", "MB", "FM", "IPR", "OV", "BC", "LR")
+# Folders of boxes and frames, and the step between frames in those of UAV123.
+UAV_FOLDERS = {
+    "uav123": ("UAV123", "UAV123", 1),
+    "uav20l": ("UAV20L", "UAV123", 1),
+    "uav123_10fps": ("UAV123_10fps", "UAV123_10fps", 3),
+}
 UAV_ATTRIBUTES = ("SV", "ARC", "LR", "FM", "FOC", "POC", "OV", "BC", "IV", "VC", "CM", "SOB")
 
-# Frames of OTB that the benchmark uses, where a folder holds more (the toolkit's list of sequences).
-OTB_USED_FRAMES = {
-    "BlurCar1": (247, 988),
-    "BlurCar3": (3, 359),
-    "BlurCar4": (18, 397),
-    "David": (300, 770),
-    "Diving": (1, 215),
-    "Football1": (1, 74),
-    "Freeman3": (1, 460),
-    "Freeman4": (1, 283),
-}
-# Boxes and frames left out at the beginning, as in the evaluation code of the paper.
+# The benchmark's frames, where a folder of OTB holds more (the toolkit's list of sequences).
+OTB_USED_FRAMES = {"BlurCar1": (247, 988), "BlurCar3": (3, 359), "BlurCar4": (18, 397), "David": (300, 770)}
+OTB_USED_FRAMES |= {"Diving": (1, 215), "Football1": (1, 74), "Freeman3": (1, 460), "Freeman4": (1, 283)}
+# First frames and boxes that are skipped, as in the paper's evaluation code.
 OTB_LEFT_OUT = {"Tiger1": 5}
 # Frames of NfS at 240 a second between two at 30.
 NFS_RATE_RATIO = 8
@@ -64,30 +52,29 @@ def read_otb100(root: Path, split: str | None = None) -> Dataset:
 
         Basketball/img/0001.jpg ...             frames; some folders hold more than the benchmark uses
         Basketball/groundtruth_rect.txt         x,y,w,h a line; Jogging, Skating2 and Human4 have one file a target
-        anno/att/Basketball.txt                 11 flags with commas, copied from the MATLAB toolkit where wanted, under
-                                                its names: kiteSurf.txt, jogging-1.txt, ...
-        anno/basketball.txt                     the MATLAB toolkit's boxes, which are enough for scoring
+        anno/att/Basketball.txt                 11 flags with commas, if copied from the MATLAB toolkit, under its
+                                                names: kiteSurf.txt, jogging-1.txt, ...
+        anno/basketball.txt                     the MATLAB toolkit's boxes, which can be scored alone
 
-    Targets of one folder are named as Jogging_1, Jogging_2. Copies that some toolkits want, such as Jogging-1 and
-    Jogging-2, serve where the published folder is not there; else they are left out, as is every other folder with
-    boxes, and a warning names them.
+    Targets of one folder are named Jogging_1, Jogging_2. Copies that some toolkits want, such as Jogging-1 and
+    Jogging-2, are used where the published folder is not there. Other folders with boxes are skipped with a warning.
     """
     published = {name.lower(): name for name in read_table("otb100.txt")}
     found: dict[str, Path] = {}
     extra: list[str] = []
-    # Copies last.
-    for folder in sorted(sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
+    # Copies come last.
+    for folder in sorted(layout.sub_folders(root), key=lambda name: (re.search(r"-\d+$", name) is not None, name)):
         targets = _otb_targets(root / folder)
         keys = {key: published.get(key.lower()) for key in targets}
         news = {key: targets[name] for name, key in keys.items() if key is not None and key not in found}
         if targets and not news:
             extra.append(folder)
         found |= news
-    found = found or find_by_name(root / "anno", sorted(published.values()))
+    found = found or layout.find_by_name(root / "anno", sorted(published.values()))
     if extra:
         logger.warning("%s: not among OTB's 100 sequences, and left out: %s", root, ", ".join(extra))
     names = sorted(found)
-    attributes = find_attributes(root / "anno" / "att", names)
+    attributes = layout.find_attributes(root / "anno" / "att", names)
     return Dataset("otb100", root, names, functools.partial(_read_otb_sequence, root, found, attributes))
 
 
@@ -98,7 +85,7 @@ def _otb_targets(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted(folder.glob("groundtruth_rect*.txt")):
         match = re.fullmatch(r"groundtruth_rect(?:\.(\d+))?\.txt", path.name)
-        # Human4 has an empty file for a target that was never annotated.
+        # Human4 has an empty file for a second target.
         if match is None or path.stat().st_size == 0 or (only and match[1] not in (None, only)):
             continue
         number = only or match[1]
@@ -114,9 +101,9 @@ def _read_otb_sequence(
     folder = root / name if groundtruth.parent == root / "anno" else groundtruth.parent
     images = folder / "img"
     boxes_xywh = read_groundtruth(groundtruth, published=True)
-    faults = row_faults("otb100", key, groundtruth, boxes_xywh)
-    frames: ImageFrames | MissingFrames = missing_frames(images, "0001.jpg, ...")
-    names, start = image_names(images), OTB_LEFT_OUT.get(name, 0)
+    faults = layout.row_faults("otb100", key, groundtruth, boxes_xywh)
+    frames: ImageFrames | MissingFrames = layout.missing_frames(images, "0001.jpg, ...")
+    names, start = layout.image_names(images), OTB_LEFT_OUT.get(name, 0)
     if names:
         if name in OTB_USED_FRAMES:
             first, last = OTB_USED_FRAMES[name]
@@ -139,43 +126,32 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
     Animal1/img/00001.jpg ...               frames
     Animal1/groundtruth_rect.txt            x,y,w,h a line
     """
-    # Frames alone count: a forgotten ground truth is an error and not a sequence less.
+    # Frames alone count: a forgotten ground truth shall be an error.
     parts = ("groundtruth_rect.txt", "img")
-    names = [name for name in sub_folders(root) if any((root / name / part).exists() for part in parts)]
+    names = [name for name in layout.sub_folders(root) if any((root / name / part).exists() for part in parts)]
     return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
 
 
 def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
     folder = root / name
     files = SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
-    return read_sequence("dtb70", name, files)
+    return layout.read_sequence("dtb70", name, files)
 
 
-def read_uav123(root: Path, split: str | None = None) -> Dataset:
+def read_uav(dataset: str, root: Path, split: str | None = None) -> Dataset:
     """UAV123 (Mueller et al. 2016, https://cemse.kaust.edu.sa/ivul/uav123), from low-flying drones: 123 sequences.
 
-    data_seq/UAV123/bike1/000001.jpg ...    frames; the sequences car1_1, car1_2 are parts of the folder car1
-    anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
-    anno/UAV123/att/bike1.txt               12 flags with commas
+        data_seq/UAV123/bike1/000001.jpg ...    frames; the sequences car1_1, car1_2 are parts of the folder car1
+        anno/UAV123/bike1.txt                   x,y,w,h a line; NaN,NaN,NaN,NaN where the target is absent
+        anno/UAV123/att/bike1.txt               12 flags with commas
+
+    UAV20L has 20 long sequences over the same frames, in anno/UAV20L; UAV123@10fps every third frame, numbered anew, in
+    data_seq/UAV123_10fps and anno/UAV123_10fps.
     """
-    return _read_uav("uav123", root, "UAV123", "UAV123")
-
-
-def read_uav20l(root: Path, split: str | None = None) -> Dataset:
-    """UAV20L: 20 long sequences over the frames of UAV123, their boxes in anno/UAV20L."""
-    return _read_uav("uav20l", root, "UAV20L", "UAV123")
-
-
-def read_uav123_10fps(root: Path, split: str | None = None) -> Dataset:
-    """UAV123@10fps: every third frame of UAV123, numbered anew, in data_seq/UAV123_10fps and anno/UAV123_10fps."""
-    return _read_uav("uav123_10fps", root, "UAV123_10fps", "UAV123_10fps", step=3)
-
-
-def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) -> Dataset:
-    """`boxes` and `frames` are folders in anno and data_seq, `step` that of the frames in UAV123's."""
+    boxes, frames, step = UAV_FOLDERS[dataset]
     folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
-    attributes = find_attributes(folder / "att", names)
+    attributes = layout.find_attributes(folder / "att", names)
     read = functools.partial(_read_uav_sequence, dataset, folder, root / "data_seq" / frames, step, attributes)
     return Dataset(dataset, root, names, read)
 
@@ -183,7 +159,7 @@ def _read_uav(dataset: str, root: Path, boxes: str, frames: str, step: int = 1) 
 def _read_uav_sequence(
     dataset: str, boxes: Path, frames: Path, step: int, attributes: Mapping[str, Path], name: str
 ) -> TrackingSequence:
-    # UAV20L has no parts. A part ends where its boxes end.
+    # UAV20L has no parts. Parts end where their boxes end.
     part = re.fullmatch(r"(.+)_(\d+)", name) if dataset != "uav20l" else None
     folder, first = frames / name, 1
     if part:
@@ -191,14 +167,14 @@ def _read_uav_sequence(
         first = dict(enumerate(map(int, starts), start=2)).get(int(part[2]), 1)
     files = SequenceFiles(
         *(folder, boxes / f"{name}.txt", folder, "%06d.jpg"),
-        # At 10 frames a second, the toolkit's numbers are those of every third.
+        # UAV123@10fps numbers every third frame anew.
         first=(first - 1) // step + 1,
         shares_folder=part is not None,
         fps=DEFAULT_FPS / step,
         attributes=attributes.get(name),
         challenges=UAV_ATTRIBUTES,
     )
-    return read_sequence(dataset, name, files)
+    return layout.read_sequence(dataset, name, files)
 
 
 def read_nfs(root: Path, split: str | None = None) -> Dataset:
@@ -210,14 +186,14 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
         sequences/airboard_1/00001.jpg ...      as the evaluation code of trackers expects it
         anno/nfs_airboard_1.txt                 x, y, w, h a line, with tabs
 
-    Some sequences are published with one frame more than boxes, and dog_2 with another video: see `known_faults`.
+    Some sequences have one frame more than boxes, and dog_2 another video: see `known_faults.tsv`.
     """
-    names = sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
-    # Without the frames, the annotations say which sequences there are.
+    names = layout.sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
+    # Without frames, the annotations tell which sequences there are.
     names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
     read = _read_nfs_sequence
     if not names:
-        names, read = [name for name in sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
+        names, read = [name for name in layout.sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
     return Dataset("nfs", root, names, functools.partial(read, root))
 
 
@@ -231,13 +207,13 @@ def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
     folder, groundtruth = root / name / "30" / name, root / name / "30" / f"{name}.txt"
     boxes_xywh, lost = _read_vatic(groundtruth)
     published = int(read_table("nfs_30.txt").get(name, ["0"])[0])
-    counts = [count for count in (len(image_names(folder)), published) if count]
+    counts = [count for count in (len(layout.image_names(folder)), published) if count]
     if not counts:
         raise DatasetError(
             f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
             "boxes of 30 or of 240 frames a second"
         )
-    # Some of their versions of 240 frames a second are a few frames longer or shorter.
+    # Some versions of 240 frames a second are a few frames longer or shorter.
     steps = {step: min(abs(len(boxes_xywh[::step]) - count) for count in counts) for step in (1, NFS_RATE_RATIO)}
     step = min(steps, key=steps.__getitem__)
     return _nfs_sequence(name, groundtruth, boxes_xywh[::step], ~lost[::step], folder)
@@ -250,15 +226,15 @@ def _nfs_sequence(
     visible: Bool[np.ndarray, " n"] | None,
     folder: Path,
 ) -> TrackingSequence:
-    """The sequence, cut at the end to where there are both frames and boxes."""
-    images, num_boxes = image_names(folder), len(boxes_xywh)
+    """The sequence as far as there are both frames and boxes."""
+    images, num_boxes = layout.image_names(folder), len(boxes_xywh)
     faults: list[Fault] = []
     frames: ImageFrames | MissingFrames
     wrong_video = known_fault("nfs", name, "wrong video")
     if not images:
-        frames = missing_frames(folder, "00001.jpg, ...")
+        frames = layout.missing_frames(folder, "00001.jpg, ...")
     elif wrong_video and abs(len(images) - num_boxes) > 1:
-        # The boxes are its own: results from elsewhere can be scored.
+        # The boxes are right: results from elsewhere can be scored.
         faults.append(Fault("wrong video", str(folder), f"{len(images)} frames, {num_boxes} boxes", wrong_video))
         frames = MissingFrames(f"{folder}: {wrong_video}; its frames are not used")
     else:
@@ -269,12 +245,12 @@ def _nfs_sequence(
             faults.append(Fault("length", str(groundtruth), text, known_fault("nfs", name, "length")))
         frames, boxes_xywh = ImageFrames(folder, images[:num_boxes]), boxes_xywh[: len(images)]
         visible = None if visible is None else visible[: len(images)]
-    faults += row_faults("nfs", name, groundtruth, boxes_xywh, visible)
+    faults += layout.row_faults("nfs", name, groundtruth, boxes_xywh, visible)
     return TrackingSequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, visible, faults=tuple(faults))
 
 
 def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
-    """Boxes, and whether the target is lost, in the order of the frames."""
+    """Boxes and flags of lost targets, in the order of the frames."""
     rows = []
     for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
         try:
@@ -282,8 +258,8 @@ def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray
             if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):
                 raise ValueError(line)
         except ValueError:
-            told = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
-            raise DatasetError(f"{path}, line {number}: {told}") from None
+            expected = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
+            raise DatasetError(f"{path}, line {number}: {expected}") from None
     if not rows:
         raise DatasetError(f"{path}: the ground truth is empty; expected one line for every frame")
     table = np.array(sorted(rows, key=lambda row: row[4]), np.float64)

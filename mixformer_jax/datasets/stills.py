@@ -1,4 +1,4 @@
-"""Annotated images to train on, each a still with its targets: COCO, and data sets of TensorFlow Datasets."""
+"""Annotated images to train on, as stills: COCO, and data sets of TensorFlow Datasets."""
 
 import functools
 import hashlib
@@ -34,9 +34,9 @@ def read_coco(root: Path, split: str | None = None) -> Dataset:
         annotations/instances_train2017.json
         train2017/000000000009.jpg ...          or images/train2017
 
-    Each object that is not a crowd and has an area is a still with one target, in the order of the images. The file
-    takes tens of seconds and gigabytes to parse, so a table of its boxes is kept beside the user's other caches
-    ($XDG_CACHE_HOME or ~/.cache, mixformer_jax); it is made anew when the file changes.
+    Each object with an area that is no crowd is a still with one target, in the order of the images. Parsing the file
+    takes tens of seconds and gigabytes, so its boxes are cached beside the user's other caches ($XDG_CACHE_HOME or
+    ~/.cache, mixformer_jax), until the file changes.
     """
     split = split or COCO_SPLITS[0]
     annotations = root / "annotations" / f"instances_{split}.json"
@@ -48,12 +48,12 @@ def read_coco(root: Path, split: str | None = None) -> Dataset:
         raise DatasetError(f"{annotations}: no such file; expected COCO's boxes")
     table = _read_coco_table(annotations)
     read = functools.partial(_read_coco_object, folder, table, np.argsort(table.ids))
-    # Reading a still costs nothing, so none is kept.
+    # Reading a still is cheap: none is kept.
     return Dataset("coco", root, _Keys(table.ids), read, kept=0)
 
 
 class _Keys(Sequence[str]):
-    """Annotation numbers as keys: a list of 850,000 texts would fill the memory of every worker."""
+    """Annotation ids as keys: 850,000 strings would fill the memory of every worker."""
 
     def __init__(self, ids: Int64[np.ndarray, " n"]) -> None:
         self._ids = ids
@@ -82,7 +82,7 @@ def _read_coco_table(annotations: Path) -> _CocoTable:
             raise DatasetError(f"{cache}: damaged; {mend}: {error}") from error
     table = _parse_coco(annotations)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    # By process: several may start at once on one machine.
+    # One temporary file a process: several may start at once.
     with whole_file(cache, f".{os.getpid()}") as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **table._asdict())
     return table
@@ -121,9 +121,9 @@ def _parse_coco(annotations: Path) -> _CocoTable:
 def read_tfds(root: Path, split: str | None = None) -> Dataset:
     """An image data set of TensorFlow Datasets (https://www.tensorflow.org/datasets), read without TensorFlow.
 
-    The root is the folder of one prepared version in ArrayRecord format, such as tensorflow_datasets/coco/2017/1.1.0,
-    with dataset_info.json, features.json and the shards. Each example of the split, `train` unless another is named, is
-    a still; its targets are the boxes of its bounding box feature.
+    The root is one prepared version in ArrayRecord format, such as tensorflow_datasets/coco/2017/1.1.0, with
+    dataset_info.json, features.json and the shards. Each example of the split (default: `train`) is a still, whose
+    targets are its bounding boxes.
     """
     info, images = _open_tfds(root, split, "an image and bounding boxes")
     import tensorflow_datasets as tfds
@@ -132,17 +132,17 @@ def read_tfds(root: Path, split: str | None = None) -> Dataset:
     if not boxes:
         raise DatasetError(f"{root}: needs an image and bounding boxes; its features are {info.features}")
     keys = [str(index) for index in range(info.splits[images.split].num_examples)]
-    # An example is read and decoded anew each time: kept images would fill the memory.
+    # None is kept: images would fill the memory.
     return Dataset("tfds", root, keys, functools.partial(_read_tfds_example, images, boxes[0]), kept=0)
 
 
 def read_tfds_images(root: Path, split: str | None) -> "TfdsImages":
-    """The images of a split alone, whatever else the data set holds; refuses what `read_tfds` does."""
+    """The images of a split, without boxes; DatasetError as in `read_tfds`."""
     return _open_tfds(root, split, "an image")[1]
 
 
 def _open_tfds(root: Path, split: str | None, needs: str) -> tuple[Any, "TfdsImages"]:
-    """What is known of a prepared data set, and the images of a split."""
+    """The info of a prepared data set, and the images of a split."""
     if not (root / "dataset_info.json").is_file():
         raise DatasetError(
             f"{root}: no dataset_info.json; expected one version of a prepared data set, such as coco/2017/1.1.0"
@@ -168,14 +168,14 @@ def _find_features(features: Any, kind: type, path: tuple[str, ...] = ()) -> lis
     """Paths of the features of a kind: ("image",), ("objects", "bbox")."""
     if isinstance(features, kind):
         return [path]
-    inside = getattr(features, "feature", features)  # a sequence of features wraps one
+    inside = getattr(features, "feature", features)  # of a sequence of features, the feature
     if not hasattr(inside, "items"):
         return [path] if isinstance(inside, kind) else []
     return [found for name, feature in inside.items() for found in _find_features(feature, kind, (*path, name))]
 
 
 class TfdsImages:
-    """The images of a split by index; a copy in another process opens the data set anew."""
+    """The images of a split by index; a pickled copy opens the data set for itself."""
 
     def __init__(self, root: Path, split: str, image: tuple[str, ...]) -> None:
         self.root, self.split, self.image = root, split, image
@@ -191,7 +191,7 @@ class TfdsImages:
         return self.pixels(self.example(index), index)
 
     def example(self, index: int) -> Any:
-        """All features of an example, its image still encoded."""
+        """All features of an example, the image encoded."""
         return self._opened()[index]
 
     def pixels(self, example: Any, index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -215,7 +215,7 @@ def _read_tfds_example(images: TfdsImages, boxes: tuple[str, ...], key: str) -> 
     example = images.example(int(key))
     pixels = images.pixels(example, int(key))
     height, width = pixels.shape[:2]
-    # TFDS keeps ymin, xmin, ymax, xmax as shares of the image.
+    # TFDS has ymin, xmin, ymax, xmax as fractions of the image.
     shares = np.asarray(functools.reduce(lambda inside, name: inside[name], boxes, example), np.float64).reshape(-1, 4)
     corners = shares[:, [1, 0, 3, 2]] * [width, height, width, height]
     boxes_xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)

@@ -1,6 +1,6 @@
-"""VOT short-term challenges (https://www.votchallenge.net), as the VOT toolkit's workspaces hold them.
+"""VOT short-term challenges (https://www.votchallenge.net), as in workspaces of the VOT toolkit.
 
-The layout, as the toolkit downloads it (VOT2020 and VOT2022 have masks, earlier years polygons or rectangles):
+VOT2020 and VOT2022 have masks, earlier years polygons or rectangles:
 
     sequences/                      or this folder itself
         list.txt                    names of the sequences in order
@@ -10,12 +10,12 @@ The layout, as the toolkit downloads it (VOT2020 and VOT2022 have masks, earlier
             groundtruth.txt         a rectangle, polygon or mask a line
             *.tag, *.label          0 or 1 a line for the challenges camera_motion, occlusion, ...
 
-and as VOT2013 to VOT2016 were published, without the file `sequence`, with the frames beside the ground truth:
+VOT2013 to VOT2016 were published without the file `sequence`, with the frames beside the ground truth:
 
     list.txt
     bag/00000001.jpg ..., groundtruth.txt, camera_motion.label, ...
 
-Sequences with several objects, and masks of what is to be ignored, both of VOTS, are refused.
+VOTS, with several objects in a sequence and masks of what is to be ignored, is refused.
 
 A region is a line of text, or a record of a binary trajectory (`evaluation.vot_regions`):
 
@@ -46,16 +46,16 @@ from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.media.video import DEFAULT_FPS
 
 DEFAULT_CHANNEL = "color/%08d.jpg"
-# No frame is larger; a mask window beyond it is a typing error, and one of the given size would be allocated.
+# No frame is larger; beyond it a mask window is a typing error, which would allocate too much.
 MAX_MASK_PIXELS = 2**26
-# The object of VOTS whose masks do not count in scores.
+# The object of VOTS whose masks are left out of scores.
 IGNORED = "_ignore"
 UNKNOWN, INITIALIZATION, FAILURE = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """A code in the place of a region."""
+    """A code in place of a region."""
 
     code: int
 
@@ -72,7 +72,7 @@ class Polygon:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mask:
-    """Pixels of a window whose upper left pixel is `offset_xy` in the frame."""
+    """Pixels of a window with its upper left pixel at `offset_xy` in the frame."""
 
     pixels: Bool[np.ndarray, "h w"]
     offset_xy: tuple[int, int]
@@ -82,7 +82,7 @@ Region = Special | Rectangle | Polygon | Mask
 
 
 class Metadata(NamedTuple):
-    """What a VOT sequence's folder says of it; None where it says nothing."""
+    """The description of a VOT sequence; None where its folder does not tell."""
 
     groundtruth: Path
     frames: str  # pattern of the images in the folder, numbered from 1, such as color/%08d.jpg
@@ -93,9 +93,8 @@ class Metadata(NamedTuple):
 
 
 def read_vot(root: Path, split: str | None = None) -> Dataset:
-    """Sequences in the order of list.txt. `boxes_xywh` bound the masks or polygons; rows of NaN where there is none.
-
-    `attributes` are the tags that some frame carries.
+    """Sequences in the order of list.txt. `boxes_xywh` are the boxes around masks or polygons, NaN where there is none;
+    `attributes` the tags that any frame has.
     """
     folder = root / "sequences" if (root / "sequences").is_dir() else root
     listing = folder / "list.txt"
@@ -129,10 +128,9 @@ def _read_sequence(root: Path, name: str) -> TrackingSequence:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Of the lines key=value of the file `sequence`, which is not there until VOT2016, and of the files beside it.
+    """Reads the file `sequence`, lines of key=value, which is missing until VOT2016.
 
-    Raises:
-        DatasetError: a file or value that is not what it should be, or objects as in VOTS.
+    Raises DatasetError for a wrong file or value, or objects as in VOTS.
     """
     path = folder / "sequence"
     lines = read_text(path, "description of the sequence").splitlines() if path.exists() else []
@@ -153,7 +151,7 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def _find_groundtruth(folder: Path, named: str) -> Path:
-    """The file that `sequence` names; a single groundtruth_ID.txt goes before it, as in the toolkit."""
+    """The file that `sequence` names, or a single groundtruth_ID.txt, which the toolkit prefers."""
     files = sorted(folder.glob("groundtruth_*.txt"))
     objects = [file.stem.removeprefix("groundtruth_") for file in files]
     if IGNORED in objects:
@@ -170,7 +168,7 @@ def _find_groundtruth(folder: Path, named: str) -> Path:
 
 
 def _frame_pattern(folder: Path, channel: str | None) -> str:
-    """`sequence` names a pattern, or a folder of %08d.jpg; else frames lie in color/, or beside the ground truth."""
+    """The pattern in `sequence`, or %08d.jpg in its folder; else frames lie in color/, or beside the ground truth."""
     if channel is None:
         beside = [suffix for suffix in (".jpg", ".png") if (folder / f"00000001{suffix}").is_file()]
         return f"%08d{beside[0]}" if beside and not (folder / "color").is_dir() else DEFAULT_CHANNEL
@@ -185,11 +183,7 @@ def _frame_pattern(folder: Path, channel: str | None) -> str:
 
 
 def parse_region(text: str) -> Region:
-    """The region on one line of a file.
-
-    Raises:
-        ValueError: the line is no region; says what was expected.
-    """
+    """The region on one line of a file; ValueError says what was expected."""
     text = text.strip()
     if text.startswith("m"):
         return _parse_mask(text)
@@ -210,7 +204,7 @@ def parse_region(text: str) -> Region:
 
 
 def shape_region(numbers: Sequence[float]) -> Rectangle | Polygon:
-    """A rectangle of four numbers, or else a polygon; ValueError where one is infinite or too large."""
+    """A rectangle of four numbers, or a polygon; ValueError where one is infinite or too large."""
     values = np.array(numbers, np.float64)
     if not (np.abs(values) <= MAX_PIXELS).all():
         raise ValueError(f"{list(numbers)} is infinite or too large for pixels")
@@ -218,11 +212,11 @@ def shape_region(numbers: Sequence[float]) -> Rectangle | Polygon:
 
 
 def mask_region(x: int, y: int, width: int, height: int, runs: Sequence[int]) -> Mask:
-    """A mask in its window, of run lengths that begin with zeros; ValueError where they do not fit."""
+    """A mask of run lengths, beginning with zeros, in its window; ValueError where they do not fit."""
     if width * height > MAX_MASK_PIXELS:
         raise ValueError(f"a mask of {width} x {height} pixels; at most {MAX_MASK_PIXELS} are read")
     pixels = np.zeros(width * height, bool)
-    # Windows without pixels are published with a run all the same: m0,0,0,0,0,1 (votchallenge/toolkit#7).
+    # Windows without pixels are published with a run: m0,0,0,0,0,1 (votchallenge/toolkit#7).
     if width * height:
         if sum(runs) > width * height:
             raise ValueError(f"the runs of a mask cover {sum(runs)} pixels, and its window has {width} x {height}")
@@ -234,7 +228,7 @@ def mask_region(x: int, y: int, width: int, height: int, runs: Sequence[int]) ->
 
 
 def region_box(region: Region) -> Float64[np.ndarray, "4"]:
-    """The box around a region, x, y, w, h; NaN for a special code or an empty mask."""
+    """The box around a region, xywh; NaN for a special code or an empty mask."""
     match region:
         case Rectangle(box_xywh):
             return box_xywh

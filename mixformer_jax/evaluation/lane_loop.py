@@ -1,4 +1,4 @@
-"""The loop that tracks sequences in the lanes of a tracker, and measures where the time goes."""
+"""Tracks sequences in the lanes of a tracker, and measures where the time goes."""
 
 import dataclasses
 import time
@@ -30,37 +30,35 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of the job `number`: a result, or the reason why there is none."""
+    """The result of job `number`, or the reason why there is none."""
 
     number: int
     result: SequenceResult | None
-    reason: str = ""  # in a sentence
-    trace: str = ""  # of an error that nobody foresaw
+    reason: str = ""  # one sentence
+    trace: str = ""  # of an unexpected error
 
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds of a loop from its first job to its last."""
+    """Where the seconds of a loop went."""
 
-    wait_s: float = 0.0  # waiting for frames that were not decoded in time
+    wait_s: float = 0.0  # waiting for frames to be decoded
     tracker_s: float = 0.0
     total_s: float = 0.0
-    frames: int = 0  # tracked in that time
+    frames: int = 0
 
     @property
     def rest_s(self) -> float:
-        """What running costs beyond decoding and the tracker."""
+        """Neither decoding nor the tracker."""
         return self.total_s - self.wait_s - self.tracker_s
 
     def add(self, other: "Clock") -> None:
-        self.wait_s += other.wait_s
-        self.tracker_s += other.tracker_s
-        self.total_s += other.total_s
-        self.frames += other.frames
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
 
 
 def longest_first(jobs: Sequence[Job]) -> list[Job]:
-    """The order in which several lanes or processes end at about the same time."""
+    """The order in which several lanes or processes finish at about the same time."""
     return sorted(jobs, key=lambda job: -len(job.sequence))
 
 
@@ -68,13 +66,12 @@ class LaneLoop:
     """Tracks sequences, each from its first ground truth box, which is also the first box of its result.
 
     A sequence fails if its target is absent in the first frame, a frame cannot be read, or the tracker raises, returns
-    something that is no box, or gives a score for some frames and none for others; the others go on. Times are those
-    inside the tracker, decoding left out: the first is that of `start`, and a step of several lanes counts for each in
-    equal parts.
+    something that is no box, or gives scores for some frames only; the others go on. Times are those inside the
+    tracker, without decoding; the first is that of `start`. A step of several lanes counts for each in equal parts.
 
     Args:
         next_job: gives a job for a free lane; None when there are no more.
-        on_frames: is called with a number of frames after they were tracked.
+        on_frames: called with a number of frames after they were tracked.
     """
 
     def __init__(
@@ -87,7 +84,7 @@ class LaneLoop:
         self._has_more = True
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Goes on while it is iterated, until every job that `next_job` gave has its outcome."""
+        """Yields one outcome for every job that `next_job` gave."""
         began = time.perf_counter()
         try:
             while True:
@@ -99,10 +96,9 @@ class LaneLoop:
         finally:
             self.clock.total_s += time.perf_counter() - began
             for run in self._running.values():
-                run.close()
+                run.frames.close()
 
     def _fill(self) -> Iterator[Outcome]:
-        """Starts jobs in free lanes."""
         while self._has_more and len(self._running) < self._lanes.num_lanes:
             job = self._next_job()
             if job is None:
@@ -119,7 +115,7 @@ class LaneLoop:
                 yield self._end(lane, absent, is_foreseen=True)
                 continue
             try:
-                frame = self._frame(run)
+                frame = self._wait_for(run)
                 began = time.perf_counter()
                 self._state = self._lanes.start(self._state, lane, frame, box_xywh.copy())
                 run.keep(box_xywh, self._took(began))
@@ -131,11 +127,10 @@ class LaneLoop:
                 yield self._end(lane)
 
     def _step(self) -> Iterator[Outcome]:
-        """Tracks on one frame in every lane."""
         frames: dict[int, Frame] = {}
         for lane, run in list(self._running.items()):
             try:
-                frames[lane] = self._frame(run)
+                frames[lane] = self._wait_for(run)
             except Exception as error:  # noqa: BLE001
                 yield self._end(lane, error)
         if not frames:
@@ -144,13 +139,13 @@ class LaneLoop:
         try:
             self._state, found = self._lanes.step(self._state, frames)
         except LaneError as error:
-            # Nothing was tracked in the other lanes either, and they keep their frames for the next step.
+            # The other lanes were not tracked either; they keep their frames for the next step.
             self._took(began)
             yield self._end(error.lane, error.__cause__ or error)
             return
         except Exception as error:  # noqa: BLE001
             self._took(began)
-            self._state = None  # a step that fails half-way may have used it up; all of its lanes end here
+            self._state = None  # a step that failed may have donated its buffers: all of its lanes end here
             for lane in frames:
                 yield self._end(lane, error)
             return
@@ -166,10 +161,10 @@ class LaneLoop:
             if run.is_done:
                 yield self._end(lane)
 
-    def _frame(self, run: "_Running") -> Frame:
+    def _wait_for(self, run: "_Running") -> Frame:
         began = time.perf_counter()
         try:
-            return run.frame()
+            return run.next_frame()
         finally:
             self.clock.wait_s += time.perf_counter() - began
 
@@ -184,17 +179,14 @@ class LaneLoop:
 
     def _end(self, lane: int, error: BaseException | None = None, is_foreseen: bool = False) -> Outcome:
         run = self._running.pop(lane)
-        run.close()
+        run.frames.close()
         if error is None:
             return Outcome(run.job.number, run.result())
         return Outcome(run.job.number, None, *explain(error, is_foreseen))
 
 
 def explain(error: BaseException, is_foreseen: bool = False) -> tuple[str, str]:
-    """An error in a sentence; and its traceback, which is empty where the sentence says all.
-
-    Errors of our own classes and of the file system are messages; others are bugs, here or in a library.
-    """
+    """An error in one sentence, and its traceback, which is empty for our own errors and those of the file system."""
     is_foreseen = is_foreseen or isinstance(error, OSError) or type(error).__module__.startswith("mixformer_jax.")
     lines = str(error).split("\n") if is_foreseen else str(error).strip().split("\n")[:1]
     reason = f"{type(error).__name__}: {' '.join(line.strip() for line in lines)}"
@@ -202,11 +194,11 @@ def explain(error: BaseException, is_foreseen: bool = False) -> tuple[str, str]:
 
 
 class _Running:
-    """A sequence in a lane, as far as it has come."""
+    """A sequence in a lane."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._frames = frames_ahead(job.sequence.frames())
+        self.frames = frames_ahead(job.sequence.frames())
         self._frame: Frame | None = None
         self._boxes_xywh: list[Float64[np.ndarray, "4"]] = []
         self._times_s: list[float] = []
@@ -216,10 +208,10 @@ class _Running:
     def is_done(self) -> bool:
         return len(self._boxes_xywh) == len(self.job.sequence)
 
-    def frame(self) -> Frame:
-        """The next frame, until a box is kept for it."""
+    def next_frame(self) -> Frame:
+        """The same one until a box is kept for it."""
         if self._frame is None:
-            self._frame = next(self._frames)
+            self._frame = next(self.frames)
         return self._frame
 
     def keep(self, box_xywh: Float64[np.ndarray, "4"], seconds: float) -> None:
@@ -229,7 +221,12 @@ class _Running:
 
     def keep_prediction(self, prediction: PredictionLike, seconds: float) -> None:
         where = f"{self.job.sequence.name}, frame {len(self._boxes_xywh)}"
-        self.keep(_checked_box(prediction.box_xywh, where), seconds)
+        # A copy: a view would change with the tracker's own array, or keep that alive.
+        box_xywh = np.array(prediction.box_xywh, np.float64)
+        if box_xywh.shape != (4,) or not (np.abs(box_xywh) <= MAX_PIXELS).all() or (box_xywh[2:] < 0).any():
+            expected = "expected finite x,y,w,h with w >= 0 and h >= 0"
+            raise ValueError(f"{where}: the tracker returned {box_xywh.tolist()}; {expected}")
+        self.keep(box_xywh, seconds)
         self._scores.append(prediction.score)
         if (self._scores[0] is None) != (prediction.score is None):
             raise ValueError(f"{where}: the tracker gives a score on some frames and none on others; all or none")
@@ -240,23 +237,11 @@ class _Running:
             np.array(self._boxes_xywh, np.float64), np.array(self._times_s), np.array([1.0, *known]) if known else None
         )
 
-    def close(self) -> None:
-        self._frames.close()
-
-
-def _checked_box(box_xywh: object, where: str) -> Float64[np.ndarray, "4"]:
-    box = np.array(box_xywh, np.float64)  # a copy: a view keeps alive, or changes with, what the tracker made it of
-    if box.shape != (4,) or not (np.abs(box) <= MAX_PIXELS).all() or (box[2:] < 0).any():
-        raise ValueError(
-            f"{where}: the tracker returned {box.tolist()}; expected finite x,y,w,h with w >= 0 and h >= 0"
-        )
-    return box
-
 
 def frames_ahead(frames: Iterator[Frame], depth: int = FRAMES_AHEAD) -> Generator[Frame]:
-    """The frames of an iterator, in order, read by a thread of its own while the tracker is busy.
+    """The frames of an iterator, read by a thread while the tracker is busy; at most `depth` of them wait.
 
-    At most `depth` frames wait. What the iterator raises is raised where its frame would have come.
+    What the iterator raises is raised in place of its frame.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
     try:

@@ -1,14 +1,12 @@
-"""One-pass evaluation (OPE): the rules of toolkits, per-frame errors, curves and the numbers that papers print.
-
-Four rule sets, each named after the code that it gives the numbers of:
+"""One-pass evaluation (OPE): the rules of toolkits, per-frame errors, curves and headline numbers.
 
     mixformer       the paper's own analysis code (and OSTrack's, MixFormerV2's): the default
-    pytracking      the code from which it descends; a target that touches x = 0 or y = 0 counts as absent
-    lasot-toolkit   the MATLAB toolkit of LaSOT, which descends from OTB's
+    pytracking      its ancestor, in which a target that touches x = 0 or y = 0 counts as absent
+    lasot-toolkit   the MATLAB toolkit of LaSOT, a descendant of OTB's
     got10k-toolkit  the OTB, NfS, UAV123 and LaSOT experiments of the got10k toolkit
 
-Where toolkits differ, the difference is a field of `OpeRules`; the mathematics knows neither benchmarks nor toolkits.
-All arithmetic is float64. Rates are fractions in `Curves`; the headline numbers (`Curves.auc` ...) are percentages.
+Each difference between toolkits is a field of `OpeRules`. All arithmetic is float64. `Curves` holds fractions; the
+headline numbers (`Curves.auc` ...) are percentages.
 """
 
 import dataclasses
@@ -26,41 +24,41 @@ RuleSet = Literal["mixformer", "pytracking", "lasot-toolkit", "got10k-toolkit"]
 
 @dataclasses.dataclass(frozen=True)
 class OpeRules:
-    """How a benchmark is scored. The defaults are the rules of MixFormer's code for a benchmark without exceptions."""
+    """How a benchmark is scored. The defaults are MixFormer's rules for a benchmark without exceptions."""
 
     rule_set: RuleSet = "mixformer"
-    # Which ground truth boxes count as present: those with w, h > 0 ("area"); with x, y, w, h > 0 ("positive"), so that
-    # a visible target touching the left or top border counts as absent; every box that is known ("any").
+    # Which ground truth boxes count as present: those with w, h > 0 ("area"), with x, y, w, h > 0 ("positive"), or all
+    # that are known ("any").
     validity: Literal["area", "positive", "any"] = "area"
-    # Divide by the number of valid frames instead of all frames. The numerator keeps all frames, so with
-    # `invalid_norm_error` = -1 a rate can exceed one, as in pytracking.
+    # Divide by the number of valid frames. The numerator keeps all frames, so with `invalid_norm_error` = -1 a rate can
+    # exceed one, as in pytracking.
     exclude_invalid_frames: bool = False
-    nan_is_absent: bool = False  # a NaN ground truth row means that the target is absent; otherwise it is an error
-    visibility: Literal["used", "required", "ignored"] = "used"  # flags; "required": their absence is an error
-    pad_short_results: bool = True  # missing last rows are filled up with empty boxes; otherwise they are an error
-    unusable_boxes: Literal["error", "repeat"] = "error"  # NaN or negative sizes; "repeat": they become the box before
+    nan_is_absent: bool = False  # NaN in the ground truth means that the target is absent; otherwise it is an error
+    visibility: Literal["used", "required", "ignored"] = "used"  # flags; "required": without them is an error
+    pad_short_results: bool = True  # missing rows at the end become empty boxes; otherwise they are an error
+    unusable_boxes: Literal["error", "repeat"] = "error"  # NaN or negative sizes; "repeat" the box before
     repeat_empty_boxes: bool = True  # a prediction without area becomes the box before it
-    # What an invalid frame gets: infinity is a miss at every threshold, -1 a hit at every threshold.
+    # Errors of an invalid frame: infinity is a miss at every threshold, -1 a hit.
     invalid_center_error: float = np.inf
     invalid_norm_error: float = -1.0
-    invisible_is_miss: bool = False  # frames flagged invisible get infinity in both errors, and not these values
+    invisible_is_miss: bool = False  # frames flagged invisible have infinity instead
     # IoU in pytracking's order of operations, or in the got10k toolkit's, with machine epsilon in the denominator and
-    # clipped to [0, 1]. They differ in the last bits, and those decide at thresholds.
+    # clipped to [0, 1]. Their last bits differ, which decides at thresholds.
     overlap: Literal["pixels", "continuous"] = "pixels"
-    # "separate" divides the centres by the true size and then takes the difference; "clamped" divides the difference,
-    # by at least one pixel.
+    # "separate" divides the centres by the true size before the difference, "clamped" divides the difference by at
+    # least one pixel.
     norm_error: Literal["separate", "clamped"] = "separate"
     thresholds: Literal["blocks", "linspace"] = "blocks"  # i * 0.05 and i * 0.01, which differ in the last bit
-    norm_score: Literal["at 0.2", "mean"] = "at 0.2"  # what stands for the normalised precision curve; mean over 0..0.5
-    drop_zero_curves: bool = False  # sequences whose whole curve is zero leave the benchmark's mean of that curve
+    norm_score: Literal["at 0.2", "mean"] = "at 0.2"  # P_norm: one point of its curve, or the mean over 0..0.5
+    drop_zero_curves: bool = False  # sequences whose curve is all zero leave the benchmark's mean of that curve
 
 
 # pytracking decides by the exact benchmark name: "lasot" has rules that "lasot_extension_subset" has not.
 _PLAIN = OpeRules()
 _LASOT = OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True)
-# UAV20L and UAV123@10fps, of which pytracking has no rules, are marked as UAV123 is.
+# pytracking has no rules for UAV20L and UAV123@10fps, which are annotated as UAV123.
 _UAV = OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
-# No toolkit scores a folder of one's own: absent targets are misses in all three curves, as in LaSOT.
+# No toolkit scores a user's folder: absent targets are misses in all three curves, as in LaSOT.
 _FOLDER = OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False)
 
 BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
@@ -101,22 +99,19 @@ _LASOT_TOOLKIT = OpeRules(
 def benchmark_rules(benchmark: str, rule_set: RuleSet = "mixformer", exclude_invalid_frames: bool = False) -> OpeRules:
     """The rules of a benchmark by name, under a rule set.
 
-    Raises:
-        ValueError: no rules are known for that name, or `exclude_invalid_frames` is no choice of the rule set.
+    Raises ValueError where no rules are known for that name, or `exclude_invalid_frames` is no choice of the rule set.
     """
     if benchmark not in BENCHMARK_RULES:
         known = ", ".join(sorted(BENCHMARK_RULES))
         raise ValueError(f"no one-pass rules for benchmark {benchmark!r}; known: {known}")
     rules = BENCHMARK_RULES[benchmark]
     if rule_set in ("mixformer", "pytracking"):
-        validity: Literal["area", "positive"] = "area" if rule_set == "mixformer" else "positive"
-        return dataclasses.replace(
-            rules, rule_set=rule_set, validity=validity, exclude_invalid_frames=exclude_invalid_frames
-        )
+        changed = dataclasses.replace(rules, rule_set=rule_set, exclude_invalid_frames=exclude_invalid_frames)
+        return dataclasses.replace(changed, validity="area" if rule_set == "mixformer" else "positive")
     if exclude_invalid_frames:
         raise ValueError(f"rates over valid frames alone are a choice of mixformer and pytracking, not of {rule_set}")
     if rule_set == "lasot-toolkit":
-        # The toolkit reads absence flags for LaSOT; other benchmarks have none, or NaN rows.
+        # The toolkit reads absence flags of LaSOT; other benchmarks have none, or NaN rows.
         return dataclasses.replace(_LASOT_TOOLKIT, visibility=rules.visibility, nan_is_absent=rules.nan_is_absent)
     # Rows of NaN leave numerator and denominator: UAV123 and LaSOT in the toolkit, and a folder here.
     nan_is_absent = rules.nan_is_absent or benchmark.startswith("lasot")
@@ -124,13 +119,12 @@ def benchmark_rules(benchmark: str, rule_set: RuleSet = "mixformer", exclude_inv
 
 
 def describe_rules(rules: OpeRules) -> str:
-    """The choices under which numbers were made, in words; every table carries them."""
+    """The rules in words; every report carries them."""
     present = {"area": "w > 0 and h > 0", "positive": "x, y, w and h > 0", "any": "wherever a box is given"}
-    present_where = present[rules.validity]
     frames = "valid frames only" if rules.exclude_invalid_frames else "all frames"
     norm = "at 0.20" if rules.norm_score == "at 0.2" else "mean over 0..0.5"
     return (
-        f"{rules.rule_set} rules: target present where {present_where}; rates over {frames}; P_norm {norm}; "
+        f"{rules.rule_set} rules: target present where {present[rules.validity]}; rates over {frames}; P_norm {norm}; "
         "first frame counted"
     )
 
@@ -145,30 +139,25 @@ _LINSPACE_NORM = np.linspace(0, 0.5, 51)
 for _thresholds in (OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS, _LINSPACE_OVERLAP, _LINSPACE_NORM):
     _thresholds.flags.writeable = False
 
-# By `OpeRules.thresholds`: of the overlap and of the normalised error.
-_THRESHOLDS: Mapping[str, tuple[Float[np.ndarray, " 21"], Float[np.ndarray, " 51"]]] = MappingProxyType(
-    {"blocks": (OVERLAP_THRESHOLDS, NORM_CENTER_THRESHOLDS), "linspace": (_LINSPACE_OVERLAP, _LINSPACE_NORM)}
-)
-
 
 class FrameErrors(NamedTuple):
-    """One sequence, frame by frame. Invalid frames hold what `OpeRules` gives them (-1 in `overlap`)."""
+    """Errors of one sequence by frame; invalid frames hold what `OpeRules` gives them (-1 in `overlap`)."""
 
     overlap: Float[np.ndarray, " n"]  # IoU
     center: Float[np.ndarray, " n"]  # distance of the centres, pixels
-    norm_center: Float[np.ndarray, " n"]  # the same with x divided by the true width and y by the true height
+    norm_center: Float[np.ndarray, " n"]  # x divided by the true width, y by the true height
     valid: Bool[np.ndarray, " n"]
 
     @property
     def average_overlap(self) -> float:
-        """Mean IoU over the valid frames alone; NaN when there is none."""
+        """Mean IoU over the valid frames; NaN without any."""
         return float(self.overlap[self.valid].mean()) if self.valid.any() else float("nan")
 
 
 class Curves(NamedTuple):
-    """Rates over thresholds as fractions; leading axes are whatever was stacked (sequences, runs).
+    """Rates over thresholds as fractions; leading axes are sequences or runs.
 
-    The numbers are percentages. OPE has 21 overlap thresholds and 51 of the errors, TrackingNet 21 of each.
+    OPE has 21 overlap thresholds and 51 of the errors, TrackingNet 21 of each.
     """
 
     success: Float[np.ndarray, "*batch s"]  # share of frames with IoU > t
@@ -176,59 +165,58 @@ class Curves(NamedTuple):
     norm_precision: Float[np.ndarray, "*batch p"]  # share with normalised centre error <= t
 
     def mean(self) -> "Curves":
-        """Equal-weight mean over the first axis: sequences of a benchmark, or runs of a repeated tracker."""
+        """Mean over the first axis."""
         return Curves(*(curve.mean(0) for curve in self))
 
     @property
     def auc(self) -> Float[np.ndarray, " *batch"]:
-        """Plain mean of the 21 success values: a perfect tracker has 20/21 = 95.238."""
+        """Percent: mean of the success values. A perfect tracker has 20/21 = 95.238."""
         return np.asarray(100 * self.success.mean(-1))
 
     @property
     def op50(self) -> Float[np.ndarray, " *batch"]:
-        """Frames with IoU > 0.5."""
+        """Percent of frames with IoU > 0.5."""
         return np.asarray(100 * self.success[..., 10])
 
     @property
     def op75(self) -> Float[np.ndarray, " *batch"]:
-        """Frames with IoU > 0.75."""
+        """Percent of frames with IoU > 0.75."""
         return np.asarray(100 * self.success[..., 15])
 
     @property
     def precision20(self) -> Float[np.ndarray, " *batch"]:
-        """Frames with a centre error of at most 20 pixels ("P")."""
+        """Percent of frames with a centre error of at most 20 pixels ("P")."""
         return np.asarray(100 * self.precision[..., 20])
 
     @property
     def norm_precision20(self) -> Float[np.ndarray, " *batch"]:
-        """Frames with a normalised centre error of at most 0.20 ("P_norm")."""
+        """Percent of frames with a normalised centre error of at most 0.20 ("P_norm")."""
         return np.asarray(100 * self.norm_precision[..., 20])
 
-    @property
-    def norm_precision_mean(self) -> Float[np.ndarray, " *batch"]:
-        """Plain mean of the 51 normalised precision values, which the got10k toolkit has in its place."""
-        return np.asarray(100 * self.norm_precision.mean(-1))
+
+# By `OpeRules.thresholds`.
+_THRESHOLDS: Mapping[str, Curves] = MappingProxyType(
+    {
+        "blocks": Curves(OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS),
+        "linspace": Curves(_LINSPACE_OVERLAP, CENTER_THRESHOLDS, _LINSPACE_NORM),
+    }
+)
 
 
-def overlap_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 21"]:
-    """The thresholds of `Curves.success`."""
-    return _THRESHOLDS[rules.thresholds][0]
-
-
-def norm_thresholds(rules: OpeRules) -> Float64[np.ndarray, " 51"]:
-    """The thresholds of `Curves.norm_precision`."""
-    return _THRESHOLDS[rules.thresholds][1]
+def curve_thresholds(rules: OpeRules) -> Curves:
+    """The thresholds of each curve."""
+    return _THRESHOLDS[rules.thresholds]
 
 
 def stack_curves(curves: Sequence[Curves]) -> Curves:
-    """Curves of several sequences (or runs) along a new first axis; ValueError where there are none."""
+    """Curves of several sequences or runs along a new first axis; ValueError without any."""
     if not curves:
         raise ValueError("no curves to stack: the benchmark has no sequences")
     return Curves(*map(np.stack, zip(*curves, strict=True)))
 
 
 def mean_over_sequences(curves: Curves, rules: OpeRules) -> Curves:
-    """The benchmark's curves from those of its sequences (first axis), each with equal weight."""
+    """The mean over sequences (first axis), each with equal weight."""
     if not rules.drop_zero_curves:
         return curves.mean()
     kept = [curve[curve.sum(-1) > np.finfo(float).eps] for curve in curves]
@@ -237,7 +225,9 @@ def mean_over_sequences(curves: Curves, rules: OpeRules) -> Curves:
 
 def headline(curves: Curves, rules: OpeRules) -> dict[str, Float[np.ndarray, " *batch"]]:
     """The numbers that papers print, in percent: AUC, OP50, OP75, P and P_norm."""
-    p_norm = curves.norm_precision20 if rules.norm_score == "at 0.2" else curves.norm_precision_mean
+    p_norm = curves.norm_precision20
+    if rules.norm_score == "mean":
+        p_norm = np.asarray(100 * curves.norm_precision.mean(-1))
     overlaps = {"AUC": curves.auc, "OP50": curves.op50, "OP75": curves.op75}
     return {**overlaps, "P": curves.precision20, "P_norm": p_norm}
 
@@ -250,13 +240,11 @@ def frame_errors(
 ) -> FrameErrors:
     """Overlap and centre errors of one tracked sequence.
 
-    The first row stands for the frame on which the tracker was started: it is scored as perfect and counted. More rows
-    than the ground truth are cut. `visible` is False where the benchmark says that the target cannot be seen.
+    The first row is the given box: it is scored as perfect and counted. Rows beyond the ground truth are cut. `visible`
+    is False where the benchmark says that the target cannot be seen.
 
-    Raises:
-        ValueError: predictions that are infinite or beyond `MAX_PIXELS`, or that are NaN or of negative size where the
-            rules do not allow it; a ground truth that the rules do not allow; missing rows or visibility flags where
-            the rules ask for them.
+    Raises ValueError for predictions that are infinite or beyond `MAX_PIXELS`, and for what the rules do not allow:
+    NaN and negative sizes, NaN in the ground truth, missing rows or visibility flags.
     """
     absent = _absent_rows(groundtruth_xywh, rules)
     if visible is None and rules.visibility == "required":
@@ -278,11 +266,11 @@ def frame_errors(
     if visible is not None:
         valid &= visible
 
-    # Frames without a target are computed on a stand-in and overwritten, so that no NaN or zero size enters below.
+    # Frames without a target are computed on a stand-in and overwritten below: no NaN or zero size enters.
     stand_in = np.array([[0.0], [0.0], [1.0], [1.0]])
     truth[:, ~valid] = stand_in
     boxes[:, ~valid] = stand_in
-    # Unusable boxes from the first row on had nothing to repeat: misses.
+    # Unusable boxes at the start have nothing to repeat: misses.
     found = np.isfinite(boxes[0] + boxes[1]) & (boxes[2] >= 0) & (boxes[3] >= 0)
     boxes[:, ~found] = stand_in
     overlap = {"pixels": _pixel_overlap, "continuous": _continuous_overlap}[rules.overlap](boxes, truth)
@@ -290,8 +278,7 @@ def frame_errors(
     (box_x, box_y), (true_x, true_y) = _centers(boxes), _centers(truth)
     center = np.where(found, _length(box_x - true_x, box_y - true_y), np.inf)
     center = np.where(valid, center, rules.invalid_center_error)
-    # Divided one by one or their difference: on integer boxes errors fall exactly on thresholds, and the last bit
-    # decides.
+    # The order matters: on integer boxes, errors fall exactly on thresholds, and the last bit decides.
     w, h = truth[2:]
     if rules.norm_error == "separate":
         norm_center = _length(box_x / w - true_x / w, box_y / h - true_y / h)
@@ -306,27 +293,25 @@ def frame_errors(
 
 
 def sequence_curves(errors: FrameErrors, rules: OpeRules) -> Curves:
-    """Success, precision and normalised-precision rates of one sequence.
+    """The rates of one sequence: success is strict (IoU > t), the errors are not (error <= t).
 
-    Success is strict (IoU > t), the errors are not (error <= t). The numerator runs over all frames.
-
-    Raises:
-        ValueError: `rules.exclude_invalid_frames` leaves no frame to divide by.
+    Raises ValueError where `rules.exclude_invalid_frames` leaves no frame to divide by.
     """
     count = int(errors.valid.sum()) if rules.exclude_invalid_frames else len(errors.valid)
     if count == 0:
         raise ValueError("no valid frame in the sequence, so rates over valid frames alone are not defined")
+    thresholds = curve_thresholds(rules)
     return Curves(
-        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, overlap_thresholds(rules))) / count,
-        precision=1.0 * _rank(errors.center, CENTER_THRESHOLDS) / count,
-        norm_precision=1.0 * _rank(errors.norm_center, norm_thresholds(rules)) / count,
+        success=1.0 * (len(errors.overlap) - _rank(errors.overlap, thresholds.success)) / count,
+        precision=1.0 * _rank(errors.center, thresholds.precision) / count,
+        norm_precision=1.0 * _rank(errors.norm_center, thresholds.norm_precision) / count,
     )
 
 
 def continuous_overlap(
     boxes_xywh: Float[np.ndarray, "n 4"], truth_xywh: Float[np.ndarray, "n 4"]
 ) -> Float[np.ndarray, " n"]:
-    """IoU as the got10k toolkit has it: machine epsilon added to the union, clipped to [0, 1]; two points have 0."""
+    """IoU as in the got10k toolkit: machine epsilon added to the union, clipped to [0, 1]; two points have 0."""
     return _continuous_overlap(boxes_xywh.T, truth_xywh.T)
 
 
@@ -349,7 +334,7 @@ def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.nd
 def _settle_boxes(
     boxes: Float[np.ndarray, "m 4"], absent: Bool[np.ndarray, " n"], rules: OpeRules
 ) -> Float64[np.ndarray, "n 4"]:
-    """The predictions, checked, with empty boxes replaced and as many rows as the ground truth."""
+    """The checked predictions, as many as the ground truth has rows, with empty boxes replaced."""
     fits = np.abs(boxes) <= MAX_PIXELS
     w, h = boxes[:, 2], boxes[:, 3]
     usable = np.asarray((w >= 0) & (h >= 0))
@@ -369,8 +354,8 @@ def _settle_boxes(
     if count < length and not rules.pad_short_results:
         raise ValueError(f"{count} predicted boxes for {length} frames; every frame needs one")
 
-    # Rows to keep; the others take the nearest kept row before them. Where the target is absent the toolkits
-    # leave an empty box alone, and a following empty box then copies it.
+    # Rows to keep; the others repeat the last kept one. Where the target is absent the toolkits leave an empty box
+    # alone, and a following empty box then copies it.
     keep = usable & (w > 0) & (h > 0) if rules.repeat_empty_boxes else usable
     keep = keep[:count] | absent[:count]
     keep[:1] = True
@@ -383,8 +368,8 @@ def _settle_boxes(
 
 
 def _pixel_overlap(boxes: Float[np.ndarray, "4 n"], truth: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, " n"]:
-    # Not boxes.iou: a perfect frame counts at t = 1.0 or not by the last bit, so the order of operations is
-    # pytracking's own, down to taking away a pixel and adding it again.
+    # Not boxes.iou: the last bit decides whether a perfect frame counts at t = 1.0, so this is pytracking's order of
+    # operations, down to taking away a pixel and adding it again.
     left_top = np.maximum(boxes[:2], truth[:2])
     right_bottom = np.minimum(boxes[:2] + boxes[2:] - 1, truth[:2] + truth[2:] - 1)
     width, height = np.maximum(right_bottom - left_top + 1, 0)
@@ -411,5 +396,5 @@ def _length(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> Float[np.
 
 
 def _rank(values: Float[np.ndarray, " n"], thresholds: Float[np.ndarray, " t"]) -> np.ndarray:
-    """For each threshold, the number of values <= it, by sorting instead of comparing all with all."""
+    """The number of values <= each threshold."""
     return np.searchsorted(np.sort(values), thresholds, side="right")

@@ -1,7 +1,7 @@
-"""What result files look like where they are not x,y,w,h in pixels, one row a frame, from the given box on.
+"""Tells of result files in another format than x,y,w,h in pixels, one row a frame, beginning with the given box.
 
-Nothing is mended here: numbers are those of the files as they are, and a report says what to look at. Slight
-differences are common and say nothing: trackers write whole pixels, or the given box cut to the frame.
+Nothing is corrected: reports warn. Slight differences are not told: trackers write whole pixels, or cut the given box
+to the frame.
 """
 
 from collections import Counter, defaultdict
@@ -20,20 +20,19 @@ from mixformer_jax.evaluation.scoring import TrackerFiles, known_length
 
 Boxes = Float64[np.ndarray, "n 4"]
 
-# Beyond so much in a coordinate, pixels or a share of the given box's longer side, and below that overlap, a first row
-# is another box.
+# A first row is another box where a coordinate differs by more pixels, or by a larger share of the given box's longer
+# side, and the overlap is lower.
 SLIGHT_PX, SLIGHT_SHARE, SLIGHT_OVERLAP = 1.0, 0.05, 0.75
-# Boxes of another format overlap so much with the ground truth when they are read as such, and so much more than as
-# x,y,w,h; in fewer frames that may be chance.
+# Another format is told by its overlap with the ground truth, and its gain over x,y,w,h; fewer frames may be chance.
 MIN_OVERLAP, MIN_GAIN, MIN_FRAMES = 0.5, 0.3, 3
-# An offset of one pixel is that of a whole tracker: in so many of its files, and in two at least.
+# The share of a tracker's files, two at least, in which an offset of one pixel is told.
 OFFSET_SHARE = 0.9
-# Fractions of the frame's size, beside ground truth of at least so many pixels.
+# Normalised boxes are at most so large, beside ground truth of at least so many pixels.
 MAX_FRACTION, MIN_SIDE = 1.5, 3.0
 
 
 class _Format(NamedTuple):
-    """Another way to write boxes."""
+    """Conversions from and to x,y,w,h."""
 
     write: Callable[[Boxes], Boxes]
     read: Callable[[Boxes], Boxes]
@@ -52,20 +51,21 @@ FORMATS: Mapping[str, _Format] = MappingProxyType(
 )
 FRACTIONS = "normalised boxes (fractions of the frame's size)"
 OTHER = "another box"
+LONGER = "have more rows than the video has frames: the last ones are cut"
+SHORTER = "lack rows at the end, which count as frames without a box"
+OFFSETS = ((1, "right of and below", "1-based beside 0-based"), (-1, "left of and above", "0-based beside 1-based"))
 Offset = Literal[-1, 0, 1]
 
 
 class FileLook(NamedTuple):
-    """What a result file looks like."""
-
-    format: str | None  # a key of FORMATS, FRACTIONS or OTHER; None where nothing is to be said
-    offset: Offset  # 1 where the first row is the given box one pixel further right and down, -1 for left and up
+    format: str | None  # a key of FORMATS, FRACTIONS or OTHER; None where there is nothing to tell
+    offset: Offset  # of the first row from the given box: 1 is one pixel right and down, -1 left and up
 
 
 def look_at(boxes_xywh: Float[np.ndarray, "m 4"], truth_xywh: Float[np.ndarray, "n 4"]) -> FileLook:
-    """What the rows of one result file look like beside the ground truth, whose first row is the given box.
+    """The format of a result file, told by the ground truth, whose first row is the given box.
 
-    Boxes are as read, NaN and negative sizes included; true boxes of NaN or without area say nothing.
+    Boxes may be NaN or of negative size; true boxes of NaN or without area tell nothing.
     """
     count = min(len(boxes_xywh), len(truth_xywh))
     boxes, truth = boxes_xywh[:count].astype(np.float64), truth_xywh[:count].astype(np.float64)
@@ -80,7 +80,7 @@ def look_at(boxes_xywh: Float[np.ndarray, "m 4"], truth_xywh: Float[np.ndarray, 
         first, offset = _look_at_first(boxes[:1], truth[:1])
         if first not in (None, OTHER):
             return FileLook(first, 0)
-    known[0] = False  # often a copy of the given box, whatever the others are
+    known[0] = False  # often a copy of the given box, in whatever format the others are
     by_overlap = _format_by_overlap(boxes[known], truth[known]) if known.sum() >= MIN_FRAMES else None
     return FileLook(by_overlap or first, offset)
 
@@ -91,12 +91,9 @@ def warnings(
     unusable_boxes: Literal["error", "keep"] = "error",
     benchmark: str = "",
 ) -> tuple[str, ...]:
-    """One line for every tracker with files to look at; none for the others.
+    """One line for each tracker with suspicious files. `benchmark` names the reader, for known faults of lengths.
 
-    `benchmark` is the name of the data set's reader, of which lengths may be known.
-
-    Raises:
-        ResultsError: a file cannot be read.
+    Raises ResultsError for a file that cannot be read.
     """
     found = [(tracker.name, _findings(tracker, sequences, unusable_boxes, benchmark)) for tracker in files]
     return tuple(f"warning: {name}: {'; '.join(findings)}" for name, findings in found if findings)
@@ -109,47 +106,38 @@ def _findings(
     benchmark: str,
 ) -> list[str]:
     looks: dict[str, list[str]] = defaultdict(list)
+    lengths: dict[str, list[str]] = {LONGER: [], SHORTER: []}
     offsets: Counter[int] = Counter()
-    longer: list[str] = []
-    shorter: list[str] = []
-    total = 0
+    total = sum(map(len, tracker.boxes))
     for sequence, paths in zip(sequences, tracker.boxes, strict=True):
         truth = sequence.boxes_xywh
         for path in paths:
             boxes = read_boxes(path, unusable_boxes)
-            total += 1
             look = look_at(boxes, truth)
             offsets[look.offset] += 1
             if look.format is not None:
                 row, given = (",".join(f"{value:g}" for value in box) for box in (boxes[0], truth[0]))
                 looks[look.format].append(f"{path}: first row {row}, given box {given}")
             if len(boxes) != len(truth):
-                examples = longer if len(boxes) > len(truth) else shorter
+                examples = lengths[LONGER if len(boxes) > len(truth) else SHORTER]
                 known = known_length(benchmark, sequence, len(boxes))
                 example = f"{path}: {len(boxes)} rows for {len(truth)} frames{known}"
-                # One that is known goes first: the first is shown.
+                # The first one is shown: a known fault goes first.
                 examples.insert(0 if known else len(examples), example)
     findings = []
     for form, examples in looks.items():
         some = f"{len(examples)} of {total} result files"
-        if form == OTHER:
-            findings.append(f"the first row of {some} is not the given box ({examples[0]})")
-        else:
-            findings.append(f"{some} look like {form} and not like x,y,w,h in pixels ({examples[0]})")
-    for offset, base in ((1, "1-based beside 0-based"), (-1, "0-based beside 1-based")):
+        what = f"{some} look like {form} and not like x,y,w,h in pixels"
+        what = f"the first row of {some} is not the given box" if form == OTHER else what
+        findings.append(f"{what} ({examples[0]})")
+    for offset, where, base in OFFSETS:
         if offsets[offset] >= max(2, OFFSET_SHARE * total):
-            where = "right of and below" if offset == 1 else "left of and above"
             findings.append(
                 f"the first row of {offsets[offset]} of {total} result files is a pixel {where} the given box: they "
                 f"look {base} ground truth"
             )
-    for examples, words in (
-        (longer, "have more rows than the video has frames: the last ones are cut"),
-        (shorter, "lack rows at the end, which count as frames without a box"),
-    ):
-        if examples:
-            findings.append(f"{len(examples)} of {total} result files {words} ({examples[0]})")
-    return findings
+    found = [(what, examples) for what, examples in lengths.items() if examples]
+    return findings + [f"{len(examples)} of {total} result files {what} ({examples[0]})" for what, examples in found]
 
 
 def _look_at_first(row: Float64[np.ndarray, "1 4"], given: Float64[np.ndarray, "1 4"]) -> tuple[str | None, Offset]:
@@ -175,7 +163,7 @@ def _format_by_overlap(boxes: Boxes, truth: Boxes) -> str | None:
 
 
 def _overlaps(boxes: Boxes, truth: Boxes) -> Float64[np.ndarray, " n"]:
-    """IoU, 0 for boxes without area."""
+    """IoU; 0 for boxes without area."""
     usable = _has_area(boxes)
     overlaps = np.zeros(len(boxes))
     overlaps[usable] = continuous_overlap(boxes[usable], truth[usable])

@@ -1,17 +1,16 @@
-"""Result files: what a tracker said about a sequence, where and as the toolkits of the benchmarks lay it out.
+"""Result files, laid out as the toolkits of the benchmarks have them.
 
     pytracking   <results>/<tracker>/<sequence>.txt        x,y,w,h in pixels, a line a frame; the first is the given box
-                 <results>/<tracker>/<sequence>_time.txt   seconds of each frame inside the tracker, decoding left out
+                 <results>/<tracker>/<sequence>_time.txt   seconds of each frame inside the tracker, without decoding
                  <results>/<tracker>/<sequence>_score.txt  confidence (1 for the given box), where there is one
                  repetition k of several: <results>/<tracker>_<k, 3 digits, from 0>/...
     got10k       <results>/<tracker>/<sequence>/<sequence>_<repetition, 3 digits, from 1>.txt
                  <results>/<tracker>/<sequence>/<sequence>_time.txt, <sequence>_score.txt, a column a repetition
-    vot          <results>/<tracker>/baseline/<sequence>/<sequence>_<anchor, 8 digits>.txt, in the order of the run; its
+    vot          <results>/<tracker>/baseline/<sequence>/<sequence>_<anchor, 8 digits>.txt, in the order of the run; the
                  first line is 1, the code of an initialisation. <...>_time.value, <...>_confidence.value
 
-LaSOT's, OTB's, UAV123's and NFS's files are pytracking's; TNL2K's toolkit and TrackingNet's server take the same. Only
-VOT's toolkit knows scores. `run.json` in a tracker's folder tells what made its files (`claim_folder`). Every file
-appears whole or not at all, and the boxes come last: where they are, the sequence is finished.
+LaSOT, OTB, UAV123, NFS, TNL2K and TrackingNet's server take pytracking's files. `run.json` in a tracker's folder has
+the settings (`claim_folder`). Files are written whole, boxes last: where they are, the sequence is finished.
 """
 
 import io
@@ -35,14 +34,14 @@ from mixformer_jax.files import write_atomically
 logger = logging.getLogger(__name__)
 
 SIDE_FILES = ("_time", "_score")
-# Keys of run.json that make no other results of them, see `claim_folder`.
+# Keys of run.json in which runs of one folder may differ, see `claim_folder`.
 ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "decoder", "resumed_with")
-# What a well-formed table of numbers holds. Others (nan, a byte order mark, typing errors) are read line by line.
+# Bytes of a well-formed table; with others (nan, a byte order mark, typing errors) it is read line by line.
 _PLAIN = b"0123456789.,-+eE \t\n"
 
 Layout = Literal["pytracking", "got10k", "vot"]
+# By the data set's reader, where the layout is not pytracking's.
 LAYOUTS: Mapping[str, Layout] = MappingProxyType({"got10k": "got10k", "vot": "vot"})
-"""By the reader's name, where it is not pytracking's."""
 
 
 class ResultsError(ValueError):
@@ -50,7 +49,7 @@ class ResultsError(ValueError):
 
 
 class SequenceResult(NamedTuple):
-    """One tracker on one sequence."""
+    """A tracker's output on one sequence."""
 
     boxes_xywh: Float64[np.ndarray, "n 4"]
     times_s: Float64[np.ndarray, " n"]
@@ -58,24 +57,19 @@ class SequenceResult(NamedTuple):
 
 
 class ResultPaths(NamedTuple):
-    """Files of one pass through a sequence."""
+    """Files of one run through a sequence."""
 
     boxes: Path
     times: Path
     scores: Path
     column: int | None = None  # of `times` and `scores`, where repetitions share them
-    starts_with_code: bool = False  # whether a 1 stands for the given box
+    starts_with_code: bool = False  # the first line is 1 in place of the given box
 
 
 def printable(text: str) -> str:
-    """The text in one line that can be written anywhere: line breaks and the like as escapes, such as `\\n`."""
-    unfit = ("Cc", "Zl", "Zp", "Cs")  # control characters, ends of lines and paragraphs, halves of characters
+    """The text in one line, with control characters, line breaks and lone surrogates as escapes, such as `\\n`."""
+    unfit = ("Cc", "Zl", "Zp", "Cs")
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in unfit else c for c in text)
-
-
-def layout_of(dataset: str) -> Layout:
-    """The layout of a data set by its reader's name; pytracking's for those without a toolkit."""
-    return LAYOUTS.get(dataset, "pytracking")
 
 
 def tracker_folders(layout: Layout, tracker: str, repetitions: int) -> list[str]:
@@ -86,12 +80,10 @@ def tracker_folders(layout: Layout, tracker: str, repetitions: int) -> list[str]
 
 
 def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 0, anchor: int = 0) -> ResultPaths:
-    """The files of a pass through a sequence.
+    """The files of one run through a sequence.
 
-    Args:
-        folder: the tracker's, that `tracker_folders` names for the repetition.
-        repetition: counted from 0.
-        anchor: the frame from which a run of VOT starts.
+    `folder` is the tracker's, from `tracker_folders`; `repetition` counts from 0, and `anchor` is the frame from which
+    a run of VOT starts.
     """
     column, ends = None, (".txt", "_time.txt", "_score.txt")
     if layout == "vot":
@@ -107,7 +99,7 @@ def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 
 
 
 def read_bytes(path: Path, kind: str, expected: str = "") -> bytes:
-    """The content of a file; ResultsError says what `kind` of file it is, and what was expected of it."""
+    """The content of a file; ResultsError names its `kind` and what was expected."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -117,7 +109,7 @@ def read_bytes(path: Path, kind: str, expected: str = "") -> bytes:
 
 
 def decode_text(path: Path, content: bytes, kind: str, expected: str) -> str:
-    """A file's text without the white space at its end; ResultsError where it is none, or empty."""
+    """A file's text, stripped at the end; ResultsError where it is not UTF-8, or empty."""
     try:
         # utf-8-sig: tools on Windows put a byte order mark before the first number.
         text = content.decode("utf-8-sig").rstrip()
@@ -130,17 +122,16 @@ def decode_text(path: Path, content: bytes, kind: str, expected: str) -> str:
 
 
 def read_numbers(path: str | Path, columns: str, optional: str = "") -> Float64[np.ndarray, "n k"]:
-    """A table of numbers, one row a line, its columns separated by commas, or by tabs or spaces.
+    """A table of numbers, one row a line, columns separated by commas, or by tabs or spaces.
 
-    Blank lines are allowed at the end only: one in the middle would shift every row after it. `nan` is read as it is.
+    Blank lines are allowed at the end only: one in the middle would shift every row after it. `nan` is kept.
 
     Args:
         columns: their names, separated by commas, such as "x,y,w,h"; with "..." at the end, one or more.
-        optional: more columns, which all lines have or none.
+        optional: more columns, in all lines or none.
 
-    Raises:
-        ResultsError: a missing, empty or unreadable file; a line with another number of columns, or with something else
-            than finite numbers and nan (file and line are named).
+    Raises ResultsError for a missing, empty or unreadable file, and with the line for another number of columns, or
+    something else than finite numbers and nan.
     """
     path = Path(path)
     content = read_bytes(path, "result file", f"lines of {columns}")
@@ -153,7 +144,7 @@ def read_numbers(path: str | Path, columns: str, optional: str = "") -> Float64[
 
 
 def _parse_plain(content: bytes, widths: tuple[int, ...]) -> Float64[np.ndarray, "n k"] | None:
-    """All lines at once; None where that is not certain to be what `_parse_lines` gives."""
+    """All lines at once; None where `_parse_lines` might find something else."""
     content = content.replace(b"\r\n", b"\n").rstrip()
     if not content or content.translate(None, _PLAIN):
         return None
@@ -182,12 +173,12 @@ def _parse_lines(
             raise ResultsError(f"{where}: expected numbers {columns}, found {line.strip()!r}") from None
         if any(map(math.isinf, row)):
             raise ResultsError(f"{where}: infinite value in {line.strip()!r}")
-        # Of the numbers that may be, or of all, the first line says how many columns there are.
+        # The first line decides how many columns there are.
         if not rows and (not widths or len(row) in widths):
             widths = (len(row),)
         if len(row) not in widths:
             word = "column" if widths[0] == 1 else "columns"
-            # The optional columns are expected where the lines before have them.
+            # The optional columns are expected where the first line has them.
             names = f"{columns},{optional}" if optional and widths[0] > columns.count(",") + 1 else columns
             raise ResultsError(f"{where}: expected {widths[0]} {word} {names}, found {len(row)} in {line!r}")
         rows.append(row)
@@ -195,14 +186,11 @@ def _parse_lines(
 
 
 def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "error") -> Float64[np.ndarray, "n 4"]:
-    """Boxes of a result file, x,y,w,h separated by commas, tabs or spaces, one line a frame.
+    """Boxes of a result file, one line a frame: x,y,w,h, or x,y,w,h,score,lost of `mixformer track`.
 
-    The six columns x,y,w,h,score,lost of `mixformer track` are read, too. NaN and negative sizes are an error, unless
-    they are kept for rules that say what they count.
+    NaN and negative sizes are an error, or are kept for rules that say how they count.
 
-    Raises:
-        ResultsError: missing, empty or not text; a line that is not four numbers, is infinite or too large for pixels,
-            or unusable (the line is named).
+    Raises ResultsError, with the line, for what is no such table, infinite, too large for pixels, or unusable.
     """
     rows = read_numbers(path, "x,y,w,h", optional="score,lost")
     boxes_xywh, beside = rows[:, :4], rows[:, 4:]
@@ -228,10 +216,9 @@ def _check_rows(path: str | Path, fine: Bool[np.ndarray, " n"], rows: Float64[np
 
 
 def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
-    """Seconds of each frame, one column a repetition, of one file or one a repetition; None where none were kept.
+    """Seconds of each frame, a column a repetition, from one or several files; None where none were kept.
 
-    Raises:
-        ResultsError: not a table of numbers, a time below zero (file and line are named), or files of other lengths.
+    Raises ResultsError for something else than numbers, a time below zero, or files of different lengths.
     """
     tables: list[Float64[np.ndarray, "n _"]] = []
     for path in paths:
@@ -244,7 +231,7 @@ def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
 
 
 def write_result(paths: ResultPaths, result: SequenceResult) -> None:
-    """Writes a finished sequence into a tracker's folder, boxes last."""
+    """Writes the files of a finished sequence, boxes last."""
     paths.boxes.parent.mkdir(parents=True, exist_ok=True)
     for path, values in ((paths.times, result.times_s), (paths.scores, result.scores)):
         if values is not None:
@@ -256,7 +243,7 @@ def write_result(paths: ResultPaths, result: SequenceResult) -> None:
 def _beside_other_repetitions(
     path: Path, values: Float64[np.ndarray, " n"], column: int | None
 ) -> Float64[np.ndarray, "n k"]:
-    """What the file of times or scores will hold: NaN, which the toolkit passes over, for repetitions still to come."""
+    """A column in the table of all repetitions; NaN, which the toolkit skips, for those still to come."""
     if column is None:
         return values[:, None]
     there = _read_known(path)[: len(values)]
@@ -267,7 +254,7 @@ def _beside_other_repetitions(
 
 
 def _read_known(path: Path) -> Float64[np.ndarray, "n k"]:
-    """The numbers of other repetitions: all of a good file, what can be read of a damaged one, none without a file."""
+    """The columns of other repetitions: as much as can be read of a damaged file, none without a file."""
     if not path.exists():
         return np.empty((0, 0))
     try:
@@ -289,14 +276,12 @@ def _number(cell: bytes) -> float:
 
 
 def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Makes the tracker's folder, or makes sure that what it holds was made with the same settings.
+    """Makes the tracker's folder, or checks that its results were made with the same settings.
 
-    Finished sequences are not run again, so without this check a table could mix two trackers, or show yesterday's
-    weights under today's name. `about` is kept beside the settings; where a later run has something else there, such as
-    another version of a library, that is added under `resumed_with`.
+    Finished sequences are not run again: without this check a table could mix two trackers. `about` is recorded beside
+    the settings; where it differs in a later run (another version of a library), that is added under `resumed_with`.
 
-    Raises:
-        ResultsError: the folder holds results of other settings, or of unknown ones.
+    Raises ResultsError where the folder holds results of other settings, or of unknown ones.
     """
     record, mend = folder / "run.json", "give another --tracker-name or --out, or delete that folder"
     if not record.exists():
@@ -311,7 +296,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, 
         raise ResultsError(f"{record}: not JSON ({error}); {mend}") from error
     if not isinstance(found, dict):
         raise ResultsError(f"{record}: no JSON object; {mend}")
-    # A record from before compute types were recorded: they followed from the device.
+    # Records from before compute types were recorded: they followed from the device.
     if "device" in found:
         found.setdefault("dtype", "float32" if found["device"] == "cpu" else "bfloat16")
         found.setdefault("matmul_precision", settings.get("matmul_precision"))
@@ -329,11 +314,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, 
 
 
 def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
-    """Refuses names whose files would overwrite each other or lie outside the results.
-
-    Raises:
-        ResultsError: naming them.
-    """
+    """Raises ResultsError for names whose files would overwrite each other or lie outside the results."""
     names = (tracker_name, *sequence_names)
     astray = [repr(name) for name in names if name in ("", ".", "..") or Path(name).name != name]
     if astray:
@@ -345,5 +326,5 @@ def check_names(sequence_names: Sequence[str], tracker_name: str) -> None:
 
 
 def rows_of_text(values: Float[np.ndarray, "n k"], decimals: int) -> str:
-    """A line of numbers with commas for each row."""
+    """One line a row, with commas."""
     return "".join(",".join(f"{value:.{decimals}f}" for value in row) + "\n" for row in values)

@@ -1,6 +1,7 @@
-"""Running a tracker over a data set and leaving its result files; nothing is scored here."""
+"""Runs a tracker over a data set and writes its result files; nothing is scored here."""
 
 import dataclasses
+import functools
 import logging
 import time
 from collections import defaultdict
@@ -15,19 +16,9 @@ from tqdm import tqdm
 
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.evaluation import results
 from mixformer_jax.evaluation.lane_loop import Clock, Job, explain
-from mixformer_jax.evaluation.results import (
-    ResultPaths,
-    ResultsError,
-    check_names,
-    claim_folder,
-    layout_of,
-    printable,
-    read_boxes,
-    result_paths,
-    tracker_folders,
-    write_result,
-)
+from mixformer_jax.evaluation.results import ResultPaths, ResultsError, printable
 from mixformer_jax.evaluation.vot import read_anchors
 from mixformer_jax.evaluation.vot_regions import read_regions
 from mixformer_jax.evaluation.workers import Crew
@@ -41,30 +32,18 @@ FAILURES_LOG = "failures.log"
 
 
 class Pass(NamedTuple):
-    """A way through a sequence."""
+    """A run through a sequence, from its first frame or from an anchor of VOT."""
 
     label: str  # for messages
-    sequence: TrackingSequence  # its frames in the order in which they are tracked
-    anchor: int = 0  # the frame with which it begins
-
-
-@dataclasses.dataclass(frozen=True)
-class Reordered:
-    """Some frames of a video, in another order."""
-
-    frame: Callable[[int], Frame]
-    indices: range
-
-    def __call__(self, index: int) -> Frame:
-        return self.frame(self.indices[index])
+    sequence: TrackingSequence  # frames in tracking order
+    anchor: int = 0  # number of the first frame
 
 
 def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
-    """The passes that a data set, by its reader's name, asks for: VOT's go from every anchor to an end of the video.
+    """The passes that a data set asks for: VOT's go from every anchor to an end of the video, forward or backward.
 
-    Raises:
-        DatasetError: a sequence of VOT without anchors.
-        ResultsError: `anchor.value` is no list of numbers.
+    Raises DatasetError for a sequence of VOT without anchors, ResultsError for an `anchor.value` that is no list of
+    numbers.
     """
     if dataset != "vot":
         return [Pass(sequence.name, sequence)]
@@ -72,15 +51,18 @@ def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     if not anchors:
         raise DatasetError(
             f"{sequence.root / 'anchor.value'}: no anchors; VOT's runs start from the frames that this file marks. "
-            "Before VOT2020 there were none, and trackers were restarted after failures, which is not supported: "
-            "vot-toolkit does it"
+            "Earlier years restarted trackers after failures instead, which is not supported: use vot-toolkit"
         )
     return [_run_from(sequence, *anchor) for anchor in sorted(anchors)]
 
 
+def _frame_of(frame: Callable[[int], Frame], indices: range, index: int) -> Frame:
+    return frame(indices[index])
+
+
 def _run_from(sequence: TrackingSequence, anchor: int, backward: bool) -> Pass:
     indices = range(anchor, -1, -1) if backward else range(anchor, len(sequence))
-    boxes_xywh, frame = sequence.boxes_xywh[list(indices)], Reordered(sequence.frame, indices)
+    boxes_xywh, frame = sequence.boxes_xywh[list(indices)], functools.partial(_frame_of, sequence.frame, indices)
     run = dataclasses.replace(sequence, boxes_xywh=boxes_xywh, frame=frame, visible=None)
     return Pass(f"{sequence.name}, {'backward' if backward else 'forward'} from frame {anchor}", run, anchor)
 
@@ -92,35 +74,33 @@ class Failure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """What a run did. With several repetitions or VOT's runs, each counts as a sequence."""
+    """What a run did. Each repetition, and each of VOT's runs, counts as a sequence."""
 
     folders: tuple[Path, ...]  # of the results, one a repetition; in GOT-10k's layout they share one
-    finished: tuple[str, ...]  # sequences tracked in this run
+    finished: tuple[str, ...]  # tracked in this run
     skipped: tuple[str, ...]  # finished before
-    failures: tuple[Failure, ...]  # sequences without a result
-    clock: Clock  # of all workers together
+    failures: tuple[Failure, ...]
+    clock: Clock  # summed over workers
     seconds: float  # from the first job to the last result
-    step_times_s: Float64[np.ndarray, " n"]  # inside `step`, over the sequences finished in this run
-    num_workers: int  # processes that tracked
-    equal_repetitions: int | None  # of how many sequences all repetitions are equal; None for a single one
+    step_times_s: Float64[np.ndarray, " n"]  # of the sequences finished in this run
+    num_workers: int
+    equal_repetitions: int | None  # number of sequences with equal boxes in all repetitions; None for a single one
 
 
 class _Planned(NamedTuple):
-    """A repetition of a pass through a sequence."""
-
     label: str
     sequence: TrackingSequence
     paths: ResultPaths
 
 
 def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
-    """Whether the file holds a box for each frame, from the same first box. One that cannot be read does not."""
+    """Whether the file can be read and holds a box for each frame, starting with the given one."""
     if not paths.boxes.exists():
         return False
     try:
         if paths.starts_with_code:
             return len(read_regions(paths.boxes)) == length
-        boxes_xywh = read_boxes(paths.boxes)
+        boxes_xywh = results.read_boxes(paths.boxes)
     except ResultsError:
         return False
     return len(boxes_xywh) == length and np.allclose(boxes_xywh[0], first_box_xywh, rtol=0, atol=1e-4)
@@ -138,16 +118,16 @@ def run_dataset(
 ) -> RunSummary:
     """Tracks every sequence that has no finished result yet.
 
-    May be killed at any moment and called again: a sequence's files appear whole or not at all, and this process alone
-    writes them. A sequence that cannot be read or tracked leaves no result, and the others go on; tracebacks of errors
-    that nobody foresaw are in `failures.log`, in the (first) tracker's folder.
+    May be killed and called again: a sequence's files appear whole or not at all. A sequence that cannot be read or
+    tracked leaves no result, and the others go on; tracebacks of unexpected errors are in `failures.log` in the (first)
+    tracker's folder.
 
     Args:
-        out_dir: gets the tracker's folders, which `tracker_name` names.
-        settings: what makes these results different from others (weights, data set); results made with other settings
-            in the same folder are refused, see `claim_folder`.
-        dataset: by its reader's name; decides the layout.
-        about: what to keep beside the settings, see `claim_folder`.
+        out_dir: holds the tracker's folders, named after `tracker_name`.
+        settings: what decides the results (weights, data set); results of other settings in the same folder are
+            refused, see `claim_folder`.
+        dataset: name of the reader, which decides the layout.
+        about: recorded beside the settings, see `claim_folder`.
 
     Raises:
         ResultsError: names that cannot be files or folders, or a folder that belongs to other settings.
@@ -155,21 +135,21 @@ def run_dataset(
     """
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
-    layout = layout_of(dataset)
+    layout = results.LAYOUTS.get(dataset, "pytracking")
     if layout == "vot" and repetitions > 1:
         raise ValueError(f"{repetitions} repetitions; VOT runs from every anchor once")
-    folders = [Path(out_dir) / folder for folder in tracker_folders(layout, tracker_name, repetitions)]
+    folders = [Path(out_dir) / folder for folder in results.tracker_folders(layout, tracker_name, repetitions)]
     readable, failures = _read(dataset, sequences)
-    check_names([ways[0].sequence.name for ways in readable], tracker_name)
+    results.check_names([ways[0].sequence.name for ways in readable], tracker_name)
     for folder in dict.fromkeys(folders):
-        claim_folder(folder, settings, about)
+        results.claim_folder(folder, settings, about)
     log, traces = folders[0] / FAILURES_LOG, ""
     log.unlink(missing_ok=True)
     planned = [
         _Planned(
             way.label if repetitions == 1 else f"{way.label}, repetition {repetition + 1}",
             way.sequence,
-            result_paths(layout, folder, way.sequence.name, repetition, way.anchor),
+            results.result_paths(layout, folder, way.sequence.name, repetition, way.anchor),
         )
         for repetition, folder in enumerate(folders)
         for ways in readable
@@ -197,7 +177,7 @@ def run_dataset(
                     reason += f" (traceback in {log})"
                 failures.append(Failure(plan.label, reason))
             else:
-                write_result(plan.paths, outcome.result)
+                results.write_result(plan.paths, outcome.result)
                 times_s[outcome.number] = outcome.result.times_s[1:]
             progress.set_postfix_str(f"{len(times_s)} of {len(jobs)} sequences")
     return RunSummary(
@@ -214,7 +194,7 @@ def run_dataset(
 
 
 def describe(summary: RunSummary) -> str:
-    """The end of a run in words: counts, speed, where the time went, where the files are, and every failure."""
+    """A run in words: counts, speed, where the time went, where the files are, and every failure."""
     what = "sequences" if summary.equal_repetitions is None else "repetitions of sequences"
     lines = [
         f"{len(summary.finished)} {what} tracked, {len(summary.skipped)} were finished before, "
@@ -236,7 +216,7 @@ def describe(summary: RunSummary) -> str:
 
 
 def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tuple[list[list[Pass]], list[Failure]]:
-    """What is to be tracked of each sequence, and the sequences whose annotations cannot be read or have no frames."""
+    """The passes of each sequence, and the sequences whose annotations cannot be read or that have no frames."""
     found, failures = [], []
     for index in range(len(sequences)):
         try:
@@ -250,7 +230,7 @@ def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tupl
 
 
 def _count_equal(planned: Sequence[_Planned]) -> int:
-    """Sequences all of whose repetitions are finished, with the same boxes."""
+    """Number of sequences whose repetitions are all finished and have the same boxes."""
     contents: dict[str, set[bytes | None]] = defaultdict(set)
     for _, sequence, paths in planned:
         contents[sequence.name].add(paths.boxes.read_bytes() if paths.boxes.is_file() else None)

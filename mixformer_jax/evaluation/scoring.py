@@ -1,11 +1,11 @@
-"""Finding the result files of several trackers, and scoring them in one pass over a benchmark.
+"""Finds the result files of several trackers, and scores them in one pass over a benchmark.
 
-Toolkits name some sequences otherwise than the data sets do:
+Toolkits name some sequences differently:
 
-    OTB       Jogging_1 here and in pytracking; Jogging-1 in pysot and its results; Jogging.1 in the got10k toolkit,
-              which has Human4 for Human4_2, the only annotated target of that folder; names in lower case are common
-    UAV123    bike1 as published; uav_bike1 in pytracking's results
-    NfS       Gymnastics as published; nfs_Gymnastics in pytracking's results
+    OTB       Jogging_1 here and in pytracking, Jogging-1 in pysot, Jogging.1 in the got10k toolkit, which has Human4
+              for Human4_2, the only annotated target of that folder; names in lower case are common
+    UAV123    bike1 as published, uav_bike1 in pytracking's results
+    NfS       Gymnastics as published, nfs_Gymnastics in pytracking's results
 """
 
 import dataclasses
@@ -22,20 +22,12 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from mixformer_jax.datasets.known_faults import known_fault
-from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import (
-    Curves,
-    OpeRules,
-    frame_errors,
-    headline,
-    mean_over_sequences,
-    sequence_curves,
-    stack_curves,
-)
+from mixformer_jax.datasets.records import TrackingSequence, known_fault
+from mixformer_jax.evaluation import metrics
+from mixformer_jax.evaluation.metrics import Curves, OpeRules
 from mixformer_jax.evaluation.results import SIDE_FILES, ResultsError, read_boxes
 
-# By the reader's name: what pytracking's files have before the published name.
+# By reader: what pytracking puts before the published name.
 PREFIXES: Mapping[str, str] = MappingProxyType({"nfs": "nfs_", "uav123": "uav_"})
 _REPETITION = re.compile(r"(?P<name>.+)_(?P<number>\d+)", re.ASCII)
 
@@ -43,8 +35,8 @@ _REPETITION = re.compile(r"(?P<name>.+)_(?P<number>\d+)", re.ASCII)
 class SequenceNames:
     """The sequences of a data set by any of their names.
 
-    Letters' case and the difference between `-`, `.` and `_` do not count, unless they tell two sequences apart: give
-    the names of all sequences, also of those that are not looked at.
+    Case and the difference between `-`, `.` and `_` are ignored, unless they tell two sequences apart: so pass the
+    names of all sequences, also of those that are not scored.
     """
 
     def __init__(self, names: Iterable[str], benchmark: str = "") -> None:
@@ -57,18 +49,18 @@ class SequenceNames:
         self._side_files = frozenset(name + suffix for name in self._names for suffix in SIDE_FILES)
 
     def sequence(self, name: str) -> str | None:
-        """The sequence that `name` stands for in the data set; None where there is none, or where two are as likely."""
+        """The data set's own name; None where there is none, or where two are as likely."""
         if name in self._names:
             return name
         return None if name in self._side_files else self._by_other_name.get(_plain(name))
 
 
 class ResultFolder:
-    """One tracker's folder, listed once. One that is not there is empty."""
+    """One tracker's folder, listed once; a missing one is empty."""
 
     def __init__(self, path: Path, names: SequenceNames) -> None:
         self.path, self._names = path, names
-        self.strangers: list[str] = []  # text files that belong to no sequence
+        self.strangers: list[str] = []  # text files of no sequence
         self._boxes: dict[str, list[Path]] = defaultdict(list)
         self._times: dict[str, list[Path]] = defaultdict(list)
         self._folders: dict[str, list[Path]] = defaultdict(list)
@@ -85,10 +77,9 @@ class ResultFolder:
                 self._folders[sequence].append(entry)
 
     def boxes(self, sequence: str) -> list[Path]:
-        """The box files of a sequence, one a repetition; none where there is no result.
+        """The box files of a sequence, one a repetition; none without a result.
 
-        Raises:
-            ResultsError: two files that are both its result, under two names or in both layouts.
+        Raises ResultsError for two results under two names, or in both layouts.
         """
         flat = self._boxes[sequence]
         nested = [found for folder in self._folders[sequence] if (found := self._repetitions(folder, sequence))]
@@ -98,8 +89,7 @@ class ResultFolder:
     def times(self, sequence: str) -> list[Path]:
         """Its files of times: one with a column a repetition, or one a repetition; none where no times were kept.
 
-        Raises:
-            ResultsError: two files that are both its times.
+        Raises ResultsError for two files of the same times.
         """
         shared, single = [], []
         for path in (path for folder in self._folders[sequence] for path in sorted(folder.glob("*_time.txt"))):
@@ -157,20 +147,20 @@ class TrackerScores:
 
     @cached_property
     def overall(self) -> Curves:
-        return mean_over_sequences(self.curves, self.rules)
+        return metrics.mean_over_sequences(self.curves, self.rules)
 
     @cached_property
     def headline(self) -> dict[str, float]:
-        """The numbers that papers print, in percent."""
-        return {name: float(value) for name, value in headline(self.overall, self.rules).items()}
+        """Percent."""
+        return {name: float(value) for name, value in metrics.headline(self.overall, self.rules).items()}
 
     @cached_property
     def by_sequence(self) -> dict[str, Float[np.ndarray, " s"]]:
-        """The same by sequence, in percent."""
-        return headline(self.curves, self.rules)
+        """The headline numbers by sequence, percent."""
+        return metrics.headline(self.curves, self.rules)
 
     def subset(self, chosen: Sequence[int]) -> "TrackerScores":
-        """The tracker on some of the sequences, by their positions."""
+        """The tracker on some of the sequences."""
         index = np.array(chosen, np.intp)
         part = Curves(*(curve[index] for curve in self.curves))
         return TrackerScores(self.name, self.rules, part, self.average_overlap[index])
@@ -178,7 +168,7 @@ class TrackerScores:
 
 @dataclasses.dataclass(frozen=True)
 class OpeScores:
-    """A benchmark scored under one set of rules: the best AUC first."""
+    """Trackers on a benchmark under one set of rules, the best AUC first."""
 
     benchmark: str
     rules: OpeRules
@@ -187,22 +177,18 @@ class OpeScores:
 
 
 class TrackerFiles(NamedTuple):
-    """Where a tracker's results lie."""
+    """A tracker's result files."""
 
     name: str
     folders: tuple[Path, ...]  # <name>, or those of its runs: <name>_000, <name>_001, ...
-    boxes: tuple[tuple[Path, ...], ...]  # by sequence: the box files of all runs and repetitions
-    times: tuple[tuple[Path, ...], ...] = ()  # by sequence: the files of seconds, as far as they were kept
+    boxes: tuple[tuple[Path, ...], ...]  # by sequence: of all runs and repetitions
+    times: tuple[tuple[Path, ...], ...] = ()  # likewise, as far as they were kept
 
 
 def list_trackers(
     results_dir: str | Path, sequence_names: Sequence[str], known_names: SequenceNames | None = None
 ) -> list[str]:
-    """Sub-folders that hold a result for any of the sequences (a report may lie among them).
-
-    Raises:
-        ResultsError: there is none.
-    """
+    """Names of sub-folders that hold a result for any of the sequences; ResultsError without any."""
     results_dir, known_names = Path(results_dir), known_names or SequenceNames(sequence_names)
     if not results_dir.is_dir():
         raise ResultsError(f"{results_dir}: no such folder; expected the results of mixformer evaluate")
@@ -220,13 +206,12 @@ def find_results(
     separate_runs: bool = False,
     known_names: SequenceNames | None = None,
 ) -> list[TrackerFiles]:
-    """The box files of trackers: of the folders of these names, or by default of all that are there.
+    """The result files of trackers: of the folders of these names, by default of all.
 
     Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`. `known_names` are those of
-    all sequences, by which files of others are told; default: those that are looked at.
+    all sequences of the data set, to tell other sequences' files; default: those that are scored.
 
-    Raises:
-        ResultsError: no trackers, a sequence without result (all are named), or one with two.
+    Raises ResultsError for no trackers, sequences without result (all are named), or one with two.
     """
     results_dir, known_names = Path(results_dir), known_names or SequenceNames(sequence_names)
     names = list(trackers) if trackers is not None else list_trackers(results_dir, sequence_names, known_names)
@@ -264,10 +249,9 @@ def score_results(
     rules: OpeRules,
     progress: bool = False,
 ) -> OpeScores:
-    """Scores trackers over the sequences. Runs and repetitions are averaged in each sequence.
+    """Scores trackers; runs and repetitions are averaged in each sequence.
 
-    Raises:
-        ResultsError: a result file cannot be read or scored (file, line and reason are named).
+    Raises ResultsError for a result file that cannot be read or scored (file, line and reason are named).
     """
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
@@ -278,7 +262,7 @@ def score_results(
 
 
 def _group_runs(results_dir: Path, names: Sequence[str], separate_runs: bool) -> dict[str, list[str]]:
-    """Folders by tracker: a tracker that has no folder of its name, but <name>_000 and so on, has several."""
+    """Folders by tracker: one without a folder of its name, but with <name>_000 and so on, has several."""
     groups: dict[str, list[str]] = {}
     for name in names:
         stem, _, number = name.rpartition("_")
@@ -306,14 +290,14 @@ def _score_tracker(
     curves, average_overlap = [], []
     for sequence, paths in zip(sequences, files.boxes, strict=True):
         runs = [_score_file(path, benchmark, sequence, rules) for path in paths]
-        curves.append(stack_curves([run for run, _ in runs]).mean())
+        curves.append(metrics.stack_curves([run for run, _ in runs]).mean())
         average_overlap.append(np.mean([overlap for _, overlap in runs]))
         bar.update()
-    return TrackerScores(files.name, rules, stack_curves(curves), np.array(average_overlap))
+    return TrackerScores(files.name, rules, metrics.stack_curves(curves), np.array(average_overlap))
 
 
 def known_length(benchmark: str, sequence: TrackingSequence, num_rows: int) -> str:
-    """What is known of results that have another number of rows than the sequence has frames; mostly nothing, ""."""
+    """What is known of a published sequence for which results have another length; mostly "", nothing."""
     known = known_fault(benchmark, sequence.name, "length") if num_rows != len(sequence) else None
     return f"; {known}" if known else ""
 
@@ -321,8 +305,8 @@ def known_length(benchmark: str, sequence: TrackingSequence, num_rows: int) -> s
 def _score_file(path: Path, benchmark: str, sequence: TrackingSequence, rules: OpeRules) -> tuple[Curves, float]:
     boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
     try:
-        errors = frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
-        return sequence_curves(errors, rules), errors.average_overlap
+        errors = metrics.frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
+        return metrics.sequence_curves(errors, rules), errors.average_overlap
     except ValueError as error:
         known = known_length(benchmark, sequence, len(boxes_xywh))
         raise ResultsError(f"result file {path} on sequence {sequence.name}: {error}{known}") from error

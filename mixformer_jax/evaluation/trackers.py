@@ -1,7 +1,6 @@
-"""Opening a tracker for a benchmark by what the user typed, with a record of which weights it was, and of what beside
-code and weights decides the numbers: hardware, precision, versions, decoders.
+"""Opens a tracker for a benchmark, and records what decides its numbers: weights, hardware, precision, versions.
 
-Beside ours there are the first box, and OpenCV's trackers as a yardstick that needs no weights.
+Beside ours there are `first-box`, and OpenCV's trackers for comparison, which need no weights.
 """
 
 import contextlib
@@ -33,40 +32,37 @@ from mixformer_jax.media.video import Frame
 from mixformer_jax.models.config import ComputeDtype, ConfigError, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.tracking.lanes import Lanes, LanesLike, OneLane
 
+# Tracker settings by model and benchmark, as in `configs/benchmarks.toml`.
 BenchmarkSettings = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Tracker settings by model and benchmark, as in `configs/benchmarks.toml`."""
-
+# Classes of OpenCV by what the user types.
 PEERS: Mapping[str, str] = MappingProxyType(
     {"opencv:CSRT": "TrackerCSRT", "opencv:KCF": "TrackerKCF", "opencv:MIL": "TrackerMIL"}
 )
-"""Classes of OpenCV by what the user types."""
-
 MEND = (
     "it is in opencv-contrib-python-headless, which takes the place of opencv-python-headless:\n"
     "    pip install --no-deps --target contrib opencv-contrib-python-headless\n"
     "    PYTHONPATH=contrib mixformer evaluate ..."
 )
-
 TRACKERS = ("mixformer", "first-box", *PEERS)
-# What the names of models add for weights that differ by their training alone.
+# Suffixes of model names for weights that differ in their training alone.
 VARIANTS = ("_1k", "_got", "_1k_got")
 BENCHMARK_DTYPE: ComputeDtype = "float32"
 # Videos in one step, by JAX's platform; see docs/evaluation.md for what was measured.
 DEFAULT_BATCH: Mapping[str, int] = MappingProxyType({"cpu": 1, "gpu": 16, "tpu": 16})
 
-# OpenCV comes in four packages, whose versions tell more than the module's own.
+# OpenCV comes in four packages, whose versions are more exact than the module's own.
 READERS = ("opencv-python-headless", "opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python", "av")
 
 
 class BoxPrediction(NamedTuple):
-    """What a tracker that is not ours says about a frame."""
+    """What other trackers return."""
 
     box_xywh: Float64[np.ndarray, " 4"]
     score: float | None = None
 
 
 class FirstBoxTracker:
-    """Says forever what it was told first: tests the harness with no model, and is the floor of a table."""
+    """Always returns the given box: a test of the harness without a model, and the floor of a table."""
 
     def start(self, frame: Frame, box_xywh: Float[np.ndarray, " 4"]) -> Float64[np.ndarray, " 4"]:
         return np.array(box_xywh, np.float64)
@@ -76,17 +72,16 @@ class FirstBoxTracker:
 
 
 class PeerState(NamedTuple):
-    """OpenCV's tracker, which changes with every frame, and the last box that it found."""
+    """OpenCV's tracker, which each frame changes, and the last box that it found."""
 
     tracker: Any
     box_xywh: Float64[np.ndarray, "4"]
 
 
 class OpenCVTracker:
-    """One of OpenCV's trackers. Where it reports that it lost the target, its last box stands.
+    """One of OpenCV's trackers. Where it loses the target, the last box stands.
 
-    MIL draws from the C library's `rand`, which is seeded anew for each video: its boxes do not depend on what was
-    tracked before.
+    MIL draws from the C library's `rand`, which is seeded for each video, so that the order of videos does not matter.
     """
 
     def __init__(self, class_name: str) -> None:
@@ -107,7 +102,7 @@ class OpenCVTracker:
 
 
 def open_peer(kind: str) -> tuple[OpenCVTracker, dict[str, Any]]:
-    """A tracker of OpenCV, and what its results depend on; ValueError where this build of OpenCV does not have it."""
+    """A tracker of OpenCV and its version; ValueError where this build of OpenCV does not have it."""
     if not hasattr(cv2, PEERS[kind]):
         raise ValueError(f"this OpenCV ({cv2.__version__}) has no {PEERS[kind]}: {MEND}")
     return OpenCVTracker(PEERS[kind]), {"opencv": cv2.__version__}
@@ -118,15 +113,15 @@ def _bgr(frame: Frame) -> Frame:
 
 
 class OpenedTracker(NamedTuple):
-    """A tracker, ready."""
+    """A tracker and its record."""
 
     lanes: LanesLike
-    name: str  # the folder of its results, unless the user gives another
-    settings: dict[str, Any]  # what makes its results different from another's, see `results.claim_folder`
+    name: str  # default name of its results' folder
+    settings: dict[str, Any]  # what decides its results, see `results.claim_folder`
     about: Mapping[str, Any] = MappingProxyType({})  # model, table of settings, hardware, versions, decoders
 
     def warm_up(self) -> None:
-        """Compiles a model's programs, so that no sequence's times have it in them."""
+        """Compiles the programs, so that no sequence's times include it."""
         if self.settings["tracker"] != "mixformer":
             return
         frame, box_xywh = np.full((64, 64, 3), 127, np.uint8), np.array([24.0, 24.0, 16.0, 16.0])
@@ -138,21 +133,21 @@ class OpenedTracker(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrackerChoice:
-    """What the user typed; pickles, so that several processes can open it."""
+    """The user's choice; pickles, so that several processes can open it."""
 
-    kind: str  # one of TRACKERS; only "mixformer" takes the following
+    kind: str  # one of TRACKERS; the other fields are for "mixformer" alone
     weights: str | None = None  # name, folder, .safetensors file or official checkpoint; None: the embedded tracker
     device: Literal["cpu", "gpu"] | None = None
     batch: int | None = None  # videos in one step; None for the device's default
-    # Tracker settings by model, which take the place of the weights' own; see `settings_on`.
+    # Tracker settings by model, in place of the weights' own; see `settings_on`.
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    settings_of: str | None = None  # the model whose settings these are; None: the one of the weights
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further settings, on top
+    settings_of: str | None = None  # the model whose settings are taken; None: the weights'
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # single settings, on top
     benchmark: str | None = None  # whose settings these are, for the record
-    dtype: ComputeDtype | None = None  # None for float32, as the published numbers, whatever the device
+    dtype: ComputeDtype | None = None  # None for float32, as in the published numbers, on every device
 
     def open(self) -> OpenedTracker:
-        """Opens it; ValueError says which choices are unknown, cannot be combined or loaded, or cannot work."""
+        """Opens the tracker; ValueError for choices that are unknown, cannot be combined, or cannot be loaded."""
         if self.kind not in TRACKERS:
             raise ValueError(f"unknown tracker {self.kind!r}; known: {', '.join(TRACKERS)}")
         if self.kind != "mixformer":
@@ -172,8 +167,7 @@ class TrackerChoice:
         tracker = tracker.with_settings(**{**self.settings.get(model, {}), **self.changes})
         platform = tracker.device.platform
         batch = DEFAULT_BATCH.get(platform, 1) if self.batch is None else self.batch
-        # On device, compute type, precision and batch depend the last digits of every box. The default precision may
-        # mean TF32 on GPUs and bfloat16 on TPUs.
+        # These decide the last digits of every box. The default precision may mean TF32 on GPUs and bfloat16 on TPUs.
         precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
         settings = {
             "tracker": self.kind,
@@ -198,7 +192,7 @@ class TrackerChoice:
 
 
 def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """What a run begins with: the model, how it computes, and which settings it tracks with."""
+    """What a run prints first: the model, how it computes, and its tracker settings."""
     if choice.kind != "mixformer":
         return f"{choice.kind}, which has no settings"
     model, table, benchmark = about["model"], about["table"], about["benchmark"]
@@ -216,7 +210,7 @@ def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[
 
 
 def results_name(weights: str | None) -> str:
-    """The folder of the results of some weights, unless the user gives another."""
+    """The default name of the folder of results of some weights."""
     if weights is None:
         return "default"
     name = Path(weights).name
@@ -225,13 +219,13 @@ def results_name(weights: str | None) -> str:
 
 
 def weights_digest(weights: str | None) -> str:
-    """SHA-256 of the weights file: a path may hold other weights tomorrow, and so may a name."""
+    """SHA-256 of the weights file: the content behind a path or a name may change."""
     with find_weights(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes and reads, by name."""
+    """Versions of the libraries that compute and read."""
     found = {
         "mixformer-jax": mixformer_jax.__version__,
         "python": platform.python_version(),
@@ -248,7 +242,7 @@ def versions() -> dict[str, str]:
 
 
 def decoders() -> dict[str, str]:
-    """Who decodes images and videos, and the libraries that OpenCV was built with."""
+    """The decoders of images and videos, with the libraries that OpenCV was built with."""
     built_with = cv2.getBuildInformation()
     jpeg, avcodec = (re.search(rf"^\s*{name}:\s*(.+?)\s*$", built_with, re.M) for name in ("JPEG", "avcodec"))
     library = f", avcodec {avcodec[1].removeprefix('YES ') if avcodec else 'unknown'}" if find_pyav() is None else ""
@@ -259,10 +253,10 @@ def decoders() -> dict[str, str]:
 
 
 def read_benchmark_settings(path: str | Path) -> BenchmarkSettings:
-    """Reads a file with a table a model, and in it an inline table of `TrackerConfig` settings a benchmark.
+    """Reads a TOML file: a table a model, in it an inline table of `TrackerConfig` settings a benchmark.
 
-    Raises:
-        ConfigError: no such file, no TOML, or settings that do not exist or cannot work (both names are given).
+    Raises ConfigError for no such file, no TOML, or settings that do not exist or cannot work (with model and
+    benchmark).
     """
     path = Path(path)
     try:
@@ -284,19 +278,15 @@ def read_benchmark_settings(path: str | Path) -> BenchmarkSettings:
 
 
 def settings_on(tables: BenchmarkSettings, benchmark: str, settings_of: str | None = None) -> Mapping[str, Any]:
-    """Tracker settings by model on one benchmark, by its reader's name; a model without any is not in it.
+    """Tracker settings by model on one benchmark, by its reader's name; models without any are left out.
 
-    Raises:
-        ConfigError: there is no table `settings_of`, or it says nothing of this benchmark.
+    Raises ConfigError where there is no table `settings_of`, or it has nothing on this benchmark.
     """
     found = {model: benchmarks[benchmark] for model, benchmarks in tables.items() if benchmark in benchmarks}
+    where = "`mixformer configs show benchmarks.toml`"
     if settings_of is not None and settings_of not in tables:
-        raise ConfigError(
-            f"--settings-of {settings_of}: not in `mixformer configs show benchmarks.toml`; known: {', '.join(tables)}"
-        )
+        raise ConfigError(f"--settings-of {settings_of}: not in {where}; known: {', '.join(tables)}")
     if settings_of is not None and settings_of not in found:
         has = ", ".join(tables[settings_of])
-        raise ConfigError(
-            f"--settings-of {settings_of}: has no {benchmark} in `mixformer configs show benchmarks.toml`, but {has}"
-        )
+        raise ConfigError(f"--settings-of {settings_of}: has no {benchmark} in {where}, but {has}")
     return found

@@ -1,7 +1,7 @@
-"""VOT's short-term measures (VOT2020-2022; report of 2020, section 3.2): accuracy, robustness and EAO of runs.
+"""VOT's short-term measures (VOT2020-2022; report of 2020, section 3.2): accuracy, robustness and EAO, as fractions.
 
-A run starts at an anchor frame and goes to the sequence's end, forward or backward. Its overlaps are in run order; the
-first belongs to the frame of initialisation and is 0 in every result, which counts, as in vot-toolkit. Fractions.
+A run starts at an anchor frame and goes to the sequence's end, forward or backward. Its overlaps are in run order; that
+of the frame of initialisation is 0 in every result, and counts, as in vot-toolkit.
 
     sequences/<s>/groundtruth.txt, sequence     see `datasets.vot`
     sequences/<s>/anchor.value                  a number a frame: > 0 an anchor to run forward from, < 0 backward
@@ -20,27 +20,18 @@ from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.sequences import open_dataset
-from mixformer_jax.datasets.vot import (
-    FAILURE,
-    INITIALIZATION,
-    UNKNOWN,
-    Region,
-    Special,
-    read_metadata,
-)
+from mixformer_jax.datasets.vot import FAILURE, INITIALIZATION, UNKNOWN, Region, Special, read_metadata
 from mixformer_jax.evaluation.results import ResultsError, read_numbers
 from mixformer_jax.evaluation.vot_regions import is_empty, read_regions, region_overlaps
 from mixformer_jax.media.images import read_image
 
-FAILURE_THRESHOLD = 0.1  # an overlap at or below it is a frame lost
-GRACE = 10  # so many frames lost in a row are a failure at the first of them
+FAILURE_THRESHOLD = 0.1  # a frame is lost where the overlap is at most this
+GRACE = 10  # so many lost frames in a row are a failure at the first of them
 # The interval of sequence lengths over which EAO is averaged: VOT2020, VOT2021 and VOT2022, boxes and masks alike.
 EAO_LOW, EAO_HIGH = 115, 755
 
 
 class Run(NamedTuple):
-    """What a run from one anchor came to."""
-
     overlaps: Float64[np.ndarray, " n"]
     progress: int  # frames before the failure; all of them without one
 
@@ -59,13 +50,13 @@ class SequenceRuns:
 
     @property
     def accuracy(self) -> float:
-        """Overlap over the frames before failures; 0 where every run failed at once."""
+        """Mean overlap before failures; 0 where every run failed at once."""
         frames = self.accuracy_weight
         return sum(float(run.overlaps[: run.progress].sum()) for run in self.runs) / frames if frames else 0.0
 
     @property
     def robustness(self) -> float:
-        """Frames before failures, as a share of all frames of the runs."""
+        """Share of frames before failures."""
         return self.accuracy_weight / sum(len(run.overlaps) for run in self.runs)
 
     @property
@@ -79,9 +70,8 @@ def find_progress(
     threshold: float = FAILURE_THRESHOLD,
     grace: int = GRACE,
 ) -> int:
-    """Frames before the first `grace` lost ones in a row, or all; a frame without a true target is never lost."""
+    """Frames before the first `grace` lost ones in a row, or all; a frame without true target is never lost."""
     lost = (overlaps <= threshold) & target_present
-    # How many frames in a row are lost up to each one.
     index = np.arange(1, len(lost) + 1)
     streak = index - np.maximum.accumulate(np.where(lost, 0, index))
     failures = np.flatnonzero(streak >= grace)
@@ -99,11 +89,10 @@ def accuracy_robustness(sequences: Sequence[SequenceRuns]) -> tuple[float, float
 def sequence_eao(runs: Sequence[Run], high: int) -> tuple[Float64[np.ndarray, " high"], Float64[np.ndarray, " high"]]:
     """Expected overlap of a sequence by length 0 .. high - 1, and how many runs contribute to each.
 
-    A run contributes the mean over its first frames without the one of initialisation. Frames from a failure on have
-    overlap 0, also beyond the run's end; a run without failure contributes nothing there.
+    A run contributes the mean over its first frames, without that of initialisation. From a failure on, overlaps are 0,
+    also beyond the run's end, where a run without failure does not contribute.
 
-    Raises:
-        ValueError: a run that failed is shorter than two frames.
+    Raises ValueError for a run that failed and is shorter than two frames.
     """
     total, active = np.zeros(high), np.zeros(high)
     for run in runs:
@@ -115,7 +104,7 @@ def sequence_eao(runs: Sequence[Run], high: int) -> tuple[Float64[np.ndarray, " 
         active[1 : len(sums) + 1] += 1
         beyond = np.arange(len(overlaps), high)
         if run.failed and beyond.size:
-            # Divided by one frame less than within the run: the toolkit's way.
+            # The toolkit divides by one frame less here than within the run.
             total[beyond] += sums[-1] / (beyond - 1)
             active[beyond] += 1
     return np.divide(total, active, out=np.zeros(high), where=active > 0), active
@@ -141,7 +130,7 @@ def unsupervised_accuracy(
 ) -> float:
     """Mean overlap of one run through a whole sequence; NaN where no frame counts.
 
-    Frames of unknown truth, unknown or failed predictions, and `burn_in` frames from an initialisation on do not.
+    Left out are frames of unknown truth, unknown or failed predictions, and `burn_in` frames from an initialisation on.
     """
     counted = np.ones(len(overlaps), bool)
     for index, (region, truth) in enumerate(zip(predicted, groundtruth, strict=True)):
@@ -166,10 +155,9 @@ class VotSequence(NamedTuple):
 
 
 def read_sequences(root: str | Path, chosen: Sequence[str] | None = None) -> list[VotSequence]:
-    """The sequences of a workspace, or of a folder of them: the chosen ones in this order, or all of them.
+    """The chosen sequences of a workspace, or of a folder of them, in this order; by default all.
 
-    Raises:
-        DatasetError, ResultsError: no sequences, one that is not there, or one of its files that cannot be read.
+    Raises DatasetError or ResultsError for sequences that are not there, or files that cannot be read.
     """
     root = Path(root)
     folder = root / "sequences" if (root / "sequences").is_dir() else root
@@ -181,8 +169,7 @@ def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True)
 
     Where `bounded`, only pixels inside the frame count.
 
-    Raises:
-        ResultsError: the sequence has no anchors, or the result of one is missing, unreadable or of another length.
+    Raises ResultsError where the sequence has no anchors, or a run is missing, unreadable or of another length.
     """
     if not sequence.anchors:
         raise ResultsError(f"sequence {sequence.name} has no anchors, from which runs would start")
@@ -200,8 +187,7 @@ def score_runs(results: str | Path, sequence: VotSequence, bounded: bool = True)
 def score_unsupervised(results: str | Path, sequence: VotSequence, burn_in: int = 1) -> float:
     """Mean accuracy of the repetitions <s>_001, <s>_002, ... of one tracker; 0 where no frame counts.
 
-    Raises:
-        ResultsError: no repetition is there, or one is unreadable or of another length.
+    Raises ResultsError where there is no repetition, or one is unreadable or of another length.
     """
     folder = Path(results) / sequence.name
     accuracies: list[float] = []
@@ -222,10 +208,9 @@ def average_unsupervised(accuracies: list[float], sequences: list[VotSequence]) 
 
 
 def read_anchors(folder: Path, length: int) -> tuple[tuple[int, bool], ...]:
-    """The anchors of a sequence: frame, and whether the run goes backward; none where there is no `anchor.value`.
+    """The anchors of a sequence: frame, and whether the run goes backward; none without `anchor.value`.
 
-    Raises:
-        DatasetError, ResultsError: `anchor.value` is no list of numbers, or longer than the sequence.
+    Raises ResultsError or DatasetError where that is no list of numbers, or longer than the sequence.
     """
     path = folder / "anchor.value"
     if not path.is_file():
@@ -240,8 +225,7 @@ def read_anchors(folder: Path, length: int) -> tuple[tuple[int, bool], ...]:
 def read_run(folder: Path, name: str, length: int) -> list[Region]:
     """The regions of one run, from `<name>.txt` or `<name>.bin`.
 
-    Raises:
-        ResultsError: neither is there, or it is unreadable or of another length.
+    Raises ResultsError where neither is there, or it is unreadable or of another length.
     """
     path = _run_file(folder, name)
     if path is None:
@@ -253,14 +237,14 @@ def read_run(folder: Path, name: str, length: int) -> list[Region]:
 
 
 def _run_file(folder: Path, name: str) -> Path | None:
-    # The toolkit prefers text where both are there.
+    # Text first, as in the toolkit.
     return next((path for end in (".txt", ".bin") if (path := folder / f"{name}{end}").is_file()), None)
 
 
 def _read_sequence(folder: Path) -> VotSequence:
     metadata = read_metadata(folder)
     groundtruth = read_regions(metadata.groundtruth)
-    # No frames are there where annotations are kept alone.
+    # Annotations may be kept without the frames.
     length = metadata.length or sum(1 for _ in _frame_paths(folder, metadata.frames)) or len(groundtruth)
     if len(groundtruth) > length:
         raise DatasetError(f"{metadata.groundtruth}: {len(groundtruth)} regions for {length} frames")
@@ -277,7 +261,4 @@ def _read_sequence(folder: Path) -> VotSequence:
 
 
 def _frame_paths(folder: Path, pattern: str) -> Iterator[Path]:
-    number = 1
-    while (path := folder / (pattern % number)).is_file():
-        yield path
-        number += 1
+    return itertools.takewhile(Path.is_file, (folder / (pattern % number) for number in itertools.count(1)))

@@ -1,8 +1,8 @@
-"""Regions as vot-toolkit reads and compares them: files of a run, and overlaps that count pixels.
+"""Regions as vot-toolkit reads and compares them: files of a run, and IoU that counts pixels.
 
-Numbers are kept in float32. A rectangle covers the pixels round(x) .. round(x) + round(w) - 1, and a polygon's border
-belongs to it (rounding is half to even). The degenerate cases are the toolkit's: two regions that together span no more
-than one row or one column overlap fully, even when both are empty.
+Numbers are float32. A rectangle covers the pixels round(x) .. round(x) + round(w) - 1, and a polygon its border too
+(rounding is half to even). Degenerate cases are the toolkit's: two regions that together span at most one row or one
+column overlap fully, even when both are empty.
 """
 
 import struct
@@ -13,16 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from mixformer_jax.datasets import vot
-from mixformer_jax.datasets.vot import (
-    MAX_MASK_PIXELS,
-    Mask,
-    Polygon,
-    Rectangle,
-    Region,
-    Special,
-    mask_region,
-    shape_region,
-)
+from mixformer_jax.datasets.vot import MAX_MASK_PIXELS, Mask, Polygon, Rectangle, Region, Special
 from mixformer_jax.evaluation.results import ResultsError, decode_text, read_bytes
 
 # Left, top, right, bottom in whole pixels, the last two included.
@@ -32,7 +23,7 @@ Box = tuple[int, int, int, int]
 def is_empty(region: Region) -> bool:
     """Whether vot-toolkit takes the region for empty: codes, shapes without extent, and masks without pixels.
 
-    A mask whose pixels all lie in the first row or the first column of its window counts as empty as well.
+    So it does masks whose pixels all lie in the first row or the first column of their window.
     """
     match region:
         case Rectangle(box_xywh):
@@ -45,9 +36,9 @@ def is_empty(region: Region) -> bool:
 
 
 def parse_region(text: str) -> Region:
-    """The region on one line, as the toolkit keeps it; ValueError where there is none, as `datasets.vot`.
+    """The region on one line, as the toolkit keeps it; ValueError as in `datasets.vot`.
 
-    Of a mask the toolkit keeps the pixels alone, and drops one that ends in its window's first column.
+    A mask is cut to its pixels; one that ends in its window's first column is dropped.
     """
     region = vot.parse_region(text)
     if not isinstance(region, Mask):
@@ -61,11 +52,9 @@ def parse_region(text: str) -> Region:
 
 
 def read_regions(path: str | Path) -> list[Region]:
-    """All regions of a text file or a binary trajectory (.bin), one a frame.
+    """The regions of a text file or a binary trajectory (.bin), one a frame.
 
-    Raises:
-        ResultsError: no such file, not text, empty, or a line (in a binary file: a region) that is none; file and line
-            are named.
+    Raises ResultsError, with the line or the region's number, for a file that is missing, empty or no such file.
     """
     path = Path(path)
     content = read_bytes(path, "region file")
@@ -91,7 +80,7 @@ def _in_float32(region: Region) -> Region:
 
 
 def _last_pixels(pixels: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
-    """Last row and column that hold a pixel; -1, -1 when none does."""
+    """The last row and column with a pixel; -1, -1 without any."""
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
     return (int(rows[-1]), int(columns[-1])) if rows.size else (-1, -1)
 
@@ -126,28 +115,27 @@ def _take_region(take: Callable[[str], tuple]) -> Region:
     if kind == 0:
         return parse_region(str(take("<I")[0]))
     if kind == 1:
-        return _in_float32(shape_region(take("<4f")))
+        return _in_float32(vot.shape_region(take("<4f")))
     if kind == 2:
         (count,) = take("<H")
         if count < 3:
             raise ValueError(f"a polygon of {count} points")
-        return _in_float32(shape_region(take(f"<{2 * count}f")))
+        return _in_float32(vot.shape_region(take(f"<{2 * count}f")))
     if kind == 3:
         x, y, width, height, count = take("<hhHHH")
-        return mask_region(x, y, width, height, take(f"<{count}H"))
+        return vot.mask_region(x, y, width, height, take(f"<{count}H"))
     raise ValueError(f"kind {kind}; expected 0 to 3")
 
 
 def region_overlaps(
     first: Sequence[Region], second: Sequence[Region], size: tuple[int, int] | None
 ) -> Float64[np.ndarray, " n"]:
-    """IoU of regions, pair by pair.
+    """IoU of regions, pair by pair; nothing outside the frame of `size` (width, height) counts.
 
-    Nothing counts outside the frame of `size` (width, height). Without one the toolkit cuts rectangles wrongly that lie
-    left of or above the origin, and so does this: identical boxes at x = -50 have 0.
+    Without a size, the toolkit cuts rectangles wrongly that lie left of or above the origin, and so does this:
+    identical boxes at x = -50 have 0.
 
-    Raises:
-        ValueError: unequal numbers of regions, or shapes other than rectangles that are too large to be drawn.
+    Raises ValueError for unequal numbers of regions, or shapes other than rectangles that are too large to be drawn.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} regions and {len(second)}; overlaps are between pairs")
@@ -167,7 +155,7 @@ def region_overlaps(
 
 
 def bounding_box(region: Region) -> Float64[np.ndarray, " 4"]:
-    """The pixels that a region spans as x, y, w, h; NaN for a special code."""
+    """The box of pixels that a region spans, x, y, w, h; NaN for a special code."""
     if isinstance(region, Special):
         return np.full(4, np.nan)
     left, top, right, bottom = _box(region)
@@ -193,7 +181,7 @@ def _overlap(first: Region, second: Region, size: tuple[int, int] | None) -> flo
 
 
 def _box(region: Region) -> Box:
-    """The pixels that a region spans; an empty one spans the first pixel of its window, a code that of the frame."""
+    """The first and last pixels of a region; an empty mask has the first of its window, a code that of the frame."""
     if isinstance(region, Rectangle):
         (first,), (last,) = _rectangle_ends(region.box_xywh[None])
         return int(first[0]), int(first[1]), int(last[0]), int(last[1])
@@ -210,7 +198,7 @@ def _box(region: Region) -> Box:
 
 
 def _draw(region: Region, box: Box) -> Bool[np.ndarray, "h w"]:
-    """The part of a region inside a box, as pixels of that box."""
+    """The pixels of a region inside a box."""
     left, top, right, bottom = box
     canvas = np.zeros((bottom - top + 1, right - left + 1), bool)
     if isinstance(region, Rectangle):
@@ -231,16 +219,16 @@ def _draw(region: Region, box: Box) -> Bool[np.ndarray, "h w"]:
 
 
 def _draw_polygon(points: Float64[np.ndarray, "n 2"], canvas: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Fills rows between crossings with the edges, all rows at once; `points` are whole numbers on the canvas."""
+    """Fills all rows between their crossings with the edges; `points` are whole numbers on the canvas."""
     height, width = canvas.shape
     rows = np.arange(height)[:, None]
     (x, y), (before_x, before_y) = points.T, np.roll(points, 1, axis=0).T
-    # An edge meets every row between its ends, both included; a level one is met at its own end alone.
+    # An edge meets the rows from one end to the other; a level one is met at its own end alone.
     meets = (np.minimum(y, before_y) <= rows) & (rows <= np.maximum(y, before_y))
     rise = before_y - y
     slope = np.where(rise == 0, 1.0, rise)
     crossings = np.where(rise == 0, x, x + (rows - y) / slope * (before_x - x))
-    # Toward zero, as an assignment to an integer does. Rows are sorted, those of other edges last.
+    # Toward zero, as in the toolkit's assignment to integers. Each row is sorted, edges that do not meet it last.
     nodes = np.where(meets, np.trunc(crossings), np.inf)
     nodes.sort(axis=1)
     count = meets.sum(1)
@@ -255,7 +243,7 @@ def _draw_polygon(points: Float64[np.ndarray, "n 2"], canvas: Bool[np.ndarray, "
         if not alive.any():
             break
         stop = nodes[every, np.minimum(at + 1, len(x) - 1)]
-        # A corner gives the same crossing twice: the first is passed over, unless these are the row's last two.
+        # A corner gives two equal crossings: the first is skipped, unless these are the row's last two.
         doubled = alive & (start == stop) & (at < count - 2)
         filled = alive & ~doubled & (stop >= 0)
         changes[every[filled], np.maximum(start[filled], 0).astype(np.int64)] += 1
@@ -287,9 +275,9 @@ def _rectangle_overlaps(
 
 
 def _rectangle_ends(boxes: np.ndarray) -> tuple[Int64[np.ndarray, "n 2"], Int64[np.ndarray, "n 2"]]:
-    """First and last pixel of rectangles [n, 4], by x and y; the last is before the first where there is no extent."""
+    """First and last pixel of rectangles [n, 4], by x and y; without extent, the last is before the first."""
     rounded = np.round(boxes)
-    # The sum in float32, as the toolkit has it.
+    # The sum is in float32, as in the toolkit.
     last = (rounded[:, :2] + rounded[:, 2:]).astype(np.float64) - 1
     return rounded[:, :2].astype(np.int64), np.round(last).astype(np.int64)
 
@@ -299,8 +287,8 @@ def _drawn_rectangle(
 ) -> tuple[Int64[np.ndarray, "n 2"], Int64[np.ndarray, "n 2"]]:
     """The slices that the toolkit fills in a canvas over `box`, by x and y: start, and stop (>= start).
 
-    Its last pixel is limited by the box's right end in the frame and not on the canvas. Left of the origin that is
-    too little, and a stop below zero counts from the canvas' end, as in any slice.
+    It limits the last pixel by the box's right end in the frame and not on the canvas. Left of the origin that is too
+    little, and a negative stop counts from the canvas' end, as in any slice.
     """
     first, last = _rectangle_ends(boxes)
     low, high = box[:, :2], box[:, 2:]

@@ -1,8 +1,7 @@
-"""Who tracks the sequences of a run: this process, or several, each with a tracker of its own.
+"""Who tracks the sequences of a run: this process, or several, each with its own tracker.
 
-The parent hands out sequences and alone writes results, so that whatever happens to a worker, or to the parent, leaves
-no half result. Processes are spawned: a fork would inherit the locks of JAX's threads. Each has a pipe to the parent,
-and ends when that closes, as it does when the parent is killed.
+The parent hands out sequences and alone writes results, so a crash leaves no half result. Processes are spawned: a fork
+would inherit the locks of JAX's threads. Each has a pipe to the parent and exits when the pipe closes.
 """
 
 import logging
@@ -29,7 +28,7 @@ from mixformer_jax.signals import blocked, check
 logger = logging.getLogger(__name__)
 
 OpenTracker = Callable[[], OpenedTracker]
-# How often a worker tells of its frames, and the parent asks for signals.
+# Seconds between a worker's reports of its frames, and between the parent's checks for signals.
 REPORT_S = 0.1
 ASKING_S = 0.2
 
@@ -42,7 +41,7 @@ class Crew(Protocol):
     def num_workers(self) -> int: ...
 
     def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        """One outcome a job, as they come; every clock is added to `clock`."""
+        """Yields one outcome a job in order of completion, and adds every loop's clock to `clock`."""
         ...
 
 
@@ -64,7 +63,7 @@ class Alone:
         clock.add(loop.clock)
 
 
-# What a worker tells, beside outcomes and, at its end, its clock.
+# A worker's messages, beside outcomes and, at its end, its clock.
 class _Opened(NamedTuple):
     name: str
     settings: dict[str, Any]
@@ -72,28 +71,28 @@ class _Opened(NamedTuple):
 
 
 class _Refused(NamedTuple):
-    reason: str  # it has no tracker
+    reason: str  # the tracker cannot be opened
 
 
 class _Broken(NamedTuple):
-    reason: str
-    trace: str  # it cannot go on; nobody foresaw why
+    reason: str  # of an unexpected error
+    trace: str
 
 
 class _Warm(NamedTuple):
-    pass  # it has compiled what it needs
+    """It has compiled its programs."""
 
 
 class _Wants(NamedTuple):
-    pass  # it has a free lane
+    """It has a free lane."""
 
 
 class _Tracked(NamedTuple):
-    frames: int  # so many more
+    frames: int  # since the last message
 
 
 class _Worker:
-    """A process and its end of the pipe, as the parent sees them."""
+    """A process and the parent's end of its pipe."""
 
     def __init__(self, open_tracker: OpenTracker, index: int, num_workers: int, cache: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -103,8 +102,7 @@ class _Worker:
         )
         with blocked(signal.SIGINT):  # Ctrl-C goes to the whole group; the parent decides what becomes of it
             self.process.start()
-        # So that the pipe closes with the process.
-        theirs.close()
+        theirs.close()  # so that the pipe closes with the process
         self.jobs: dict[int, Job] = {}
 
     def end(self) -> str:
@@ -115,15 +113,13 @@ class _Worker:
 
 
 class Workers:
-    """A crew of processes. A context manager; the processes end with it.
+    """A crew of processes, as a context manager; they end with it.
 
-    `open_tracker` must pickle, as it is called in each process; `name`, `settings` and `about` are those of the tracker
-    that it opens. The first process opens it at once. The others start when it has compiled its programs, and take them
-    from a cache on disk: that of `jax_compilation_cache_dir`, or a temporary one. On Linux each has its share of the
-    cores that this process may use.
+    `open_tracker` must pickle and is called in each process; `name`, `settings` and `about` are those of its tracker.
+    The first process compiles; the others start then, and take the programs from JAX's cache on disk: that of
+    `jax_compilation_cache_dir`, or a temporary one. On Linux each has its share of this process's cores.
 
-    Raises:
-        ValueError: fewer than one worker, or what `open_tracker` objects to.
+    Raises ValueError for less than one worker, and for what `open_tracker` refuses.
     """
 
     def __init__(self, open_tracker: OpenTracker, num_workers: int) -> None:
@@ -148,7 +144,7 @@ class Workers:
         self._stack.close()
 
     def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        """As `Crew`. The sequences of a process that dies fail; when all have died, so do all that are left."""
+        """As `Crew.track`. If a process dies, its sequences fail; if all die, the waiting ones fail too."""
         if not jobs:
             return
         waiting = deque(longest_first(jobs))
@@ -161,8 +157,8 @@ class Workers:
                 try:
                     message = worker.connection.recv()
                     if isinstance(message, _Wants):
-                        # Before it is sent: a process that dies of it has it.
                         job = waiting.popleft() if waiting else None
+                        # Noted before it is sent: the process may die of it.
                         if job is not None:
                             worker.jobs[job.number] = job
                         worker.connection.send(job)
@@ -224,7 +220,6 @@ class Workers:
 
 
 def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_workers: int, cache: str) -> None:
-    """The life of a worker."""
     _take_share(index, num_workers)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -239,26 +234,25 @@ def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_wor
         connection.send(_Warm())
         _track(connection, opened)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        # The parent is gone, and there is nobody to tell.
-        return
-    except Exception as error:  # noqa: BLE001  the parent tells of it, among the other failures
+        return  # the parent is gone
+    except Exception as error:  # noqa: BLE001  the parent reports it
         connection.send(_Broken(*explain(error)))
 
 
 def _track(connection: Connection, opened: OpenedTracker) -> None:
-    """A worker's loop, told to the parent."""
-    untold, told_at = 0, time.perf_counter()
+    """Tracks what the parent hands out, and reports to it."""
+    unreported, reported_at = 0, time.perf_counter()
 
-    def tell() -> None:
-        nonlocal untold, told_at
-        connection.send(_Tracked(untold))
-        untold, told_at = 0, time.perf_counter()
+    def report() -> None:
+        nonlocal unreported, reported_at
+        connection.send(_Tracked(unreported))
+        unreported, reported_at = 0, time.perf_counter()
 
     def count(frames: int) -> None:
-        nonlocal untold
-        untold += frames
-        if time.perf_counter() - told_at >= REPORT_S:
-            tell()
+        nonlocal unreported
+        unreported += frames
+        if time.perf_counter() - reported_at >= REPORT_S:
+            report()
 
     def next_job() -> Job | None:
         connection.send(_Wants())
@@ -267,13 +261,13 @@ def _track(connection: Connection, opened: OpenedTracker) -> None:
 
     loop = LaneLoop(opened.lanes, next_job, count)
     for outcome in loop.outcomes():
-        tell()
+        report()
         connection.send(outcome)
     connection.send(loop.clock)
 
 
 def _take_share(index: int, num_workers: int) -> None:
-    """Keeps a worker to its part of the machine; before JAX starts its threads, one a core that it may use."""
+    """Limits a worker to its share of the machine, before JAX starts one thread a core."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / num_workers:.2f}")
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -20,10 +20,9 @@ from jaxtyping import UInt8
 
 from mixformer_jax.files import Part
 from mixformer_jax.media.decoders import ffmpeg_location, is_address, open_decoder
+from mixformer_jax.media.encoders import CODECS, EncodingError, open_encoder
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
 
-# What OpenCV's wheels can encode: H.264 ("avc1") is not among it, and VP9 takes 0.3 s a frame.
-CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 # Images on disk carry no rate; a video made of them has to have one.
 DEFAULT_FPS = 30.0
 # Containers promise a few frames more than they hold (edit lists, dropped last packets, longer audio). A file counts as
@@ -235,11 +234,11 @@ def prepare_output(path: str | Path) -> Path:
 
 
 class VideoWriter:
-    """Writes RGB frames to a video file (.mp4: MPEG-4 part 2; .avi: Motion JPEG), as a context manager.
+    """Writes RGB frames to a video file (.mp4: see `encoders`; .avi: Motion JPEG), as a context manager.
 
     Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception or Ctrl-C
     inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd frames get their last
-    row or column once more. Closing without a frame leaves no file.
+    row or column once more. Closing without a frame leaves no file. `codec` names what it writes.
 
     Raises:
         OutputError: the folder cannot be written, or the suffix or the size has no encoder.
@@ -254,22 +253,30 @@ class VideoWriter:
         self.path, self.size, self.num_frames = prepare_output(path), size, 0
         self._part = Part(self.path, overwrite)
         self._padding = (size[0] % 2, size[1] % 2)
-        coded = (size[1] + self._padding[1], size[0] + self._padding[0])
-        codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        self._writer = cv2.VideoWriter(ffmpeg_location(self._part.path), cv2.CAP_FFMPEG, codec, fps, coded)
-        if not self._writer.isOpened():
+        self._is_open = True
+        try:
+            self._encoder = open_encoder(self._part.path, fps, (size[0] + self._padding[0], size[1] + self._padding[1]))
+        except EncodingError as error:
             self._part.discard()
-            raise OutputError(f"{self.path}: OpenCV cannot encode {coded[0]}x{coded[1]} at {fps} Hz here")
+            raise OutputError(f"{self.path}: {error}") from error
+        self.codec = self._encoder.codec
 
-    def write(self, frame: Frame) -> None:
-        """Appends one frame. Raises ValueError when its size is not the writer's."""
+    def write(self, frame: Frame, seconds: float | None = None) -> None:
+        """Appends one frame, at a time where one is given and the encoder keeps times (H.264), else at the rate.
+
+        Raises:
+            ValueError: its size is not the writer's.
+            OutputError: the encoder failed, as on a full disk.
+        """
         if frame.shape[:2] != self.size:
             height, width = self.size
             raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} for a video of {width}x{height}")
-        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
         if any(self._padding):
-            bgr = cv2.copyMakeBorder(bgr, 0, self._padding[0], 0, self._padding[1], cv2.BORDER_REPLICATE)
-        self._writer.write(bgr)
+            frame = cv2.copyMakeBorder(frame, 0, self._padding[0], 0, self._padding[1], cv2.BORDER_REPLICATE)
+        try:
+            self._encoder.write(frame, seconds)
+        except EncodingError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error}") from error
         self.num_frames += 1
 
     def close(self) -> None:
@@ -278,9 +285,14 @@ class VideoWriter:
         Raises:
             OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
         """
-        if not self._writer.isOpened():
+        if not self._is_open:
             return
-        self._writer.release()
+        self._is_open = False
+        told = "is the disk full?"
+        try:
+            self._encoder.close()
+        except EncodingError as error:
+            told = str(error)
         if self.num_frames == 0:
             self._part.discard()
             return
@@ -292,7 +304,7 @@ class VideoWriter:
         else:
             self._part.discard()
         if held < self.num_frames:
-            raise OutputError(f"{self.path}: holds {held} of {self.num_frames} frames written; is the disk full?")
+            raise OutputError(f"{self.path}: holds {held} of {self.num_frames} frames written; {told}")
 
     def __enter__(self) -> "VideoWriter":
         return self

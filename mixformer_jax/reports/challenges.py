@@ -1,4 +1,4 @@
-"""Reports of the measures that GOT-10k, TrackingNet and VOT have of their own."""
+"""Reports of the benchmarks with measures of their own: GOT-10k, TrackingNet and VOT."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,44 +7,19 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.evaluation import evaluation_servers as servers
+from mixformer_jax.evaluation import vot
 from mixformer_jax.evaluation.result_looks import warnings
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
 from mixformer_jax.evaluation.scoring import TrackerFiles
-from mixformer_jax.evaluation.server_scores import (
-    DISTANCE_THRESHOLDS,
-    NORM_DISTANCE_THRESHOLDS,
-    OVERLAP_THRESHOLDS,
-    SUCCESS_THRESHOLDS,
-    FrameLabels,
-    Got10kScores,
-    TrackingNetScores,
-    read_frame_labels,
-    score_sequences,
-    sequence_overlaps,
-)
-from mixformer_jax.evaluation.vot import (
-    EAO_HIGH,
-    EAO_LOW,
-    SequenceRuns,
-    VotSequence,
-    accuracy_robustness,
-    average_unsupervised,
-    eao,
-    eao_curve,
-    read_run,
-    read_sequences,
-    score_runs,
-    score_unsupervised,
-)
 from mixformer_jax.evaluation.vot_regions import bounding_box
-from mixformer_jax.reports.report import Figure, Report, Strip, curves, worst_strips
-from mixformer_jax.reports.tables import compare, overall_table, sequence_table
+from mixformer_jax.reports import report as reports
+from mixformer_jax.reports.report import Figure, Report, Strip
 
 GOT10K_RULES = (
     "got10k toolkit: frames pooled over sequences and repetitions, without the first frame and those of cover 0; "
     "boxes clipped to the frame"
 )
-GOT10K = ("AO", "SR0.5", "SR0.75", "FPS")
 
 
 def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
@@ -55,77 +30,57 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
         ResultsError: a result file cannot be read or scored.
         SourceError: a frame of a worst sequence cannot be read.
     """
-    labels = [read_frame_labels(sequence) for sequence in sequences]
+    labels = [servers.read_frame_labels(sequence) for sequence in sequences]
     found = [(tracker.name, _got10k_score(tracker, sequences, labels)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].ao, nan=-1)))
+    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].headline["AO"], nan=-1)))
     names = [sequence.name for sequence in sequences]
-    headlines, by_sequence, notes = {}, {}, []
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
+    notes, records = [], {}
     for name, score in scores.items():
-        headline = (100 * score.ao, 100 * score.sr(0.5), 100 * score.sr(0.75), score.speed_fps)
-        parts = (100 * score.ao_by_sequence, 100 * score.sr_by_sequence(0.5), 100 * score.sr_by_sequence(0.75))
-        headlines[name] = dict(zip(GOT10K, headline, strict=True))
-        by_sequence[name] = dict(zip(GOT10K, (*parts, score.speed_by_sequence), strict=True))
         missing = [sequence for sequence, times in zip(names, score.times_s, strict=True) if times is None]
         if missing:
             listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             notes.append(f"{name}: no times for {len(missing)} sequences ({listed}), which have no part in its FPS")
-    tables = [
-        sequence_table(
-            number,
-            "frames a second" if number == "FPS" else "percent",
-            names,
-            {name: columns[number] for name, columns in by_sequence.items()},
-            "more" if number == "AO" else "detail",
-        )
-        for number in GOT10K
-    ]
-    success = {name: (100 * score.ao, score.success_curve) for name, score in scores.items()}
-    panel = curves("got10k, success [AO]", "overlap threshold", SUCCESS_THRESHOLDS, success)
+        frames = np.array([len(overlaps) for overlaps in score.overlaps])
+        columns = {**by_sequence[name], "toolkit_FPS": score.toolkit_fps, "frames": frames}
+        records[name] = {
+            **headlines[name],
+            "curves": {"success": score.success_curve},
+            "by_sequence": reports.numbers_by_sequence(names, columns),
+        }
+    success = {name: (headlines[name]["AO"], score.success_curve) for name, score in scores.items()}
+    panel = reports.curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
     title = f"got10k, {len(sequences)} sequences"
     return Report(
         title=title,
         notes=(*warnings(files, sequences), GOT10K_RULES, *notes),
         tables=(
-            overall_table(f"{title}; percent, and frames a second", headlines),
-            *compare("got10k", headlines),
-            *tables,
+            reports.overall_table(f"{title}; percent, and frames a second", headlines),
+            *reports.compare("got10k", headlines),
+            *reports.sequence_tables(names, by_sequence, documented=["AO"]),
         ),
         figures=(Figure("success", panel.title, (panel,)),),
-        strips=_strips({name: columns["AO"] for name, columns in by_sequence.items()}, "AO", sequences, files, worst),
+        strips=reports.strips_of_files(by_sequence, "AO", sequences, files, worst),
         numbers={
             "benchmark": "got10k",
             "rules": GOT10K_RULES,
             "sequences": names,
-            "thresholds": SUCCESS_THRESHOLDS,
-            "trackers": {
-                name: {
-                    **headlines[name],
-                    "curves": {"success": score.success_curve},
-                    "by_sequence": _rows(
-                        names,
-                        {
-                            **by_sequence[name],
-                            # The toolkit gives a sequence without times the speed of the one before it.
-                            "toolkit_FPS": score.toolkit_speed_by_sequence,
-                            "frames": np.array([len(overlaps) for overlaps in score.overlaps]),
-                        },
-                    ),
-                }
-                for name, score in scores.items()
-            },
+            "thresholds": servers.SUCCESS_THRESHOLDS,
+            "trackers": records,
         },
     )
 
 
 def _got10k_score(
-    files: TrackerFiles, sequences: Sequence[TrackingSequence], labels: Sequence[FrameLabels]
-) -> Got10kScores:
+    files: TrackerFiles, sequences: Sequence[TrackingSequence], labels: Sequence[servers.FrameLabels]
+) -> servers.Got10kScores:
     overlaps, times = [], []
     for sequence, label, paths, clock in zip(sequences, labels, files.boxes, files.times, strict=True):
         runs = []
         for path in paths:
             try:
-                runs.append(sequence_overlaps(read_boxes(path), sequence.boxes_xywh, label))
+                runs.append(servers.sequence_overlaps(read_boxes(path), sequence.boxes_xywh, label))
             except ResultsError:
                 raise
             except ValueError as error:
@@ -134,23 +89,7 @@ def _got10k_score(
         # One by one: runs of a tracker may be of different lengths.
         known = [seconds.ravel() for path in clock if (seconds := read_times([path])) is not None]
         times.append(np.concatenate(known) if known else None)
-    return Got10kScores(tuple(sequence.name for sequence in sequences), tuple(overlaps), tuple(times))
-
-
-def _strips(
-    scores: Mapping[str, np.ndarray],
-    number: str,
-    sequences: Sequence[TrackingSequence],
-    files: Sequence[TrackerFiles],
-    count: int,
-) -> tuple[Strip, ...]:
-    by_name = {tracker.name: tracker for tracker in files}
-    return worst_strips(scores, number, sequences, lambda name, i: read_boxes(by_name[name].boxes[i][0]), count)
-
-
-def _rows(names: Sequence[str], columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """By sequence, numbers by name."""
-    return {name: {column: values[i].item() for column, values in columns.items()} for i, name in enumerate(names)}
+    return servers.Got10kScores(tuple(overlaps), tuple(times))
 
 
 TRACKINGNET_RULES = (
@@ -160,7 +99,7 @@ TRACKINGNET_RULES = (
 
 
 def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
-    """TrackingNet's measures for trackers that have one result for every sequence, where the ground truth is at hand.
+    """TrackingNet's measures, where the ground truth is at hand, for trackers with one result for every sequence.
 
     Raises:
         ResultsError: several results for a sequence, or one that cannot be read or scored.
@@ -168,47 +107,33 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     """
     truth = {sequence.name: sequence.boxes_xywh for sequence in sequences}
     found = [(tracker.name, _trackingnet_score(tracker, truth)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -item[1].numbers["Success"]))
-    headlines = {name: score.numbers for name, score in scores.items()}
-    areas = {name: score.areas for name, score in scores.items()}
-    tables = [
-        sequence_table(
-            number,
-            "percent",
-            list(truth),
-            {name: each[number] for name, each in areas.items()},
-            "more" if number == "Success" else "detail",
-        )
-        for number in ("Success", "P", "P_norm")
-    ]
+    scores = dict(sorted(found, key=lambda item: -item[1].headline["Success"]))
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
     means = {name: score.curves.mean() for name, score in scores.items()}
-    figures, thresholds = [], {}
-    for curve, number, x_label, x in (
-        ("success", "Success", "overlap threshold", OVERLAP_THRESHOLDS),
-        ("precision", "P", "centre error threshold (pixels)", DISTANCE_THRESHOLDS),
-        ("norm_precision", "P_norm", "normalised centre error threshold", NORM_DISTANCE_THRESHOLDS),
-    ):
-        ranked = {name: (headlines[name][number], getattr(mean, curve)) for name, mean in means.items()}
-        title = f"trackingnet, {curve.replace('norm_', 'normalised ')} [{number}, area]"
-        figures.append(Figure(curve, title, (curves(title, x_label, x, ranked),)))
-        thresholds[curve] = x
+    numbers = ("Success", "P", "P_norm")
+    figures = reports.curve_figures("trackingnet", numbers, headlines, means, servers.THRESHOLDS, ", area")
     title = f"trackingnet, {len(sequences)} sequences"
     return Report(
         title=title,
         notes=(*warnings(files, sequences), TRACKINGNET_RULES),
-        tables=(overall_table(f"{title}, percent", headlines), *compare("trackingnet", headlines), *tables),
+        tables=(
+            reports.overall_table(f"{title}, percent", headlines),
+            *reports.compare("trackingnet", headlines),
+            *reports.sequence_tables(list(truth), by_sequence, documented=["Success"]),
+        ),
         figures=tuple(figures),
-        strips=_strips({name: each["Success"] for name, each in areas.items()}, "Success", sequences, files, worst),
+        strips=reports.strips_of_files(by_sequence, "Success", sequences, files, worst),
         numbers={
             "benchmark": "trackingnet",
             "rules": TRACKINGNET_RULES,
             "sequences": list(truth),
-            "thresholds": thresholds,
+            "thresholds": servers.THRESHOLDS._asdict(),
             "trackers": {
                 name: {
                     **headlines[name],
-                    "curves": {curve: getattr(means[name], curve) for curve in thresholds},
-                    "by_sequence": _rows(list(truth), areas[name]),
+                    "curves": means[name]._asdict(),
+                    "by_sequence": reports.numbers_by_sequence(list(truth), by_sequence[name]),
                 }
                 for name in scores
             },
@@ -216,7 +141,7 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
     )
 
 
-def _trackingnet_score(files: TrackerFiles, truth: Mapping[str, np.ndarray]) -> TrackingNetScores:
+def _trackingnet_score(files: TrackerFiles, truth: Mapping[str, np.ndarray]) -> servers.TrackingNetScores:
     boxes = {}
     for name, paths in zip(truth, files.boxes, strict=True):
         if len(paths) != 1:
@@ -225,20 +150,20 @@ def _trackingnet_score(files: TrackerFiles, truth: Mapping[str, np.ndarray]) -> 
         if len(boxes[name]) > len(truth[name]):
             raise ResultsError(f"result file {paths[0]}: {len(boxes[name])} boxes for {len(truth[name])} frames")
     try:
-        return score_sequences(boxes, truth)
+        return servers.score_sequences(boxes, truth)
     except ValueError as error:
         raise ResultsError(f"results of {files.name}: {error}") from error
 
 
 ANCHORS, WHOLE = "baseline", "unsupervised"
-VOT = ("EAO", "A", "R", "A, no restarts")
+VOT_NUMBERS = ("EAO", "A", "R", "A, no restarts")
 
 
 def vot_report(
     root: str | Path,
     results_dir: str | Path,
     trackers: Sequence[str] | None = None,
-    interval: tuple[int, int] = (EAO_LOW, EAO_HIGH),
+    interval: tuple[int, int] = (vot.EAO_LOW, vot.EAO_HIGH),
     sequences: Sequence[TrackingSequence] | None = None,
     worst: int = 3,
     chosen: Sequence[str] | None = None,
@@ -250,8 +175,7 @@ def vot_report(
         results_dir: holds <tracker>/<experiment>/<sequence>/...
         trackers: default: all that have results of either experiment.
         interval: lengths over which EAO is averaged; VOT2020 to VOT2022 have 115, 755.
-        sequences: to draw the worst ones from; None for no pictures.
-        worst: how many sequences of each tracker are drawn.
+        sequences: of which the `worst` ones of each tracker are drawn; None for no pictures.
         chosen: names of the sequences that are scored; default: all.
 
     Raises:
@@ -259,41 +183,52 @@ def vot_report(
         SourceError: a frame of a worst sequence cannot be read.
     """
     results_dir = Path(results_dir)
-    annotated = read_sequences(root, chosen)
+    annotated = vot.read_sequences(root, chosen)
     names = [sequence.name for sequence in annotated]
-    runs: dict[str, list[SequenceRuns]] = {}
+    runs: dict[str, list[vot.SequenceRuns]] = {}
     whole: dict[str, list[float]] = {}
     trackers = _vot_trackers(results_dir) if trackers is None else trackers
     for name in trackers:
         anchors, alone = results_dir / name / ANCHORS, results_dir / name / WHOLE
         if anchors.is_dir():
-            runs[name] = [score_runs(anchors, sequence) for sequence in annotated]
+            runs[name] = [vot.score_runs(anchors, sequence) for sequence in annotated]
         if alone.is_dir():
-            whole[name] = [score_unsupervised(alone, sequence) for sequence in annotated]
+            whole[name] = [vot.score_unsupervised(alone, sequence) for sequence in annotated]
     if lost := [name for name in trackers if name not in runs and name not in whole]:
         expected = f"{results_dir / lost[0] / ANCHORS} or {results_dir / lost[0] / WHOLE}"
         raise ResultsError(f"no results of {', '.join(lost)}: expected {expected}")
-    eaos = {name: eao_curve(scores, interval[1]) for name, scores in runs.items()}
+    eaos = {name: vot.eao_curve(scores, interval[1]) for name, scores in runs.items()}
     nothing = np.full(len(annotated), np.nan)
-    headlines, tables = {}, {}
+    headlines, by_sequence = {}, {}
     for name in trackers:
-        accuracy, robustness = accuracy_robustness(runs[name]) if name in runs else (np.nan, np.nan)
-        expected_overlap = eao(eaos[name], *interval) if name in runs else np.nan
-        alone_overlap = average_unsupervised(whole[name], annotated) if name in whole else np.nan
-        headlines[name] = dict(zip(VOT, (expected_overlap, accuracy, robustness, alone_overlap), strict=True))
-        tables[name] = {
+        accuracy, robustness = vot.accuracy_robustness(runs[name]) if name in runs else (np.nan, np.nan)
+        expected_overlap = vot.eao(eaos[name], *interval) if name in runs else np.nan
+        whole_overlap = vot.average_unsupervised(whole[name], annotated) if name in whole else np.nan
+        numbers = (expected_overlap, accuracy, robustness, whole_overlap)
+        headlines[name] = dict(zip(VOT_NUMBERS, numbers, strict=True))
+        by_sequence[name] = {
             "A": np.array([run.accuracy for run in runs[name]]) if name in runs else nothing,
             "R": np.array([run.robustness for run in runs[name]]) if name in runs else nothing,
             "A, no restarts": np.array(whole[name]) if name in whole else nothing,
         }
     headlines = dict(sorted(headlines.items(), key=lambda item: -np.nan_to_num(item[1]["EAO"], nan=-1)))
+    by_sequence = {name: by_sequence[name] for name in headlines}
     figures: tuple[Figure, ...] = ()
     if eaos:
         lengths = np.arange(1.0, len(next(iter(eaos.values()))))
         ranked = {name: (each["EAO"], eaos[name][1:]) for name, each in headlines.items() if name in eaos}
         title, x_label = "vot, expected average overlap [EAO]", "sequence length (frames)"
-        panel = curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
+        panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
         figures = (Figure("eao", title, (panel,)),)
+    strips: tuple[Strip, ...] = ()
+    if sequences is not None:
+        strips = reports.worst_strips(
+            {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in runs},
+            "100 A R",
+            sequences,
+            lambda name, position: _run_boxes(results_dir / name / ANCHORS, annotated[position]),
+            worst,
+        )
     title = f"vot, {len(annotated)} sequences"
     return Report(
         title=title,
@@ -303,30 +238,23 @@ def vot_report(
             "A, no restarts: mean overlap of one run through each sequence, without its first frame",
         ),
         tables=(
-            overall_table(f"{title}, fractions", headlines, decimals=3),
-            *compare("vot", headlines),
-            *(
-                sequence_table(number, "fractions", names, {n: tables[n][number] for n in headlines}, "more", 3, file)
-                for number, file in (("A", "A"), ("R", "R"), ("A, no restarts", WHOLE))
-            ),
+            reports.overall_table(f"{title}, fractions", headlines, decimals=3),
+            *reports.compare("vot", headlines),
+            *reports.sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
         ),
         figures=figures,
-        strips=()
-        if sequences is None
-        else worst_strips(
-            {name: tables[name]["A"] * tables[name]["R"] * 100 for name in runs},
-            "100 A R",
-            sequences,
-            lambda name, position: _run_boxes(results_dir / name / ANCHORS, annotated[position]),
-            worst,
-        ),
+        strips=strips,
         numbers={
             "benchmark": "vot",
             "eao_interval": interval,
             "sequences": names,
             "trackers": {
-                name: {**headlines[name], "eao_curve": eaos.get(name), "by_sequence": _rows(names, tables[name])}
-                for name in headlines
+                name: {
+                    **headlines[name],
+                    "eao_curve": eaos.get(name),
+                    "by_sequence": reports.numbers_by_sequence(names, numbers),
+                }
+                for name, numbers in by_sequence.items()
             },
         },
     )
@@ -340,12 +268,12 @@ def _vot_trackers(results_dir: Path) -> list[str]:
     return names
 
 
-def _run_boxes(results: Path, sequence: VotSequence) -> Float64[np.ndarray, "n 4"]:
+def _run_boxes(results: Path, sequence: vot.VotSequence) -> Float64[np.ndarray, "n 4"]:
     """Boxes around the regions of the first anchor's run; NaN where it has none."""
     anchor, backward = sequence.anchors[0]
     boxes = np.full((len(sequence.groundtruth), 4), np.nan)
     frames = sequence.run_frames(anchor, backward)
-    regions = read_run(results / sequence.name, f"{sequence.name}_{anchor:08d}", len(frames))
+    regions = vot.read_run(results / sequence.name, f"{sequence.name}_{anchor:08d}", len(frames))
     for frame, region in zip(frames, regions, strict=True):
         boxes[frame] = bounding_box(region)
     return boxes

@@ -1,27 +1,19 @@
-"""The report of a one-pass evaluation: LaSOT, OTB, UAV123, NFS, a folder, or any other benchmark under these rules."""
+"""The report of a one-pass evaluation (OPE): LaSOT, OTB, UAV123, NFS, a folder of one's own, and others."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import (
-    CENTER_THRESHOLDS,
-    OpeRules,
-    RuleSet,
-    benchmark_rules,
-    describe_rules,
-    norm_thresholds,
-    overlap_thresholds,
-)
+from mixformer_jax.evaluation import metrics
+from mixformer_jax.evaluation.metrics import OpeRules
 from mixformer_jax.evaluation.result_looks import warnings
-from mixformer_jax.evaluation.results import ResultsError, read_boxes
+from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
-from mixformer_jax.reports.report import Figure, Panel, Report, curves, worst_strips
-from mixformer_jax.reports.tables import Row, Table, compare, overall_table, sequence_table
+from mixformer_jax.reports import report as reports
+from mixformer_jax.reports.report import Figure, Panel, Report, Row, Table, curves
 
 Groups = dict[str, list[int]]
 """Positions of sequences by attribute."""
@@ -37,13 +29,7 @@ def ope_report(
 ) -> Report:
     """Scores trackers under `rules`, and their headline numbers under every other named rule set.
 
-    Args:
-        benchmark: name of the data set.
-        sequences: its sequences.
-        files: results of the trackers, from `scoring.find_results`.
-        rules: of the tables and plots.
-        worst: how many of each tracker's worst sequences are shown.
-        progress: whether a bar is drawn.
+    `files` are the trackers' results, from `scoring.find_results`; the `worst` sequences of each are drawn.
 
     Raises:
         ResultsError: a result file cannot be read or scored.
@@ -55,64 +41,37 @@ def ope_report(
         for attribute in sequence.attributes or ():
             groups.setdefault(attribute, []).append(position)
     groups = dict(sorted(groups.items()))
-    by_name = {tracker.name: tracker for tracker in files}
     unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
-    strips = worst_strips(
-        {tracker.name: tracker.by_sequence["AUC"] for tracker in scores.trackers},
-        "AUC",
-        sequences,
-        lambda tracker, position: np.nan_to_num(read_boxes(by_name[tracker].boxes[position][0], unusable)),
-        worst,
-    )
     headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
+    by_sequence = {
+        tracker.name: {**tracker.by_sequence, "average overlap of valid frames": 100 * tracker.average_overlap}
+        for tracker in scores.trackers
+    }
     rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
+    overall = {tracker.name: tracker.overall for tracker in scores.trackers}
+    thresholds = metrics.curve_thresholds(rules)
+    figures = reports.curve_figures(benchmark, ("AUC", "P", "P_norm"), headlines, overall, thresholds)
     title = f"{benchmark}, {len(scores.sequences)} sequences"
     runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
     return Report(
         title=title,
-        notes=(*warnings(files, sequences, unusable, benchmark), describe_rules(rules), *runs, *refusals),
+        notes=(*warnings(files, sequences, unusable, benchmark), metrics.describe_rules(rules), *runs, *refusals),
         tables=(
-            overall_table(f"{title}, percent", headlines),
+            reports.overall_table(f"{title}, percent", headlines),
             *([_attribute_table(scores, groups)] if groups else []),
             rules_table,
-            *compare(benchmark, headlines),
-            *_sequence_tables(scores),
+            *reports.compare(benchmark, headlines),
+            *reports.sequence_tables(scores.sequences, by_sequence, documented=["AUC"]),
         ),
-        figures=(*_curve_figures(scores), *([_attribute_figure(scores, groups)] if groups else [])),
-        strips=strips,
+        figures=(*figures, *([_attribute_figure(scores, groups)] if groups else [])),
+        strips=reports.strips_of_files(by_sequence, "AUC", sequences, files, worst, unusable),
         numbers=_numbers(scores, groups),
     )
 
 
-def _sequence_tables(scores: OpeScores) -> list[Table]:
-    """Each of the numbers by sequence and tracker, and the average overlap over valid frames."""
-    tables = []
-    for name in scores.trackers[0].headline:
-        columns = {tracker.name: tracker.by_sequence[name] for tracker in scores.trackers}
-        tables.append(sequence_table(name, "percent", scores.sequences, columns, "more" if name == "AUC" else "detail"))
-    overlaps = {tracker.name: 100 * tracker.average_overlap for tracker in scores.trackers}
-    name = "average overlap of valid frames"
-    return [*tables, sequence_table(name, "percent", scores.sequences, overlaps, "detail", file="average")]
-
-
-def _curve_figures(scores: OpeScores) -> list[Figure]:
-    """Success, precision and normalised-precision plots, as Figs. 11 and 12."""
-    found = [("success", _success_panel(scores, scores.trackers, f"{scores.benchmark}, success [AUC]"))]
-    for curve, words, number, x_label, x in (
-        ("precision", "precision", "P", "centre error threshold (pixels)", CENTER_THRESHOLDS),
-        (
-            *("norm_precision", "normalised precision", "P_norm", "normalised centre error threshold"),
-            norm_thresholds(scores.rules),
-        ),
-    ):
-        ranked = {each.name: (each.headline[number], getattr(each.overall, curve)) for each in scores.trackers}
-        found.append((curve, curves(f"{scores.benchmark}, {words} [{number}]", x_label, x, ranked)))
-    return [Figure(name, panel.title, (panel,)) for name, panel in found]
-
-
 def _success_panel(scores: OpeScores, trackers: Sequence[TrackerScores], title: str) -> Panel:
     found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
-    return curves(title, "overlap threshold", overlap_thresholds(scores.rules), found)
+    return curves(title, "overlap threshold", metrics.curve_thresholds(scores.rules).success, found)
 
 
 def _attribute_table(scores: OpeScores, groups: Groups) -> Table:
@@ -141,7 +100,7 @@ def _rules_table(
     scores: OpeScores,
     progress: bool,
 ) -> tuple[Table, list[str]]:
-    """The headline numbers under every rule set; and why a tracker has none under a set that does not apply to it."""
+    """The headline numbers under every rule set; and which trackers have none, since a set does not apply to them."""
     rows = []
     refusals: dict[tuple[str, ...], list[str]] = {}  # by trackers and reason: rule sets
     by_name = {tracker.name: tracker for tracker in files}
@@ -156,18 +115,16 @@ def _rules_table(
                     alone = score_results([by_name[tracker.name]], benchmark, sequences, other)
                     values = tuple(alone.trackers[0].headline.values())
                 except ResultsError as error:
-                    # Such as NaN in a ground truth for which that toolkit has no rule.
+                    # Such as NaN in the ground truth, for which that toolkit has no rule.
                     values, refused[tracker.name] = (None,) * len(values), str(error)
             rows.append(Row(f"{tracker.name}, {label}", values))
             bar.update()
         if refused:
             refusals.setdefault((*refused, next(iter(refused.values()))), []).append(label)
     bar.close()
-    header, title = (
-        ("tracker, rules", *scores.trackers[0].headline),
-        "The same results under the rules of every toolkit",
-    )
-    return Table("rules", f"{title}, percent", header, tuple(rows), place="more"), [
+    header = ("tracker, rules", *scores.trackers[0].headline)
+    title = "The same results under the rules of every toolkit, percent"
+    return Table("rules", title, header, tuple(rows), place="more"), [
         f"no numbers of {', '.join(names)} under the rules of {'; '.join(labels)}: {reason}"
         for (*names, reason), labels in refusals.items()
     ]
@@ -175,8 +132,8 @@ def _rules_table(
 
 def _all_rules(benchmark: str) -> dict[str, OpeRules]:
     return {
-        f"{rule_set}, valid frames" if exclude else rule_set: benchmark_rules(benchmark, rule_set, exclude)
-        for rule_set in get_args(RuleSet)
+        f"{rule_set}, valid frames" if exclude else rule_set: metrics.benchmark_rules(benchmark, rule_set, exclude)
+        for rule_set in get_args(metrics.RuleSet)
         for exclude in ((False, True) if rule_set in ("mixformer", "pytracking") else (False,))
     }
 
@@ -185,20 +142,13 @@ def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
     trackers = {}
     for tracker in scores.trackers:
         columns = {**tracker.by_sequence, "average_overlap": tracker.average_overlap}
-        by_sequence = {
-            name: {column: float(values[i]) for column, values in columns.items()}
-            for i, name in enumerate(scores.sequences)
-        }
+        by_sequence = reports.numbers_by_sequence(scores.sequences, columns)
         trackers[tracker.name] = {**tracker.headline, "curves": tracker.overall._asdict(), "by_sequence": by_sequence}
     return {
         "benchmark": scores.benchmark,
         "rules": dataclasses.asdict(scores.rules),
         "sequences": scores.sequences,
-        "thresholds": {
-            "success": overlap_thresholds(scores.rules),
-            "precision": CENTER_THRESHOLDS,
-            "norm_precision": norm_thresholds(scores.rules),
-        },
+        "thresholds": metrics.curve_thresholds(scores.rules)._asdict(),
         "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
         "trackers": trackers,
     }

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from mixformer_jax.convert.autoencoders import mae_table, shapes_of_autoencoder
 from mixformer_jax.convert.convert import Hints
+from mixformer_jax.convert.names import read_by_table
+from mixformer_jax.models.autoencoder import AutoencoderConfig
 from mixformer_jax.models.layers import sincos_positions
 
 LAYOUTS = Path(__file__).resolve().parents[1] / "data" / "golden" / "layouts"
@@ -86,3 +89,9 @@ def module_of(torch: Any, layout: dict[str, Any], shapes: dict[str, tuple[int, .
             module.register_parameter(leaf, torch.nn.Parameter(value, requires_grad=trains))
     assert list(root.state_dict()) == [name for name, _, _ in layout["entries"]]
     return root
+
+
+def autoencoder_from_mae(state: dict[str, np.ndarray], config: AutoencoderConfig) -> dict[str, Any]:
+    """MAE's state dict as the variables of an autoencoder."""
+    title = f"MAE's state dict for an autoencoder around {config.model.name!r}"
+    return read_by_table(state, mae_table(config), shapes_of_autoencoder(config), title)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from einops import rearrange
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.initial import init_from
 from mixformer_jax.convert.torch_files import write_official_safetensors
@@ -157,7 +157,7 @@ def test_values_and_the_rest_of_the_model():
     source = cvt()
     found = init_from(source, CVT)
     before = jax.tree.map(lambda shape: np.full(shape.shape, 7.0, np.float32), variable_shapes(build_model(CVT)))
-    after = found.onto(before)
+    after = unflatten_dict(flatten_dict(before) | flatten_dict(found.variables))
     backbone = after["params"]["backbone"]
     np.testing.assert_array_equal(
         backbone["blocks_3"]["attention"]["q"]["kernel"], source["stage2.blocks.0.attn.proj_q.weight"].T

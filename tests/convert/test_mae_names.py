@@ -7,9 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.autoencoders import (
-    autoencoder_from_mae,
     autoencoder_to_mae,
-    carried_from_mae,
     export_to_mae,
     load_autoencoder,
     mae_table,
@@ -17,11 +15,13 @@ from mixformer_jax.convert.autoencoders import (
     shapes_of_autoencoder,
     start_from_mae,
 )
+from mixformer_jax.convert.names import carried_by_table
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.autoencoder import AutoencoderConfig
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.sizes import size_config
+from tests.convert.layouts import autoencoder_from_mae
 
 CONFIG = AutoencoderConfig(
     MixFormerConfig(name="mae", search_size=64, template_size=32, width=48, depth=2, num_heads=3),
@@ -47,7 +47,7 @@ def test_round_trip_through_a_file(state, tmp_path):
     # Position tables of other machines may differ from ours in the last bit.
     state = state | {"pos_embed": np.nextafter(state["pos_embed"], np.float32(2))}
     variables = autoencoder_from_mae(state, CONFIG)
-    save_autoencoder(tmp_path / "mae.safetensors", variables, CONFIG, carried_from_mae(state, CONFIG))
+    save_autoencoder(tmp_path / "mae.safetensors", variables, CONFIG, carried_by_table(state, mae_table(CONFIG)))
     found = load_autoencoder(tmp_path / "mae.safetensors")
     assert found.config == CONFIG
     back = autoencoder_to_mae(found.variables, found.config, found.carried)
@@ -118,7 +118,7 @@ def test_start_of_another_objective_and_another_grid(state, tmp_path):
 def test_export_as_mae_loads_it(state, tmp_path):
     torch = pytest.importorskip("torch")
     variables = autoencoder_from_mae(state, CONFIG)
-    save_autoencoder(tmp_path / "model.safetensors", variables, CONFIG, carried_from_mae(state, CONFIG))
+    save_autoencoder(tmp_path / "model.safetensors", variables, CONFIG, carried_by_table(state, mae_table(CONFIG)))
     assert export_to_mae(tmp_path / "model.safetensors", tmp_path / "mae.pth") == CONFIG
     found = torch.load(tmp_path / "mae.pth", weights_only=True)["model"]
     assert list(found) == list(state)

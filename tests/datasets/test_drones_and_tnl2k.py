@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.report import main as report
-from eval.run import main as run
+from mixformer_jax import cli
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.samples import Material, TrackingSamples
@@ -18,6 +17,15 @@ from mixformer_jax.datasets.layout import read_table
 from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
 from mixformer_jax.evaluation.metrics import BENCHMARK_RULES, RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
+
+
+def report(arguments):
+    return cli.main(["report", *arguments])
+
+
+def run(arguments):
+    return cli.main(["evaluate", *arguments])
+
 
 SIZE = (24, 32)
 

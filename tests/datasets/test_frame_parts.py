@@ -9,6 +9,7 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.data.packing import PackConfig, pack_frame
 from mixformer_jax.datasets.frame_parts import (
     FramePart,
+    PackedFrame,
     Rectangle,
     WholeFrame,
     box_within,
@@ -16,7 +17,6 @@ from mixformer_jax.datasets.frame_parts import (
     cut,
     shows_frame,
 )
-from mixformer_jax.datasets.packed import PackedFrame
 from mixformer_jax.views import Placement, UnusableSampleError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)

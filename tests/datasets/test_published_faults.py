@@ -11,8 +11,8 @@ from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.packing import PackConfig, pack
 from mixformer_jax.data.pairs import SequencePairs, WeightedDataset, absent_frames, usable_frames
 from mixformer_jax.datasets.check import check_dataset
-from mixformer_jax.datasets.known_faults import KNOWN_FAULTS, known_fault
 from mixformer_jax.datasets.layout import PUBLISHED
+from mixformer_jax.datasets.records import KNOWN_FAULTS, known_fault
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.views import CropConfig

@@ -5,9 +5,13 @@ import numpy as np
 import pytest
 
 import mixformer_jax
-from eval.failures import main
+from mixformer_jax import cli
 from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, Failure, find_failures, render_demo_clip
 from mixformer_jax.tracking.tracker import Tracked, Tracker
+
+
+def main(arguments):
+    return cli.main(["failures", *arguments])
 
 
 @pytest.mark.parametrize(

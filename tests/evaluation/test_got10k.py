@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.datasets.sequences import DatasetError, TrackingSequence
-from mixformer_jax.evaluation.metrics import benchmark_rules, continuous_overlap, frame_errors
-from mixformer_jax.evaluation.server_scores import (
+from mixformer_jax.evaluation.evaluation_servers import (
     SUCCESS_THRESHOLDS,
     FrameLabels,
     Got10kScores,
@@ -15,6 +14,7 @@ from mixformer_jax.evaluation.server_scores import (
     read_frame_labels,
     sequence_overlaps,
 )
+from mixformer_jax.evaluation.metrics import benchmark_rules, continuous_overlap, frame_errors
 
 ARCHIVE = Path(__file__).resolve().parents[1] / "data" / "evalgold" / "got10k.zip"
 FRACTION = 1e-6
@@ -51,46 +51,46 @@ def _scores(got10k, tracker):
         overlaps.append(np.concatenate(runs))
         clock = results / f"{name}_time.txt"
         times.append(_numbers(clock).ravel() if clock.exists() else None)
-    return Got10kScores(tuple(names), tuple(overlaps), tuple(times))
+    return names, Got10kScores(tuple(overlaps), tuple(times))
 
 
 @pytest.mark.parametrize("tracker", ["steady", "laggy", "drifty", "fragile", "scalebad"])
 def test_every_value_of_the_toolkit(got10k, tracker):
     golden = json.loads((got10k / "golden" / "got10k.json").read_text())
     report, extended = golden["report"][tracker], golden["extended"][tracker]
-    scores = _scores(got10k, tracker)
+    names, scores = _scores(got10k, tracker)
     np.testing.assert_allclose(SUCCESS_THRESHOLDS, golden["thresholds"], atol=1e-12)
 
     overall = report["overall"]
     assert overall.keys() == {"ao", "sr", "speed_fps", "succ_curve"}
-    assert scores.ao == pytest.approx(overall["ao"], abs=FRACTION)
-    assert scores.sr(0.5) == pytest.approx(overall["sr"], abs=FRACTION)
-    assert scores.speed_fps == pytest.approx(overall["speed_fps"], abs=1e-6)
+    headline = scores.headline
+    assert headline["AO"] == pytest.approx(100 * overall["ao"], abs=100 * FRACTION)
+    assert headline["SR0.5"] == pytest.approx(100 * overall["sr"], abs=100 * FRACTION)
+    assert headline["FPS"] == pytest.approx(overall["speed_fps"], abs=1e-6)
     np.testing.assert_allclose(scores.success_curve, overall["succ_curve"], rtol=0, atol=FRACTION)
-    assert scores.sr(0.75) == pytest.approx(extended["overall"]["sr75"], abs=FRACTION)
-    assert scores.success_curve[75] == pytest.approx(scores.sr(0.75), abs=1e-12)
-    assert scores.mean_ao == pytest.approx(extended["overall"]["mAO_over_sequences"], abs=FRACTION)
+    assert headline["SR0.75"] == pytest.approx(100 * extended["overall"]["sr75"], abs=100 * FRACTION)
+    assert 100 * scores.success_curve[75] == pytest.approx(headline["SR0.75"], abs=1e-10)
     assert sum(map(len, scores.overlaps)) == extended["overall"]["frames"]
 
-    by_sequence = [report["seq_wise"][name] for name in scores.sequences]
-    more = [extended[name] for name in scores.sequences]
+    by_sequence = [report["seq_wise"][name] for name in names]
+    more = [extended[name] for name in names]
     assert len(by_sequence) == len(report["seq_wise"]) == 12
     for ours, golden_values in (
-        (scores.ao_by_sequence, [values["ao"] for values in by_sequence]),
-        (scores.sr_by_sequence(0.5), [values["sr"] for values in by_sequence]),
-        (scores.sr_by_sequence(0.75), [values["sr75"] for values in more]),
-        (scores.toolkit_speed_by_sequence, [values["speed_fps"] for values in by_sequence]),
+        (scores.by_sequence["AO"] / 100, [values["ao"] for values in by_sequence]),
+        (scores.by_sequence["SR0.5"] / 100, [values["sr"] for values in by_sequence]),
+        (scores.by_sequence["SR0.75"] / 100, [values["sr75"] for values in more]),
+        (scores.toolkit_fps, [values["speed_fps"] for values in by_sequence]),
     ):
         np.testing.assert_allclose(ours, golden_values, rtol=0, atol=FRACTION)
     assert [len(overlaps) for overlaps in scores.overlaps] == [values["frames"] for values in more]
 
 
 def test_a_missing_time_file_is_no_speed_but_the_toolkits_is_that_of_the_sequence_before(got10k):
-    scores = _scores(got10k, "laggy")
+    _, scores = _scores(got10k, "laggy")
     missing = [i for i, times in enumerate(scores.times_s) if times is None]
     assert missing == [4]
-    assert np.isnan(scores.speed_by_sequence[4])
-    assert scores.toolkit_speed_by_sequence[4] == scores.speed_by_sequence[3]
+    assert np.isnan(scores.by_sequence["FPS"][4])
+    assert scores.toolkit_fps[4] == scores.by_sequence["FPS"][3]
 
 
 def test_every_value_of_the_rectangle_functions(got10k):
@@ -131,8 +131,8 @@ def test_clipping_moves_a_box_as_the_toolkit_does():
 
 
 def test_no_frames_and_no_times_are_not_a_number():
-    scores = Got10kScores(("a",), (np.empty(0),), (None,))
-    assert np.isnan([scores.ao, scores.sr(0.5), scores.speed_fps, *scores.success_curve]).all()
+    scores = Got10kScores((np.empty(0),), (None,))
+    assert np.isnan([*scores.headline.values(), *scores.success_curve]).all()
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.run import main as run
+from mixformer_jax import cli
 from mixformer_jax.cli import main as command
 from mixformer_jax.evaluation.results import read_boxes
+
+
+def run(arguments):
+    return cli.main(["evaluate", *arguments])
+
 
 pytest.importorskip("got10k", reason="needs the toolkit: pip install -e '.[got10k]'")
 

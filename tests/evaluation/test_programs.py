@@ -9,9 +9,16 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.report import main as report
-from eval.run import main as run
+from mixformer_jax import cli
 from tests.stand_ins import complaint
+
+
+def report(arguments):
+    return cli.main(["report", *arguments])
+
+
+def run(arguments):
+    return cli.main(["evaluate", *arguments])
 
 
 def _arguments(dataset, *rest):

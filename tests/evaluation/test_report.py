@@ -10,16 +10,20 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.report import main
+from mixformer_jax import cli
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.scoring import TrackerFiles, find_results
 from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
 from mixformer_jax.reports.ope import ope_report
-from mixformer_jax.reports.report import report_json, summary, write_report
-from mixformer_jax.reports.tables import to_latex, to_markdown, to_text
+from mixformer_jax.reports.report import report_json, summary, to_latex, to_markdown, to_text, write_report
 from tests.stand_ins import complaint
+
+
+def main(arguments):
+    return cli.main(["report", *arguments])
+
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "evalgold"
 

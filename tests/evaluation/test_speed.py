@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from eval import speed
-from eval.peaks import PUBLISHED, published_peak
+from eval.turns import PUBLISHED, published_peak
 from mixformer_jax.models.sizes import size_config
 from mixformer_jax.planning.profile import profile_model
 

@@ -6,13 +6,18 @@ import zipfile
 import numpy as np
 import pytest
 
-from eval.pack import main as pack
+from mixformer_jax import cli
 from mixformer_jax.datasets.records import MissingFrames
 from mixformer_jax.datasets.sequences import TrackingSequence
+from mixformer_jax.evaluation.evaluation_servers import pack_results
 from mixformer_jax.evaluation.results import ResultsError, SequenceResult, read_times, result_paths, write_result
 from mixformer_jax.evaluation.scoring import ResultFolder, SequenceNames
-from mixformer_jax.evaluation.submission import pack_results
 from tests.stand_ins import complaint
+
+
+def pack(arguments):
+    return cli.main(["pack", *arguments])
+
 
 BOXES = np.array([[11.0, 21, 31.5, 41.25], [12.1234, 21.5, 31.6, 41.3], [13.2, 22, 31.7, 41.4]])
 TIMES = np.array([0.512345678, 0.0212, 0.0208])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixformer_jax.reports.report import Report, to_page
-from mixformer_jax.reports.tables import (
+from mixformer_jax.reports.report import (
     SOURCES,
+    Report,
     Row,
     Table,
     compare,
@@ -16,6 +16,7 @@ from mixformer_jax.reports.tables import (
     to_csv,
     to_latex,
     to_markdown,
+    to_page,
     to_text,
 )
 

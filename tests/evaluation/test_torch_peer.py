@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.torch_heads import precise_roi_pool
-from eval.torch_peer import MixFormerPeer
+from eval.torch_peer import MixFormerPeer, precise_roi_pool
 from mixformer_jax.convert.convert import Hints, infer_config
 
 LAYOUTS = Path(__file__).resolve().parents[1] / "data" / "golden" / "layouts"

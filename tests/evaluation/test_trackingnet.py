@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mixformer_jax.evaluation.server_scores import (
-    DISTANCE_THRESHOLDS,
-    NORM_DISTANCE_THRESHOLDS,
-    OVERLAP_THRESHOLDS,
+from mixformer_jax.evaluation.evaluation_servers import (
+    THRESHOLDS,
     score_sequence,
     score_sequences,
 )
@@ -33,9 +31,9 @@ def _golden():
 def test_every_value_of_the_dev_kit(tracker):
     golden = _golden()["results"][tracker]
     scores = score_sequences(_archive(tracker), _archive("GT"))
-    assert len(scores.sequences) == 12
+    assert len(scores.covered) == 12
     overall = scores.curves.mean()
-    numbers = scores.numbers
+    numbers = scores.headline
     assert golden.keys() == {
         *("coverage", "success", "precision", "normalized_precision"),
         *("curve_success", "curve_precision", "curve_normalized_precision"),
@@ -54,14 +52,14 @@ def test_every_value_of_the_dev_kit(tracker):
 
 def test_thresholds():
     golden = _golden()["thresholds"]
-    np.testing.assert_array_equal(OVERLAP_THRESHOLDS, golden["success"])
-    np.testing.assert_array_equal(DISTANCE_THRESHOLDS, golden["precision"])
-    np.testing.assert_array_equal(NORM_DISTANCE_THRESHOLDS, golden["normalized_precision"])
+    np.testing.assert_array_equal(THRESHOLDS.success, golden["success"])
+    np.testing.assert_array_equal(THRESHOLDS.precision, golden["precision"])
+    np.testing.assert_array_equal(THRESHOLDS.norm_precision, golden["normalized_precision"])
 
 
 def test_a_perfect_tracker_has_100():
     truth = np.array([[5.0, 6, 16, 8], [7, 8, 32, 4], [9, 1, 2, 2]])
-    numbers = score_sequences({"a": truth, "b": truth + 0.4}, {"a": truth, "b": truth}).numbers
+    numbers = score_sequences({"a": truth, "b": truth + 0.4}, {"a": truth, "b": truth}).headline
     assert numbers == pytest.approx({"Success": 100, "P": 100, "P_norm": 100, "Coverage": 100})
 
 
@@ -73,8 +71,8 @@ def test_missing_rows_fail_everywhere_and_missing_files_are_empty_boxes():
     absent = score_sequences({"a": None}, {"a": truth})
     assert absent.curves.success[0, 0] == 1.0  # an overlap of 0 is >= 0
     assert absent.curves.success[0, 1] == 0.25
-    assert absent.numbers["Coverage"] == 25.0
-    assert score_sequences({}, {"a": truth}).numbers == absent.numbers
+    assert absent.headline["Coverage"] == 25.0
+    assert score_sequences({}, {"a": truth}).headline == absent.headline
 
 
 def test_rounding_is_half_to_even_and_arguments_stay():

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.report import main as report
-from eval.run import main as run
+from mixformer_jax import cli
 from mixformer_jax.cli import main as command
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.large_scale import LASOT_ATTRIBUTES
@@ -18,6 +17,15 @@ from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.reports.report import worst_strips
 from tests.stand_ins import complaint
+
+
+def report(arguments):
+    return cli.main(["report", *arguments])
+
+
+def run(arguments):
+    return cli.main(["evaluate", *arguments])
+
 
 COUNT = 6
 BOXES = [f"{10 + 2 * i},12,8,6" for i in range(COUNT)]

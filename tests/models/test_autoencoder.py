@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from mixformer_jax.convert.autoencoders import autoencoder_from_mae, autoencoder_to_mae
+from mixformer_jax.convert.autoencoders import autoencoder_to_mae
 from mixformer_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,
@@ -24,6 +24,7 @@ from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.layers import random_masking
 from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
 from mixformer_jax.models.sizes import size_config
+from tests.convert.layouts import autoencoder_from_mae
 
 TOLERANCE = 1e-4
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from mixformer_jax import cli
 from mixformer_jax.convert.autoencoders import autoencoder_to_mae, load_autoencoder
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import load_weights
@@ -20,7 +21,11 @@ from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment, pretrain
-from pretrain.run import main
+
+
+def main(arguments):
+    return cli.main(["pretrain", *arguments])
+
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
