@@ -2,10 +2,10 @@
 
     python pretrain/mined_scores.py runs/mixvit_tiny --config mixvit_tiny --out runs/mixvit_tiny_mined
 
-The tracker runs over the videos of the config's `data.root`, in ways that make it lose its target; see
-mixformer_jax/training/mining.py. Samples are kept in OUT/mined, and the same command goes on where it was stopped. At
-the end OUT/model.safetensors (float16) has the score module and the settings of the default tracker, and the scores'
-figures on the sequences of the config's `data.exclude` are printed.
+The tracker runs over the videos of the config's `data.root`, and over clips rendered from its photographs, in ways that
+make it lose its target; see mixformer_jax/training/mining.py. Samples are kept in OUT/mined, and the same command goes
+on where it was stopped. At the end OUT/model.safetensors (float16) has the score module and the settings of the default
+tracker, and the scores' figures on the sequences of the config's `data.exclude` are printed.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("weights", help="name, run folder or .safetensors file of a tracker")
     parser.add_argument("--config", default="mixvit_tiny", help="names the data (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--clips", type=int, default=100, metavar="N", help="rendered clips with absences (100)")
     parser.add_argument("--frames", type=int, default=36, metavar="N", help="of each sequence and condition (36)")
     parser.add_argument("--steps", type=int, default=1400, metavar="N", help="of training (1,400)")
     parser.add_argument("--batch", type=int, default=96, metavar="N", help="samples a step (96)")
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(parser, arguments)
 
     from mixformer_jax.convert.weights import save_weights
+    from mixformer_jax.data.pool.clips import rendered_clips
+    from mixformer_jax.data.pool.pool import ImagePool
     from mixformer_jax.datasets.sequences import open_dataset
     from mixformer_jax.training.mined_scores import mine_all, score_figures, scores_of, train_scores
     from mixformer_jax.training.mining import join
@@ -57,10 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [
         videos.subset([name for name in videos.keys if (name in data["exclude"]) == held]) for held in (False, True)
     ]
-    mined, held = (
-        mine_all(args.weights, part, data["groups"], args.frames, args.seed, args.out / "mined") for part in parts
+    clips = rendered_clips(ImagePool.load(data["root"]), args.clips, args.seed)
+    mined, rendered, held = (
+        mine_all(args.weights, part, data["groups"], args.frames, args.seed, args.out / "mined")
+        for part in (parts[0], clips, parts[1])
     )
-    weights = train_scores(args.weights, mined, data["groups"], args.steps, args.batch, args.seed)
+    weights = train_scores(args.weights, mined, rendered, data["groups"], args.steps, args.batch, args.seed)
     tracker = dataclasses.replace(weights.tracker, **TRACKER)
     save_weights(args.out / "model.safetensors", weights.variables, weights.model, tracker, store="float16")
     samples = join(list(held.values()))

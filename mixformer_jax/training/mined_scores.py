@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.scipy.optimize import minimize
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
@@ -101,13 +103,20 @@ def score_figures(scores: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, "
 
 
 def train_scores(
-    source: str | Path, mined: Mapping[str, Mined], groups: Sequence[Sequence[str]], steps: int, batch: int, seed: int
+    source: str | Path,
+    videos: Mapping[str, Mined],
+    clips: Mapping[str, Mined],
+    groups: Sequence[Sequence[str]],
+    steps: int,
+    batch: int,
+    seed: int,
 ) -> Weights:
     """A tracker whose score module learned from mined samples; its logits are calibrated on scenes left out of that.
 
     Args:
         source: weights of the tracker that mined them.
-        mined: samples by sequence.
+        videos: samples of real sequences, by name; one scene of five is left out.
+        clips: samples of rendered ones.
         groups: sequences that show one scene.
         steps: of training.
         batch: samples a step.
@@ -116,23 +125,21 @@ def train_scores(
     weights = load_weights(find_weights(source))
     model = weights.model if weights.model.score_heads else with_score(weights.model)
     variables = init_variables(build_model(model), jax.random.key(seed))
-    variables = start_from(source, model, may_be_fresh=("score",)).onto(variables)
+    given = start_from(source, model, may_be_fresh=("score",)).variables
+    variables = unflatten_dict(flatten_dict(variables) | flatten_dict(given))
     module = ScorePrediction(model.output_width, model.score_heads, jnp.dtype("float32"))
 
     rng = np.random.default_rng(seed)
-    scene = scenes_of(mined, groups)
+    scene = scenes_of(videos, groups)
     scenes = sorted(set(scene.values()))
     left_out = set(rng.permutation(scenes)[: max(1, len(scenes) // CALIBRATED_ON)])
-    learned, kept = (
-        [name for name in mined if (scene[name] in left_out) == is_left_out] for is_left_out in (False, True)
-    )
-    data = join([mined[name] for name in learned])
-    numbers = np.repeat(
-        [scenes.index(scene[name]) for name in learned], [len(mined[name].overlaps) for name in learned]
-    )
-    params = _fit(module, variables["params"]["score"], _batches(rng, data, numbers, batch), steps)
+    learned = {name: samples for name, samples in videos.items() if scene[name] not in left_out} | dict(clips)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(scene.get(name, name) for name in learned))}
+    of_samples = [np.full(len(samples.overlaps), numbers[scene.get(name, name)]) for name, samples in learned.items()]
+    batches = _batches(rng, join(list(learned.values())), np.concatenate(of_samples), batch)
+    params = _fit(module, variables["params"]["score"], batches, steps)
 
-    rest = join([mined[name] for name in kept])
+    rest = join([samples for name, samples in videos.items() if scene[name] in left_out])
     sharpness, offset = calibration(_logits(module, params, rest), rest.overlaps)
     last = params["fc2"]
     params = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
@@ -236,15 +243,14 @@ def calibration(logits: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n
     (Platt scaling)."""
     labels, counted = jnp.asarray(overlaps > 0.5), jnp.asarray(_is_clear(overlaps))
 
+    scale = max(float(np.abs(logits).mean()), 1e-6)  # of the same size as the offset, for the search
+
     def loss(values: Any) -> Any:
-        losses = optax.sigmoid_binary_cross_entropy(values[0] * jnp.asarray(logits) + values[1], labels)
+        losses = optax.sigmoid_binary_cross_entropy(values[0] * jnp.asarray(logits / scale) + values[1], labels)
         return (losses * counted).sum() / counted.sum()
 
-    values = jnp.array([1.0, 0.0])
-    for _ in range(20):  # Newton's method: two numbers, a convex loss
-        step = jnp.linalg.solve(jax.hessian(loss)(values) + 1e-6 * jnp.eye(2), jax.grad(loss)(values))
-        values = values - step
-    return float(values[0]), float(values[1])
+    found = minimize(loss, jnp.array([1.0, 0.0]), method="BFGS")
+    return float(found.x[0]) / scale, float(found.x[1])
 
 
 def _is_clear(overlaps: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
