@@ -78,12 +78,12 @@ class _Clip:
 
     def _draw_actor(self, pool: ImagePool, side: float) -> _Actor:
         rng = self._rng
-        pixels = pool.cutouts[rng.integers(len(pool.cutouts))].levels[0].astype(np.float32)
-        alpha = pixels[..., 3:] / 255
-        pixels = np.concatenate([pixels[..., :3] * alpha, alpha], axis=2)
+        cutout = pool.cutouts[rng.integers(len(pool.cutouts))].levels[0].astype(np.float32)
+        alpha = cutout[..., 3:] / 255
+        premultiplied = np.concatenate([cutout[..., :3] * alpha, alpha], axis=2)
         # As large as it is ever drawn: a warp does not average.
-        scale = MOST_ZOOM * side / max(pixels.shape[:2])
-        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        scale = MOST_ZOOM * side / max(cutout.shape[:2])
+        pixels = cv2.resize(premultiplied, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         swing, rate = rng.uniform([20, 10], [130, 70]), rng.uniform(0.5, 2.2, 2)
         return _Actor(pixels, self._spot(), swing, rate, rng.uniform(0, 2 * math.pi, 4), rng.uniform(5, 25))
 
@@ -105,10 +105,10 @@ class _Clip:
             if is_target:
                 seen = target = drawn[..., 3] > 0.5
                 whole = (actor.premultiplied[..., 3] > 0.5).sum() * np.linalg.det(matrix[:, :2])
-        picture += self._rng.normal(0, NOISE, (HEIGHT, WIDTH, 1))
+        noisy = picture + self._rng.normal(0, NOISE, (HEIGHT, WIDTH, 1))
         is_seen = seen.sum() > max(LEAST_SEEN * whole, 30)
         box_xywh = np.array(cv2.boundingRect(target.astype(np.uint8)), np.float64)
-        return np.clip(picture, 0, 255).astype(np.uint8), box_xywh if is_seen else np.full(4, np.nan)
+        return np.clip(noisy, 0, 255).astype(np.uint8), box_xywh if is_seen else np.full(4, np.nan)
 
     def _matrix(self, actor: _Actor, time: float, is_target: bool) -> np.ndarray:
         centre = actor.centre
