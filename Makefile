@@ -17,13 +17,14 @@ SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo demo-arguments default-tracker test test-fast test-packages lint format docs clean
+.PHONY: help demo demo-arguments demo-page default-tracker test test-fast test-packages lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo                            render a clip, track it, leave a video, boxes and a picture'
 	@echo 'make demo GPU=1                      the same on a GPU (GPU=cuda12 for older drivers, GPU=tpu on a TPU VM)'
 	@echo 'make demo VIDEO=my.mp4 BOX=x,y,w,h   track your own video from a box in its first frame'
+	@echo 'make demo-page                       a page in the browser: open a video, draw boxes, watch (http://127.0.0.1:8000)'
 	@echo 'make default-tracker                 train a tracker of its size in three stages (hours on a CPU); goes on where it stopped'
 	@echo 'make test                            lint, then all tests'
 	@echo 'make test-fast                       the quick tests alone, without lint; while you work'
@@ -48,6 +49,9 @@ demo-arguments:
 	elif [ -z "$$VIDEO" ] && [ -n "$$BOX" ]; then \
 	    echo "make demo: BOX needs VIDEO=file" >&2; exit 2; \
 	fi
+
+demo-page: $(VENV)/.page-installed
+	@$(BIN)/mixformer serve --demo
 
 # All three stages, in runs/; their configs name the data.
 default-tracker: $(VENV)/.test-installed
@@ -89,6 +93,11 @@ clean:
 $(VENV)/.demo-installed: pyproject.toml | $(VENV)/.created
 	@echo 'Installing into $(VENV) (a minute or two) ...'
 	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.page-installed: pyproject.toml | $(VENV)/.created
+	@echo 'Installing into $(VENV) (a minute or two) ...'
+	@$(PIP) --editable '.[demo,serve,video]'
 	@touch $@
 
 $(VENV)/.cuda-installed $(VENV)/.cuda12-installed $(VENV)/.tpu-installed: $(VENV)/.%-installed: pyproject.toml | $(VENV)/.created

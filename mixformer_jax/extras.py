@@ -17,12 +17,17 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "jinja2": "eval",
         "libtpu": "plan",
         "matplotlib": "eval",
+        "onnx": "export",
+        "onnxruntime": "export",
         "optax": "train",
         "orbax": "train",
         "skimage": "demo",
+        "starlette": "serve",
         "tensorflow_datasets": "train",
         "torch": "torch",
         "trax": "vot",
+        "uvicorn": "serve",
+        "websockets": "serve",
     }
 )
 

@@ -23,7 +23,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import NoReturn
 
@@ -195,6 +194,8 @@ def blocked(*numbers: int) -> Iterator[None]:
     """Processes started inside never get these signals (none given: all of `NUMBERS`), which terminals and `timeout`
     send to the whole group: the parent decides.
     """
+    from multiprocessing import resource_tracker
+
     # Python's tracker of shared memory unblocks signals as it starts, which is with the first process otherwise. What a
     # process that ends at once has left it clears, and need not say so.
     sys.warnoptions.append(quiet := "ignore:resource_tracker:UserWarning")

@@ -1,6 +1,7 @@
 """Ends programs at random moments, and looks at what they leave: by hand with many tries, in the tests with few.
 
     python -m tests.endings track --tries 40            # Ctrl-C while `mixformer track` starts and runs
+    python -m tests.endings track-again --tries 10      # kill -9, SIGTERM, Ctrl-C, then --resume: the same boxes?
     python -m tests.endings train --tries 40            # the same for `mixformer train`
     python -m tests.endings resume --tries 20           # kill -9, SIGTERM, Ctrl-C, and on: the same bits at the end?
     python -m tests.endings together --tries 20         # the same with two processes that train one model
@@ -10,6 +11,7 @@ take (10; 60 for `resume` and `together`); on a busy machine give it more, and l
 """
 
 import argparse
+import itertools
 import os
 import random
 import signal
@@ -118,6 +120,44 @@ def try_track(folder: Path, rng: random.Random, limit_s: float) -> tuple[list[st
     return wrong, f"after {alive_s:.1f} s: status {ended.status} in {ended.seconds:.1f} s, {kept} frames"
 
 
+def try_track_again(folder: Path, rng: random.Random, limit_s: float) -> tuple[list[str], str]:
+    """An ending of `mixformer track`, then --resume, against a run that nothing ended."""
+    clip = folder.parent / "long.avi"
+    whole = [folder.parent / name for name in ("whole.csv", "whole.mp4")]
+    box = ",".join(f"{number:g}" for number in square_boxes(1)[0])
+
+    def start(boxes: Path, video: Path, *more: str) -> Program:
+        return Program(folder, "track", clip, "--box", box, "--boxes", boxes, "--out", video, *more)
+
+    if not clip.exists():
+        with VideoWriter(clip, 30.0, (HEIGHT, WIDTH)) as writer:
+            for frame in square_clip(4 * FRAMES):
+                writer.write(frame)
+        assert start(*whole).end(600).status == 0
+    ours, number = (folder / "a.csv", folder / "a.mp4"), rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+    program, lines, began = start(*ours), rng.randrange(4 * FRAMES), time.monotonic()
+    while program.process.poll() is None and _lines(folder / "a.csv.part") <= lines:
+        time.sleep(0.01)
+    alive_s = time.monotonic() - began
+    program.tell(number)
+    ended = program.end(limit_s)
+    wrong = complaints(ended, number, alive_s)
+    if ended.status != 0:
+        again = start(*ours, "--resume").end(600)
+        wrong += [f"status {again.status} of the second run: {again.output[-500:]}"] if again.status != 0 else []
+    if not wrong and ours[0].read_bytes() != whole[0].read_bytes():
+        wrong.append("other boxes than without a stop")
+    if not wrong and not _same_pictures(ours[1], whole[1]):
+        wrong.append("another video than without a stop")
+    if (
+        left := {path.name for path in folder.iterdir()}
+        - {"a.csv", "a.mp4"}
+        - {path.name for path in folder.glob("log_*")}
+    ):
+        wrong.append(f"{left} are left")
+    return wrong, f"{number.name} at line {lines}: status {ended.status} in {ended.seconds:.1f} s"
+
+
 def try_train(folder: Path, rng: random.Random, limit_s: float) -> tuple[list[str], str]:
     """Ctrl-C to `mixformer train`."""
     config = _config(folder, steps=1_000_000, checkpoint_every=1_000_000, validate_every=1_000_000, log_every=1)
@@ -191,6 +231,7 @@ def try_together(folder: Path, rng: random.Random, limit_s: float) -> tuple[list
 
 TRIES: dict[str, tuple[Callable[[Path, random.Random, float], tuple[list[str], str]], float]] = {
     "track": (try_track, 10.0),
+    "track-again": (try_track_again, 10.0),
     "train": (try_train, 10.0),
     "resume": (try_resume, 60.0),
     "together": (try_together, 60.0),
@@ -238,6 +279,19 @@ def _wait(program: Program, rng: random.Random, lines: Callable[[], int]) -> flo
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.1))
     return time.monotonic() - began
+
+
+def _same_pictures(one: Path, other: Path) -> bool:
+    """x264 does not always give the same bits for the same frames."""
+    with open_source(one) as ours, open_source(other) as theirs:
+        pairs = itertools.zip_longest(ours.timed(), theirs.timed())
+        return all(
+            a is not None
+            and b is not None
+            and a.seconds == b.seconds
+            and np.abs(a.pixels.astype(float) - b.pixels).mean() < 8.0
+            for a, b in pairs
+        )
 
 
 def _lines(path: Path) -> int:

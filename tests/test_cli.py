@@ -80,7 +80,7 @@ def test_track_options(capsys, tracker, video):
         "new/a.avi",
         "--boxes",
         "new/b.txt",
-        "--every",
+        "--stride",
         "5",
         "--device",
         "cpu",
@@ -117,6 +117,86 @@ def test_track_with_other_settings(capsys, tracker, video, monkeypatch):
     assert "did you mean search_factor" in fails(capsys, "track", "clip.mp4", BOX, "--tracker.search_facter=5")
     assert "expected --tracker.SETTING=VALUE" in fails(capsys, "track", "clip.mp4", BOX, "--tracker.search_factor")
     assert "unknown arguments" in fails(capsys, "demo", "--tracker.search_factor=5")
+
+
+def test_track_a_part_of_a_source(capsys, tracker, video):
+    options = ("--start", "4", "--end", "16", "--stride", "3", "--boxes", "b.csv", "--no-video")
+    status, out, message = run(capsys, "track", "clip.mp4", box_on(4), *options)
+    assert (status, message) == (0, "") and re.search(r"frames +5\n", out) and "video" not in out
+    rows = [line.split(",") for line in Path("b.csv").read_text().splitlines()[1:]]
+    assert [(int(row[0]), float(row[1])) for row in rows] == [(n, round((n - 1) / 30, 6)) for n in (4, 7, 10, 13, 16)]
+    assert run(capsys, "track", "clip.mp4", box_on(20), "--backward", "--end", "15")[0] == 0
+    boxes = np.loadtxt("clip_boxes.txt", delimiter=",")
+    np.testing.assert_allclose(boxes, square_boxes(20)[:13:-1], atol=3)
+    assert open_source("clip_tracked.mp4").num_frames == 6
+    assert {path.name for path in Path().iterdir()} == {"b.csv", "clip.mp4", "clip_boxes.txt", "clip_tracked.mp4"}
+
+
+def box_on(frame: int) -> str:
+    return "--box=" + ",".join(f"{number:g}" for number in square_boxes(frame)[-1])
+
+
+def test_quiet_and_logs_without_bars(capsys, tracker, video):
+    assert cli.main(["track", "clip.mp4", BOX]) == 0
+    captured = capsys.readouterr()
+    assert captured.out and captured.err == "", "this stderr is no terminal"
+    assert cli.main(["track", "clip.mp4", BOX, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert "does not exist" in fails(capsys, "track", "nowhere.mp4", BOX, "--quiet")
+
+
+def test_resume_of_an_interrupted_track(capsys, tracker, video):
+    assert run(capsys, "track", "clip.mp4", BOX)[0] == 0
+    whole = {end: Path(f"clip{end}").read_bytes() for end in ("_boxes.txt", "_tracked.mp4")}
+    tracker.interrupt_at, tracker.error = 9, Stopped(signal.SIGTERM)
+    assert run(capsys, "track", "clip.mp4", BOX)[0] == 143
+    assert Path("clip-2_boxes.txt.resume").exists() and len(Path("clip-2_boxes.txt").read_text().splitlines()) == 9
+    tracker.interrupt_at = None
+    assert "other boxes; give those again" in fails(capsys, "track", "clip.mp4", "--box=1,2,30,40", "--resume")
+    status, out, _ = run(capsys, "track", "clip.mp4", BOX, "--resume")
+    assert status == 0 and re.search(r"frames +20, 9 of them by the run that was interrupted\n", out)
+    assert {end: Path(f"clip-2{end}").read_bytes() for end in whole} == whole
+    assert len(list(Path().iterdir())) == 5
+    assert run(capsys, "track", "clip.mp4", BOX, "--resume")[0] == 0, (
+        "nothing to go on with: begins, beside what is there"
+    )
+    assert Path("clip-3_boxes.txt").read_bytes() == whole["_boxes.txt"]
+
+
+def test_resume_of_named_files(capsys, tracker, video):
+    tracker.interrupt_at = 9
+    named = ("track", "clip.mp4", BOX, "--out", "a.mp4", "--boxes", "b.json")
+    assert run(capsys, *named)[0] != 0
+    tracker.interrupt_at = None
+    assert "a.mp4, b.json: there already" in fails(capsys, *named)
+    assert run(capsys, *named, "--resume")[0] == 0
+    assert {path.name for path in Path().iterdir()} == {"clip.mp4", "a.mp4", "b.json"}
+    tracker.interrupt_at = 9
+    assert run(capsys, *named, "--overwrite")[0] != 0 and Path("b.json.resume").exists()
+    tracker.interrupt_at = None
+    assert run(capsys, *named, "--overwrite")[0] == 0, "begins anew"
+    assert {path.name for path in Path().iterdir()} == {"clip.mp4", "a.mp4", "b.json"}
+
+
+def test_boxes_drawn_with_the_mouse(capsys, tracker, video, monkeypatch):
+    import cv2
+
+    if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
+        assert "--select needs an OpenCV with windows: pip" in fails(capsys, "track", "clip.mp4", "--select")
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:     QT5")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    if sys.platform == "linux":
+        assert "--select needs a screen" in fails(capsys, "track", "clip.mp4", "--select")
+    monkeypatch.setenv("DISPLAY", ":0")
+    drawn = [[(35, 42, 12, 12), (0, 0, 0, 0)], ()]
+    monkeypatch.setattr(cv2, "selectROIs", lambda title, frame, showCrosshair: drawn.pop(0))
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+    assert run(capsys, "track", "clip.mp4", "--select")[0] == 0
+    assert Path("clip_boxes.txt").read_text().startswith("35,42,12,12\n")
+    assert "no box was drawn" in fails(capsys, "track", "clip.mp4", "--select")
+    assert "give one of them" in fails(capsys, "track", "clip.mp4", "--select", BOX)
+    assert "give one of them" in fails(capsys, "track", "clip.mp4", BOX, "--out", "a.mp4", "--no-video")
 
 
 def test_track_a_folder_of_images(capsys, tracker, video, tmp_path):
@@ -245,8 +325,8 @@ def test_truncated_video_keeps_what_was_computed(capsys, tracker, video):
         (["track", "clip.mp4", "--box", "1,2,nan,4"], "NaN"),
         (["track", "clip.mp4", "--box", "1,2,0,4"], "no area"),
         (["track", "clip.mp4", "--box", "95,2,10,4"], "outside the frame"),
-        (["track", "clip.mp4", BOX, "--every", "0"], "--every"),
-        (["track", "clip.mp4", BOX, "--every", "two"], "'two'"),
+        (["track", "clip.mp4", BOX, "--stride", "0"], "--stride"),
+        (["track", "clip.mp4", BOX, "--stride", "two"], "'two'"),
         (["track", "clip.mp4", BOX, "--device", "abacus"], "abacus"),
         (["track", "clip.mp4", BOX, "--out", "clip.mp4"], "different files"),
         (["track", "clip.mp4", BOX, "--boxes", "./clip.mp4"], "different files"),

@@ -105,6 +105,17 @@ def test_both_decoders_give_the_same_bytes(tmp_path, without_pyav, name):
         assert np.abs(ours[3].astype(float) - theirs[3]).mean() < 2.0
 
 
+def test_times_of_a_varying_rate(tmp_path, without_pyav):
+    times_ms = ORDINARY["varying_rate.mp4"]["times_ms"]
+    path = write_clip(tmp_path / "screen.mp4", frames(), times_ms=times_ms)
+    for _ in ("PyAV", "OpenCV"):
+        with open_source(path) as source:
+            np.testing.assert_allclose(
+                [frame.seconds for frame in source.timed()], np.array(times_ms) / 1000, atol=1e-6
+            )
+        without_pyav()
+
+
 @pytest.mark.parametrize("shown", [range(NUM_FRAMES), [0, 0, 0]])
 def test_colon_in_a_name_begins_no_address(tmp_path, without_pyav, monkeypatch, shown):
     monkeypatch.chdir(tmp_path)

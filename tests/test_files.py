@@ -11,7 +11,7 @@ from mixformer_jax.data.pool.folder import write_pool_folder
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import Part, is_taken, part_path, whole_file, write_atomically
 from mixformer_jax.media.video import OutputError, VideoWriter
-from mixformer_jax.tracking.record import ResultFiles
+from mixformer_jax.tracking.result_files import ResultFiles
 from mixformer_jax.tracking.tracker import Tracked
 
 

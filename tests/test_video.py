@@ -6,17 +6,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from mixformer_jax.media.encoders import CODECS, EncodingError, open_encoder
+from mixformer_jax.media.images import SourceError, read_image
+from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import (
     ArrayFrames,
     OutputError,
-    SourceError,
-    VideoFile,
     VideoWriter,
     open_source,
     prepare_output,
-    read_image,
     telling_name,
 )
 
@@ -107,7 +108,7 @@ def test_h264_keeps_times(tmp_path, pyav):
     with VideoWriter(tmp_path / "clip.mp4", 25.0, (48, 64)) as writer:
         for number, seconds in enumerate(times):
             writer.write(picture(number), seconds)
-    found = [seconds for _, seconds in VideoFile(tmp_path / "clip.mp4")._decoder.frames()]
+    found = [frame.seconds for frame in open_source(tmp_path / "clip.mp4").timed()]
     np.testing.assert_allclose(found, times, atol=1e-4)
     assert np.diff(found).min() > 0, "no two frames at once"
 
@@ -335,7 +336,7 @@ def test_video_cut_before_its_index(tmp_path):
     ],
 )
 def test_how_many_frames_may_be_missing(tmp_path, promised, fps, short):
-    source = VideoFile(write_video(tmp_path / "clip.mp4", 20))
+    source = open_source(write_video(tmp_path / "clip.mp4", 20))
     source.num_frames, source.fps = promised, fps
     if short:
         assert len(read_until_error(source)[0]) == 20
@@ -369,30 +370,78 @@ def test_digits_name_a_camera_unless_a_folder_has_that_name(tmp_path, monkeypatc
     assert numbers(open_source("97")) == [3]
 
 
-def test_camera_by_a_stand_in_device(monkeypatch):
-    class Device:
-        def __init__(self, index: int) -> None:
-            self.left, self.opened = 4, True
+def write_images(folder: Path, names: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(encoded(".png", picture(number)))
 
-        def isOpened(self) -> bool:
-            return self.opened
 
-        def read(self) -> tuple[bool, np.ndarray | None]:
-            self.left -= 1
-            return (True, picture(self.left)[..., ::-1]) if self.left >= 0 else (False, None)
+def test_pattern_of_images(tmp_path):
+    write_images(
+        tmp_path / "walk", [f"{number:06d}.png" for number in range(5, 9)] + ["000009.jpg", "other_000010.png"]
+    )
+    with open_source(str(tmp_path / "walk" / "%06d.png")) as source:
+        assert (source.name, source.num_frames, source.size) == ("walk", 4, (48, 64))
+        assert numbers(source) == [0, 1, 2, 3]
+    write_images(tmp_path / "runs", [f"run-{number}.png" for number in range(8, 13)] + ["run-013.png"])
+    with open_source(tmp_path / "runs" / "run-%d.png") as source:
+        assert (source.name, numbers(source)) == ("run", [0, 1, 2, 3, 4])
 
-        def get(self, key: int) -> float:
-            return 0.0
 
-        def release(self) -> None:
-            self.opened = False
+def test_pattern_that_fits_no_file(tmp_path):
+    write_images(tmp_path, ["1.png", "2.png", "5.png"])
+    for name, complaint in {
+        "%d.png": r"3\.png: is missing, but 5\.png is there",
+        "%04d.png": r"no file is named so, such as 0001\.png",
+        "%d_%d.png": "expected one number",
+        "nowhere/%d.png": "there is no folder",
+    }.items():
+        with pytest.raises(SourceError, match=complaint):
+            open_source(tmp_path / name)
 
-    monkeypatch.setattr(cv2, "VideoCapture", Device)
-    with open_source(0) as camera:
-        assert (camera.name, camera.fps, camera.num_frames, camera.size) == ("camera0", 30.0, None, (48, 64))
-        frames, message = read_until_error(camera)
-    assert numbers(frames) == [2, 1, 0]
-    assert "gave no frame 4" in message
+
+@pytest.fixture(params=["video", "images", "small memory"])
+def twelve(request, tmp_path, monkeypatch):
+    """A source of twelve frames."""
+    if request.param == "images":
+        write_images(tmp_path / "walk", [f"{number}.png" for number in range(12)])
+        return open_source(tmp_path / "walk")
+    if request.param == "small memory":
+        monkeypatch.setattr("mixformer_jax.media.sources.BACKWARD_BYTES", 4 * 48 * 64 * 3)
+    return open_source(write_video(tmp_path / "clip.mp4", 12, fps=30.0))
+
+
+@given(
+    start=st.none() | st.integers(1, 12),
+    end=st.none() | st.integers(1, 15),
+    stride=st.integers(1, 13),
+    backward=st.booleans(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_any_part_of_a_source(twelve, start, end, stride, backward):
+    every = list(range(1, 13))
+    first, last = start or (12 if backward else 1), end or (1 if backward else 12)
+    assume(first >= last if backward else first <= last)
+    expected = (
+        every[first - 1 : max(last - 2, -1) if last > 1 else None : -stride]
+        if backward
+        else every[first - 1 : last : stride]
+    )
+    selected = SelectedFrames(twelve, start, end, stride, backward)
+    found = list(selected.timed())
+    assert [frame.number for frame in found] == expected and selected.num_frames == len(expected)
+    assert [number + 1 for number in numbers(frame.pixels for frame in found)] == expected
+    np.testing.assert_allclose([frame.seconds for frame in found], (np.array(expected) - 1) / 30.0, atol=1e-6)
+    assert selected.fps == 30.0 / stride
+
+
+def test_part_that_is_not_there(twelve):
+    for backward in (False, True):
+        with pytest.raises(SourceError, match="there is no frame 20"):
+            list(SelectedFrames(twelve, start=20, backward=backward))
+    for start, end, stride, backward in ((0, None, 1, False), (1, None, 0, False), (5, 4, 1, False), (4, 5, 1, True)):
+        with pytest.raises(ValueError, match=r"start|stride"):
+            SelectedFrames(twelve, start, end, stride, backward)
 
 
 def test_frames_in_memory():

@@ -26,6 +26,7 @@ from mixformer_jax.signals import Stopped, StopSignals
 # Module and purpose of each command.
 COMMANDS = {
     "track": ("track", "Track targets through a video, a folder of images or a camera."),
+    "serve": ("serve", "Open a page in the browser on which targets are marked and followed live."),
     "attention": ("attention", "Draw what attends to what on one frame (Figs. 8 and 9)."),
     "demo": ("demo", "Render a clip with exact ground truth, track it, and show how well."),
     "failures": ("demo", "Draw where a tracker fails on rendered clips."),
@@ -34,6 +35,7 @@ COMMANDS = {
     "doctor": ("doctor", "Check numbers, weights and video here; the status is 1 if any is wrong."),
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
+    "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
     "train": ("train", "Train a tracker. Started again on the same folder, it goes on."),
     "pretrain": (
         "train",

@@ -38,12 +38,12 @@ from mixformer_jax.tracking.attention_maps import (
     KINDS,
     MOST_BLOCKS,
     AttentionMaps,
-    Box,
     View,
     attention_maps,
     choose_blocks,
     looked_at,
     looking_at,
+    template_box_xyxy,
     token_mask,
 )
 from mixformer_jax.tracking.tracker import Tracker
@@ -152,7 +152,9 @@ def attention_sheet(
     box = check_box_xywh(box_xywh, source.size)
     state, count = None, 0
     first = itertools.islice(source, frame_number)
-    with tqdm(first, total=frame_number, unit=" frames", desc=source.name, disable=not progress) as frames:
+    with tqdm(
+        first, total=frame_number, unit=" frames", desc=source.name, disable=None if progress else True
+    ) as frames:
         for count, frame in enumerate(frames, 1):
             if state is None:
                 state = tracker.start(frame, box)
@@ -160,7 +162,7 @@ def attention_sheet(
                 state = tracker.step(state, frame)[0]
     if count < frame_number or state is None:
         raise SourceError(f"{source.name} ends after frame {count}; frame {frame_number} was asked for")
-    maps = attention_maps(tracker, state, frame, _template_box(tracker, box), blocks)
+    maps = attention_maps(tracker, state, frame, template_box_xyxy(tracker, box), blocks)
     title = f"{tracker.config.name}    {source.name}    frame {frame_number}"
     if maps.score is not None:
         title += f"    score {maps.score:.2f}"
@@ -294,9 +296,3 @@ def _npz(maps: AttentionMaps, about: Mapping[str, Any]) -> bytes:
     written = io.BytesIO()
     np.savez_compressed(written, **arrays)
     return written.getvalue()
-
-
-def _template_box(tracker: Tracker, box_xywh: Float[np.ndarray, "4"]) -> Box:
-    """Where the given box lies in the initial template: in its middle."""
-    size = box_xywh[2:] / math.ceil(math.sqrt(box_xywh[2] * box_xywh[3]) * tracker.settings.template_factor)
-    return np.concatenate([0.5 - size / 2, 0.5 + size / 2])

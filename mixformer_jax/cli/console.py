@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,9 +109,21 @@ def add_config_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --device."""
+    device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
+    parser.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"(cpu|gpu|cuda|rocm|tpu)(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"expected cpu, gpu, cuda, rocm or tpu, and perhaps :NUMBER, got {text!r}")
+    return text
+
+
 def add_model_arguments(parser: argparse.ArgumentParser, with_sizes: bool = False) -> None:
     """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
+    add_device_argument(parser)
     dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
     group = parser.add_mutually_exclusive_group()

@@ -23,7 +23,8 @@ from mixformer_jax.cli.track import report_recording
 from mixformer_jax.extras import install_line
 from mixformer_jax.media.images import contact_sheet, read_image, write_image
 from mixformer_jax.media.video import ArrayFrames, prepare_output
-from mixformer_jax.tracking.record import MultiTrackerLike, Recording, annotate, record, write_boxes
+from mixformer_jax.tracking.record import MultiTrackerLike, Recording, annotate, record
+from mixformer_jax.tracking.result_files import write_boxes
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 HEIGHT, WIDTH = 360, 640

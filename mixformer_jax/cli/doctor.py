@@ -30,7 +30,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Float32, UInt8
 
 import mixformer_jax
-from mixformer_jax.cli.console import Parser, for_the_user, print_table
+from mixformer_jax.cli.console import Parser, add_device_argument, for_the_user, print_table
 from mixformer_jax.convert.convert import DEFAULT_WEIGHTS
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.extras import EXTRAS, install_line
@@ -92,7 +92,7 @@ RESULTS = {
 def add_doctor(parser: Parser) -> None:
     """The arguments of `mixformer doctor`."""
     parser.describe(run_doctor, "--device cpu")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: the best that JAX finds")
+    add_device_argument(parser)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

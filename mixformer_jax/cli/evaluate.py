@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mixformer_jax.cli import report
-from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, positive, tell_stopped
+from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.datasets.sequences import Dataset, open_dataset
 from mixformer_jax.evaluation.runner import RunSummary, describe, run_dataset
@@ -61,7 +61,7 @@ def add_evaluate(parser: Parser) -> None:
 
 def _add_model(parser: Parser) -> None:
     parser.add_argument("--weights", help=WEIGHTS)
-    parser.add_argument("--device", choices=("cpu", "gpu"))
+    add_device_argument(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
     settings_help = "a table of mixformer configs show benchmarks.toml; default: the model's own name"
     parser.add_argument("--settings-of", metavar="NAME", help=settings_help)

@@ -13,8 +13,7 @@ from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
 from mixformer_jax.evaluation.results import printable
 from mixformer_jax.evaluation.scoring import SequenceNames, find_results
 from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
-from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
-from mixformer_jax.reports.ope import ope_report
+from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report
 from mixformer_jax.reports.report import Report, summary, write_report
 
 ABOUT = """With --out it also writes them, with plots and a page (HTML). GOT-10k, TrackingNet and VOT have measures of

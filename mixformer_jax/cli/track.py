@@ -12,6 +12,7 @@ from mixformer_jax.cli.console import (
     UsageError,
     add_model_arguments,
     complain,
+    for_the_user,
     load_model,
     positive,
     print_table,
@@ -23,16 +24,24 @@ from mixformer_jax.files import NameTakenError, is_taken
 from mixformer_jax.signals import Stopped
 
 if TYPE_CHECKING:
+    from mixformer_jax.media.sources import FrameSource
     from mixformer_jax.tracking.record import Recording
 
-SOURCE = "video file, folder of images, camera index, or rtsp://..."
+SOURCE = "video file, folder of images or frames/%%06d.jpg, camera index, or an address (https://..., rtsp://...)"
 BOX_NEEDED = """--box X,Y,W,H is needed: the target in the first frame, in pixels from its left upper corner, such as \
---box 120,80,60,90; once for each target"""
-BOXES = """one x,y,w,h line a tracked frame, x,y,w,h,score,lost where the model gives scores (default: \
+--box 120,80,60,90; once for each target; or --select, to draw it with the mouse"""
+BOXES = """by its suffix: .csv, .json or .jsonl, a record of frame, time, target, x, y, w, h, score, lost a frame and \
+target; else text, one x,y,w,h line a tracked frame, x,y,w,h,score,lost where the model gives scores (default: \
 NAME_boxes.txt; NAME_boxes_1.txt, NAME_boxes_2.txt, ... for several targets)"""
-EVERY = """only every N-th frame is tracked, drawn and written: frames 1, N + 1, 2 N + 1, ...; the video keeps its \
-speed (default: 1, every frame)"""
+START = "the frame in which the boxes are, counted from 1 (default: the first; with --backward the last)"
+END = "the last frame to track (default: the source's last; with --backward its first)"
+STRIDE = """only every N-th frame is tracked, drawn and written; the video keeps its speed (default: 1, every frame)"""
+LIVE = """whether only the newest frame of an address counts, and those that came while the one before was tracked are \
+dropped (default: of what has no end); cameras are live"""
+RECONNECTS = "how often a live stream that broke off is opened again without a frame (default: %(default)s)"
 OVERWRITE = "replace files that are there; without it they stay: NAME of the defaults becomes NAME-2, NAME-3, ..."
+RESUME = """go on with the run of the same arguments that was interrupted or killed, and replace its files; or begin, \
+where there is none"""
 
 
 def add_track(parser: Parser) -> None:
@@ -42,82 +51,151 @@ def add_track(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
     box_help = "the target in the first frame, in pixels; again for each further target"
     parser.add_argument("--box", action="append", metavar="X,Y,W,H", help=box_help)
+    parser.add_argument("--select", action="store_true", help="draw the boxes with the mouse")
+    parser.add_argument("--start", type=positive, metavar="FRAME", help=START)
+    parser.add_argument("--end", type=positive, metavar="FRAME", help=END)
+    parser.add_argument("--stride", type=positive, default=1, metavar="N", help=STRIDE)
+    parser.add_argument("--backward", action="store_true", help="from --start down to --end")
+    parser.add_argument("--live", action=argparse.BooleanOptionalAction, help=LIVE)
+    parser.add_argument("--reconnects", type=_count, default=6, metavar="N", help=RECONNECTS)
     parser.add_argument("--out", type=Path, metavar="FILE", help="annotated video (default: NAME_tracked.mp4)")
+    parser.add_argument("--no-video", action="store_true", help="boxes alone")
     parser.add_argument("--boxes", type=Path, metavar="FILE", help=BOXES)
-    parser.add_argument("--every", type=positive, default=1, metavar="N", help=EVERY)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
+    parser.add_argument("--resume", action="store_true", help=RESUME)
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary, only what is wrong")
     add_model_arguments(parser)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
 
 
 def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
+    from mixformer_jax.media.selection import SelectedFrames
     from mixformer_jax.media.video import open_source, prepare_output
     from mixformer_jax.tracking.record import record
+    from mixformer_jax.tracking.resume import RunState, resume_path
 
-    if args.box is None:
-        raise UsageError(BOX_NEEDED)
-    with open_source(args.source) as source:
-        video, boxes = _outputs(args, source.name)
-        prepare_output(video)
-        prepare_output(boxes)
+    _check_arguments(args)
+    with open_source(args.source, args.live, args.reconnects) as opened:
+        part = (args.start, args.end, args.stride, args.backward)
+        source = for_the_user(ValueError, SelectedFrames, opened, *part)
+        if args.select:
+            from mixformer_jax.cli.select import select_boxes
+
+            args.box = select_boxes(source)
         boxes_xywh = np.stack([read_box(text, source.size) for text in args.box])
+        video, boxes = _outputs(args, source.name)
+        for path in filter(None, (video, boxes)):
+            prepare_output(path)
+        if args.resume and source.is_live:
+            raise UsageError(f"--resume: {args.source} is live, and cannot be gone back to")
         tracker = load_model(args)
         while True:
+            run_state = None if source.is_live else RunState(resume_path(boxes.expanduser()))
+            options = {"progress": not args.quiet, "overwrite": args.overwrite}
             try:
                 recording = record(
-                    tracker, source, boxes_xywh, video, boxes, args.every, progress=True, overwrite=args.overwrite
+                    tracker, source, boxes_xywh, video, boxes, run_state=run_state, resume=args.resume, **options
                 )
-                return report_recording(recording)
+                break
             except NameTakenError:  # by a run that was as far a moment earlier
                 video, boxes = _outputs(args, source.name)
+    return report_recording(recording, _stream_lines(opened, len(recording.boxes_xywh)), args.quiet)
 
 
-def _outputs(args: argparse.Namespace, name: str) -> tuple[Path, Path]:
-    """Where `track` writes. Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ..."""
-    from mixformer_jax.tracking.record import numbered_paths
+def _check_arguments(args: argparse.Namespace) -> None:
+    if (args.box is None) == (not args.select):
+        raise UsageError(BOX_NEEDED if args.box is None else "--box and --select: give one of them")
+    if args.no_video and args.out is not None:
+        raise UsageError("--out and --no-video: give one of them")
 
+
+def _stream_lines(source: "FrameSource", count: int) -> list[tuple[str, str]]:
+    """What a live source dropped."""
+    from mixformer_jax.media.live import LiveSource
+
+    if not isinstance(source, LiveSource):
+        return []
+    lines = [("dropped", f"{source.dropped} frames that came while another was tracked")]
+    if source.reconnections:
+        lines.append(("reconnected", f"{source.reconnections} times"))
+    return lines
+
+
+def _outputs(args: argparse.Namespace, name: str) -> tuple[Path | None, Path]:
+    """Where `track` writes. Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ...
+
+    With --resume, the files of the last run that left its state.
+    """
+    from mixformer_jax.tracking.result_files import numbered_paths
+    from mixformer_jax.tracking.resume import resume_path
+
+    unfinished: tuple[Path | None, Path] | None = None
     for number in itertools.count(1):
         stem = name if number == 1 else f"{name}-{number}"
-        video, boxes = args.out or Path(f"{stem}_tracked.mp4"), args.boxes or Path(f"{stem}_boxes.txt")
+        video = None if args.no_video else args.out or Path(f"{stem}_tracked.mp4")
+        boxes = args.boxes or Path(f"{stem}_boxes.txt")
         texts = numbered_paths(boxes, len(args.box))
-        _check_distinct(args.source, video, texts)
-        taken = {path for path in (video, *texts) if not args.overwrite and is_taken(path.expanduser())}
+        outputs = (*texts, *([] if video is None else [video]))
+        _check_distinct(args.source, outputs)
+        if is_unfinished := resume_path(boxes.expanduser()).exists():
+            unfinished = video, boxes
+        taken = {path for path in outputs if not args.overwrite and is_taken(path.expanduser())}
+        if args.resume and not args.boxes and (is_unfinished or any(is_taken(path.expanduser()) for path in texts)):
+            continue
+        if args.resume and unfinished:
+            return unfinished
         if typed := {args.out, *(texts if args.boxes else ())} & taken:
             listed = ", ".join(sorted(map(str, typed)))
             raise UsageError(f"{listed}: there already, or being written; give another name, or --overwrite")
-        if not taken:
+        if args.overwrite or not (taken or (is_unfinished and not args.boxes)):
             break
     return video, boxes
 
 
-def _check_distinct(source: str, video: Path, texts: Sequence[Path]) -> None:
+def _check_distinct(source: str, outputs: Sequence[Path]) -> None:
     """An output must not overwrite the input, or another output."""
     from mixformer_jax.media.decoders import is_address
 
-    paths = [*([] if is_address(source) else [Path(source)]), video, *texts]
+    paths = [*([] if is_address(source) else [Path(source)]), *outputs]
     if len({path.expanduser().resolve() for path in paths}) < len(paths):
         listed = ", ".join(map(str, paths))
         raise UsageError(f"{listed} must be different files: see --out and --boxes")
 
 
-def report_recording(recording: "Recording", more: Sequence[tuple[str, str]] = ()) -> int:
+def report_recording(recording: "Recording", more: Sequence[tuple[str, str]] = (), quiet: bool = False) -> int:
     """Prints what a recording left behind; the status tells whether it reached the end of its source."""
     count, files = len(recording.boxes_xywh), ", ".join(map(str, recording.boxes))
-    speed = "too few frames to tell"
-    if math.isfinite(recording.tracking_fps):
-        speed = (
-            f"{recording.tracking_fps:.1f} FPS tracking, {recording.overall_fps:.1f} FPS with reading, "
-            f"drawing and writing (after a warm-up of {recording.warm_up_s:.1f} s)"
-        )
-    lines = [("frames", str(count)), ("speed", speed)]
-    if recording.lost is not None:
-        lines.append(("lost", ", ".join(f"{share} of {count} frames" for share in recording.lost.sum(axis=0))))
-    print_table([*lines, ("video", str(recording.video)), ("boxes", files), *more])
-    kept = f"the {count} frames tracked until then are in {files} and {recording.video}"
+    if not quiet:
+        print_table([*_summary(recording), ("boxes", files), *more])
+    kept = f"the {count} frames tracked until then are in {files}"
+    kept += "" if recording.video is None else f" and {recording.video}"
     if isinstance(recording.stopped_by, Stopped):
         return tell_stopped(recording.stopped_by, kept)
     if recording.stopped_by is not None:
         return complain(f"{recording.stopped_by}; {kept}")
     return 0
+
+
+def _summary(recording: "Recording") -> list[tuple[str, str]]:
+    from mixformer_jax.media.encoders import H264, h264_library
+
+    count, speed = len(recording.boxes_xywh), "too few frames to tell"
+    if math.isfinite(recording.tracking_fps):
+        speed = (
+            f"{recording.tracking_fps:.1f} FPS tracking, {recording.overall_fps:.1f} FPS with reading, "
+            f"drawing and writing (after a warm-up of {recording.warm_up_s:.1f} s)"
+        )
+    resumed = f", {recording.resumed} of them by the run that was interrupted" if recording.resumed else ""
+    lines = [("frames", f"{count}{resumed}"), ("speed", speed)]
+    if recording.lost is not None:
+        lines.append(("lost", ", ".join(f"{share} of {count} frames" for share in recording.lost.sum(axis=0))))
+    if recording.video is not None:
+        hint = "" if h264_library() is not None else f"; {H264}, which browsers play, needs PyAV: pip install av"
+        lines.append(("video", f"{recording.video} ({recording.codec}{hint})"))
+    return lines

@@ -268,7 +268,7 @@ def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # no
     except KeyError as error:
         raise WeightsError(f"not an official state dict: missing {error.args[0]}; {_looks_like(state)}") from error
     except ConfigError as error:
-        raise WeightsError(f"not an official state dict: {error}; where a number cannot be told, give it") from error
+        raise WeightsError(f"not an official state dict: {error}; give the numbers that cannot be inferred") from error
     for size in SIZES.values():
         if dataclasses.replace(config, **{key: getattr(size, key) for key in UNTOLD}) == size:
             return size
@@ -344,8 +344,8 @@ def _depth(state: State, blocks: str) -> int:
 def _heads(width: int, key: str) -> int:
     if width % HEAD_WIDTH:
         raise WeightsError(
-            f"{key} cannot be told from a width of {width}: the official builds have heads of {HEAD_WIDTH} channels; "
-            f"give {key} to `mixformer convert`"
+            f"{key} cannot be inferred from a width of {width}: the official builds have heads of {HEAD_WIDTH} "
+            f"channels; give {key} to `mixformer convert`"
         )
     return width // HEAD_WIDTH
 

@@ -205,8 +205,8 @@ def _failure(path: Path, error: Exception) -> str:
         reason = str(error).partition("WeightsUnpickler error: ")[2].strip().partition("\n")[0] or type(error).__name__
         return f"{path}: truncated, damaged, or not written by torch.save ({reason})"
     return (
-        f"{path}: refused: beside tensors it holds {foreign[1]}, and to load such a thing is to run a program; nothing "
-        "of it was run. If you trust where it comes from, keep the weights alone, in the environment that wrote it: "
+        f"{path}: refused: beside tensors it holds {foreign[1]}, which would run code when it is loaded; nothing of it "
+        "was run. If you trust its source, save the weights alone, in the environment that wrote it: "
         "torch.save({'net': torch.load(PATH, weights_only=False)['net']}, 'weights.pth')"
     )
 

@@ -167,7 +167,7 @@ def read_packed(root: Path, split: str | None = None) -> Dataset:
     listings = [root / f"{shard_name(number)}.json" for number in range(len(shards))]
     missing = sum(not path.is_file() for path in listings)
     if missing:
-        raise DatasetError(f"{root}: {missing} of {len(shards)} shards are not there; pack again, and it goes on")
+        raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
     places = {
         name: (number, record)
         for number, path in enumerate(listings)

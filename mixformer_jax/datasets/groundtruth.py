@@ -1,6 +1,7 @@
 """Annotation files of tracking data sets: one box, or one label, a line."""
 
 import contextlib
+import io
 import math
 import re
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-# Bytes of a well-formed file of boxes; with others (nan, a byte order mark, typing errors) it is read line by line.
-_PLAIN = b"0123456789.,-\n"
+# Bytes of a well-formed table; with others (nan, a byte order mark, typing errors) it is read line by line.
+_PLAIN = b"0123456789.,-+eE \t\n"
 
 
 class DatasetError(ValueError):
@@ -34,7 +35,7 @@ def read_groundtruth(
     """
     path = Path(path)
     text = read_text(path, "ground truth")
-    boxes_xywh = _parse_plain(text)
+    boxes_xywh = parse_table(text.encode(), (4,))
     if boxes_xywh is None:
         lines = _split_lines(text, path, "ground truth")
         boxes_xywh = np.array([_parse_box(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)], np.float64)
@@ -132,26 +133,30 @@ def parse_numbers(line: str, separator: str | None = None) -> list[float]:
     return [float(cell) for cell in line.split("," if "," in line else separator)]
 
 
+def parse_table(content: bytes, widths: tuple[int, ...]) -> Float64[np.ndarray, "n k"] | None:
+    """All lines of numbers at once; None where reading line by line might find something else.
+
+    `widths` are the numbers of columns that there may be; any, if it is empty.
+    """
+    content = content.replace(b"\r\n", b"\n").rstrip()
+    if not content or content.translate(None, _PLAIN):
+        return None
+    delimiter = "," if b"," in content else None
+    try:
+        numbers = np.loadtxt(io.BytesIO(content), delimiter=delimiter, comments=None, ndmin=2)
+    except ValueError:
+        return None
+    # loadtxt skips blank lines.
+    exact = len(numbers) == content.count(b"\n") + 1 and (not widths or numbers.shape[1] in widths)
+    return numbers if exact and np.isfinite(numbers).all() else None
+
+
 def _split_lines(text: str, path: Path, kind: str) -> list[str]:
     """Stripped lines; refuses an empty file."""
     lines = [line.strip() for line in text.splitlines()]
     if not lines:
         raise DatasetError(f"{path}: the {kind} is empty; expected one line for every frame")
     return lines
-
-
-def _parse_plain(text: str) -> Float64[np.ndarray, "n 4"] | None:
-    """All boxes at once; None where `_parse_box` might find something else."""
-    if not text or not text.isascii() or text.encode().translate(None, _PLAIN):
-        return None
-    lines = text.split("\n")
-    if any(line.count(",") != 3 for line in lines):
-        return None
-    try:
-        boxes_xywh = np.array(",".join(lines).split(","), np.float64).reshape(-1, 4)
-    except ValueError:
-        return None
-    return boxes_xywh if np.isfinite(boxes_xywh).all() else None
 
 
 def _parse_box(line: str, where: str) -> list[float]:

@@ -271,7 +271,7 @@ def _tnl2k_folders(root: Path, split: str | None) -> dict[str, Path]:
             each: [name for name in layout.sub_folders(root) if _is_tnl2k_subset(name, each)] for each in TNL2K_SIZES
         }
         if not subsets[split] and (subsets[other] or _is_tnl2k_subset(root.resolve().name, other)):
-            raise DatasetError(f"{root}: holds TNL2K's {other} subset, and the {split} subset is asked for")
+            raise DatasetError(f"{root}: holds TNL2K's {other} subset; expected the {split} subset")
         tops = [root / name for name in subsets[split]] or tops
     found: dict[str, Path] = {}
     for folder in (each for top in tops for each in _tnl2k_below(top, TNL2K_DEPTH)):

@@ -29,7 +29,8 @@ from mixformer_jax.datasets.records import (
     known_fault,
 )
 from mixformer_jax.media.images import has_images, list_images
-from mixformer_jax.media.video import DEFAULT_FPS, open_source
+from mixformer_jax.media.sources import DEFAULT_FPS
+from mixformer_jax.media.video import open_source
 
 PUBLISHED = Path(__file__).parent / "published"
 

@@ -24,7 +24,7 @@ from mixformer_jax.datasets.groundtruth import (
 )
 from mixformer_jax.datasets.layout import SequenceFiles, read_table
 from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
-from mixformer_jax.media.video import DEFAULT_FPS
+from mixformer_jax.media.sources import DEFAULT_FPS
 
 logger = logging.getLogger(__name__)
 
@@ -210,8 +210,8 @@ def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
     counts = [count for count in (len(layout.image_names(folder)), published) if count]
     if not counts:
         raise DatasetError(
-            f"{folder}: no frames, and {name} is no sequence of NfS, so nothing says whether {groundtruth} has the "
-            "boxes of 30 or of 240 frames a second"
+            f"{folder}: no frames, and {name} is no sequence of NfS, so {groundtruth} may have the boxes of 30 or of "
+            "240 frames a second"
         )
     # Some versions of 240 frames a second are a few frames longer or shorter.
     steps = {step: min(abs(len(boxes_xywh[::step]) - count) for count in counts) for step in (1, NFS_RATE_RATIO)}

@@ -78,7 +78,7 @@ def _read_coco_table(annotations: Path) -> _CocoTable:
             with np.load(cache, allow_pickle=False) as arrays:
                 return _CocoTable(*(arrays[name] for name in _CocoTable._fields))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            mend = f"delete it, and it is made anew from {annotations}"
+            mend = f"delete it, and it is written again from {annotations}"
             raise DatasetError(f"{cache}: damaged; {mend}: {error}") from error
     table = _parse_coco(annotations)
     cache.parent.mkdir(parents=True, exist_ok=True)

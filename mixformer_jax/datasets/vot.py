@@ -43,7 +43,7 @@ from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
 from mixformer_jax.datasets.layout import SequenceFiles, check_listed, find_frames, row_faults, sub_folders
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.media.video import DEFAULT_FPS
+from mixformer_jax.media.sources import DEFAULT_FPS
 
 DEFAULT_CHANNEL = "color/%08d.jpg"
 # No frame is larger; beyond it a mask window is a typing error, which would allocate too much.

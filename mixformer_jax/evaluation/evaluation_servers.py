@@ -139,7 +139,7 @@ def _read_resolution(path: Path) -> tuple[int, int]:
         meta.read_string(path.read_text(encoding="utf-8"), source=str(path))
         resolution = meta["METAINFO"]["resolution"]
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; GOT-10k is scored inside the frame, whose size it tells") from None
+        raise DatasetError(f"{path}: no such file; it has the frame's size, to which boxes are clipped") from None
     except (configparser.Error, KeyError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: no `resolution: (width, height)` under [METAINFO]: {error}") from error
     match = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", resolution.strip(), re.ASCII)
@@ -341,8 +341,8 @@ def _check(benchmark: str, folders: list[ResultFolder], sequence: TrackingSequen
 def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Float64[np.ndarray, "n 4"]]:
     if len(sequence) == 1 and not sequence.has_frames:
         raise ResultsError(
-            f"{sequence.root}: no frames, and of a test set the first box alone is published, so that only they tell "
-            f"the length of {sequence.name}"
+            f"{sequence.root}: no frames, from which alone the length of {sequence.name} is known: of a test set only "
+            "the first box is published"
         )
     repetitions = []
     for path in paths:

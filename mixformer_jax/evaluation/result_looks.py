@@ -1,6 +1,6 @@
 """Tells of result files in another format than x,y,w,h in pixels, one row a frame, beginning with the given box.
 
-Nothing is corrected: reports warn. Slight differences are not told: trackers write whole pixels, or cut the given box
+Nothing is corrected: reports warn. Slight differences are ignored: trackers write whole pixels, or cut the given box
 to the frame.
 """
 
@@ -23,9 +23,10 @@ Boxes = Float64[np.ndarray, "n 4"]
 # A first row is another box where a coordinate differs by more pixels, or by a larger share of the given box's longer
 # side, and the overlap is lower.
 SLIGHT_PX, SLIGHT_SHARE, SLIGHT_OVERLAP = 1.0, 0.05, 0.75
-# Another format is told by its overlap with the ground truth, and its gain over x,y,w,h; fewer frames may be chance.
+# Another format is recognised by its overlap with the ground truth, and its gain over x,y,w,h; in fewer frames that may
+# be chance.
 MIN_OVERLAP, MIN_GAIN, MIN_FRAMES = 0.5, 0.3, 3
-# The share of a tracker's files, two at least, in which an offset of one pixel is told.
+# The share of a tracker's files, two at least, for which an offset of one pixel is reported.
 OFFSET_SHARE = 0.9
 # Normalised boxes are at most so large, beside ground truth of at least so many pixels.
 MAX_FRACTION, MIN_SIDE = 1.5, 3.0
@@ -63,7 +64,7 @@ class FileLook(NamedTuple):
 
 
 def look_at(boxes_xywh: Float[np.ndarray, "m 4"], truth_xywh: Float[np.ndarray, "n 4"]) -> FileLook:
-    """The format of a result file, told by the ground truth, whose first row is the given box.
+    """The format of a result file, recognised by the ground truth, whose first row is the given box.
 
     Boxes may be NaN or of negative size; true boxes of NaN or without area tell nothing.
     """

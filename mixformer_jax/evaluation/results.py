@@ -13,7 +13,6 @@ LaSOT, OTB, UAV123, NFS, TNL2K and TrackingNet's server take pytracking's files.
 the settings (`claim_folder`). Files are written whole, boxes last: where they are, the sequence is finished.
 """
 
-import io
 import json
 import logging
 import math
@@ -28,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.boxes import MAX_PIXELS
-from mixformer_jax.datasets.groundtruth import parse_numbers
+from mixformer_jax.datasets.groundtruth import parse_numbers, parse_table
 from mixformer_jax.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -36,8 +35,6 @@ logger = logging.getLogger(__name__)
 SIDE_FILES = ("_time", "_score")
 # Keys of run.json in which runs of one folder may differ, see `claim_folder`.
 ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "decoder", "resumed_with")
-# Bytes of a well-formed table; with others (nan, a byte order mark, typing errors) it is read line by line.
-_PLAIN = b"0123456789.,-+eE \t\n"
 
 Layout = Literal["pytracking", "got10k", "vot"]
 # By the data set's reader, where the layout is not pytracking's.
@@ -139,23 +136,8 @@ def read_numbers(path: str | Path, columns: str, optional: str = "") -> Float64[
     if not columns.endswith("..."):
         count = columns.count(",") + 1
         widths = (count, count + optional.count(",") + 1) if optional else (count,)
-    numbers = _parse_plain(content, widths)
+    numbers = parse_table(content, widths)
     return _parse_lines(path, content, columns, optional, widths) if numbers is None else numbers
-
-
-def _parse_plain(content: bytes, widths: tuple[int, ...]) -> Float64[np.ndarray, "n k"] | None:
-    """All lines at once; None where `_parse_lines` might find something else."""
-    content = content.replace(b"\r\n", b"\n").rstrip()
-    if not content or content.translate(None, _PLAIN):
-        return None
-    delimiter = "," if b"," in content else None
-    try:
-        numbers = np.loadtxt(io.BytesIO(content), delimiter=delimiter, comments=None, ndmin=2)
-    except ValueError:
-        return None
-    # loadtxt passes over blank lines.
-    exact = len(numbers) == content.count(b"\n") + 1 and (not widths or numbers.shape[1] in widths)
-    return numbers if exact and np.isfinite(numbers).all() else None
 
 
 def _parse_lines(

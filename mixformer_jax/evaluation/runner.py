@@ -164,7 +164,7 @@ def run_dataset(
     clock, began = Clock(), time.perf_counter()
     times_s: dict[int, Float64[np.ndarray, " n"]] = {}
     todo, num_frames = {job.number for job in jobs}, sum(len(job.sequence) for job in jobs)
-    with tqdm(total=num_frames, unit="frame", desc=tracker_name, disable=not jobs) as progress:
+    with tqdm(total=num_frames, unit="frame", desc=tracker_name, disable=None if jobs else True) as progress:
         for outcome in crew.track(jobs, clock, progress.update):
             plan = planned[outcome.number]
             if outcome.result is None:

@@ -236,7 +236,7 @@ def find_results(
     if missing:
         others = f" ({len(strangers)} files there belong to no sequence, such as {strangers[0]})" if strangers else ""
         raise ResultsError(
-            f"{len(missing)} result files are missing, and a mean over fewer sequences would not compare: "
+            f"{len(missing)} result files are missing, and means over fewer sequences are not comparable: "
             f"{', '.join(missing)}{others}; run the tracker again, or leave it out with --trackers"
         )
     return found
@@ -255,7 +255,9 @@ def score_results(
     """
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
-    with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress) as bar:
+    with tqdm(
+        total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=None if progress else True
+    ) as bar:
         scored = [_score_tracker(tracker, benchmark, sequences, rules, bar) for tracker in files]
     scored.sort(key=lambda scores: -scores.headline["AUC"])
     return OpeScores(benchmark, rules, names, tuple(scored))

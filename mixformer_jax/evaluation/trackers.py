@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import flax
@@ -137,7 +137,7 @@ class TrackerChoice:
 
     kind: str  # one of TRACKERS; the other fields are for "mixformer" alone
     weights: str | None = None  # name, folder, .safetensors file or official checkpoint; None: the embedded tracker
-    device: Literal["cpu", "gpu"] | None = None
+    device: str | None = None
     batch: int | None = None  # videos in one step; None for the device's default
     # Tracker settings by model, in place of the weights' own; see `settings_on`.
     settings: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)

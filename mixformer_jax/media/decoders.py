@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from importlib import resources
 from pathlib import Path
@@ -70,6 +70,7 @@ class Decoder(ABC):
     location: str  # a path, or an address with `://`
     fps: float  # as the file says it; 0 or NaN where it does not
     num_frames: int | None  # as the file promises; None where it says nothing
+    is_live: bool  # an endless stream, of which what is not read in time is gone
     codec: str  # for messages
     size: tuple[int, int]  # (height, width), upright
 
@@ -127,10 +128,13 @@ class PyAVDecoder(Decoder):
             self.fps = float(stream.guessed_rate or 0)
             seconds = (container.duration or 0) / av.time_base
             self.num_frames = stream.frames or round(seconds * self.fps) or None
+            is_file = (container.size or 0) > 0 and container.format.name != "hls"  # whose list of pieces has a size
+            self.is_live = is_address(location) and self.num_frames is None and not is_file
             # There is no context where this FFmpeg knows no decoder.
             context = stream.codec_context
             self.codec = "an unknown codec" if context is None else _codec_name(context.codec.canonical_name)
-        first = next(self.frames(), None)
+            with closing(self._decoded(container)) as frames:  # from the same connection
+                first = next(frames, None)
         if first is None:
             raise _undecodable(self)
         self.size = first[0].shape[:2]
@@ -138,26 +142,31 @@ class PyAVDecoder(Decoder):
     def frames(self) -> Iterator[tuple[Frame, float]]:
         """See `Decoder`. Packets before the first that decodes are passed over: recordings are cut anywhere."""
         with self._open() as container:
-            stream = container.streams.best("video")
-            if stream.codec_context is None:
-                return
-            stream.thread_type = "AUTO"
-            start = float((stream.start_time or 0) * stream.time_base)
-            size = (stream.codec_context.width, stream.codec_context.height)
-            number = 0
-            for packet in self._packets(container, stream):
-                try:
-                    pictures = packet.decode()
-                except self._av.error.FFmpegError as error:
-                    if number and self.num_frames is None:
-                        raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
-                    if number:
-                        return
+            yield from self._decoded(container)
+
+    def _decoded(self, container: Any) -> Generator[tuple[Frame, float], None, None]:
+        stream = container.streams.best("video")
+        if stream.codec_context is None:
+            return
+        stream.thread_type = "SLICE" if self.is_live else "AUTO"  # frame by frame, each thread is a frame behind
+        start = float((stream.start_time or 0) * stream.time_base)
+        size = (stream.codec_context.width, stream.codec_context.height)
+        number = 0
+        for packet in self._packets(container, stream):
+            try:
+                pictures = stream.decode(packet)
+            except self._av.error.FFmpegError as error:
+                if self.is_live:  # as after a lost packet: the next key frame mends it
                     continue
-                for picture in pictures:
-                    seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
-                    number += 1
-                    yield self._converted(picture, size), seconds
+                if number and self.num_frames is None:
+                    raise SourceError(f"{self.location}: damaged: frame {number + 1} cannot be decoded") from error
+                if number:
+                    return
+                continue
+            for picture in pictures:
+                seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
+                number += 1
+                yield self._converted(picture, size), seconds
 
     def _converted(self, picture: Any, size: tuple[int, int]) -> Frame:
         # As OpenCV converts: by way of BGR, bicubic in the colours and where the size changes inside a file.
@@ -172,13 +181,17 @@ class PyAVDecoder(Decoder):
     def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
         try:
             yield from container.demux(stream)
-        except self._av.error.FFmpegError:
-            return
+        except self._av.error.FFmpegError as error:
+            yield None  # what the decoder still holds
+            if self.is_live:
+                raise SourceError(f"{self.location}: {error.strerror}") from error
 
     def _open(self) -> Any:
         timeout = STREAM_TIMEOUT if is_address(self.location) else None
+        # Over UDP, FFmpeg's first choice, cameras lose packets; OpenCV asks for TCP as well.
+        options = {"rtsp_flags": "prefer_tcp"} if self.location.startswith("rtsp://") else {}
         try:
-            return self._av.open(ffmpeg_location(self.location), timeout=timeout)
+            return self._av.open(ffmpeg_location(self.location), timeout=timeout, options=options)
         except (self._av.error.FFmpegError, OSError) as error:
             raise _not_opened(self.location, error.strerror) from error
 
@@ -193,7 +206,9 @@ class _Witness:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            process_group=0,  # a terminal's Ctrl-C is not for it: its end would count as a frame in doubt
+            # A terminal's Ctrl-C is not for it: its end would count as a frame in doubt.
+            process_group=0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             env={name: value for name, value in os.environ.items() if name not in silencers},
         )
         self._passed, self._complains = 0, False
@@ -248,6 +263,7 @@ class OpenCVDecoder(Decoder):
             self.fps = capture.get(cv2.CAP_PROP_FPS)
             count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
             self.num_frames = int(count) if math.isfinite(count) and count >= 1 else None
+            self.is_live = is_address(location) and self.num_frames is None
             letters = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True)
             self.codec = _codec_name(letters.decode("ascii", "replace").strip("\0 "))
             (decoded, first), (_, second) = self._read(capture), self._read(capture)

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -16,15 +15,26 @@ from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 
 from mixformer_jax.files import Part
-from mixformer_jax.media.decoders import ffmpeg_location, is_address, open_decoder
+from mixformer_jax.media.decoders import Decoder, ffmpeg_location, is_address, open_decoder
 from mixformer_jax.media.encoders import CODECS, EncodingError, open_encoder
-from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
+from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError
+from mixformer_jax.media.live import RECONNECTS, Camera, LiveStream
+from mixformer_jax.media.sources import (
+    ArrayFrames,
+    Frame,
+    FrameSource,
+    ImageFiles,
+    TimedFrame,
+    checked_size,
+    folder_images,
+    is_pattern,
+    pattern_images,
+    usable_rate,
+    without_number,
+)
 
-# Images on disk carry no rate; a video made of them has to have one.
-DEFAULT_FPS = 30.0
 # Containers promise a few frames more than they hold (edit lists, dropped last packets, longer audio). A file counts as
 # truncated when it is short by more than this, both in frames and in seconds.
 MISSING_FRAMES = 5
@@ -33,54 +43,31 @@ MISSING_FRACTION = 0.01
 # Names of videos and folders of images that are the same in every sequence.
 _SAYS_NOTHING = re.compile(r"(?i)(video|images?|imgs?|frames?|color|rgb|\d*)")
 
-Frame = UInt8[np.ndarray, "height width 3"]
-
 
 class OutputError(OSError):
     """A file or a folder that cannot be written."""
 
 
-class FrameSource(ABC):
-    """Frames of one size, in order. Each `iter()` starts again at the first frame (a camera goes on instead)."""
-
-    name: str  # for messages and output files: the stem of the file, the name of the folder
-    fps: float  # DEFAULT_FPS where the source does not know
-    num_frames: int | None  # as promised; None for a camera or a stream without a count
-    size: tuple[int, int]  # (height, width)
-
-    @abstractmethod
-    def __iter__(self) -> Iterator[Frame]:
-        """Yields frames; raises SourceError where the source breaks off."""
-
-    def close(self) -> None:  # noqa: B027 (only a camera has what is open between frames)
-        """Lets go of what is held open between frames."""
-
-    def __enter__(self) -> "FrameSource":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
 class VideoFile(FrameSource):
-    """A video file or a network stream (an address with `://`), turned upright as its metadata say.
+    """A video file, here or at an address (`https://...`), turned upright as its metadata say.
 
     The decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.name = _stream_name(path) if isinstance(path, str) and is_address(path) else telling_name(Path(path))
-        self._decoder = open_decoder(str(path))
-        self.fps = _rate(self._decoder.fps)
-        self.num_frames = self._decoder.num_frames
-        self.size = self._decoder.size
+    def __init__(self, name: str, decoder: Decoder) -> None:
+        self.name, self._decoder = name, decoder
+        self.fps = usable_rate(decoder.fps)
+        self.num_frames = decoder.num_frames
+        self.size = decoder.size
 
-    def __iter__(self) -> Iterator[Frame]:
-        location = self._decoder.location
+    def timed(self) -> Iterator[TimedFrame]:
+        """See `FrameSource`. Times that do not grow, which some containers have, are put a frame apart."""
+        location, latest = self._decoder.location, -math.inf
         number, seconds = 0, 0.0
-        for number, (frame, seconds) in enumerate(self._decoder.frames(), start=1):  # noqa: B007 (both are read below)
-            yield _checked(frame, self.size, location, number)
-        if self.num_frames is None and is_address(location):
+        for number, (frame, seconds) in enumerate(self._decoder.frames(), start=1):
+            latest = seconds if seconds > latest else latest + 1 / self.fps
+            yield TimedFrame(checked_size(frame, self.size, location, number), number, latest)
+        if self._decoder.is_live:
             raise SourceError(f"{location}: the stream gave no frame {number + 1}")
         if self._is_short(number, seconds):
             raise SourceError(
@@ -99,95 +86,47 @@ class VideoFile(FrameSource):
         return self.num_frames - number > tolerance and missing_seconds > tolerance * interval
 
 
-class ImageFolder(FrameSource):
-    """A folder of images, in natural order of their names. Other and hidden files are left out."""
+def open_source(
+    source: str | Path | int | np.ndarray | Sequence[np.ndarray],
+    live: bool | None = None,
+    reconnects: int = RECONNECTS,
+) -> FrameSource:
+    """Opens a video file, an address, images, a camera, or frames in memory.
 
-    def __init__(self, path: Path) -> None:
-        self.name = telling_name(path)
-        self.paths = list_images(path)
-        if not self.paths:
-            raise SourceError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-        self.fps = DEFAULT_FPS
-        self.num_frames = len(self.paths)
-        first = read_image(self.paths[0])
-        self.size = (first.shape[0], first.shape[1])
+    Args:
+        source: a path or an address of a video (`https://...`, `rtsp://...`, `rtmp://...`); a folder of images, or a
+            pattern such as `frames/%06d.jpg`; a camera, 0 or "0" (unless a file or folder has that name); arrays.
+        live: of an address, whether only the newest frame counts (see `media.live`). None: where it has no end.
+        reconnects: how often a live stream that broke off is opened again without a frame.
 
-    def __iter__(self) -> Iterator[Frame]:
-        for number, path in enumerate(self.paths, start=1):
-            yield _checked(read_image(path), self.size, str(path), number)
-
-
-class Camera(FrameSource):
-    """A camera by its index. It has no end of its own: a device that gives no more is a SourceError."""
-
-    def __init__(self, index: int) -> None:
-        self.name = f"camera{index}"
-        self.num_frames = None
-        self._capture = cv2.VideoCapture(index)
-        decoded, frame = self._capture.read() if self._capture.isOpened() else (False, None)
-        if not decoded or frame is None:
-            self.close()
-            raise SourceError(
-                f"camera {index} gives no picture: is it connected, is it free, and may you read it "
-                f"(/dev/video{index} on Linux)? SOURCE may also be a video file or a folder of images"
-            )
-        self.fps = _rate(self._capture.get(cv2.CAP_PROP_FPS))
-        self.size = (frame.shape[0], frame.shape[1])
-
-    def __iter__(self) -> Iterator[Frame]:
-        number = 0
-        while True:
-            number += 1
-            decoded, frame = self._capture.read()
-            if not decoded:
-                raise SourceError(f"{self.name}: the camera gave no frame {number}")
-            yield _checked(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), self.size, self.name, number)
-
-    def close(self) -> None:
-        """Frees the device."""
-        self._capture.release()
-
-
-class ArrayFrames(FrameSource):
-    """Frames in memory: uint8 RGB [n, height, width, 3], or a sequence (also a lazy one) of such frames."""
-
-    def __init__(self, frames: np.ndarray | Sequence, name: str = "frames", fps: float = DEFAULT_FPS) -> None:
-        self.name, self.fps, self._frames = name, fps, frames
-        self.num_frames = len(frames)
-        if self.num_frames == 0:
-            raise SourceError(f"{name}: no frames; expected uint8 RGB arrays [height, width, 3]")
-        first = np.asarray(frames[0])
-        self.size = (first.shape[0], first.shape[1]) if first.ndim == 3 else (0, 0)
-        _checked(first, self.size, name, 1)
-
-    def __iter__(self) -> Iterator[Frame]:
-        for index in range(len(self._frames)):
-            yield _checked(np.asarray(self._frames[index]), self.size, self.name, index + 1)
-
-
-def open_source(source: str | Path | int | np.ndarray | Sequence[np.ndarray]) -> FrameSource:
-    """Opens a video file, a stream (`rtsp://...`), a folder of images, a camera (0 or "0"), or frames in memory.
-
-    Digits as text mean a camera unless a file or folder has that name. SourceError where the first frame cannot be had.
+    Raises:
+        SourceError: the first frame cannot be had.
     """
     if isinstance(source, (int, np.integer)):
         return Camera(int(source))
     if not isinstance(source, (str, Path)):
         return ArrayFrames(source)
     if isinstance(source, str) and is_address(source):
-        return VideoFile(source)
+        decoder = open_decoder(source)
+        is_live = decoder.is_live if live is None else live
+        name = _stream_name(source)
+        return LiveStream(name, decoder, reconnects) if is_live else VideoFile(name, decoder)
     path = Path(source).expanduser()
     if path.is_dir():
-        return ImageFolder(path)
+        return ImageFiles(telling_name(path), folder_images(path))
     if not path.exists():
         if str(source).isdecimal():
             return Camera(int(str(source)))
-        raise SourceError(f"{path}: does not exist; expected a video, a folder of images or a camera number")
+        if is_pattern(path):
+            return ImageFiles(telling_name(without_number(path)), pattern_images(path))
+        raise SourceError(
+            f"{path}: does not exist; expected a video, images (a folder, or %06d.jpg) or a camera number"
+        )
     if path.stat().st_size == 0 and path.is_file():
         raise SourceError(f"{path}: the file is empty")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SourceError(f"{path}: is a single image; expected a video, or the folder that holds the images")
-    return VideoFile(path)
+    return VideoFile(telling_name(path), open_decoder(str(path)))
 
 
 def telling_name(path: Path) -> str:
@@ -201,22 +140,6 @@ def telling_name(path: Path) -> str:
 def _stream_name(address: str) -> str:
     parts = urlsplit(address)
     return PurePosixPath(parts.path).stem or parts.hostname or "stream"
-
-
-def _rate(fps: float) -> float:
-    return fps if math.isfinite(fps) and fps > 0 else DEFAULT_FPS
-
-
-def _checked(frame: np.ndarray, size: tuple[int, int], name: str, number: int) -> Frame:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        found = f"{frame.dtype} {list(frame.shape)}"
-        raise SourceError(f"{name}: frame {number} is {found}; expected uint8 RGB [height, width, 3]")
-    if frame.shape[:2] != size:
-        raise SourceError(
-            f"{name}: frame {number} has {frame.shape[1]}x{frame.shape[0]} pixels, but the first one has "
-            f"{size[1]}x{size[0]}; all frames of a source must have one size"
-        )
-    return frame
 
 
 def prepare_output(path: str | Path) -> Path:

@@ -5,6 +5,7 @@ averaged over heads, for every pair of tokens: rows and columns of the queries, 
 crops.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -18,7 +19,8 @@ from jaxtyping import Array, Bool, Float, UInt8
 from mixformer_jax.boxes import cxcywh_to_xyxy
 from mixformer_jax.crops import context_crop, normalise
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.tracking.step import TrackState
+from mixformer_jax.models.mixformer import MixFormer
+from mixformer_jax.tracking.step import TrackState, Variables
 from mixformer_jax.tracking.tracker import Tracker
 
 # Kinds of attention in the order of Figs. 8 and 9: the crop whose tokens ask, and the crop whose tokens are asked.
@@ -129,28 +131,14 @@ def attention_maps(
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
-    modules = {name: _module_name(config, name) for name in chosen}
-    scales = {name: _scale(tracker, module) for name, module in modules.items()}
+    modules = tuple(
+        (name, module, _scale(tracker, module)) for name in chosen for module in [_module_name(config, name)]
+    )
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
-
-    @jax.jit
-    def run(variables: dict, templates: Array, search: Array, filled: Array) -> tuple[Any, ...]:
-        prediction, sown = tracker.model.apply(
-            variables, normalise(templates), normalise(search), filled, mutable=["intermediates"]
-        )
-        weights = {}
-        for name, module in modules.items():
-            asked = sown["intermediates"]["backbone"][module]["attention"]
-            # The template stream's, then the search stream's; cross-attention blocks have the second alone.
-            steps = list(zip(asked["queries"], asked["keys"], strict=True))
-            shape = (steps[-1][0].shape[2], steps[-1][1].shape[2])
-            _side, slot_keys, _own = _layout(config, shape, filled.shape[1], is_cross=len(steps) == 1)
-            mask = jnp.repeat(filled[0], slot_keys)
-            weights[name] = [_mean_weights(queries, keys, scales[name], mask) for queries, keys in steps]
-        return prediction.boxes_cxcywh, prediction.scores, weights
-
-    boxes_cxcywh, scores, weights = jax.device_get(run(tracker.variables, state.templates, crop[None], state.filled))
+    boxes_cxcywh, scores, weights = jax.device_get(
+        _attend(tracker.model, modules, tracker.variables, state.templates, crop[None], state.filled)
+    )
     templates = np.asarray(state.templates)[0]
     views = {"template": View(templates[0], template_xyxy, "template")}
     newest = 0
@@ -166,6 +154,37 @@ def attention_maps(
     kinds = [kind for kind, crops in KINDS.items() if views.keys() >= set(crops)]
     by_kind = {kind: tuple(of_block.get(kind) for of_block in split) for kind in kinds}
     return AttentionMaps(views, chosen, by_kind, None if scores is None else float(scores[0]))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "modules"))
+def _attend(
+    model: MixFormer,
+    modules: tuple[tuple[str, str, float], ...],
+    variables: Variables,
+    templates: UInt8[Array, "1 slots T T 3"],
+    search: UInt8[Array, "1 S S 3"],
+    filled: Bool[Array, "1 slots"],
+) -> tuple[Any, ...]:
+    """Boxes, scores, and weights by block; `modules` are the blocks' names, their modules and scales."""
+    prediction, sown = model.apply(
+        variables, normalise(templates), normalise(search), filled, mutable=["intermediates"]
+    )
+    weights = {}
+    for name, module, scale in modules:
+        asked = sown["intermediates"]["backbone"][module]["attention"]
+        # The template stream's, then the search stream's; cross-attention blocks have the second alone.
+        steps = list(zip(asked["queries"], asked["keys"], strict=True))
+        shape = (steps[-1][0].shape[2], steps[-1][1].shape[2])
+        _side, slot_keys, _own = _layout(model.config, shape, filled.shape[1], is_cross=len(steps) == 1)
+        mask = jnp.repeat(filled[0], slot_keys)
+        weights[name] = [_mean_weights(queries, keys, scale, mask) for queries, keys in steps]
+    return prediction.boxes_cxcywh, prediction.scores, weights
+
+
+def template_box_xyxy(tracker: Tracker, box_xywh: Float[np.ndarray, "4"]) -> Box:
+    """Where a given box lies in the template that was cut around it: in its middle."""
+    size = box_xywh[2:] / math.ceil(math.sqrt(box_xywh[2] * box_xywh[3]) * tracker.settings.template_factor)
+    return np.concatenate([0.5 - size / 2, 0.5 + size / 2])
 
 
 def token_mask(side: int, box_xyxy: Box) -> Bool[np.ndarray, "{side} {side}"]:

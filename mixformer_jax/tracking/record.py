@@ -1,26 +1,22 @@
-"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes.
-
-Boxes are text files, one a target and a line a frame: `x,y,w,h` in pixels; where the tracker gives scores,
-`x,y,w,h,score,lost`, with lost 0 or 1. The first line is what was given: its score is 1.
-"""
+"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes."""
 
 import contextlib
-import itertools
 import math
-import os
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float64
 from tqdm import tqdm
 
-from mixformer_jax.files import Part, named_errors, write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, SourceError, draw_box, draw_caption, target_colour
-from mixformer_jax.media.video import Frame, FrameSource, VideoWriter, prepare_output
+from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
+from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
+from mixformer_jax.tracking.result_files import ResultFiles
+from mixformer_jax.tracking.resume import RunState, describe_run, restored
 from mixformer_jax.tracking.tracker import Tracked
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
@@ -44,8 +40,10 @@ class Recording(NamedTuple):
 
     boxes_xywh: Float64[np.ndarray, "frames n 4"]  # pixels, a row a tracked frame; the first holds the given boxes
     lost: Bool[np.ndarray, "frames n"] | None  # None where the tracker gives no scores
-    video: Path  # annotated
-    boxes: tuple[Path, ...]  # text files, one a target
+    video: Path | None  # annotated
+    codec: str | None  # of the video
+    boxes: tuple[Path, ...]  # see `result_files`
+    resumed: int  # frames that an earlier run had tracked
     warm_up_s: float  # `start` and the first `step`, compilation included
     tracking_fps: float  # inside `step`, without the first call
     overall_fps: float  # the same with decoding, drawing and writing
@@ -56,12 +54,13 @@ def record(
     tracker: MultiTrackerLike,
     source: FrameSource,
     boxes_xywh: Float64[np.ndarray, "n 4"],
-    video: str | Path,
+    video: str | Path | None,
     boxes: str | Path,
-    every: int = 1,
     groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None,
     progress: bool = False,
     overwrite: bool = False,
+    run_state: RunState | None = None,
+    resume: bool = False,
 ) -> Recording:
     """Tracks the targets that `boxes_xywh` mark on the first frame, to the end of the source.
 
@@ -70,85 +69,145 @@ def record(
     (`signals.StopSignals`), where a frame takes longer than STOP_S, the process ends here instead.
 
     Args:
-        video: file to write: each frame with the boxes, the frame's number, and the scores where there are.
-        boxes: file to write for one target; for several, see `numbered_paths`.
-        every: only every N-th frame is tracked, drawn and written. The video's rate is divided by it.
+        video: file to write: each frame with the boxes, the frame's number, and the scores where there are. None: none.
+        boxes: file to write, in the format of its suffix; see `result_files`.
         groundtruth_xywh: boxes to draw beside the tracker's, one row a frame of the source.
+        progress: a bar on stderr, where that is a terminal.
+        overwrite: replace files that are there.
+        run_state: where the run keeps what it needs to go on; removed at the end of the source.
+        resume: go on from there, and replace the files of the interrupted run. Where nothing is, begin.
 
     Raises:
-        ValueError: a box is unusable (from `tracker.start`), or `every` is below 1. Nothing is left behind.
+        ValueError: a box is unusable (from `tracker.start`). Nothing is left behind.
         SourceError: there is no first frame.
         OutputError: a file cannot be written.
         NameTakenError: a file is there, or another run is writing it.
+        ResumeError: `run_state` is of another run.
     """
-    if every < 1:
-        raise ValueError(f"every is {every}; expected 1 (each frame) or more")
-    video, boxes = prepare_output(video), prepare_output(boxes)
-    frames = itertools.islice(enumerate(source), 0, None, every)
+    video, boxes = None if video is None else prepare_output(video), prepare_output(boxes)
+    frames = source.timed()
     first = next(frames, None)
     if first is None:
         raise SourceError(f"{source.name}: there is no frame")
+    saved = None
+    if run_state is not None:
+        run_state.describe(describe_run(tracker, source, first, boxes_xywh))
+        saved = run_state.load() if resume else None
+    earlier = [] if saved is None else saved.results
+    overwrite = overwrite or saved is not None
 
-    rows: list[np.ndarray] = []
-    lost_rows: list[np.ndarray] = []
+    results: list[Tracked] = []
     step_seconds: list[float] = []
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
     keeping = threading.Lock()
+    is_begun = False
+    latest: Any = None  # the state that belongs to the last result
 
     def finish() -> str:
         keeping.acquire(timeout=STOP_S)  # and never given back
-        writer.close()
+        if writer is not None:
+            writer.close()
         files.__exit__()
-        kept = f"{', '.join(map(str, files.paths))} and {video}"
-        return f"the {len(rows)} frames tracked until then are in {kept}" if rows else ""
+        save(now=True)
+        forget()
+        kept = ", ".join(map(str, files.paths)) + ("" if video is None else f" and {video}")
+        return f"the {len(results)} frames tracked until then are in {kept}" if results else ""
+
+    def save(now: bool) -> None:
+        if run_state is not None and len(results) > max(1, len(earlier)):
+            run_state.save(latest, results, now)
+
+    def begin() -> None:
+        """Once a file is this run's alone. Who is killed from here on leaves files, and this tells whose they are."""
+        nonlocal is_begun
+        if run_state is not None and not earlier:
+            run_state.begin()
+            is_begun = True
+
+    def forget() -> None:
+        if run_state is not None and is_begun and not results:  # nothing to go on with
+            run_state.discard()
 
     files = ResultFiles(boxes, len(boxes_xywh), overwrite)
-    writer = VideoWriter(video, source.fps / every, source.size, overwrite)
-    with saving(STOP_S, finish), writer, contextlib.ExitStack() as stack:
+    writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
+    with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        stack.callback(forget)
+        if writer is not None:
+            begin()
         started = time.perf_counter()
-        state = tracker.start(first[1], boxes_xywh)
+        state = tracker.start(first.pixels, boxes_xywh)
+        if saved is not None and earlier:
+            state = restored(tracker, state, saved.state)
         start_s = time.perf_counter() - started
 
         stack.enter_context(files)
-        total = None if source.num_frames is None else -(-source.num_frames // every)
-        bar = stack.enter_context(tqdm(total=total, unit=" frames", desc=source.name, disable=not progress))
+        if writer is None:
+            begin()
+        bar = stack.enter_context(
+            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
+        )
 
-        def keep(index: int, frame: Frame, found: Tracked) -> None:
+        def keep(frame: TimedFrame, found: Tracked, state: Any) -> None:
+            nonlocal latest
             # Copies: a view keeps alive, or changes with, what the tracker made it of.
+            scores, lost = (None if x is None else np.array(x) for x in (found.scores, found.lost))
+            boxes_xywh = np.array(found.boxes_xywh, np.float64)
+            kept = Tracked(boxes_xywh, scores, lost, frame=frame.number, time=frame.seconds)
             with keeping:
-                rows.append(np.array(found.boxes_xywh, np.float64))
-                if found.lost is not None:
-                    lost_rows.append(np.array(found.lost))
-                files.write(found)
-                writer.write(annotate(frame, index, found, groundtruth_xywh))
+                files.write(kept)
+                if writer is not None:
+                    drawn = annotate(frame.pixels, frame.number - 1, kept, groundtruth_xywh)
+                    writer.write(drawn, abs(frame.seconds - first.seconds))
+                results.append(kept)
+                latest = state
+                save(now=False)
             bar.update()
 
         try:
             # What was given is certain.
             certain = (np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)) if tracker.has_scores else ()
-            keep(*first, Tracked(boxes_xywh, *certain))
-            for index, frame in frames:
+            keep(first, earlier[0] if earlier else Tracked(boxes_xywh, *certain), state)
+            for found in earlier[1:]:
+                check()
+                frame = next(frames, None)
+                if frame is None:
+                    raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
+                keep(frame, found, state)
+            for frame in frames:
                 check()
                 before = time.perf_counter()
-                state, found = tracker.step(state, frame)
+                state, found = tracker.step(state, frame.pixels)
                 step_seconds.append(time.perf_counter() - before)
-                keep(index, frame, found)
+                keep(frame, found, state)
                 finished_at = time.perf_counter()
                 if len(step_seconds) == 1:
                     warm_at = finished_at
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
+            save(now=True)
 
-    lost = np.stack(lost_rows) if lost_rows else None
+    if run_state is not None and stopped_by is None:
+        run_state.discard()  # now that the files have their names
+    lost = None if results[0].lost is None else np.stack([found.lost for found in results if found.lost is not None])
     warm_up_s = start_s + step_seconds[0] if step_seconds else math.nan
     count = len(step_seconds) - 1
 
     def rate(seconds: float) -> float:
         return count / seconds if count > 0 and seconds > 0 else math.nan
 
-    tracking_fps, overall_fps = rate(math.fsum(step_seconds[1:])), rate(finished_at - warm_at)
-    return Recording(np.stack(rows), lost, video, files.paths, warm_up_s, tracking_fps, overall_fps, stopped_by)
+    return Recording(
+        boxes_xywh=np.stack([found.boxes_xywh for found in results]),
+        lost=lost,
+        video=video,
+        codec=None if writer is None else writer.codec,
+        boxes=files.paths,
+        resumed=len(earlier),
+        warm_up_s=warm_up_s,
+        tracking_fps=rate(math.fsum(step_seconds[1:])),
+        overall_fps=rate(finished_at - warm_at),
+        stopped_by=stopped_by,
+    )
 
 
 def annotate(
@@ -156,91 +215,18 @@ def annotate(
 ) -> Frame:
     """A copy of frame `index` (shown counted from 1) with the tracker's boxes over the thinner ground truth.
 
-    Several targets have colours and numbers of their own. The box of a target that counts as lost is dashed.
+    Several targets have colours and numbers of their own, and those that come and go keep theirs (`Tracked.numbers`).
+    The box of a target that counts as lost is dashed.
     """
     if groundtruth_xywh is not None and index < len(groundtruth_xywh):
         frame = draw_box(frame, groundtruth_xywh[index], GROUND_TRUTH, thickness=1)
-    several = len(found.boxes_xywh) > 1
-    for target, box_xywh in enumerate(found.boxes_xywh):
-        is_lost = found.lost is not None and bool(found.lost[target])
+    several = len(found.boxes_xywh) > 1 or found.numbers is not None
+    targets = range(len(found.boxes_xywh)) if found.numbers is None else found.numbers.tolist()
+    for row, (target, box_xywh) in enumerate(zip(targets, found.boxes_xywh, strict=True)):
+        is_lost = found.lost is not None and bool(found.lost[row])
         words = [str(target + 1) if several else f"frame {index + 1}"]
         if found.scores is not None:
-            words.append(f"{'' if several else 'score '}{found.scores[target]:.2f}")
+            words.append(f"{'' if several else 'score '}{found.scores[row]:.2f}")
         words += ["lost"] if is_lost else []
         frame = draw_box(frame, box_xywh, target_colour(target), "  ".join(words), dashed=is_lost)
     return draw_caption(frame, f"frame {index + 1}") if several else frame
-
-
-def numbered_paths(path: Path, count: int) -> tuple[Path, ...]:
-    """`boxes.txt` for one target; `boxes_1.txt`, `boxes_2.txt`, ... for several."""
-    if count == 1:
-        return (path,)
-    return tuple(path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1))
-
-
-def format_box(box_xywh: Float[np.ndarray, "4"]) -> str:
-    """`x,y,w,h` to a thousandth of a pixel, without superfluous zeros."""
-    return ",".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in box_xywh)
-
-
-def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> None:
-    """Writes one `x,y,w,h` line a frame, at once: the file appears whole or not at all."""
-    write_atomically(prepare_output(path), "".join(format_box(box) + "\n" for box in boxes_xywh))
-
-
-class ResultFiles:
-    """Open text files, one a target (`numbered_paths`). A context manager.
-
-    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
-    written so far. When the context ends, for whatever reason, they get their names.
-
-    Raises:
-        NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
-            made.
-    """
-
-    def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
-        self.paths = numbered_paths(path, num_targets)
-        self._overwrite = overwrite
-        self._parts: list[Part] = []
-        self._files: list[IO[str]] = []
-        self._sizes = [0] * num_targets
-
-    def __enter__(self) -> "ResultFiles":
-        try:
-            for path in self.paths:
-                self._parts.append(Part(path, self._overwrite))
-        except BaseException:
-            self.__exit__()
-            raise
-        self._files = [part.path.open("w", encoding="ascii") for part in self._parts]
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with contextlib.ExitStack() as stack:  # one that cannot be closed or named leaves none open
-            for part in self._parts:
-                stack.callback(part.finish)
-            for path, file in zip(self.paths, self._files, strict=False):
-                stack.enter_context(named_errors(path))
-                stack.callback(file.close)
-
-    def write(self, found: Tracked) -> None:
-        """A line in each file, on disk when this returns.
-
-        Raises:
-            OSError: a full disk; it names the file, which keeps its whole lines.
-        """
-        for target, file in enumerate(self._files):
-            line = format_box(found.boxes_xywh[target])
-            if found.scores is not None and found.lost is not None:
-                line += f",{found.scores[target]:.4f},{int(found.lost[target])}"
-            try:
-                with named_errors(self.paths[target]):
-                    print(line, file=file, flush=True)
-            except OSError:
-                # Half a line could pass for a box.
-                with contextlib.suppress(OSError):
-                    file.close()
-                os.truncate(self._parts[target].path, self._sizes[target])
-                raise
-            self._sizes[target] += len(line) + 1

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Int64, UInt8
 
 from mixformer_jax.boxes import Array as EitherArray
 from mixformer_jax.boxes import clip_box_xywh, namespace
@@ -48,6 +48,16 @@ class ScoreMemory(NamedTuple):
     streak: Int32[Array, " n"]  # frames in a row that spoke against `lost`
 
 
+class Targets(NamedTuple):
+    """Whose the rows of a state are, on the host, once targets have come or gone (`tracking.targets`)."""
+
+    numbers: Int64[np.ndarray, " n"]  # of the targets, which keep theirs; -1 for a free row
+    since: Int64[np.ndarray, " n"]  # the frame index at which each was given
+    refreshes: Int64[np.ndarray, " n"]  # online templates taken so far
+    pinned: Int64[np.ndarray, " n"]  # online slots, the first ones, that hold templates of the user's
+    next_number: int  # no number is given twice
+
+
 class TrackState(NamedTuple):
     """State of `n` targets between two frames. The counters are scalars, or one a target in `lanes`."""
 
@@ -60,6 +70,7 @@ class TrackState(NamedTuple):
     clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
     frame_index: Int32[Array, "*each"]  # frames tracked since the first
     num_refreshes: Int32[Array, "*each"]  # online templates taken so far
+    targets: Targets | None = None  # None: every row holds a target of `start`
 
 
 class TrackPrediction(NamedTuple):
@@ -361,13 +372,18 @@ def is_refresh_due(settings: TrackerConfig, frame_index: EitherArray | int) -> E
 
 
 def refresh_templates(
-    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, cut: CutTemplates
+    model: MixFormer,
+    settings: TrackerConfig,
+    variables: Variables,
+    state: TrackState,
+    cut: CutTemplates,
+    pinned: int = 0,
 ) -> TrackState:
     """The second half of the policy: one online template of each target is replaced, and all are encoded anew.
 
     Empty slots are filled first, then the oldest online template goes: first the copy of the initial one. Targets that
     are lost and looked for keep theirs. A new interval begins: the best score is forgotten, and the initial template is
-    the candidate.
+    the candidate. The first `pinned` online slots are left alone.
 
     Raises:
         ValueError: the tracker has no online slots.
@@ -377,7 +393,7 @@ def refresh_templates(
     memory, crops = state.memory, cut(None) if state.memory is None else state.memory.candidates
     kept = None if state.redetection is None or memory is None else memory.lost
     templates, filled, num_refreshes = _replace_template(
-        settings, state.templates, state.filled, state.num_refreshes, crops, kept
+        settings, state.templates, state.filled, state.num_refreshes, crops, kept, pinned
     )
     cache = encode_templates(model, settings, variables, templates, filled)
     memory = None if memory is None else forget_candidates(memory, templates)
@@ -392,8 +408,9 @@ def _replace_template(
     num_refreshes: Int32[Array, ""],
     crops: UInt8[Array, "n T T 3"],
     kept: Bool[Array, " n"] | None,
+    pinned: Int32[Array, ""] | int,
 ) -> tuple[UInt8[Array, "n slots T T 3"], Bool[Array, "n slots"], Int32[Array, ""]]:
-    slot = 1 + (num_refreshes + 1) % settings.num_online_templates
+    slot = 1 + pinned + (num_refreshes + 1) % (settings.num_online_templates - pinned)
     if kept is not None:  # lost targets are looked for by the templates that they had
         crops = jnp.where(kept[:, None, None, None], templates[:, slot], crops)
     return templates.at[:, slot].set(crops), filled.at[:, slot].set(True), num_refreshes + 1

@@ -1,20 +1,22 @@
 """The tracker that users hold: weights, a device, and the host side of a step."""
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
-from mixformer_jax.media.video import Frame
+from mixformer_jax.media.sources import Frame, FrameSource
+from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
@@ -23,18 +25,35 @@ from mixformer_jax.tracking.step import (
     TrackState,
     Variables,
     clip_margins,
+    encode_templates,
+    keep_new_candidates,
+    refresh_templates,
     start_from_crops,
     step_from_crops,
     update_templates,
 )
+from mixformer_jax.tracking.targets import (
+    add_targets,
+    due_rows,
+    is_live,
+    live_numbers,
+    live_rows,
+    put_row,
+    remove_targets,
+    replace_target,
+    row_of,
+    target_alone,
+    targets_of,
+    without_free_looks,
+)
 
-Device = Literal["cpu", "gpu", "tpu"]
+RECORD_FIELDS = ("frame", "time", "target", "x", "y", "w", "h", "score", "lost")
 
 logger = logging.getLogger(__name__)
 
 
 class Tracked(NamedTuple):
-    """The targets on one frame, on the host, in the order in which their boxes were given.
+    """The targets on one frame, on the host, in the order in which their boxes were given, and so of their numbers.
 
     `box_xywh`, `score` and `is_lost` are for those who follow one target; with several they raise ValueError. Scores
     and lost flags are None for models without a score prediction module.
@@ -43,6 +62,9 @@ class Tracked(NamedTuple):
     boxes_xywh: Float[np.ndarray, "n 4"]  # pixels, clipped to the frame
     scores: Float[np.ndarray, " n"] | None = None  # confidence in [0, 1]
     lost: Bool[np.ndarray, " n"] | None = None  # whether the target counts as lost; not in the paper, changes no box
+    numbers: Int64[np.ndarray, " n"] | None = None  # of targets that come and go (`Tracker.add`); None: 0, 1, ...
+    frame: int | None = None  # its number in the source, counted from 1; None where there is no source
+    time: float | None = None  # seconds in the source
 
     @property
     def box_xywh(self) -> Float[np.ndarray, "4"]:
@@ -57,6 +79,23 @@ class Tracked(NamedTuple):
     def is_lost(self) -> bool | None:
         lost = self._only("is_lost", "lost")
         return None if lost is None else bool(lost)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record a target, of plain numbers under RECORD_FIELDS, as files of boxes have them (but not rounded)."""
+        records = []
+        indices = range(len(self.boxes_xywh)) if self.numbers is None else self.numbers
+        for index, (number, box_xywh) in enumerate(zip(indices, self.boxes_xywh, strict=True)):
+            numbers = dict(zip("xywh", map(float, box_xywh), strict=True))
+            score = None if self.scores is None else float(self.scores[index])
+            lost = None if self.lost is None else bool(self.lost[index])
+            target = {"target": int(number) + 1, **numbers, "score": score, "lost": lost}
+            records.append({"frame": self.frame, "time": self.time, **target})
+        return records
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, as JSON takes them: `frame`, `time`, and under `targets` what is left of the records."""
+        targets = [{name: record[name] for name in RECORD_FIELDS[2:]} for record in self.records()]
+        return {"frame": self.frame, "time": self.time, "targets": targets}
 
     def _only(self, name: str, of_all: str) -> Any:
         if len(self.boxes_xywh) != 1:
@@ -73,10 +112,12 @@ class Crops(NamedTuple):
 
 
 class Tracker:
-    """Tracks targets through a video; holds nothing that changes from frame to frame.
+    """Tracks targets through a video; holds nothing that changes, so that any number of threads may share it.
 
         state = tracker.start(frame, box_xywh)
         state, tracked = tracker.step(state, frame)
+
+    `add`, `remove`, `replace` and `add_template` change who is followed, between any two steps.
 
     `model` is the network, `settings` how it tracks, `variables` its weights, on `device`. Crops are cut on the host,
     bit for bit as the official code cuts them, so that one compiled program serves every size of frame and every
@@ -103,7 +144,7 @@ class Tracker:
 
     @classmethod
     def random(
-        cls, name: str, device: Device | None = None, seed: int = 0, dtype: ComputeDtype | None = None
+        cls, name: str, device: str | None = None, seed: int = 0, dtype: ComputeDtype | None = None
     ) -> "Tracker":
         """A tracker of a size in the table with random weights, for measuring speed. Otherwise as `load`.
 
@@ -143,9 +184,67 @@ class Tracker:
         arrays = jax.device_put((crops, boxes.astype(np.float32)), self.device)
         return start_from_crops(self.model, self.settings, self.variables, *arrays)
 
+    def add(
+        self, state: TrackState | None, frame: Any, boxes_xywh: Any
+    ) -> tuple[TrackState, Int64[np.ndarray, " new"]]:
+        """Further targets, which boxes mark on the frame of the last step; a state of None follows nobody yet.
+
+        Rows are kept in powers of two, so one program serves 5 to 8 targets (`tracking.targets`).
+
+        Returns:
+            The state, and the numbers of the new targets: they stay with them (`Tracked.numbers`) and are never given
+            again. Those of `start` are 0, 1, ...
+
+        Raises:
+            ValueError: as `start`.
+        """
+        frame = checked_frame(frame)
+        boxes = _check_boxes(boxes_xywh, frame.shape)
+        return add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
+
+    def remove(self, state: TrackState, targets: Any) -> TrackState:
+        """No longer follows the target of a number, or of several; ValueError for one that is not followed."""
+        return remove_targets(state, np.atleast_1d(targets).tolist())
+
+    def replace(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
+        """Corrects a target: it begins anew from a box on the frame of the last step, and keeps its number.
+
+        Raises:
+            ValueError: as `start`, or the target is not followed.
+        """
+        row_of(state, target)
+        frame = checked_frame(frame)
+        return replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
+
+    def add_template(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
+        """A further template of a target, which a box marks on any frame: it stays, as the initial one does.
+
+        It takes an online slot; when the user's templates fill all of them, the newest is replaced.
+
+        Raises:
+            ValueError: as `start`, the target is not followed, or the tracker has no online slots.
+        """
+        settings, row = self.settings, row_of(state, target)
+        if settings.num_online_templates == 0:
+            raise ValueError(
+                "this tracker has no slot for another template (num_online_templates is 0); "
+                "use tracker.with_settings(num_online_templates=1), or --tracker.num_online_templates=1"
+            )
+        frame = checked_frame(frame)
+        crops = self.template_crops({0: frame}, check_box_xywh(box_xywh, frame.shape)[None])
+        pinned = min(int(targets_of(state).pinned[row]) + 1, settings.num_online_templates)
+        alone = target_alone(state, target)
+        templates = alone.templates.at[:, pinned].set(crops)
+        filled = alone.filled.at[:, pinned].set(True)
+        cache = encode_templates(self.model, settings, self.variables, templates, filled)
+        alone = alone._replace(templates=templates, filled=filled, cache=cache)
+        return put_row(state, row, alone, pinned=pinned)
+
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
         """Finds the targets on the next frame; ValueError as `start`."""
         frame = checked_frame(frame)
+        if state.targets is not None:
+            return self._step_of_some(state, frame)
         state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
@@ -158,6 +257,61 @@ class Tracker:
         # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
         scores, lost = (None if x is None else np.array(x) for x in (prediction.scores, prediction.lost))
         return state, Tracked(boxes_xywh, scores, lost)
+
+    def track(
+        self, source: str | Path | int | np.ndarray | Sequence[np.ndarray] | FrameSource, boxes_xywh: Any
+    ) -> Iterator[tuple[Frame, Tracked]]:
+        """Follows targets through a source: each frame and what is on it, with its number and time.
+
+            for frame, tracked in tracker.track("walk.mp4", [120, 80, 60, 90]):
+                print(tracked.to_dict())
+
+        The first is what was given, with score 1. A source is closed at the end, or when the iteration is left.
+
+        Args:
+            source: what `media.video.open_source` takes; or one that is open, such as a `SelectedFrames`.
+            boxes_xywh: on its first frame, as `start`.
+
+        Raises:
+            SourceError: it cannot be opened, or breaks off.
+            ValueError: as `start`.
+        """
+        with source if isinstance(source, FrameSource) else open_source(source) as frames:
+            state = None
+            for frame in frames.timed():
+                if state is None:
+                    state = self.start(frame.pixels, boxes_xywh)
+                    boxes = _check_boxes(boxes_xywh, frame.pixels.shape)
+                    certain = (np.ones(len(boxes)), np.zeros(len(boxes), bool)) if self.has_scores else (None, None)
+                    tracked = Tracked(boxes, *certain)
+                else:
+                    state, tracked = self.step(state, frame.pixels)
+                yield frame.pixels, tracked._replace(frame=frame.number, time=frame.seconds)
+
+    def _step_of_some(self, state: TrackState, frame: Frame) -> tuple[TrackState, Tracked]:
+        """A step where targets have come or gone: some rows are free, and each target counts its own frames."""
+        settings, targets, live, rows = self.settings, state.targets, is_live(state), live_rows(state)
+        if len(rows) == 0:
+            nothing = np.zeros(0)
+            scores, lost = (nothing, nothing.astype(bool)) if self.has_scores else (None, None)
+            return state, Tracked(np.zeros((0, 4)), scores, lost, nothing.astype(np.int64))
+        state = without_free_looks(state)
+        state, prediction = self.locate(state, self.search_crops(state, frame), frame)
+        boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
+
+        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T 3"]:
+            chosen = rows if wanted is None else np.flatnonzero(wanted)
+            return self.template_crops(dict.fromkeys(chosen.tolist(), frame), boxes_xywh)
+
+        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate) & live
+        state = keep_new_candidates(settings, state, is_candidate, cut)._replace(targets=targets)
+        for row, alone, pinned in due_rows(state, settings.update_interval, settings.num_online_templates):
+            # As for a single target, so that templates do not depend on the others.
+            cut_alone = functools.partial(lambda row, _all: cut(None)[row : row + 1], row)
+            renewed = refresh_templates(self.model, settings, self.variables, alone, cut_alone, pinned)
+            state = put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
+        scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
+        return state, Tracked(boxes_xywh[rows], scores, lost, live_numbers(state))
 
     def search_crops(self, state: TrackState, frame: Frame, around_xywh: Any = None) -> Crops:
         """The first part of a step: search crops around the last boxes, or around others [n, 4]."""
@@ -190,14 +344,14 @@ class Tracker:
         return crops
 
 
-def load(weights: str | Path | None = None, device: Device | None = None, dtype: ComputeDtype | None = None) -> Tracker:
+def load(weights: str | Path | None = None, device: str | None = None, dtype: ComputeDtype | None = None) -> Tracker:
     """A tracker with trained weights.
 
     Args:
         weights: None for the embedded default; the name of an embedded file; a `.safetensors` file of this project; the
             folder of a training run; or an official checkpoint (`.pth`, `.pth.tar`, or `.safetensors` with official
             names), which is converted in memory.
-        device: kind of device to run on; None for JAX's default.
+        device: to run on, see `find_device`; None for JAX's default.
         dtype: compute type; None for float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
@@ -229,18 +383,28 @@ def check_dtype(dtype: object) -> None:
         raise ConfigError(f"dtype is {dtype!r}; expected {' or '.join(get_args(ComputeDtype))}")
 
 
-def find_device(kind: Device | None) -> jax.Device:
-    """The first device of a kind, or JAX's default; ValueError where there is none."""
-    if kind is None:
+def find_device(name: str | None) -> jax.Device:
+    """A device by kind (`cpu`, `gpu`, `cuda`, `rocm`, `tpu`), the first or `cuda:1`; None: JAX's default.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name is None:
         return jax.devices()[0]
+    kind, _, number = name.partition(":")
+    if not kind or (number and not number.isdecimal()) or name.endswith(":"):
+        raise ValueError(f"device {name!r}; expected a kind and perhaps a number, such as cpu, gpu or cuda:1")
     try:
-        return jax.devices(kind)[0]
+        devices = jax.devices(kind)
     except RuntimeError as error:
         have = ", ".join(sorted({device.platform for device in jax.devices()}))
         raise ValueError(f"no device of kind {kind!r} here; JAX sees: {have}") from error
+    if int(number or 0) >= len(devices):
+        raise ValueError(f"no device {name!r} here; JAX sees {len(devices)} of kind {kind!r}, counted from 0")
+    return devices[int(number or 0)]
 
 
-def _device_and_dtype(kind: Device | None, dtype: ComputeDtype | None) -> tuple[jax.Device, ComputeDtype]:
+def _device_and_dtype(kind: str | None, dtype: ComputeDtype | None) -> tuple[jax.Device, ComputeDtype]:
     device = find_device(kind)
     if dtype is None:
         dtype = "float32" if device.platform == "cpu" else "bfloat16"

@@ -135,7 +135,7 @@ class Progress:
             unit=" samples",
             desc="train",
             smoothing=0.05,
-            disable=not shown,
+            disable=None if shown else True,
         )
         self._recent: list[dict[str, float]] = []
         self._idle_s = self._paused_s = 0.0

@@ -101,7 +101,7 @@ def test_refused(run, official, tmp_path):
         (run, tmp_path / "none" / "w.pth", "no such folder"),
         (run, ours, "source and target are one file"),
         (run, tmp_path / "w.safetensors", "already in this project's format"),
-        (official[0], tmp_path / "w.safetensors", r"official\.safetensors: num_heads cannot be told"),
+        (official[0], tmp_path / "w.safetensors", r"official\.safetensors: num_heads cannot be inferred"),
     ]:
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(WeightsError, match=match):

@@ -1,4 +1,4 @@
-"""Architecture, head and sizes told by names and shapes: the tiny golden models, and what cannot be told."""
+"""Architecture, head and sizes told by names and shapes: the tiny golden models, and what cannot be inferred."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def test_tiny_models(golden, name):
         expected = dataclasses.replace(expected, projection_norm="frozen" if meta["bb_frozen"] else "batch")
     found = infer_config(state, TINY_CVT if meta["arch"] == "cvt" else TINY)
     assert dataclasses.replace(found, name=expected.name) == expected
-    with pytest.raises(WeightsError, match="heads cannot be told from a width of"):
+    with pytest.raises(WeightsError, match="heads cannot be inferred from a width of"):
         infer_config(state)
 
 

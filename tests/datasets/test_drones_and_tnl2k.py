@@ -184,7 +184,7 @@ def test_tnl2k_splits_are_its_folders(tmp_path, caplog):
     for split in (None, "train"):
         assert list(open_dataset("tnl2k", subset, split=split).keys) == ["Arrow", "Bird_27-Done"]
     for root, split, other in ((subset, "test", "train"), (tmp_path / "TNL2K_test_subset", "train", "test")):
-        with pytest.raises(DatasetError, match=f"holds TNL2K's {other} subset, and the {split} subset is asked for"):
+        with pytest.raises(DatasetError, match=f"holds TNL2K's {other} subset; expected the {split} subset"):
             open_dataset("tnl2k", root, split=split)
     with pytest.raises(DatasetError, match="no split 'val'; known are: train, test"):
         open_dataset("tnl2k", tmp_path, split="val")

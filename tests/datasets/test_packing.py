@@ -91,7 +91,7 @@ def test_packing_goes_on_where_it_stopped(root, tmp_path):
     (tmp_path / "shard-00001.json").unlink()
     (tmp_path / "shard-00001.array_record").rename(tmp_path / ".shard-00001.array_record.part")
     (tmp_path / "shard-00002.json").unlink()
-    with pytest.raises(DatasetError, match="2 of 3 shards are not there; pack again"):
+    with pytest.raises(DatasetError, match="2 of 3 shards are missing; pack again"):
         open_dataset("packed", tmp_path)
     report = pack(dataset, tmp_path, config)
     assert (report.frames, report.kept_shards) == (2 * COUNT, 1)

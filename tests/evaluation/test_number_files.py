@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixformer_jax.datasets.groundtruth import parse_table
 from mixformer_jax.evaluation import results
 from mixformer_jax.evaluation.metrics import benchmark_rules, frame_errors, sequence_curves
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_numbers, read_times
@@ -49,7 +50,7 @@ def test_all_at_once_is_what_line_by_line_gives(path, content, columns, optional
     raw = content.encode()
     names = "a,..." if columns is None else ",".join("abcd"[:columns])
     widths = () if columns is None else (columns, columns + 2) if optional else (columns,)
-    at_once = results._parse_plain(raw, widths)
+    at_once = parse_table(raw, widths)
     by_line = _outcome(lambda: results._parse_lines(path, raw, names, optional, widths))
     if at_once is not None:
         assert not isinstance(by_line, str), by_line

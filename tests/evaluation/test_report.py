@@ -15,8 +15,7 @@ from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.evaluation.metrics import benchmark_rules
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.scoring import TrackerFiles, find_results
-from mixformer_jax.reports.challenges import got10k_report, trackingnet_report, vot_report
-from mixformer_jax.reports.ope import ope_report
+from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report
 from mixformer_jax.reports.report import report_json, summary, to_latex, to_markdown, to_text, write_report
 from tests.stand_ins import complaint
 

@@ -16,7 +16,7 @@ from mixformer_jax.evaluation.results import (
     write_result,
 )
 from mixformer_jax.evaluation.runner import is_finished
-from mixformer_jax.tracking.record import ResultFiles
+from mixformer_jax.tracking.result_files import ResultFiles
 from mixformer_jax.tracking.tracker import Tracked
 
 BOXES = np.array([[1.0, 2, 30, 40], [1.23456, 2.5, 30, 40], [-7, 0, 0, 1e5]])

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, SourceError, target_colour
+from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import OutputError, open_source
-from mixformer_jax.tracking.record import annotate, format_box, record, write_boxes
+from mixformer_jax.tracking.record import annotate, record
+from mixformer_jax.tracking.result_files import format_box, write_boxes
 from mixformer_jax.tracking.tracker import Tracked
 from tests.stand_ins import HEIGHT, SIDE, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
 
-def run(folder, tracker=None, frames=None, **options):
+def run(folder, tracker=None, frames=None, stride=1, **options):
     frames = square_clip(20) if frames is None else frames
-    source = open_source(frames)
+    source = SelectedFrames(open_source(frames), stride=stride)
     boxes = square_boxes(1)
     return record(tracker or RedTracker(), source, boxes, folder / "out.mp4", folder / "out.txt", **options)
 
@@ -75,7 +77,7 @@ def test_rows_are_kept_and_not_views_of_them(tmp_path):
 
 
 def test_every_third_frame(tmp_path):
-    recording = run(tmp_path, every=3)
+    recording = run(tmp_path, stride=3)
     np.testing.assert_array_equal(read_boxes(recording), square_boxes(20)[::3])
     video = open_source(recording.video)
     assert (video.num_frames, video.fps) == (7, 10.0)
@@ -130,8 +132,6 @@ def test_refused_box_leaves_nothing_behind(tmp_path):
 
 
 def test_wrong_calls(tmp_path):
-    with pytest.raises(ValueError, match="every is 0"):
-        run(tmp_path, every=0)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot write into this folder"):
         run(tmp_path / "file")

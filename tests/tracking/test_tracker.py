@@ -17,10 +17,13 @@ from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.datasets.sequences import open_dataset
+from mixformer_jax.media.images import SourceError
+from mixformer_jax.media.selection import SelectedFrames
+from mixformer_jax.media.sources import ArrayFrames
 from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.step import clip_margins
-from mixformer_jax.tracking.tracker import Tracker
+from mixformer_jax.tracking.tracker import Tracker, find_device
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,7 @@ def test_frames_that_are_none(default, frame, message):
 def test_what_is_said_about_a_frame_keeps_no_jax_array_alive(default):
     frames, boxes_xywh = drifting_patch(24, 20, 2)
     _, tracked = default.step(default.start(frames[0], boxes_xywh[0]), frames[1])
-    for values in tracked:
+    for values in tracked[:3]:
         assert values.flags.owndata and values.base is None
 
 
@@ -190,6 +193,37 @@ def test_load_takes_names_files_and_run_folders(default, tmp_path):
 def test_a_device_that_is_not_here():
     with pytest.raises(ValueError, match="JAX sees: cpu"):
         mixformer_jax.load(device="tpu")
+    with pytest.raises(ValueError, match=r"no device 'cpu:99' here; JAX sees \d+ of kind 'cpu'"):
+        find_device("cpu:99")
+    for name in ("cpu:", ":1", "cpu:one", ""):
+        with pytest.raises(ValueError, match="such as cpu, gpu or cuda:1"):
+            find_device(name)
+
+
+def test_one_of_several_devices(default):
+    assert [find_device(name) for name in (None, "cpu", "cpu:0", "cpu:3")] == [jax.devices()[i] for i in (0, 0, 0, 3)]
+    tracker = Tracker(default.config, default.settings, default.variables, find_device("cpu:3"))
+    frame = render_demo_clip().frames[0]
+    state, _tracked = tracker.step(tracker.start(frame, (300, 100, 80, 80)), frame)
+    assert {leaf.device for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)} == {jax.devices()[3]}
+
+
+def test_track_is_start_and_step(default, tmp_path):
+    clip = render_demo_clip()
+    frames = [clip.frames[index] for index in range(6)]
+    found = list(default.track(SelectedFrames(ArrayFrames(frames, fps=25.0), stride=2), clip.boxes_xywh[0]))
+    assert [(tracked.frame, tracked.time) for _, tracked in found] == [(1, 0.0), (3, 0.08), (5, 0.16)]
+    state = default.start(frames[0], clip.boxes_xywh[0])
+    first = found[0][1]
+    assert first.score == 1.0 and first.is_lost is False
+    np.testing.assert_array_equal(first.box_xywh, clip.boxes_xywh[0])
+    for index, (frame, tracked) in zip((2, 4), found[1:], strict=True):
+        state, expected = default.step(state, frames[index])
+        np.testing.assert_array_equal(frame, frames[index])
+        np.testing.assert_array_equal(tracked.boxes_xywh, expected.boxes_xywh)
+        assert tracked.to_dict()["targets"][0]["score"] == float(expected.scores[0])
+    with pytest.raises(SourceError, match="does not exist"):
+        next(default.track(tmp_path / "nowhere.mp4", clip.boxes_xywh[0]))
 
 
 def test_compute_type(default):

@@ -16,7 +16,7 @@ from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
-from mixformer_jax.media.video import read_image
+from mixformer_jax.media.images import read_image
 from mixformer_jax.views import pyramid
 
 MIN_SIDE = 20  # of a cut-out's box, in pixels
@@ -247,4 +247,6 @@ def in_threads(
 ) -> Iterable[Result]:
     """Results of a slow function in the order of the items, with a bar on the terminal."""
     with ThreadPoolExecutor(num_threads) as threads:
-        yield from tqdm(threads.map(function, items), total=len(items), unit=f" {unit}", desc=what, mininterval=1)
+        yield from tqdm(
+            threads.map(function, items), total=len(items), unit=f" {unit}", desc=what, mininterval=1, disable=None
+        )

@@ -1,0 +1,142 @@
+"""Time of exported functions in onnxruntime beside JAX, on a CPU (see docs/export.md).
+
+    python -m eval.bench_export
+    python -m eval.bench_export --models mixvit_tiny --turns 200 --append docs/benchmarks.md
+
+Both compute the same function of the same bytes, `locate` on every frame and `encode_templates` for new templates, with
+as many threads as this process has cores; they must give the same before they are timed, and take turns. A turn is one
+call that is not timed (the threads of the contender before may still spin) and one that is. The least of many is what a
+call takes where nothing else runs; the median tells how busy the machine was. Models are embedded weights, or sizes
+with random ones.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime
+
+from eval.turns import WARM_UP_CALLS, bench_parser, prepare_append, tell_rows, today
+from mixformer_jax.cli.bench import device_name, num_cores
+from mixformer_jax.cli.console import positive
+from mixformer_jax.convert.convert import WeightsError
+from mixformer_jax.export.functions import Function, tracking_functions
+from mixformer_jax.export.onnx_graph import onnx_bytes
+from mixformer_jax.tracking.tracker import Tracker, load
+
+TOLERANCE = 1e-4
+COLUMNS = (
+    *("date", "model", "device", "function", "targets", "runtime", "least ms", "median ms", "least over JAX's"),
+    *("difference", "turns", "versions"),
+)
+
+Arrays = dict[str, Any]
+
+
+def find_tracker(name: str) -> Tracker:
+    """An embedded tracker, or a size with random weights."""
+    try:
+        return load(name, device="cpu")
+    except WeightsError:
+        return Tracker.random(name, device="cpu")
+
+
+def random_bytes(function: Function) -> Arrays:
+    """Crops of noise, and every slot filled, for the inputs that are no cache."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.integers(0, 256, shape.shape, np.uint8) if shape.dtype == np.uint8 else np.ones(shape.shape, bool)
+        for name, shape in function.inputs.items()
+        if not name.startswith("cache_")
+    }
+
+
+def in_jax(tracker: Tracker, function: Function) -> Callable[[Arrays], Arrays]:
+    """The compiled function; it returns when the result is on the host."""
+    compiled = jax.jit(function.call)
+    return lambda inputs: jax.device_get(compiled(tracker.variables, inputs))
+
+
+def in_onnxruntime(tracker: Tracker, function: Function) -> Callable[[Arrays], Arrays]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_cores()
+    session = onnxruntime.InferenceSession(onnx_bytes(tracker, function), options, ["CPUExecutionProvider"])
+    names = list(function.outputs)
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def difference(ours: Arrays, theirs: Arrays) -> float:
+    """The largest difference of a number, as a share of the largest of its array where that is above 1."""
+    pairs = [(np.asarray(ours[name], np.float32), np.asarray(theirs[name], np.float32)) for name in ours]
+    return max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in pairs)
+
+
+def time_calls(calls: Mapping[str, Callable[[], object]], num_turns: int) -> dict[str, np.ndarray]:
+    """Seconds of one call a turn; the contenders alternate."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(num_turns + WARM_UP_CALLS):
+        for name, call in calls.items():
+            call()
+            before = time.perf_counter()
+            call()
+            if turn >= WARM_UP_CALLS:
+                seconds[name].append(time.perf_counter() - before)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[str, ...]]:
+    """Rows of the table for one model.
+
+    Raises:
+        ValueError: the runtimes do not compute the same.
+    """
+    rows: list[tuple[str, ...]] = []
+    cache: Arrays = {}
+    for function in tracking_functions(tracker, targets):
+        inputs = random_bytes(function) | cache
+        ours, other = in_jax(tracker, function), in_onnxruntime(tracker, function)
+        cache = ours(inputs)
+        worst = difference(cache, other(inputs))
+        if not worst <= TOLERANCE:
+            raise ValueError(f"{function.name}: onnxruntime differs from JAX by {worst:.1e}; expected {TOLERANCE:.0e}")
+        calls: dict[str, Callable[[], object]] = {
+            "JAX": functools.partial(ours, inputs),
+            "onnxruntime": functools.partial(other, inputs),
+        }
+        timed = time_calls(calls, num_turns)
+        for runtime, seconds in timed.items():
+            least, median = (f"{1e3 * statistic(seconds):.1f}" for statistic in (np.min, np.median))
+            rows.append(
+                (
+                    *(today(), tracker.config.name, device_name(tracker.device), function.name, str(targets), runtime),
+                    *(least, median, f"{seconds.min() / timed['JAX'].min():.2f}", f"{worst:.0e}", str(num_turns)),
+                    f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}",
+                )
+            )
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = bench_parser(__doc__, turns=100)
+    models_help = "embedded weights, or sizes with random ones, separated by commas (default: %(default)s)"
+    parser.add_argument("--models", default="mixvit_tiny,mixvit_b_online,mixcvt_online", help=models_help)
+    parser.add_argument("--targets", type=positive, default=1, help="targets in one batched call")
+    args = parser.parse_args(arguments)
+    if args.turns < 1:
+        parser.error(f"--turns {args.turns}: expected at least 1")
+    try:
+        prepare_append(args.append)
+        for name in args.models.split(","):
+            rows = bench_model(find_tracker(name), args.targets, args.turns)
+            tell_rows(COLUMNS, rows, slice(1, -1), args.append)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Trackers as programs that run without this package: StableHLO and ONNX."""

@@ -1,0 +1,120 @@
+"""A tracker's network as files: two functions, and a JSON file that says what a program around them must know."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+
+import mixformer_jax
+from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
+from mixformer_jax.export.functions import Function, Shapes, tracking_functions
+from mixformer_jax.files import NameTakenError, is_taken, write_atomically
+from mixformer_jax.tracking.tracker import Tracker
+from mixformer_jax.typed_settings import ConfigError
+
+Format = Literal["stablehlo", "onnx"]
+Platform = Literal["cpu", "cuda", "rocm", "tpu"]
+PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
+
+BOXES = "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner"
+INSIDE = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
+
+
+def export(
+    tracker: Tracker,
+    folder: Path,
+    format: Format,
+    targets: int = 1,
+    platforms: Sequence[str] = PLATFORMS,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes `encode_templates.FORMAT`, `locate.FORMAT` (see `tracking_functions`) and, last, `FORMAT.json`.
+
+    Args:
+        tracker: in the compute type that the functions shall have.
+        folder: made where it is not there.
+        format: `stablehlo` for `jax.export`, or `onnx`.
+        targets: rows of every input.
+        platforms: that programs of `stablehlo` are lowered for.
+        overwrite: replace files of these names.
+
+    Returns:
+        The files.
+
+    Raises:
+        NameTakenError: a file is there already.
+        ConfigError: a compute type or platform that the format cannot have.
+        ExportError: a model that has no form as ONNX.
+        ModuleNotFoundError: ONNX without the extra `export`.
+    """
+    check_format(format, tracker.config.dtype, platforms)
+    made: dict[str, Any] = {"format": format, "dtype": tracker.config.dtype}
+    if format == "onnx":
+        from mixformer_jax.export.onnx_graph import OPSET, onnx_bytes
+
+        made["opset"], to_bytes = OPSET, functools.partial(onnx_bytes, tracker)
+    else:
+        made["platforms"], to_bytes = list(platforms), functools.partial(_stablehlo_bytes, tracker, platforms)
+    functions = tracking_functions(tracker, targets)
+    paths = {function.name: folder / f"{function.name}.{format}" for function in functions}
+    record = folder / f"{format}.json"
+    taken = [str(path) for path in (*paths.values(), record) if not overwrite and is_taken(path)]
+    if taken:
+        raise NameTakenError(f"{', '.join(taken)}: there already; name another folder, or replace with --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    record.unlink(missing_ok=True)  # where it is, all files are there, and of one export
+    for function in functions:
+        write_atomically(paths[function.name], to_bytes(function))
+    made |= _record(tracker, targets)
+    made["functions"] = {
+        function.name: {
+            "file": paths[function.name].name,
+            "inputs": _described(function.inputs),
+            "outputs": _described(function.outputs),
+        }
+        for function in functions
+    }
+    write_atomically(record, json.dumps(made, indent=1) + "\n")
+    return [*paths.values(), record]
+
+
+def check_format(format: Format, dtype: str, platforms: Sequence[str]) -> None:
+    """Raises ConfigError for a compute type or a platform that a format cannot have."""
+    if format == "onnx" and dtype != "float32":
+        raise ConfigError(f"dtype is {dtype!r}; ONNX files are float32 here: their runtimes convert them")
+    unknown = [name for name in platforms if name not in get_args(Platform)]
+    if unknown or not platforms:
+        raise ConfigError(
+            f"platforms {', '.join(unknown) or 'are none'}; expected some of {', '.join(get_args(Platform))}"
+        )
+
+
+def _stablehlo_bytes(tracker: Tracker, platforms: Sequence[str], function: Function) -> bytes:
+    def with_weights(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return function.call(tracker.variables, inputs)
+
+    exported = jax.export.export(jax.jit(with_weights), platforms=platforms)(dict(function.inputs))
+    return bytes(exported.serialize())
+
+
+def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
+    """What does not depend on the format."""
+    config = tracker.config
+    return {
+        "made_by": f"mixformer-jax {mixformer_jax.__version__}, jax {jax.__version__}",
+        "model": config.name,
+        "targets": targets,
+        "template_slots": tracker.settings.num_slots,
+        "template_size": config.template_size,
+        "search_size": config.search_size,
+        "normalisation": {"where": INSIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "boxes_cxcywh": BOXES,
+        "tracker": tracker.settings.to_dict(),
+    }
+
+
+def _described(shapes: Shapes) -> dict[str, Any]:
+    return {name: {"shape": shape.shape, "dtype": str(shape.dtype)} for name, shape in shapes.items()}

@@ -1,0 +1,289 @@
+"""The server: a page, a WebSocket for each session, uploads and downloads of a session."""
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from mixformer_jax.extras import is_not_installed
+from mixformer_jax.media.decoders import find_pyav
+from mixformer_jax.media.sources import TimedFrame
+from mixformer_jax.serving.following import Following
+from mixformer_jax.serving.guard import Guard
+from mixformer_jax.serving.overlay import overlay, overlay_choices
+from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
+from mixformer_jax.serving.uploads import UploadError, list_videos, receive_upload
+from mixformer_jax.tracking.result_files import csv_line
+from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracker
+
+_PAGE = Path(str(resources.files("mixformer_jax.serving") / "static"))
+_STATIC = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
+# Messages that a browser has not taken yet: one that takes none is cut off.
+_MOST_UNSENT = 64
+_END_S = 5.0
+
+
+class Limits(NamedTuple):
+    """What the server gives at most."""
+
+    sessions: int = 8
+    upload_bytes: int = 2**30  # and what is kept of a camera
+
+
+class Server:
+    """The sessions of one tracker. `app` is for an ASGI server."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        folder: Path | None = None,
+        hosts: tuple[str, ...] | None = ("localhost", "127.0.0.1", "::1"),
+        token: str | None = None,
+        with_addresses: bool = True,
+        limits: Limits = Limits(),  # noqa: B008 (a value)
+    ) -> None:
+        """Prepares to serve; nothing is compiled or bound yet.
+
+        Args:
+            tracker: what follows targets.
+            folder: whose videos the page may open.
+            hosts: by which the server may be called; None for any.
+            token: that a browser must have; None for none.
+            with_addresses: whether the page may open `https://...`, which the server then asks.
+            limits: of sessions and uploads.
+        """
+        self._tracker, self._folder, self._with_addresses, self._limits = tracker, folder, with_addresses, limits
+        self._ready, self._one_at_a_time = threading.Event(), threading.Lock()
+        self.sessions: dict[str, Session] = {}
+        self._uploading: set[str] = set()
+        routes = [
+            *(Route(path, _static(name), methods=["GET"]) for path, name in _STATIC.items()),
+            WebSocketRoute("/live", self._serve_session),
+            Route("/sessions/{key}/upload", self._take_upload, methods=["POST"]),
+            Route("/sessions/{key}/boxes.csv", self._give_csv, methods=["GET"]),
+            Route("/sessions/{key}/boxes.json", self._give_json, methods=["GET"]),
+            Route("/sessions/{key}/tracked.mp4", self._give_video, methods=["GET"]),
+        ]
+        guard = Middleware(Guard, hosts=hosts, token=token)
+        self.app = Starlette(routes=routes, middleware=[guard], lifespan=self._lifespan)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        yield
+        await run_in_threadpool(self.close)
+
+    def _warm_up(self) -> None:
+        """Compiles what the first target needs; then what the second does, and the overlay."""
+        try:
+            self._compile()
+        finally:
+            self._ready.set()  # sessions tell of their own errors
+
+    def _compile(self) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+        frames = [TimedFrame(pixels, number, float(number)) for number in range(1, 5)]
+        following = Following(self._tracker, lambda index: frames[index])
+        for first, x in ((0, 40.0), (2, 160.0)):
+            following.add(frames[first], np.array([x, 60.0, 80.0, 80.0]))
+            following.step(frames[first + 1])
+            self._ready.set()
+        choices = overlay_choices(self._tracker.config, self._tracker.settings.num_online_templates)
+        if choices["kinds"]:
+            overlay(following, frames[-1], 0, choices["kinds"][0], choices["blocks"][0])
+
+    def close(self) -> None:
+        """Ends all sessions."""
+        self._ready.set()
+        sessions = list(self.sessions.values())
+        for session in sessions:
+            session.close()
+        for session in sessions:
+            session.join(_END_S)
+
+    async def _serve_session(self, socket: WebSocket) -> None:
+        await socket.accept()
+        if len(self.sessions) >= self._limits.sessions:
+            text = f"this server has its {self._limits.sessions} sessions; close another page, or try again later"
+            await socket.send_text(json.dumps({"is": "full", "text": text}))
+            await socket.close(1013)
+            return
+        key, loop = secrets.token_urlsafe(24), asyncio.get_running_loop()
+        unsent: asyncio.Queue[tuple[dict[str, Any], bytes | None] | None] = asyncio.Queue(_MOST_UNSENT)
+
+        def put(message: tuple[dict[str, Any], bytes | None] | None) -> None:
+            if unsent.full():
+                session.close()
+            else:
+                unsent.put_nowait(message)
+
+        def tell(message: dict[str, Any], jpeg: bytes | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(put, None if message["is"] == "gone" else (message, jpeg))
+
+        folder = await run_in_threadpool(list_videos, self._folder)
+        shared = Shared(
+            self._tracker,
+            self._ready,
+            self._limits.upload_bytes,
+            folder,
+            self._with_addresses,
+            self._one_at_a_time,
+        )
+        session = self.sessions[key] = Session(shared, tell)
+        tasks = [
+            asyncio.create_task(self._send(socket, self._hello(key, shared), unsent)),
+            asyncio.create_task(_receive(socket, session)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except (WebSocketDisconnect, TooMuchError):
+            pass
+        finally:
+            for task in tasks:
+                task.cancel()
+            session.close()
+            # Its place is free once its memory is.
+            await run_in_threadpool(session.join)
+            del self.sessions[key]
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the browser was first
+                await socket.close()
+
+    def _hello(self, key: str, shared: Shared) -> dict[str, Any]:
+        config, settings = self._tracker.config, self._tracker.settings
+        return {
+            "is": "hello",
+            "session": key,
+            "model": config.name,
+            "videos": list(shared.folder),
+            "addresses": shared.with_addresses,
+            "upload_bytes": shared.most_bytes,
+            "targets": MOST_TARGETS,
+            "templates": settings.num_online_templates > 0,
+            "overlay": overlay_choices(config, settings.num_online_templates),
+            "note": None if find_pyav() else f"written as MPEG-4 part 2, not H.264: {is_not_installed('av')}",
+        }
+
+    async def _send(
+        self,
+        socket: WebSocket,
+        hello: dict[str, Any],
+        unsent: asyncio.Queue[tuple[dict[str, Any], bytes | None] | None],
+    ) -> None:
+        await socket.send_text(json.dumps(hello))
+        while (item := await unsent.get()) is not None:
+            message, jpeg = item
+            text = json.dumps(message)
+            if jpeg is None:
+                await socket.send_text(text)
+            else:
+                head = text.encode()
+                await socket.send_bytes(struct.pack(">I", len(head)) + head + jpeg)
+
+    # Uploads and downloads.
+
+    def _session(self, request: Request) -> Session | None:
+        return self.sessions.get(request.path_params["key"])
+
+    async def _take_upload(self, request: Request) -> Response:
+        session, key = self._session(request), request.path_params["key"]
+        if session is None:
+            return _no_session()
+        if key in self._uploading:
+            return PlainTextResponse("an upload is under way already", 409)
+        self._uploading.add(key)
+        try:
+            declared, most = request.headers.get("content-length"), self._limits.upload_bytes
+            await receive_upload(_while_open(request, session), declared, session.upload, most)
+        except UploadError as error:
+            return PlainTextResponse(str(error), error.status, {"connection": "close"})
+        except ClientDisconnect:
+            return PlainTextResponse("the upload broke off", 400)
+        finally:
+            self._uploading.discard(key)
+        return PlainTextResponse("taken")
+
+    async def _give_csv(self, request: Request) -> Response:
+        def written(records: list[dict[str, Any]]) -> str:
+            return "".join(f"{line}\n" for line in (",".join(RECORD_FIELDS), *map(csv_line, records)))
+
+        return await self._give_records(request, written, "text/csv")
+
+    async def _give_json(self, request: Request) -> Response:
+        return await self._give_records(request, json.dumps, "application/json")
+
+    async def _give_records(
+        self, request: Request, written: Callable[[list[dict[str, Any]]], str], kind: str
+    ) -> Response:
+        session = self._session(request)
+        if session is None:
+            return _no_session()
+        text = await run_in_threadpool(lambda: written(session.records()))
+        name = f"{_plain(session.name)}_boxes.{kind.partition('/')[2]}"
+        return Response(text, 200, {"content-disposition": f'attachment; filename="{name}"'}, kind)
+
+    async def _give_video(self, request: Request) -> Response:
+        session = self._session(request)
+        if session is None:
+            return _no_session()
+        if not session.video.is_file():
+            return PlainTextResponse("the video is not written yet", 404)
+        return FileResponse(session.video, media_type="video/mp4", filename=f"{_plain(session.name)}_tracked.mp4")
+
+
+async def _receive(socket: WebSocket, session: Session) -> None:
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect
+        if message.get("bytes"):
+            data = message["bytes"]
+            if len(data) > 4:
+                session.post_picture(int.from_bytes(data[:4], "big"), data[4:])
+            continue
+        try:
+            command = json.loads(message.get("text") or "")
+        except (json.JSONDecodeError, RecursionError):
+            command = None
+        session.post(command if isinstance(command, dict) else {"do": "nothing that is known"})
+
+
+async def _while_open(request: Request, session: Session) -> AsyncIterator[bytes]:
+    async for chunk in request.stream():
+        if session.is_closed:
+            raise UploadError(410, "the session has ended")
+        if chunk:
+            yield chunk
+
+
+def _static(name: str) -> Callable[[Request], Response]:
+    def give(_request: Request) -> Response:
+        return FileResponse(_PAGE / name)
+
+    return give
+
+
+def _no_session() -> Response:
+    return JSONResponse({"error": "no such session"}, 404)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:80] or "video"

@@ -1,0 +1,133 @@
+"""Boxes on disk while a video is tracked: a line a frame in a text file a target, or a record a frame and target in one
+file of the format that its suffix names.
+
+Text files (`.txt`, and whatever is no other format) hold `x,y,w,h` in pixels; where the tracker gives scores,
+`x,y,w,h,score,lost`, with lost 0 or 1. Records (`.csv`, `.json`, `.jsonl`) have RECORD_FIELDS. The first line is what
+was given: its score is 1.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mixformer_jax.files import Part, named_errors, write_atomically
+from mixformer_jax.media.video import prepare_output
+from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracked
+
+RECORD_SUFFIXES = (".csv", ".json", ".jsonl")
+# Thousandths of a pixel, and of a second's thousandth.
+_DIGITS = {"time": 6, "score": 4, **dict.fromkeys("xywh", 3)}
+
+
+def numbered_paths(path: Path, count: int) -> tuple[Path, ...]:
+    """`boxes.txt` for one target; `boxes_1.txt`, `boxes_2.txt`, ... for several, which records need not."""
+    if count == 1 or path.suffix.lower() in RECORD_SUFFIXES:
+        return (path,)
+    return tuple(path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, count + 1))
+
+
+def format_box(box_xywh: Float[np.ndarray, "4"]) -> str:
+    """`x,y,w,h` to a thousandth of a pixel, without superfluous zeros."""
+    return ",".join(f"{value:.3f}".rstrip("0").rstrip(".") for value in box_xywh)
+
+
+def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> None:
+    """Writes one `x,y,w,h` line a frame, at once: the file appears whole or not at all."""
+    write_atomically(prepare_output(path), "".join(format_box(box) + "\n" for box in boxes_xywh))
+
+
+class ResultFiles:
+    """Open files of boxes (`numbered_paths`). A context manager.
+
+    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
+    written so far. When the context ends, for whatever reason, they get their names.
+
+    Raises:
+        NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
+            made.
+    """
+
+    def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
+        self.paths = numbered_paths(path, num_targets)
+        suffix = path.suffix.lower()
+        self._format = suffix if suffix in RECORD_SUFFIXES else ".txt"
+        self._overwrite = overwrite
+        self._parts: list[Part] = []
+        self._files: list[IO[str]] = []
+        self._sizes = [0] * len(self.paths)
+
+    def __enter__(self) -> "ResultFiles":
+        try:
+            for path in self.paths:
+                self._parts.append(Part(path, self._overwrite))
+        except BaseException:
+            self.__exit__()
+            raise
+        self._files = [part.path.open("w", encoding="ascii", newline="\n") for part in self._parts]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.ExitStack() as stack:  # one that cannot be closed or named leaves none open
+            for part in self._parts:
+                stack.callback(part.finish)
+            for path, file in zip(self.paths, self._files, strict=False):
+                stack.enter_context(named_errors(path))
+                stack.callback(file.close)
+            if self._format == ".json" and self._files and self._sizes[0] and not self._files[0].closed:
+                self._append(0, "\n]\n")
+
+    def write(self, found: Tracked) -> None:
+        """The targets on one frame, on disk when this returns.
+
+        Raises:
+            OSError: a full disk; it names the file, which keeps its whole lines.
+        """
+        if self._format == ".txt":
+            for target in range(len(self._files)):
+                line = format_box(found.boxes_xywh[target])
+                if found.scores is not None and found.lost is not None:
+                    line += f",{found.scores[target]:.4f},{int(found.lost[target])}"
+                self._append(target, line + "\n")
+            return
+        records = [rounded(record) for record in found.records()]
+        is_first = self._sizes[0] == 0
+        if self._format == ".csv":
+            lines = [",".join(RECORD_FIELDS)] if is_first else []
+            lines += map(csv_line, records)
+            self._append(0, "".join(line + "\n" for line in lines))
+        elif self._format == ".jsonl":
+            self._append(0, "".join(json.dumps(record) + "\n" for record in records))
+        else:
+            self._append(0, ("[\n" if is_first else ",\n") + ",\n".join(map(json.dumps, records)))
+
+    def _append(self, index: int, text: str) -> None:
+        file = self._files[index]
+        try:
+            with named_errors(self.paths[index]):
+                file.write(text)
+                file.flush()
+        except OSError:
+            # Half a line could pass for a box.
+            with contextlib.suppress(OSError):
+                file.close()
+            os.truncate(self._parts[index].path, self._sizes[index])
+            raise
+        self._sizes[index] += len(text)
+
+
+def rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with as many digits as are written."""
+    return {
+        name: round(value, _DIGITS[name]) if name in _DIGITS and value is not None else value
+        for name, value in record.items()
+    }
+
+
+def csv_line(record: dict[str, Any]) -> str:
+    """A record as a line, without its end; what is not known is an empty cell."""
+    return ",".join("" if value is None else str(+value) for value in record.values())

@@ -1,0 +1,172 @@
+"""What an interrupted run leaves behind so that it can go on: the state after its last frame, and all results so far.
+
+The next run reads the source again up to there, draws what was found and tracks from there on: its files are those of a
+run that nothing interrupted.
+"""
+
+import hashlib
+import io
+import json
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float64
+
+from mixformer_jax.files import write_atomically
+from mixformer_jax.media.sources import FrameSource, TimedFrame
+from mixformer_jax.tracking.step import TrackState, encode_templates
+from mixformer_jax.tracking.tracker import Tracked, Tracker
+
+# A state is saved so often, but saving takes no more than a hundredth of the time.
+SAVE_EVERY_S = 5.0
+_LEAST_SHARE = 100
+_VERSION = 1
+
+
+class ResumeError(ValueError):
+    """A run that cannot go on as it was asked to."""
+
+
+class Saved(NamedTuple):
+    """A run up to its last frame that was saved."""
+
+    results: list[Tracked]  # a frame each, with number and time
+    state: Mapping[str, np.ndarray]  # leaves of the tracker's state, see `restored`
+
+
+def resume_path(boxes: Path) -> Path:
+    """Where a run whose boxes go to `boxes` keeps its state."""
+    return boxes.with_name(f"{boxes.name}.resume")
+
+
+def describe_run(
+    tracker: Any, source: FrameSource, first: TimedFrame, boxes_xywh: Float64[np.ndarray, "n 4"]
+) -> dict[str, str]:
+    """What must be the same for a run to go on, by what a message calls it; `first` is the source's first frame."""
+    about: dict[str, Any] = {
+        "boxes": boxes_xywh.tolist(),
+        "frames": [hashlib.sha256(first.pixels.tobytes()).hexdigest(), *source.part()],
+    }
+    if isinstance(tracker, Tracker):
+        digest = hashlib.sha256()
+        for path, value in jax.tree_util.tree_leaves_with_path(tracker.variables):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(value).reshape(-1).view(np.uint8).data)
+        about["weights"] = [digest.hexdigest(), tracker.config.dtype]
+        about["settings"] = tracker.settings.to_dict()
+    return {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
+
+
+class RunState:
+    """The file of a run; `save` is called after every frame, and writes when it is time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._about: dict[str, str] = {}
+        self._next = time.monotonic() + SAVE_EVERY_S
+
+    def describe(self, about: dict[str, str]) -> None:
+        """Says what the run is (`describe_run`), before anything else."""
+        self._about = about
+
+    def begin(self) -> None:
+        """Says whose the files are that a run makes, before there is a result."""
+        self._write({})
+
+    def load(self) -> Saved | None:
+        """What is there; None where nothing is.
+
+        Raises:
+            ResumeError: it is of another run, or damaged; the message says what differs.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = dict(file)
+            about = json.loads(str(arrays.pop("about")))
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ResumeError(f"{self.path}: cannot be read ({error}); remove it and begin again") from error
+        if about.pop("version", None) != _VERSION:
+            raise ResumeError(f"{self.path}: is of another version of this program; remove it and begin again")
+        if differing := [name for name in self._about if about.get(name) != self._about[name]]:
+            raise ResumeError(
+                f"{self.path}: is of a run with other {' and '.join(differing)}; "
+                "give those again, or begin again without --resume"
+            )
+        if not arrays:
+            return Saved([], {})
+        has_scores, results = bool(arrays["has_scores"]), []
+        names = ("boxes", "scores", "lost", "frame", "time")
+        for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
+            result = Tracked(boxes, frame=int(frame), time=float(seconds))
+            results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
+        state = {name.removeprefix("state"): value for name, value in arrays.items() if name.startswith("state")}
+        return Saved(results, state)
+
+    def save(self, state: Any, results: Sequence[Tracked], now: bool = False) -> None:
+        """Writes the file, whole or not at all, where `now` or the time since the last one says so."""
+        began = time.monotonic()
+        if not (now or began >= self._next):
+            return
+        first = results[0]
+        n = len(first.boxes_xywh)
+        arrays: dict[str, Any] = {f"state{name}": value for name, value in _leaves(state).items()}
+        arrays |= {
+            "boxes": np.stack([found.boxes_xywh for found in results]),
+            "has_scores": first.scores is not None,
+            "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
+            "lost": np.stack([np.zeros(n, bool) if found.lost is None else found.lost for found in results]),
+            "frame": np.array([found.frame for found in results]),
+            "time": np.array([found.time for found in results], np.float64),
+        }
+        self._write(arrays)
+        ended = time.monotonic()
+        self._next = ended + max(SAVE_EVERY_S, _LEAST_SHARE * (ended - began))
+
+    def _write(self, arrays: Mapping[str, Any]) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, about=json.dumps({"version": _VERSION, **self._about}), **arrays)
+        write_atomically(self.path, buffer.getvalue())
+
+    def discard(self) -> None:
+        """Nothing is left to go on with."""
+        self.path.unlink(missing_ok=True)
+
+
+def _leaves(state: Any) -> dict[str, np.ndarray]:
+    """By path. Encoded templates, which are large, can be made again."""
+    if isinstance(state, TrackState):
+        state = state._replace(cache=None)
+    state = jax.device_get(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def restored(tracker: Any, like: Any, leaves: Mapping[str, np.ndarray]) -> Any:
+    """A saved state on the tracker's device; `like` is one of the same run, of which each leaf is replaced.
+
+    Raises:
+        ResumeError: the leaves are of a state of another form.
+    """
+    like = like._replace(cache=None) if isinstance(like, TrackState) else like
+    with_leaves, tree = jax.tree_util.tree_flatten_with_path(like)
+    names = [jax.tree_util.keystr(path) for path, _ in with_leaves]
+    if set(names) != set(leaves):
+        raise ResumeError("the saved state has another form than the tracker's; begin again without --resume")
+
+    def placed(value: np.ndarray, old: Any) -> Any:
+        if isinstance(old, jax.Array):
+            return jax.device_put(value.astype(old.dtype), old.sharding)
+        return value if isinstance(old, np.ndarray) else type(old)(value)
+
+    values = [placed(leaves[name], old) for name, (_, old) in zip(names, with_leaves, strict=True)]
+    state = jax.tree_util.tree_unflatten(tree, values)
+    if isinstance(state, TrackState):
+        cache = encode_templates(tracker.model, tracker.settings, tracker.variables, state.templates, state.filled)
+        state = state._replace(cache=cache)
+    return state

@@ -1,0 +1,181 @@
+"""Targets that come and go: rows of a `TrackState` that hold one or are free, and whose they are.
+
+There are a power of two of rows (beside what `start` made), so that following up to eight targets takes four programs.
+Templates are encoded a target at a time, at the start and at every renewal: the fifth program. So a target's boxes are
+those that it would have alone, up to rounding, whoever comes and goes beside it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int32, Int64
+
+from mixformer_jax.tracking.step import Targets, TrackState
+
+FREE = -1  # the number of a row without a target
+# The parts of a `TrackState` that have a row a target: all before its counters.
+_NUM_PARTS = TrackState._fields.index("frame_index")
+
+
+class Due(NamedTuple):
+    """A row whose online templates are to be renewed."""
+
+    row: int
+    alone: TrackState
+    pinned: int  # the first so many slots behind the initial template are the user's, and stay
+
+
+def targets_of(state: TrackState) -> Targets:
+    """Whose the rows are; before anyone has come or gone, the targets of `start`, numbered from 0."""
+    if state.targets is not None:
+        return state.targets
+    n = len(state.boxes_xywh)
+    nothing = np.zeros(n, np.int64)
+    return Targets(np.arange(n), nothing, nothing + int(state.num_refreshes), nothing, n)
+
+
+def live_rows(state: TrackState) -> Int64[np.ndarray, " live"]:
+    """The rows that hold targets, in the order of their numbers."""
+    numbers = targets_of(state).numbers
+    order = np.argsort(numbers, kind="stable")
+    return order[numbers[order] != FREE]
+
+
+def live_numbers(state: TrackState) -> Int64[np.ndarray, " live"]:
+    """The numbers of the targets that are followed, in their order."""
+    return targets_of(state).numbers[live_rows(state)]
+
+
+def row_of(state: TrackState, target: int) -> int:
+    """The row of a target; ValueError where there is no such target."""
+    numbers = targets_of(state).numbers
+    found = np.flatnonzero((numbers == target) & (numbers != FREE))
+    if len(found) == 0:
+        listed = ", ".join(map(str, live_numbers(state))) or "none"
+        raise ValueError(f"no target {target} is followed; there are: {listed}")
+    return int(found[0])
+
+
+def target_alone(state: TrackState, target: int) -> TrackState:
+    """The state of one target, as if it were followed alone; ValueError as `row_of`."""
+    return _alone(state, row_of(state, target))
+
+
+def add_targets(
+    state: TrackState | None, newcomers: Sequence[TrackState]
+) -> tuple[TrackState, Int64[np.ndarray, " new"]]:
+    """Takes in states of a single target each, in free rows or in more rows; also returns the targets' new numbers."""
+    if state is None:
+        state = _in_rows(newcomers[0], np.zeros(1, np.int64))
+        state = state._replace(targets=targets_of(state)._replace(numbers=np.array([FREE]), next_number=0))
+    live = live_rows(state)
+    needed = len(live) + len(newcomers)
+    if needed > len(state.boxes_xywh):
+        state = _in_rows(state, live, _power_of_two(needed))
+    numbers = targets_of(state).next_number + np.arange(len(newcomers))
+    for row, number, newcomer in zip(
+        np.flatnonzero(~is_live(state)).tolist(), numbers.tolist(), newcomers, strict=False
+    ):
+        state = _begin(state, row, number, newcomer)
+        state = state._replace(targets=targets_of(state)._replace(next_number=number + 1))
+    return state, numbers
+
+
+def remove_targets(state: TrackState, gone: Sequence[int]) -> TrackState:
+    """Frees the rows of targets, and lets go of half of them where half are enough; ValueError as `row_of`."""
+    numbers = targets_of(state).numbers.copy()
+    numbers[[row_of(state, target) for target in gone]] = FREE
+    state = state._replace(targets=targets_of(state)._replace(numbers=numbers))
+    live = live_rows(state)
+    enough = _power_of_two(len(live))
+    return _in_rows(state, live, enough) if enough < len(numbers) else state
+
+
+def replace_target(state: TrackState, target: int, newcomer: TrackState) -> TrackState:
+    """Gives a target's row and number to the state of a single target; ValueError as `row_of`."""
+    return _begin(state, row_of(state, target), target, newcomer)
+
+
+def due_rows(state: TrackState, update_interval: int, num_online_templates: int) -> list[Due]:
+    """Targets whose online templates are renewed after this frame, each by its own count of frames."""
+    targets, frame_index = targets_of(state), int(state.frame_index)
+    return [
+        Due(row, _alone(state, row), int(targets.pinned[row]))
+        for row in live_rows(state).tolist()
+        if (frame_index - targets.since[row]) % update_interval == 0 and targets.pinned[row] < num_online_templates
+    ]
+
+
+def put_row(state: TrackState, row: int, alone: TrackState, **columns: int) -> TrackState:
+    """Takes the state of a single target into a row, and numbers of `Targets` for that row."""
+    targets = targets_of(state)
+    changed = {name: getattr(targets, name).copy() for name in columns}
+    for name, value in columns.items():
+        changed[name][row] = value
+    return _with_parts(state, _put_parts(_parts(state), row, _parts(alone)), targets._replace(**changed))
+
+
+def without_free_looks(state: TrackState) -> TrackState:
+    """The state as a step takes it: free rows look nowhere else, which would cost a second pass of the network."""
+    live, redetection = is_live(state), state.redetection
+    state = state._replace(targets=None)
+    if redetection is None or live.all():
+        return state
+    return state._replace(redetection=redetection._replace(is_look=redetection.is_look & live))
+
+
+def is_live(state: TrackState) -> Bool[np.ndarray, " n"]:
+    """Which rows hold targets."""
+    return targets_of(state).numbers != FREE
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def _parts(state: TrackState) -> tuple:
+    return tuple(state[:_NUM_PARTS])
+
+
+def _with_parts(state: TrackState, parts: tuple, targets: Targets) -> TrackState:
+    return state._replace(**dict(zip(TrackState._fields, parts, strict=False)), targets=targets)
+
+
+def _alone(state: TrackState, row: int) -> TrackState:
+    targets = targets_of(state)
+    parts = _row(_parts(state), row)
+    age = jnp.asarray(int(state.frame_index) - targets.since[row], jnp.int32)
+    alone = state._replace(**dict(zip(TrackState._fields, parts, strict=False)))
+    return alone._replace(frame_index=age, num_refreshes=jnp.asarray(targets.refreshes[row], jnp.int32), targets=None)
+
+
+def _begin(state: TrackState, row: int, number: int, newcomer: TrackState) -> TrackState:
+    """Nothing of what was in the row stays."""
+    since = int(state.frame_index)
+    return put_row(state, row, newcomer, numbers=number, since=since, refreshes=0, pinned=0)
+
+
+def _in_rows(state: TrackState, order: Int64[np.ndarray, " live"], count: int = 1) -> TrackState:
+    """The rows of `order`, and free ones behind them, which hold copies of the first row there was."""
+    targets, free = targets_of(state), np.zeros(count - len(order), np.int64)
+    rows = np.concatenate([order, free])
+    numbers = np.concatenate([targets.numbers[order], free + FREE])
+    since, refreshes, pinned = (
+        np.concatenate([column[order], free]) for column in (targets.since, targets.refreshes, targets.pinned)
+    )
+    # On the host: a program for each pair of sizes would be compiled for a copy.
+    parts = jax.tree.map(lambda many: jax.device_put(np.asarray(many)[rows], many.sharding), _parts(state))
+    return _with_parts(state, parts, Targets(numbers, since, refreshes, pinned, targets.next_number))
+
+
+@jax.jit
+def _row(parts: tuple, row: Int32[Array, ""] | int) -> tuple:
+    return jax.tree.map(lambda many: many[row][None], parts)
+
+
+@jax.jit
+def _put_parts(parts: tuple, row: Int32[Array, ""] | int, one: tuple) -> tuple:
+    return jax.tree.map(lambda many, single: many.at[row].set(single[0]), parts, one)
