@@ -7,7 +7,7 @@ import re
 import secrets
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,8 @@ _PAGE = Path(str(resources.files("mixformer_jax.serving") / "static"))
 _STATIC = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
 # Messages that a browser has not taken yet: one that takes none is cut off.
 _MOST_UNSENT = 64
-_END_S = 5.0
+# Sessions and compilations have so long to end.
+_END_S = 20.0
 
 
 class Limits(NamedTuple):
@@ -69,7 +70,8 @@ class Server:
             limits: of sessions and uploads.
         """
         self._tracker, self._folder, self._with_addresses, self._limits = tracker, folder, with_addresses, limits
-        self._ready, self._one_at_a_time = threading.Event(), threading.Lock()
+        self._ready, self._opens, self._writes = threading.Event(), threading.Lock(), threading.Lock()
+        self._preparing, self._is_closed = threading.Thread(target=self._prepare, name="preparing", daemon=True), False
         self.sessions: dict[str, Session] = {}
         self._uploading: set[str] = set()
         routes = [
@@ -85,37 +87,43 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        self._preparing.start()
         yield
         await run_in_threadpool(self.close)
 
-    def _warm_up(self) -> None:
+    def _prepare(self) -> None:
         """Compiles what the first target needs; then what the second does, and the overlay."""
         try:
-            self._compile()
+            for _ in self._preparations():
+                self._ready.set()
+                if self._is_closed:
+                    return
         finally:
             self._ready.set()  # sessions tell of their own errors
 
-    def _compile(self) -> None:
+    def _preparations(self) -> Iterator[None]:
         pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
         frames = [TimedFrame(pixels, number, float(number)) for number in range(1, 5)]
         following = Following(self._tracker, lambda index: frames[index])
         for first, x in ((0, 40.0), (2, 160.0)):
             following.add(frames[first], np.array([x, 60.0, 80.0, 80.0]))
             following.step(frames[first + 1])
-            self._ready.set()
+            yield
         choices = overlay_choices(self._tracker.config, self._tracker.settings.num_online_templates)
         if choices["kinds"]:
             overlay(following, frames[-1], 0, choices["kinds"][0], choices["blocks"][0])
 
     def close(self) -> None:
-        """Ends all sessions."""
+        """Ends all sessions, and what is being compiled: a process that ends while JAX computes crashes."""
+        self._is_closed = True
         self._ready.set()
         sessions = list(self.sessions.values())
         for session in sessions:
             session.close()
         for session in sessions:
             session.join(_END_S)
+        if self._preparing.is_alive():
+            self._preparing.join(_END_S)
 
     async def _serve_session(self, socket: WebSocket) -> None:
         await socket.accept()
@@ -144,7 +152,8 @@ class Server:
             self._limits.upload_bytes,
             folder,
             self._with_addresses,
-            self._one_at_a_time,
+            self._opens,
+            self._writes,
         )
         session = self.sessions[key] = Session(shared, tell)
         tasks = [
@@ -244,9 +253,9 @@ class Server:
         session = self._session(request)
         if session is None:
             return _no_session()
-        if not session.video.is_file():
+        if not session.written.is_file():
             return PlainTextResponse("the video is not written yet", 404)
-        return FileResponse(session.video, media_type="video/mp4", filename=f"{_plain(session.name)}_tracked.mp4")
+        return FileResponse(session.written, media_type="video/mp4", filename=f"{_plain(session.name)}_tracked.mp4")
 
 
 async def _receive(socket: WebSocket, session: Session) -> None:

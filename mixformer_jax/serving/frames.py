@@ -43,12 +43,12 @@ class Frames(ABC):
 class FileFrames(Frames):
     """A video that can be read again. The last frames are kept, and what lies further back is had by beginning anew."""
 
-    def __init__(self, source: FrameSource) -> None:
+    def __init__(self, source: FrameSource, recent_bytes: int = RECENT_BYTES) -> None:
         check_pixels(source.size)
         self.name, self.fps, self.num_frames, self.size = source.name, source.fps, source.num_frames, source.size
         self._source, self._lock = source, threading.Lock()
         self._pass: Iterator[TimedFrame] = source.timed()
-        self._recent: deque[TimedFrame] = deque(maxlen=max(2, RECENT_BYTES // (3 * math.prod(source.size))))
+        self._recent: deque[TimedFrame] = deque(maxlen=max(2, recent_bytes // (3 * math.prod(source.size))))
 
     def get(self, index: int) -> TimedFrame:
         """See `Frames`."""
@@ -66,8 +66,8 @@ class FileFrames(Frames):
             return recent[index + 1 - recent[0].number]
 
     def again(self) -> "FileFrames":
-        """The same video, to be read independently."""
-        return FileFrames(self._source)
+        """The same video, to be read independently, and once."""
+        return FileFrames(self._source, 0)
 
     def close(self) -> None:
         """See `Frames`."""

@@ -17,7 +17,6 @@ from mixformer_jax.tracking.attention_maps import (
 )
 from mixformer_jax.tracking.targets import live_numbers, target_alone
 
-Overlay = dict[str, Any]
 # The kinds whose queries lie in the search region, and so in the frame.
 ON_FRAMES = tuple(kind for kind, (queries, _keys) in KINDS.items() if queries == "search")
 
@@ -31,7 +30,7 @@ def overlay_choices(config: MixFormerConfig, num_online_templates: int) -> dict[
     return {"kinds": [kind for kind in ON_FRAMES if num_online_templates or kind != "S-to-OT"], "blocks": blocks}
 
 
-def overlay(following: Following, frame: TimedFrame, target: int, kind: str, block: str) -> Overlay | None:
+def overlay(following: Following, frame: TimedFrame, target: int, kind: str, block: str) -> dict[str, Any] | None:
     """What share of its attention each part of the search region gives to the target; None where there is none.
 
     Args:

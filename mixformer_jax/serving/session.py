@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -15,12 +15,11 @@ import numpy as np
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import FrameSource, TimedFrame
-from mixformer_jax.media.video import VideoWriter, open_source
+from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.serving.following import Following
-from mixformer_jax.serving.frames import FileFrames, KeptFrames, check_pixels, decode_image, encode_jpeg, jpeg_size
-from mixformer_jax.serving.overlay import Overlay, overlay, overlay_choices
-from mixformer_jax.tracking.record import annotate
+from mixformer_jax.serving.frames import FileFrames, KeptFrames, encode_jpeg
+from mixformer_jax.serving.overlay import overlay, overlay_choices
+from mixformer_jax.serving.video import MOST_FRAMES, EndError, Video
 from mixformer_jax.tracking.result_files import rounded
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
@@ -36,7 +35,6 @@ MOST_WAITING = 64
 # Frames of an overlay while a video plays: each costs three steps.
 OVERLAY_EVERY = 6
 MOST_PIXELS = 1_000_000  # that a number of a box can say
-MOST_FRAMES = 500_000  # that are followed in one session
 
 Tell = Callable[[dict[str, Any], bytes | None], None]
 
@@ -57,7 +55,8 @@ class Shared(NamedTuple):
     most_bytes: int  # of an upload, and of the frames kept of a camera
     folder: Mapping[str, Path]  # by the names that the browser sees
     with_addresses: bool  # whether addresses may be opened
-    one_at_a_time: threading.Lock  # for opening and rendering: they take memory, and all cores
+    opens: threading.Lock  # one file at a time is opened, and one video written: that takes memory, and all cores
+    writes: threading.Lock
 
 
 class Session:
@@ -73,23 +72,19 @@ class Session:
         self._shared, self._tell = shared, tell
         self._folder = tempfile.TemporaryDirectory(prefix="mixformer_page_")
         self.upload = Path(self._folder.name) / "upload"
-        self.video = Path(self._folder.name) / "tracked.mp4"
+        self.written = Path(self._folder.name) / "tracked.mp4"
         self._changed = threading.Condition()
         self._commands: deque[Mapping[str, Any]] = deque()
         self._picture: tuple[int, bytes] | None = None  # the newest of the browser's camera
         self._closed = False
         self._on_the_way = 0
-        self._frames: FileFrames | KeptFrames | None = None
-        self._live: FrameSource | None = None  # where frames come whether or not they are wanted
-        self._following: Following | None = None
-        self._position, self._is_playing, self._is_fast, self._is_at_end = -1, False, False, False
+        self._video: Video | None = None
+        self._is_playing, self._is_fast, self._is_at_end = False, False, False
         self._due = 0.0
         self._shown_at: deque[float] = deque(maxlen=30)
         self._overlay: tuple[int, str, str] | None = None
-        self._renderer: threading.Thread | None = None
+        self._writer: threading.Thread | None = None
         self._stops_writing = threading.Event()
-        self._passing: Iterator[TimedFrame] = iter(())
-        self._began = 0.0
         self._thread = threading.Thread(target=self._run, name="session", daemon=True)
         self._thread.start()
 
@@ -116,13 +111,15 @@ class Session:
 
     def records(self) -> list[dict[str, Any]]:
         """What was found so far, a record a frame and target."""
-        found = {} if self._following is None else dict(self._following.found)
+        video = self._video
+        found = {} if video is None else dict(video.following.found)
         return [rounded(record) for index in sorted(found) for record in found[index].records()]
 
     @property
     def name(self) -> str:
         """Of the video."""
-        return "video" if self._frames is None else self._frames.name
+        video = self._video
+        return "video" if video is None else video.frames.name
 
     @property
     def is_closed(self) -> bool:
@@ -188,8 +185,7 @@ class Session:
             self._play()
 
     def _waits_for_camera(self) -> bool:
-        kept = self._frames
-        return isinstance(kept, KeptFrames) and self._live is None and self._position + 1 == kept.num_frames
+        return self._video is not None and self._video.is_camera and self._video.is_up_to_date
 
     # Commands.
 
@@ -199,7 +195,7 @@ class Session:
             size = (_whole(command, "height", 16_384), _whole(command, "width", 16_384))
             if min(size) < 1:
                 raise CommandError("a camera without pixels")
-            self._take(KeptFrames("camera", 30.0, size, self._kept_path(), self._shared.most_bytes), None)
+            self._take(self._kept("camera", 30.0, size))
             self._is_playing = True
             self._tell_playing()
             return
@@ -216,19 +212,18 @@ class Session:
         else:
             raise CommandError(f"no video of kind {kind!r}")
         self._let_go()
-        with self._shared.one_at_a_time:
+        with contextlib.nullcontext() if kind == "address" else self._shared.opens:
             source = self._opened(location)
-            if kind == "upload":  # as its owner calls it; a label, never a path
-                source.name = Path(str(name)).stem[:80] or "upload"
-            try:
-                if source.is_live:
-                    kept = KeptFrames(source.name, source.fps, source.size, self._kept_path(), self._shared.most_bytes)
-                    self._take(kept, source)
-                else:
-                    self._take(FileFrames(source), None)
-            except SourceError:
-                source.close()
-                raise
+        if kind == "upload":  # as its owner calls it; a label, never a path
+            source.name = Path(str(name)).stem[:80] or "upload"
+        try:
+            if source.is_live:
+                self._take(self._kept(source.name, source.fps, source.size), source)
+            else:
+                self._take(FileFrames(source))
+        except SourceError:
+            source.close()
+            raise
         self._play()
 
     def _opened(self, location: str | Path) -> FrameSource:
@@ -245,38 +240,30 @@ class Session:
             raise CommandError(f"expected an address that begins with {'://, '.join(SCHEMES)}://")
         return address
 
-    def _kept_path(self) -> Path:
-        return Path(self._folder.name) / "kept"
+    def _kept(self, name: str, fps: float, size: tuple[int, int]) -> KeptFrames:
+        return KeptFrames(name, fps, size, Path(self._folder.name) / "kept", self._shared.most_bytes)
 
-    def _take(self, frames: FileFrames | KeptFrames, live: FrameSource | None) -> None:
+    def _take(self, frames: FileFrames | KeptFrames, live: FrameSource | None = None) -> None:
         self._let_go()
-        self._frames, self._live = frames, live
-        self._passing = iter(()) if live is None else live.timed()
-        self._following = Following(self._shared.tracker, frames.get)
-        self._position, self._is_playing, self._is_at_end, self._overlay = -1, False, False, None
+        video = self._video = Video(self._shared.tracker, frames, live)
+        self._is_playing, self._is_at_end, self._overlay, self._picture = False, False, None, None
         self._shown_at.clear()
-        self._picture = None
-        height, width = frames.size
-        is_live = live is not None or isinstance(frames, KeptFrames)
-        about = {"name": frames.name, "width": width, "height": height, "fps": frames.fps, "live": is_live}
-        self._tell({"is": "opened", "frames": None if is_live else frames.num_frames, **about}, None)
+        self._tell({"is": "opened", **video.about()}, None)
 
     def _let_go(self) -> None:
-        if self._renderer is not None:
+        if self._writer is not None:
             self._stops_writing.set()
-            self._renderer.join()
-            self._renderer = None
-        self.video.unlink(missing_ok=True)
-        if self._live is not None:
-            self._live.close()
-        if self._frames is not None:
-            self._frames.close()
-        self._frames = self._live = self._following = None
+            self._writer.join()
+            self._writer = None
+        self.written.unlink(missing_ok=True)
+        if self._video is not None:
+            self._video.close()
+        self._video = None
 
     def _start(self, _command: Mapping[str, Any]) -> None:
-        self._opened_frames()
+        video = self._opened_video()
         if self._is_at_end:
-            self._position = -1
+            video.position = -1
         self._is_playing, self._due = True, time.monotonic()
         self._shown_at.clear()
         self._tell_playing()
@@ -287,39 +274,32 @@ class Session:
         self._show_again()
 
     def _seek(self, command: Mapping[str, Any]) -> None:
-        frames = self._opened_frames()
+        video = self._opened_video()
         self._is_playing = False
-        try:
-            frame = frames.get(_whole(command, "frame", MOST_FRAMES))
-        except IndexError:
-            if not frames.num_frames:
-                raise SourceError("there is no frame") from None
-            frame = frames.get(frames.num_frames - 1)
-        self._show(frame, self._found(frame))
+        self._show(frame := video.at(_whole(command, "frame", MOST_FRAMES)), video.found(frame))
         self._tell_playing()
 
     def _add(self, command: Mapping[str, Any]) -> None:
-        frame, box_xywh = self._marked(command)
-        following = self._followed()
+        following, (frame, box_xywh) = self._opened_video().following, self._marked(command)
         if len(following.targets) >= MOST_TARGETS:
             raise CommandError(f"up to {MOST_TARGETS} targets are followed at once; remove one")
         following.add(frame, box_xywh)
-        self._show(frame, self._found(frame))
+        self._show_changed(frame)
 
     def _replace(self, command: Mapping[str, Any]) -> None:
-        frame, box_xywh = self._marked(command)
-        self._followed().replace(frame, _whole(command, "target", MOST_FRAMES), box_xywh)
-        self._show(frame, self._found(frame))
+        following, (frame, box_xywh) = self._opened_video().following, self._marked(command)
+        following.replace(frame, _whole(command, "target", MOST_FRAMES), box_xywh)
+        self._show_changed(frame)
 
     def _add_template(self, command: Mapping[str, Any]) -> None:
-        frame, box_xywh = self._marked(command)
-        self._followed().add_template(frame, _whole(command, "target", MOST_FRAMES), box_xywh)
-        self._show(frame, self._found(frame))
+        following, (frame, box_xywh) = self._opened_video().following, self._marked(command)
+        following.add_template(frame, _whole(command, "target", MOST_FRAMES), box_xywh)
+        self._show_changed(frame)
 
     def _remove(self, command: Mapping[str, Any]) -> None:
-        frame = self._frame_of(command)
-        self._followed().remove(frame, _whole(command, "target", MOST_FRAMES))
-        self._show(frame, self._found(frame))
+        following, frame = self._opened_video().following, self._named_frame(command)
+        following.remove(frame, _whole(command, "target", MOST_FRAMES))
+        self._show_changed(frame)
 
     def _set_speed(self, command: Mapping[str, Any]) -> None:
         self._is_fast = command.get("fast") is True
@@ -336,104 +316,82 @@ class Session:
         if not self._is_playing:
             self._show_again()
 
-    def _render(self, _command: Mapping[str, Any]) -> None:
-        following, frames = self._followed(), self._opened_frames()
-        if not following.found:
-            raise CommandError("nothing was tracked yet: draw a box around a target first")
-        if self._renderer is not None and self._renderer.is_alive():
+    def _write(self, _command: Mapping[str, Any]) -> None:
+        if self._writer is not None and self._writer.is_alive():
             raise CommandError("the video is being written already")
-        found = dict(following.found)
+        write = self._opened_video().writing(self.written)
         self._stops_writing.clear()
-        self._renderer = threading.Thread(target=self._write_video, args=(frames.again(), found), daemon=True)
-        self._renderer.start()
+        self._writer = threading.Thread(target=self._write_video, args=(write,), daemon=True)
+        self._writer.start()
+
+    def _write_video(self, write: Callable[[], Generator[tuple[int, int], None, None]]) -> None:
+        """In a thread of its own."""
+        try:
+            with self._shared.writes, contextlib.closing(write()) as writing:
+                for done, total in writing:
+                    if self._stops_writing.is_set():
+                        return
+                    self._tell({"is": "writing", "done": done, "of": total}, None)
+            self._tell({"is": "written"}, None)
+        except (SourceError, OSError, IndexError) as error:
+            self._tell({"is": "error", "text": f"the video could not be written: {error}"}, None)
 
     # Frames.
 
-    def _opened_frames(self) -> FileFrames | KeptFrames:
-        if self._frames is None:
+    def _opened_video(self) -> Video:
+        if self._video is None:
             raise CommandError("no video is open")
-        return self._frames
+        return self._video
 
-    def _followed(self) -> Following:
-        self._opened_frames()
-        assert self._following is not None
-        return self._following
-
-    def _frame_of(self, command: Mapping[str, Any]) -> TimedFrame:
-        """The frame that a command names; a file's position follows it."""
+    def _named_frame(self, command: Mapping[str, Any]) -> TimedFrame:
         try:
-            return self._opened_frames().get(_whole(command, "frame", MOST_FRAMES))
+            return self._opened_video().frames.get(_whole(command, "frame", MOST_FRAMES))
         except IndexError:
             raise CommandError("there is no such frame") from None
 
     def _marked(self, command: Mapping[str, Any]) -> tuple[TimedFrame, np.ndarray]:
-        frame, box = self._frame_of(command), command.get("box")
+        frame, box = self._named_frame(command), command.get("box")
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_pixels, box))):
             raise CommandError("expected a box: four numbers x, y, w, h in pixels")
         return frame, check_box_xywh(box, frame.pixels.shape[:2])
 
-    def _found(self, frame: TimedFrame) -> Tracked | None:
-        return self._followed().found.get(frame.number - 1)
-
     def _play(self) -> None:
         """The next frame: found before, or tracked now."""
-        frames, following = self._opened_frames(), self._followed()
-        index, jpeg = self._position + 1, None
-        now = time.monotonic()
+        video, now = self._opened_video(), time.monotonic()
         try:
-            if isinstance(frames, KeptFrames) and index == frames.num_frames:
-                if frames.is_full:
-                    raise SourceError("as many frames are kept as fit; download, and open it again to go on")
-                live = next(self._passing)
-                jpeg = encode_jpeg(live.pixels)
-                frame = TimedFrame(live.pixels, frames.append(jpeg, live.seconds) + 1, live.seconds)
-            else:
-                frame = frames.get(index)
-        except (IndexError, StopIteration):
+            frame, jpeg = video.next()
+        except EndError:
             self._is_playing, self._is_at_end = False, True
             self._tell_playing()
             self._show_again()
             return
-        found = self._tracked(following, frame)
-        step = 0.0 if self._is_fast or self._live is not None else 1 / frames.fps
+        found = video.tracked(frame)
+        step = 0.0 if self._is_fast or jpeg is not None else 1 / video.frames.fps
         self._due = max(self._due + step, now - CAUGHT_UP_S)
         self._show(frame, found, jpeg)
 
-    def _tracked(self, following: Following, frame: TimedFrame) -> Tracked | None:
-        index = frame.number - 1
-        if index > following.last and following.targets:
-            if len(following.found) >= MOST_FRAMES:
-                raise CommandError(f"{MOST_FRAMES:,} frames were followed, which is as many as one session holds")
-            return following.step(frame)
-        return following.found.get(index)
-
     def _take_picture(self) -> None:
         """A picture of the browser's camera, which needs no picture back."""
+        video = self._opened_video()
         with self._changed:
             (number, jpeg), self._picture = self._picture or (0, b""), None
-        frames, following = self._opened_frames(), self._followed()
-        assert isinstance(frames, KeptFrames)
-        size = jpeg_size(jpeg)
-        check_pixels(size)
-        if size != frames.size:
-            raise SourceError(f"a picture of {size[1]}x{size[0]} from a camera of {frames.size[1]}x{frames.size[0]}")
-        if frames.is_full:
-            raise SourceError("as many frames are kept as fit; download, and open the camera again to go on")
-        pixels, seconds = decode_image(jpeg, "a picture of the camera"), time.monotonic()
-        self._began = seconds if frames.num_frames == 0 else self._began
-        frame = TimedFrame(pixels, frames.append(jpeg, seconds - self._began) + 1, seconds - self._began)
-        self._position = frame.number - 1
+        frame = video.take(jpeg)
+        found = video.tracked(frame)
+        video.position = frame.number - 1
         self._shown_at.append(time.monotonic())
-        self._tell({"is": "found", "number": number, **self._about(frame, self._tracked(following, frame))}, None)
+        self._tell({"is": "found", "number": number, **self._about(frame, found)}, None)
 
     def _show_again(self) -> None:
-        if self._frames is not None and self._position >= 0:
-            frame = self._frames.get(self._position)
-            self._show(frame, self._found(frame))
+        if self._video is not None and self._video.position >= 0:
+            self._show(frame := self._video.at(self._video.position), self._video.found(frame))
+
+    def _show_changed(self, frame: TimedFrame) -> None:
+        self._show(frame, self._opened_video().found(frame))
 
     def _show(self, frame: TimedFrame, found: Tracked | None, jpeg: bytes | None = None) -> None:
-        self._is_at_end = self._is_at_end and frame.number - 1 == self._position
-        self._position = frame.number - 1
+        video = self._opened_video()
+        self._is_at_end = self._is_at_end and frame.number - 1 == video.position
+        video.position = frame.number - 1
         if self._is_playing:
             self._shown_at.append(time.monotonic())
             if self._on_the_way >= MOST_ON_THE_WAY:
@@ -457,39 +415,19 @@ class Session:
             "frame": frame.number - 1,
             "time": round(frame.seconds, 3),
             "targets": targets,
-            "last": self._followed().last,
+            "last": self._opened_video().following.last,
             "fps": rate if self._is_playing else None,
             "overlay": self._overlay_on(frame),
         }
 
-    def _overlay_on(self, frame: TimedFrame) -> Overlay | None:
-        index, following = frame.number - 1, self._followed()
-        if self._overlay is None or (self._is_playing and index % OVERLAY_EVERY):
+    def _overlay_on(self, frame: TimedFrame) -> dict[str, Any] | None:
+        if self._overlay is None or (self._is_playing and frame.number % OVERLAY_EVERY):
             return None
         target, kind, block = self._overlay
-        return overlay(following, frame, target, kind, block)
+        return overlay(self._opened_video().following, frame, target, kind, block)
 
     def _tell_playing(self) -> None:
         self._tell({"is": "playing" if self._is_playing else "paused"}, None)
-
-    def _write_video(self, frames: FileFrames | KeptFrames, found: dict[int, Tracked]) -> None:
-        """The frames from the first to the last that were tracked, with boxes; in a thread of its own."""
-        first, last = min(found), max(found)
-        try:
-            with self._shared.one_at_a_time, VideoWriter(self.video, frames.fps, frames.size) as writer:
-                for index in range(first, last + 1):
-                    if self._stops_writing.is_set():
-                        return
-                    frame = frames.get(index)
-                    is_found = index in found
-                    writer.write(annotate(frame.pixels, index, found[index]) if is_found else frame.pixels)
-                    if index % 10 == 0:
-                        self._tell({"is": "writing", "done": index - first, "of": last + 1 - first}, None)
-            self._tell({"is": "written"}, None)
-        except (SourceError, OSError, IndexError) as error:
-            with contextlib.suppress(OSError):
-                self.video.unlink(missing_ok=True)
-            self._tell({"is": "error", "text": f"the video could not be written: {error}"}, None)
 
 
 _COMMANDS: Mapping[str, Callable[[Session, Mapping[str, Any]], None]] = {
@@ -503,7 +441,7 @@ _COMMANDS: Mapping[str, Callable[[Session, Mapping[str, Any]], None]] = {
     "remove": Session._remove,
     "speed": Session._set_speed,
     "overlay": Session._set_overlay,
-    "write": Session._render,
+    "write": Session._write,
 }
 
 

@@ -4,6 +4,8 @@ import http.client
 import json
 import struct
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -52,6 +54,14 @@ def videos(loop, tmp_path_factory):
     return folder
 
 
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Waits; AssertionError where it takes longer."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class Served:
     """A server on a port of its own."""
 
@@ -60,8 +70,7 @@ class Served:
         self.port = self._bound.getsockname()[1]
         self._thread = threading.Thread(target=serve, args=(server.app, self._bound, self._stops.is_set))
         self._thread.start()
-        while self.ask("GET", "/", headers={"host": "localhost"}) is None:
-            pass
+        wait_until(lambda: self.ask("GET", "/") is not None)
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None

@@ -6,7 +6,6 @@ import pytest
 
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import ArrayFrames
-from mixformer_jax.serving import frames as module
 from mixformer_jax.serving.frames import FileFrames, KeptFrames, encode_jpeg, jpeg_size
 
 
@@ -25,10 +24,9 @@ class Passes(ArrayFrames):
 
 
 @pytest.mark.parametrize("order", [(0, 5, 4, 3, 11, 0, 11), (11, 0), (3, 3, 2, 9, 8, 7)])
-def test_a_file_in_any_order(monkeypatch, order):
-    monkeypatch.setattr(module, "RECENT_BYTES", 4 * 16 * 24 * 3)
+def test_a_file_in_any_order(order):
     source = Passes(clip())
-    frames = FileFrames(source)
+    frames = FileFrames(source, recent_bytes=4 * 16 * 24 * 3)
     for index in order:
         frame = frames.get(index)
         assert frame.number == index + 1 and (frame.pixels == index * 10).all()

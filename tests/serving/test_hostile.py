@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from mixformer_jax.serving import uploads
 from mixformer_jax.serving.app import Limits
 from mixformer_jax.serving.guard import COOKIE
+from tests.serving.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -144,9 +145,8 @@ def test_uploads_are_bounded_and_videos(served, videos, monkeypatch):
         broken.sendall(f"POST {page.path}/upload HTTP/1.1\r\n{lines}\r\n".encode() + clip[:500])
         broken.close()
         assert not session.upload.exists()
-        while (status := send(clip[: len(clip) // 2])) == 409:
-            pass  # until it is noticed that the other has gone
-        assert status == 200, "whole, but a video that breaks off"
+        # Once it is noticed that the other has gone: whole, but a video that breaks off.
+        wait_until(lambda: send(clip[: len(clip) // 2]) == 200)
         page.do("open", kind="upload", name="half.mp4")
         told = page.hear("error", "opened")[0]
         assert told["is"] == "opened" or "/tmp" not in told["text"]
@@ -234,8 +234,7 @@ def test_sessions_are_few_and_apart(start):
         second.do("play")
         assert second.hear("error")[0]["text"] == "no video is open"
         assert json.loads(served.ask("GET", f"{second.path}/boxes.json").text) == []
-    while served.server.sessions:
-        pass
+    wait_until(lambda: not served.server.sessions)
     assert is_well(served)
 
 
@@ -262,7 +261,6 @@ def test_two_hundred_at_once(served):
 
     with ThreadPoolExecutor(200) as pool:
         list(pool.map(ask, range(200)))
-    while served.server.sessions:
-        pass
+    wait_until(lambda: not served.server.sessions)
     assert is_well(served)
     assert resident_bytes() - before < 300 * 2**20

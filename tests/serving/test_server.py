@@ -16,6 +16,7 @@ import pytest
 from mixformer_jax.media.live import LiveSource
 from mixformer_jax.media.video import open_source
 from mixformer_jax.serving import session
+from tests.serving.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -183,8 +184,7 @@ def test_what_a_session_held_goes_with_its_connection(served, box):
         (held,) = served.server.sessions.values()
         assert set(Path(tempfile.gettempdir()).glob("mixformer_page_*")) > folders
     held.join(30.0)
-    while served.server.sessions:
-        pass
+    wait_until(lambda: not served.server.sessions)
     assert set(Path(tempfile.gettempdir()).glob("mixformer_page_*")) == folders
     assert not [thread for thread in threading.enumerate() if thread.name == "session"]
     assert served.ask("GET", f"{page.path}/boxes.csv").status == 404

@@ -376,7 +376,7 @@ function hint() {
     template: (number) => `Draw a box around target ${number} as it also looks, on any frame. Esc leaves it.`,
   };
   const nobody = shown && !shown.targets.length;
-  const idle = nobody && shown.last < 0 ? "Drag on the picture to draw a box around a target." : "";
+  const idle = nobody && shown.last < 0 ? "Drag a box around a target." : "";
   $("hint").textContent = asked ? words[asked.act](asked.target + 1) : idle;
   $("hint").classList.toggle("asks", Boolean(asked || idle));
 }
