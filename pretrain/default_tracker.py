@@ -1,18 +1,19 @@
-"""Makes the default tracker: TrackMAE, then boxes (stage 1), then scores (stage 2), then the file to ship.
+"""Make the default tracker from the pool: TrackMAE, boxes (stage 1) on small and then on large crops, scores.
 
     python pretrain/default_tracker.py                    # make default-tracker
-    python pretrain/default_tracker.py --minutes 10       # saves and stops after so many minutes
+    python pretrain/default_tracker.py --minutes 10       # a piece: stops, saved, after so many minutes
     python pretrain/default_tracker.py --config.data.root=pool --config.data.render=device
 
-The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_tiny.py and configs/mixvit_tiny_score.py; each has a
-folder in RUNS (`runs/`) and resumes there. --config.SECTION.SETTING=VALUE changes a setting of all of them. A stage
-resumes from its newest checkpoint, and starts from the weights of the stage before it: docs/training.md says what to
-copy to go on with another machine. The result, RUNS/mixvit_tiny.safetensors in float16, belongs into
-mixformer_jax/assets; then `python -m tests.store_doctor` renews the boxes that `mixformer doctor` expects.
+The stages are configs/pretrain/trackmae_tiny.py, configs/mixvit_nano.py, configs/mixvit_tiny.py (made for an
+accelerator) and pretrain/mined_scores.py; each has a folder in RUNS (`runs/`) and goes on where it was stopped.
+--config.SECTION.SETTING=VALUE changes a setting of all of them. A stage that has begun needs the newest of its
+checkpoints and none of the stages before, and a fresh one the weights of the one before it: docs/training.md says what
+to copy for a piece on another machine. At the end RUNS/mixvit_tiny_mined/model.safetensors, float16, is what belongs
+into mixformer_jax/assets as mixvit_tiny.safetensors; then `python -m tests.store_doctor` renews the boxes that
+`mixformer doctor` expects.
 """
 
 import argparse
-import dataclasses
 import math
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from mixformer_jax.config_files import CONFIG_PREFIX, CONFIGS
 from mixformer_jax.signals import Stopped, StopSignals, check
 
 ADVICE = "the same command goes on where this one was"
-STAGES = ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")
+STAGES = ("trackmae_tiny", "mixvit_nano", "mixvit_tiny", "mixvit_tiny_mined")
 
 
 def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
@@ -33,8 +34,9 @@ def stages(runs: Path, changes: list[str]) -> list[list[str | Path]]:
     folders = [runs / name for name in STAGES]
     programs: tuple[list[str | Path], ...] = (
         [*pretrain, "--config", CONFIGS / "pretrain" / "trackmae_tiny.py"],
-        [*train, "--config", CONFIGS / "mixvit_tiny.py", f"--config.train.init={folders[0]}"],
-        [*train, "--config", CONFIGS / "mixvit_tiny_score.py", f"--config.train.init={folders[1]}"],
+        [*train, "--config", CONFIGS / "mixvit_nano.py", f"--config.train.init={folders[0]}"],
+        [*train, "--config", CONFIGS / "mixvit_tiny.py", f"--config.train.init={folders[1]}"],
+        [Path(__file__).with_name("mined_scores.py"), folders[2]],
     )
     return [[*program, "--out", folder, *changes] for program, folder in zip(programs, folders, strict=True)]
 
@@ -82,7 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from mixformer_jax.convert.convert import RUN_WEIGHTS
-    from mixformer_jax.convert.weights import load_weights, save_weights
 
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     for program in stages(args.runs, args.overrides)[stage_to_go_on_with(args.runs) :]:
@@ -96,11 +97,7 @@ def _run(args: argparse.Namespace) -> int:
             return 0
         if status:
             return status
-    target = args.runs / "mixvit_tiny.safetensors"
-    weights = load_weights(args.runs / STAGES[-1] / RUN_WEIGHTS)
-    # Chosen on held-out sequences, see docs/default_tracker.md; crops in training are wider.
-    tracker = dataclasses.replace(weights.tracker, search_factor=3.75, update_interval=25)
-    save_weights(target, weights.variables, weights.model, tracker, store="float16")
+    target = args.runs / STAGES[-1] / RUN_WEIGHTS
     print(f"default tracker  {target}, {target.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -140,3 +140,18 @@ def test_missing_photographs_name_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install .*\[demo\]"):
         render_demo_clip()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_absences_hide_the_target_and_it_comes_back_elsewhere(seed):
+    frames = render_demo_clip(seed, absences=True).frames
+    hidden = np.isnan(frames.boxes_xywh).any(axis=1)
+    edges = np.flatnonzero(np.diff(hidden))
+    assert len(edges) == 4 and not hidden[0], "twice, and back at the end"
+    assert (np.diff(edges)[[0, 2]] > 20).all() and (np.diff(edges)[[0, 2]] < 80).all()
+    before, after = frames.boxes_xywh[edges[[0, 2]]], frames.boxes_xywh[edges[[1, 3]] + 1]
+    assert np.linalg.norm(before[:, :2] - after[:, :2], axis=1).min() > 30
+    corners = xywh_to_xyxy(frames.boxes_xywh[~hidden])
+    assert (corners[:, 2:] - 20 > 0).all() and (corners[:, :2] < (WIDTH - 20, HEIGHT - 20)).all(), "in sight"
+    index = int(edges[0]) + 5
+    assert len(frames.layers(index / FPS)) == 2, "only what passes by is drawn"

@@ -28,7 +28,7 @@ from mixformer_jax.typed_settings import (
 
 RECORDS = [MixFormerConfig, TrackerConfig, AutoencoderConfig, TrainConfig]
 RECORDS += [DataConfig, DatasetConfig, ImagesConfig, PackConfig]
-TINY = Path(__file__).parents[1] / "configs" / "mixvit_tiny.py"
+TINY = Path(__file__).parents[1] / "configs" / "mixvit_nano.py"
 
 
 @dataclasses.dataclass(frozen=True)

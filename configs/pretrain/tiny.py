@@ -1,4 +1,4 @@
-"""What the tiny pre-trainings share: model, data and crops of configs/mixvit_tiny.py, and the length of a run."""
+"""What the tiny pre-trainings share: model, data and crops of configs/mixvit_nano.py, and the length of a run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mixformer_jax.config_files import load_config
 
 def tiny_pretraining(num_templates: int) -> ConfigDict:
     """MAE (no templates) or TrackMAE; both see the same search regions in the same order."""
-    tracker = load_config(Path(__file__).parents[1] / "mixvit_tiny.py")
+    tracker = load_config(Path(__file__).parents[1] / "mixvit_nano.py")
     config = ConfigDict()
     config.autoencoder = {
         "model": tracker.model.to_dict(),

@@ -28,7 +28,7 @@ ABOUT = """pretraining   Table 7: from scratch, from MAE on tracking data, from 
 attention     Table 4: asymmetric against symmetric attention
 head          Table 6: pyramidal against plain corner head
 
-Every arm is a training of the config mixvit_tiny with one template, of equal length, for each of several seeds; the
+Every arm is a training of the config mixvit_nano with one template, of equal length, for each of several seeds; the
 weights of several steps on the way are tracked with, too. OUT/STUDY.md, .json and .png hold tables and curves. The same
 command goes on where it was stopped; arms that studies share are trained once."""
 MIXFORMER = ("-m", "mixformer_jax")
@@ -41,7 +41,7 @@ class Arm:
     Attributes:
         title: for tables.
         pretraining: config of the pre-training that it starts from; None: from scratch.
-        changes: settings of the config mixvit_tiny.
+        changes: settings of the config mixvit_nano.
     """
 
     title: str
@@ -167,7 +167,7 @@ def train_arm(programs: Programs, setup: Setup, arm: str, seed: int) -> None:
     }
     if chosen.pretraining is not None:
         changes["train.init"] = setup.pretraining(chosen.pretraining)
-    programs.run(name, *MIXFORMER, "train", *setup.options("mixvit_tiny", run, changes))
+    programs.run(name, *MIXFORMER, "train", *setup.options("mixvit_nano", run, changes))
     for step in setup.points_at():
         weights, results = run / f"model_{step}.safetensors", run / "results"
         where = ("--dataset", "folder", "--root", str(setup.test_root), "--tracker-name", f"step{step}")

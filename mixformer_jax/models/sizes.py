@@ -34,6 +34,21 @@ _CVT_W24: dict[str, Any] = {
 _MIXCVT = MixFormerConfig(
     "mixcvt", backbone="cvt", search_size=320, depth=16, projection="depthwise", head="corner", **_CVT13
 )
+_MIXVIT_NANO = MixFormerConfig(
+    "mixvit_nano",
+    search_size=128,
+    template_size=64,
+    patch_embed="convolutional",
+    width=192,
+    depth=6,
+    num_heads=3,
+    drop_path=0.0,
+    # With the other kinds, template and search tokens of like positions look alike: attention then matches
+    # places instead of content, and a small model trained from scratch takes long to unlearn that.
+    positions="learnable",
+    head_width=96,
+    mimetic_init=True,
+)
 _PLAIN = (
     _MIXVIT_B,
     _MIXVIT_L,
@@ -41,21 +56,8 @@ _PLAIN = (
     _variant(_MIXVIT_L, "mixvit_l_convmae", early_widths=(384, 768), depth=20, **_CONVMAE),
     _MIXCVT,
     _variant(_MIXCVT, "mixcvt_l", depth=12, drop_path=0.3, **_CVT_W24),
-    MixFormerConfig(
-        name="mixvit_tiny",
-        search_size=128,
-        template_size=64,
-        patch_embed="convolutional",
-        width=192,
-        depth=6,
-        num_heads=3,
-        drop_path=0.0,
-        # With the other kinds, template and search tokens of like positions look alike: attention then matches
-        # places instead of content, and a small model trained from scratch takes long to unlearn that.
-        positions="learnable",
-        head_width=96,
-        mimetic_init=True,
-    ),
+    _MIXVIT_NANO,
+    _variant(_MIXVIT_NANO, "mixvit_tiny", search_size=192, template_size=96),
 )
 
 

@@ -1,5 +1,8 @@
 """Looking for lost targets: a ladder of regions over the whole frame, one at a time. Not in the paper.
 
+The targets' sizes change slowly, so that a box of quite another size than the last good one scores 0: it makes a target
+lost, is no online template, and is not what was looked for.
+
 While a target is lost, the tracker goes on around its last box, and on every `redetect_every`-th frame it also looks at
 the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers the frame, the
 nearest cells first. That is a second call of the same compiled network: a rung is a box whose search region at
@@ -21,6 +24,9 @@ NEAR_FACTORS = (4.0, 6.0)  # search factors around the last good box
 # The grid's regions: their side at least this share of the frame's shorter side, their step this share of their side.
 LEAST_SIDE, STEP = 0.5, 0.6
 MOST_COLUMNS, MOST_ROWS = 5, 4
+# A box is not the target's if its size (square root of its area) differs from the last good one's by more than this
+# factor, which grows with every frame since then.
+SIZE_CHANGE, SIZE_CHANGE_A_FRAME = 1.6, 1.005
 
 
 class Redetection(NamedTuple):
@@ -31,13 +37,15 @@ class Redetection(NamedTuple):
     good_xywh: Float[Array, "n 4"]  # the last box that was not lost and scored well
     return_xywh: Float[Array, "n 4"]  # where to go back to if a find is not confirmed
     frames: Int32[Array, " n"]  # lost frames so far; 0 for targets that are not lost
+    since_good: Int32[Array, " n"]  # frames since `good_xywh`
     is_pending: Bool[Array, " n"]  # whether a find is to be confirmed by the next frame
 
 
 def start_redetection(boxes_xywh: Float[Array, "n 4"]) -> Redetection:
     """Before the first frame after the given one."""
     nobody = jnp.zeros(len(boxes_xywh), bool)
-    return Redetection(boxes_xywh, nobody, boxes_xywh, boxes_xywh, nobody.astype(jnp.int32), nobody)
+    zero = nobody.astype(jnp.int32)
+    return Redetection(boxes_xywh, nobody, boxes_xywh, boxes_xywh, zero, zero, nobody)
 
 
 class Located(NamedTuple):
@@ -45,6 +53,19 @@ class Located(NamedTuple):
 
     boxes_xywh: Float[Array, "n 4"]
     scores: Float[Array, " n"] | None  # None for models without a score prediction module
+
+
+def plausible_scores(
+    redetection: Redetection, boxes_xywh: Float[Array, "n 4"], scores: Float[Array, " n"]
+) -> Float[Array, " n"]:
+    """The scores, 0 for boxes whose size cannot be the target's, judged by its last good box."""
+    ratio = _size(boxes_xywh) / _size(redetection.good_xywh)
+    most = SIZE_CHANGE * SIZE_CHANGE_A_FRAME ** redetection.since_good.astype(jnp.float32)
+    return jnp.where((ratio < most) & (ratio > 1 / most), scores, 0.0)
+
+
+def _size(boxes_xywh: Float[Array, "n 4"]) -> Float[Array, " n"]:
+    return jnp.sqrt(boxes_xywh[:, 2] * boxes_xywh[:, 3])
 
 
 def choose_boxes(
@@ -61,7 +82,7 @@ def choose_boxes(
         settings: of the tracker.
         redetection: before this frame.
         before_xywh: the targets' boxes before this frame.
-        near: around these.
+        near: around these, with `plausible_scores`.
         elsewhere: around `redetection.look_xywh`; counts for targets that look alone.
         lost: which targets counted as lost before this frame.
 
@@ -69,16 +90,18 @@ def choose_boxes(
         The state; the targets' boxes and scores; which lost targets are found; and of which a find was seen or tried.
     """
     assert near.scores is not None and elsewhere.scores is not None
-    takes = redetection.is_look & (elsewhere.scores > jnp.maximum(near.scores, settings.redetect_above))
+    scores_there = plausible_scores(redetection, elsewhere.boxes_xywh, elsewhere.scores)
+    takes = redetection.is_look & (scores_there > jnp.maximum(near.scores, settings.redetect_above))
     found = redetection.is_pending & (near.scores > settings.redetect_above)
     boxes_xywh = jnp.where((redetection.is_pending & ~found)[:, None], redetection.return_xywh, near.boxes_xywh)
     boxes_xywh = jnp.where(takes[:, None], elsewhere.boxes_xywh, boxes_xywh)
-    scores = jnp.where(takes, elsewhere.scores, near.scores)
+    scores = jnp.where(takes, scores_there, near.scores)
     is_good = (~lost | found) & (scores > settings.candidate_above)
     after = redetection._replace(
         good_xywh=jnp.where(is_good[:, None], boxes_xywh, redetection.good_xywh),
         return_xywh=jnp.where(takes[:, None], before_xywh, redetection.return_xywh),
         frames=jnp.where(lost & ~found, redetection.frames + 1, 0),
+        since_good=jnp.where(is_good, 0, redetection.since_good + 1),
         is_pending=takes,
     )
     return after, boxes_xywh, scores, found, takes | redetection.is_pending
@@ -107,7 +130,7 @@ def ladder(
     """Regions as centre x, centre y and search factor, and how many of them there are; what follows is NaN."""
     height, width = (jnp.broadcast_to(frame_size[..., axis], len(good_xywh)).astype(jnp.float32) for axis in (0, 1))
     centres = good_xywh[:, :2] + good_xywh[:, 2:] / 2
-    size = jnp.sqrt(good_xywh[:, 2] * good_xywh[:, 3])
+    size = _size(good_xywh)
     side = jnp.maximum(size * NEAR_FACTORS[-1], LEAST_SIDE * jnp.minimum(height, width))
     columns, xs = _cells(width, side, MOST_COLUMNS)
     rows, ys = _cells(height, side, MOST_ROWS)

@@ -22,7 +22,14 @@ from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, norma
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
-from mixformer_jax.tracking.redetection import Located, Redetection, choose_boxes, plan_look, start_redetection
+from mixformer_jax.tracking.redetection import (
+    Located,
+    Redetection,
+    choose_boxes,
+    plan_look,
+    plausible_scores,
+    start_redetection,
+)
 
 # Below every score: whatever passes `candidate_above` first is the best so far.
 NO_SCORE = -1.0
@@ -276,6 +283,8 @@ def _apply_rules(
         boxes_xywh = _smoothed(settings, state, boxes_xywh, frame_size)
     if before is None or scores is None:
         return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
+    if redetection is not None:
+        scores = plausible_scores(redetection, boxes_xywh, scores)
     memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
     if redetection is not None and elsewhere is not None:

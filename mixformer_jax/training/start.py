@@ -1,5 +1,6 @@
 """How a run starts: its own checkpoint, another run's, what others trained, or fresh weights."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from mixformer_jax.convert.weights import (
     refuse_weights,
 )
 from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.layers import resize_positions
 from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
 from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.objective import Objective
@@ -73,7 +75,8 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
     """What a pre-trained model gives a tracker.
 
     A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
-    taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way.
+    taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way. Position
+    tables are resized where the crops have another size.
 
     Args:
         source: an official backbone (`.pth`, `.safetensors`), a weights file of ours, or the folder of a run; of a
@@ -168,11 +171,15 @@ def _part(name: str) -> str:
 
 
 def _as_wanted(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Batch norms in the collections where the model has them: learned and tracked, or constant."""
+    """Batch norms in the collections where the model has them: learned and tracked, or constant; position tables of
+    crops of another size resized."""
     moved = {}
     for name, value in found.items():
         collection, _, rest = name.partition("/")
         learned = "batch_stats" if rest.endswith(("/mean", "/var")) else "params"
         other = "constants" if collection in ("params", "batch_stats") else learned
-        moved[f"{other}/{rest}" if name not in expected and f"{other}/{rest}" in expected else name] = value
+        target = f"{other}/{rest}" if name not in expected and f"{other}/{rest}" in expected else name
+        if target.endswith("_positions/table") and target in expected and len(value) != expected[target][0]:
+            value = np.asarray(jax.device_get(resize_positions(value, math.isqrt(expected[target][0]))))
+        moved[target] = value
     return moved

@@ -97,7 +97,7 @@ from mixformer_jax.models.sizes import size_config
 
 def get_config():
     config = ConfigDict()
-    config.model = size_config("mixvit_tiny").to_dict()
+    config.model = size_config("mixvit_nano").to_dict()
     config.tracker = {{"template_factor": 2.0, "search_factor": 4.0, "num_online_templates": 1}}
     config.data = {{"datasets": {{"mine": {{"root": "{root}", "reader": "got10k"}}}},
                    "augment": {{"occluder_probability": 0.0}}}}

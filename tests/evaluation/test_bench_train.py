@@ -30,7 +30,7 @@ def test_rows_of_both_stages_of_training(tmp_path, capsys, monkeypatch):
     assert "no comparison with PyTorch: left out" in capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines() if line.startswith("|")]
     assert tuple(rows[0]) == COLUMNS and [row[3] for row in rows[2:]] == ["ours", "ours"]
-    assert [row[1] for row in rows[2:]] == ["mixvit_b", "mixvit_tiny pre-training"]
+    assert [row[1] for row in rows[2:]] == ["mixvit_b", "mixvit_nano pre-training"]
     assert all(float(row[6]) > 0 for row in rows[2:])
 
 

@@ -7,7 +7,7 @@ import pytest
 import mixformer_jax
 from mixformer_jax import cli
 from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, Failure, find_failures, render_demo_clip
-from mixformer_jax.evaluation.trackers import BoxPrediction
+from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 
 def main(arguments):
@@ -21,13 +21,14 @@ def main(arguments):
         ([1.0, 0.9, 0.4, 0.2, 0.3, 0.6, 0.9], [Failure(0.2, 1, 3, 5)]),
         ([1.0, 0.4, 0.7, 0.3, 0.1], [Failure(0.1, 2, 4, 4), Failure(0.4, 0, 1, 2)]),  # the last is not boxed again
         ([0.0, 0.1, 0.8], [Failure(0.1, 0, 1, 2)]),  # the first box is given
+        ([1.0, np.nan, np.nan, 0.4, 0.9], [Failure(0.4, 2, 3, 4)]),  # out of sight is no failure
     ],
 )
 def test_failures_are_the_stretches_that_are_not_boxed(overlaps, expected):
     assert find_failures(np.array(overlaps)) == expected
 
 
-class Lagging:
+class Lagging(Tracker):
     """Stays where the target was first, and finds it again on the clip's last frame."""
 
     def __init__(self, weights, device=None, dtype=None):
@@ -38,7 +39,7 @@ class Lagging:
 
     def step(self, state, frame):
         state += 1
-        return state, BoxPrediction(self.boxes_xywh[-1 if state == NUM_FRAMES - 1 else 0])
+        return state, Tracked(self.boxes_xywh[-1 if state == NUM_FRAMES - 1 else 0][None])
 
 
 def test_a_sheet_has_a_row_for_each_failure(tmp_path, monkeypatch, capsys):

@@ -115,16 +115,17 @@ def test_a_program_that_fails_is_named_with_the_end_of_its_log(tmp_path):
 
 @pytest.mark.parametrize("changes", [[], ["--config.data.root=elsewhere"]])
 def test_stages_of_the_default_tracker_hand_over(tmp_path, changes):
-    pretraining, boxes, scores = default_tracker.stages(tmp_path, changes)
+    pretraining, nano, tiny, scores = default_tracker.stages(tmp_path, changes)
     assert changed(pretraining).autoencoder.num_templates == 1
-    assert changed(boxes).train.init == str(tmp_path / "trackmae_tiny") and changed(boxes).train.stage == "box"
-    assert changed(scores).train.init == str(tmp_path / "mixvit_tiny") and changed(scores).train.stage == "score"
-    assert changed(boxes).tracker == changed(scores).tracker
-    assert changed(boxes).data.exclude == changed(scores).data.exclude == changed(pretraining).data.exclude
-    folders = [stage[stage.index("--out") + 1] for stage in (pretraining, boxes, scores)]
-    assert folders == [tmp_path / name for name in ("trackmae_tiny", "mixvit_tiny", "mixvit_tiny_score")]
+    assert changed(nano).train.init == str(tmp_path / "trackmae_tiny") and changed(nano).train.stage == "box"
+    assert changed(tiny).train.init == str(tmp_path / "mixvit_nano") and changed(tiny).train.stage == "box"
+    assert changed(nano).tracker == changed(tiny).tracker
+    assert changed(nano).data.exclude == changed(tiny).data.exclude == changed(pretraining).data.exclude
+    assert scores[1] == tmp_path / "mixvit_tiny" and scores[4:] == changes
+    folders = [stage[stage.index("--out") + 1] for stage in (pretraining, nano, tiny, scores)]
+    assert folders == [tmp_path / name for name in default_tracker.STAGES]
     if changes:
-        assert {changed(stage).data.root for stage in (pretraining, boxes, scores)} == {"elsewhere"}
+        assert {changed(stage).data.root for stage in (pretraining, nano, tiny)} == {"elsewhere"}
 
 
 def test_the_programs_that_others_start_are_there(tmp_path):
@@ -136,7 +137,7 @@ def test_the_programs_that_others_start_are_there(tmp_path):
     without_options = {
         tuple(itertools.takewhile(lambda text: text not in ("--config", "--dataset"), head)) for head in heads
     }
-    assert len(without_options) == 3, without_options  # train, pretrain/run.py, eval/run.py
+    assert len(without_options) == 4, without_options  # train, pretrain, evaluate, mined_scores.py RUN
     for program in without_options:
         found = subprocess.run([sys.executable, *program, "--help"], capture_output=True, text=True, check=False)
         assert found.returncode == 0 and "usage: " in found.stdout, found.stderr
@@ -150,11 +151,14 @@ def test_a_stage_that_has_begun_needs_none_before_it(tmp_path):
     assert default_tracker.stage_to_go_on_with(tmp_path) == 1
     (tmp_path / "trackmae_tiny" / "checkpoints" / "250").mkdir(parents=True)  # at home: weights of what may go on
     assert default_tracker.stage_to_go_on_with(tmp_path) == 0
-    (tmp_path / "mixvit_tiny" / "checkpoints" / "500").mkdir(parents=True)
-    (tmp_path / "mixvit_tiny_score" / "checkpoints").mkdir(parents=True)  # begun, and stopped before it saved
+    (tmp_path / "mixvit_nano" / "checkpoints" / "500").mkdir(parents=True)
+    (tmp_path / "mixvit_tiny" / "checkpoints").mkdir(parents=True)  # begun, and stopped before it saved
     assert default_tracker.stage_to_go_on_with(tmp_path) == 1
-    (tmp_path / "mixvit_tiny_score" / "model.safetensors").touch()
+    (tmp_path / "mixvit_tiny" / "model.safetensors").touch()
     assert default_tracker.stage_to_go_on_with(tmp_path) == 3
+    (tmp_path / "mixvit_tiny_mined").mkdir()
+    (tmp_path / "mixvit_tiny_mined" / "model.safetensors").touch()
+    assert default_tracker.stage_to_go_on_with(tmp_path) == 4
 
 
 @pytest.mark.parametrize("argument", ["--root=pool", "pool"])

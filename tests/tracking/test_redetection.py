@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
-from mixformer_jax.tracking.redetection import Located, choose_boxes, ladder, plan_look, start_redetection
+from mixformer_jax.tracking.redetection import (
+    Located,
+    choose_boxes,
+    ladder,
+    plan_look,
+    plausible_scores,
+    start_redetection,
+)
 from mixformer_jax.tracking.step import scan_frames
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -66,6 +73,39 @@ def test_what_is_found_elsewhere_must_be_confirmed():
     assert not found
     np.testing.assert_array_equal(refused, BOXES_XYWH[0])
     assert not bool(follow([0.9], [0.95])[-1][0].is_pending[0]), "better where the target was last seen"
+
+
+def test_a_box_of_another_size_is_not_the_target():
+    state = start_redetection(BOXES_XYWH)
+    scores = jnp.array([0.9, 0.8])
+
+    def scored(*times):
+        return np.asarray(plausible_scores(state, BOXES_XYWH * jnp.array([1.0, 1.0, *times]), scores))
+
+    np.testing.assert_array_equal(scored(1.0, 1.0), scores)
+    np.testing.assert_array_equal(scored(3.0, 0.5), scores)  # deformed, of about the same size
+    for factor in (2.0, 0.5):
+        np.testing.assert_array_equal(scored(factor, factor), [0, 0])
+    state = state._replace(since_good=jnp.array([100, 0]))  # it may have come closer in the meantime
+    np.testing.assert_allclose(scored(2.0, 2.0), [0.9, 0])
+
+
+def test_nothing_found_elsewhere_has_another_size():
+    state = looked(start_redetection(BOXES_XYWH), BOXES_XYWH, LOST, SIZE)
+    near = Located(BOXES_XYWH, jnp.array([0.1, 0.9]))
+    for times, is_found in ((1.0, True), (2.0, False)):
+        elsewhere = Located(BOXES_XYWH * times, jnp.array([0.95, 1.0]))
+        assert bool(settled(state, BOXES_XYWH, near, elsewhere, LOST)[0].is_pending[0]) == is_found
+
+
+def test_the_last_good_box_is_one_that_scored_well():
+    state = start_redetection(BOXES_XYWH)
+    nobody = jnp.array([False, False])
+    for score, count in ((0.3, 1), (0.3, 2), (0.9, 0)):
+        near = Located(BOXES_XYWH + score, jnp.array([score, 0.9]))
+        state, *_ = settled(state, BOXES_XYWH, near, near, nobody)
+        np.testing.assert_array_equal(state.since_good, [count, 0])
+    np.testing.assert_array_equal(state.good_xywh[0], BOXES_XYWH[0] + 0.9)
 
 
 @settings(max_examples=50, deadline=None)

@@ -51,8 +51,26 @@ def test_the_default_tracks_the_demo_clip(default):
         state, tracked = default.step(state, clip.frames[index])
         assert tracked.score is not None and 0 <= tracked.score <= 1
         found.append(tracked.box_xywh)
-    assert overlaps(np.stack(found), clip.boxes_xywh[1:]).mean() > 0.5
+    assert overlaps(np.stack(found), clip.boxes_xywh[1:]).mean() > 0.8
     assert int(state.num_refreshes) > 0  # online templates are on by default
+
+
+def test_the_default_finds_a_target_that_comes_back_elsewhere(default):
+    clip = render_demo_clip(8, absences=True)
+    frames, truth = [clip.frames[index] for index in range(110)], clip.boxes_xywh[:110]
+    hidden = np.isnan(truth[:, 0])
+    assert hidden[51:81].all() and not hidden[:51].any() and not hidden[81:].any()
+    back = {}
+    for tracker in (default, default.with_settings(redetect_every=0)):
+        state, found, lost = tracker.start(frames[0], truth[0]), [truth[0]], [False]
+        for frame in frames[1:]:
+            state, tracked = tracker.step(state, frame)
+            found.append(tracked.box_xywh)
+            lost.append(tracked.is_lost)
+        back[tracker.settings.redetect_every] = overlaps(np.stack(found), truth)[95:].mean()
+        if tracker is default:
+            assert np.mean(lost[51:81]) > 0.4 and not any(lost[:51]) and not any(lost[95:])
+    assert back[1] > 0.8 and back[0] < 0.1
 
 
 def test_the_default_tracks_a_real_video(default, shared_data):

@@ -160,6 +160,19 @@ def test_embedded_weights_are_taken_by_their_name():
     assert find_weights("mixvit_tiny") == find_weights(None)
 
 
+def test_position_tables_are_resized_to_other_crops():
+    small, large = (size_config(name) for name in ("mixvit_tiny", "mixvit_nano"))
+    found = load_weights(find_weights("mixvit_tiny"))
+    start = flatten_dict(start_from("mixvit_tiny", large, may_be_fresh=()).variables, sep="/")
+    for stream, grid in (("search", large.search_grid), ("template", large.template_grid)):
+        name = f"params/backbone/{stream}_positions/table"
+        table = flatten_dict(found.variables, sep="/")[name]
+        assert start[name].shape == (grid**2, small.width) and len(table) > grid**2
+        np.testing.assert_allclose(start[name].mean(0), table.mean(0), atol=0.15)
+        corner = abs(table[0] - start[name][0]).mean()
+        assert corner < 0.6 * abs(table[len(table) // 2] - start[name][0]).mean(), "a corner stays that corner"
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

@@ -1,0 +1,257 @@
+"""The score module trained on what its tracker finds by itself, and calibrated. Not in the paper.
+
+The module is the paper's (section 3.5), all else is frozen, as in stage 2. Samples are those of `mining.py`: features
+are kept, so that training costs minutes on a CPU. A found box counts as right above an IoU of 0.55, as wrong below 0.3,
+and teaches nothing between. A part of the boxes is drawn around the truth instead: halves, parts, much too large ones.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.scipy.optimize import minimize
+from jaxtyping import Bool, Float
+from tqdm import tqdm
+
+from mixformer_jax.boxes import cxcywh_to_xyxy, iou
+from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.weights import Weights, load_weights
+from mixformer_jax.datasets.records import Dataset
+from mixformer_jax.files import whole_file
+from mixformer_jax.models.heads import ScorePrediction
+from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.models.sizes import with_score
+from mixformer_jax.training.mining import FOREIGN, LOST, Mined, Network, Patches, cut_patches, join, mine, scenes_of
+from mixformer_jax.training.start import start_from
+
+RIGHT, WRONG = 0.55, 0.3
+OTHER_BOXES = 0.3  # share of boxes that are drawn
+DROPOUT = 0.1  # of tokens; the module itself has none
+EMA = 0.99
+LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 7e-4, 0.05, 1.0
+CALIBRATED_ON = 5  # one scene of so many is left out of training
+
+Params = Mapping[str, Any]
+
+
+def mine_all(
+    source: str | Path, dataset: Dataset, groups: Sequence[Sequence[str]], steps: int, seed: int, folder: Path
+) -> dict[str, Mined]:
+    """Mines every sequence of a data set; by name. What is in the folder already is not mined again.
+
+    Args:
+        source: weights of a tracker, with or without scores.
+        dataset: annotated videos.
+        groups: sequences that show one scene: their targets are never "another target".
+        steps: frames a condition.
+        seed: another seed, other samples.
+        folder: where samples are kept, a file a sequence.
+    """
+    network = Network(load_weights(find_weights(source)))
+    scene = scenes_of(dataset.keys, groups)
+    files = {name: folder / f"{name}_{steps}_{seed}.npz" for name in dataset.keys}
+    missing = [name for name in dataset.keys if not files[name].is_file()]
+    if missing:
+        size = network.tracker.template_factor, network.model.template_size
+        patches = {each.name: cut_patches(each, *size) for each in tqdm(dataset, "targets", file=sys.stderr)}
+        folder.mkdir(parents=True, exist_ok=True)
+    for sequence in tqdm(dataset.subset(missing), "mining", file=sys.stderr):
+        others = [patches[name] for name in dataset.keys if scene[name] != scene[sequence.name]]
+        rng = np.random.default_rng((seed, *sequence.name.encode()))
+        mined = mine(rng, network, sequence, steps, Patches(*map(np.concatenate, zip(*others, strict=True))))
+        with whole_file(files[sequence.name]) as temporary, temporary.open("wb") as file:
+            np.savez(file, **mined._asdict())
+    return {name: Mined(**np.load(file)) for name, file in files.items()}
+
+
+class ScoreFigures(NamedTuple):
+    """How well scores tell right boxes from wrong ones.
+
+    Attributes:
+        roc_area: probability that a box with an IoU above 0.3 scores above one below; ties count half.
+        calibration_error: mean gap between the score and the share of boxes with an IoU above 0.5, over 15 equal bins
+            of the score, weighted by their samples.
+        lost_called: share of boxes with an IoU below 0.1 that score below the threshold.
+        good_called: the same of boxes with an IoU above 0.5.
+    """
+
+    roc_area: float
+    calibration_error: float
+    lost_called: float
+    good_called: float
+
+
+def score_figures(scores: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"], below: float) -> ScoreFigures:
+    """Figures of scores in [0, 1] and of the overlaps of the same boxes; `below`: score of what counts as lost."""
+    right = overlaps > WRONG
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    pairs = right.sum() * (~right).sum()
+    area = (ranks[right].sum() - right.sum() * (right.sum() + 1) / 2) / pairs if pairs else math.nan
+    bins = np.minimum((scores * 15).astype(int), 14)
+    gaps = [abs((scores - (overlaps > 0.5))[bins == number].sum()) for number in range(15)]
+    called = scores < below
+    lost, good = (called[chosen].mean() if chosen.any() else math.nan for chosen in (overlaps < LOST, overlaps > 0.5))
+    return ScoreFigures(float(area), float(sum(gaps) / len(scores)), float(lost), float(good))
+
+
+def train_scores(
+    source: str | Path,
+    videos: Mapping[str, Mined],
+    clips: Mapping[str, Mined],
+    groups: Sequence[Sequence[str]],
+    steps: int,
+    batch: int,
+    seed: int,
+) -> Weights:
+    """A tracker whose score module learned from mined samples; its logits are calibrated on scenes left out of that.
+
+    Args:
+        source: weights of the tracker that mined them.
+        videos: samples of real sequences, by name; one scene of five is left out.
+        clips: samples of rendered ones.
+        groups: sequences that show one scene.
+        steps: of training.
+        batch: samples a step.
+        seed: of initialisation, order and left-out scenes.
+    """
+    weights = load_weights(find_weights(source))
+    model = weights.model if weights.model.score_heads else with_score(weights.model)
+    variables = init_variables(build_model(model), jax.random.key(seed))
+    given = start_from(source, model, may_be_fresh=("score",)).variables
+    variables = unflatten_dict(flatten_dict(variables) | flatten_dict(given))
+    module = ScorePrediction(model.output_width, model.score_heads, jnp.dtype("float32"))
+
+    rng = np.random.default_rng(seed)
+    scene = scenes_of(videos, groups)
+    scenes = sorted(set(scene.values()))
+    left_out = set(rng.permutation(scenes)[: max(1, len(scenes) // CALIBRATED_ON)])
+    learned = {name: samples for name, samples in videos.items() if scene[name] not in left_out} | dict(clips)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(scene.get(name, name) for name in learned))}
+    of_samples = [np.full(len(samples.overlaps), numbers[scene.get(name, name)]) for name, samples in learned.items()]
+    batches = _batches(rng, join(list(learned.values())), np.concatenate(of_samples), batch)
+    params = _fit(module, variables["params"]["score"], batches, steps)
+
+    rest = join([samples for name, samples in videos.items() if scene[name] in left_out])
+    sharpness, offset = calibration(_logits(module, params, rest), rest.overlaps)
+    last = params["fc2"]
+    params = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
+    variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
+    return Weights(variables, model, weights.tracker)
+
+
+def _fit(
+    module: ScorePrediction, params: Params, batches: Iterator[tuple[Any, np.ndarray, np.ndarray]], steps: int
+) -> Params:
+    schedule = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, max(1, steps // 20), steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adamw(schedule, weight_decay=WEIGHT_DECAY))
+
+    @jax.jit
+    def step(params: Params, average: Params, state: Any, inputs: Any, labels: Any, counts: Any, key: Any) -> Any:
+        def loss_of(params: Params) -> Any:
+            search, template, boxes_xyxy = inputs
+            tokens = [jnp.asarray(maps, jnp.float32) for maps in (search, template)]
+            kept = [
+                jax.random.bernoulli(each, 1 - DROPOUT, maps.shape)
+                for each, maps in zip(jax.random.split(key), tokens, strict=True)
+            ]
+            tokens = [jnp.where(keep, maps / (1 - DROPOUT), 0.0) for keep, maps in zip(kept, tokens, strict=True)]
+            logits = module.apply({"params": params}, *tokens, boxes_xyxy)
+            return (optax.sigmoid_binary_cross_entropy(logits, labels) * counts).sum() / jnp.maximum(counts.sum(), 1)
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        changes, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+        return params, optax.incremental_update(params, average, 1 - EMA), state, loss
+
+    average, state = params, optimizer.init(params)
+    with tqdm(range(steps), "scores", unit="step", file=sys.stderr) as progress:
+        for number, batch in zip(progress, batches, strict=False):
+            params, average, state, loss = step(params, average, state, *batch, jax.random.key(number))
+            if number % 50 == 49:
+                progress.set_postfix(loss=f"{float(loss):.3f}")
+    return average
+
+
+def _batches(
+    rng: np.random.Generator, data: Mined, scenes: np.ndarray, batch: int
+) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]]:
+    """Inputs of the module, labels, and which samples count, for ever."""
+    # A scene counts by its samples to the power of 0.3: many clips of one place are worth little more than one.
+    _, inverse, counts = np.unique(scenes, return_inverse=True, return_counts=True)
+    chances = counts[inverse] ** -0.7 * np.where(data.condition == FOREIGN, 0.8, 1.0)
+    chances /= chances.sum()
+    is_absent = data.is_absent
+    while True:
+        chosen = rng.choice(len(chances), batch, p=chances)
+        boxes_cxcywh, overlaps = data.boxes_cxcywh[chosen].copy(), data.overlaps[chosen].copy()
+        for row in np.flatnonzero((rng.random(batch) < OTHER_BOXES) & ~is_absent[chosen]):
+            truth = data.truth_cxcywh[chosen[row]]
+            box = _other_box(rng, truth)
+            if (box[:2] > 0).all() and (box[:2] < 1).all():
+                boxes_cxcywh[row] = box
+                overlaps[row] = iou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(truth))
+        labels, counted = overlaps > 0.5, (overlaps > RIGHT) | (overlaps < WRONG)
+        yield _inputs(data, chosen, boxes_cxcywh), labels.astype(np.float32), counted.astype(np.float32)
+
+
+def _other_box(rng: np.random.Generator, truth_cxcywh: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"]:
+    """Nearly right; a half, a part or much too large; or anywhere."""
+    chance = rng.random()
+    if chance < 0.75:
+        move, stretch = (0.08, 0.1) if chance < 0.35 else (0.4, 0.45)
+        centre = truth_cxcywh[:2] + rng.normal(0, move, 2) * truth_cxcywh[2:]
+    else:
+        centre, stretch = rng.random(2), 0.3
+    return np.concatenate([centre, truth_cxcywh[2:] * np.exp(rng.normal(0, stretch, 2))])
+
+
+def _inputs(data: Mined, chosen: np.ndarray, boxes_cxcywh: np.ndarray) -> tuple[np.ndarray, ...]:
+    boxes_xyxy = cxcywh_to_xyxy(boxes_cxcywh).astype(np.float32)
+    return data.features[chosen], data.templates[data.template[chosen]], boxes_xyxy
+
+
+def _logits(module: ScorePrediction, params: Params, data: Mined, batch: int = 128) -> Float[np.ndarray, " n"]:
+    """Of the found boxes."""
+    predict: Callable[..., Any] = jax.jit(
+        lambda search, template, boxes: module.apply(
+            {"params": params}, search.astype(jnp.float32), template.astype(jnp.float32), boxes
+        )
+    )
+    count, parts = len(data.overlaps), []
+    for begin in range(0, count, batch):
+        chosen = np.minimum(np.arange(begin, begin + batch), count - 1)  # one shape
+        parts.append(np.asarray(predict(*_inputs(data, chosen, data.boxes_cxcywh[chosen]))))
+    return np.concatenate(parts)[:count].astype(np.float64)
+
+
+def scores_of(weights: Weights, data: Mined) -> Float[np.ndarray, " n"]:
+    """Scores in [0, 1] of the found boxes, by a tracker's score module."""
+    module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
+    return np.asarray(jax.nn.sigmoid(_logits(module, weights.variables["params"]["score"], data)))
+
+
+def calibration(logits: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Sharpness and offset: sigmoid(sharpness * logit + offset) fits the share of boxes with an IoU above 0.5 best
+    (Platt scaling)."""
+    labels, counted = jnp.asarray(overlaps > 0.5), jnp.asarray(_is_clear(overlaps))
+
+    scale = max(float(np.abs(logits).mean()), 1e-6)  # of the same size as the offset, for the search
+
+    def loss(values: Any) -> Any:
+        losses = optax.sigmoid_binary_cross_entropy(values[0] * jnp.asarray(logits / scale) + values[1], labels)
+        return (losses * counted).sum() / counted.sum()
+
+    found = minimize(loss, jnp.array([1.0, 0.0]), method="BFGS")
+    return float(found.x[0]) / scale, float(found.x[1])
+
+
+def _is_clear(overlaps: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    return (overlaps > RIGHT) | (overlaps < WRONG)

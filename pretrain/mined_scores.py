@@ -1,0 +1,81 @@
+"""Train the score module of a tracker on what the tracker itself finds, and write the weights file to ship.
+
+    python pretrain/mined_scores.py runs/mixvit_tiny --config mixvit_tiny --out runs/mixvit_tiny_mined
+
+The tracker runs over the videos of the config's `data.root`, and over clips rendered from its photographs, in ways that
+make it lose its target; see mixformer_jax/training/mining.py. Samples are kept in OUT/mined, and the same command goes
+on where it was stopped. At the end OUT/model.safetensors (float16) has the score module and the settings of the default
+tracker, and the scores' figures on the sequences of the config's `data.exclude` are printed.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.config_files import CONFIG_PREFIX, load_config
+
+# Chosen on the held-out sequences and on rendered clips, see docs/default_tracker.md.
+TRACKER: dict[str, Any] = {
+    "search_factor": 4.0,
+    "update_interval": 25,
+    "clip_share": 0.5,
+    "candidate_above": 0.8,
+    "size_smoothing": 0.35,
+    "lost_below": 0.4,
+    "lost_after": 3,
+    "found_above": 0.4,
+    "found_after": 3,
+    "redetect_every": 1,
+    "redetect_above": 0.7,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Mines, trains, measures; returns the exit status."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("weights", help="name, run folder or .safetensors file of a tracker")
+    parser.add_argument("--config", default="mixvit_tiny", help="names the data (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--clips", type=int, default=100, metavar="N", help="rendered clips with absences (100)")
+    parser.add_argument("--frames", type=int, default=36, metavar="N", help="of each sequence and condition (36)")
+    parser.add_argument("--steps", type=int, default=1400, metavar="N", help="of training (1,400)")
+    parser.add_argument("--batch", type=int, default=96, metavar="N", help="samples a step (96)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(override_prefix=CONFIG_PREFIX)
+    args = parse_arguments(parser, arguments)
+
+    from mixformer_jax.convert.weights import save_weights
+    from mixformer_jax.data.pool.clips import rendered_clips
+    from mixformer_jax.data.pool.pool import ImagePool
+    from mixformer_jax.datasets.sequences import open_dataset
+    from mixformer_jax.training.mined_scores import mine_all, score_figures, scores_of, train_scores
+    from mixformer_jax.training.mining import join
+
+    data = load_config(args.config, args.overrides)["data"]
+    videos = open_dataset("folder", Path(data["root"]) / "videos")
+    parts = [
+        videos.subset([name for name in videos.keys if (name in data["exclude"]) == held]) for held in (False, True)
+    ]
+    clips = rendered_clips(ImagePool.load(data["root"]), args.clips, args.seed)
+    mined, rendered, held = (
+        mine_all(args.weights, part, data["groups"], args.frames, args.seed, args.out / "mined")
+        for part in (parts[0], clips, parts[1])
+    )
+    weights = train_scores(args.weights, mined, rendered, data["groups"], args.steps, args.batch, args.seed)
+    tracker = dataclasses.replace(weights.tracker, **TRACKER)
+    save_weights(args.out / "model.safetensors", weights.variables, weights.model, tracker, store="float16")
+    samples = join(list(held.values()))
+    for name, value in (
+        score_figures(scores_of(weights, samples), samples.overlaps, tracker.lost_below)._asdict().items()
+    ):
+        print(f"{name:20}{value:.3f}")
+    print(f"weights  {args.out / 'model.safetensors'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
