@@ -60,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [
         videos.subset([name for name in videos.keys if (name in data["exclude"]) == held]) for held in (False, True)
     ]
+    if not parts[1]:
+        parser.error(
+            f"{videos.root} has none of the config's data.exclude; expected sequences to measure the scores on"
+        )
     clips = rendered_clips(ImagePool.load(data["root"]), args.clips, args.seed)
     mined, rendered, held = (
         mine_all(args.weights, part, data["groups"], args.frames, args.seed, args.out / "mined")

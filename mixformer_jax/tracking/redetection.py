@@ -56,12 +56,30 @@ class Located(NamedTuple):
 
 
 def plausible_scores(
-    redetection: Redetection, boxes_xywh: Float[Array, "n 4"], scores: Float[Array, " n"]
+    redetection: Redetection,
+    boxes_xywh: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    frame_size: Int32[Array, "*each 2"],
+    margins: Float[Array, " n"],
 ) -> Float[Array, " n"]:
-    """The scores, 0 for boxes whose size cannot be the target's, judged by its last good box."""
-    ratio = _size(boxes_xywh) / _size(redetection.good_xywh)
+    """The scores, 0 for boxes whose size cannot be the target's, judged by its last good box.
+
+    A box that the frame's border cuts shows a part of the target: the side that is cut may be shorter. `margins` are
+    the least sides of boxes.
+    """
+    good_sides = jnp.maximum(redetection.good_xywh[:, 2:], margins[:, None])
+    ratios = boxes_xywh[:, 2:] / good_sides
     most = SIZE_CHANGE * SIZE_CHANGE_A_FRAME ** redetection.since_good.astype(jnp.float32)
-    return jnp.where((ratio < most) & (ratio > 1 / most), scores, 0.0)
+    whole = jnp.sqrt(ratios.prod(axis=1))
+    cut_x, cut_y = _cut(boxes_xywh, frame_size).T
+    seen = jnp.select([cut_x & cut_y, cut_x, cut_y], [jnp.ones_like(whole), ratios[:, 1], ratios[:, 0]], whole)
+    return jnp.where((whole < most) & (seen > 1 / most), scores, 0.0)
+
+
+def _cut(boxes_xywh: Float[Array, "n 4"], frame_size: Int32[Array, "*each 2"]) -> Bool[Array, "n 2"]:
+    """Whether boxes reach to within a pixel of the frame's border, by axis."""
+    width_height = jnp.broadcast_to(frame_size, (len(boxes_xywh), 2))[:, ::-1]
+    return (boxes_xywh[:, :2] < 1) | (boxes_xywh[:, :2] + boxes_xywh[:, 2:] > width_height - 1)
 
 
 def _size(boxes_xywh: Float[Array, "n 4"]) -> Float[Array, " n"]:
@@ -75,6 +93,8 @@ def choose_boxes(
     near: Located,
     elsewhere: Located,
     lost: Bool[Array, " n"],
+    frame_size: Int32[Array, "*each 2"],
+    margins: Float[Array, " n"],
 ) -> tuple[Redetection, Float[Array, "n 4"], Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
     """Chooses between what was found around the last boxes and elsewhere; `plan_look` must follow.
 
@@ -85,18 +105,21 @@ def choose_boxes(
         near: around these, with `plausible_scores`.
         elsewhere: around `redetection.look_xywh`; counts for targets that look alone.
         lost: which targets counted as lost before this frame.
+        frame_size: height and width, or a row of them a target.
+        margins: least sides of boxes.
 
     Returns:
         The state; the targets' boxes and scores; which lost targets are found; and of which a find was seen or tried.
     """
     assert near.scores is not None and elsewhere.scores is not None
-    scores_there = plausible_scores(redetection, elsewhere.boxes_xywh, elsewhere.scores)
+    scores_there = plausible_scores(redetection, elsewhere.boxes_xywh, elsewhere.scores, frame_size, margins)
     takes = redetection.is_look & (scores_there > jnp.maximum(near.scores, settings.redetect_above))
     found = redetection.is_pending & (near.scores > settings.redetect_above)
     boxes_xywh = jnp.where((redetection.is_pending & ~found)[:, None], redetection.return_xywh, near.boxes_xywh)
     boxes_xywh = jnp.where(takes[:, None], elsewhere.boxes_xywh, boxes_xywh)
     scores = jnp.where(takes, scores_there, near.scores)
-    is_good = (~lost | found) & (scores > settings.candidate_above)
+    # At the border the size is that of the part in view.
+    is_good = (~lost | found) & (scores > settings.candidate_above) & ~_cut(boxes_xywh, frame_size).any(axis=1)
     after = redetection._replace(
         good_xywh=jnp.where(is_good[:, None], boxes_xywh, redetection.good_xywh),
         return_xywh=jnp.where(takes[:, None], before_xywh, redetection.return_xywh),

@@ -284,13 +284,14 @@ def _apply_rules(
     if before is None or scores is None:
         return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
     if redetection is not None:
-        scores = plausible_scores(redetection, boxes_xywh, scores)
+        scores = plausible_scores(redetection, boxes_xywh, scores, frame_size, state.clip_margins)
     memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
     if redetection is not None and elsewhere is not None:
         near = Located(boxes_xywh, scores)
         redetection, boxes_xywh, scores, found, tried = choose_boxes(
-            settings, redetection, state.boxes_xywh, near, elsewhere, before.lost
+            *(settings, redetection, state.boxes_xywh, near, elsewhere, before.lost),
+            *(frame_size, state.clip_margins),
         )
         lost = (memory.lost | tried) & ~found
         is_candidate &= ~lost

@@ -5,6 +5,7 @@ are kept, so that training costs minutes on a CPU. A found box counts as right a
 and teaches nothing between. A part of the boxes is drawn around the truth instead: halves, parts, much too large ones.
 """
 
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,11 +53,17 @@ def mine_all(
         groups: sequences that show one scene: their targets are never "another target".
         steps: frames a condition.
         seed: another seed, other samples.
-        folder: where samples are kept, a file a sequence.
+        folder: where samples are kept, a file a sequence, for these weights, `steps` and `seed`.
+
+    Raises:
+        ValueError: all sequences show one scene, so that none has another target.
     """
-    network = Network(load_weights(find_weights(source)))
+    path = find_weights(source)
+    network, digest = Network(load_weights(path)), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     scene = scenes_of(dataset.keys, groups)
-    files = {name: folder / f"{name}_{steps}_{seed}.npz" for name in dataset.keys}
+    if len(set(scene.values())) < 2:
+        raise ValueError(f"{dataset.root}: {len(dataset)} sequences of one scene; expected two scenes or more to mine")
+    files = {name: folder / f"{dataset.name}_{name}_{steps}_{seed}_{digest}.npz" for name in dataset.keys}
     missing = [name for name in dataset.keys if not files[name].is_file()]
     if missing:
         size = network.tracker.template_factor, network.model.template_size

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 CONFIG = TrackerConfig(search_factor=4.0, redetect_every=2, redetect_above=0.6)
 BOXES_XYWH = jnp.array([[100.0, 80.0, 40.0, 40.0], [500.0, 20.0, 100.0, 80.0]])
 SIZE, LOST = jnp.array([360, 640]), jnp.array([True, False])
+MARGINS = jnp.array([10.0, 10.0])
 settled = jax.jit(functools.partial(choose_boxes, CONFIG))
 looked = jax.jit(functools.partial(plan_look, CONFIG))
 
@@ -41,7 +42,7 @@ def follow(scores_elsewhere, scores_near=()):
     for index, score in enumerate(scores_elsewhere):
         near = Located(boxes_xywh, jnp.array([scores_near[index] if index < len(scores_near) else 0.2, 0.9]))
         elsewhere = Located(state.look_xywh + 5.0, jnp.array([score, 1.0]))
-        state, boxes_xywh, scores, found, _ = settled(state, boxes_xywh, near, elsewhere, lost)
+        state, boxes_xywh, scores, found, _ = settled(state, boxes_xywh, near, elsewhere, lost, SIZE, MARGINS)
         lost = lost & ~found
         state = looked(state, boxes_xywh, lost, SIZE)
         steps.append((state, np.asarray(boxes_xywh[0]), float(scores[0]), bool(found[0])))
@@ -80,14 +81,36 @@ def test_a_box_of_another_size_is_not_the_target():
     scores = jnp.array([0.9, 0.8])
 
     def scored(*times):
-        return np.asarray(plausible_scores(state, BOXES_XYWH * jnp.array([1.0, 1.0, *times]), scores))
+        return np.asarray(plausible_scores(state, BOXES_XYWH * jnp.array([1.0, 1.0, *times]), scores, SIZE, MARGINS))
 
     np.testing.assert_array_equal(scored(1.0, 1.0), scores)
-    np.testing.assert_array_equal(scored(3.0, 0.5), scores)  # deformed, of about the same size
+    np.testing.assert_array_equal(scored(1.3, 0.7), scores)  # deformed, of about the same size
     for factor in (2.0, 0.5):
         np.testing.assert_array_equal(scored(factor, factor), [0, 0])
     state = state._replace(since_good=jnp.array([100, 0]))  # it may have come closer in the meantime
     np.testing.assert_allclose(scored(2.0, 2.0), [0.9, 0])
+
+
+def test_the_size_at_the_border_is_that_of_a_part():
+    whole = jnp.array([[60.0, 80.0, 120.0, 120.0]])
+    part, back = jnp.array([[0.0, 80.0, 30.0, 120.0]]), jnp.array([[40.0, 80.0, 120.0, 120.0]])
+    high, nobody, margins = jnp.array([0.9]), jnp.array([False]), MARGINS[:1]
+    state = start_redetection(whole)
+    for boxes_xywh in (part, back):
+        scores = plausible_scores(state, boxes_xywh, high, SIZE, margins)
+        np.testing.assert_array_equal(scores, high)
+        near = Located(boxes_xywh, scores)
+        state, *_ = settled(state, boxes_xywh, near, near, nobody, SIZE, margins)
+    np.testing.assert_array_equal(state.good_xywh, back)
+    given_outside = start_redetection(jnp.array([[-90.0, 150.0, 120.0, 120.0]]))
+    np.testing.assert_array_equal(plausible_scores(given_outside, part, high, SIZE, margins), high)
+
+
+def test_boxes_as_small_as_they_can_be_are_judged_by_the_least_side():
+    state = start_redetection(jnp.array([[100.0, 80.0, 2.0, 2.0]]))
+    least = jnp.array([[95.0, 75.0, 10.0, 10.0]])
+    assert float(plausible_scores(state, least, jnp.array([0.9]), SIZE, MARGINS[:1])[0]) > 0.5
+    assert float(plausible_scores(state, least, jnp.array([0.9]), SIZE, MARGINS[:1] / 5)[0]) == 0
 
 
 def test_nothing_found_elsewhere_has_another_size():
@@ -95,7 +118,7 @@ def test_nothing_found_elsewhere_has_another_size():
     near = Located(BOXES_XYWH, jnp.array([0.1, 0.9]))
     for times, is_found in ((1.0, True), (2.0, False)):
         elsewhere = Located(BOXES_XYWH * times, jnp.array([0.95, 1.0]))
-        assert bool(settled(state, BOXES_XYWH, near, elsewhere, LOST)[0].is_pending[0]) == is_found
+        assert bool(settled(state, BOXES_XYWH, near, elsewhere, LOST, SIZE, MARGINS)[0].is_pending[0]) == is_found
 
 
 def test_the_last_good_box_is_one_that_scored_well():
@@ -103,7 +126,7 @@ def test_the_last_good_box_is_one_that_scored_well():
     nobody = jnp.array([False, False])
     for score, count in ((0.3, 1), (0.3, 2), (0.9, 0)):
         near = Located(BOXES_XYWH + score, jnp.array([score, 0.9]))
-        state, *_ = settled(state, BOXES_XYWH, near, near, nobody)
+        state, *_ = settled(state, BOXES_XYWH, near, near, nobody, SIZE, MARGINS)
         np.testing.assert_array_equal(state.since_good, [count, 0])
     np.testing.assert_array_equal(state.good_xywh[0], BOXES_XYWH[0] + 0.9)
 

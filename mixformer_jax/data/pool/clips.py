@@ -23,7 +23,7 @@ LEAST_BOXED = 0.2  # share of a clip's frames with a box
 
 
 def rendered_clips(pool: ImagePool, count: int, seed: int = 0) -> Dataset:
-    """`count` sequences `clip_0`, ...; the same ones for the same seed.
+    """`count` sequences `rendered_clip_0`, ...; the same ones for the same seed.
 
     Raises:
         ValueError: the pool has no photograph with an instance mask.
@@ -34,14 +34,14 @@ def rendered_clips(pool: ImagePool, count: int, seed: int = 0) -> Dataset:
         )
 
     def read(name: str) -> TrackingSequence:
-        rng = np.random.default_rng((seed, int(name.removeprefix("clip_"))))
+        rng = np.random.default_rng((seed, int(name.removeprefix("rendered_clip_"))))
         while True:
             clip = _Clip(pool, rng)
             frames, boxes_xywh = zip(*(clip.render(index / FRAMES) for index in range(FRAMES)), strict=True)
             if np.isfinite(boxes_xywh).all(axis=1).sum() >= LEAST_BOXED * FRAMES:
                 return TrackingSequence(name, np.stack(boxes_xywh), frames.__getitem__, FPS, Path(name))
 
-    return Dataset("rendered", Path("rendered"), [f"clip_{number}" for number in range(count)], read)
+    return Dataset("rendered", Path("rendered"), [f"rendered_clip_{number}" for number in range(count)], read)
 
 
 class _Actor(NamedTuple):
