@@ -205,7 +205,7 @@ def _batches(
             if (box[:2] > 0).all() and (box[:2] < 1).all():
                 boxes_cxcywh[row] = box
                 overlaps[row] = iou(cxcywh_to_xyxy(box), cxcywh_to_xyxy(truth))
-        labels, counted = overlaps > 0.5, (overlaps > RIGHT) | (overlaps < WRONG)
+        labels, counted = overlaps > 0.5, _is_clear(overlaps)
         yield _inputs(data, chosen, boxes_cxcywh), labels.astype(np.float32), counted.astype(np.float32)
 
 
@@ -249,7 +249,6 @@ def calibration(logits: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n
     """Sharpness and offset: sigmoid(sharpness * logit + offset) fits the share of boxes with an IoU above 0.5 best
     (Platt scaling)."""
     labels, counted = jnp.asarray(overlaps > 0.5), jnp.asarray(_is_clear(overlaps))
-
     scale = max(float(np.abs(logits).mean()), 1e-6)  # of the same size as the offset, for the search
 
     def loss(values: Any) -> Any:

@@ -67,9 +67,11 @@ class Patches(NamedTuple):
 
 
 def cut_patches(sequence: TrackingSequence, template_factor: float, size: int) -> Patches:
-    """Pictures of the target from all over a sequence."""
+    """Pictures of the target from all over a sequence; raises ValueError where no box can be used."""
     boxes_xywh = _known(sequence.boxes_xywh)
     seen = np.flatnonzero(np.isfinite(boxes_xywh).all(axis=1))
+    if not len(seen):
+        raise ValueError(f"{sequence.root}: no box with sides of {MIN_SIDE:g} pixels or more; leave the sequence out")
     chosen = set(seen[np.linspace(0, len(seen) - 1, PATCHES).astype(int)])
     templates, targets = [], []
     for index, frame in enumerate(sequence.frames()):

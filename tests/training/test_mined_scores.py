@@ -15,7 +15,17 @@ from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.training.mined_scores import calibration, mine_all, score_figures, scores_of, train_scores
-from mixformer_jax.training.mining import CONDITIONS, ERASED, FOREIGN, Mined, anywhere, covered, erased, moved
+from mixformer_jax.training.mining import (
+    CONDITIONS,
+    ERASED,
+    FOREIGN,
+    Mined,
+    anywhere,
+    covered,
+    cut_patches,
+    erased,
+    moved,
+)
 
 BOX_XYWH = np.array([60.0, 50.0, 24.0, 30.0])
 
@@ -170,3 +180,11 @@ def test_rendered_clips_hide_their_target_and_are_the_same_for_a_seed():
     assert not np.array_equal(again.frame(3), clips[1].frame(3))
     with pytest.raises(ValueError, match="no photograph of the pool has an instance mask"):
         rendered_clips(ImagePool(((photo,),), (), (0,)), 1)
+
+
+def test_what_cannot_be_mined_is_told(weights, tmp_path):
+    with pytest.raises(ValueError, match="sequences of one scene"):
+        mine_all(weights, videos(), (NAMES,), 2, 0, tmp_path)
+    hidden = dataclasses.replace(sequence("one"), boxes_xywh=np.full((12, 4), np.nan))
+    with pytest.raises(ValueError, match="one: no box with sides"):
+        cut_patches(hidden, 2.0, 32)
