@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.cli.console import complain, is_for_the_user, parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 
 # Chosen on the held-out sequences and on rendered clips, see docs/default_tracker.md.
@@ -35,6 +35,16 @@ TRACKER: dict[str, Any] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Mines, trains, measures; returns the exit status."""
+    try:
+        return _run(arguments)
+    except Exception as error:
+        # Bad settings and data are told in a sentence; all else is a bug, with its traceback.
+        if not is_for_the_user(error):
+            raise
+        return complain(str(error))
+
+
+def _run(arguments: list[str] | None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("weights", help="name, run folder or .safetensors file of a tracker")
@@ -73,9 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     tracker = dataclasses.replace(weights.tracker, **TRACKER)
     save_weights(args.out / "model.safetensors", weights.variables, weights.model, tracker, store="float16")
     samples = join(list(held.values()))
-    for name, value in (
-        score_figures(scores_of(weights, samples), samples.overlaps, tracker.lost_below)._asdict().items()
-    ):
+    figures = score_figures(scores_of(weights, samples), samples.overlaps, tracker.lost_below)
+    for name, value in figures._asdict().items():
         print(f"{name:20}{value:.3f}")
     print(f"weights  {args.out / 'model.safetensors'}")
     return 0

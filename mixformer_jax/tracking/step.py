@@ -278,9 +278,7 @@ def _apply_rules(
 ) -> tuple[TrackPrediction, _Changed]:
     """What follows from what was located: the rules on scores, and where lost targets are looked for next."""
     frame_index, before, redetection, scores = state.frame_index + 1, state.memory, state.redetection, near.scores
-    boxes_xywh = near.boxes_xywh
-    if settings.size_smoothing:
-        boxes_xywh = _smoothed(settings, state, boxes_xywh, frame_size)
+    boxes_xywh = _smoothed(settings, state, near.boxes_xywh, frame_size) if settings.size_smoothing else near.boxes_xywh
     if before is None or scores is None:
         return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
     if redetection is not None:
@@ -290,8 +288,8 @@ def _apply_rules(
     if redetection is not None and elsewhere is not None:
         near = Located(boxes_xywh, scores)
         redetection, boxes_xywh, scores, found, tried = choose_boxes(
-            *(settings, redetection, state.boxes_xywh, near, elsewhere, before.lost),
-            *(frame_size, state.clip_margins),
+            *(settings, redetection, state.boxes_xywh, near, elsewhere),
+            *(before.lost, frame_size, state.clip_margins),
         )
         lost = (memory.lost | tried) & ~found
         is_candidate &= ~lost
