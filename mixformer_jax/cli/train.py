@@ -13,6 +13,7 @@ from mixformer_jax.config_files import (
     find_config,
     load_config,
     project_configs,
+    split_row,
 )
 
 PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
@@ -39,13 +40,19 @@ def _add_run(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
 
 
+def _folder(config: Path) -> Path:
+    """runs/NAME, or runs/NAME/ROW."""
+    file, row = split_row(config)
+    return Path("runs", Path(file).stem, row or "")
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Trains one experiment."""
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
-    print(f"weights  {train(config.to_dict(), args.out or Path('runs') / args.config.stem)}")
+    print(f"weights  {train(config.to_dict(), args.out or _folder(args.config))}")
     return 0
 
 
@@ -54,7 +61,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
     from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
 
     config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    print(f"weights  {pretrain(config.to_dict(), args.out or Path('runs') / args.config.stem)}")
+    print(f"weights  {pretrain(config.to_dict(), args.out or _folder(args.config))}")
     return 0
 
 
@@ -75,8 +82,10 @@ def run_configs(args: argparse.Namespace) -> int:
         return 0
     configs = project_configs()
     width = max(map(len, configs))
-    for command, folder in (("train", CONFIGS), ("pretrain", CONFIGS / "pretrain")):
-        print(f"mixformer {command} --config NAME")
+    kinds = {"train --config NAME": CONFIGS, "pretrain --config NAME": CONFIGS / "pretrain"}
+    kinds["train --config NAME:ROW; see mixformer study list"] = CONFIGS / "tables"
+    for command, folder in kinds.items():
+        print(f"mixformer {command}")
         for name, path in configs.items():
             if path.parent == folder:
                 first_line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
