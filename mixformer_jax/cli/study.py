@@ -11,6 +11,7 @@ from typing import Any
 from mixformer_jax.cli.console import Parser, UsageError, positive, tell_stopped
 from mixformer_jax.cli.programs import MIXFORMER, Programs
 from mixformer_jax.config_files import CONFIG_PREFIX, CONFIGS, load_config, load_study, project_configs
+from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.files import write_atomically
 from mixformer_jax.reports.studies import SAMPLES, Study, StudyRow, draw_study, study_markdown
 from mixformer_jax.signals import Stopped, StopSignals, check
@@ -347,7 +348,7 @@ def _refuse_what_is_missing(setup: Setup, names: Sequence[str], overrides: Seque
         config = load_config(setup.config(name), overrides, {"data.render": "host"})
         row: StudyRow = setup.study.rows[name]
         if setup.scale == FULL:
-            needed += [Path(each.root) for each in config.data.datasets.values()]
+            needed += [Path(each.root) for each in config.data.datasets.values() if not is_remote(each.root)]
             needed += [Path(row.init)] if row.init and not row.init.startswith("runs/") else []
         elif setup.train_root is None:
             needed.append(Path(config.data.root))

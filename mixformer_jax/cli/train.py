@@ -15,6 +15,7 @@ from mixformer_jax.config_files import (
     project_configs,
     split_row,
 )
+from mixformer_jax.files import is_mangled_address
 
 PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
 A training starts from it: mixformer train --config mixvit_b --config.train.init=runs/trackmae_vit_b"""
@@ -40,8 +41,12 @@ def _add_run(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
 
 
-def _folder(config: Path) -> Path:
-    """runs/NAME, or runs/NAME/ROW."""
+def _folder(config: Path, out: Path | None) -> Path:
+    """--out; without it runs/NAME, or runs/NAME/ROW."""
+    if out is not None:
+        if is_mangled_address(out):
+            raise UsageError(f"--out {out}: an address; a run needs a folder that all its hosts see, see docs/pod.md")
+        return out
     file, row = split_row(config)
     return Path("runs", Path(file).stem, row or "")
 
@@ -52,7 +57,7 @@ def run_train(args: argparse.Namespace) -> int:
     from mixformer_jax.training.loop import train
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
-    print(f"weights  {train(config.to_dict(), args.out or _folder(args.config))}")
+    print(f"weights  {train(config.to_dict(), _folder(args.config, args.out))}")
     return 0
 
 
@@ -61,7 +66,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
     from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
 
     config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    print(f"weights  {pretrain(config.to_dict(), args.out or _folder(args.config))}")
+    print(f"weights  {pretrain(config.to_dict(), _folder(args.config, args.out))}")
     return 0
 
 
