@@ -98,7 +98,11 @@ def _small_model(model: MixFormerConfig, study: Study) -> MixFormerConfig:
         kept = {name: getattr(model, name) for name in (*ALWAYS_KEPT, *study.keep)}
         return dataclasses.replace(nano, **kept)
     factor = model.width // SMALL_WIDTH
-    sizes = {"search_size": nano.search_size, "template_size": nano.template_size, "head_width": nano.head_width}
+    sizes: dict[str, Any] = {
+        "search_size": nano.search_size,
+        "template_size": nano.template_size,
+        "head_width": nano.head_width,
+    }
     return dataclasses.replace(
         model,
         **sizes,

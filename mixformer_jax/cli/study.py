@@ -226,7 +226,7 @@ def track_row(programs: Programs, setup: Setup, name: str, seed: int) -> None:
     where = ["--dataset", setup.dataset, "--root", str(setup.test_root), "--tracker-name", name]
     where += ["--split", "test"] if setup.dataset == "lasot" else []
     settings = [f"--tracker.{key}={value}" for key, value in setup.study.rows[name].tracker.items()]
-    files = ["--out", setup.run(name, seed) / "results", "--weights", setup.weights(name, seed)]
+    files: list[str | Path] = ["--out", setup.run(name, seed) / "results", "--weights", setup.weights(name, seed)]
     programs.run(f"{setup.table}_{name}_seed{seed}", *MIXFORMER, "evaluate", *where, *files, *settings)
 
 

@@ -53,20 +53,22 @@ def _folder(config: Path, out: Path | None) -> Path:
 
 def run_train(args: argparse.Namespace) -> int:
     """Trains one experiment."""
+    out = _folder(args.config, args.out)
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
 
     config = load_config(args.config, args.overrides, default_settings(Experiment))
-    print(f"weights  {train(config.to_dict(), _folder(args.config, args.out))}")
+    print(f"weights  {train(config.to_dict(), out)}")
     return 0
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Pre-trains one autoencoder."""
+    out = _folder(args.config, args.out)
     from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
 
     config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    print(f"weights  {pretrain(config.to_dict(), _folder(args.config, args.out))}")
+    print(f"weights  {pretrain(config.to_dict(), out)}")
     return 0
 
 
