@@ -170,10 +170,9 @@ def _linear_taps(
     positions: Int[np.ndarray, " n"], extent: int, size: int
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
     """Where output pixels look when `size` values are resized to `extent`: two values, and the second one's share."""
-    exact = ((positions + 0.5) * (size / extent) - 0.5).astype(np.float32)
-    exact = np.clip(exact, 0, size - 1)
+    exact = np.clip((positions + 0.5) * (size / extent) - 0.5, 0, size - 1)
     first = np.floor(exact).astype(np.int64)
-    return first, np.minimum(first + 1, size - 1), exact - first.astype(np.float32)
+    return first, np.minimum(first + 1, size - 1), (exact - first).astype(np.float32)
 
 
 def _cut(frame: np.ndarray, rectangle: Rectangle) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 
 Mask = Bool[np.ndarray, "height width"]
 
@@ -40,15 +40,18 @@ def mask_iou(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> fl
     return np.count_nonzero(one & other) / union if union else 0.0
 
 
+def run_lengths(values: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " runs"]:
+    """Lengths of runs of zeros and of ones in turn; the first, of zeros, may be 0."""
+    changes = np.flatnonzero(np.diff(values, prepend=False))
+    return np.diff(changes, prepend=0, append=values.size)
+
+
 def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     """COCO's uncompressed run lengths: `size` (height, width), `counts` column by column, beginning with zeros.
 
     `pycocotools.mask.frPyObjects` reads them.
     """
-    values = mask.ravel(order="F")
-    changes = np.flatnonzero(np.diff(values, prepend=False))
-    counts = np.diff(changes, prepend=0, append=values.size)
-    return {"size": list(mask.shape), "counts": counts.tolist()}
+    return {"size": list(mask.shape), "counts": run_lengths(mask.ravel(order="F")).tolist()}
 
 
 def decode_rle(record: Mapping[str, Any]) -> Mask:
