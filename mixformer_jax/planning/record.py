@@ -59,14 +59,14 @@ class Mover(NamedTuple):
         module: see `macs.module_of`.
         operation: JAX's, of the last of what an instruction fuses.
         instruction: the name of the one that moves most.
-        count: how many a step runs.
+        times: how often a step runs them.
         bytes: of all of them.
     """
 
     module: str
     operation: str
     instruction: str
-    count: int
+    times: int
     bytes: int
 
 
@@ -328,7 +328,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     ]
     for mover in plan.movers[:MOST_MOVERS]:
         share, what = f"{mover.bytes / plan.hbm_bytes:4.0%}", f"{mover.module}: {mover.operation or 'put in by XLA'}"
-        lines.append(("", f"  {gigabytes(mover.bytes):>9} {share}  {what} ({mover.count} x, {mover.instruction})"))
+        lines.append(("", f"  {gigabytes(mover.bytes):>9} {share}  {what} ({mover.times} x, {mover.instruction})"))
     for place, (kind, (count, size, sent)) in enumerate(plan.collectives.items()):
         name = "" if place else "collectives"
         lines.append((name, f"{count} {kind} of {gigabytes(size)} in all; a chip sends {gigabytes(sent)}"))
