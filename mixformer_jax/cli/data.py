@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mixformer_jax.cli.console import Parser, add_config_argument, positive, print_table
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
@@ -34,8 +35,8 @@ def add_data(parser: Parser) -> None:
 
 def _add_dataset(parser: Parser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="its folder, in the published layout")
-    dataset_help = "how to read it: got10k, lasot, coco, folder, ..."
-    parser.add_argument("--dataset", required=True, metavar="D", help=dataset_help)
+    dataset_help = "how to read it: got10k, lasot, coco, folder, ... (default: as an export of an annotation tool)"
+    parser.add_argument("--dataset", metavar="D", help=dataset_help)
     parser.add_argument("--split", metavar="S", help="a published part of it, such as vottrain, train or test")
     parser.add_argument("--list", type=Path, dest="list_file", metavar="FILE", help="sequences to take, one a line")
     cores = os.cpu_count() or 1
@@ -44,18 +45,24 @@ def _add_dataset(parser: Parser) -> None:
     parser.add_argument("--faults", type=positive, default=SHOWN_FAULTS, metavar="N", help=faults_help)
 
 
+def _open(args: argparse.Namespace) -> Any:
+    from mixformer_jax.datasets.annotated import annotation_kind
+    from mixformer_jax.datasets.sequences import open_dataset
+
+    return open_dataset(args.dataset or annotation_kind(args.root), args.root, args.split, args.list_file)
+
+
 def _add_check(parser: Parser) -> None:
-    parser.describe(run_check, "GOT-10k --dataset got10k --split vottrain")
+    parser.describe(run_check, "GOT-10k --dataset got10k --split vottrain", "cvat_export")
     _add_dataset(parser)
 
 
 def run_check(args: argparse.Namespace) -> int:
     """Walks through a data set; 1 when something is wrong with it, or with how videos are decoded here."""
     from mixformer_jax.datasets.check import check_dataset
-    from mixformer_jax.datasets.sequences import open_dataset
     from mixformer_jax.media.decoders import decoder_name, try_interlaced
 
-    dataset = open_dataset(args.dataset, args.root, args.split, args.list_file)
+    dataset = _open(args)
     report = check_dataset(dataset, args.workers, progress=True)
     is_safe, interlaced = try_interlaced()
     print_table([*report.lines(), ("videos", f"decoded by {decoder_name()}; interlaced ones: {interlaced}")])
@@ -76,10 +83,9 @@ def _add_pack(parser: Parser) -> None:
 def run_pack(args: argparse.Namespace) -> int:
     """Packs a data set; 1 when some of it could not be read."""
     from mixformer_jax.data.packing import PackConfig, pack
-    from mixformer_jax.datasets.sequences import open_dataset
 
     config = PackConfig(args.target_side, args.quality, args.lossless)
-    dataset = open_dataset(args.dataset, args.root, args.split, args.list_file)
+    dataset = _open(args)
     report = pack(dataset, args.out, config, args.workers, progress=True)
     size = f"{report.nbytes / 2**20:,.1f} MiB" + (
         f", {report.nbytes / report.frames / 1024:.1f} KiB a frame" if report.frames else ""

@@ -108,6 +108,7 @@ class TrackingSequence:
     attributes: tuple[str, ...] | None = None  # challenges by short names (`FM`: fast motion); None without files
     is_still: bool = False  # one image, the same in every frame, whose targets are the rows of `boxes_xywh`
     faults: tuple[Fault, ...] = ()  # of its annotations, which can be used all the same; `Dataset` warns of them
+    video: str | None = None  # the same for targets of one video; None: it is the only one
 
     def __len__(self) -> int:
         return len(self.boxes_xywh)
@@ -268,22 +269,23 @@ class VideoFrames:
     one behind reopens the file. Safe to call from several threads; a pickled copy opens the file for itself.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, first: int = 0) -> None:
+        """The frames of `path` from number `first` on, which has index 0."""
+        self.path, self.first = path, first
         self._lock = threading.Lock()
         self._source: FrameSource | None = None
         self._decoded: Iterator[np.ndarray] | None = None
         self._position, self._current = -1, np.empty(0)
 
-    def __reduce__(self) -> tuple[type["VideoFrames"], tuple[Path]]:
-        return VideoFrames, (self.path,)
+    def __reduce__(self) -> tuple[type["VideoFrames"], tuple[Path, int]]:
+        return VideoFrames, (self.path, self.first)
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         if index < 0:
             raise IndexError(f"{self.path}: frame {index}; indices start at 0")
         with self._lock:
             try:
-                return self._read(index).copy()
+                return self._read(self.first + index).copy()
             except BaseException:
                 # The position is unknown now; the next call reopens the file.
                 self._source = self._decoded = None

@@ -7,9 +7,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from mixformer_jax.datasets import large_scale, small_scale
+from mixformer_jax.datasets.coco_video import read_coco_video
+from mixformer_jax.datasets.cvat import read_cvat
 from mixformer_jax.datasets.frame_parts import read_packed
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
+from mixformer_jax.datasets.label_studio import read_label_studio
 from mixformer_jax.datasets.layout import check_listed, read_folder
+from mixformer_jax.datasets.mot import read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import read_vot
@@ -29,11 +33,15 @@ class Reader(NamedTuple):
 # Videos, over which a tracker can run.
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
+        "coco_video": Reader(read_coco_video, "COCO with tracks", "annotations/NAME.json"),
+        "cvat": Reader(read_cvat, "CVAT", "annotations.xml"),
         "dtb70": Reader(small_scale.read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
         "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
         "got10k": Reader(large_scale.read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
+        "label_studio": Reader(read_label_studio, "Label Studio", "NAME.json"),
         "lasot": Reader(large_scale.read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
         "lasot_ext": Reader(large_scale.read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
+        "mot": Reader(read_mot, "MOT", "gt/gt.txt, or NAME/gt/gt.txt, ..."),
         "nfs": Reader(small_scale.read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
         "otb100": Reader(small_scale.read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
         "tnl2k": Reader(

@@ -66,7 +66,7 @@ BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
         **dict.fromkeys(("dtb70", "got10k", "lasot_ext", "lasot_extension_subset", "nfs"), _PLAIN),
         **dict.fromkeys(("otb", "otb100", "tnl2k", "trackingnet"), _PLAIN),
         **dict.fromkeys(("uav", "uav123", "uav123_10fps", "uav20l"), _UAV),
-        "folder": _FOLDER,
+        **dict.fromkeys(("folder", "coco_video", "cvat", "label_studio", "mot"), _FOLDER),
         "lasot": _LASOT,
     }
 )

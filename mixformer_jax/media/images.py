@@ -52,7 +52,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         SourceError: two images differ in their suffix only, so one of them would be a frame too many.
     """
-    paths = sorted(filter(_is_listed, folder.iterdir()), key=_natural_order)
+    paths = sorted(filter(_is_listed, folder.iterdir()), key=natural_order)
     by_stem: dict[str, Path] = {}
     for path in paths:
         twin = by_stem.setdefault(path.stem, path)
@@ -61,7 +61,7 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
-def _natural_order(path: Path) -> tuple[list[int | str], str]:
+def natural_order(path: Path) -> tuple[list[int | str], str]:
     parts = re.split(r"([0-9]+)", path.name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 

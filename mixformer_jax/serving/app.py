@@ -28,7 +28,7 @@ from mixformer_jax.serving.following import Following
 from mixformer_jax.serving.guard import Guard
 from mixformer_jax.serving.overlay import overlay, overlay_choices
 from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
-from mixformer_jax.serving.uploads import UploadError, list_videos, receive_upload
+from mixformer_jax.serving.uploads import UploadError, discard, list_videos, receive_upload
 from mixformer_jax.tracking.result_files import csv_line
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracker
 
@@ -213,22 +213,26 @@ class Server:
         return self.sessions.get(request.path_params["key"])
 
     async def _take_upload(self, request: Request) -> Response:
-        session, key = self._session(request), request.path_params["key"]
-        if session is None:
-            return _no_session()
-        if key in self._uploading:
-            return PlainTextResponse("an upload is under way already", 409)
-        self._uploading.add(key)
+        session, key, chunks = self._session(request), request.path_params["key"], request.stream()
         try:
-            declared, most = request.headers.get("content-length"), self._limits.upload_bytes
-            await receive_upload(_while_open(request, session), declared, session.upload, most)
-        except UploadError as error:
-            return PlainTextResponse(str(error), error.status, {"connection": "close"})
+            if session is None:
+                answer = _no_session()
+            elif key in self._uploading:
+                answer = PlainTextResponse("an upload is under way already", 409)
+            else:
+                self._uploading.add(key)
+                try:
+                    declared, most = request.headers.get("content-length"), self._limits.upload_bytes
+                    await receive_upload(_while_open(chunks, session), declared, session.upload, most)
+                    return PlainTextResponse("taken")
+                except UploadError as error:
+                    answer = PlainTextResponse(str(error), error.status, {"connection": "close"})
+                finally:
+                    self._uploading.discard(key)
+            await discard(chunks)
         except ClientDisconnect:
             return PlainTextResponse("the upload broke off", 400)
-        finally:
-            self._uploading.discard(key)
-        return PlainTextResponse("taken")
+        return answer
 
     async def _give_csv(self, request: Request) -> Response:
         def written(records: list[dict[str, Any]]) -> str:
@@ -275,8 +279,8 @@ async def _receive(socket: WebSocket, session: Session) -> None:
         session.post(command if isinstance(command, dict) else {"do": "nothing that is known"})
 
 
-async def _while_open(request: Request, session: Session) -> AsyncIterator[bytes]:
-    async for chunk in request.stream():
+async def _while_open(chunks: AsyncIterator[bytes], session: Session) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
         if session.is_closed:
             raise UploadError(410, "the session has ended")
         if chunk:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 from mixformer_jax.media.images import IMAGE_SUFFIXES
@@ -11,6 +12,8 @@ from mixformer_jax.media.images import IMAGE_SUFFIXES
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"))
 # A browser that sends nothing for so long has gone, and an upload takes no longer than this.
 IDLE_S, LONGEST_S = 20.0, 1800.0
+# What is still sent of an upload that was not taken is read for so long.
+DISCARD_S = 5.0
 # Bytes by which a file is known; boxes of ISO media files may begin with others than `ftyp`.
 _HEAD = 12
 MOST_LISTED = 500
@@ -81,6 +84,19 @@ async def receive_upload(chunks: AsyncIterator[bytes], declared: str | None, pat
         raise UploadError(410, "the session has ended") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+async def discard(chunks: AsyncIterator[bytes]) -> None:
+    """Reads the rest of an upload that was not taken, for some seconds, or until nothing comes.
+
+    A browser that is still sending when the connection closes shows a broken connection in place of the answer.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            while True:
+                async with asyncio.timeout(min(1.0, IDLE_S)):
+                    if await anext(chunks, None) is None:
+                        break
 
 
 def list_videos(folder: Path | None) -> dict[str, Path]:

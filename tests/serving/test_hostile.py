@@ -132,8 +132,10 @@ def test_uploads_are_bounded_and_videos(served, videos, monkeypatch):
         clip = (videos / "more" / "clip.mp4").read_bytes()
         assert send(b"", **{"content-length": str(2**40)}) == 413
         assert send(b"", **{"content-length": "-1"}) == 400, "no HTTP"
-        chunks = (clip[:1000] for _ in range(1100))
-        assert send(chunks) == 413, "a body of unknown length"
+        # Of unknown length, and still being sent when it is known that they are not taken.
+        assert send(clip[:1000] for _ in range(9000)) == 413
+        assert send(b"\0" * 1000 for _ in range(9000)) == 415
+        assert served.ask("POST", "/sessions/none/upload", (b"\0" * 1000 for _ in range(9000))).status == 404
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
         place = f"localhost:{served.port}"
         own = {"Host": place, "Origin": f"http://{place}", "Content-Length": str(len(clip))}

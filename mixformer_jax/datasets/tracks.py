@@ -1,0 +1,193 @@
+"""Targets of annotation exports: boxes in key frames, and what lies between them, as sequences.
+
+A video of an export may show several targets. Each is a sequence of its own, from the first frame that shows it to the
+last; the sequences share the video's frames, and `TrackingSequence.video` says so.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int64
+
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.layout import VIDEO, image_names
+from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence, VideoFrames
+from mixformer_jax.media.sources import DEFAULT_FPS
+from mixformer_jax.media.video import open_source
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One target in key frames; between two of them its box moves linearly.
+
+    Attributes:
+        keys: numbers of the key frames, ascending, counted from 0.
+        boxes_xywh: pixels.
+        is_seen: whether the target is in view in the key frame itself.
+        goes_on: whether it is in view from there to the next one; after the last one, to the end of the video.
+    """
+
+    keys: Float64[np.ndarray, " k"]
+    boxes_xywh: Float64[np.ndarray, "k 4"]
+    is_seen: Bool[np.ndarray, " k"]
+    goes_on: Bool[np.ndarray, " k"]
+
+    @classmethod
+    def of_frames(cls, boxes_xywh: Mapping[int, Sequence[float]]) -> "Track":
+        """The track of boxes by frame; on all other frames the target is absent."""
+        keys = sorted(boxes_xywh)
+        boxes = np.array([boxes_xywh[key] for key in keys], np.float64).reshape(-1, 4)
+        return cls(np.array(keys, np.float64), boxes, np.ones(len(keys), bool), np.zeros(len(keys), bool))
+
+    def at(self, frames: Float[np.ndarray, " n"] | Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 4"]:
+        """Boxes on these frames, which may lie between two; NaN where the target is absent."""
+        left = np.searchsorted(self.keys, frames, side="right") - 1
+        begun = left >= 0
+        left = np.maximum(left, 0)
+        right = np.minimum(left + 1, len(self.keys) - 1)
+        gap = np.maximum(self.keys[right] - self.keys[left], 1e-9)
+        share = np.clip((frames - self.keys[left]) / gap, 0, 1)[:, None]
+        boxes = (1 - share) * self.boxes_xywh[left] + share * self.boxes_xywh[right]
+        seen = begun & np.where(frames == self.keys[left], self.is_seen[left], self.goes_on[left])
+        return np.where(seen[:, None], boxes, np.nan)
+
+
+class Footage(NamedTuple):
+    """The frames of an annotated video.
+
+    Attributes:
+        place: the video file, or the folder of its frames.
+        frame: as in `TrackingSequence`, by position in `numbers`.
+        numbers: of the frames in the export, ascending.
+        fps: of the video.
+        size: height and width; None of images, which are read when they are needed.
+    """
+
+    place: Path
+    frame: ImageFrames | VideoFrames | MissingFrames
+    numbers: Int64[np.ndarray, " n"]
+    fps: float = DEFAULT_FPS
+    size: tuple[int, int] | None = None
+
+    def part(self, first: int, end: int) -> ImageFrames | VideoFrames | MissingFrames:
+        """The frames at positions `first` to `end - 1`."""
+        if isinstance(self.frame, ImageFrames):
+            return ImageFrames(self.frame.folder, self.frame.names[first:end])
+        # A decoder of its own: two targets' frames are not read in one order.
+        return VideoFrames(self.frame.path, first) if isinstance(self.frame, VideoFrames) else self.frame
+
+
+def video_footage(path: Path) -> Footage:
+    """A video file; SourceError where it cannot be read."""
+    with open_source(path) as source:
+        count = source.num_frames if source.num_frames is not None else sum(1 for _ in source)
+        return Footage(path, VideoFrames(path), np.arange(count), source.fps, source.size)
+
+
+def find_video(folder: Path, name: str, is_only: bool) -> Path | None:
+    """The video file called `name` in a folder, its `videos`, or the folder above.
+
+    Where the folder's annotations are of one video (`is_only`), also its `video.mp4` or only video, whatever its name.
+    """
+    for place in (folder, folder / "videos", folder.parent):
+        if name and (place / name).is_file():
+            return place / name
+    if not is_only:
+        return None
+    videos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    if (folder / VIDEO).is_file():
+        return folder / VIDEO
+    return videos[0] if len(videos) == 1 else None
+
+
+def image_footage(folder: Path) -> Footage | None:
+    """The images of a folder, in natural order, numbered from 0; None where there are none."""
+    names = image_names(folder)
+    return Footage(folder, ImageFrames(folder, names), np.arange(len(names))) if names else None
+
+
+def sequence_of(name: str, video: str, footage: Footage, track: Track, where: str) -> TrackingSequence:
+    """A target from its first frame in view to its last one.
+
+    Args:
+        name: of the sequence.
+        video: sequences of one video share it.
+        footage: the video's frames.
+        track: the target's boxes.
+        where: of the track, for messages: file, and line or path in it.
+
+    Raises:
+        DatasetError: boxes on frames that the video does not have, or none on those that it has.
+    """
+    last = int(track.keys[track.is_seen].max()) if track.is_seen.any() else -1
+    if len(footage.numbers) and last > footage.numbers[-1]:
+        raise DatasetError(
+            f"{where}: has a box on frame {last} (counted from 0), but {footage.place} ends with frame "
+            f"{footage.numbers[-1]}; is it the video that was annotated, whole and with its own frame rate?"
+        )
+    boxes_xywh = track.at(footage.numbers)
+    seen = np.flatnonzero(np.isfinite(boxes_xywh).all(axis=1))
+    if not len(seen):
+        raise DatasetError(f"{where}: no box on any frame of {footage.place}; leave the target out of the export")
+    first, end = int(seen[0]), int(seen[-1]) + 1
+    return TrackingSequence(
+        name, boxes_xywh[first:end], footage.part(first, end), footage.fps, footage.place, video=video
+    )
+
+
+class Target(NamedTuple):
+    """A target of an export that is yet to be read."""
+
+    video: str
+    name: str  # in its video
+    read: Callable[[str, str], TrackingSequence]  # of the sequence's name and the video's
+
+
+def dataset_of(kind: str, root: Path, targets: Iterable[Target]) -> Dataset:
+    """The data set of targets: a sequence is called as its video where that shows one target, else VIDEO-TARGET."""
+    targets = list(targets)
+    counts = Counter(target.video for target in targets)
+    by_key: dict[str, Target] = {}
+    for target in targets:
+        key = target.video if counts[target.video] == 1 else f"{target.video}-{target.name}"
+        if key in by_key:
+            raise DatasetError(f"{root}: two targets would be called {key}; give their videos names of their own")
+        by_key[key] = target
+    return Dataset(kind, root, list(by_key), _Reading(by_key))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    targets: Mapping[str, Target]
+
+    def __call__(self, key: str) -> TrackingSequence:
+        target = self.targets[key]
+        return target.read(key, target.video)
+
+
+def plain_name(text: str) -> str:
+    """A name that can be a file's: no slashes, no suffix of videos."""
+    stem = Path(text).stem if Path(text).suffix.lower() in VIDEO_SUFFIXES else text
+    return stem.strip().replace("/", "_").replace("\\", "_").replace(" ", "_") or "video"
+
+
+def turned_bounds(
+    box_xywh: Float64[np.ndarray, "4"], degrees: float, pivot_xy: Float64[np.ndarray, "2"]
+) -> Float64[np.ndarray, "4"]:
+    """The upright box around one that is turned clockwise about a point, all in pixels."""
+    x, y, w, h = box_xywh
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    corners = np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]) - pivot_xy
+    turned = corners @ np.array([[cosine, sine], [-sine, cosine]]) + pivot_xy
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    return np.concatenate([low, high - low])
