@@ -25,7 +25,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from jaxtyping import install_import_hook
+
+from tests.shape_checks import check_shapes
 
 _NUM_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 if "JAX_NUM_CPU_DEVICES" not in os.environ and _NUM_DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
@@ -45,7 +46,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update(_name, _value)
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
-install_import_hook("mixformer_jax", "beartype.beartype")
+check_shapes("mixformer_jax")
 
 # Tracing makes many objects that stay: looking through all of them for cycles as often as usual costs 7% of it.
 gc.set_threshold(100_000, 20, 100)
@@ -54,7 +55,7 @@ gc.set_threshold(100_000, 20, 100)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-hypothesis.settings.register_profile("local", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
@@ -118,6 +119,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path in ranks:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    # What has been imported stays: whoever looks for cycles need not look there.
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
