@@ -147,11 +147,20 @@ def train_scores(
     params = _fit(module, variables["params"]["score"], batches, steps)
 
     rest = join([samples for name, samples in videos.items() if scene[name] in left_out])
-    sharpness, offset = calibration(_logits(module, params, rest), rest.overlaps)
-    last = params["fc2"]
-    params = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
     variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
-    return Weights(variables, model, weights.tracker)
+    return recalibrated(Weights(variables, model, weights.tracker), rest)
+
+
+def recalibrated(weights: Weights, samples: Mined) -> Weights:
+    """A tracker whose scores are fitted to how often its boxes are right, in these samples of its own; their order
+    stays."""
+    module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
+    params = weights.variables["params"]["score"]
+    sharpness, offset = calibration(_logits(module, params, samples), samples.overlaps)
+    last = params["fc2"]
+    fitted = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
+    variables = {**weights.variables, "params": {**weights.variables["params"], "score": fitted}}
+    return weights._replace(variables=variables)
 
 
 def _fit(
