@@ -30,7 +30,7 @@ from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
-from mixformer_jax.planning.macs import scope_modules
+from mixformer_jax.planning.macs import module_of
 from mixformer_jax.planning.record import AnyExperiment, count_model_flops, objective_of, with_train
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.pretraining import PretrainExperiment
@@ -173,15 +173,6 @@ def _operations(trace: Any) -> Iterator[tuple[str, float]]:
                 operation = dict(event.stats).get("hlo_op")
                 if operation is not None:
                     yield str(operation), event.duration_ns
-
-
-def module_of(op_name: str) -> str:
-    """Direction and module of a scope: `.../transpose(jvp(MixFormer))/.../blocks_3/mlp/fc1/...` is `backward mlp`."""
-    direction = "backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else "update"
-    modules = scope_modules(re.sub(r"\w+\(([^()]*)\)", r"\1", op_name))
-    parts = ("patch_embed", "attention", "mlp", "norm1", "norm2", "qkv", "proj", "head", "decoder", "score")
-    found = [part for part in parts if part in modules]
-    return " ".join([direction, *found[:2]]) if op_name else "not named"
 
 
 def bench(name: str, batch_size: int | None, turns: int, modules: bool, overrides: Sequence[str]) -> list[list[str]]:

@@ -1,7 +1,8 @@
 """The `mixformer` command.
 
 A module here holds one command or a few, each with a function `add_COMMAND` that gives a parser its arguments. It is
-imported when its command is on the command line: `mixformer --help` is quick, and who does not use an extra needs none.
+imported when its command is on the command line, and what the command needs when it runs: `--help` is quick, and who
+does not use an extra needs none.
 """
 
 import functools
@@ -27,12 +28,12 @@ from mixformer_jax.signals import Stopped, StopSignals
 COMMANDS = {
     "track": ("track", "Track targets through a video, a folder of images or a camera."),
     "serve": ("serve", "Open a page in the browser on which targets are marked and followed live."),
-    "attention": ("attention", "Draw what attends to what on one frame (Figs. 8 and 9)."),
-    "demo": ("demo", "Render a clip with exact ground truth, track it, and show how well."),
-    "failures": ("demo", "Draw where a tracker fails on rendered clips."),
-    "bench": ("bench", "Measure decoding, cropping, the model and the rest, a frame."),
+    "attention": ("trials", "Draw what attends to what on one frame (Figs. 8 and 9)."),
+    "demo": ("trials", "Render a clip with exact ground truth, track it, and show how well."),
+    "failures": ("trials", "Draw where a tracker fails on rendered clips."),
+    "bench": ("trials", "Measure decoding, cropping, the model and the rest, a frame."),
     "profile": ("plan", "Count parameters and FLOPs, beside the paper's."),
-    "doctor": ("doctor", "Check numbers, weights and video here; the status is 1 if any is wrong."),
+    "doctor": ("trials", "Check numbers, weights and video here; the status is 1 if any is wrong."),
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
     "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),

@@ -1,4 +1,4 @@
-"""`mixformer attention`: the maps of the paper's Figs. 8 and 9 on a sheet, kinds of attention by blocks.
+"""For `mixformer attention`: the maps of the paper's Figs. 8 and 9 on a sheet, kinds of attention by blocks.
 
 Over the keys (the default) a map shows where the target's tokens look: their weights, averaged, on the crop whose
 tokens they ask. Over the queries it shows who looks at the target: what share of its attention each position gives to
@@ -13,7 +13,6 @@ Beside the picture lies an `.npz` with what it was made of, for figures of one's
     meta                  JSON: model, source, frame, blocks, kinds with the crops of their queries and keys, score
 """
 
-import argparse
 import io
 import itertools
 import json
@@ -28,12 +27,9 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from mixformer_jax.boxes import check_box_xywh
-from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, positive, print_table, read_box
-from mixformer_jax.cli.track import SOURCE
-from mixformer_jax.config_files import TRACKER_PREFIX
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import RIM, SourceError, draw_box, write_image
-from mixformer_jax.media.video import FrameSource, open_source, prepare_output
+from mixformer_jax.media.video import FrameSource, prepare_output
 from mixformer_jax.tracking.attention_maps import (
     KINDS,
     MOST_BLOCKS,
@@ -66,43 +62,6 @@ _EXPLAINED = {
 }
 _CELL, _GAP, _LABEL, _LINE = 144, 8, 132, 18  # pixels
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
-def add_attention(parser: Parser) -> None:
-    """The arguments of `mixformer attention`."""
-    example = "my.mp4 --box 120,80,60,90 --frame 50 --tracker.num_online_templates=1"
-    parser.describe(run_attention, example, overrides=TRACKER_PREFIX)
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE)
-    parser.add_argument("--box", required=True, metavar="X,Y,W,H", help="the target in the first frame, in pixels")
-    frame_help = "tracked up to and shown; counted from 1, so from 2 on"
-    parser.add_argument("--frame", required=True, type=positive, metavar="N", help=frame_help)
-    out_help = "gets NAME_frameN_attention.png and .npz (default: .)"
-    parser.add_argument("--out", type=Path, default=Path(), metavar="FOLDER", help=out_help)
-    blocks_help = "such as B0,B11 (MixViT) or S1-B0,S2-B15 (MixCvT); all; default: at most 9 of the last stage"
-    parser.add_argument("--blocks", metavar="B,B", help=blocks_help)
-    over_help = "queries: who looks at the target's tokens; keys: where the target's tokens look (default: %(default)s)"
-    parser.add_argument("--over", choices=("queries", "keys"), default="queries", help=over_help)
-    add_model_arguments(parser, with_sizes=True)
-
-
-def run_attention(args: argparse.Namespace) -> int:
-    """Draws what attends to what on one frame."""
-    with open_source(args.source) as source:
-        box_xywh = read_box(args.box, source.size)
-        tracker = load_model(args)
-        blocks = None if args.blocks is None else args.blocks.split(",")
-        sheet = attention_sheet(tracker, source, box_xywh, args.frame, args.out, blocks, args.over, progress=True)
-    lines = [
-        ("model", tracker.config.name + (" with random weights" if args.model else "")),
-        ("rows", ", ".join(sheet.maps.weights)),
-        ("blocks", ", ".join(sheet.maps.blocks)),
-        ("picture", str(sheet.picture)),
-        ("arrays", str(sheet.arrays)),
-    ]
-    if "online" not in sheet.maps.views:
-        lines.insert(2, ("", "none to or from online templates: for these, --tracker.num_online_templates=1"))
-    print_table(lines)
-    return 0
 
 
 class Sheet(NamedTuple):

@@ -1,6 +1,5 @@
-"""`mixformer bench`: decode, crop, model and rest of a frame, measured on the demo clip as a video file."""
+"""For `mixformer bench`: decode, crop, model and rest of a frame, measured on the demo clip as a video file."""
 
-import argparse
 import datetime
 import os
 import platform
@@ -14,10 +13,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, positive, read_size
 from mixformer_jax.cli.demo import render_demo_clip
-from mixformer_jax.media.video import VideoWriter, open_source, prepare_output
-from mixformer_jax.text_tables import append_rows, markdown
+from mixformer_jax.media.video import VideoWriter, open_source
 from mixformer_jax.tracking.step import TrackState
 from mixformer_jax.tracking.tracker import Tracker
 
@@ -26,29 +23,6 @@ COLUMNS = (
     *("date", "model", "dtype", "device", "video"),
     *("decode ms", "crop ms", "model ms", "rest ms", "FPS", "warm-up s", "jax"),
 )
-
-
-def add_bench(parser: Parser) -> None:
-    """The arguments of `mixformer bench`."""
-    parser.describe(run_bench, "--model mixvit_b --frames 50")
-    add_model_arguments(parser, with_sizes=True)
-    parser.add_argument("--frames", type=positive, default=100, metavar="N", help="default: %(default)s")
-    parser.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
-    parser.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
-
-
-def run_bench(args: argparse.Namespace) -> int:
-    """Measures where the time of a frame goes."""
-    size = read_size(args.size, least=16)
-    file = None if args.append is None else prepare_output(args.append)
-    timing = measure(load_model(args), args.frames, size, progress=True)
-    row = timing.cells(datetime.date.today())
-    print(f"{timing.device}; warm-up (compilation and first steps): {timing.warm_up_s:.1f} s, not counted below")
-    print(markdown([COLUMNS, row]), end="")
-    if file is not None:
-        append_rows(file, COLUMNS, [row])
-        print(f"added to {file}")
-    return 0
 
 
 class Timing(NamedTuple):

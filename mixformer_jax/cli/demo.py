@@ -1,11 +1,10 @@
-"""`mixformer demo` and `failures`: tracking a clip that is rendered from photographs that come with scikit-image.
+"""For `mixformer demo` and `failures`: tracking a clip that is rendered from photographs that come with scikit-image.
 
 No third-party media is kept here. The cat (`chelsea`) moves over the garage (`motorcycle_left`) while the camera pans
 and zooms. The astronaut passes close by as a distractor, and the saucer (`coffee`) covers half of the cat for half a
 second. Every path is a formula of time, so the ground truth is exact: the box around the cat's outline.
 """
 
-import argparse
 import importlib.util
 import math
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, UInt8
 
 from mixformer_jax.boxes import iou, xywh_to_xyxy
-from mixformer_jax.cli.console import Parser, add_model_arguments, load_model, positive
-from mixformer_jax.cli.track import report_recording
 from mixformer_jax.extras import install_line
 from mixformer_jax.media.images import contact_sheet, read_image, write_image
 from mixformer_jax.media.video import ArrayFrames, prepare_output
@@ -299,33 +296,8 @@ def _annotated(clip: DemoClip, boxes_xywh: Float[np.ndarray, "n 4"], indices: Se
     return [annotate(clip.frames[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
 
 
-def add_demo(parser: Parser) -> None:
-    """The arguments of `mixformer demo`."""
-    parser.describe(run_demo, "--out demo_output")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
-    parser.add_argument("--absences", action="store_true", help="the target is out of sight twice")
-    add_model_arguments(parser)
-
-
-def run_demo(args: argparse.Namespace) -> int:
-    """Renders the demo clip and tracks it."""
-    report = track_demo(load_model(args), args.out, args.seed, args.absences, progress=True)
-    more = [
-        ("ground truth", str(report.groundtruth)),
-        ("picture", f"{report.picture} (first, middle and last frame)"),
-        ("mean IoU", f"{report.mean_iou:.3f}"),
-    ]
-    return report_recording(report.recording, more)
-
-
 BOXED = 0.5  # IoU from which a target counts as boxed
 OFF = 0.1  # IoU below which a box is not on the target
-FAILURES = """Tracks the clip of mixformer demo, rendered with several seeds. The sheet has a row for each of the
-moments with the lowest overlap: the last frame before it on which the target was boxed (IoU of at least a half), the
-moment, and the first frame after it on which it is boxed again, or the clip's end. Green is what was found, yellow
-what is true. For every seed the mean overlap is printed, and for trackers with scores the share of frames called lost:
-of those that are off (IoU below a tenth, or no target in sight), and of the good ones (above a half)."""
 
 
 class Failure(NamedTuple):
@@ -360,22 +332,11 @@ def find_failures(overlaps: Float64[np.ndarray, " n"]) -> list[Failure]:
     return sorted(found)
 
 
-def add_failures(parser: Parser) -> None:
-    """The arguments of `mixformer failures`."""
-    parser.describe(run_failures, "--out failures.png", about=FAILURES)
-    parser.add_argument("--seeds", type=positive, default=6, metavar="N", help="clips: seeds 0 to N - 1 (6)")
-    parser.add_argument("--rows", type=positive, default=4, metavar="N", help="moments to show (4)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    parser.add_argument("--absences", action="store_true", help="clips in which the target is out of sight twice")
-    add_model_arguments(parser)
-
-
-def run_failures(args: argparse.Namespace) -> int:
-    """Writes one sheet."""
-    tracker = load_model(args)
+def draw_failures(tracker: Tracker, sheet: Path, seeds: int, rows: int, absences: bool) -> None:
+    """Tracks the clips of the first seeds, prints how well, and leaves a sheet of the worst moments."""
     failures = []
-    for seed in range(args.seeds):
-        clip = render_demo_clip(seed, args.absences)
+    for seed in range(seeds):
+        clip = render_demo_clip(seed, absences)
         boxes_xywh, lost = _follow(tracker, clip)
         overlaps = iou(xywh_to_xyxy(boxes_xywh), xywh_to_xyxy(clip.boxes_xywh))
         failures += [(failure, seed, clip, boxes_xywh) for failure in find_failures(overlaps)]
@@ -387,16 +348,15 @@ def run_failures(args: argparse.Namespace) -> int:
         print(told)
     if not failures:
         print(f"no frame with an IoU below {BOXED:g}, so there is nothing to draw")
-        return 0
+        return
     pictures = []
-    for failure, seed, clip, boxes_xywh in sorted(failures, key=lambda each: each[:2])[: args.rows]:
+    for failure, seed, clip, boxes_xywh in sorted(failures, key=lambda each: each[:2])[:rows]:
         shown = failure.before, failure.worst, failure.after
         pictures += _annotated(clip, boxes_xywh, shown)
         first, worst, last = (index + 1 for index in shown)  # as drawn
         print(f"seed {seed}, frames {first} to {last}: IoU {failure.overlap:.3f} on {worst}")
-    write_image(args.out, contact_sheet(pictures))
-    print(f"sheet  {args.out}")
-    return 0
+    write_image(sheet, contact_sheet(pictures))
+    print(f"sheet  {sheet}")
 
 
 def _follow(tracker: Tracker, clip: DemoClip) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"] | None]:

@@ -1,11 +1,10 @@
-"""`mixformer doctor`: are the numbers right on this machine?
+"""For `mixformer doctor`: are the numbers right on this machine?
 
 Two tiny models with the official code's outputs, and what the embedded tracker found on a few frames, travel with the
 package in `assets/doctor.npz` (made by `tests/store_doctor.py`). All is computed again on the user's device, and every
 difference stands beside its tolerance.
 """
 
-import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -30,10 +29,9 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Float32, UInt8
 
 import mixformer_jax
-from mixformer_jax.cli.console import Parser, add_device_argument, for_the_user, print_table
 from mixformer_jax.convert.convert import DEFAULT_WEIGHTS
 from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.extras import EXTRAS, install_line
+from mixformer_jax.extras import install_line
 from mixformer_jax.media.decoders import decoder_name, try_interlaced
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.video import VideoWriter, open_source
@@ -41,7 +39,7 @@ from mixformer_jax.models.attention import choose_kernel
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
 from mixformer_jax.models.mixformer import Prediction, build_model
-from mixformer_jax.tracking.tracker import Tracker, find_device, load
+from mixformer_jax.tracking.tracker import Tracker, load
 
 ASSET = Path(str(resources.files("mixformer_jax") / "assets" / "doctor.npz"))
 HEIGHT, WIDTH, NUM_FRAMES = 120, 160, 6
@@ -87,29 +85,6 @@ RESULTS = {
     "box_cxcywh": "box",
     "score_logit": "score_logit",
 }
-
-
-def add_doctor(parser: Parser) -> None:
-    """The arguments of `mixformer doctor`."""
-    parser.describe(run_doctor, "--device cpu")
-    add_device_argument(parser)
-
-
-def run_doctor(args: argparse.Namespace) -> int:
-    """Checks numbers, weights and video on this machine; the status is 1 when something is wrong."""
-    device = for_the_user(ValueError, find_device, args.device)
-    print_table(environment(device, EXTRAS))
-    print(f"\n{'':7}{'check':46}{'found':12}expected")
-    findings = []
-    for finding in examine(device):
-        print(finding, flush=True)
-        findings.append(finding)
-    wrong = sum(not finding.is_right for finding in findings)
-    if wrong:
-        print(f"\n{wrong} of {len(findings)} checks are WRONG: do not trust what is computed here.")
-        return 1
-    print(f"\nall {len(findings)} checks are right")
-    return 0
 
 
 class Case(NamedTuple):

@@ -13,10 +13,10 @@ from mixformer_jax.config_files import CONFIG_PREFIX, change_config, default_set
 from mixformer_jax.signals import Stopped
 
 ADVICE = "the same command goes on where this one was"
-ABOUT = """VIDEOS holds annotated videos: folders with groundtruth.txt, or an export of CVAT, MOT, COCO with track ids or
-Label Studio (docs/finetune.md). A fifth of the videos is held out; the tracker runs over those before and after, and
-the best weights on them are kept. mixformer track --weights RUN takes the result. The same command goes on where it was
-stopped."""
+ABOUT = """VIDEOS holds annotated videos: folders with groundtruth.txt, or an export of CVAT, MOT, COCO with track ids
+or Label Studio (docs/finetune.md). A fifth of the videos is held out; the tracker runs over those before and after,
+and the best weights on them are kept. mixformer track --weights RUN takes the result. The same command goes on where
+it was stopped."""
 
 
 def add_finetune(parser: Parser) -> None:

@@ -34,6 +34,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _OPERAND = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%([\w.-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SCOPE = re.compile(r'op_name="([^"]*)"')
 _INTEGER = re.compile(r"constant\((\d+)\)")
 
 
@@ -100,20 +101,41 @@ class Collective:
         return rounds * self.bytes * (size - 1) / size
 
 
+class Traffic(NamedTuple):
+    """An instruction that reads from HBM or writes to it.
+
+    Attributes:
+        instruction: its name in the program.
+        scope: XLA's `op_name`: the modules and the operation that it comes from; empty where XLA put it in.
+        bytes: of one run, each operand and each result once.
+        times: how often a step runs it.
+    """
+
+    instruction: str
+    scope: str
+    bytes: int
+    times: int
+
+
 class ProgramCost(NamedTuple):
     """What one device does in one run of a program.
 
     Attributes:
         collectives: all transfers.
-        hbm_bytes: read from and written to HBM, each operand and each result of an instruction once.
+        traffic: all instructions that move bytes from or to HBM.
         cycles: XLA's estimate of all instructions one after the other, transfers left out; None where it has none.
         loops_of_unknown_length: loops that were counted once.
     """
 
     collectives: list[Collective]
-    hbm_bytes: int
+    traffic: list[Traffic]
     cycles: int | None
     loops_of_unknown_length: int
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Read from and written to HBM."""
+        return sum(each.times * each.bytes for each in self.traffic)
 
 
 def read_program(text: str) -> ProgramCost:
@@ -124,7 +146,8 @@ def read_program(text: str) -> ProgramCost:
     """
     computations, entry = _parse(text)
     collectives: list[Collective] = []
-    hbm_bytes, cycles, unknown = 0, 0, 0
+    traffic: list[Traffic] = []
+    cycles, unknown = 0, 0
     cycles_known = True
     for computation, instruction, times in _executed(computations, entry, 1):
         if times == 0:
@@ -132,12 +155,15 @@ def read_program(text: str) -> ProgramCost:
         moved = _collective(instruction, computation, computations, times)
         if moved is not None:
             collectives.append(moved)
-        hbm_bytes += times * _traffic(instruction, computation, computations)
+        moved_bytes = _hbm_bytes(instruction, computation, computations)
+        if moved_bytes:
+            scope = _SCOPE.search(instruction.text)
+            traffic.append(Traffic(instruction.name, scope[1] if scope else "", moved_bytes, times))
         if instruction.cycles is None:
             cycles_known = False
         else:
             cycles += times * instruction.cycles
-    return ProgramCost(collectives, hbm_bytes, cycles if cycles_known and cycles else None, unknown)
+    return ProgramCost(collectives, traffic, cycles if cycles_known and cycles else None, unknown)
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
@@ -295,7 +321,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.replace(" ", "").split(",") if number)
 
 
-def _traffic(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
+def _hbm_bytes(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
     """Bytes that an instruction reads from HBM and writes to it."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or "ConcatBitcast" in instruction.text:

@@ -365,14 +365,14 @@ def load(weights: str | Path | None = None, device: str | None = None, dtype: Co
 
 
 def _in_compute_type(variables: Variables, dtype: ComputeDtype) -> Variables:
-    """Kernels of dense layers and convolutions as the model computes with them, rather than converted on every frame.
+    """Matrices as the model computes with them, rather than converted on every frame.
 
-    Depth-wise kernels, of three axes, are multiplied in float32.
+    Depth-wise kernels, of three axes, are multiplied in float32, and so are those that end in one channel of a map.
     """
 
     def cast(path: tuple[Any, ...], value: Any) -> Any:
-        is_cast = path[-1].key == "kernel" and value.ndim in (2, 4)
-        return value.astype(dtype) if is_cast else value
+        name, in_float32 = path[-1].key, value.ndim == 3 or (value.ndim == 4 and value.shape[-1] == 1)
+        return value.astype(dtype) if name in ("kernel", "table") and not in_float32 else value
 
     return jax.tree_util.tree_map_with_path(cast, variables)
 

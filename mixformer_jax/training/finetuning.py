@@ -33,10 +33,9 @@ from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.training.experiment import TrainConfig
 from mixformer_jax.training.folder import claim_folder, locked
-from mixformer_jax.training.loop import train
+from mixformer_jax.training.loop import tell, train
 from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
-from mixformer_jax.training.mined_scores import mine_all, recalibrated
-from mixformer_jax.training.mining import join
+from mixformer_jax.training.mined_scores import CalibrationError, mine_all, recalibrated
 
 START_WEIGHTS = "start.safetensors"  # what is fine-tuned, in the run's folder
 HELD_OUT_SHARE = 0.2  # of the videos
@@ -360,7 +359,10 @@ class FineTuning:
             save_weights(unfitted, *weights[:3])
             thin = Dataset(self.training.name, self.training.root, self.training.keys, _Thinned(self.training))
             mined = mine_all(unfitted, thin, groups, MINED_FRAMES, 0, self.out / "mined")
-            weights = recalibrated(weights, join(list(mined.values())))
+            try:
+                weights = recalibrated(weights, mined, groups)
+            except CalibrationError as error:
+                tell(f"scores stay as they were: {error}")
         save_weights(target, *weights[:3])
 
 

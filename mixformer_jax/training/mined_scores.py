@@ -3,11 +3,16 @@
 The module is the paper's (section 3.5), all else is frozen, as in stage 2. Samples are those of `mining.py`: features
 are kept, so that training costs minutes on a CPU. A found box counts as right above an IoU of 0.55, as wrong below 0.3,
 and teaches nothing between. A part of the boxes is drawn around the truth instead: halves, parts, much too large ones.
+
+The logits are calibrated on scenes that were left out, each with the same weight, and only on the conditions in which
+nothing is painted and the templates are the target's: with the others nearly half of all boxes are wrong, and a score
+fitted to that calls good boxes lost.
 """
 
 import hashlib
 import math
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,19 +22,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.scipy.optimize import minimize
 from jaxtyping import Bool, Float
+from scipy.optimize import minimize
+from scipy.special import expit
 from tqdm import tqdm
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.weights import Weights, load_weights
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import whole_file
 from mixformer_jax.models.heads import ScorePrediction
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import with_score
-from mixformer_jax.training.mining import FOREIGN, LOST, Mined, Network, Patches, cut_patches, join, mine, scenes_of
+from mixformer_jax.training.mining import (
+    AS_IN_USE,
+    FOREIGN,
+    LOST,
+    Mined,
+    Network,
+    Patches,
+    cut_patches,
+    join,
+    mine,
+    scenes_of,
+)
 from mixformer_jax.training.start import start_from
 
 RIGHT, WRONG = 0.55, 0.3
@@ -37,7 +55,9 @@ OTHER_BOXES = 0.3  # share of boxes that are drawn
 DROPOUT = 0.1  # of tokens; the module itself has none
 EMA = 0.99
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 7e-4, 0.05, 1.0
+CLIP_SHARE = 0.3  # of the samples that are drawn; clips are many, and easier than videos
 CALIBRATED_ON = 5  # one scene of so many is left out of training
+LARGEST_GRADIENT = 1e-3  # of the calibration's loss, where it has converged
 
 Params = Mapping[str, Any]
 
@@ -56,13 +76,16 @@ def mine_all(
         folder: where samples are kept, a file a sequence, for these weights, `steps` and `seed`.
 
     Raises:
-        ValueError: all sequences show one scene, so that none has another target.
+        DatasetError: all sequences show one scene, so that none has another target; a sequence has no box that can be
+            used; a file of samples cannot be read.
     """
     path = find_weights(source)
     network, digest = Network(load_weights(path)), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     scene = scenes_of(dataset.keys, groups)
     if len(set(scene.values())) < 2:
-        raise ValueError(f"{dataset.root}: {len(dataset)} sequences of one scene; expected two scenes or more to mine")
+        raise DatasetError(
+            f"{dataset.root}: {len(dataset)} sequences of one scene; expected two scenes or more to mine"
+        )
     files = {name: folder / f"{dataset.name}_{name}_{steps}_{seed}_{digest}.npz" for name in dataset.keys}
     missing = [name for name in dataset.keys if not files[name].is_file()]
     if missing:
@@ -75,7 +98,19 @@ def mine_all(
         mined = mine(rng, network, sequence, steps, Patches(*map(np.concatenate, zip(*others, strict=True))))
         with whole_file(files[sequence.name]) as temporary, temporary.open("wb") as file:
             np.savez(file, **mined._asdict())
-    return {name: Mined(**np.load(file)) for name, file in files.items()}
+    return {name: _read(file) for name, file in files.items()}
+
+
+def _read(file: Path) -> Mined:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return Mined(**arrays)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise DatasetError(f"{file}: cannot be read; delete it, and its sequence is mined again: {error}") from error
+
+
+class CalibrationError(ValueError):
+    """Scores cannot be calibrated; the message says why."""
 
 
 class ScoreFigures(NamedTuple):
@@ -128,6 +163,9 @@ def train_scores(
         steps: of training.
         batch: samples a step.
         seed: of initialisation, order and left-out scenes.
+
+    Raises:
+        CalibrationError: of `calibration`, on the scenes that were left out.
     """
     weights = load_weights(find_weights(source))
     model = weights.model if weights.model.score_heads else with_score(weights.model)
@@ -141,26 +179,57 @@ def train_scores(
     scenes = sorted(set(scene.values()))
     left_out = set(rng.permutation(scenes)[: max(1, len(scenes) // CALIBRATED_ON)])
     learned = {name: samples for name, samples in videos.items() if scene[name] not in left_out} | dict(clips)
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(scene.get(name, name) for name in learned))}
-    of_samples = [np.full(len(samples.overlaps), numbers[scene.get(name, name)]) for name, samples in learned.items()]
-    batches = _batches(rng, join(list(learned.values())), np.concatenate(of_samples), batch)
-    params = _fit(module, variables["params"]["score"], batches, steps)
+    kept = {name: samples for name, samples in videos.items() if scene[name] in left_out}
+    data = join(list(learned.values()))
+    is_clip = _for_each_sample(learned, [name in clips for name in learned])
+    chances = _chances(_scene_sizes(learned, scene), is_clip, data.condition)
+    params = _fit(module, variables["params"]["score"], _batches(rng, data, chances, batch), steps)
 
-    rest = join([samples for name, samples in videos.items() if scene[name] in left_out])
     variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
-    return recalibrated(Weights(variables, model, weights.tracker), rest)
+    return recalibrated(Weights(variables, model, weights.tracker), kept, groups)
 
 
-def recalibrated(weights: Weights, samples: Mined) -> Weights:
-    """A tracker whose scores are fitted to how often its boxes are right, in these samples of its own; their order
-    stays."""
+def recalibrated(weights: Weights, videos: Mapping[str, Mined], groups: Sequence[Sequence[str]]) -> Weights:
+    """A tracker whose scores are fitted to how often its boxes are right; which of two scores is higher stays.
+
+    Args:
+        weights: of a tracker with scores.
+        videos: what it finds in real sequences, by name.
+        groups: sequences that show one scene; each scene has the same weight.
+
+    Raises:
+        CalibrationError: of `calibration`.
+    """
     module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
-    params = weights.variables["params"]["score"]
-    sharpness, offset = calibration(_logits(module, params, samples), samples.overlaps)
+    params, samples = weights.variables["params"]["score"], join(list(videos.values()))
+    counts = np.isin(samples.condition, AS_IN_USE) / _scene_sizes(videos, scenes_of(videos, groups))
+    sharpness, offset = calibration(_logits(module, params, samples), samples.overlaps, counts)
     last = params["fc2"]
     fitted = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
     variables = {**weights.variables, "params": {**weights.variables["params"], "score": fitted}}
     return weights._replace(variables=variables)
+
+
+def _for_each_sample(samples: Mapping[str, Mined], values: Sequence[Any]) -> np.ndarray:
+    """The value of each sample's sequence."""
+    return np.repeat(values, [len(of_one.overlaps) for of_one in samples.values()])
+
+
+def _scene_sizes(samples: Mapping[str, Mined], scene: Mapping[str, str]) -> np.ndarray:
+    """How many samples there are of each one's scene; a sequence without one has its own."""
+    _, inverse, sizes = np.unique(
+        _for_each_sample(samples, [scene.get(name, name) for name in samples]), return_inverse=True, return_counts=True
+    )
+    return sizes[inverse]
+
+
+def _chances(scene_sizes: np.ndarray, is_clip: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    """How often each sample is drawn."""
+    # A scene counts by its samples to the power of 0.3: many clips of one place are worth little more than one.
+    chances = scene_sizes**-0.7 * np.where(condition == FOREIGN, 0.8, 1.0)
+    for part, share in ((is_clip, CLIP_SHARE), (~is_clip, 1 - CLIP_SHARE)):
+        chances[part] *= share / max(chances[part].sum(), 1e-9)
+    return chances / chances.sum()
 
 
 def _fit(
@@ -197,13 +266,9 @@ def _fit(
 
 
 def _batches(
-    rng: np.random.Generator, data: Mined, scenes: np.ndarray, batch: int
+    rng: np.random.Generator, data: Mined, chances: np.ndarray, batch: int
 ) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]]:
     """Inputs of the module, labels, and which samples count, for ever."""
-    # A scene counts by its samples to the power of 0.3: many clips of one place are worth little more than one.
-    _, inverse, counts = np.unique(scenes, return_inverse=True, return_counts=True)
-    chances = counts[inverse] ** -0.7 * np.where(data.condition == FOREIGN, 0.8, 1.0)
-    chances /= chances.sum()
     is_absent = data.is_absent
     while True:
         chosen = rng.choice(len(chances), batch, p=chances)
@@ -254,18 +319,39 @@ def scores_of(weights: Weights, data: Mined) -> Float[np.ndarray, " n"]:
     return np.asarray(jax.nn.sigmoid(_logits(module, weights.variables["params"]["score"], data)))
 
 
-def calibration(logits: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Sharpness and offset: sigmoid(sharpness * logit + offset) fits the share of boxes with an IoU above 0.5 best
-    (Platt scaling)."""
-    labels, counted = jnp.asarray(overlaps > 0.5), jnp.asarray(_is_clear(overlaps))
-    scale = max(float(np.abs(logits).mean()), 1e-6)  # of the same size as the offset, for the search
+def calibration(
+    logits: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"]
+) -> tuple[float, float]:
+    """Sharpness and offset: sigmoid(sharpness * logit + offset) fits the share of boxes with an IoU above 0.5 best.
 
-    def loss(values: Any) -> Any:
-        losses = optax.sigmoid_binary_cross_entropy(values[0] * jnp.asarray(logits / scale) + values[1], labels)
-        return (losses * counted).sum() / counted.sum()
+    Platt scaling, with his targets, which are not quite 0 and 1 so that separable samples have an answer as well.
 
-    found = minimize(loss, jnp.array([1.0, 0.0]), method="BFGS")
-    return float(found.x[0]) / scale, float(found.x[1])
+    Args:
+        logits: of boxes.
+        overlaps: their IoU.
+        weights: how much each counts.
+
+    Raises:
+        CalibrationError: no box is clearly right or wrong, or the fit has not converged.
+    """
+    counted = _is_clear(overlaps) & (weights > 0)
+    if not counted.any():
+        raise CalibrationError(
+            f"none of {len(logits)} scores can be calibrated: no IoU above {RIGHT:g} or below {WRONG:g}"
+        )
+    logits, right, weights = logits[counted], overlaps[counted] > 0.5, weights[counted]
+    targets = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        fitted = values[0] * logits + values[1]
+        errors = weights * (expit(fitted) - targets) / weights.sum()
+        losses = weights @ (np.logaddexp(0, fitted) - targets * fitted) / weights.sum()
+        return float(losses), np.array([errors @ logits, errors.sum()])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS")
+    if not np.abs(found.jac).max() < LARGEST_GRADIENT:
+        raise CalibrationError(f"the calibration of {len(logits)} scores has not converged: {found.message}")
+    return float(found.x[0]), float(found.x[1])
 
 
 def _is_clear(overlaps: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:

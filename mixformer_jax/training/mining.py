@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float16, Int64, UInt8
 from mixformer_jax.boxes import clip_box_xywh, iou, xywh_to_cxcywh, xywh_to_xyxy
 from mixformer_jax.convert.weights import Weights
 from mixformer_jax.crops import context_crop, crop_box_to_frame, frame_box_to_crop, normalise
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.models.mixformer import build_model
 
@@ -27,8 +28,9 @@ same, and online templates are taken wherever the box is; the templates show ano
 for some frames; a picture of another target is pasted over it or beside it."""
 
 NATURAL, MOVED, DRIFTED, FOREIGN, ERASED, COVERED = range(len(CONDITIONS))
+AS_IN_USE = (NATURAL, MOVED, DRIFTED)  # the target is the templates', and nothing is painted
 WIDE_FACTORS = (3.5, 7.0)  # search factors of moved boxes, half of the time: what redetection looks at
-MIN_SIDE = 4.0  # pixels; smaller targets count as absent
+MIN_SIDE = 4.0  # pixels; targets of which less is within the frame count as absent
 LOST = 0.1  # IoU
 PATCHES = 8  # pictures of each sequence for other sequences
 
@@ -67,11 +69,13 @@ class Patches(NamedTuple):
 
 
 def cut_patches(sequence: TrackingSequence, template_factor: float, size: int) -> Patches:
-    """Pictures of the target from all over a sequence; raises ValueError where no box can be used."""
-    boxes_xywh = _known(sequence.boxes_xywh)
+    """Pictures of the target from all over a sequence; raises DatasetError where no box can be used."""
+    boxes_xywh = _known(sequence.boxes_xywh, sequence.frame(0).shape)
     seen = np.flatnonzero(np.isfinite(boxes_xywh).all(axis=1))
     if not len(seen):
-        raise ValueError(f"{sequence.root}: no box with sides of {MIN_SIDE:g} pixels or more; leave the sequence out")
+        raise DatasetError(
+            f"{sequence.root}: no box has sides of {MIN_SIDE:g} pixels or more within its frame; leave the sequence out"
+        )
     chosen = set(seen[np.linspace(0, len(seen) - 1, PATCHES).astype(int)])
     templates, targets = [], []
     for index, frame in enumerate(sequence.frames()):
@@ -83,9 +87,11 @@ def cut_patches(sequence: TrackingSequence, template_factor: float, size: int) -
     return Patches(np.stack(templates), np.stack(targets))
 
 
-def _known(boxes_xywh: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    large_enough = (np.nan_to_num(boxes_xywh[:, 2:]) >= MIN_SIDE).all(axis=1)
-    return np.where(large_enough[:, None], boxes_xywh, np.nan)
+def _known(boxes_xywh: Float[np.ndarray, "n 4"], shape: Sequence[int]) -> Float[np.ndarray, "n 4"]:
+    """The boxes, NaN where too little of them is within a frame of this shape."""
+    first, last = boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]
+    in_frame = np.minimum(last, (shape[1], shape[0])) - np.maximum(first, 0)
+    return np.where((np.nan_to_num(in_frame) >= MIN_SIDE).all(axis=1, keepdims=True), boxes_xywh, np.nan)
 
 
 class Network:
@@ -146,7 +152,7 @@ class _Mining:
     ) -> None:
         self.rng, self.network, self.others = rng, network, others
         self.frames = list(sequence.frames())
-        self.boxes_xywh = _known(sequence.boxes_xywh)[: len(self.frames)]
+        self.boxes_xywh = _known(sequence.boxes_xywh, self.frames[0].shape)
         self.seen = np.flatnonzero(np.isfinite(self.boxes_xywh).all(axis=1))
         self.stride = max(1, round(len(self.frames) / steps))
         self.runs = [self._begin(condition) for condition in range(len(CONDITIONS))]

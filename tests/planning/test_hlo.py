@@ -152,6 +152,12 @@ def test_only_what_crosses_the_main_memory_counts():
     assert cost.hbm_bytes == size + size + size // 4
 
 
+def test_what_moves_the_bytes_is_known_with_its_scope():
+    moving = [(each.instruction, each.scope, each.times) for each in read_program(LOOP).traffic]
+    assert moving[:2] == [("fusion.2151", "x", 3), ("all-gather.62", "", 3)]
+    assert sum(each.bytes * each.times for each in read_program(LOOP).traffic) == read_program(LOOP).hbm_bytes
+
+
 def test_memory_is_taken_in_tiles():
     cost = traffic(
         "%a = bf16[3,5]{1,0:T(8,128)(2,1)} parameter(0)", "ROOT %b = bf16[3,5]{1,0:T(8,128)(2,1)} negate(%a)"

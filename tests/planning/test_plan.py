@@ -14,10 +14,10 @@ import pytest
 from mixformer_jax.cli import main
 from mixformer_jax.models.tpu_attention import attend_on_tpu
 from mixformer_jax.planning.hardware import PlanError, parse_topology
-from mixformer_jax.planning.hlo import Collective
-from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes
+from mixformer_jax.planning.hlo import Collective, Traffic
+from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes, module_of
 from mixformer_jax.planning.plan import plan, propose_mesh
-from mixformer_jax.planning.record import Memory, Plan, plan_lines
+from mixformer_jax.planning.record import Memory, Plan, movers, plan_lines
 from mixformer_jax.planning.tpu import network_seconds
 
 SMALL = {
@@ -126,6 +126,37 @@ def test_the_report_names_the_limit_and_the_ceiling():
     text = "\n".join(f"{name} {value}" for name, value in plan_lines(of(notes=("a note",))))
     for part in ("compute at 197 TFLOP/s  <- limits", "5,120 samples/s, MFU 50.0%", "2 all-reduce", "a note"):
         assert part in text
+
+
+def test_what_moves_most_bytes_comes_first_whatever_the_block():
+    mlp = "jit(step)/jvp(MixFormer)/backbone.joint/blocks_{}.joint/mlp/fc1/dot_general"
+    found = movers(
+        [
+            Traffic("fusion.1", mlp.format(0), 10**9, 1),
+            Traffic("copy.7", "", 10**9, 2),
+            Traffic("fusion.2", mlp.format(1), 3 * 10**9, 1),
+        ]
+    )
+    assert found == (
+        ("forward mlp", "dot_general", "fusion.2", 2, 4 * 10**9),
+        ("not named", "", "copy.7", 2, 2 * 10**9),
+    )
+    text = "\n".join(value for _name, value in plan_lines(of(hbm_bytes=8e9, movers=found)))
+    assert "4.00 GB  50%  forward mlp: dot_general (2 x, fusion.2)" in text
+    assert "2.00 GB  25%  not named: put in by XLA (2 x, copy.7)" in text
+
+
+@pytest.mark.parametrize(
+    ("scope", "module"),
+    [
+        ("jit(step)/transpose(jvp(MixFormer))/backbone.joint/blocks_3.joint/mlp/fc1/dot_general", "backward mlp"),
+        ("jit(step)/jvp(MixFormer)/backbone.joint/blocks_0.joint/attention.joint/qkv/add", "forward attention qkv"),
+        ("jit(step)/mul", "update"),
+        ("", "not named"),
+    ],
+)
+def test_modules_of_scopes(scope, module):
+    assert module_of(scope) == module
 
 
 def test_a_step_that_is_too_big_is_told_by_how_much_and_what_helps():
@@ -296,6 +327,8 @@ def test_a_real_step_compiled_for_chips_that_are_not_here(tpu_compiler, config_f
     assert made["collectives"]["all-reduce"]["count"] > 0
     assert made["collectives"]["all-gather"]["bytes"] > 0  # parameters split by fsdp
     assert made["step_s_at_least"] == max(made["bounds_s"].values()) > 0
+    assert sum(mover["bytes"] for mover in made["movers"]) == made["hbm_bytes"]
+    assert {"forward mlp", "backward mlp", "update"} <= {mover["module"] for mover in made["movers"]}
     printed = capsys.readouterr()
     assert "<- limits" in printed.out
     assert "no ceiling" in printed.out

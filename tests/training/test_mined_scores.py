@@ -1,6 +1,7 @@
 """Score modules trained on what their trackers find."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,14 +12,25 @@ from flax.traverse_util import flatten_dict
 from mixformer_jax.convert.weights import load_weights, save_weights
 from mixformer_jax.data.pool.clips import FRAMES, HEIGHT, WIDTH, rendered_clips
 from mixformer_jax.data.pool.pool import ImagePool, cut_out
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.training.mined_scores import calibration, mine_all, score_figures, scores_of, train_scores
+from mixformer_jax.training.mined_scores import (
+    CLIP_SHARE,
+    CalibrationError,
+    _chances,
+    calibration,
+    mine_all,
+    score_figures,
+    scores_of,
+    train_scores,
+)
 from mixformer_jax.training.mining import (
     CONDITIONS,
     ERASED,
     FOREIGN,
+    NATURAL,
     Mined,
     anywhere,
     covered,
@@ -46,10 +58,12 @@ def sequence(name):
     background, target = (rng.integers(0, 256, shape, np.uint8) for shape in ((120, 160, 3), (30, 24, 3)))
     boxes_xywh = BOX_XYWH + np.arange(12)[:, None] * np.array([2.0, 1.0, 0.0, 0.0])
     boxes_xywh[5] = np.nan  # absent
+    boxes_xywh[7] = [158.0, 50.0, 24.0, 30.0]  # two pixels of it are in view
+    boxes_xywh[8] = [-40.0, 50.0, 24.0, 30.0]  # outside
     frames = []
     for box in boxes_xywh:
         frame = background.copy()
-        if np.isfinite(box).all():
+        if np.isfinite(box).all() and 0 <= box[0] < 130:
             x, y, w, h = box.astype(int)
             frame[y : y + h, x : x + w] = target
         frames.append(frame)
@@ -78,6 +92,8 @@ def test_every_condition_is_mined_and_kept(weights, mined, monkeypatch):
         np.testing.assert_array_equal(np.bincount(samples.condition), STEPS)
         assert samples.is_absent[samples.condition == FOREIGN].all()
         assert 0 < sum(each.is_absent[each.condition == ERASED].sum() for each in found.values()) < 3 * STEPS
+        is_away = np.isin([*range(1, 12), *range(1, 10)], [5, 7, 8])  # frames, from the first one on, twice
+        np.testing.assert_array_equal(samples.is_absent[samples.condition == NATURAL], is_away)
         assert (samples.overlaps[samples.is_absent] == 0).all() and samples.overlaps.max() > 0
         assert samples.template.max() == len(samples.templates) - 1
     monkeypatch.setattr("mixformer_jax.training.mined_scores.mine", None)  # what is there is not mined again
@@ -130,8 +146,33 @@ def test_calibration_finds_what_logits_were_changed_by():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 2, 20_000)
     right = rng.random(len(logits)) < 1 / (1 + np.exp(-logits))
-    sharpness, offset = calibration((logits - 0.6) / 0.5, np.where(right, 0.8, 0.1))
-    assert sharpness == pytest.approx(0.5, abs=0.03) and offset == pytest.approx(0.6, abs=0.06)
+    changed, overlaps = (logits - 0.6) / 0.5, np.where(right, 0.8, 0.1)
+    one = np.ones(len(logits))
+    assert calibration(changed, overlaps, one) == pytest.approx((0.5, 0.6), abs=0.06)
+    # What has no weight does not count, whatever it is; the clear ones alone count.
+    more = np.concatenate([changed, changed, changed])
+    of_more = np.concatenate([overlaps, np.zeros(len(logits)), np.full(len(logits), 0.4)])
+    weighted = calibration(more, of_more, np.concatenate([one, 0 * one, one]))
+    assert weighted == pytest.approx(calibration(changed, overlaps, one), abs=1e-6)
+    heavier = calibration(changed, overlaps, np.where(right, 1.0, 3.0))
+    assert heavier == pytest.approx((0.5, 0.6 - np.log(3)), abs=0.09)
+
+
+def test_calibration_of_few_samples_has_an_answer():
+    logits = np.array([-3.0, -2.0, 2.0, 3.0])  # separable: without Platt's targets the sharpness would be infinite
+    sharpness, offset = calibration(logits, np.array([0.0, 0.1, 0.8, 0.9]), np.ones(4))
+    assert 0 < sharpness < 2 and offset == pytest.approx(0, abs=1e-4)
+    with pytest.raises(CalibrationError, match="none of 4 scores can be calibrated"):
+        calibration(logits, np.full(4, 0.4), np.ones(4))
+
+
+def test_rendered_clips_are_a_share_of_what_is_drawn():
+    is_clip, condition = np.arange(1002) >= 102, np.arange(1002) % len(CONDITIONS)
+    chances = _chances(np.full(1002, 10), is_clip, condition)
+    assert chances[is_clip].sum() == pytest.approx(CLIP_SHARE)
+    assert chances[condition == FOREIGN].sum() / chances[condition == ERASED].sum() == pytest.approx(0.8)
+    without = _chances(np.full(102, 10), is_clip[:102], condition[:102])
+    assert without.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("box_xywh", [BOX_XYWH, np.array([2.0, 1.0, 120.0, 100.0])])  # the second: no room beside it
@@ -183,8 +224,18 @@ def test_rendered_clips_hide_their_target_and_are_the_same_for_a_seed():
 
 
 def test_what_cannot_be_mined_is_told(weights, tmp_path):
-    with pytest.raises(ValueError, match="sequences of one scene"):
+    with pytest.raises(DatasetError, match="sequences of one scene"):
         mine_all(weights, videos(), (NAMES,), 2, 0, tmp_path)
-    hidden = dataclasses.replace(sequence("one"), boxes_xywh=np.full((12, 4), np.nan))
-    with pytest.raises(ValueError, match="one: no box with sides"):
-        cut_patches(hidden, 2.0, 32)
+    for nowhere in (np.nan, -50.0):
+        hidden = dataclasses.replace(sequence("one"), boxes_xywh=np.full((12, 4), nowhere))
+        with pytest.raises(DatasetError, match="one: no box has sides"):
+            cut_patches(hidden, 2.0, 32)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"no archive"])
+def test_samples_that_cannot_be_read_are_told(weights, mined, content, tmp_path):
+    folder = shutil.copytree(mined[0], tmp_path / "mined")
+    file = min(folder.iterdir())
+    file.write_bytes(content)
+    with pytest.raises(DatasetError, match=f"{file.name}: cannot be read; delete it"):
+        mine_all(weights, videos(), (), STEPS, 0, folder)
