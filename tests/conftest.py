@@ -1,5 +1,6 @@
 """What every test needs: eight CPU devices, quick compilation, checked shapes, golden numbers, real videos."""
 
+import ast
 import gc
 import os
 import shutil
@@ -76,6 +77,7 @@ _SLOW_FILES = (
     "tracking/test_parity.py",
     "evaluation/test_vot_toolkit.py",
     "training/test_device_rendering.py",
+    "models/test_alpha_refine.py",
     "evaluation/test_workers.py",
     "tracking/test_tracker.py",
     "models/test_variants.py",
@@ -88,6 +90,7 @@ _SLOW_FILES = (
     "planning/test_profile.py",
     "test_endings.py",
     "export/test_export.py",
+    "tracking/test_masks.py",
     "tracking/test_compute_type.py",
     "datasets/test_labelled.py",
     "training/test_checkpoints.py",
@@ -139,6 +142,19 @@ def golden() -> Iterator[Callable[[str], np.lib.npyio.NpzFile]]:
     yield load
     for arrays in opened.values():
         arrays.close()
+
+
+@pytest.fixture(scope="session")
+def alpha_refine_layouts() -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Names and shapes of the official mask network, `real` and `tiny`, in the order of its state dict."""
+    layouts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for line in (_GOLDEN / "alpha_refine" / "layout.txt").read_text().splitlines():
+        if line.startswith("["):
+            entries = layouts.setdefault(line[1:-1], [])
+        elif line and not line.startswith("#"):
+            name, shape, _dtype, _kind = line.split("\t")
+            entries.append((name, ast.literal_eval(shape)))
+    return layouts
 
 
 @pytest.fixture(scope="session")
