@@ -14,6 +14,10 @@ from typing import Any
 # Before anything imports jax: tests run on the CPU unless the caller chose a platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Threads of numpy, PyTorch and OpenCV wait for work at full speed, and the cores are taken by the workers of the tests.
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+    os.environ.setdefault(_threads, "1")
+
 # Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
 # One part a program: in thirty-two parts, for as many cores, it takes a sixth longer.
 os.environ.setdefault(
