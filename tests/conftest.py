@@ -15,8 +15,8 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Threads of numpy, PyTorch and OpenCV wait for work at full speed, and the cores are taken by the workers of the tests.
-for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
-    os.environ.setdefault(_threads, "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
 # Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
 # One part a program: in thirty-two parts, for as many cores, it takes a sixth longer.
