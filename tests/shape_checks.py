@@ -21,8 +21,10 @@ def check_shapes(package: str) -> None:
         def decorate(checked: Any) -> Any:
             if isinstance(checked, type):
                 return _jaxtyped(checked, typechecker=typechecker)
-            has_shape = any(map(_has_shape, checked.__annotations__.values()))
-            return _checked_from_the_first_call(checked) if has_shape else checked
+            annotations = checked.__annotations__.values()
+            if any("{" in str(annotation) for annotation in annotations):  # a side that is the value of an argument
+                return _jaxtyped(beartype(checked), typechecker=None)
+            return _checked_from_the_first_call(checked) if any(map(_has_shape, annotations)) else checked
 
         return decorate
 
@@ -34,12 +36,8 @@ def check_shapes(package: str) -> None:
 def _has_shape(annotation: Any) -> bool:
     if isinstance(annotation, list):  # arguments of a callable
         return any(map(_has_shape, annotation))
-    # What is quoted may be anything.
-    return (
-        isinstance(annotation, str)
-        or (isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray))
-        or any(map(_has_shape, get_args(annotation)))
-    )
+    is_shape = isinstance(annotation, type) and issubclass(annotation, jaxtyping.AbstractArray)
+    return is_shape or any(map(_has_shape, get_args(annotation)))
 
 
 def _checked_from_the_first_call(function: Callable[..., Any]) -> Callable[..., Any]:
