@@ -71,7 +71,7 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[
         timed = time_in_turns(calls, num_turns, "turns", progress)
     trained = timed["trained on"].quartiles()[1]
     about = (today(), experiment.model.name, device_name(jax.devices()[0]), str(cores), str(size))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, timing in timed.items():
         first, median, third = timing.quartiles()
         spread, ratio = f"{size / third:.0f} to {size / first:.0f}", f"{trained / median:.2f}"

@@ -118,8 +118,8 @@ class Traffic(NamedTuple):
 
     Attributes:
         instruction: its name in the program.
-        scope: XLA's `op_name`: the modules and the operation that it comes from; of a copy that XLA put in, those that
-            read it, or that made what it copies.
+        scope: XLA's `op_name`: the modules and the operation that it comes from; of what XLA put in, such as a copy,
+            those that read it, or that made what it reads.
         bytes: of one run, each operand and each result once.
         times: how often a step runs it.
     """

@@ -156,7 +156,7 @@ def test_only_what_crosses_the_main_memory_counts():
 
 def test_what_moves_the_bytes_is_known_with_its_scope():
     moving = [(each.instruction, each.scope, each.times) for each in read_program(LOOP).traffic]
-    assert moving[:2] == [("fusion.2151", "x", 3), ("all-gather.62", "", 3)]
+    assert moving[:2] == [("fusion.2151", "x", 3), ("all-gather.62", "x", 3)]
     assert sum(each.bytes * each.times for each in read_program(LOOP).traffic) == read_program(LOOP).hbm_bytes
 
 
