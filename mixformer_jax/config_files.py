@@ -43,7 +43,13 @@ def load_config(
         ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
             (the closest known ones are named), or a value of another type.
     """
-    config = _run_get_config(find_config(path))
+    return change_config(_run_get_config(find_config(path)), overrides, defaults)
+
+
+def change_config(
+    config: ConfigDict, overrides: Iterable[str], defaults: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Applies overrides to a config; see `load_config`."""
     settings = dict(defaults or {}) | flatten(config.to_dict())
     for name, value in parse_overrides(overrides, settings, CONFIG_PREFIX).items():
         may_be_none = defaults is not None and name in defaults and defaults[name] is None

@@ -64,6 +64,7 @@ class RunConfig(TypedSettings):
         checkpoint_every: steps between checkpoints.
         keep_latest: newest checkpoints to keep, beside the best one.
         keep_every: checkpoints of multiples of so many steps are kept for good, and weights files with them; 0: none.
+        export: the weights of the run's file: of the `last` checkpoint, or of the one that was `best` in validation.
         workers: what makes samples in the background; 0 makes them between steps.
         init: pre-trained weights to start from: an official backbone, a weights file, a run's folder, or the name
             of embedded weights.
@@ -96,6 +97,7 @@ class RunConfig(TypedSettings):
     checkpoint_every: Count = 1000
     keep_latest: Count = 2
     keep_every: NaturalNumber = 0
+    export: Literal["last", "best"] = "last"
     workers: Annotated[int, Range(0, 1024)] = 2
     init: str | None = None
     resume: str | None = None
@@ -141,6 +143,7 @@ FREE_SETTINGS = (
     "checkpoint_every",
     "keep_latest",
     "keep_every",
+    "export",
     "workers",
     "wandb_project",
 )

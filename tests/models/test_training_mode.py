@@ -32,8 +32,8 @@ def applied(model, variables, *args, rngs=None, **settings):
 
 
 @functools.cache
-def fresh(config):
-    """Variables of a config."""
+def fresh(config=SMALL):
+    """Variables of a config; those of SMALL fit all that have no other positions."""
     return init_variables(build_model(config), jax.random.key(0))
 
 
@@ -56,7 +56,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_grows_with_depth(images):
     templates, search = images
     model = build_model(dataclasses.replace(SMALL, drop_path=0.9))
-    variables = fresh(model.config)
+    variables = fresh()
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats", "intermediates"]))
 
     def features(seed):
@@ -74,7 +74,7 @@ def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, re
     model = build_model(dataclasses.replace(SMALL, drop_path=0.5, attention=attention), remat)
     _, captured = applied(
         model,
-        fresh(model.config),
+        fresh(),
         templates,
         search,
         train=True,
@@ -96,7 +96,7 @@ def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, re
 def test_batch_statistics_move_in_training_alone(images):
     templates, search = images
     model = build_model(SMALL)
-    variables = fresh(model.config)
+    variables = fresh()
     _, updates = applied(model, variables, templates, search, train=True, mutable=["batch_stats"])
     before = variables["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
     after = updates["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
@@ -124,7 +124,7 @@ def test_position_tables(images, kind, learns):
 
 def test_bfloat16_stays_near_float32(images):
     templates, search = images
-    variables, model = fresh(SMALL), build_model(dataclasses.replace(SMALL, dtype="bfloat16"))
+    variables, model = fresh(), build_model(dataclasses.replace(SMALL, dtype="bfloat16"))
     exact = applied(build_model(SMALL), variables, templates, search)
     rough = applied(model, variables, templates, search)
     assert jax.tree.leaves(variables)[0].dtype == jnp.float32
@@ -158,7 +158,7 @@ def test_the_cache_is_the_templates_alone(images):
     """Asymmetric attention (eq. 2): the search region leaves no trace in the template stream."""
     templates, search = images
     model = build_model(SMALL)
-    variables = fresh(model.config)
+    variables = fresh()
     cache = applied(model, variables, templates, method="encode_templates")
     joint = applied(model, variables, templates, search)
     cached = applied(model, variables, cache, search, method="locate")
