@@ -16,6 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from mixformer_jax.data.mask_samples import MaskSamples
 from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
@@ -211,7 +212,7 @@ class _RenderBatch:
         rows: list[dict[str, np.ndarray]] = []
         faults: list[str] = []
         for index in range(first, first + self.local_size):
-            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops)):
+            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops, MaskSamples)):
                 rendered = self.samples.render(index)
                 rows.append(rendered.sample)
                 faults += rendered.faults

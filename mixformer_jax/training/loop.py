@@ -4,13 +4,15 @@ One loop for every objective (`objective.py`), on one device or many, in one pro
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
@@ -38,17 +40,23 @@ from mixformer_jax.training.supervised import tracking_objective
 from mixformer_jax.training.watch import Progress, StepWatch
 
 
-def train(config: Mapping[str, Any], out: str | Path) -> Path:
+def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
     """Trains one tracker; returns the weights file. See `run`.
 
     Raises:
         ConfigError: the config.
     """
     experiment = Experiment.from_mapping(config)
-    return run(tracking_objective(experiment), experiment.train, experiment, out)
+    return run(tracking_objective(experiment), experiment.train, experiment, out, devices)
 
 
-def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | Path) -> Path:
+def run(
+    objective: Objective,
+    settings: RunConfig,
+    experiment: Any,
+    out: str | Path,
+    devices: Sequence[jax.Device] | None = None,
+) -> Path:
     """Trains one objective; returns the file that it exports. Started again on the same folder, it goes on.
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
@@ -60,6 +68,7 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
         settings: how.
         experiment: the record of all settings; a folder takes one.
         out: the folder.
+        devices: those to train on; None: all.
 
     Raises:
         ConfigError: a mesh or a batch that does not fit the devices.
@@ -80,17 +89,22 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
     ):
         for line in process_table(settings):
             tell(line)
-        return _run(objective, settings, experiment, Path(out), signals, peers)
+        return _run(objective, settings, experiment, Path(out), make_mesh(settings.mesh, devices), signals, peers)
 
 
 def _run(
-    objective: Objective, settings: RunConfig, experiment: Any, out: Path, signals: StopSignals, peers: PeerWatch
+    objective: Objective,
+    settings: RunConfig,
+    experiment: Any,
+    out: Path,
+    mesh: Mesh,
+    signals: StopSignals,
+    peers: PeerWatch,
 ) -> Path:
     if settings.wandb_project and is_first():
         import_wandb()
     # --- mesh ---
     weights = out / RUN_WEIGHTS
-    mesh = make_mesh(settings.mesh)
     part = process_rows(settings.batch_size, mesh)
 
     # --- programs ---
@@ -111,7 +125,8 @@ def _run(
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")
-            _export(objective, weights, state.shipped)
+            if settings.export == "last" or not weights.exists():
+                _export(objective, weights, state.shipped)
             return weights
 
         # --- data ---
@@ -139,6 +154,7 @@ def _run(
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
         progress = Progress(settings, schedule, first_step, shown=is_first())
         largest_of = largest(mesh)
+        best_of_all = checkpoints.best()
         with (
             contextlib.closing(stream),
             contextlib.closing(StepWatch()) as watch,
@@ -172,7 +188,10 @@ def _run(
                             tell(f"step {step}: held out: {shown}")
                         if save_now:
                             checkpoints.save(state, stream, record, best)
-                            _export(objective, weights, state.shipped)
+                            rank = -math.inf if best is None else best
+                            if settings.export == "last" or rank >= best_of_all:
+                                _export(objective, weights, state.shipped)
+                            best_of_all = max(best_of_all, rank)
                             if settings.keep_every and step % settings.keep_every == 0:
                                 _export(objective, weights.with_stem(f"{weights.stem}_{step}"), state.shipped)
                             log.draw()
