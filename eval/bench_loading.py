@@ -123,9 +123,9 @@ class Contender(NamedTuple):
     start: Callable[[int], tuple[Iterator[Any], Callable[[], None]]]
 
 
-def write_clips(root: Path) -> None:
+def write_clips(root: Path, clips: int = CLIPS) -> None:
     """Demo clips as folders of JPEGs with a ground truth."""
-    numbers = itertools.product(range(CLIPS), range(FRAMES))
+    numbers = itertools.product(range(clips), range(FRAMES))
     for seed, number in tqdm(list(numbers), unit=" frames", desc="rendering", disable=not sys.stderr.isatty()):
         if number == 0:
             clip = render_demo_clip(seed)

@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from mixformer_jax.data.mask_samples import MaskSamples
 from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.data.sharing import Shared
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples
@@ -268,7 +269,7 @@ class _RenderBatch:
         rows: list[dict[str, np.ndarray]] = []
         faults: list[str] = []
         for index in range(first, first + self.local_size):
-            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops)):
+            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops, MaskSamples)):
                 rendered = self.samples.render(index)
                 rows.append(rendered.sample)
                 faults += rendered.faults
