@@ -26,6 +26,7 @@ from mixformer_jax.typed_settings import (
     Positive,
     Range,
     Share,
+    ShareAboveZero,
     ShareBelowOne,
     TypedSettings,
 )
@@ -43,8 +44,10 @@ class RunConfig(TypedSettings):
         backbone_rate: the backbone's rate over the head's (the paper: 0.1, pre-trained; 1 from scratch).
         weight_decay: of kernels; biases, norms and positions have none.
         beta2: of AdamW's second moment (MAE: 0.95).
-        schedule: `step` divides the rate by ten after `decay_at` of the run (the paper); `cosine` to zero.
+        schedule: `step` divides the rate by ten after `decay_at` of the run (the paper); `cosine` brings it to zero;
+            `halving` divides it by two again and again.
         decay_at: share of the run after which `step` decays.
+        halve_every: share of the run after which `halving` halves.
         warmup_steps: linear warm-up.
         clip_norm: global norm to which gradients are clipped.
         accumulate: the parts in which a batch goes through the model, one after the other, for want of memory.
@@ -79,8 +82,9 @@ class RunConfig(TypedSettings):
     backbone_rate: NotNegative = 0.1
     weight_decay: NotNegative = 1e-4
     beta2: ShareBelowOne = 0.999
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "halving"] = "step"
     decay_at: Share = 0.8
+    halve_every: ShareAboveZero = 0.2
     warmup_steps: NaturalNumber = 0
     clip_norm: Positive = 0.1
     accumulate: Count = 1
