@@ -322,24 +322,24 @@ class AlphaRefine(nn.Module):
 
     @nn.nowrap
     def initial_values(self, key: PRNGKeyArray) -> dict:
-        """What `init_variables` computes, to be traced: the ResNet's kernels are normal with variance 2 / (k * k * out),
-        other kernels and biases uniform within 1 / sqrt(fan-in), as in PyTorch; the non-local block is the identity.
+        """What `init_variables` computes, to be traced.
+
+        The ResNet's kernels are normal with variance 2 / (k * k * out), other kernels and biases uniform within
+        1 / sqrt(fan-in), as in PyTorch; the non-local block is the identity.
         """
         size = self.config.crop_size
         images, boxes_xyxy = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 4))
         shapes = flatten_dict(jax.eval_shape(self.init, key, images, boxes_xyxy, images))
         kernels = {path[:-1]: value.shape for path, value in shapes.items() if path[-1] == "kernel"}
         ones = {path for path in shapes if path[-1] in ("scale", "var") and path[-2:] != ("expand_norm", "scale")}
-        values = {path: (jnp.ones if path in ones else jnp.zeros)(value.shape) for path, value in shapes.items()}
+        values = {path: jnp.full(value.shape, float(path in ones)) for path, value in shapes.items()}
         uniform = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
-        for in_resnet, draw, part_key in zip(
-            (True, False), (jax.random.normal, uniform), jax.random.split(key), strict=True
-        ):
+        for in_resnet, part_key in zip((True, False), jax.random.split(key), strict=True):
             paths = [path for path in shapes if path[:-1] in kernels and (path[1] == "backbone") == in_resnet]
             sizes = [math.prod(shapes[path].shape) for path in paths]
             # One draw for all: XLA takes a minute to compile one for each.
-            drawn = jnp.split(draw(part_key, (sum(sizes),)), np.cumsum(sizes)[:-1])
-            for path, part in zip(paths, drawn, strict=True):
+            noise = jax.random.normal(part_key, (sum(sizes),)) if in_resnet else uniform(part_key, (sum(sizes),))
+            for path, part in zip(paths, jnp.split(noise, np.cumsum(sizes)[:-1]), strict=True):
                 height, width, fan_in, fan_out = kernels[path[:-1]]
                 reach = (2 / (height * width * fan_out)) ** 0.5 if in_resnet else (height * width * fan_in) ** -0.5
                 values[path] = reach * part.reshape(shapes[path].shape)
