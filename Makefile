@@ -14,10 +14,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 # Linter and formatter look at everything that is Python here.
 SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 
+# Tests start many processes: where the environment forbids Python to keep what it has compiled, each would compile JAX
+# and all other packages anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Handed to the shell through the environment, so that no character in a file name can break the command.
 export VIDEO BOX
 
-.PHONY: help demo demo-arguments demo-page default-tracker test test-fast test-packages lint format docs clean
+.PHONY: help demo demo-arguments demo-page default-tracker test tests test-fast test-packages lint format docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -57,9 +61,11 @@ demo-page: $(VENV)/.page-installed
 default-tracker: $(VENV)/.test-installed
 	$(BIN)/python pretrain/default_tracker.py
 
-# Environments are installed side by side, and lint runs while the last packages arrive.
+# Environments are installed side by side, and lint runs while the last packages arrive and the tests begin.
 test:
-	@$(MAKE) --no-print-directory --jobs=2 lint test-packages
+	@$(MAKE) --no-print-directory --jobs=3 lint tests
+
+tests: test-packages
 	$(PYTEST)
 
 test-fast:

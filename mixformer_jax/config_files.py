@@ -31,7 +31,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """The project's configs: in an installed package, or in the checkout that the package runs from."""
 BENCHMARK_SETTINGS = CONFIGS / "benchmarks.toml"
-PROJECT_CONFIGS = (CONFIGS, CONFIGS / "pretrain", CONFIGS / "tables")
+PROJECT_CONFIGS = tuple(CONFIGS / folder for folder in ("", "pretrain", "masks", "tables"))
 
 
 def load_config(
@@ -51,7 +51,13 @@ def load_config(
     """
     file, row = split_row(path)
     found = find_config(file)
-    config = _run(found, lambda module: _get_config(module, found, row))
+    return change_config(_run(found, lambda module: _get_config(module, found, row)), overrides, defaults)
+
+
+def change_config(
+    config: ConfigDict, overrides: Iterable[str], defaults: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Applies overrides to a config; see `load_config`."""
     settings = dict(defaults or {}) | flatten(config.to_dict())
     for name, value in parse_overrides(overrides, settings, CONFIG_PREFIX).items():
         may_be_none = defaults is not None and name in defaults and defaults[name] is None
@@ -95,7 +101,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def project_configs() -> dict[str, Path]:
-    """The configs that come with the project, by name: of trackers, of pre-trainings, and tables of rows."""
+    """The configs that come with the project, by name: of trackers, pre-trainings and masks, and tables of rows."""
     files = [path for folder in PROJECT_CONFIGS for path in sorted(folder.glob("*.py"))]
     return {path.stem: path for path in files if "def get_config(" in path.read_text(encoding="utf-8")}
 

@@ -1,6 +1,7 @@
-"""The square context crop around a box, and the way from crop coordinates back to the frame.
+"""The square context crop around a box, and the way from crop coordinates back to the frame; the stretched crop of mask
+networks, and the way back for its masks.
 
-A crop is the square of side ceil(sqrt(w * h) * factor) around the box's centre, resized to `size` pixels.
+A context crop is the square of side ceil(sqrt(w * h) * factor) around the box's centre, resized to `size` pixels.
 `context_crop` (numpy and OpenCV) equals the official crop bit for bit; `context_crop_on_device` is the same for JAX. As
 trained weights have seen it, what lies outside the frame is black before normalisation, and the frame's last column and
 last row count as outside.
@@ -81,30 +82,119 @@ def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, 
     left = round(x + 0.5 * w - side * 0.5)
     top = round(y + 0.5 * h - side * 0.5)
     if side > max(MAX_SQUARE, 2 * frame.shape[0], 2 * frame.shape[1]):
-        pixels = _sampled_square(frame, left, top, side, size)
+        pixels = _sampled(frame, Rectangle(left, top, side, side), size)
     else:
-        pixels = cv2.resize(_cut_square(frame, left, top, side), (size, size), interpolation=cv2.INTER_LINEAR)
+        square = _cut(frame, Rectangle(left, top, side, side))
+        pixels = cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
     return Crop(pixels=pixels, scale=size / side, side=side)
 
 
-def _cut_square(frame: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """Square of the frame, black outside; all but the frame's last row and last column count as inside."""
+class Rectangle(NamedTuple):
+    """A part of a frame's plane, in whole pixels; may stick out of the frame."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def stretched_rectangle(box_xywh: Float[np.ndarray, "4"], factor: float) -> Rectangle:
+    """What a stretched crop shows: the box's width and height, each times `factor` and rounded up, around its centre.
+
+    Raises:
+        ValueError: a box that is not finite, without area, or beyond the pixels that can be counted.
+    """
+    x, y, w, h = box_xywh.tolist()
+    if not all(math.isfinite(value) and abs(value) * factor <= MAX_EXTENT for value in (x, y, w, h)) or min(w, h) <= 0:
+        raise ValueError(
+            f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g}): all four must be finite and below "
+            f"{MAX_EXTENT:,} pixels, width and height above 0"
+        )
+    width, height = math.ceil(w * factor), math.ceil(h * factor)
+    return Rectangle(round(x + 0.5 * w - 0.5 * width), round(y + 0.5 * h - 0.5 * height), width, height)
+
+
+def stretched_crop(
+    image: UInt8[np.ndarray, "h w *c"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int
+) -> UInt8[np.ndarray, "{size} {size} *c"]:
+    """The rectangle around a box, its sides stretched one by one to `size` pixels (Alpha-Refine, Yan et al. 2021).
+
+    Outside of the image is black, its last row and column included. `image` may be a mask of 0 and 1, which its crop
+    then is, too. ValueError as in `stretched_rectangle`.
+    """
+    rectangle = stretched_rectangle(box_xywh, factor)
+    if max(rectangle[2:]) > max(MAX_SQUARE, 2 * image.shape[0], 2 * image.shape[1]):
+        channels = image.reshape(*image.shape[:2], -1)
+        return _sampled(channels, rectangle, size).reshape(size, size, *image.shape[2:])
+    return cv2.resize(_cut(image, rectangle), (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def box_in_stretched_crop(
+    box_xywh: Float[np.ndarray, "4"], crop_box_xywh: Float[np.ndarray, "4"], factor: float, size: int
+) -> Float32[np.ndarray, "4"]:
+    """A box in pixels of the stretched crop around `crop_box_xywh`, x, y, w, h, cut at the crop's edges.
+
+    As in the official code the crop's box is centred at (size - 1) / 2; that the rectangle's corner is rounded does not
+    count.
+    """
+    rectangle = stretched_rectangle(crop_box_xywh, factor)
+    scale = np.array([size / rectangle.width, size / rectangle.height])
+    offset = xywh_to_cxcywh(box_xywh)[:2] - xywh_to_cxcywh(crop_box_xywh)[:2]
+    centre, half = (size - 1) / 2 + offset * scale, 0.5 * box_xywh[2:] * scale
+    corners = np.clip([centre - half, centre + half], 0, size)
+    return np.concatenate([corners[0], corners[1] - corners[0]]).astype(np.float32)
+
+
+def paste_map(
+    values: Float32[np.ndarray, "s s"], rectangle: Rectangle, frame_size: tuple[int, int]
+) -> Float32[np.ndarray, "h w"]:
+    """The way back from a stretched crop: a map of it on the frame of (height, width), 0 outside of the rectangle.
+
+    Linear, without antialiasing; as OpenCV's resizing, but of what is inside the frame alone. The frame's last row and
+    column are inside here.
+    """
+    (left, top, width, height), pasted = rectangle, np.zeros(frame_size, np.float32)
+    rows = np.arange(max(top, 0), min(top + height, frame_size[0]))
+    columns = np.arange(max(left, 0), min(left + width, frame_size[1]))
+    if not (rows.size and columns.size):
+        return pasted
+    above, below, row_share = _linear_taps(rows - top, height, len(values))
+    before, behind, column_share = _linear_taps(columns - left, width, len(values))
+    across = values[:, before] * (1 - column_share) + values[:, behind] * column_share
+    found = across[above] * (1 - row_share[:, None]) + across[below] * row_share[:, None]
+    pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = found
+    return pasted
+
+
+def _linear_taps(
+    positions: Int[np.ndarray, " n"], extent: int, size: int
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+    """Where output pixels look when `size` values are resized to `extent`: two values, and the second one's share."""
+    exact = np.clip((positions + 0.5) * (size / extent) - 0.5, 0, size - 1)
+    first = np.floor(exact).astype(np.int64)
+    return first, np.minimum(first + 1, size - 1), (exact - first).astype(np.float32)
+
+
+def _cut(frame: np.ndarray, rectangle: Rectangle) -> np.ndarray:
+    """Rectangle of the frame, black outside; all but the frame's last row and last column count as inside."""
+    left, top, width, height = rectangle
     usable_height, usable_width = frame.shape[0] - 1, frame.shape[1] - 1
-    row_from, row_to = max(top, 0), min(top + side, usable_height)
-    column_from, column_to = max(left, 0), min(left + side, usable_width)
+    row_from, row_to = max(top, 0), min(top + height, usable_height)
+    column_from, column_to = max(left, 0), min(left + width, usable_width)
     inside = frame[row_from:row_to, column_from:column_to]
-    if inside.shape[:2] == (side, side):
+    if inside.shape[:2] == (height, width):
         return inside
-    square = np.zeros((side, side, 3), dtype=frame.dtype)
+    whole = np.zeros((height, width, *frame.shape[2:]), dtype=frame.dtype)
     if row_from < row_to and column_from < column_to:
-        square[row_from - top : row_to - top, column_from - left : column_to - left] = inside
-    return square
+        whole[row_from - top : row_to - top, column_from - left : column_to - left] = inside
+    return whole
 
 
-def _sampled_square(frame: np.ndarray, left: int, top: int, side: int, size: int) -> np.ndarray:
-    """The same crop (a weight may be rounded otherwise) without the square: only the pixels that it looks at."""
-    rows, row_weights = _bilinear_taps(np.array(top, np.int64), np.array(side, np.int64), size, frame.shape[0])
-    columns, column_weights = _bilinear_taps(np.array(left, np.int64), np.array(side, np.int64), size, frame.shape[1])
+def _sampled(frame: np.ndarray, rectangle: Rectangle, size: int) -> np.ndarray:
+    """The same crop (a weight may be rounded otherwise) without the cut: only the pixels that it looks at."""
+    left, top, width, height = (np.array(value, np.int64) for value in rectangle)
+    rows, row_weights = _bilinear_taps(top, height, size, frame.shape[0])
+    columns, column_weights = _bilinear_taps(left, width, size, frame.shape[1])
     return _interpolate(lambda row, column: frame[rows[row][:, None], columns[column]], row_weights, column_weights)
 
 

@@ -1,5 +1,6 @@
 """What every test needs: eight CPU devices, quick compilation, checked shapes, golden numbers, real videos."""
 
+import ast
 import gc
 import os
 import shutil
@@ -13,6 +14,10 @@ from typing import Any
 # Before anything imports jax: tests run on the CPU unless the caller chose a platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Threads of numpy, PyTorch and OpenCV wait for work at full speed, and the cores are taken by the workers of the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+
 # Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
 # One part a program: in thirty-two parts, for as many cores, it takes a sixth longer.
 os.environ.setdefault(
@@ -24,7 +29,8 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from jaxtyping import install_import_hook
+
+from tests.shape_checks import check_shapes
 
 _NUM_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 if "JAX_NUM_CPU_DEVICES" not in os.environ and _NUM_DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
@@ -44,7 +50,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update(_name, _value)
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
-install_import_hook("mixformer_jax", "beartype.beartype")
+check_shapes("mixformer_jax")
 
 # Tracing makes many objects that stay: looking through all of them for cycles as often as usual costs 7% of it.
 gc.set_threshold(100_000, 20, 100)
@@ -53,7 +59,7 @@ gc.set_threshold(100_000, 20, 100)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-hypothesis.settings.register_profile("local", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("local", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") == "true" else "local")
 
@@ -75,6 +81,7 @@ _SLOW_FILES = (
     "tracking/test_parity.py",
     "evaluation/test_vot_toolkit.py",
     "training/test_device_rendering.py",
+    "models/test_alpha_refine.py",
     "evaluation/test_workers.py",
     "tracking/test_tracker.py",
     "models/test_variants.py",
@@ -87,6 +94,7 @@ _SLOW_FILES = (
     "planning/test_profile.py",
     "test_endings.py",
     "export/test_export.py",
+    "tracking/test_masks.py",
     "tracking/test_compute_type.py",
     "datasets/test_labelled.py",
     "training/test_checkpoints.py",
@@ -115,6 +123,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path in ranks:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    # What has been imported stays: whoever looks for cycles need not look there.
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -136,6 +146,19 @@ def golden() -> Iterator[Callable[[str], np.lib.npyio.NpzFile]]:
     yield load
     for arrays in opened.values():
         arrays.close()
+
+
+@pytest.fixture(scope="session")
+def alpha_refine_layouts() -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Names and shapes of the official mask network, `real` and `tiny`, in the order of its state dict."""
+    layouts: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
+    for line in (_GOLDEN / "alpha_refine" / "layout.txt").read_text().splitlines():
+        if line.startswith("["):
+            entries = layouts.setdefault(line[1:-1], [])
+        elif line and not line.startswith("#"):
+            name, shape, _dtype, _kind = line.split("\t")
+            entries.append((name, ast.literal_eval(shape)))
+    return layouts
 
 
 @pytest.fixture(scope="session")

@@ -42,9 +42,10 @@ def test_host_crop_equals_the_official_one_bit_for_bit(official):
     size=st.sampled_from([32, 64, 127, 128]),
 )
 def test_a_sampled_square_is_the_square_that_is_resized(side, left, top, size):
-    square = crops._cut_square(NOISE, left, top, side)
+    rectangle = crops.Rectangle(left, top, side, side)
+    square = crops._cut(NOISE, rectangle)
     expected = cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
-    difference = np.abs(crops._sampled_square(NOISE, left, top, side, size).astype(int) - expected)
+    difference = np.abs(crops._sampled(NOISE, rectangle, size).astype(int) - expected)
     # Weights that lie between two multiples of 1 / 2048 may be rounded to the other one.
     assert difference.max() <= 1 and np.mean(difference > 0) < 1e-2
 

@@ -1,5 +1,6 @@
 """The package as pip installs it, in a folder without the checkout: every command finds what it needs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,18 @@ from tests.training.test_survival import config_file
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+# Runs the commands that come as lines; imports once.
+PROGRAM = """
+import contextlib, io, json, sys
+from mixformer_jax.cli import main
+for line in sys.stdin:
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        status = main(json.loads(line))
+    print(json.dumps([status, out.getvalue(), errors.getvalue()]), flush=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """Runs a command of the wheel in an empty folder; gives what it printed."""
@@ -26,19 +39,20 @@ def installed(tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
     (folder / "empty").mkdir()
+    # Before the checkout, which the test environment has on its path.
+    environment = os.environ | {"PYTHONPATH": str(folder / "site")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=folder / "empty", env=environment, **pipes) as process:
 
-    def run(*arguments):
-        # Before the checkout, which the test environment has on its path.
-        environment = os.environ | {"PYTHONPATH": str(folder / "site")}
-        command = [sys.executable, "-m", "mixformer_jax", *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=folder / "empty", env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert str(REPOSITORY) not in done.stdout + done.stderr
-        return done.stdout
+        def run(*arguments):
+            process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+            process.stdin.flush()
+            status, out, errors = json.loads(process.stdout.readline())
+            assert status == 0, errors
+            assert str(REPOSITORY) not in out + errors
+            return out
 
-    return run
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +75,8 @@ def test_configs_have_names(installed, tmp_path):
     # It imports what it shares with the others, wherever it lies.
     (tmp_path / "mine.py").write_text(shown)
     for config in (tmp_path / "mine.py", "mixvit_b"):
-        assert "8 chips" in installed("plan", "--config", config, "--topology", "h100:8", "--global-batch", 256)
+        asked = ("--config", config, "--topology", "h100:8", "--global-batch", 256, "--config.model.depth=1")
+        assert "8 chips" in installed("plan", *asked)
 
 
 def test_from_a_clip_to_a_report(installed, videos, tmp_path):

@@ -38,6 +38,7 @@ COMMANDS = {
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
     "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
     "train": ("train", "Train a tracker. Started again on the same folder, it goes on."),
+    "finetune": ("finetune", "Fine-tune a tracker on your own annotated videos."),
     "pretrain": (
         "train",
         "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",

@@ -24,10 +24,12 @@ from mixformer_jax.evaluation.trackers import (
     settings_on,
 )
 from mixformer_jax.evaluation.workers import Alone, Workers
+from mixformer_jax.masks import fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.signals import Stopped, StopSignals
 
+MASKS = "weights of Alpha-Refine, ours or an official checkpoint: answers are masks in place of boxes"
 ADVICE = "the same command goes on where this one was"
 STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
 ABOUT = """A model of the paper tracks with the official experiments' settings for the benchmark (mixformer configs show
@@ -52,6 +54,7 @@ def add_evaluate(parser: Parser) -> None:
     report_help = "then score these trackers, as mixformer report --out DIR"
     parser.add_argument("--report", type=Path, metavar="DIR", help=report_help)
     _add_model(parser)
+    parser.add_argument("--masks", metavar="W", help=f"{MASKS}; with --dataset vot")
     parser.add_argument("--tracker-name", help="default: from the weights")
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="track every sequence N times")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that track (default: 1)")
@@ -76,7 +79,8 @@ def _choice(
     if not alone and kind != TRACKERS[0]:
         return TrackerChoice(kind)
     return TrackerChoice(
-        kind, args.weights, args.device, batch, settings, args.settings_of, changes, benchmark, args.dtype
+        *(kind, args.weights, args.device, batch, settings, args.settings_of, changes, benchmark),
+        *(getattr(args, "masks", None), args.dtype),
     )
 
 
@@ -96,6 +100,8 @@ def _evaluate(args: argparse.Namespace, signals: StopSignals) -> int:
     kinds = args.tracker.split(",")
     if len(kinds) > 1 and args.tracker_name:
         raise UsageError("--tracker-name names one tracker, and --tracker several")
+    if args.masks is not None and args.dataset != "vot":
+        raise UsageError(f"--masks: --dataset {args.dataset} is scored by boxes alone; masks are for --dataset vot")
     failures: set[str] = set()
     names = []
     choices = [_choice(args, kind, args.dataset, args.batch, len(kinds) == 1) for kind in kinds]
@@ -144,7 +150,8 @@ def _run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) ->
 
 
 VOT_ABOUT = """Boxes over the TraX protocol, on standard input and output. One process serves all runs of an experiment
-on a sequence. Masks come and go as the boxes around them. The toolkit starts it by its list of trackers:
+on a sequence. Masks come and go as the boxes around them; with --masks W both come, the tracker starts from the box
+around the mask, and masks go. The toolkit starts it by its list of trackers:
 
 [MixFormer]
 label = MixFormer
@@ -171,6 +178,7 @@ def _add_vot(parser: Parser) -> None:
     parser.describe(run_vot, "--weights mixvit_b.safetensors", overrides=TRACKER_PREFIX, about=VOT_ABOUT)
     parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
     _add_model(parser)
+    parser.add_argument("--masks", metavar="W", help=MASKS)
 
 
 def run_vot(args: argparse.Namespace) -> int:
@@ -178,7 +186,8 @@ def run_vot(args: argparse.Namespace) -> int:
     import trax
 
     opened = _open_alone(args, "vot", sys.stderr)
-    server = trax.Server([trax.Region.RECTANGLE], [trax.Image.PATH], ["color"], tracker_name=opened.name)
+    formats = [trax.Region.RECTANGLE] + ([] if args.masks is None else [trax.Region.MASK])
+    server = trax.Server(formats, [trax.Image.PATH], ["color"], tracker_name=opened.name)
     state: Any = None
     with server:
         while True:
@@ -187,14 +196,27 @@ def run_vot(args: argparse.Namespace) -> int:
                 return 0
             frame = read_image(Path(request.image["color"].path()))
             if request.type == trax.TraxStatus.INITIALIZE:
-                box_xywh, score = request.objects[0][0].bounds(), None
-                state = opened.lanes.start(state, 0, frame, box_xywh)
+                region, score = request.objects[0][0], None
+                state = opened.lanes.start(state, 0, frame, _given_box(region, frame.shape[:2]))
             else:
                 state, found = opened.lanes.step(state, {0: frame})
-                box_xywh, score = found[0].box_xywh.tolist(), found[0].score
+                masks, score = getattr(found[0], "masks", None), found[0].score
+                if masks is None:
+                    region = trax.Rectangle.create(*found[0].box_xywh.tolist())
+                else:
+                    region = trax.Mask.create(masks[0].astype(np.uint8))
             # What is given is certain, and so is, for want of scores, all that a model without them says.
             confidence = 1.0 if score is None else score
-            server.status([(trax.Rectangle.create(*box_xywh), {"confidence": f"{confidence:.6f}"})])
+            server.status([(region, {"confidence": f"{confidence:.6f}"})])
+
+
+def _given_box(region: Any, frame_size: tuple[int, int]) -> list[float]:
+    """The box around the region of a first frame, x, y, w, h: a mask's tightest one inside the frame."""
+    import trax
+
+    if region.type != trax.Region.MASK:
+        return list(region.bounds())
+    return mask_box_xywh(fit_to_frame(region.array(normalize=True) > 0, frame_size)).tolist()
 
 
 def _add_got10k(parser: Parser) -> None:

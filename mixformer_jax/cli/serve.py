@@ -28,7 +28,9 @@ def add_serve(parser: Parser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free one (default: %(default)s)")
     folder = parser.add_mutually_exclusive_group()
-    folder.add_argument("--folder", type=Path, metavar="FOLDER", help="videos in it can be opened on the page")
+    folder.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="videos and folders of images in it can be opened on the page"
+    )
     folder.add_argument(
         "--demo", action="store_true", help="so can the clip of mixformer demo, which is rendered first"
     )

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mixformer_jax.cli.console import (
     Parser,
@@ -25,8 +25,10 @@ from mixformer_jax.signals import Stopped
 
 if TYPE_CHECKING:
     from mixformer_jax.media.sources import FrameSource
+    from mixformer_jax.tracking.masks import Segmenter
     from mixformer_jax.tracking.record import Recording
 
+Outputs = tuple[Path | None, Path, Path | None]
 SOURCE = "video file, folder of images or frames/%%06d.jpg, camera index, or an address (https://..., rtsp://...)"
 BOX_NEEDED = """--box X,Y,W,H is needed: the target in the first frame, in pixels from its left upper corner, such as \
 --box 120,80,60,90; once for each target; or --select, to draw it with the mouse"""
@@ -39,6 +41,9 @@ STRIDE = """only every N-th frame is tracked, drawn and written; the video keeps
 LIVE = """whether only the newest frame of an address counts, and those that came while the one before was tracked are \
 dropped (default: of what has no end); cameras are live"""
 RECONNECTS = "how often a live stream that broke off is opened again without a frame (default: %(default)s)"
+MASKS = """weights of Alpha-Refine, ours or an official checkpoint: masks are drawn, written as grey PNGs, or as run \
+lengths in the records of .json and .jsonl"""
+MASK_IMAGES = "folder for a PNG a frame (default: NAME_masks, and none where --boxes is .json or .jsonl)"
 OVERWRITE = "replace files that are there; without it they stay: NAME of the defaults becomes NAME-2, NAME-3, ..."
 RESUME = """go on with the run of the same arguments that was interrupted or killed, and replace its files; or begin, \
 where there is none"""
@@ -61,6 +66,11 @@ def add_track(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="annotated video (default: NAME_tracked.mp4)")
     parser.add_argument("--no-video", action="store_true", help="boxes alone")
     parser.add_argument("--boxes", type=Path, metavar="FILE", help=BOXES)
+    parser.add_argument("--masks", metavar="W", help=MASKS)
+    parser.add_argument("--mask-images", type=Path, metavar="FOLDER", help=MASK_IMAGES)
+    parser.add_argument(
+        "--mask-threshold", type=_share, metavar="P", help="least probability of a pixel (default: 0.6)"
+    )
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     parser.add_argument("--resume", action="store_true", help=RESUME)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary, only what is wrong")
@@ -69,6 +79,16 @@ def add_track(parser: Parser) -> None:
 
 def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value
 
 
 def run_track(args: argparse.Namespace) -> int:
@@ -89,22 +109,25 @@ def run_track(args: argparse.Namespace) -> int:
 
             args.box = select_boxes(source)
         boxes_xywh = np.stack([read_box(text, source.size) for text in args.box])
-        video, boxes = _outputs(args, source.name)
-        for path in filter(None, (video, boxes)):
+        outputs = _outputs(args, source.name)
+        for path in filter(None, outputs[:2]):
             prepare_output(path)
         if args.resume and source.is_live:
             raise UsageError(f"--resume: {args.source} is live, and cannot be gone back to")
         tracker = load_model(args)
+        if args.masks is not None:
+            tracker = tracker.with_masks(_segmenter(args, tracker.device))
+        options = {"progress": not args.quiet, "overwrite": args.overwrite, "resume": args.resume}
         while True:
+            video, boxes, images = outputs
             run_state = None if source.is_live else RunState(resume_path(boxes.expanduser()))
-            options = {"progress": not args.quiet, "overwrite": args.overwrite}
             try:
                 recording = record(
-                    tracker, source, boxes_xywh, video, boxes, run_state=run_state, resume=args.resume, **options
+                    tracker, source, boxes_xywh, video, boxes, run_state=run_state, mask_images=images, **options
                 )
                 break
             except NameTakenError:  # by a run that was as far a moment earlier
-                video, boxes = _outputs(args, source.name)
+                outputs = _outputs(args, source.name)
     return report_recording(recording, _stream_lines(opened, len(recording.boxes_xywh)), args.quiet)
 
 
@@ -113,6 +136,16 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(BOX_NEEDED if args.box is None else "--box and --select: give one of them")
     if args.no_video and args.out is not None:
         raise UsageError("--out and --no-video: give one of them")
+
+    if args.masks is None and (args.mask_images or args.mask_threshold):
+        raise UsageError("--mask-images and --mask-threshold are for the masks of --masks W")
+
+
+def _segmenter(args: argparse.Namespace, device: Any) -> "Segmenter":
+    from mixformer_jax.tracking.masks import MaskSettings, load_segmenter
+
+    settings = MaskSettings() if args.mask_threshold is None else MaskSettings(threshold=args.mask_threshold)
+    return load_segmenter(args.masks, device, settings)
 
 
 def _stream_lines(source: "FrameSource", count: int) -> list[tuple[str, str]]:
@@ -127,35 +160,39 @@ def _stream_lines(source: "FrameSource", count: int) -> list[tuple[str, str]]:
     return lines
 
 
-def _outputs(args: argparse.Namespace, name: str) -> tuple[Path | None, Path]:
-    """Where `track` writes. Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ...
+def _outputs(args: argparse.Namespace, name: str) -> Outputs:
+    """Where `track` writes: video, boxes, images of masks.
+
+    Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ...
 
     With --resume, the files of the last run that left its state.
     """
     from mixformer_jax.tracking.result_files import numbered_paths
     from mixformer_jax.tracking.resume import resume_path
 
-    unfinished: tuple[Path | None, Path] | None = None
+    unfinished: Outputs | None = None
     for number in itertools.count(1):
         stem = name if number == 1 else f"{name}-{number}"
         video = None if args.no_video else args.out or Path(f"{stem}_tracked.mp4")
         boxes = args.boxes or Path(f"{stem}_boxes.txt")
         texts = numbered_paths(boxes, len(args.box))
-        outputs = (*texts, *([] if video is None else [video]))
+        has_images = args.masks is not None and boxes.suffix.lower() not in (".json", ".jsonl")
+        images = args.mask_images or (Path(f"{stem}_masks") if has_images else None)
+        outputs = (*texts, *filter(None, (video, images)))
         _check_distinct(args.source, outputs)
         if is_unfinished := resume_path(boxes.expanduser()).exists():
-            unfinished = video, boxes
+            unfinished = video, boxes, images
         taken = {path for path in outputs if not args.overwrite and is_taken(path.expanduser())}
         if args.resume and not args.boxes and (is_unfinished or any(is_taken(path.expanduser()) for path in texts)):
             continue
         if args.resume and unfinished:
             return unfinished
-        if typed := {args.out, *(texts if args.boxes else ())} & taken:
+        if typed := {args.out, args.mask_images, *(texts if args.boxes else ())} & taken:
             listed = ", ".join(sorted(map(str, typed)))
             raise UsageError(f"{listed}: there already, or being written; give another name, or --overwrite")
         if args.overwrite or not (taken or (is_unfinished and not args.boxes)):
             break
-    return video, boxes
+    return video, boxes, images
 
 
 def _check_distinct(source: str, outputs: Sequence[Path]) -> None:
@@ -165,7 +202,7 @@ def _check_distinct(source: str, outputs: Sequence[Path]) -> None:
     paths = [*([] if is_address(source) else [Path(source)]), *outputs]
     if len({path.expanduser().resolve() for path in paths}) < len(paths):
         listed = ", ".join(map(str, paths))
-        raise UsageError(f"{listed} must be different files: see --out and --boxes")
+        raise UsageError(f"{listed} must be different files: see --out, --boxes and --mask-images")
 
 
 def report_recording(recording: "Recording", more: Sequence[tuple[str, str]] = (), quiet: bool = False) -> int:
@@ -198,4 +235,6 @@ def _summary(recording: "Recording") -> list[tuple[str, str]]:
     if recording.video is not None:
         hint = "" if h264_library() is not None else f"; {H264}, which browsers play, needs PyAV: pip install av"
         lines.append(("video", f"{recording.video} ({recording.codec}{hint})"))
+    if recording.mask_images is not None:
+        lines.append(("masks", f"{recording.mask_images}/"))
     return lines

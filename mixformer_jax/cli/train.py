@@ -52,13 +52,16 @@ def _folder(config: Path, out: Path | None) -> Path:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Trains one experiment."""
+    """Trains a tracker, or a mask network, as the config's sections say."""
     out = _folder(args.config, args.out)
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
+    from mixformer_jax.training.masks import SECTION, MaskExperiment, train_masks
 
-    config = load_config(args.config, args.overrides, default_settings(Experiment))
-    print(f"weights  {train(config.to_dict(), out)}")
+    is_masks = SECTION in load_config(args.config)
+    config = load_config(args.config, args.overrides, default_settings(MaskExperiment if is_masks else Experiment))
+    weights = (train_masks if is_masks else train)(config.to_dict(), out)
+    print(f"weights  {weights}")
     return 0
 
 
@@ -84,14 +87,15 @@ def run_configs(args: argparse.Namespace) -> int:
     if args.action is not None:
         if args.name is None:
             raise UsageError("show needs the NAME of a config; see mixformer configs")
-        path = BENCHMARK_SETTINGS if args.name == BENCHMARK_SETTINGS.name else find_config(args.name)
+        path = BENCHMARK_SETTINGS if args.name == BENCHMARK_SETTINGS.name else find_config(split_row(args.name)[0])
         print(path.read_text(encoding="utf-8"), end="")
         return 0
     configs = project_configs()
     width = max(map(len, configs))
-    kinds = {"train --config NAME": CONFIGS, "pretrain --config NAME": CONFIGS / "pretrain"}
-    kinds["train --config NAME:ROW; see mixformer study list"] = CONFIGS / "tables"
-    for command, folder in kinds.items():
+    folders = {"train --config NAME": CONFIGS, "pretrain --config NAME": CONFIGS / "pretrain"}
+    folders["train --config NAME, masks"] = CONFIGS / "masks"
+    folders["train --config NAME:ROW, see mixformer study list"] = CONFIGS / "tables"
+    for command, folder in folders.items():
         print(f"mixformer {command}")
         for name, path in configs.items():
             if path.parent == folder:

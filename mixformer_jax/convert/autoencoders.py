@@ -91,7 +91,7 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
     return AutoencoderWeights(variables, config, content.carried)
 
 
-@functools.lru_cache(maxsize=4)  # tracing a large model takes seconds
+@functools.lru_cache(maxsize=64)  # tracing a large model takes seconds
 def shapes_of_autoencoder(config: AutoencoderConfig) -> Shapes:
     """Shape of every variable of an autoencoder, by its path (`params/decoder/blocks_0/norm1/scale`)."""
     return shapes_of(variable_shapes(Autoencoder(config)))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert import torch_files
+from mixformer_jax.convert import alpha_refine, torch_files
 from mixformer_jax.convert.names import (
     COUNTER,
     carried_from_official,
@@ -23,6 +23,7 @@ from mixformer_jax.convert.names import (
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, check_finite, load_weights, save_weights
 from mixformer_jax.extras import DISTRIBUTION, install_line
+from mixformer_jax.models.alpha_refine import AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.models.sizes import SIZES
@@ -89,14 +90,41 @@ class Report(NamedTuple):
         if self.named_after:
             words = " and ".join(repr(word) for word in self.named_after)
             lines.insert(2, ("", f"so called after {words} in the file's name or experiment; --name gives another"))
-        for label, names in (("carried", self.carried), ("computed", self.computed), ("left out", self.left_behind)):
-            if names:
-                lines.append((label, _shortened(names)))
-        return [*lines, ("file", f"{self.target} ({self.target.stat().st_size / 1e6:.0f} MB)")]
+        return [*lines, *_tensor_lines(self), _file_line(self.target)]
 
 
-def convert(source: str | Path, target: str | Path, *, official: bool = False, hints: Hints = Hints()) -> Report:  # noqa: B008 (immutable)
-    """Converts a tracker between official files (`.pth`, `.pth.tar`, `.safetensors`) and ours (`.safetensors`).
+class MaskReport(NamedTuple):
+    """What the conversion of Alpha-Refine's mask network did; see `Report`."""
+
+    target: Path
+    direction: str
+    config: AlphaRefineConfig
+    parameters: int
+    carried: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
+    left_behind: tuple[str, ...] = ()
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Labels and texts, for a terminal."""
+        config, depths = self.config, ", ".join(map(str, self.config.depths))
+        lines = [
+            ("converted", self.direction),
+            ("model", f"mask network of {config.pool_size} x {config.pool_size} bins, ResNet of {depths} bottlenecks"),
+            ("crops", f"{config.crop_size} pixels"),
+            ("parameters", f"{self.parameters:,}"),
+        ]
+        return [*lines, *_tensor_lines(self), _file_line(self.target)]
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    official: bool = False,
+    hints: Hints = Hints(),  # noqa: B008 (immutable)
+) -> Report | MaskReport:
+    """Converts a tracker, or Alpha-Refine's mask network, between official files (`.pth`, `.pth.tar`, `.safetensors`)
+    and ours (`.safetensors`).
 
     The files tell the direction; between official formats, tensors are checked and copied.
 
@@ -119,14 +147,15 @@ def convert(source: str | Path, target: str | Path, *, official: bool = False, h
         raise WeightsError(f"{target}: no such folder; make it first")
     if target.exists() and target.samefile(source):
         raise WeightsError(f"{target}: source and target are one file; give another name to the target")
-    from_ours = source.suffix == ".safetensors" and torch_files.safetensors_format(source) == FORMAT
+    kind = torch_files.safetensors_format(source) if source.suffix == ".safetensors" else None
+    from_ours = kind in (FORMAT, alpha_refine.ALPHA_REFINE_FORMAT)
     if from_ours and not (is_torch or official):
         raise WeightsError(
             f"{source}: already in this project's format; for official names, give a target that ends in .pth, or "
             "ask for official .safetensors"
         )
     if from_ours:
-        return _to_official(source, target, is_torch)
+        return (_to_official if kind == FORMAT else _mask_network_to_official)(source, target, is_torch)
     return _from_official(source, target, is_torch, official, hints)
 
 
@@ -208,22 +237,53 @@ def _from_state(
     return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
 
 
-def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
+def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report | MaskReport:
     found = torch_files.read_official(source)
+    if alpha_refine.is_alpha_refine(found.tensors):
+        return _mask_network_from_official(source, target, is_torch, official, found)
     model, words, tracker, variables = _from_state(source, found, hints)
     carried = carried_from_official(found.tensors, model)
-    if is_torch:
-        kind = "official PyTorch file"
-        torch_files.write_torch(target, found.tensors.items())
-    elif official:
-        kind = "official .safetensors"
-        torch_files.write_official_safetensors(target, found.tensors)
+    if is_torch or official:
+        kind = _write_official(target, found.tensors, is_torch)
     else:
         kind = "mixformer_jax"
         save_weights(target, variables, model, tracker, carried=carried)
     settings = None if is_torch or official else tracker
     about = (f"official names -> {kind}", model, settings, count_parameters(model))
     return Report(target, *about, tuple(carried), left_behind=found.left_behind, named_after=words)
+
+
+def _write_official(target: Path, tensors: State, is_torch: bool) -> str:
+    """Writes official names; returns the kind of file in words."""
+    if is_torch:
+        torch_files.write_torch(target, tensors.items())
+        return "official PyTorch file"
+    torch_files.write_official_safetensors(target, tensors)
+    return "official .safetensors"
+
+
+def _mask_network_from_official(
+    source: Path, target: Path, is_torch: bool, official: bool, found: torch_files.OfficialState
+) -> MaskReport:
+    weights = alpha_refine.from_official(source, found)
+    kind = "mixformer_jax"
+    if is_torch or official:
+        kind = _write_official(target, found.tensors, is_torch)
+    else:
+        alpha_refine.save_alpha_refine(target, *weights)
+    about = (f"official names -> {kind}", weights.config, alpha_refine.count_parameters(found.tensors))
+    return MaskReport(target, *about, tuple(weights.carried), left_behind=found.left_behind)
+
+
+def _mask_network_to_official(source: Path, target: Path, is_torch: bool) -> MaskReport:
+    weights = alpha_refine.load_alpha_refine(source)
+    state = alpha_refine.to_official(weights)
+    kind = _write_official(target, state, is_torch)
+    unread = alpha_refine.unread_names(weights.config)
+    carried = tuple(name for name in unread if name in weights.carried)
+    computed = tuple(name for name in unread if name not in weights.carried)
+    about = (f"mixformer_jax -> {kind}", weights.config, alpha_refine.count_parameters(state))
+    return MaskReport(target, *about, carried, computed)
 
 
 def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
@@ -246,6 +306,15 @@ def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
 def _is_official(path: Path) -> bool:
     # Headers of all our files have a format that begins so.
     return torch_files.is_torch_file(path) or not (torch_files.safetensors_format(path) or "").startswith(FORMAT)
+
+
+def _tensor_lines(report: Report | MaskReport) -> list[tuple[str, str]]:
+    lists = (("carried", report.carried), ("computed", report.computed), ("left out", report.left_behind))
+    return [(label, _shortened(names)) for label, names in lists if names]
+
+
+def _file_line(target: Path) -> tuple[str, str]:
+    return "file", f"{target} ({target.stat().st_size / 1e6:.0f} MB)"
 
 
 def _shortened(names: tuple[str, ...], limit: int = 6) -> str:

@@ -296,7 +296,7 @@ def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
     """The official state dict of a config; WeightsError for an architecture that the official code does not have."""
     _check_official(config)
     entries = [*backbone_table(config), *_head(config), *(_score() if config.score_heads else [])]
-    return list(_with_counters(entries))
+    return list(with_counters(entries))
 
 
 def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
@@ -397,7 +397,7 @@ def _score() -> list[Entry]:
     return entries
 
 
-def _with_counters(entries: list[Entry | Carried]) -> Iterator[Entry | Carried]:
+def with_counters(entries: list[Entry | Carried]) -> Iterator[Entry | Carried]:
     """PyTorch's batch norms count batches; frozen ones do not."""
     for entry in entries:
         yield entry

@@ -25,9 +25,15 @@ TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
 # Keys of the state dict: MixFormer's trainer; MAE, ConvMAE, DeiT; CvT, timm.
 STATE_KEYS = ("net", "model", "state_dict")
 
-# Saved beside it: MixFormer's settings and statistics, MAE's command line, NumPy's scalars.
+# Saved beside it: MixFormer's settings and statistics, Alpha-Refine's likewise and its constructor, MAE's command line,
+# NumPy's scalars.
 SETTINGS = "lib.train.admin.settings.Settings"
 BOOKKEEPING = (
+    "ltr.admin.settings.Settings",
+    "ltr.admin.stats.AverageMeter",
+    "ltr.admin.stats.StatValue",
+    "ltr.admin.local.EnvironmentSettings",
+    "ltr.admin.model_constructor.NetConstructor",
     "lib.train.admin.stats.AverageMeter",
     "lib.train.admin.stats.StatValue",
     "lib.train.admin.local.EnvironmentSettings",

@@ -169,7 +169,7 @@ def readable(path: Path) -> Iterator[None]:
         raise WeightsError(f"{path}: not a readable .safetensors file ({error})") from error
 
 
-@functools.lru_cache(maxsize=4)  # tracing a large model takes seconds
+@functools.lru_cache(maxsize=64)  # tracing a large model takes seconds
 def expected_shapes(model: MixFormerConfig) -> Shapes:
     """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
     return shapes_of(variable_shapes(build_model(model)))

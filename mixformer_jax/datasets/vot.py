@@ -43,6 +43,7 @@ from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
 from mixformer_jax.datasets.layout import SequenceFiles, check_listed, find_frames, row_faults, sub_folders
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.masks import mask_box_xywh, run_lengths
 from mixformer_jax.media.sources import DEFAULT_FPS
 
 DEFAULT_CHANNEL = "color/%08d.jpg"
@@ -225,6 +226,15 @@ def mask_region(x: int, y: int, width: int, height: int, runs: Sequence[int]) ->
     if max(abs(x), abs(y)) > MAX_PIXELS:
         raise ValueError(f"a mask at {x},{y}: too far away for pixels")
     return Mask(pixels.reshape(height, width), (x, y))
+
+
+def mask_text(mask: Bool[np.ndarray, "h w"]) -> str:
+    """The line for a mask of a whole frame, in its tightest window; `m0,0,0,0,0` for an empty one."""
+    if not mask.any():
+        return "m0,0,0,0,0"
+    x, y, w, h = mask_box_xywh(mask).astype(int).tolist()
+    runs = run_lengths(mask[y : y + h, x : x + w].ravel())
+    return f"m{x},{y},{w},{h},{','.join(map(str, runs.tolist()))}"
 
 
 def region_box(region: Region) -> Float64[np.ndarray, "4"]:

@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.datasets.records import TrackingSequence
+from mixformer_jax.datasets.vot import mask_text
 from mixformer_jax.evaluation.metrics import MAX_PIXELS
 from mixformer_jax.evaluation.results import SequenceResult
 from mixformer_jax.media.video import Frame
 from mixformer_jax.signals import check
 from mixformer_jax.tracking.lanes import LaneError, LanesLike, PredictionLike
+from mixformer_jax.tracking.tracker import Tracked
 
 # Frames that are read ahead of the tracker: at most 25 MB of Full HD.
 FRAMES_AHEAD = 4
@@ -203,6 +205,7 @@ class _Running:
         self._boxes_xywh: list[Float64[np.ndarray, "4"]] = []
         self._times_s: list[float] = []
         self._scores: list[float | None] = []
+        self._masks: list[str] = []
 
     @property
     def is_done(self) -> bool:
@@ -228,13 +231,18 @@ class _Running:
             raise ValueError(f"{where}: the tracker returned {box_xywh.tolist()}; {expected}")
         self.keep(box_xywh, seconds)
         self._scores.append(prediction.score)
+        if isinstance(prediction, Tracked) and prediction.masks is not None:
+            self._masks.append(mask_text(prediction.masks[0]))
         if (self._scores[0] is None) != (prediction.score is None):
             raise ValueError(f"{where}: the tracker gives a score on some frames and none on others; all or none")
 
     def result(self) -> SequenceResult:
         known = [score for score in self._scores if score is not None]
         return SequenceResult(
-            np.array(self._boxes_xywh, np.float64), np.array(self._times_s), np.array([1.0, *known]) if known else None
+            np.array(self._boxes_xywh, np.float64),
+            np.array(self._times_s),
+            np.array([1.0, *known]) if known else None,
+            tuple(self._masks) or None,
         )
 
 

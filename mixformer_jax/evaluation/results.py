@@ -51,6 +51,7 @@ class SequenceResult(NamedTuple):
     boxes_xywh: Float64[np.ndarray, "n 4"]
     times_s: Float64[np.ndarray, " n"]
     scores: Float64[np.ndarray, " n"] | None
+    masks: tuple[str, ...] | None = None  # of all frames but the first, as in `datasets.vot`
 
 
 class ResultPaths(NamedTuple):
@@ -213,13 +214,17 @@ def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
 
 
 def write_result(paths: ResultPaths, result: SequenceResult) -> None:
-    """Writes the files of a finished sequence, boxes last."""
+    """Writes the files of a finished sequence, boxes last, or in their place the masks of a tracker that gives some."""
     paths.boxes.parent.mkdir(parents=True, exist_ok=True)
     for path, values in ((paths.times, result.times_s), (paths.scores, result.scores)):
         if values is not None:
             write_atomically(path, rows_of_text(_beside_other_repetitions(path, values, paths.column), decimals=8))
-    code, first = ("1\n", 1) if paths.starts_with_code else ("", 0)
-    write_atomically(paths.boxes, code + rows_of_text(result.boxes_xywh[first:], decimals=4))
+    if not paths.starts_with_code:
+        write_atomically(paths.boxes, rows_of_text(result.boxes_xywh, decimals=4))
+    elif result.masks is None:
+        write_atomically(paths.boxes, "1\n" + rows_of_text(result.boxes_xywh[1:], decimals=4))
+    else:
+        write_atomically(paths.boxes, "".join(f"{line}\n" for line in ("1", *result.masks)))
 
 
 def _beside_other_repetitions(

@@ -144,6 +144,7 @@ class TrackerChoice:
     settings_of: str | None = None  # the model whose settings are taken; None: the weights'
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # single settings, on top
     benchmark: str | None = None  # whose settings these are, for the record
+    masks: str | None = None  # weights of a mask network; None: boxes alone
     dtype: ComputeDtype | None = None  # None for float32, as in the published numbers, on every device
 
     def open(self) -> OpenedTracker:
@@ -151,10 +152,10 @@ class TrackerChoice:
         if self.kind not in TRACKERS:
             raise ValueError(f"unknown tracker {self.kind!r}; known: {', '.join(TRACKERS)}")
         if self.kind != "mixformer":
-            given = (self.weights, self.device, self.dtype, self.settings_of, self.changes or None)
+            given = (self.weights, self.masks, self.device, self.dtype, self.settings_of, self.changes or None)
             if any(option is not None for option in given) or self.batch not in (None, 1):
                 raise ValueError(
-                    f"{self.kind} has no model: leave weights, device, dtype, batch and tracker settings out"
+                    f"{self.kind} has no model: leave weights, masks, device, dtype, batch and tracker settings out"
                 )
             tracker, settings = (FirstBoxTracker(), {}) if self.kind == "first-box" else open_peer(self.kind)
             name, about = self.kind.replace(":", "-"), {"versions": versions(), "decoder": decoders()}
@@ -165,7 +166,11 @@ class TrackerChoice:
         tracker = mixformer_jax.load(self.weights, device=self.device, dtype=self.dtype or BENCHMARK_DTYPE)
         model = self.settings_of or tracker.config.name
         tracker = tracker.with_settings(**{**self.settings.get(model, {}), **self.changes})
-        platform = tracker.device.platform
+        platform, masks = tracker.device.platform, {}
+        if self.masks is not None:
+            tracker = tracker.with_masks(self.masks)
+            assert tracker.segmenter is not None
+            masks = {"masks": [file_digest(Path(self.masks)), tracker.segmenter.settings.to_dict()]}
         batch = DEFAULT_BATCH.get(platform, 1) if self.batch is None else self.batch
         # These decide the last digits of every box. The default precision may mean TF32 on GPUs and bfloat16 on TPUs.
         precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]
@@ -177,6 +182,7 @@ class TrackerChoice:
             "matmul_precision": str(precision),
             "batch": batch,
             "settings": tracker.settings.to_dict(),
+            **masks,
         }
         about = {
             "model": tracker.config.name,
@@ -201,6 +207,7 @@ def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[
         lines.append(f"settings: table [{table}] of benchmarks.toml, {benchmark}")
     else:
         lines.append(f"settings: the weights' own; benchmarks.toml has no table [{model}] with {benchmark}")
+    lines[-1] += "" if choice.masks is None else f"; masks of {choice.masks}"
     lines[-1] += f"; changed: {', '.join(choice.changes)}" if choice.changes else ""
     lines.append("  " + ", ".join(f"{name} {value}" for name, value in settings["settings"].items()))
     others = [other for other in choice.settings if other in {f"{table}{variant}" for variant in VARIANTS}]
@@ -220,7 +227,12 @@ def results_name(weights: str | None) -> str:
 
 def weights_digest(weights: str | None) -> str:
     """SHA-256 of the weights file: the content behind a path or a name may change."""
-    with find_weights(weights).open("rb") as file:
+    return file_digest(find_weights(weights))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Bool, Float, UInt8, UInt16
 
 from mixformer_jax.files import write_atomically
 
@@ -150,6 +150,11 @@ def write_image(path: Path, image: Image) -> None:
     write_atomically(path, encoded.tobytes())
 
 
+def write_labels(path: Path, labels: UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]) -> None:
+    """Writes a grey PNG whose values are numbers of regions; the file appears whole or not at all."""
+    write_atomically(path, cv2.imencode(".png", labels)[1].tobytes())
+
+
 def target_colour(index: int) -> Colour:
     """The colour of a target, counted from 0."""
     return TARGETS[index % len(TARGETS)]
@@ -181,6 +186,14 @@ def draw_box(
     if label:
         _draw_label(picture, label, (left, top), colour)
     return picture
+
+
+def draw_mask(frame: Image, mask: Bool[np.ndarray, "height width"], colour: Colour = TARGET) -> Image:
+    """A copy of a frame with a mask half covered by a colour, and outlined."""
+    picture = frame.copy()
+    picture[mask] = picture[mask] // 2 + np.array(colour, np.uint8) // 2
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(picture, outlines, -1, colour, 1)
 
 
 def draw_caption(frame: Image, text: str, colour: Colour = TARGET) -> Image:

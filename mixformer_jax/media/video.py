@@ -142,11 +142,13 @@ def _stream_name(address: str) -> str:
     return PurePosixPath(parts.path).stem or parts.hostname or "stream"
 
 
-def prepare_output(path: str | Path) -> Path:
-    """Makes the folder of an output file and tries it, so that no long run ends at one it cannot use (OutputError)."""
+def prepare_output(path: str | Path, is_folder: bool = False) -> Path:
+    """Makes the folder around an output and tries it, so that no long run ends at one it cannot use (OutputError)."""
     path = Path(path).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not is_folder:
         raise OutputError(f"{path}: is a folder; expected the name of a file to write")
+    if path.is_file() and is_folder:
+        raise OutputError(f"{path}: is a file; expected the name of a folder to write into")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".writable-"):

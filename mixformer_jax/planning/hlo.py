@@ -25,6 +25,8 @@ _FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier", "partition-id"),
     *("replica-id", "while", "conditional", "call", "domain", "iota"),
 }
+# From a copy to what has a scope: the end of the copy, a view or two.
+_SCOPE_STEPS = 5
 _BITS = {"pred": 8, "bf16": 16, "token": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
@@ -34,6 +36,7 @@ _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _OPERAND = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%([\w.-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SCOPE = re.compile(r'op_name="([^"]*)"')
 _INTEGER = re.compile(r"constant\((\d+)\)")
 
 
@@ -71,7 +74,17 @@ class Instruction:
         return cycles if cycles < _UNKNOWN_CYCLES else None
 
 
-Computation = dict[str, Instruction]
+class Computation(dict[str, Instruction]):
+    """Instructions by name."""
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[str]]:
+        """Who has an instruction as an operand."""
+        found: dict[str, list[str]] = {}
+        for instruction in self.values():
+            for name in instruction.operands:
+                found.setdefault(name, []).append(instruction.name)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,20 +113,42 @@ class Collective:
         return rounds * self.bytes * (size - 1) / size
 
 
+class Traffic(NamedTuple):
+    """An instruction that reads from HBM or writes to it.
+
+    Attributes:
+        instruction: its name in the program.
+        scope: XLA's `op_name`: the modules and the operation that it comes from; of what XLA put in, such as a copy,
+            those that read it, or that made what it reads.
+        bytes: of one run, each operand and each result once.
+        times: how often a step runs it.
+    """
+
+    instruction: str
+    scope: str
+    bytes: int
+    times: int
+
+
 class ProgramCost(NamedTuple):
     """What one device does in one run of a program.
 
     Attributes:
         collectives: all transfers.
-        hbm_bytes: read from and written to HBM, each operand and each result of an instruction once.
+        traffic: all instructions that move bytes from or to HBM.
         cycles: XLA's estimate of all instructions one after the other, transfers left out; None where it has none.
         loops_of_unknown_length: loops that were counted once.
     """
 
     collectives: list[Collective]
-    hbm_bytes: int
+    traffic: list[Traffic]
     cycles: int | None
     loops_of_unknown_length: int
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Read from and written to HBM."""
+        return sum(each.times * each.bytes for each in self.traffic)
 
 
 def read_program(text: str) -> ProgramCost:
@@ -124,7 +159,8 @@ def read_program(text: str) -> ProgramCost:
     """
     computations, entry = _parse(text)
     collectives: list[Collective] = []
-    hbm_bytes, cycles, unknown = 0, 0, 0
+    traffic: list[Traffic] = []
+    cycles, unknown = 0, 0
     cycles_known = True
     for computation, instruction, times in _executed(computations, entry, 1):
         if times == 0:
@@ -132,17 +168,19 @@ def read_program(text: str) -> ProgramCost:
         moved = _collective(instruction, computation, computations, times)
         if moved is not None:
             collectives.append(moved)
-        hbm_bytes += times * _traffic(instruction, computation, computations)
+        moved_bytes = _hbm_bytes(instruction, computation, computations)
+        if moved_bytes:
+            traffic.append(Traffic(instruction.name, _scope(instruction, computation), moved_bytes, times))
         if instruction.cycles is None:
             cycles_known = False
         else:
             cycles += times * instruction.cycles
-    return ProgramCost(collectives, hbm_bytes, cycles if cycles_known and cycles else None, unknown)
+    return ProgramCost(collectives, traffic, cycles if cycles_known and cycles else None, unknown)
 
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
     computations: dict[str, Computation] = {}
-    current: Computation = {}
+    current = Computation()
     entry = ""
     for line in text.splitlines():
         if line.startswith((" ", "\t")):
@@ -150,7 +188,7 @@ def _parse(text: str) -> tuple[dict[str, Computation], str]:
             if found is not None:
                 current[found.name] = found
         elif header := _COMPUTATION.match(line):
-            current = computations.setdefault(header[2], {})
+            current = computations.setdefault(header[2], Computation())
             entry = header[2] if header[1] else entry
     if not entry:
         raise ValueError("not the text of a compiled program: it has no ENTRY computation")
@@ -235,7 +273,7 @@ def _collective(
             size *= groups.shape[1]
         return Collective(kind, size, times, groups)
     if instruction.opcode == "fusion":
-        inside = computations.get(instruction.called.get("calls", ""), {})
+        inside = computations.get(instruction.called.get("calls", ""), Computation())
         for inner in inside.values():
             found = _collective(inner, inside, computations, times)
             if found is not None:
@@ -295,7 +333,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.replace(" ", "").split(",") if number)
 
 
-def _traffic(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
+def _hbm_bytes(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
     """Bytes that an instruction reads from HBM and writes to it."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith("-done") or "ConcatBitcast" in instruction.text:
@@ -308,7 +346,8 @@ def _traffic(instruction: Instruction, computation: Computation, computations: d
         return target.padded_bytes * (int(read) + int(target.in_hbm))
     inside = computations.get(instruction.called.get("calls", "")) if opcode == "fusion" else None
     if inside is None:
-        read_bytes = sum(_hbm(_arrays_of(name, computation)) for name in instruction.operands)
+        # A kernel that is given an array several times reads its parts.
+        read_bytes = sum(_hbm(_arrays_of(name, computation)) for name in dict.fromkeys(instruction.operands))
         return read_bytes + (_hbm(instruction.arrays) if not opcode.endswith("-start") else 0)
     parameters = _parameters(inside)
     total = _hbm(instruction.arrays)
@@ -322,6 +361,26 @@ def _traffic(instruction: Instruction, computation: Computation, computations: d
             whole = min(whole, _read_of(parameters[place], inside, root if updated else None))
         total += whole
     return total
+
+
+def _scope(instruction: Instruction, computation: Computation) -> str:
+    """See `Traffic`: the nearest one, first among the readers, then among what is read."""
+    for near in (_readers, _operands):
+        seen = [instruction]
+        for _ in range(_SCOPE_STEPS):
+            for each in seen:
+                if found := _SCOPE.search(each.text):
+                    return found[1]
+            seen = [other for each in seen for other in near(each, computation)]
+    return ""
+
+
+def _readers(instruction: Instruction, computation: Computation) -> list[Instruction]:
+    return [computation[name] for name in computation.readers.get(instruction.name, ())]
+
+
+def _operands(instruction: Instruction, computation: Computation) -> list[Instruction]:
+    return [computation[name] for name in instruction.operands if name in computation]
 
 
 def _hbm(arrays: tuple[ArrayShape, ...]) -> int:

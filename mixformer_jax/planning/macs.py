@@ -1,6 +1,7 @@
 """Counts over a traced program, exactly, from the shapes of its matrix products and convolutions."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +14,18 @@ KERNEL = "pallas_call"
 def scope_modules(scope: str) -> list[str]:
     """`MixFormer.locate/blocks_3.project/mlp` -> `MixFormer`, `blocks_3`, `mlp`."""
     return [module.partition(".")[0] for module in scope.split("/")]
+
+
+def module_of(op_name: str) -> str:
+    """Direction and module of a compiled operation, by XLA's name for it, whatever the block.
+
+    `.../transpose(jvp(MixFormer))/.../blocks_3/mlp/fc1/dot_general` is `backward mlp`.
+    """
+    direction = "backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else "update"
+    modules = scope_modules(re.sub(r"\w+\(([^()]*)\)", r"\1", op_name))
+    parts = ("patch_embed", "attention", "mlp", "norm1", "norm2", "qkv", "proj", "head", "decoder", "score")
+    found = [part for part in parts if part in modules]
+    return " ".join([direction, *found[:2]]) if op_name else "not named"
 
 
 def count_macs(program: ClosedJaxpr) -> Counter[str]:

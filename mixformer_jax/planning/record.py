@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -10,7 +11,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from mixformer_jax.planning.hardware import Topology
-from mixformer_jax.planning.macs import count_macs
+from mixformer_jax.planning.hlo import Traffic
+from mixformer_jax.planning.macs import count_macs, module_of
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
@@ -19,6 +21,7 @@ from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, pat
 from mixformer_jax.training.supervised import tracking_objective
 
 Stage = Callable[[str], AbstractContextManager[None]]
+MOST_MOVERS = 12  # lines of a plan
 
 
 class Memory(NamedTuple):
@@ -49,6 +52,40 @@ class Memory(NamedTuple):
         return self.state + self.batch + self.temporaries + self.code
 
 
+class Mover(NamedTuple):
+    """Instructions of one module that do one operation: their traffic with HBM.
+
+    Attributes:
+        module: see `macs.module_of`.
+        operation: JAX's, of the last of what an instruction fuses.
+        instruction: the name of the one that moves most.
+        times: how often a step runs them.
+        bytes: of all of them.
+    """
+
+    module: str
+    operation: str
+    instruction: str
+    times: int
+    bytes: int
+
+
+def movers(traffic: Iterable[Traffic]) -> tuple[Mover, ...]:
+    """What moves bytes, those that move most first."""
+    alike: dict[tuple[str, str], list[Traffic]] = defaultdict(list)
+    for each in traffic:
+        alike[module_of(each.scope), each.scope.rpartition("/")[2]].append(each)
+    found = [
+        Mover(*kind, max(group, key=_moved).instruction, sum(each.times for each in group), sum(map(_moved, group)))
+        for kind, group in alike.items()
+    ]
+    return tuple(sorted(found, key=lambda mover: -mover.bytes))
+
+
+def _moved(traffic: Traffic) -> int:
+    return traffic.times * traffic.bytes
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What one step costs on one chip, and what that allows.
@@ -71,6 +108,7 @@ class Plan:
         estimate_s: the compiler's own estimate of a step without transfers; None where it has none.
         seconds: what the planning took.
         notes: what a reader must know of these numbers.
+        movers: what the traffic with memory is; on paper nobody knows.
     """
 
     model: str
@@ -89,6 +127,7 @@ class Plan:
     estimate_s: float | None
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    movers: tuple[Mover, ...] = ()
 
     @property
     def peak_flops(self) -> float:
@@ -151,6 +190,7 @@ class Plan:
             "model_flops": self.model_flops,
             "hbm_bytes": self.hbm_bytes,
             "accessed_bytes": self.accessed_bytes,
+            "movers": [mover._asdict() for mover in self.movers],
             "collectives": {
                 kind: {"count": count, "bytes": size, "sent_bytes": sent}
                 for kind, (count, size, sent) in self.collectives.items()
@@ -175,6 +215,8 @@ def does_not_fit(
     changes = []
     if not settings["remat"]:
         changes.append("recompute activations (--config.train.remat=true)")
+    elif settings["remat_policy"] != "nothing_saveable":
+        changes.append("recompute all of them (--config.train.remat_policy=nothing_saveable)")
     if mesh["fsdp"] == 1 and mesh["data"] > 1:
         changes.append(f"split the state (--mesh 1,{mesh['data']},{mesh['tensor']})")
     changes += [
@@ -248,12 +290,20 @@ def memory_of(
 
 def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
     train = experiment.train
-    return {"dtype": experiment.model.dtype, "remat": train.remat, "accumulate": train.accumulate, "quick": False}
+    return {
+        "dtype": experiment.model.dtype,
+        "residual_dtype": train.residual_dtype,
+        "remat": train.remat,
+        "remat_policy": train.remat_policy,
+        "accumulate": train.accumulate,
+        "quick": False,
+    }
 
 
 def count_model_flops(experiment: AnyExperiment) -> float:
     """Operations of forward and backward pass of the whole batch, nothing recomputed, whatever kernels compute it."""
-    alone = program_alone(with_train(experiment, remat=False, batch_size=1, accumulate=1))
+    kept = {"remat": False, "remat_policy": "nothing_saveable"}
+    alone = program_alone(with_train(experiment, **kept, batch_size=1, accumulate=1))
     return 2.0 * count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).total() * experiment.train.batch_size
 
 
@@ -262,7 +312,8 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     memory, chip = plan.memory, plan.topology.chip
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     settings = plan.settings
-    how = [settings["dtype"], "activations recomputed" if settings["remat"] else "activations kept"]
+    how = [settings["dtype"], f"{settings['residual_dtype']} between blocks"]
+    how += [f"activations recomputed ({settings['remat_policy']})" if settings["remat"] else "activations kept"]
     how += [f"in {settings['accumulate']} parts"] if settings["accumulate"] > 1 else []
     per_chip = plan.global_batch / plan.topology.size
     lines = [
@@ -286,6 +337,9 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("FLOPs", f"{plan.flops / 1e12:.2f} T a chip and step, {beside}"),
         ("bytes", f"{gigabytes(plan.hbm_bytes)} with HBM; {gigabytes(plan.accessed_bytes)} accessed, as XLA counts"),
     ]
+    for mover in plan.movers[:MOST_MOVERS]:
+        share, what = f"{mover.bytes / plan.hbm_bytes:4.0%}", f"{mover.module}: {mover.operation or 'put in by XLA'}"
+        lines.append(("", f"  {gigabytes(mover.bytes):>9} {share}  {what} ({mover.times} x, {mover.instruction})"))
     for place, (kind, (count, size, sent)) in enumerate(plan.collectives.items()):
         name = "" if place else "collectives"
         lines.append((name, f"{count} {kind} of {gigabytes(size)} in all; a chip sends {gigabytes(sent)}"))

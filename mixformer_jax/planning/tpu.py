@@ -28,6 +28,7 @@ from mixformer_jax.planning.record import (
     count_model_flops,
     does_not_fit,
     memory_of,
+    movers,
     objective_of,
     settings_of,
 )
@@ -165,6 +166,7 @@ def from_compiler(
         estimate_s=cost.cycles / clock + kernel_s if cost.cycles is not None and clock is not None else None,
         seconds=seconds,
         notes=tuple(notes),
+        movers=movers(cost.traffic),
     )
 
 

@@ -79,6 +79,7 @@ class Session:
         self._closed = False
         self._on_the_way = 0
         self._video: Video | None = None
+        self._location: str | None = None  # of the video, on this computer
         self._is_playing, self._is_fast, self._is_at_end = False, False, False
         self._due = 0.0
         self._shown_at: deque[float] = deque(maxlen=30)
@@ -147,7 +148,7 @@ class Session:
                     self._work()
                 except (CommandError, ConfigError, SourceError, ValueError, OSError) as error:
                     self._is_playing = False
-                    self._tell({"is": "error", "text": str(error)}, None)
+                    self._tell_error(str(error))
                     self._tell_playing()
         finally:
             self._closed = True
@@ -212,8 +213,9 @@ class Session:
         else:
             raise CommandError(f"no video of kind {kind!r}")
         self._let_go()
+        self._location = None if kind == "address" else str(location)
         with contextlib.nullcontext() if kind == "address" else self._shared.opens:
-            source = self._opened(location)
+            source = open_source(location)
         if kind == "upload":  # as its owner calls it; a label, never a path
             source.name = Path(str(name)).stem[:80] or "upload"
         try:
@@ -225,13 +227,6 @@ class Session:
             source.close()
             raise
         self._play()
-
-    def _opened(self, location: str | Path) -> FrameSource:
-        try:
-            return open_source(location)
-        except SourceError as error:
-            # The path of an upload is nobody's business.
-            raise SourceError(str(error).replace(str(self.upload), "the upload")) from error
 
     def _checked_address(self, address: object) -> str:
         if not self._shared.with_addresses:
@@ -334,7 +329,7 @@ class Session:
                     self._tell({"is": "writing", "done": done, "of": total}, None)
             self._tell({"is": "written"}, None)
         except (SourceError, OSError, IndexError) as error:
-            self._tell({"is": "error", "text": f"the video could not be written: {error}"}, None)
+            self._tell_error(f"the video could not be written: {error}")
 
     # Frames.
 
@@ -425,6 +420,12 @@ class Session:
             return None
         target, kind, block = self._overlay
         return overlay(self._opened_video().following, frame, target, kind, block)
+
+    def _tell_error(self, text: str) -> None:
+        """Paths of this computer are nobody's business: the video's name stands in their place."""
+        if self._location is not None:
+            text = text.replace(self._location, "the upload" if self._location == str(self.upload) else "the video")
+        self._tell({"is": "error", "text": text}, None)
 
     def _tell_playing(self) -> None:
         self._tell({"is": "playing" if self._is_playing else "paused"}, None)

@@ -1,10 +1,13 @@
 """Uploads to disk, bounded in size and time; and which files are videos."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+
+from mixformer_jax.media.images import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"))
 # A browser that sends nothing for so long has gone, and an upload takes no longer than this.
@@ -97,17 +100,23 @@ async def discard(chunks: AsyncIterator[bytes]) -> None:
 
 
 def list_videos(folder: Path | None) -> dict[str, Path]:
-    """Videos in a folder, and below it, by their names there; links that lead out of it are left out."""
+    """Videos in a folder and below it, and folders of images (`walk/`), by their names there.
+
+    Links that lead out of it are left out, and so are folders in which images are links.
+    """
     found: dict[str, Path] = {}
     if folder is None:
         return found
     root = folder.resolve()
     for place, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place) / name
+        paths = [Path(place) / name for name in sorted(names)]
+        images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        if len(images) > 1 and not any(path.is_symlink() for path in images):
+            found[f"{Path(place).relative_to(root).as_posix()}/"] = Path(place)
+        for path in paths:
             if path.suffix.lower() in VIDEO_SUFFIXES and path.resolve().is_relative_to(root) and path.is_file():
                 found[path.relative_to(root).as_posix()] = path
-                if len(found) == MOST_LISTED:
-                    return found
-    return found
+        if len(found) >= MOST_LISTED:
+            break
+    return dict(itertools.islice(found.items(), MOST_LISTED))

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int32, UInt8
 
 from mixformer_jax.crops import context_crop
 from mixformer_jax.media.video import Frame
+from mixformer_jax.tracking.checks import checked_frame
 from mixformer_jax.tracking.step import (
     TrackState,
     is_refresh_due,
@@ -23,7 +24,7 @@ from mixformer_jax.tracking.step import (
     refresh_templates,
     step_from_crops,
 )
-from mixformer_jax.tracking.tracker import Tracked, Tracker, checked_frame
+from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 # Of the frame that an empty lane seems to show: any size will do.
 EMPTY_SIZE = (1000, 1000)
@@ -154,9 +155,12 @@ class Lanes:
             if is_refresh_due(settings, int(frame_index[lane])):
                 state = self._refresh(state, lane, frame, boxes_xywh[lane : lane + 1])
         found = {}
-        for lane in checked:
-            parts = (None if x is None else x[lane : lane + 1] for x in (scores, lost))
-            found[lane] = Tracked(boxes_xywh[lane : lane + 1], *parts)
+        for lane, frame in checked.items():
+            own = slice(lane, lane + 1)
+            of_scores, of_lost = (None if x is None else x[own] for x in (scores, lost))
+            single = state._replace(mask_targets=jax.tree.map(lambda many, own=own: many[own], state.mask_targets))
+            masks = self.tracker.segment(single, frame, boxes_xywh[own])
+            found[lane] = Tracked(boxes_xywh[own], of_scores, of_lost, masks=masks)
         return state, found
 
     def _refresh(

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from tqdm import tqdm
 
-from mixformer_jax.media.images import GROUND_TRUTH, SourceError, draw_box, draw_caption, target_colour
+from mixformer_jax.media.images import GROUND_TRUTH, SourceError, draw_box, draw_caption, draw_mask, target_colour
 from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
-from mixformer_jax.tracking.result_files import ResultFiles
+from mixformer_jax.tracking.result_files import MaskFolder, ResultFiles
 from mixformer_jax.tracking.resume import RunState, describe_run, restored
-from mixformer_jax.tracking.tracker import Tracked
+from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
 STOP_S = 3.0
@@ -43,6 +43,7 @@ class Recording(NamedTuple):
     video: Path | None  # annotated
     codec: str | None  # of the video
     boxes: tuple[Path, ...]  # see `result_files`
+    mask_images: Path | None  # folder, see `result_files.MaskFolder`
     resumed: int  # frames that an earlier run had tracked
     warm_up_s: float  # `start` and the first `step`, compilation included
     tracking_fps: float  # inside `step`, without the first call
@@ -61,6 +62,7 @@ def record(
     overwrite: bool = False,
     run_state: RunState | None = None,
     resume: bool = False,
+    mask_images: str | Path | None = None,
 ) -> Recording:
     """Tracks the targets that `boxes_xywh` mark on the first frame, to the end of the source.
 
@@ -75,6 +77,7 @@ def record(
         progress: a bar on stderr, where that is a terminal.
         overwrite: replace files that are there.
         run_state: where the run keeps what it needs to go on; removed at the end of the source.
+        mask_images: folder to make for masks, of a tracker that gives them. None: none.
         resume: go on from there, and replace the files of the interrupted run. Where nothing is, begin.
 
     Raises:
@@ -85,6 +88,7 @@ def record(
         ResumeError: `run_state` is of another run.
     """
     video, boxes = None if video is None else prepare_output(video), prepare_output(boxes)
+    mask_images = None if mask_images is None else prepare_output(mask_images, is_folder=True)
     frames = source.timed()
     first = next(frames, None)
     if first is None:
@@ -131,6 +135,7 @@ def record(
 
     files = ResultFiles(boxes, len(boxes_xywh), overwrite)
     writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
+    images = None if mask_images is None else MaskFolder(mask_images, overwrite)
     with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         stack.callback(forget)
         if writer is not None:
@@ -142,11 +147,18 @@ def record(
         start_s = time.perf_counter() - started
 
         stack.enter_context(files)
+        stack.enter_context(images or contextlib.nullcontext())
         if writer is None:
             begin()
         bar = stack.enter_context(
             tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
         )
+
+        def segmented(frame: TimedFrame, found: Tracked, state: Any) -> Tracked:
+            """With the masks that a step gives by itself."""
+            if not isinstance(tracker, Tracker):
+                return found
+            return found._replace(masks=tracker.segment(state, frame.pixels, found.boxes_xywh))
 
         def keep(frame: TimedFrame, found: Tracked, state: Any) -> None:
             nonlocal latest
@@ -154,10 +166,13 @@ def record(
             scores, lost = (None if x is None else np.array(x) for x in (found.scores, found.lost))
             boxes_xywh = np.array(found.boxes_xywh, np.float64)
             kept = Tracked(boxes_xywh, scores, lost, frame=frame.number, time=frame.seconds)
+            shown = kept._replace(masks=found.masks)  # masks of a long video would fill the memory
             with keeping:
-                files.write(kept)
+                files.write(shown)
+                if images is not None:
+                    images.write(shown)
                 if writer is not None:
-                    drawn = annotate(frame.pixels, frame.number - 1, kept, groundtruth_xywh)
+                    drawn = annotate(frame.pixels, frame.number - 1, shown, groundtruth_xywh)
                     writer.write(drawn, abs(frame.seconds - first.seconds))
                 results.append(kept)
                 latest = state
@@ -167,13 +182,14 @@ def record(
         try:
             # What was given is certain.
             certain = (np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)) if tracker.has_scores else ()
-            keep(first, earlier[0] if earlier else Tracked(boxes_xywh, *certain), state)
+            given = Tracked(boxes_xywh, *certain)
+            keep(first, segmented(first, earlier[0] if earlier else given, state), state)
             for found in earlier[1:]:
                 check()
                 frame = next(frames, None)
                 if frame is None:
                     raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
-                keep(frame, found, state)
+                keep(frame, segmented(frame, found, state), state)
             for frame in frames:
                 check()
                 before = time.perf_counter()
@@ -202,6 +218,7 @@ def record(
         video=video,
         codec=None if writer is None else writer.codec,
         boxes=files.paths,
+        mask_images=mask_images,
         resumed=len(earlier),
         warm_up_s=warm_up_s,
         tracking_fps=rate(math.fsum(step_seconds[1:])),
@@ -213,7 +230,7 @@ def record(
 def annotate(
     frame: Frame, index: int, found: Tracked, groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None
 ) -> Frame:
-    """A copy of frame `index` (shown counted from 1) with the tracker's boxes over the thinner ground truth.
+    """A copy of frame `index` (shown counted from 1) with the tracker's boxes and masks over the thinner ground truth.
 
     Several targets have colours and numbers of their own, and those that come and go keep theirs (`Tracked.numbers`).
     The box of a target that counts as lost is dashed.
@@ -228,5 +245,7 @@ def annotate(
         if found.scores is not None:
             words.append(f"{'' if several else 'score '}{found.scores[row]:.2f}")
         words += ["lost"] if is_lost else []
+        if found.masks is not None:
+            frame = draw_mask(frame, found.masks[row], target_colour(target))
         frame = draw_box(frame, box_xywh, target_colour(target), "  ".join(words), dashed=is_lost)
     return draw_caption(frame, f"frame {index + 1}") if several else frame

@@ -2,20 +2,22 @@
 file of the format that its suffix names.
 
 Text files (`.txt`, and whatever is no other format) hold `x,y,w,h` in pixels; where the tracker gives scores,
-`x,y,w,h,score,lost`, with lost 0 or 1. Records (`.csv`, `.json`, `.jsonl`) have RECORD_FIELDS. The first line is what
-was given: its score is 1.
+`x,y,w,h,score,lost`, with lost 0 or 1. Records (`.csv`, `.json`, `.jsonl`) have RECORD_FIELDS, and in JSON `mask`, run
+lengths, where there are masks. The first line is what was given: its score is 1.
 """
 
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from mixformer_jax.files import Part, named_errors, write_atomically
+from mixformer_jax.files import NameTakenError, Part, named_errors, write_atomically
+from mixformer_jax.media.images import write_labels
 from mixformer_jax.media.video import prepare_output
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracked
 
@@ -120,6 +122,44 @@ class ResultFiles:
         self._sizes[index] += len(text)
 
 
+class MaskFolder:
+    """Masks as images while a video is tracked: a grey PNG a frame, named by the frame's number (`00000012.png`).
+
+    0 is the background, n target n; where masks overlap the later target's counts. A context manager; a folder in which
+    nothing was written goes at the end.
+
+    Raises:
+        NameTakenError: on entering: it is there and not to be overwritten.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False) -> None:
+        self.path, self._overwrite = path, overwrite
+
+    def __enter__(self) -> "MaskFolder":
+        try:
+            self.path.mkdir(exist_ok=self._overwrite)
+        except FileExistsError:
+            raise NameTakenError(f"{self.path}: is there already; name another folder, or --overwrite") from None
+        for path in self.path.glob("[0-9]*.png"):  # of an earlier run, which may have been longer
+            if re.fullmatch(r"\d{8,}\.png", path.name):
+                path.unlink()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def write(self, found: Tracked) -> None:
+        """The masks of the targets on one frame, on disk when this returns."""
+        if found.masks is None or found.frame is None:
+            raise ValueError("masks on no frame of a source, or no masks")
+        count = len(found.masks)
+        labels = np.zeros(found.masks.shape[1:], np.uint8 if count < 256 else np.uint16)
+        for number, mask in enumerate(found.masks, 1):
+            labels[mask] = number
+        write_labels(self.path / f"{found.frame:08d}.png", labels)
+
+
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
     """A record with as many digits as are written."""
     return {
@@ -129,5 +169,6 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def csv_line(record: dict[str, Any]) -> str:
-    """A record as a line, without its end; what is not known is an empty cell."""
-    return ",".join("" if value is None else str(+value) for value in record.values())
+    """A record's fields as a line, without its end; what is not known is an empty cell."""
+    values = (record[name] for name in RECORD_FIELDS)
+    return ",".join("" if value is None else str(+value) for value in values)

@@ -53,13 +53,19 @@ def describe_run(
         "frames": [hashlib.sha256(first.pixels.tobytes()).hexdigest(), *source.part()],
     }
     if isinstance(tracker, Tracker):
-        digest = hashlib.sha256()
-        for path, value in jax.tree_util.tree_leaves_with_path(tracker.variables):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(value).reshape(-1).view(np.uint8).data)
-        about["weights"] = [digest.hexdigest(), tracker.config.dtype]
+        about["weights"] = [_digest(tracker.variables), tracker.config.dtype]
         about["settings"] = tracker.settings.to_dict()
+        masks = tracker.segmenter
+        about["masks"] = None if masks is None else [_digest(masks.variables), masks.settings.to_dict()]
     return {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
+
+
+def _digest(variables: Any) -> str:
+    digest = hashlib.sha256()
+    for path, value in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.asarray(value).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 class RunState:

@@ -3,8 +3,7 @@
 `start_from_crops`, `step_from_crops` and `update_templates` are what the host calls, which cuts crops itself; `start`,
 `step`, `scan_frames` and `track_sequence` are the same from frames to boxes on the device, each as one program.
 
-Model and settings are static. One compilation serves every target and every number of filled slots, but not another
-number of targets or, on the device, another size of frame.
+Model and settings are static; another number of targets, or on the device another size of frame, compiles anew.
 """
 
 import functools
@@ -26,13 +25,12 @@ from mixformer_jax.tracking.redetection import (
     Located,
     Redetection,
     choose_boxes,
+    judge_sizes,
     plan_look,
-    plausible_scores,
     start_redetection,
 )
 
-# Below every score: whatever passes `candidate_above` first is the best so far.
-NO_SCORE = -1.0
+NO_SCORE = -1.0  # below every score: whatever passes `candidate_above` first is the best so far
 
 Variables = dict[str, Any]
 AnyArray = np.ndarray | Array
@@ -68,6 +66,7 @@ class TrackState(NamedTuple):
     memory: ScoreMemory | None  # None for models without a score prediction module
     redetection: Redetection | None  # looking for lost targets; None without `redetect_every`
     clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
+    mask_targets: Any  # what a `masks.Segmenter` remembers of them, a row a target; None without one
     frame_index: Int32[Array, "*each"]  # frames tracked since the first
     num_refreshes: Int32[Array, "*each"]  # online templates taken so far
     targets: Targets | None = None  # None: every row holds a target of `start`
@@ -180,6 +179,7 @@ def _first_state(
         memory=start_memory(crops) if has_scores else None,
         redetection=start_redetection(boxes_xywh) if has_scores and settings.redetect_every else None,
         clip_margins=clip_margins(settings, boxes_xywh),
+        mask_targets=None,
         frame_index=zero,
         num_refreshes=zero,
     )
@@ -282,7 +282,7 @@ def _apply_rules(
     if before is None or scores is None:
         return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
     if redetection is not None:
-        scores = plausible_scores(redetection, boxes_xywh, scores, frame_size, state.clip_margins)
+        redetection, scores = judge_sizes(settings, redetection, boxes_xywh, scores, frame_size, state.clip_margins)
     memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
     if redetection is not None and elsewhere is not None:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -15,16 +13,18 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
+from mixformer_jax.masks import encode_rle
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.models.sizes import size_config
+from mixformer_jax.tracking.checks import check_boxes, checked_frame, warn_of_small_targets
+from mixformer_jax.tracking.masks import Segmenter, load_segmenter
 from mixformer_jax.tracking.step import (
     TrackPrediction,
     TrackState,
     Variables,
-    clip_margins,
     encode_templates,
     keep_new_candidates,
     refresh_templates,
@@ -49,8 +49,6 @@ from mixformer_jax.tracking.targets import (
 
 RECORD_FIELDS = ("frame", "time", "target", "x", "y", "w", "h", "score", "lost")
 
-logger = logging.getLogger(__name__)
-
 
 class Tracked(NamedTuple):
     """The targets on one frame, on the host, in the order in which their boxes were given, and so of their numbers.
@@ -65,6 +63,7 @@ class Tracked(NamedTuple):
     numbers: Int64[np.ndarray, " n"] | None = None  # of targets that come and go (`Tracker.add`); None: 0, 1, ...
     frame: int | None = None  # its number in the source, counted from 1; None where there is no source
     time: float | None = None  # seconds in the source
+    masks: Bool[np.ndarray, "n height width"] | None = None  # of trackers `Tracker.with_masks`
 
     @property
     def box_xywh(self) -> Float[np.ndarray, "4"]:
@@ -81,7 +80,10 @@ class Tracked(NamedTuple):
         return None if lost is None else bool(lost)
 
     def records(self) -> list[dict[str, Any]]:
-        """A record a target, of plain numbers under RECORD_FIELDS, as files of boxes have them (but not rounded)."""
+        """A record a target, of plain numbers under RECORD_FIELDS, as files of boxes have them (but not rounded).
+
+        With masks also `mask`, run lengths (`masks.encode_rle`).
+        """
         records = []
         indices = range(len(self.boxes_xywh)) if self.numbers is None else self.numbers
         for index, (number, box_xywh) in enumerate(zip(indices, self.boxes_xywh, strict=True)):
@@ -89,12 +91,14 @@ class Tracked(NamedTuple):
             score = None if self.scores is None else float(self.scores[index])
             lost = None if self.lost is None else bool(self.lost[index])
             target = {"target": int(number) + 1, **numbers, "score": score, "lost": lost}
-            records.append({"frame": self.frame, "time": self.time, **target})
+            mask = {} if self.masks is None else {"mask": encode_rle(self.masks[index])}
+            records.append({"frame": self.frame, "time": self.time, **target, **mask})
         return records
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, as JSON takes them: `frame`, `time`, and under `targets` what is left of the records."""
-        targets = [{name: record[name] for name in RECORD_FIELDS[2:]} for record in self.records()]
+        of_frame = RECORD_FIELDS[:2]
+        targets = [{k: v for k, v in record.items() if k not in of_frame} for record in self.records()]
         return {"frame": self.frame, "time": self.time, "targets": targets}
 
     def _only(self, name: str, of_all: str) -> Any:
@@ -125,9 +129,14 @@ class Tracker:
     """
 
     def __init__(
-        self, model: MixFormerConfig, settings: TrackerConfig, variables: Variables, device: jax.Device | None = None
+        self,
+        model: MixFormerConfig,
+        settings: TrackerConfig,
+        variables: Variables,
+        device: jax.Device | None = None,
+        segmenter: Segmenter | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.segmenter = settings, segmenter
         self.device = jax.devices()[0] if device is None else device
         self.model = build_model(model, platform=self.device.platform)
         self.variables = jax.device_put(_in_compute_type(variables, model.dtype), self.device)
@@ -164,7 +173,19 @@ class Tracker:
             ConfigError: unknown settings (the closest known ones are named), or values that cannot work.
         """
         settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
-        return Tracker(self.config, settings, self.variables, self.device)
+        return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
+
+    def with_masks(self, masks: str | Path | Segmenter) -> "Tracker":
+        """The same tracker, whose answers have masks, too: `tracker.with_masks("alpha_refine.safetensors")`.
+
+        Args:
+            masks: a weights file of Alpha-Refine's, ours or an official checkpoint; or a segmenter.
+
+        Raises:
+            WeightsError: as `masks.load_segmenter`.
+        """
+        segmenter = load_segmenter(masks, self.device) if isinstance(masks, (str, Path)) else masks
+        return Tracker(self.config, self.settings, self.variables, self.device, segmenter)
 
     def start(self, frame: Any, boxes_xywh: Any) -> TrackState:
         """Begins to track the targets that boxes mark on a frame.
@@ -177,12 +198,13 @@ class Tracker:
             ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
         frame = checked_frame(frame)
-        boxes = _check_boxes(boxes_xywh, frame.shape)
-        _warn_of_small_targets(self.settings, boxes)
+        boxes = check_boxes(boxes_xywh, frame.shape)
+        warn_of_small_targets(self.settings, boxes)
         crops = self.template_crops(dict.fromkeys(range(len(boxes)), frame), boxes)
         # On the device from the first frame on: arrays that JAX may still move would compile another program.
         arrays = jax.device_put((crops, boxes.astype(np.float32)), self.device)
-        return start_from_crops(self.model, self.settings, self.variables, *arrays)
+        state = start_from_crops(self.model, self.settings, self.variables, *arrays)
+        return state if self.segmenter is None else state._replace(mask_targets=self.segmenter.start(frame, boxes))
 
     def add(
         self, state: TrackState | None, frame: Any, boxes_xywh: Any
@@ -199,7 +221,7 @@ class Tracker:
             ValueError: as `start`.
         """
         frame = checked_frame(frame)
-        boxes = _check_boxes(boxes_xywh, frame.shape)
+        boxes = check_boxes(boxes_xywh, frame.shape)
         return add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
 
     def remove(self, state: TrackState, targets: Any) -> TrackState:
@@ -256,7 +278,19 @@ class Tracker:
         state = update_templates(self.model, self.settings, self.variables, state, is_candidate, cut)
         # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
         scores, lost = (None if x is None else np.array(x) for x in (prediction.scores, prediction.lost))
-        return state, Tracked(boxes_xywh, scores, lost)
+        return state, Tracked(boxes_xywh, scores, lost, masks=self.segment(state, frame, boxes_xywh))
+
+    def segment(
+        self, state: TrackState, frame: Frame, boxes_xywh: Float64[np.ndarray, "n 4"]
+    ) -> Bool[np.ndarray, "n height width"] | None:
+        """Masks of the targets that are followed, at their boxes on a frame; None without `with_masks`."""
+        if self.segmenter is None:
+            return None
+        targets = state.mask_targets
+        if state.targets is not None:
+            rows = live_rows(state)
+            targets = jax.tree.map(lambda many: many[rows], targets)
+        return self.segmenter.segment(targets, frame, boxes_xywh)
 
     def track(
         self, source: str | Path | int | np.ndarray | Sequence[np.ndarray] | FrameSource, boxes_xywh: Any
@@ -281,9 +315,9 @@ class Tracker:
             for frame in frames.timed():
                 if state is None:
                     state = self.start(frame.pixels, boxes_xywh)
-                    boxes = _check_boxes(boxes_xywh, frame.pixels.shape)
+                    boxes = check_boxes(boxes_xywh, frame.pixels.shape)
                     certain = (np.ones(len(boxes)), np.zeros(len(boxes), bool)) if self.has_scores else (None, None)
-                    tracked = Tracked(boxes, *certain)
+                    tracked = Tracked(boxes, *certain)._replace(masks=self.segment(state, frame.pixels, boxes))
                 else:
                     state, tracked = self.step(state, frame.pixels)
                 yield frame.pixels, tracked._replace(frame=frame.number, time=frame.seconds)
@@ -311,7 +345,9 @@ class Tracker:
             renewed = refresh_templates(self.model, settings, self.variables, alone, cut_alone, pinned)
             state = put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
         scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
-        return state, Tracked(boxes_xywh[rows], scores, lost, live_numbers(state))
+        boxes_xywh = boxes_xywh[rows]
+        masks = self.segment(state, frame, boxes_xywh)
+        return state, Tracked(boxes_xywh, scores, lost, live_numbers(state), masks=masks)
 
     def search_crops(self, state: TrackState, frame: Frame, around_xywh: Any = None) -> Crops:
         """The first part of a step: search crops around the last boxes, or around others [n, 4]."""
@@ -365,14 +401,14 @@ def load(weights: str | Path | None = None, device: str | None = None, dtype: Co
 
 
 def _in_compute_type(variables: Variables, dtype: ComputeDtype) -> Variables:
-    """Kernels of dense layers and convolutions as the model computes with them, rather than converted on every frame.
+    """Matrices as the model computes with them, rather than converted on every frame.
 
-    Depth-wise kernels, of three axes, are multiplied in float32.
+    Depth-wise kernels, of three axes, are multiplied in float32, and so are those that end in one channel of a map.
     """
 
     def cast(path: tuple[Any, ...], value: Any) -> Any:
-        is_cast = path[-1].key == "kernel" and value.ndim in (2, 4)
-        return value.astype(dtype) if is_cast else value
+        name, in_float32 = path[-1].key, value.ndim == 3 or (value.ndim == 4 and value.shape[-1] == 1)
+        return value.astype(dtype) if name in ("kernel", "table") and not in_float32 else value
 
     return jax.tree_util.tree_map_with_path(cast, variables)
 
@@ -410,62 +446,3 @@ def _device_and_dtype(kind: str | None, dtype: ComputeDtype | None) -> tuple[jax
         dtype = "float32" if device.platform == "cpu" else "bfloat16"
     check_dtype(dtype)
     return device, dtype
-
-
-def _check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "n 4"]:
-    """One box, or several, as [n, 4]."""
-    try:
-        are_several = np.ndim(boxes_xywh) == 2
-    except ValueError:  # rows of different lengths, which are no box either
-        are_several = False
-    if not are_several:
-        return check_box_xywh(boxes_xywh, frame_shape)[None]
-    if len(boxes_xywh) == 0:
-        raise ValueError("no boxes; give x,y,w,h of at least one target")
-    checked = []
-    for number, box_xywh in enumerate(boxes_xywh, 1):
-        try:
-            checked.append(check_box_xywh(box_xywh, frame_shape))
-        except ValueError as error:
-            raise ValueError(f"target {number}: {error}") from error
-    return np.stack(checked)
-
-
-def _warn_of_small_targets(settings: TrackerConfig, boxes_xywh: Float64[np.ndarray, "n 4"]) -> None:
-    """Says which targets are smaller than any box that the tracker can give, and the setting that helps."""
-    for number, (box_xywh, margin) in enumerate(zip(boxes_xywh, clip_margins(settings, boxes_xywh), strict=True), 1):
-        width, height = box_xywh[2:]
-        if margin <= max(1, min(width, height)):
-            continue
-        which = f"target {number}" if len(boxes_xywh) > 1 else "the target"
-        enough = max(1, math.floor(min(width, height) / 2))
-        logger.warning(
-            "%s is %g x %g pixels, and no box of this tracker is smaller than %g x %g (clip_margin); boxes can be as "
-            "small as the target with --tracker.clip_margin=%d, or tracker.with_settings(clip_margin=%d)",
-            *(which, width, height, margin, margin, enough, enough),
-        )
-
-
-def checked_frame(frame: Any) -> Frame:
-    """A frame that a user gave, as an array.
-
-    Raises:
-        ValueError: no array of bytes, no lists of whole numbers from 0 to 255, no PIL image of mode RGB, or no pixels.
-    """
-    expected = "expected uint8 RGB of shape (height, width, 3)"
-    mode = getattr(frame, "mode", None)  # text of a PIL image; in other modes three channels may be something else
-    if isinstance(mode, str) and mode != "RGB":
-        raise ValueError(f'a frame of mode {mode!r}; convert a PIL image with image.convert("RGB"); {expected}')
-    try:
-        pixels = np.asarray(frame)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU, traced JAX arrays
-        raise ValueError(f"a frame of type {type(frame).__name__} is no array: {error}; {expected}") from error
-    # Python's numbers have no type of their own; arrays of another type may hold another range.
-    if isinstance(frame, (list, tuple)) and pixels.dtype.kind == "i" and ((pixels >= 0) & (pixels <= 255)).all():
-        pixels = pixels.astype(np.uint8)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        kind = type(frame).__name__ if pixels.dtype == object else f"{pixels.dtype} and shape {pixels.shape}"
-        raise ValueError(f"a frame of type {kind}; {expected}")
-    if pixels.size == 0:
-        raise ValueError(f"a frame of {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height); {expected}")
-    return pixels

@@ -91,6 +91,10 @@ class Checkpoints:
         folders = self._folder.iterdir() if self._folder.is_dir() else ()
         return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
+    def best(self) -> float:
+        """What the best of the finished checkpoints has; -inf where none was measured."""
+        return max((self._json(step, "metrics/metrics")[_BEST] for step in self.steps()), default=-math.inf)
+
     def save(
         self,
         state: TrainState,

@@ -4,13 +4,16 @@ One loop for every objective (`objective.py`), on one device or many, in one pro
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
@@ -38,17 +41,23 @@ from mixformer_jax.training.supervised import tracking_objective
 from mixformer_jax.training.watch import Progress, StepWatch
 
 
-def train(config: Mapping[str, Any], out: str | Path) -> Path:
+def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
     """Trains one tracker; returns the weights file. See `run`.
 
     Raises:
         ConfigError: the config.
     """
     experiment = Experiment.from_mapping(config)
-    return run(tracking_objective(experiment), experiment.train, experiment, out)
+    return run(tracking_objective(experiment), experiment.train, experiment, out, devices)
 
 
-def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | Path) -> Path:
+def run(
+    objective: Objective,
+    settings: RunConfig,
+    experiment: Any,
+    out: str | Path,
+    devices: Sequence[jax.Device] | None = None,
+) -> Path:
     """Trains one objective; returns the file that it exports. Started again on the same folder, it goes on.
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
@@ -60,6 +69,7 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
         settings: how.
         experiment: the record of all settings; a folder takes one.
         out: the folder.
+        devices: those to train on; None: all.
 
     Raises:
         ConfigError: a mesh or a batch that does not fit the devices.
@@ -80,17 +90,22 @@ def run(objective: Objective, settings: RunConfig, experiment: Any, out: str | P
     ):
         for line in process_table(settings):
             tell(line)
-        return _run(objective, settings, experiment, Path(out), signals, peers)
+        return _run(objective, settings, experiment, Path(out), make_mesh(settings.mesh, devices), signals, peers)
 
 
 def _run(
-    objective: Objective, settings: RunConfig, experiment: Any, out: Path, signals: StopSignals, peers: PeerWatch
+    objective: Objective,
+    settings: RunConfig,
+    experiment: Any,
+    out: Path,
+    mesh: Mesh,
+    signals: StopSignals,
+    peers: PeerWatch,
 ) -> Path:
     if settings.wandb_project and is_first():
         import_wandb()
     # --- mesh ---
     weights = out / RUN_WEIGHTS
-    mesh = make_mesh(settings.mesh)
     part = process_rows(settings.batch_size, mesh)
 
     # --- programs ---
@@ -103,15 +118,21 @@ def _run(
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
         peers.telling(),
         one_opencv_thread(),
+        contextlib.ExitStack() as opened,
     ):
-        # --- start ---
+        # --- compile, while all else is read and made ---
         check_folder(out, experiment)
-        state, data_state, origin = first_state(objective, settings, program, checkpoints)
-        first_step = int(state.step)
+        compiling = None
+        if max(checkpoints.steps(), default=0) < settings.steps:
+            compiling = _in_thread(program.step.lower(program.state, program.batch))
+
+        # --- start ---
+        state, first_step, data_state, origin = first_state(objective, settings, program, checkpoints)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")
-            _export(objective, weights, state.shipped)
+            if settings.export == "last" or not weights.exists():
+                _export(objective, weights, state.shipped)
             return weights
 
         # --- data ---
@@ -124,23 +145,25 @@ def _run(
             process_index=part[0],
             process_count=part[1],
         )
+        opened.enter_context(contextlib.closing(stream))
         if data_state is not None:
             stream.set_state(data_state)
         to_mesh = to_devices(samples, mesh, settings.batch_size)
+        del samples  # worker processes have the pool where they share it, and this one need not hold another
+        stream.start()
         validation = Validation(objective, settings, program, part)
-
-        # --- compile ---
-        began = time.perf_counter()
-        step_program = program.step.lower(program.state, program.batch).compile()
-        tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {time.perf_counter() - began:.1f} s")
+        # Where the newest checkpoint cannot be restored, there is more to do than it seemed.
+        compiling = compiling or _in_thread(program.step.lower(program.state, program.batch))
+        step_program, seconds = compiling.result()
+        tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {seconds:.1f} s")
 
         # --- loop ---
         record = claim_folder(out, experiment)  # from here on there is something to keep
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
         progress = Progress(settings, schedule, first_step, shown=is_first())
         largest_of = largest(mesh)
+        best_of_all = checkpoints.best()
         with (
-            contextlib.closing(stream),
             contextlib.closing(StepWatch()) as watch,
             log,
             progress,
@@ -157,6 +180,8 @@ def _run(
                     watch.read()  # a step that went wrong is neither evaluated nor saved
                 for done, line in progress.lines(watch.take()):
                     log.write("train", done, line)
+                    if told := progress.waits(line):
+                        tell(f"step {done}: {told}")
                 if watch.not_finite is not None:
                     raise TrainingError(save_evidence(out, objective, program.state.params, watch.not_finite))
 
@@ -172,7 +197,10 @@ def _run(
                             tell(f"step {step}: held out: {shown}")
                         if save_now:
                             checkpoints.save(state, stream, record, best)
-                            _export(objective, weights, state.shipped)
+                            rank = -math.inf if best is None else best
+                            if settings.export == "last" or rank >= best_of_all:
+                                _export(objective, weights, state.shipped)
+                            best_of_all = max(best_of_all, rank)
                             if settings.keep_every and step % settings.keep_every == 0:
                                 _export(objective, weights.with_stem(f"{weights.stem}_{step}"), state.shipped)
                             log.draw()
@@ -182,7 +210,9 @@ def _run(
                     checkpoints.wait()
                     break
 
-                batch = to_mesh(next(stream))
+                with watch.loading():
+                    made = next(stream)
+                batch = to_mesh(made)
                 watch.before_step()
                 state, report = step_program(state, batch)
                 watch.after_step(step, batch, report, largest_of(signals.asked()))
@@ -199,6 +229,19 @@ def tell(message: str) -> None:
     """A line for people, above the progress bar; once, however many processes there are."""
     if is_first():
         tqdm.write(message)
+
+
+def _in_thread(lowered: jax.stages.Lowered) -> Future[tuple[jax.stages.Compiled, float]]:
+    """A program being compiled, and the seconds that it takes."""
+
+    def compiled() -> tuple[jax.stages.Compiled, float]:
+        began = time.perf_counter()
+        return lowered.compile(), time.perf_counter() - began
+
+    thread = ThreadPoolExecutor(1, "compile")
+    compiling = thread.submit(compiled)
+    thread.shutdown(wait=False)  # whoever fails meanwhile is not held up
+    return compiling
 
 
 def _export(objective: Objective, path: Path, variables: dict[str, Any]) -> None:
@@ -220,13 +263,12 @@ class Validation:
             return
         index, count = part
         size = settings.batch_size
-        stream = batches(samples, size, workers=settings.workers, process_index=index, process_count=count)
+        # In threads: for a few batches, processes would take longer to start.
+        stream = batches(samples, size, num_threads=settings.workers, process_index=index, process_count=count)
         with contextlib.closing(stream):
             for first in range(0, self._pairs, size):
                 rows = first + index * (size // count) + np.arange(size // count)
-                # Copies: worker processes hand over arrays in /dev/shm, which may be small.
-                batch = {name: np.array(value) for name, value in next(stream).items()}
-                self._batches.append((batch, (rows < self._pairs).astype(np.float32)))
+                self._batches.append((next(stream), (rows < self._pairs).astype(np.float32)))
 
     def __bool__(self) -> bool:
         return bool(self._batches)

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Shaped
 
 from mixformer_jax.boxes import ciou, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
 
@@ -74,6 +74,12 @@ def box_loss(
 def score_losses(logits: Float[Array, " b"], labels: Float[Array, " b"]) -> Float32[Array, " b"]:
     """Binary cross entropy of the score module's logits (eq. 4) for each sample; label 1: the target is there."""
     return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels.astype(jnp.float32))
+
+
+def mask_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) -> Float32[Array, " b"]:
+    """Binary cross entropy of a mask's logits, the mean over each sample's pixels; 1: the pixel is the target's."""
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), masks.astype(jnp.float32))
+    return jnp.mean(losses, axis=(1, 2))
 
 
 def corner_cross_entropy(

@@ -1,5 +1,6 @@
 """A run's metrics: JSON lines, TensorBoard, Weights & Biases where asked for, and the curve to look at."""
 
+import functools
 import io
 import json
 import uuid
@@ -11,9 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ConfigError
@@ -21,7 +19,7 @@ from mixformer_jax.models.config import ConfigError
 LINES_NAME, CURVES_NAME, WANDB_ID_NAME = "metrics.jsonl", "curves.png", "wandb_id.txt"
 
 # What has no curve of its own, or one that tells little.
-_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "seconds"}
+_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "loader_wait", "seconds"}
 
 
 class MetricsLog:
@@ -36,8 +34,15 @@ class MetricsLog:
         self._folder, self._lines = folder, folder / LINES_NAME
         kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
         write_atomically(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._first_step = first_step
         self._wandb = _wandb_run(wandb_project, folder, config) if wandb_project else None
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        # Once steps are on their way: it imports PyTorch, where that is installed, for seconds.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one event."""
@@ -66,7 +71,8 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._board.close()
+        if "_board" in vars(self):
+            self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
@@ -132,6 +138,9 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes:
     Args:
         lines: events of `MetricsLog`.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     trained = [line for line in lines if line["kind"] == "train"]
     validated = [line for line in lines if line["kind"] == "validation"]
     names = list(dict.fromkeys(name for line in (*validated, *trained) for name in line if name not in _LEFT_OUT))

@@ -1,11 +1,11 @@
 """Trackers without a model that work in other processes, and a program that runs them until somebody stops it."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -76,18 +76,30 @@ def open_by_mistake():
     raise KeyError("a bug")
 
 
-def main(root, out, diary, workers):
-    """Tracks a folder with DiaryTracker, and takes SIGTERM as eval/run.py does."""
+def quick_context():
+    """Starts processes as forks of one that has imported everything: spawned ones take seconds for it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def main(printed, root, out, diary, workers):
+    """A program, with a session of its own: tracks a folder with DiaryTracker, and takes SIGTERM as eval/run.py does.
+
+    Writes the names of the sequences that it has tracked and of those that were there into the file `printed`.
+    """
+    os.setsid()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    open_tracker = functools.partial(open_diary, Path(diary), 0.01)
+    open_tracker = functools.partial(open_diary, diary, 0.01)
     sequences = open_dataset("folder", root)
-    if workers == "1":
-        summary = run_dataset(Alone(open_tracker()), sequences, out, "diary", {})
-    else:
-        with Workers(open_tracker, int(workers)) as crew:
-            summary = run_dataset(crew, sequences, out, "diary", {})
-    print(",".join(summary.finished), ",".join(summary.skipped), sep="|")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        if workers == 1:
+            summary = run_dataset(Alone(open_tracker()), sequences, out, "diary", {})
+        else:
+            with Workers(open_tracker, workers) as crew:
+                summary = run_dataset(crew, sequences, out, "diary", {})
+    except KeyboardInterrupt:
+        # As Python ends by it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    printed.write_text(f"{','.join(summary.finished)}|{','.join(summary.skipped)}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,7 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mixformer_jax import cli
 from mixformer_jax.boxes import iou, xywh_to_xyxy
+from mixformer_jax.convert.alpha_refine import from_official, save_alpha_refine
+from mixformer_jax.convert.torch_files import OfficialState
+from mixformer_jax.datasets.vot import Mask, Special, mask_text
+from mixformer_jax.evaluation.vot import accuracy_robustness, eao, eao_curve, read_sequences, score_runs
+from mixformer_jax.evaluation.vot_regions import read_regions, region_overlaps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where `make test` installs the toolkit: its dependencies bring another OpenCV, which would replace ours.
@@ -30,8 +37,8 @@ def workspace(tmp_path_factory):
     with zipfile.ZipFile(REPOSITORY / "tests" / "data" / "evalgold" / "vot_workspace.zip") as archive:
         archive.extractall(folder)
     template = (REPOSITORY / "eval" / "vot" / "trackers.ini").read_text()
-    # What a user of another environment changes: the interpreter.
-    registry = template.replace("python = python", f"python = {sys.executable}")
+    # What a user of another environment changes: the interpreter. The toolkit sets PYTHONPATH to `paths`.
+    registry = template.replace("python = python", f"python = {sys.executable}\npaths = {REPOSITORY}")
     registry = registry.replace("$HOME/.cache/mixformer-jax", str(folder / "compiled"))
     (folder / "trackers.ini").write_text(registry)
     (folder / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")
@@ -117,6 +124,88 @@ def test_the_current_toolkit_finds_the_same_numbers(workspace, tmp_path):
     (folder / "stack.yaml").write_text(stack)
     _toolkit(folder, "analysis --workspace . --format json --name ours FirstBox MixFormer", CURRENT)
     _check_analysis(folder, "0.9.0")
+
+
+# Frames, and anchors: of the sequence whose truth is masks one in either direction; of the one with boxes the first.
+MASK_RUNS = {"ball": (16, {0: 1, 11: -1}), "box": (12, {0: 1})}
+EAO_INTERVAL = 3, 14
+
+
+@pytest.fixture(scope="module")
+def mask_workspace(workspace, golden, tmp_path_factory):
+    """The same frames, in `ball` with masks as truth; the toolkit and `mixformer evaluate` track them with masks."""
+    folder = tmp_path_factory.mktemp("masks")
+    for name in ("sequences", "compiled"):
+        shutil.copytree(workspace / name, folder / name)
+    for name, (length, anchors) in MASK_RUNS.items():
+        sequence = folder / "sequences" / name
+        (sequence / "anchor.value").write_text("".join(f"{anchors.get(i, 0)}\n" for i in range(length)))
+        for path in sorted((sequence / "color").iterdir())[length:]:
+            path.unlink()
+        for path in (sequence / "groundtruth.txt", *sequence.glob("*.tag")):
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:length]))
+        about = (sequence / "sequence").read_text()
+        (sequence / "sequence").write_text(re.sub(r"length=\d+", f"length={length}", about))
+    truth = folder / "sequences" / "ball" / "groundtruth.txt"
+    boxes_xywh = np.loadtxt(truth, delimiter=",")
+    truth.write_text("".join(f"{mask_text(_ellipse(box_xywh))}\n" for box_xywh in boxes_xywh))
+    stack = (workspace / "stack.yaml").read_text()
+    stack = stack[: stack.index("  unsupervised:")]
+    for before, now in (("low: 10", f"low: {EAO_INTERVAL[0]}"), ("high: 30", f"high: {EAO_INTERVAL[1]}")):
+        assert before in stack
+        stack = stack.replace(before, now)
+    (folder / "stack.yaml").write_text(stack)
+    (folder / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")
+
+    arrays, weights = golden("alpha_refine/tiny_model.npz"), folder / "masks.safetensors"
+    state = {name[6:]: arrays[name] for name in arrays.files if name.startswith("state/")}
+    save_alpha_refine(weights, *from_official("golden", OfficialState(state, ())))
+    registry = (workspace / "trackers.ini").read_text()
+    entry = registry[registry.index("[MixFormer]") : registry.index("[FirstBox]")]
+    masks = entry.replace("'mixvit_tiny'", f"'mixvit_tiny', '--masks', '{weights}'")
+    assert masks != entry
+    (folder / "trackers.ini").write_text(
+        "".join(masks.replace("MixFormer]", f"{name}]") for name in ("Masks", "Evaluated"))
+    )
+    _toolkit(folder, "evaluate --workspace . Masks")
+    arguments = ["--dataset", "vot", "--root", str(folder), "--out", str(folder / "results"), "--masks", str(weights)]
+    assert cli.main(["evaluate", *arguments, "--weights", "mixvit_tiny", "--tracker-name", "Evaluated"]) == 0
+    return folder
+
+
+def _ellipse(box_xywh):
+    x, y, w, h = box_xywh
+    rows, columns = np.mgrid[:120, :160]
+    return ((columns - x - w / 2) / (w / 2)) ** 2 + ((rows - y - h / 2) / (h / 2)) ** 2 < 1
+
+
+def test_masks_go_to_the_toolkit_and_to_our_own_files_alike(mask_workspace):
+    ours = mask_workspace / "results" / "Evaluated" / "baseline"
+    paths = sorted(ours.rglob("*.txt"))
+    assert [path.name for path in paths] == ["ball_00000000.txt", "ball_00000011.txt", "box_00000000.txt"]
+    for path in paths:
+        theirs = mask_workspace / "results" / "Masks" / "baseline" / path.relative_to(ours)
+        (first, *found), (also_first, *expected) = read_regions(path), read_regions(theirs)
+        assert first == also_first == Special(1) and all(isinstance(region, Mask) for region in expected)
+        assert np.mean(region_overlaps(found, expected, (160, 120))) > 0.99
+        assert path.read_text().count("m") == len(found) and len({len(line) for line in path.read_text().split()}) > 5
+
+
+@pytest.mark.parametrize("version", [None, CURRENT])
+def test_the_toolkit_scores_masks_as_we_do(mask_workspace, tmp_path, version):
+    if version is not None:
+        _need(version)
+    folder = tmp_path / "workspace"
+    shutil.copytree(mask_workspace, folder, ignore=shutil.ignore_patterns("cache", "analysis", "logs", "compiled"))
+    _toolkit(folder, "analysis --workspace . --format json --name ours Masks Evaluated", version)
+    (path,) = (folder / "analysis").rglob("ours*.json")
+    scores, curves, accuracies = json.loads(path.read_text())["results"]["baseline"]["results"]
+    for index, name in enumerate(("Masks", "Evaluated")):
+        runs = [score_runs(folder / "results" / name / "baseline", sequence) for sequence in read_sequences(folder)]
+        curve = eao_curve(runs, EAO_INTERVAL[1])
+        assert _flat(scores[index]) == pytest.approx([eao(curve, *EAO_INTERVAL)], abs=1e-9)
+        assert _flat(curves[index]) == pytest.approx(curve.tolist(), abs=1e-9)
+        assert _flat(accuracies[index])[:2] == pytest.approx(accuracy_robustness(runs), abs=1e-9)
 
 
 def _check_analysis(workspace, version):

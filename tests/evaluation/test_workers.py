@@ -1,11 +1,10 @@
 """Several processes, and runs that are killed at any moment: the same files, and nothing twice."""
 
 import functools
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,9 +16,17 @@ from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.lane_loop import Clock
 from mixformer_jax.evaluation.runner import describe, run_dataset
 from mixformer_jax.evaluation.workers import Workers
-from tests.evaluation.stand_ins import open_broken, open_by_mistake, open_diary, processes, refuse, refuse_later
+from tests.evaluation.stand_ins import (
+    main,
+    open_broken,
+    open_by_mistake,
+    open_diary,
+    processes,
+    quick_context,
+    refuse,
+    refuse_later,
+)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_SEQUENCES = 6
 
 
@@ -61,19 +68,29 @@ def _wait_until(condition, seconds=120.0):
 
 
 def _start(dataset, out, diary, workers):
-    program = REPOSITORY / "tests" / "evaluation" / "stand_ins.py"
-    command = [sys.executable, str(program), str(dataset), str(out), str(diary), str(workers)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
+    """A program that tracks; what it prints will be in `printed` beside its results."""
+    program = quick_context().Process(target=main, args=(out / "printed", dataset, out, diary, workers))
+    program.start()
+    return program
+
+
+def _wait(program):
+    """The exit code of a program, once it has ended."""
+    program.join()
+    return program.exitcode
+
+
+@pytest.fixture
+def quick_starts(monkeypatch):
+    """A crew of this process has no need of spawned processes where how they start is not the question."""
+    context = quick_context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(dataset, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    program = _start(dataset, out, out / "starts", 1)
-    assert program.wait() == 0
+    assert _wait(_start(dataset, out, out / "starts", 1)) == 0
     return _results(out / "diary")
 
 
@@ -89,20 +106,20 @@ def test_killed_at_any_moment_a_run_goes_on(dataset, uninterrupted, tmp_path, wo
         # Somewhere in the first, or between two results: a sequence takes 0.2 s. On a slow machine the run before may
         # have left nothing to do.
         begun = lambda: diary.exists() and diary.read_text().count("\n") > started  # noqa: B023, E731
-        _wait_until(lambda: begun() or program.poll() is not None)  # noqa: B023
+        _wait_until(lambda: begun() or program.exitcode is not None)  # noqa: B023
         time.sleep(moments.uniform(0, 0.5))
         program.kill()
-        program.wait()
+        _wait(program)
         _wait_until(lambda: not any(map(_is_running, processes(diary))))
         after = _box_files(folder)
         assert all(after[path] == changed for path, changed in before.items()), "a finished result was written again"
 
     finished = {path.stem for path in _box_files(folder)}
     starts = diary.read_text().splitlines()
-    program = _start(dataset, tmp_path / "out", diary, workers)
-    output, _ = program.communicate()
+    assert _wait(_start(dataset, tmp_path / "out", diary, workers)) == 0
+    printed = (tmp_path / "out" / "printed").read_text()
     # On a slow machine the killed runs may have left nothing to do.
-    tracked, skipped = (list(filter(None, names.split(","))) for names in output.strip().split("|"))
+    tracked, skipped = (list(filter(None, names.split(","))) for names in printed.split("|"))
     assert set(skipped) == finished
     assert sorted(line.split()[1] for line in diary.read_text().splitlines()[len(starts) :]) == [
         name.removeprefix("s") for name in tracked
@@ -119,7 +136,7 @@ def test_signals_end_all_processes(dataset, tmp_path, number):
     _wait_until(lambda: _box_files(folder))
     # Ctrl-C reaches the whole group.
     os.killpg(program.pid, number) if number == signal.SIGINT else program.terminate()
-    assert program.wait() == (-signal.SIGINT if number == signal.SIGINT else 128 + signal.SIGTERM)
+    assert _wait(program) == (-signal.SIGINT if number == signal.SIGINT else 128 + signal.SIGTERM)
     assert not any(map(_is_running, processes(diary)))
     assert not list(folder.glob(".*")), "no half file is left"
 
@@ -141,7 +158,7 @@ def test_processes_share_the_work(dataset, tmp_path):
         assert set(os.sched_getaffinity(0)) == before, "only workers are bound to cores"
 
 
-def test_a_process_that_dies_costs_its_sequence(dataset, tmp_path):
+def test_a_process_that_dies_costs_its_sequence(dataset, tmp_path, quick_starts):
     sequences = open_dataset("folder", dataset)
     with Workers(functools.partial(open_diary, tmp_path / "starts", 0.01, dies_at=2), 2) as crew:
         summary = run_dataset(crew, sequences, tmp_path / "out", "diary", {})
@@ -167,7 +184,7 @@ def test_a_process_that_breaks_is_a_sentence_and_its_traceback_is_in_a_file(data
         pass
 
 
-def test_when_all_processes_die_nothing_is_forgotten(dataset, tmp_path):
+def test_when_all_processes_die_nothing_is_forgotten(dataset, tmp_path, quick_starts):
     with Workers(functools.partial(open_diary, tmp_path / "starts", dies_at=5), 1) as crew:
         summary = run_dataset(crew, open_dataset("folder", dataset), tmp_path / "out", "diary", {})
     # The longest comes first, and it is the one at x = 5.
@@ -175,7 +192,7 @@ def test_when_all_processes_die_nothing_is_forgotten(dataset, tmp_path):
     assert sum("not tracked" in failure.reason for failure in summary.failures) == NUM_SEQUENCES - 1
 
 
-def test_a_tracker_that_cannot_be_opened_is_an_error(dataset, tmp_path):
+def test_a_tracker_that_cannot_be_opened_is_an_error(dataset, tmp_path, quick_starts):
     with pytest.raises(ValueError, match="no weights today"), Workers(refuse, 2):
         pass
     with pytest.raises(ValueError, match="0 workers"):

@@ -3,10 +3,10 @@
 import dataclasses
 import io
 import json
-import math
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.crops import normalise
 from mixformer_jax.export import onnx_graph
 from mixformer_jax.export.export import export
-from mixformer_jax.export.functions import tracking_functions
+from mixformer_jax.export.functions import Function, tracking_functions
 from mixformer_jax.files import NameTakenError
 from mixformer_jax.media.video import VideoWriter
 from mixformer_jax.models import attention
@@ -112,33 +112,17 @@ def test_the_default_is_the_same_in_onnxruntime(exported):
     same(model_answer(tracker, *inputs), exported_answer(exported, *inputs))
 
 
-def square(box_xywh, factor):
-    """Left, top and side of a crop's square."""
-    x, y, w, h = np.asarray(box_xywh, np.float64).tolist()
-    side = math.ceil(math.sqrt(w * h) * factor)
-    return round(x + w / 2 - side / 2), round(y + h / 2 - side / 2), side
-
-
-def test_the_example_tracks_as_the_tracker_does(exported):
-    clip = render_demo_clip()
-    tracker = mixformer_jax.load(device="cpu").with_settings(redetect_every=0, size_smoothing=0.0)
+def test_the_example_tracks_as_the_default_does(exported):
+    """Each on its own course, through a crossing and two changes of the online template: none sets the other right."""
+    clip, tracker = render_demo_clip(), mixformer_jax.load(device="cpu")
+    boxes = track_onnx.track(exported, map(clip.frames.__getitem__, range(61)), clip.boxes_xywh[0])
     state = tracker.start(clip.frames[0], clip.boxes_xywh[0])
-    example = track_onnx.ExportedTracker(exported, clip.frames[0], clip.boxes_xywh[0])
-    turns = 0
-    for index in range(1, 61):
+    for index, (box_xywh, score) in enumerate(boxes, 1):
         state, tracked = tracker.step(state, clip.frames[index])
-        box_xywh, score = example.step(clip.frames[index])
         np.testing.assert_allclose(box_xywh, tracked.box_xywh, atol=0.05, rtol=0)
         assert abs(score - tracked.score) < 1e-4
-        # Rounding may decide where a crop lies to the pixel, and which of two scores is the best. From then on both
-        # follow another course, and so go on from the same place.
-        ours = square(tracked.box_xywh, tracker.settings.search_factor)
-        is_candidate_ours = np.array_equal(example.candidate, state.memory.candidates[0])
-        if ours != square(box_xywh, tracker.settings.search_factor) or not is_candidate_ours:
-            example.box = np.asarray(state.boxes_xywh[0])
-            example.candidate, example.best = np.asarray(state.memory.candidates[0]), float(state.memory.best[0])
-            turns += 1
-    assert turns <= 3 and np.array_equal(example.templates[0], state.templates[0])
+    assert index == 60 and int(state.num_refreshes) == 2
+    assert len(Path(track_onnx.__file__).read_text().splitlines()) <= 60
 
 
 def test_the_example_is_a_program(exported, tmp_path, monkeypatch, capsys):
@@ -244,3 +228,16 @@ def test_an_operation_without_translation_is_named():
     other = function._replace(call=lambda variables, inputs: {"scores": jax.numpy.sin(inputs["search"] * 1.0)})
     with pytest.raises(onnx_graph.ExportError, match="operation sin has no translation"):
         onnx_graph.onnx_bytes(tracker_of(VIT), other)
+
+
+def test_arrays_taken_apart_along_an_axis():
+    """As newer releases of JAX index arrays in our models."""
+    search = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    shape = jax.ShapeDtypeStruct(search.shape, search.dtype)
+
+    def green(_variables, inputs):
+        return {"scores": jax.lax.unstack(inputs["search"] * np.float32(0.5), axis=3)[1].sum((1, 2))}
+
+    function = Function("green", green, {"search": shape}, {"scores": jax.ShapeDtypeStruct((2,), np.float32)})
+    session = onnxruntime.InferenceSession(onnx_graph.onnx_bytes(tracker_of(VIT), function))
+    np.testing.assert_allclose(session.run(None, {"search": search})[0], search[..., 1].sum((1, 2)) / 2)

@@ -64,4 +64,13 @@ def golden_state():
 
 @pytest.fixture(scope="session")
 def golden_model():
-    return _golden_model
+    """`golden_model(arrays)`: the model and variables of a golden file, built once."""
+    built: dict[str, tuple[MixFormer, dict[str, Any]]] = {}
+
+    def model_of(arrays: np.lib.npyio.NpzFile) -> tuple[MixFormer, dict[str, Any]]:
+        name = arrays.zip.filename
+        if name not in built:
+            built[name] = _golden_model(arrays)
+        return built[name]
+
+    return model_of

@@ -32,8 +32,8 @@ def applied(model, variables, *args, rngs=None, **settings):
 
 
 @functools.cache
-def fresh(config):
-    """Variables of a config."""
+def fresh(config=SMALL):
+    """Variables of a config; those of SMALL fit all that have no other positions."""
     return init_variables(build_model(config), jax.random.key(0))
 
 
@@ -56,7 +56,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_drop_path_grows_with_depth(images):
     templates, search = images
     model = build_model(dataclasses.replace(SMALL, drop_path=0.9))
-    variables = fresh(model.config)
+    variables = fresh()
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats", "intermediates"]))
 
     def features(seed):
@@ -67,14 +67,14 @@ def test_drop_path_grows_with_depth(images):
     assert [block.drop_path for block in model.bind(variables).backbone.blocks] == [0.0, 0.9]
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [None, "nothing_saveable"])
 @pytest.mark.parametrize("attention", ["asymmetric", "symmetric"])
 def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, remat):
     templates, search = (jnp.tile(each, (8, *[1] * (each.ndim - 1))) for each in images)
     model = build_model(dataclasses.replace(SMALL, drop_path=0.5, attention=attention), remat)
     _, captured = applied(
         model,
-        fresh(model.config),
+        fresh(),
         templates,
         search,
         train=True,
@@ -96,7 +96,7 @@ def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, re
 def test_batch_statistics_move_in_training_alone(images):
     templates, search = images
     model = build_model(SMALL)
-    variables = fresh(model.config)
+    variables = fresh()
     _, updates = applied(model, variables, templates, search, train=True, mutable=["batch_stats"])
     before = variables["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
     after = updates["batch_stats"]["head"]["top_left"]["conv1"]["norm"]["mean"]
@@ -124,7 +124,7 @@ def test_position_tables(images, kind, learns):
 
 def test_bfloat16_stays_near_float32(images):
     templates, search = images
-    variables, model = fresh(SMALL), build_model(dataclasses.replace(SMALL, dtype="bfloat16"))
+    variables, model = fresh(), build_model(dataclasses.replace(SMALL, dtype="bfloat16"))
     exact = applied(build_model(SMALL), variables, templates, search)
     rough = applied(model, variables, templates, search)
     assert jax.tree.leaves(variables)[0].dtype == jnp.float32
@@ -134,11 +134,31 @@ def test_bfloat16_stays_near_float32(images):
     assert 0 < np.abs(rough.boxes_cxcywh - exact.boxes_cxcywh).max() < 0.005
 
 
+def test_the_stream_in_bfloat16_is_for_training_alone(images):
+    variables, rough = fresh(SMALL), dataclasses.replace(SMALL, dtype="bfloat16")
+    rest = {"batch_stats": variables["batch_stats"]}
+
+    def gradient(model):
+        def loss(params):
+            found, _ = model.apply({"params": params, **rest}, *images, train=True, mutable=["batch_stats"])
+            return jnp.abs(found.boxes_cxcywh - 0.4).sum(), found.features
+
+        gradients, features = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients["backbone"])]), features
+
+    narrow = build_model(rough, residual_dtype="bfloat16")
+    (exact, wide), (rounded, stream) = gradient(build_model(SMALL)), gradient(narrow)
+    assert wide.dtype == jnp.float32 and stream.dtype == jnp.bfloat16
+    assert 0 < jnp.linalg.norm(rounded - exact) < 0.1 * jnp.linalg.norm(exact)
+    tracked = jax.eval_shape(lambda *given: narrow.apply(variables, *given), *images)
+    assert tracked.features.dtype == jnp.float32
+
+
 def test_the_cache_is_the_templates_alone(images):
     """Asymmetric attention (eq. 2): the search region leaves no trace in the template stream."""
     templates, search = images
     model = build_model(SMALL)
-    variables = fresh(model.config)
+    variables = fresh()
     cache = applied(model, variables, templates, method="encode_templates")
     joint = applied(model, variables, templates, search)
     cached = applied(model, variables, cache, search, method="locate")

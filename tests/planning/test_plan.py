@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from mixformer_jax.cli import main
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.tpu_attention import attend_on_tpu
 from mixformer_jax.planning.hardware import PlanError, parse_topology
-from mixformer_jax.planning.hlo import Collective
-from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes
+from mixformer_jax.planning.hlo import Collective, Traffic
+from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes, module_of
 from mixformer_jax.planning.plan import plan, propose_mesh
-from mixformer_jax.planning.record import Memory, Plan, plan_lines
+from mixformer_jax.planning.record import Memory, Plan, movers, plan_lines
 from mixformer_jax.planning.tpu import network_seconds
 
 SMALL = {
@@ -37,6 +38,16 @@ SMALL = {
     "tracker": {"search_factor": 4.0, "num_online_templates": 1},
     "data": {"root": "nowhere"},
     "train": {"batch_size": 8},
+}
+
+
+SETTINGS = {
+    "dtype": "bfloat16",
+    "residual_dtype": "float32",
+    "remat": False,
+    "remat_policy": "nothing_saveable",
+    "accumulate": 1,
+    "quick": False,
 }
 
 
@@ -89,7 +100,7 @@ def of(topology="v5e:4x4", **changes):
         "topology": parse_topology(topology),
         "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
         "global_batch": 512,
-        "settings": {"dtype": "bfloat16", "remat": False, "accumulate": 1, "quick": False},
+        "settings": SETTINGS,
         "on_paper": False,
         "memory": Memory(100, 200, 30, 4, 5000, 60, parse_topology(topology).chip.hbm_bytes),
         "flops": 19.7e12,
@@ -128,6 +139,37 @@ def test_the_report_names_the_limit_and_the_ceiling():
         assert part in text
 
 
+def test_what_moves_most_bytes_comes_first_whatever_the_block():
+    mlp = "jit(step)/jvp(MixFormer)/backbone.joint/blocks_{}.joint/mlp/fc1/dot_general"
+    found = movers(
+        [
+            Traffic("fusion.1", mlp.format(0), 10**9, 1),
+            Traffic("copy.7", "", 10**9, 2),
+            Traffic("fusion.2", mlp.format(1), 3 * 10**9, 1),
+        ]
+    )
+    assert found == (
+        ("forward mlp", "dot_general", "fusion.2", 2, 4 * 10**9),
+        ("not named", "", "copy.7", 2, 2 * 10**9),
+    )
+    text = "\n".join(value for _name, value in plan_lines(of(hbm_bytes=8e9, movers=found)))
+    assert "4.00 GB  50%  forward mlp: dot_general (2 x, fusion.2)" in text
+    assert "2.00 GB  25%  not named: put in by XLA (2 x, copy.7)" in text
+
+
+@pytest.mark.parametrize(
+    ("scope", "module"),
+    [
+        ("jit(step)/transpose(jvp(MixFormer))/backbone.joint/blocks_3.joint/mlp/fc1/dot_general", "backward mlp"),
+        ("jit(step)/jvp(MixFormer)/backbone.joint/blocks_0.joint/attention.joint/qkv/add", "forward attention qkv"),
+        ("jit(step)/mul", "update"),
+        ("", "not named"),
+    ],
+)
+def test_modules_of_scopes(scope, module):
+    assert module_of(scope) == module
+
+
 def test_a_step_that_is_too_big_is_told_by_how_much_and_what_helps():
     limit = parse_topology("v5e:4x4").chip.hbm_bytes
     made = of(memory=Memory(0, 0, 0, 0, int(limit) + 1000, 0, limit))
@@ -135,9 +177,11 @@ def test_a_step_that_is_too_big_is_told_by_how_much_and_what_helps():
     assert "1,000 bytes too many" in made.refusal
     for help_ in ("remat=true", "--mesh 1,16,1", "accumulate=2", "smaller --global-batch"):
         assert help_ in made.refusal
-    done = of(memory=made.memory, settings={"dtype": "bfloat16", "remat": True, "accumulate": 2, "quick": False})
+    done = of(memory=made.memory, settings={**SETTINGS, "remat": True, "accumulate": 2})
     assert done.refusal is not None
     assert "remat" not in done.refusal
+    partly = of(memory=made.memory, settings={**SETTINGS, "remat": True, "remat_policy": "dots_saveable"})
+    assert partly.refusal is not None and "remat_policy=nothing_saveable" in partly.refusal
     assert "accumulate=4" in done.refusal
     assert of().refusal is None
 
@@ -199,10 +243,28 @@ def test_gpus_on_paper(on_paper):
 
 
 def test_recomputing_costs_operations_and_saves_memory(on_paper):
-    again, kept = plan({**SMALL, "train": {"remat": True}}, "h100:1", 4), on_paper
-    assert again.flops > again.model_flops == kept.model_flops
-    assert again.memory.temporaries < kept.memory.temporaries
+    def planned(policy):
+        return plan({**SMALL, "train": {"remat": True, "remat_policy": policy}}, "h100:1", 4)
+
+    dense = "dots_with_no_batch_dims_saveable"
+    again, but_dense, kept = planned("nothing_saveable"), planned(dense), on_paper
+    assert again.flops > but_dense.flops > but_dense.model_flops == again.model_flops == kept.model_flops
+    assert again.memory.temporaries < but_dense.memory.temporaries < kept.memory.temporaries
     assert again.collectives == {}
+    assert f"recomputed ({dense})" in dict(plan_lines(but_dense))["model"]
+
+
+def test_a_narrow_stream_leaves_less_for_the_gradient(on_paper):
+    narrow = plan({**SMALL, "train": {"residual_dtype": "bfloat16"}}, "h100:8", 32)
+    assert narrow.memory.temporaries < on_paper.memory.temporaries and narrow.flops == on_paper.flops
+    with pytest.raises(ConfigError, match="no narrower than what computes on it"):
+        plan(
+            {**SMALL, "model": {**SMALL["model"], "dtype": "float32"}, "train": {"residual_dtype": "bfloat16"}},
+            "h100:1",
+            4,
+        )
+    with pytest.raises(ConfigError, match=r"nothing is recomputed: set train\.remat"):
+        plan({**SMALL, "train": {"remat_policy": "dots_saveable"}}, "h100:1", 4)
 
 
 def test_pretrainings_are_planned_by_what_their_masks_leave():
@@ -296,6 +358,8 @@ def test_a_real_step_compiled_for_chips_that_are_not_here(tpu_compiler, config_f
     assert made["collectives"]["all-reduce"]["count"] > 0
     assert made["collectives"]["all-gather"]["bytes"] > 0  # parameters split by fsdp
     assert made["step_s_at_least"] == max(made["bounds_s"].values()) > 0
+    assert sum(mover["bytes"] for mover in made["movers"]) == made["hbm_bytes"]
+    assert {"forward mlp", "backward mlp", "update"} <= {mover["module"] for mover in made["movers"]}
     printed = capsys.readouterr()
     assert "<- limits" in printed.out
     assert "no ceiling" in printed.out

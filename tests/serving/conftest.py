@@ -43,7 +43,7 @@ def box(loop):
 
 @pytest.fixture(scope="session")
 def videos(loop, tmp_path_factory):
-    """A folder with the clip, with a link that leads out of it, and beside it what the link leads to."""
+    """A folder with the clip and images, with links that lead out of it, and beside it what they lead to."""
     folder = tmp_path_factory.mktemp("served") / "videos"
     (folder / "more").mkdir(parents=True)
     for path in (folder / "more" / "clip.mp4", folder.parent / "secret.mp4"):
@@ -51,6 +51,12 @@ def videos(loop, tmp_path_factory):
             for frame in loop.frames:
                 writer.write(frame)
     (folder / "link.mp4").symlink_to(folder.parent / "secret.mp4")
+    for name in ("linked", "stills"):
+        (folder / name).mkdir()
+    for number in range(1, 4):
+        cv2.imwrite(str(folder / "stills" / f"{number}.png"), loop.frames[number])
+        (folder / "linked" / f"{number}.png").symlink_to(folder / "stills" / f"{number}.png")
+    (folder / "stills" / "3.png").write_bytes(b"no picture")
     return folder
 
 

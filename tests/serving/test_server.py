@@ -30,7 +30,7 @@ def test_from_a_box_to_boxes_and_a_video(served, tracker, loop, videos, box, tmp
         expected.append(tracked.box_xywh)
 
     with served.page() as page:
-        assert page.hello["videos"] == ["more/clip.mp4"], "no link that leads out"
+        assert page.hello["videos"] == ["more/clip.mp4", "stills/"], "no link that may lead out"
         page.open()
         page.do("add", box=box.tolist(), frame=0)
         first, picture = page.hear("picture")
@@ -79,6 +79,17 @@ def test_changes_on_any_frame(served, box):
         assert last["frame"] == before["frame"] and [t["target"] for t in last["targets"]] == [1]
         page.do("remove", target=0, frame=7)
         assert "no target 0" in page.hear("error")[0]["text"]
+
+
+def test_a_folder_of_images(served):
+    """The third is none, which is told without the folder's place on the server."""
+    with served.page() as page:
+        page.do("open", kind="folder", name="stills/")
+        assert page.hear("opened")[0]["frames"] == 3
+        page.do("speed", fast=True)
+        page.do("play")
+        told = page.hear("error")[0]["text"]
+        assert told.startswith("the video/3.png") and "served" not in told
 
 
 def test_the_overlay_lies_on_the_search_region(served, box):

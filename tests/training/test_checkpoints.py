@@ -21,6 +21,12 @@ from mixformer_jax.training.program import TrainState
 from mixformer_jax.training.sharding import make_mesh, tree_shardings, with_shardings
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """What earlier tests have left is not searched for cycles each time that a damaged checkpoint is cleared away."""
+    gc.freeze()
+
+
 class Numbers:
     def sample(self, index):
         return {"number": np.asarray(index)}

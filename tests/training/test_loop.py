@@ -16,7 +16,7 @@ from mixformer_jax.training.folder import TrainingError
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.program import learning_rate_schedule, make_optimizer, split_params, train_program
 from mixformer_jax.training.sharding import make_mesh
-from mixformer_jax.training.supervised import tracking_objective
+from mixformer_jax.training.supervised import BoxStage, tracking_objective
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
@@ -104,3 +104,13 @@ def test_rates_of_backbone_and_head(config):
     changes, _ = optimizer.update(gradients, optimizer.init(trained), trained)
     np.testing.assert_allclose(changes["head"]["kernel"], -1e-3, rtol=1e-4)
     np.testing.assert_allclose(changes["backbone"]["kernel"], -1e-4, rtol=1e-4)
+
+
+def test_the_best_weights_are_exported_where_asked_for(config, tmp_path, monkeypatch):
+    config["train"] |= {"export": "best", "keep_every": 3}
+    ranks = iter([0.7, 0.6])
+    monkeypatch.setattr(BoxStage, "rank", lambda self, measured: next(ranks))
+    for _ in range(2):  # the second time, all is trained
+        exported = train(config, tmp_path).read_bytes()
+        assert exported == (tmp_path / "model_3.safetensors").read_bytes()
+        assert exported != (tmp_path / "model_6.safetensors").read_bytes()

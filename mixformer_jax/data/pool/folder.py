@@ -28,6 +28,7 @@ from mixformer_jax.data.pool.pool import (
     is_large_enough,
 )
 from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import write_atomically
 from mixformer_jax.views import pyramid
 
@@ -80,6 +81,18 @@ class PoolReport(NamedTuple):
 def is_pool_folder(root: str | Path) -> bool:
     """Whether `write_pool_folder` wrote this folder."""
     return (Path(root) / TABLES).is_file()
+
+
+def clip_names(root: str | Path) -> list[str]:
+    """The sequences of a pool, packed or not; none where it has no videos.
+
+    Raises:
+        DatasetError: a packed one that is damaged or of another version.
+    """
+    root = Path(root)
+    if is_pool_folder(root):
+        return [str(name) for name in _tables(root)["clip_names"]]
+    return list(open_dataset("folder", root / "videos").keys) if (root / "videos").is_dir() else []
 
 
 def write_pool_folder(

@@ -6,12 +6,15 @@ const canvas = $("canvas"), context = canvas.getContext("2d");
 const COLOURS = ["#50ff3c", "#40a0ff", "#ff6e3c", "#f05adc", "#3ce6e6", "#aa82ff", "#c8dc5a", "#ffffff"];
 const KINDS = {"S-to-T": "search to template", "S-to-OT": "search to online template", "S-to-S": "search to search"};
 const LEAST_SIDE = 4; // of a box, in pixels of the screen: anything smaller was a tap
-const CAMERA_WAIT_MS = 1000, ALERT_MS = 9000;
+const COMPILING = "Opening as soon as the model is compiled; the first start takes a minute …";
+const CAMERA_WAIT_MS = 1000, ALERT_MS = 9000, WORKING_MS = 500;
+const ANSWERED_BY_A_PICTURE = ["add", "replace", "template", "remove", "seek", "overlay"];
 
 let hello = null; // what the server offers
 let opened = null; // the video: name, width, height, fps, frames, live
 let shown = null; // about the frame on the canvas
 let picture = null; // its pixels
+let isReady = false; // whether the server's programs are compiled
 let isPlaying = false, isBusy = false;
 let drawn = null; // the box being drawn, in pixels of the video
 let asked = null; // {act, target} where the next box is for a target that is there
@@ -21,7 +24,14 @@ let newest = 0; // pictures are decoded side by side, and an older one must not 
 
 const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
 socket.binaryType = "arraybuffer";
-const send = (command) => socket.readyState === WebSocket.OPEN && socket.send(JSON.stringify(command));
+let working = 0;
+function send(command) {
+  if (socket.readyState !== WebSocket.OPEN) return;
+  socket.send(JSON.stringify(command));
+  if (!ANSWERED_BY_A_PICTURE.includes(command.do)) return;
+  clearTimeout(working);
+  working = setTimeout(() => ($("hint").textContent = "Working …"), WORKING_MS);
+}
 
 socket.onmessage = ({data}) => {
   if (typeof data === "string") return take(JSON.parse(data));
@@ -52,11 +62,15 @@ function take(message) {
       $("overlay-kind").replaceChildren(...message.overlay.kinds.map((kind) => new Option(KINDS[kind], kind)));
       $("overlay-block").replaceChildren(...message.overlay.blocks.map((block) => new Option(block)));
       $("overlay-block").selectedIndex = message.overlay.blocks.length - 1;
-      status(`Preparing ${message.model} …`);
+      status(`Compiling ${message.model} …`);
       $("file").disabled = false;
       $("camera").disabled = false;
       break;
-    case "ready": status(hello.model); break;
+    case "ready":
+      isReady = true;
+      status(hello.model);
+      if (isBusy && $("drop-hint").textContent === COMPILING) $("drop-hint").textContent = "Opening …";
+      break;
     case "opened": opened = message; begin(); break;
     case "found": {
       const bitmap = camera?.sent.get(message.number);
@@ -74,6 +88,8 @@ function take(message) {
     case "error":
       setWriting(false);
       setBusy(false);
+      clearTimeout(working);
+      hint();
       alert_(message.text);
       break;
     case "full": status("Full"); alert_(message.text, true); break;
@@ -105,7 +121,7 @@ $("another").onclick = () => {
 
 function open_(event, command) {
   event.preventDefault();
-  setBusy(true, "Opening …");
+  setBusy(true, isReady ? "Opening …" : COMPILING);
   send({do: "open", ...command});
 }
 
@@ -125,7 +141,7 @@ function upload(file) {
   request.onloadend = () => {
     $("progress").hidden = true;
     if (request.status === 200) {
-      setBusy(true, "Opening …");
+      setBusy(true, isReady ? "Opening …" : COMPILING);
       send({do: "open", kind: "upload", name: file.name});
     } else {
       setBusy(false);
@@ -149,6 +165,7 @@ function begin() {
   $("speed").hidden = opened.live;
   send({do: "speed", fast: false});
   listTargets([]);
+  $("where").value = "";
   layout();
 }
 
@@ -207,6 +224,7 @@ function stopCamera() {
 // Showing
 
 function show(about, bitmap) {
+  clearTimeout(working);
   if (drawn) return; // the box is drawn on what was seen
   // While it plays, an overlay comes with every few frames alone, and stays until the next.
   if (isPlaying && $("overlay-target").value !== "") about.overlay ??= shown?.overlay;
