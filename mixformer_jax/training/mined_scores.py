@@ -180,34 +180,17 @@ def train_scores(
     left_out = set(rng.permutation(scenes)[: max(1, len(scenes) // CALIBRATED_ON)])
     learned = {name: samples for name, samples in videos.items() if scene[name] not in left_out} | dict(clips)
     kept = {name: samples for name, samples in videos.items() if scene[name] in left_out}
-    data = join(list(learned.values()))
+    data, rest = join(list(learned.values())), join(list(kept.values()))
     is_clip = _for_each_sample(learned, [name in clips for name in learned])
     chances = _chances(_scene_sizes(learned, scene), is_clip, data.condition)
     params = _fit(module, variables["params"]["score"], _batches(rng, data, chances, batch), steps)
 
-    variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
-    return recalibrated(Weights(variables, model, weights.tracker), kept, groups)
-
-
-def recalibrated(weights: Weights, videos: Mapping[str, Mined], groups: Sequence[Sequence[str]]) -> Weights:
-    """A tracker whose scores are fitted to how often its boxes are right; which of two scores is higher stays.
-
-    Args:
-        weights: of a tracker with scores.
-        videos: what it finds in real sequences, by name.
-        groups: sequences that show one scene; each scene has the same weight.
-
-    Raises:
-        CalibrationError: of `calibration`.
-    """
-    module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
-    params, samples = weights.variables["params"]["score"], join(list(videos.values()))
-    counts = np.isin(samples.condition, AS_IN_USE) / _scene_sizes(videos, scenes_of(videos, groups))
-    sharpness, offset = calibration(_logits(module, params, samples), samples.overlaps, counts)
+    counts = np.isin(rest.condition, AS_IN_USE) / _scene_sizes(kept, scene)
+    sharpness, offset = calibration(_logits(module, params, rest), rest.overlaps, counts)
     last = params["fc2"]
-    fitted = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
-    variables = {**weights.variables, "params": {**weights.variables["params"], "score": fitted}}
-    return weights._replace(variables=variables)
+    params = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
+    variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
+    return Weights(variables, model, weights.tracker)
 
 
 def _for_each_sample(samples: Mapping[str, Mined], values: Sequence[Any]) -> np.ndarray:
