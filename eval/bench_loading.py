@@ -1,8 +1,9 @@
-"""Speed of loading training samples: from JPEG folders and from packed shards, beside a PyTorch DataLoader.
+"""Speed of loading training samples: from JPEG folders, packed shards and a pool, beside a PyTorch DataLoader.
 
     python -m eval.bench_loading
     python -m eval.bench_loading --root got10k/val --dataset got10k --turns 20
     python -m eval.bench_loading --workers 2 --append docs/benchmarks.md
+    python -m eval.bench_loading --pool pools/small --batch 32 --workers 1,2,4,8
 
 All contenders make the same samples of the same sequences: template, online template and search by the official
 `causal` scheme, crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated
@@ -12,8 +13,12 @@ tensors normalised on the host (ours are normalised on the device).
 
 Every contender makes its batches in one thread of this process, in turns (`turns.py`); with --workers its steady rate
 in so many processes is measured too. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
+
+With --pool nothing but a pool (`data.root`) is measured, by crops of MixViT-Nano and the default mix: processes that
+share it beside as many threads of this process, in turns, for each number of --workers.
 """
 
+import contextlib
 import importlib.metadata
 import itertools
 import math
@@ -21,7 +26,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +36,8 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
-from mixformer_jax.cli.bench import device_name
+from mixformer_jax.cli.bench import device_name, num_cores
+from mixformer_jax.cli.console import positives
 from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.data.augment import AugmentConfig
@@ -62,6 +68,19 @@ COLUMNS = (
     *("date", "device", "loader", "cores", "samples/s", "ms a sample", "quartiles"),
     *("over PyTorch", "turns", "versions"),
 )
+POOL_CROPS = CropConfig(
+    template_size=64,
+    template_factor=2.0,
+    search_size=128,
+    search_factor=4.0,
+    num_online_templates=1,
+    scale_jitter=0.3,
+    centre_jitter=2.5,
+)
+POOL_COLUMNS = (
+    *("date", "device", "loader", "workers", "samples/s", "from, to", "of linear", "over threads"),
+    *("turns", "versions"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,10 +88,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="sequences of images; default: demo clips")
     parser.add_argument("--dataset", default="folder", help="how to read them (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=0, help="also with so many worker processes")
+    parser.add_argument("--workers", type=positives, default=(), help="also with so many worker processes: 1,2,4")
+    parser.add_argument("--pool", type=Path, help="measure loading of this pool, a folder as data.root takes it")
     args = parser.parse_args(argv)
     prepare_append(args.append)
     cv2.setNumThreads(1)
+    if args.pool is not None:
+        rows = of_a_pool(args.pool, args.batch, args.workers or (1, 2))
+        print(markdown([POOL_COLUMNS, *rows]), end="")
+        tell_rows(POOL_COLUMNS, rows, slice(0), args.append)
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         root, dataset = args.root, args.dataset
@@ -84,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         pack(open_dataset(dataset, root), packed, PackConfig(), workers=2, progress=True)
         contenders = make_contenders(root, dataset, packed, args.batch)
         rows = on_one_core(contenders, args.batch, args.turns)
-        if args.workers:
-            rows += with_workers(contenders, args.batch, args.workers)
+        for workers in args.workers:
+            rows += with_workers(contenders, args.batch, workers)
     print(markdown([COLUMNS, *rows]), end="")
     tell_rows(COLUMNS, rows, slice(0), args.append)
     return 0
@@ -98,9 +123,9 @@ class Contender(NamedTuple):
     start: Callable[[int], tuple[Iterator[Any], Callable[[], None]]]
 
 
-def write_clips(root: Path) -> None:
+def write_clips(root: Path, clips: int = CLIPS) -> None:
     """Demo clips as folders of JPEGs with a ground truth."""
-    numbers = itertools.product(range(CLIPS), range(FRAMES))
+    numbers = itertools.product(range(clips), range(FRAMES))
     for seed, number in tqdm(list(numbers), unit=" frames", desc="rendering", disable=not sys.stderr.isatty()):
         if number == 0:
             clip = render_demo_clip(seed)
@@ -175,18 +200,54 @@ def on_one_core(contenders: list[Contender], batch_size: int, num_turns: int) ->
     ]
 
 
+def of_a_pool(root: Path, batch_size: int, numbers: Sequence[int]) -> list[tuple[str, ...]]:
+    """Rows of threads and of processes that render from one pool."""
+    config = DataConfig(root=str(root), crops=POOL_CROPS)
+    samples = TrackingSamples(Material.load(config, num_cores()), config, seed=0)
+    ways = [(kind, number) for number in numbers for kind in ("threads", "processes")]
+    rates: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
+    for _ in range(PROCESS_TURNS):
+        for kind, number in ways:
+            given = {"num_threads": number} if kind == "threads" else {"workers": number}
+            with contextlib.closing(batches(samples, batch_size, **given)) as stream:
+                rates[kind, number].append(1 / _steady_seconds(stream, batch_size))
+    medians = {way: float(np.median(values)) for way, values in rates.items()}
+    least = min(numbers)
+    return [
+        (
+            *(
+                today(),
+                device_name(jax.devices("cpu")[0]),
+                f"pool, {kind}",
+                str(number),
+                f"{medians[kind, number]:.0f}",
+            ),
+            f"{min(rates[kind, number]):.0f} to {max(rates[kind, number]):.0f}",
+            f"{medians[kind, number] * least / (medians[kind, least] * number):.2f}",
+            f"{medians[kind, number] / medians['threads', number]:.2f}",
+            *(f"{PROCESS_TURNS} of all", f"grain {importlib.metadata.version('grain')}, opencv {cv2.__version__}"),
+        )
+        for kind, number in ways
+    ]
+
+
+def _steady_seconds(stream: Iterator[Any], batch_size: int) -> float:
+    """Seconds a sample, once the loader is on its way."""
+    for _ in range(WARM_UP_BATCHES):
+        next(stream)
+    before = time.perf_counter()
+    for _ in range(TIMED_BATCHES):
+        next(stream)
+    return (time.perf_counter() - before) / (TIMED_BATCHES * batch_size)
+
+
 def with_workers(contenders: list[Contender], batch_size: int, workers: int) -> list[tuple[str, ...]]:
     """Rows of the contenders' steady rates with worker processes."""
     seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
     for _ in range(PROCESS_TURNS):
         for each in contenders:
             stream, stop = each.start(workers)
-            for _ in range(WARM_UP_BATCHES):
-                next(stream)
-            before = time.perf_counter()
-            for _ in range(TIMED_BATCHES):
-                next(stream)
-            seconds[each.name].append((time.perf_counter() - before) / (TIMED_BATCHES * batch_size))
+            seconds[each.name].append(_steady_seconds(stream, batch_size))
             del stream
             stop()
     peer = float(np.median(seconds[contenders[0].name]))

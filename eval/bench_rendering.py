@@ -2,6 +2,7 @@
 
     python -m eval.bench_rendering --config configs/mixvit_tiny.py
     python -m eval.bench_rendering --config configs/mixvit_tiny.py --config.train.batch_size=256 --root POOL --turns 20
+    python -m eval.bench_rendering --append docs/benchmarks.md
 
 All three take turns, with one config: batches rendered on the first device, which holds the pool; the same number of
 samples from threads of the host, one for each core; and the train step on a batch that is on the device. The ratios
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from eval.turns import bench_parser, time_in_turns
+from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
@@ -30,9 +31,13 @@ from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh, to_devices
 from mixformer_jax.training.supervised import tracking_objective
 
+COLUMNS = (
+    *("date", "model", "device", "cores", "batch", "samples", "samples/s", "quartiles", "times the step's", "versions"),
+)
 
-def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
-    """Prints what was measured, on one device."""
+
+def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[str, ...]]:
+    """Rows of the table, on one device."""
     settings = dataclasses.replace(experiment.train, mesh=(1, 1, 1))
     size, cores = settings.batch_size, os.cpu_count() or 1
     print(f"{device_name(jax.devices()[0])}; {cores} cores; jax {jax.__version__}; batches of {size}")
@@ -65,16 +70,17 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> None:
         }
         timed = time_in_turns(calls, num_turns, "turns", progress)
     trained = timed["trained on"].quartiles()[1]
+    about = (today(), experiment.model.name, device_name(jax.devices()[0]), str(cores), str(size))
+    rows: list[tuple[str, ...]] = []
     for name, timing in timed.items():
         first, median, third = timing.quartiles()
-        print(
-            f"{name:36} {size / median:10,.0f} samples/s (quartiles {size / third:,.0f} to {size / first:,.0f}), "
-            f"{trained / median:6.2f} times the step's"
-        )
+        spread, ratio = f"{size / third:.0f} to {size / first:.0f}", f"{trained / median:.2f}"
+        rows.append((*about, name, f"{size / median:.0f}", spread, ratio, f"jax {jax.__version__}"))
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = bench_parser(__doc__, turns=20, appends=False)
+    parser = bench_parser(__doc__, turns=20)
     parser.add_argument("--config", type=Path, default=Path("mixvit_tiny"), help="default: %(default)s")
     parser.add_argument("--root", help="the pool, in place of data.root")
     parser.set_defaults(override_prefix=CONFIG_PREFIX)
@@ -83,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(args.config, args.overrides, default_settings(Experiment))
         if args.root is not None:
             config.data.root = args.root
-        bench(Experiment.from_mapping(config.to_dict()), args.turns, progress=sys.stderr.isatty())
+        prepare_append(args.append)
+        rows = bench(Experiment.from_mapping(config.to_dict()), args.turns, progress=sys.stderr.isatty())
+        tell_rows(COLUMNS, rows, slice(5, -1), args.append)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0

@@ -41,6 +41,7 @@ COLUMNS = (
     *("date", "config", "device", "step", "dtype", "batch", "ms", "quartiles", "samples/s", "MFU", "time over ours"),
     *("temporary GB", "versions"),
 )
+MODULE_COLUMNS = ("date", "config", "device", "dtype", "batch", "module", "ms", "share", "versions")
 Batch = Mapping[str, np.ndarray]
 
 
@@ -175,22 +176,32 @@ def _operations(trace: Any) -> Iterator[tuple[str, float]]:
                     yield str(operation), event.duration_ns
 
 
-def bench(name: str, batch_size: int | None, turns: int, modules: bool, overrides: Sequence[str]) -> list[list[str]]:
-    """Rows of the table for one config; with `modules`, prints the time by module instead."""
-    experiment = load_experiment(name, batch_size, overrides)
+def about_step(experiment: AnyExperiment) -> tuple[str, str, str]:
+    """Cells of a table: date, what is trained, device."""
+    suffix = "" if isinstance(experiment, Experiment) else " pre-training"
+    return today(), f"{experiment.model.name}{suffix}", device_name(jax.devices()[0])
+
+
+def module_rows(experiment: AnyExperiment) -> list[list[str]]:
+    """Rows of the table of times by module for one config."""
+    found = time_by_module(our_step(experiment, random_batch(experiment)))
+    whole, what = sum(ms for _module, ms in found), (experiment.model.dtype, str(experiment.train.batch_size))
+    return [
+        [*about_step(experiment), *what, module, f"{ms:.2f}", f"{ms / whole:.1%}", f"jax {jax.__version__}"]
+        for module, ms in found
+    ]
+
+
+def step_rows(experiment: AnyExperiment, turns: int) -> list[list[str]]:
+    """Rows of the table of whole steps for one config."""
     batch = random_batch(experiment)
     ours = our_step(experiment, batch)
-    if modules:
-        for module, milliseconds in time_by_module(ours):
-            print(f"{milliseconds:9.2f} ms  {module}")
-        return []
     calls: dict[str, Callable[[], object]] = {"ours": ours.advance}
     if isinstance(experiment, Experiment) and experiment.train.stage == "box" and missing_torch() is None:
         calls["PyTorch compiled, autocast, fused attention and AdamW"] = torch_step(experiment, batch)
-    timed = time_in_turns(calls, turns, name, progress=sys.stderr.isatty())
-    flops, device, samples = count_model_flops(experiment), jax.devices()[0], experiment.train.batch_size
-    peak = published_peak(device, experiment.model.dtype)
-    suffix = "" if isinstance(experiment, Experiment) else " pre-training"
+    timed = time_in_turns(calls, turns, experiment.model.name, progress=sys.stderr.isatty())
+    flops, samples = count_model_flops(experiment), experiment.train.batch_size
+    peak = published_peak(jax.devices()[0], experiment.model.dtype)
     rows = []
     for step, timing in timed.items():
         seconds = timing.quartiles()[1]
@@ -198,7 +209,7 @@ def bench(name: str, batch_size: int | None, turns: int, modules: bool, override
         ratio = seconds / timed["ours"].quartiles()[1]
         rows.append(
             [
-                *(today(), f"{experiment.model.name}{suffix}", device_name(device), step, experiment.model.dtype),
+                *(*about_step(experiment), step, experiment.model.dtype),
                 *(str(samples), *timing.milliseconds(), f"{samples / seconds:.0f}", mfu, f"{ratio:.2f}"),
                 *(f"{ours.temporary_bytes / 1e9:.1f}" if step == "ours" else "", versions()),
             ]
@@ -210,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = bench_parser(__doc__, turns=20)
     parser.add_argument("--configs", default="mixvit_b,trackmae_vit_b", help="names or files, separated by commas")
     parser.add_argument("--batch", type=int, help="samples a step (default: 64 for stage 1, 256 for pre-training)")
-    parser.add_argument("--modules", action="store_true", help="print the time by module instead")
+    parser.add_argument("--modules", action="store_true", help="the time by module instead")
     parser.set_defaults(override_prefix=CONFIG_PREFIX)
     args = parse_arguments(parser, arguments)
     if absent := missing_torch():
@@ -220,9 +231,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         prepare_append(args.append)
         for name in args.configs.split(","):
-            batch = args.batch or (256 if "mae" in name else 64)
-            rows = bench(name, batch, args.turns, args.modules, args.overrides)
-            tell_rows(COLUMNS, rows, slice(None), args.append)
+            experiment = load_experiment(name, args.batch or (256 if "mae" in name else 64), args.overrides)
+            if args.modules:
+                tell_rows(MODULE_COLUMNS, module_rows(experiment), slice(5, -1), args.append)
+            else:
+                tell_rows(COLUMNS, step_rows(experiment, args.turns), slice(None), args.append)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     return 0

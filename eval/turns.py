@@ -105,13 +105,14 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
-def bench_parser(about: str | None, turns: int, appends: bool = True) -> argparse.ArgumentParser:
-    """A parser with --turns and, where there is a table, --append."""
+def bench_parser(about: str | None, turns: int | None) -> argparse.ArgumentParser:
+    """A parser with --append and, where contenders take turns, --turns."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
-    parser.add_argument("--turns", type=positive, default=turns, help="turns of each contender (default: %(default)s)")
-    if appends:
-        parser.add_argument("--append", type=Path, metavar="FILE", help="Markdown file that gets the rows")
+    if turns is not None:
+        turns_help = "turns of each contender (default: %(default)s)"
+        parser.add_argument("--turns", type=positive, default=turns, help=turns_help)
+    parser.add_argument("--append", type=Path, metavar="FILE", help="Markdown file that gets the rows")
     return parser
 
 

@@ -26,7 +26,7 @@ _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """The project's configs: in an installed package, or in the checkout that the package runs from."""
 BENCHMARK_SETTINGS = CONFIGS / "benchmarks.toml"
-PROJECT_CONFIGS = (CONFIGS, CONFIGS / "pretrain")
+PROJECT_CONFIGS = (CONFIGS, CONFIGS / "pretrain", CONFIGS / "masks")
 
 
 def load_config(
@@ -75,7 +75,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def project_configs() -> dict[str, Path]:
-    """The configs that come with the project, by name: those of trackers, then those of pre-trainings."""
+    """The configs that come with the project, by name: those of trackers, of pre-trainings, of masks."""
     files = [path for folder in PROJECT_CONFIGS for path in sorted(folder.glob("*.py"))]
     return {path.stem: path for path in files if "def get_config(" in path.read_text(encoding="utf-8")}
 

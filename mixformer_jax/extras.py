@@ -12,6 +12,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "array_record": "train",
         "av": "video",
+        "cloudpickle": "train",
         "got10k": "got10k",
         "grain": "train",
         "jinja2": "eval",

@@ -14,6 +14,10 @@ from typing import Any
 # Before anything imports jax: tests run on the CPU unless the caller chose a platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Threads of numpy, PyTorch and OpenCV wait for work at full speed, and the cores are taken by the workers of the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
+
 # Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
 # One part a program: in thirty-two parts, for as many cores, it takes a sixth longer.
 os.environ.setdefault(

@@ -189,6 +189,15 @@ def test_configs_of_the_project_load():
         assert (experiment.train.seed, experiment.train.steps) == (5, 900)
 
 
+def test_configs_of_masks_load():
+    from mixformer_jax.training.masks import MaskExperiment
+
+    for name, crop_size in (("alpha_refine", 384), ("alpha_refine_tiny", 128)):
+        config = load_config(name, ["--config.data.min_pixels=5"], default_settings(MaskExperiment))
+        experiment = MaskExperiment.from_mapping(config.to_dict())
+        assert (experiment.alpha_refine.crop_size, experiment.data.min_pixels) == (crop_size, 5)
+
+
 def test_configs_of_the_project_have_names():
     names = project_configs()
     assert {"mixvit_tiny", "mixcvt_l_score", "trackmae_tiny"} <= set(names) and not {"paper", "recipe", "tiny"} & set(

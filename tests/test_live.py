@@ -17,6 +17,7 @@ import pytest
 import mixformer_jax
 from mixformer_jax import cli
 from mixformer_jax.media import live
+from mixformer_jax.media.decoders import open_decoder
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import open_source
@@ -85,6 +86,8 @@ class Stream(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "video/mp2t")
         if self.path.startswith("/file"):
             self.send_header("Content-Length", str(len(self.clip)))
+        if self.path.startswith("/broken"):  # off before its end
+            self.send_header("Content-Length", str(2 * len(self.clip)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):
             self.wfile.write(self.clip)
@@ -154,6 +157,21 @@ def test_file_at_an_address_is_read_whole(server):
             SourceError, match=rf"gate\.ts: (the stream gave no frame {NUM_FRAMES + 1}|Input/output error)"
         ):
             next(frames)
+
+
+def test_frames_that_come_after_a_connection_broke_have_times(server):
+    """The decoder still holds some: several threads are a frame behind each."""
+    _, address = server
+    times = [seconds for _, seconds in open_decoder(f"{address}/broken.ts").frames()]
+    np.testing.assert_allclose(times, np.arange(NUM_FRAMES) / 25)
+
+
+def test_a_server_without_ranges_and_an_index_at_the_end(server, tmp_path):
+    handler, address = server
+    noise = np.random.default_rng(0).integers(0, 256, (8, 160, 160, 3), np.uint8)
+    handler.clip = write_clip(tmp_path / "gate.mp4", noise, crf="4").read_bytes()
+    with pytest.raises(SourceError, match=r"parts of a file.*download it"):
+        open_source(f"{address}/file.mp4")
 
 
 def test_who_closes_is_not_kept_waiting(server):

@@ -40,12 +40,15 @@ def _add_run(parser: Parser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Trains one experiment."""
+    """Trains a tracker, or a mask network, as the config's sections say."""
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
+    from mixformer_jax.training.masks import SECTION, MaskExperiment, train_masks
 
-    config = load_config(args.config, args.overrides, default_settings(Experiment))
-    print(f"weights  {train(config.to_dict(), args.out or Path('runs') / args.config.stem)}")
+    is_masks = SECTION in load_config(args.config)
+    config = load_config(args.config, args.overrides, default_settings(MaskExperiment if is_masks else Experiment))
+    weights = (train_masks if is_masks else train)(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    print(f"weights  {weights}")
     return 0
 
 
@@ -75,7 +78,8 @@ def run_configs(args: argparse.Namespace) -> int:
         return 0
     configs = project_configs()
     width = max(map(len, configs))
-    for command, folder in (("train", CONFIGS), ("pretrain", CONFIGS / "pretrain")):
+    folders = (("train", CONFIGS), ("pretrain", CONFIGS / "pretrain"), ("train", CONFIGS / "masks"))
+    for command, folder in folders:
         print(f"mixformer {command} --config NAME")
         for name, path in configs.items():
             if path.parent == folder:

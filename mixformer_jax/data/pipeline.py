@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from multiprocessing import connection, parent_process
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import cv2
@@ -16,7 +19,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from mixformer_jax.data.mask_samples import MaskSamples
 from mixformer_jax.data.samples import TrackingSamples
+from mixformer_jax.data.sharing import Shared
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.signals import blocked
@@ -27,6 +32,7 @@ Batch = dict[str, np.ndarray]
 # A share is judged once so many samples were drawn: one broken file among the first ten is not 10 % of a data set.
 MIN_JUDGED = 1000
 MAX_NAMED = 100  # faults that are written to the log; the rest is only counted
+SMALL = 2**16  # bytes that a pipe takes sooner than shared memory is made
 FAULTS = "\0faults"  # the entry of a batch on its way from a worker that never reaches the caller
 
 
@@ -36,7 +42,10 @@ class BadDataError(DatasetError):
 
 @runtime_checkable
 class Samples(Protocol):
-    """Samples by index. Those that are read from disk also have `render`, which tells of replaced ones."""
+    """Samples by index. Those that are read from disk also have `render`, which tells of replaced ones.
+
+    Where an attribute `for_processes` is true, rendering keeps a core busy, and worker processes may do it.
+    """
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
@@ -67,6 +76,7 @@ def batches(
         num_threads: loader threads; 0 loads synchronously.
         prefetch: batches that are made ahead.
         workers: in place of `num_threads`: loader processes where `samples.for_processes`, else loader threads.
+            Processes read the arrays of `samples`, a whole pool, where this one has put them (`sharing.Shared`).
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
         process_count: of a distributed run.
 
@@ -79,11 +89,12 @@ def batches(
         raise ValueError(
             f"process {process_index} of {process_count} cannot have an equal part of a batch of {batch_size}"
         )
-    render, processes = _RenderBatch(samples, batch_size, process_index, process_count), 0
+    processes = 0
     if workers is not None:
         processes = workers if getattr(samples, "for_processes", False) else 0
         num_threads = workers - processes
-    return Batches(render, start_step, num_threads, processes, prefetch)
+    render = _RenderBatch(Shared(samples) if processes else samples, batch_size, process_index, process_count)
+    return Batches(render, samples, start_step, num_threads, processes, prefetch)
 
 
 @contextlib.contextmanager
@@ -111,17 +122,29 @@ class Batches(grain.DatasetIterator):
     """
 
     def __init__(
-        self, render: _RenderBatch, start_step: int, num_threads: int, num_processes: int, prefetch: int
+        self,
+        render: _RenderBatch,
+        samples: Samples,
+        start_step: int,
+        num_threads: int,
+        num_processes: int,
+        prefetch: int,
     ) -> None:
         super().__init__()
         self.drawn = self.replaced = 0
-        self._render, samples = render, render.samples
+        self._render = render
         self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
         self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
         self._section = "images" if isinstance(samples, ImageSamples) else "data"
         self._named: set[str] = set()
         self._step = start_step
         self._running: grain.DatasetIterator | None = None
+        self._first: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        """Makes the next batch now, and with it starts the workers, which go on to make more; raises as `next`."""
+        if self._first is None:
+            self._first = self._draw()
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -131,12 +154,19 @@ class Batches(grain.DatasetIterator):
                 `ImagesConfig`).
             DatasetError: a worker process was killed.
         """
+        first, self._first = self._first, None
+        batch = self._draw() if first is None else first
+        self._step += 1
+        self._count(batch.pop(FAULTS), self._render.local_size)
+        return batch
+
+    def _draw(self) -> dict[str, Any]:
         # Processes start with the first batch. What becomes of a signal to all of them is for this one to decide.
         with blocked() if self._running is None and self._num_processes else contextlib.nullcontext():
             if self._running is None:
                 self._running = iter(self._pipeline())
             try:
-                batch = next(self._running)
+                return next(self._running)
             except RuntimeError as error:
                 if "Worker process" not in str(error):
                     raise
@@ -144,9 +174,6 @@ class Batches(grain.DatasetIterator):
                     f"a process that makes samples has ended ({str(error).split('. ')[0]}); exit code -9 is mostly the "
                     "system's, for want of memory: lower train.workers"
                 ) from error
-        self._step += 1
-        self._count(batch.pop(FAULTS), self._render.local_size)
-        return batch
 
     def get_state(self) -> dict[str, Any]:
         """Where the next batch stands: {"step": number}."""
@@ -171,12 +198,28 @@ class Batches(grain.DatasetIterator):
         # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
         for name in (name for name in flags.FLAGS if name.startswith("grain_")):
             flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)
-        one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         ahead = max(1, self._prefetch // self._num_processes)
+        one_by_one = grain.experimental.WithOptionsIterDataset(
+            dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+            grain.experimental.DatasetOptions(min_shm_size=self._least_in_shared_memory(ahead)),
+        )
         options = grain.MultiprocessingOptions(num_workers=self._num_processes, per_worker_buffer_size=ahead)
         return one_by_one.mp_prefetch(options, worker_init_fn=_start_worker)
 
+    def _least_in_shared_memory(self, ahead: int) -> int:
+        """Bytes from which an array comes from a worker by /dev/shm; smaller ones come through a pipe.
+
+        All do where there is no room: containers often have 64 MiB, and a worker that finds it full dies by a signal.
+        """
+        shm = Path("/dev/shm")
+        if not shm.is_dir():  # macOS has shared memory elsewhere, as much as there is
+            return SMALL
+        # What a worker holds: batches in its queue, as many on their way out of it, one being made, one in use.
+        most = self._render.nbytes(self._step) * self._num_processes * (2 * ahead + 2)
+        return SMALL if most <= shutil.disk_usage(shm).free else sys.maxsize
+
     def _stop(self) -> None:
+        self._first = None
         if self._running is not None:
             self._running.close()
             self._running = None
@@ -201,17 +244,32 @@ class Batches(grain.DatasetIterator):
 class _RenderBatch:
     """Step -> this process's part of the batch."""
 
-    def __init__(self, samples: Samples, batch_size: int, process_index: int, process_count: int) -> None:
-        self.samples, self.batch_size = samples, batch_size
+    def __init__(
+        self, samples: Samples | Shared[Samples], batch_size: int, process_index: int, process_count: int
+    ) -> None:
+        self._given, self.batch_size = samples, batch_size
         self.local_size = batch_size // process_count
         self.offset = process_index * self.local_size
+
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """In a worker process its own, over arrays that it shares."""
+        return self._given.open() if isinstance(self._given, Shared) else self._given
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "samples"}
+
+    def nbytes(self, step: int) -> int:
+        """About what this process's part of a batch takes."""
+        sample = self.samples.sample(step * self.batch_size + self.offset)
+        return self.local_size * sum(value.nbytes for value in sample.values())
 
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size + self.offset
         rows: list[dict[str, np.ndarray]] = []
         faults: list[str] = []
         for index in range(first, first + self.local_size):
-            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops)):
+            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops, MaskSamples)):
                 rendered = self.samples.render(index)
                 rows.append(rendered.sample)
                 faults += rendered.faults

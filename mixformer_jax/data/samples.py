@@ -93,10 +93,14 @@ class Rendered(NamedTuple):
 class TrackingSamples:
     """Training samples by index. Safe to call from several threads, and from several processes.
 
+    Threads block each other: what is drawn and decided in Python takes longer than OpenCV's part.
+
     A drawn sample that cannot serve is drawn again from the same generator, so the index decides everything;
-    `redrawn()` counts them by source. One whose files cannot be read is drawn again, too, and named in
+    `redrawn()` counts those of this process by source. One whose files cannot be read is drawn again, too, and named in
     `Rendered.faults`.
     """
+
+    for_processes = True
 
     def __init__(self, material: Material, config: DataConfig, seed: int) -> None:
         """Builds the sources.
@@ -115,11 +119,6 @@ class TrackingSamples:
         self._cumulative = np.cumsum(np.array(weights) / np.array(weights).sum())
         self._redrawn: Counter[str] = Counter()
         self._lock = threading.Lock()
-
-    @property
-    def for_processes(self) -> bool:
-        """Whether copies in worker processes make sense: data sets are read there, while a pool is in memory here."""
-        return self._material.videos is None and self._material.images is None
 
     def sample(self, index: int) -> Sample:
         """Sample `index`: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].

@@ -164,7 +164,9 @@ class PyAVDecoder(Decoder):
                     return
                 continue
             for picture in pictures:
-                seconds = number / (self.fps or 1.0) if picture.time is None else picture.time - start
+                # Not `picture.time`: what the decoder still held at the end of a broken connection knows no time base.
+                rate = self.fps or 1.0
+                seconds = number / rate if picture.pts is None else float(picture.pts * stream.time_base) - start
                 number += 1
                 yield self._converted(picture, size), seconds
 
@@ -345,7 +347,11 @@ def _undecodable(decoder: Decoder) -> SourceError:
 def _remedy(location: str, options: str = "") -> str:
     install = "" if find_pyav() is not None else "pip install av, which decodes more, or "
     if is_address(location):
-        return f"{install}let the sender encode H.264, not interlaced"
+        parts = (
+            "; a file with its index at the end needs a server that sends parts of a file (ranges): else download it"
+        )
+        sender = f"{install}let the sender encode H.264, not interlaced"
+        return sender + (parts if location.startswith("http") else "")
     path = Path(location)
     target = shlex.quote(str(path.with_name(f"{path.stem}_h264.mp4")))
     return f"{install}re-encode it: ffmpeg -i {shlex.quote(location)}{options} -c:v libx264 -crf 16 {target}"

@@ -65,7 +65,7 @@ class AlphaRefineConfig(TypedSettings):
         return self.pool_size**2
 
 
-def resize_linear(maps: Maps, height: int, width: int) -> Float[Array, "b {height} {width} c"]:
+def resize_linear(maps: Maps, height: int, width: int) -> Float[Array, "b out_h out_w c"]:
     """Half-pixel centres, edges repeated, no antialiasing even where it shrinks."""
     return jax.image.resize(maps, (maps.shape[0], height, width, maps.shape[3]), "linear", antialias=False)
 
@@ -96,7 +96,7 @@ _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _RESNET = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def _conv(maps: Maps, features: int, size: int, name: str, bias: bool = True) -> Float[Array, "b h w {features}"]:
+def _conv(maps: Maps, features: int, size: int, name: str, bias: bool = True) -> Float[Array, "b h w d"]:
     """A convolution of the calling module that keeps the map's size."""
     reach = (size * size * maps.shape[-1]) ** -0.5
 
@@ -277,9 +277,7 @@ class MaskHead(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(
-        self, features: list[Array], correlation: Maps, *, train: bool
-    ) -> Float[Array, "b {self.size} {self.size}"]:
+    def __call__(self, features: list[Array], correlation: Maps, *, train: bool) -> Float[Array, "b size size"]:
         deeper = None
         for index in reversed(range(len(features))):
             level = Level(self.width, name=f"stride{4 * 2**index}")

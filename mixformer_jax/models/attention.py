@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.config import AttentionKernel, ComputeDtype, ConfigError
+from mixformer_jax.models.config import AttentionKernel, ComputeDtype, ConfigError, RematPolicy
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, Activation, DropPath, Mlp
 from mixformer_jax.models.tpu_attention import attend_on_tpu, fits_tpu_kernel
 
@@ -357,10 +357,12 @@ class MixedAttentionBlock(nn.Module):
         return tokens + self.drop2(scaled(self.mlp(self.norm2(tokens)), 2), train=train)
 
 
-def run_step(step: Callable[..., Any], recompute: bool, module: nn.Module, *args: Any, **fixed: Any) -> Any:
-    """`step(module, *args, **fixed)`; with `recompute`, computed again for the gradient instead of remembered."""
-    part = functools.partial(step, **fixed)
-    return (nn.remat(part) if recompute else part)(module, *args)
+def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Module, *args: Any, **fixed: Any) -> Any:
+    """`step(module, *args, **fixed)`; with `remat`, computed again for the gradient but for what the policy saves."""
+    part: Callable[..., Any] = functools.partial(step, **fixed)
+    if remat is not None:
+        part = nn.remat(part, policy=getattr(jax.checkpoint_policies, remat))
+    return part(module, *args)
 
 
 def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | None) -> KeyMask:

@@ -17,12 +17,14 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Float32
 
 from mixformer_jax.models.attention import Grid, MixedAttentionBlock, Tokens, run_step
-from mixformer_jax.models.backbone import Search, Templates, VisibleFeatures
+from mixformer_jax.models.backbone import Search, Templates, VisibleFeatures, stream_type
 from mixformer_jax.models.config import (
     DECODER_HEADS,
     DECODER_WIDTH,
+    ComputeDtype,
     ConfigError,
     MixFormerConfig,
+    RematPolicy,
     SomeBlocks,
     SomeHeads,
     Width,
@@ -107,7 +109,8 @@ class Decoder(nn.Module):
     """Visible tokens to the pixels of all patches, with the templates' tokens in the tracker's mixed attention."""
 
     config: AutoencoderConfig
-    remat: bool = False
+    remat: RematPolicy | None = None
+    residual_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.model.dtype)
@@ -132,25 +135,22 @@ class Decoder(nn.Module):
         train: bool,
     ) -> Reconstruction:
         """Reconstructs the search region from what the encoder made of its visible cells and of the templates."""
-        latent = self.norm(self._fused(visible, masking))
-        search, grid = self._whole_grid(self._embedded(latent), masking), Grid(1, masking.grid)
+        latent, stream = self.norm(self._fused(visible, masking)), stream_type(self.residual_dtype, train)
+        search = self._whole_grid(self.embed(latent).astype(stream), masking)
+        grid, remat = Grid(1, masking.grid), self.remat if train else None
         run = functools.partial(run_step, train=train)
         if templates is None:
             for block in self.blocks:
                 step = MixedAttentionBlock.search_step
-                search = run(step, self.remat and train, block, search, None, None, grid=grid)
+                search = run(step, remat, block, search, None, None, grid=grid)
         else:
-            target, target_grid = self._template_tokens(templates), Grid(*templates.shape[1:3])
+            target, target_grid = self._template_tokens(templates).astype(stream), Grid(*templates.shape[1:3])
             kind = {"grids": (target_grid, grid), "symmetric": self.config.model.attention == "symmetric"}
             both = jnp.concatenate([target, search], axis=1)
             for block in self.blocks:
-                both = run(MixedAttentionBlock.joint_step, self.remat and train, block, both, None, **kind)
+                both = run(MixedAttentionBlock.joint_step, remat, block, both, None, **kind)
             search = both[:, target_grid.tokens :]
         return Reconstruction(self.pixels(self.output_norm(search[:, : grid.tokens])), latent)
-
-    def _embedded(self, tokens: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
-        """In the decoder's width; its residual stream is float32, as the backbone's."""
-        return self.embed(tokens).astype(jnp.float32)
 
     def _fused(self, visible: VisibleFeatures, masking: Masking) -> Tokens:
         """The encoder's tokens, with ConvMAE's early stages added to those of cells."""
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
 
     def _template_tokens(self, templates: Float[Array, "b slots h w c"]) -> Float[Array, "b n d"]:
         slots, grid = templates.shape[1:3]
-        maps = self._embedded(self.norm(rearrange(templates, "b s h w c -> (b s) h w c")))
+        maps = self.embed(self.norm(rearrange(templates, "b s h w c -> (b s) h w c"))).astype(jnp.float32)
         maps = add_positions(maps, sincos_positions(grid, self.config.decoder_width))
         return rearrange(maps, "(b s) h w c -> b (s h w) c", s=slots)
 
@@ -177,16 +177,17 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder and decoder: variables `params/backbone` as trackers have them, `params/decoder`, maybe a class token.
 
-    Images come in normalised (`crops.normalise`), NHWC float32. `remat`: see `Backbone`.
+    Images come in normalised (`crops.normalise`), NHWC float32. `remat` and `residual_dtype`: see `Backbone`.
     """
 
     config: AutoencoderConfig
-    remat: bool = False
+    remat: RematPolicy | None = None
+    residual_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
         config = self.config
-        self.backbone = MixViTBackbone(config.encoder, self.remat)
-        self.decoder = Decoder(config, self.remat)
+        self.backbone = MixViTBackbone(config.encoder, self.remat, None, self.residual_dtype)
+        self.decoder = Decoder(config, self.remat, self.residual_dtype)
         if config.class_token:
             self.class_token = self.param("class_token", nn.initializers.normal(0.02), (config.model.width,))
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from mixformer_jax.models.attention import Filled, Grid, KeysValues, MixedAttentionBlock, Tokens, run_step
-from mixformer_jax.models.config import ConfigError, MixFormerConfig
+from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.layers import Masking
 
 Stream = Literal["templates", "search"]
@@ -60,18 +60,27 @@ class _Stream(NamedTuple):
         return rearrange(self.tokens[:, : self.grid.tokens], "b (s h w) c -> b s h w c", s=images, h=side)
 
 
+def stream_type(residual_dtype: ComputeDtype, train: bool) -> jnp.dtype:
+    """Of the tokens between the blocks of a backbone or decoder, see `Backbone`."""
+    return jnp.dtype(residual_dtype if train else "float32")
+
+
 class Backbone(nn.Module):
     """Stages of an embedding and blocks; a family makes a block, and embeds.
 
     Attributes:
         config: of the whole model.
-        remat: in training, keep only what goes from block to block, and compute the rest again for the gradient.
+        remat: in training, keep only what goes from block to block and what the policy saves, and compute the rest
+            again for the gradient; None keeps all.
         platform: for which this is compiled, see `choose_kernel`.
+        residual_dtype: of the stream between blocks in training; elsewhere it is float32, whatever the compute type: in
+            bfloat16 it is rounded at every block.
     """
 
     config: MixFormerConfig
-    remat: bool = False
+    remat: RematPolicy | None = None
     platform: str | None = None
+    residual_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
         config = self.config
@@ -179,7 +188,7 @@ class Backbone(nn.Module):
         return mixed is None or index >= len(self.blocks) - mixed
 
     def _run(self, step: Callable[..., Any], index: int, *args: Any, train: bool, **fixed: Any) -> Any:
-        return run_step(step, self.remat and train, self.blocks[index], *args, train=train, **fixed)
+        return run_step(step, self.remat if train else None, self.blocks[index], *args, train=train, **fixed)
 
     def _enter(self, stage: int, maps: Float[Array, "b images h w c"], stream: Stream, *, train: bool) -> _Stream:
         """The tokens of a stage."""
@@ -188,10 +197,11 @@ class Backbone(nn.Module):
             return backbone.embed_stage(stage, maps, stream)
 
         count = maps.shape[1]
-        embedded = run_step(embed, self.remat and train, self, rearrange(maps, "b s h w c -> (b s) h w c"))
+        embedded = run_step(embed, self.remat if train else None, self, rearrange(maps, "b s h w c -> (b s) h w c"))
         self.sow("intermediates", f"embed{stage}_{stream}", embedded)
-        # The residual stream is float32 whatever the compute type: in bfloat16 it would be rounded at every block.
-        tokens = rearrange(embedded, "(b s) h w c -> b (s h w) c", s=count).astype(jnp.float32)
+        tokens = rearrange(embedded, "(b s) h w c -> b (s h w) c", s=count).astype(
+            stream_type(self.residual_dtype, train)
+        )
         if stream == "search" and self.config.head == "query" and stage == len(self.config.stages) - 1:
             token = repeat(self.regression_token.astype(tokens.dtype), "c -> b 1 c", b=len(tokens))
             tokens = jnp.concatenate([tokens, token], axis=1)
@@ -205,10 +215,10 @@ class Backbone(nn.Module):
         def embed(backbone: Backbone, search: Array, masking: Masking) -> tuple[Array, EarlyMaps]:
             return backbone.embed_visible(search, masking)
 
-        tokens, early = run_step(embed, self.remat and train, self, search, masking)
-        tokens, grid = tokens.astype(jnp.float32), Grid(tokens.shape[1], 1)
+        tokens, early = run_step(embed, self.remat if train else None, self, search, masking)
+        tokens, grid = tokens.astype(stream_type(self.residual_dtype, train)), Grid(tokens.shape[1], 1)
         if extra is not None:
-            tokens = jnp.concatenate([tokens, extra.astype(jnp.float32)], axis=1)
+            tokens = jnp.concatenate([tokens, extra.astype(tokens.dtype)], axis=1)
         return _Stream(tokens, grid), early
 
     def _search_step(self, index: int, state: _Stream, cache: TemplateCache | None, *, train: bool) -> _Stream:

@@ -30,6 +30,8 @@ HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AttentionKernel = Literal["auto", "xla", "cudnn", "pallas"]
+# Of `jax.checkpoint_policies`.
+RematPolicy = Literal["nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"]
 
 # MAE's decoder (He et al. 2022, section 4.1).
 DECODER_WIDTH, DECODER_HEADS = 512, 16

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mixformer_jax.models.attention import Filled
 from mixformer_jax.models.backbone import Search, SearchFeatures, TemplateCache, Templates
-from mixformer_jax.models.config import ConfigError, MixFormerConfig
+from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.cvt import MixCvTBackbone
 from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction
 from mixformer_jax.models.vit import MixViTBackbone
@@ -45,17 +45,18 @@ class MixFormer(nn.Module):
 
     Attributes:
         config: the architecture.
-        remat, platform: see `Backbone`.
+        remat, platform, residual_dtype: see `Backbone`.
     """
 
     config: MixFormerConfig
-    remat: bool = False
+    remat: RematPolicy | None = None
     platform: str | None = None
+    residual_dtype: ComputeDtype = "float32"
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
-        self.backbone = family(config, self.remat, self.platform)
+        self.backbone = family(config, self.remat, self.platform, self.residual_dtype)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -130,9 +131,14 @@ class MixFormer(nn.Module):
         return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
 
 
-def build_model(config: MixFormerConfig, remat: bool = False, platform: str | None = None) -> MixFormer:
+def build_model(
+    config: MixFormerConfig,
+    remat: RematPolicy | None = None,
+    platform: str | None = None,
+    residual_dtype: ComputeDtype = "float32",
+) -> MixFormer:
     """The model of a config; its variables come from `init_variables` or a weights file. See `Backbone`."""
-    return MixFormer(config, remat, platform)
+    return MixFormer(config, remat, platform, residual_dtype)
 
 
 @runtime_checkable

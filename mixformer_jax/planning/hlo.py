@@ -25,6 +25,8 @@ _FREE = {
     *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "opt-barrier", "partition-id"),
     *("replica-id", "while", "conditional", "call", "domain", "iota"),
 }
+# From a copy to what has a scope: the end of the copy, a view or two.
+_SCOPE_STEPS = 5
 _BITS = {"pred": 8, "bf16": 16, "token": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
@@ -72,7 +74,17 @@ class Instruction:
         return cycles if cycles < _UNKNOWN_CYCLES else None
 
 
-Computation = dict[str, Instruction]
+class Computation(dict[str, Instruction]):
+    """Instructions by name."""
+
+    @functools.cached_property
+    def readers(self) -> dict[str, list[str]]:
+        """Who has an instruction as an operand."""
+        found: dict[str, list[str]] = {}
+        for instruction in self.values():
+            for name in instruction.operands:
+                found.setdefault(name, []).append(instruction.name)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +118,8 @@ class Traffic(NamedTuple):
 
     Attributes:
         instruction: its name in the program.
-        scope: XLA's `op_name`: the modules and the operation that it comes from; empty where XLA put it in.
+        scope: XLA's `op_name`: the modules and the operation that it comes from; of what XLA put in, such as a copy,
+            those that read it, or that made what it reads.
         bytes: of one run, each operand and each result once.
         times: how often a step runs it.
     """
@@ -157,8 +170,7 @@ def read_program(text: str) -> ProgramCost:
             collectives.append(moved)
         moved_bytes = _hbm_bytes(instruction, computation, computations)
         if moved_bytes:
-            scope = _SCOPE.search(instruction.text)
-            traffic.append(Traffic(instruction.name, scope[1] if scope else "", moved_bytes, times))
+            traffic.append(Traffic(instruction.name, _scope(instruction, computation), moved_bytes, times))
         if instruction.cycles is None:
             cycles_known = False
         else:
@@ -168,7 +180,7 @@ def read_program(text: str) -> ProgramCost:
 
 def _parse(text: str) -> tuple[dict[str, Computation], str]:
     computations: dict[str, Computation] = {}
-    current: Computation = {}
+    current = Computation()
     entry = ""
     for line in text.splitlines():
         if line.startswith((" ", "\t")):
@@ -176,7 +188,7 @@ def _parse(text: str) -> tuple[dict[str, Computation], str]:
             if found is not None:
                 current[found.name] = found
         elif header := _COMPUTATION.match(line):
-            current = computations.setdefault(header[2], {})
+            current = computations.setdefault(header[2], Computation())
             entry = header[2] if header[1] else entry
     if not entry:
         raise ValueError("not the text of a compiled program: it has no ENTRY computation")
@@ -261,7 +273,7 @@ def _collective(
             size *= groups.shape[1]
         return Collective(kind, size, times, groups)
     if instruction.opcode == "fusion":
-        inside = computations.get(instruction.called.get("calls", ""), {})
+        inside = computations.get(instruction.called.get("calls", ""), Computation())
         for inner in inside.values():
             found = _collective(inner, inside, computations, times)
             if found is not None:
@@ -334,7 +346,8 @@ def _hbm_bytes(instruction: Instruction, computation: Computation, computations:
         return target.padded_bytes * (int(read) + int(target.in_hbm))
     inside = computations.get(instruction.called.get("calls", "")) if opcode == "fusion" else None
     if inside is None:
-        read_bytes = sum(_hbm(_arrays_of(name, computation)) for name in instruction.operands)
+        # A kernel that is given an array several times reads its parts.
+        read_bytes = sum(_hbm(_arrays_of(name, computation)) for name in dict.fromkeys(instruction.operands))
         return read_bytes + (_hbm(instruction.arrays) if not opcode.endswith("-start") else 0)
     parameters = _parameters(inside)
     total = _hbm(instruction.arrays)
@@ -348,6 +361,26 @@ def _hbm_bytes(instruction: Instruction, computation: Computation, computations:
             whole = min(whole, _read_of(parameters[place], inside, root if updated else None))
         total += whole
     return total
+
+
+def _scope(instruction: Instruction, computation: Computation) -> str:
+    """See `Traffic`: the nearest one, first among the readers, then among what is read."""
+    for near in (_readers, _operands):
+        seen = [instruction]
+        for _ in range(_SCOPE_STEPS):
+            for each in seen:
+                if found := _SCOPE.search(each.text):
+                    return found[1]
+            seen = [other for each in seen for other in near(each, computation)]
+    return ""
+
+
+def _readers(instruction: Instruction, computation: Computation) -> list[Instruction]:
+    return [computation[name] for name in computation.readers.get(instruction.name, ())]
+
+
+def _operands(instruction: Instruction, computation: Computation) -> list[Instruction]:
+    return [computation[name] for name in instruction.operands if name in computation]
 
 
 def _hbm(arrays: tuple[ArrayShape, ...]) -> int:

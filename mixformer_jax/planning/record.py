@@ -288,12 +288,20 @@ def memory_of(
 
 def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
     train = experiment.train
-    return {"dtype": experiment.model.dtype, "remat": train.remat, "accumulate": train.accumulate, "quick": False}
+    return {
+        "dtype": experiment.model.dtype,
+        "residual_dtype": train.residual_dtype,
+        "remat": train.remat,
+        "remat_policy": train.remat_policy,
+        "accumulate": train.accumulate,
+        "quick": False,
+    }
 
 
 def count_model_flops(experiment: AnyExperiment) -> float:
     """Operations of forward and backward pass of the whole batch, nothing recomputed, whatever kernels compute it."""
-    alone = program_alone(with_train(experiment, remat=False, batch_size=1, accumulate=1))
+    kept = {"remat": False, "remat_policy": "nothing_saveable"}
+    alone = program_alone(with_train(experiment, **kept, batch_size=1, accumulate=1))
     return 2.0 * count_macs(alone.step.trace(alone.state, alone.batch).jaxpr).total() * experiment.train.batch_size
 
 
@@ -302,7 +310,8 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     memory, chip = plan.memory, plan.topology.chip
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     settings = plan.settings
-    how = [settings["dtype"], "activations recomputed" if settings["remat"] else "activations kept"]
+    how = [settings["dtype"], f"{settings['residual_dtype']} between blocks"]
+    how += [f"activations recomputed ({settings['remat_policy']})" if settings["remat"] else "activations kept"]
     how += [f"in {settings['accumulate']} parts"] if settings["accumulate"] > 1 else []
     per_chip = plan.global_batch / plan.topology.size
     lines = [

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.models.config import MixFormerConfig, TrackerConfig, dataclass_from_mapping
+from mixformer_jax.models.config import (
+    ComputeDtype,
+    MixFormerConfig,
+    RematPolicy,
+    TrackerConfig,
+    dataclass_from_mapping,
+)
 from mixformer_jax.training.losses import IouKind
 from mixformer_jax.typed_settings import (
     ConfigError,
@@ -20,6 +26,7 @@ from mixformer_jax.typed_settings import (
     Positive,
     Range,
     Share,
+    ShareAboveZero,
     ShareBelowOne,
     TypedSettings,
 )
@@ -37,12 +44,18 @@ class RunConfig(TypedSettings):
         backbone_rate: the backbone's rate over the head's (the paper: 0.1, pre-trained; 1 from scratch).
         weight_decay: of kernels; biases, norms and positions have none.
         beta2: of AdamW's second moment (MAE: 0.95).
-        schedule: `step` divides the rate by ten after `decay_at` of the run (the paper); `cosine` to zero.
+        schedule: `step` divides the rate by ten after `decay_at` of the run (the paper); `cosine` brings it to zero;
+            `halving` divides it by two again and again.
         decay_at: share of the run after which `step` decays.
+        halve_every: share of the run after which `halving` halves.
         warmup_steps: linear warm-up.
         clip_norm: global norm to which gradients are clipped.
         accumulate: the parts in which a batch goes through the model, one after the other, for want of memory.
         remat: keep only what goes from block to block, and compute the rest again for the gradient.
+        remat_policy: what to keep all the same: `dots_with_no_batch_dims_saveable` the results of dense layers,
+            `dots_saveable` those of attention's products too (see `jax.checkpoint_policies`).
+        residual_dtype: of the stream of tokens between blocks while training; `bfloat16` halves its bytes and rounds at
+            every block. Validation and trackers have it in float32.
         ema_decay: decay of the exponential moving average of the weights that are validated and exported; 0: none.
         mesh: devices along the axes data, fsdp and tensor, see `sharding.py`; -1 takes all that are left.
         distributed: this is one of several processes; JAX finds the others (TPU pods, Slurm, Open MPI, or the variables
@@ -69,12 +82,15 @@ class RunConfig(TypedSettings):
     backbone_rate: NotNegative = 0.1
     weight_decay: NotNegative = 1e-4
     beta2: ShareBelowOne = 0.999
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "halving"] = "step"
     decay_at: Share = 0.8
+    halve_every: ShareAboveZero = 0.2
     warmup_steps: NaturalNumber = 0
     clip_norm: Positive = 0.1
     accumulate: Count = 1
     remat: bool = False
+    remat_policy: RematPolicy = "nothing_saveable"
+    residual_dtype: ComputeDtype = "float32"
     ema_decay: ShareBelowOne = 0.0
     mesh: tuple[int, ...] = (-1, 1, 1)
     distributed: bool = False
@@ -99,6 +115,23 @@ class RunConfig(TypedSettings):
             raise ConfigError(
                 "train.init and train.resume exclude each other: new weights, or another run's whole state"
             )
+        if self.remat_policy != "nothing_saveable" and not self.remat:
+            raise ConfigError(
+                f"train.remat_policy is {self.remat_policy!r}, and nothing is recomputed: set train.remat"
+            )
+
+    def check_model(self, model: MixFormerConfig) -> None:
+        """Raises ConfigError for a stream in a narrower type than the model computes in."""
+        if self.residual_dtype != "float32" and model.dtype == "float32":
+            raise ConfigError(
+                f"train.residual_dtype is {self.residual_dtype!r} and model.dtype 'float32'; expected a stream that is "
+                "no narrower than what computes on it: set model.dtype to 'bfloat16' too"
+            )
+
+    @property
+    def recomputed(self) -> RematPolicy | None:
+        """The policy of recomputing, or None for none."""
+        return self.remat_policy if self.remat else None
 
 
 # What may change between two parts of one run: its devices and its housekeeping change no sample and no update.
@@ -107,6 +140,7 @@ FREE_SETTINGS = (
     "distributed",
     "peer_timeout_s",
     "remat",
+    "remat_policy",
     "log_every",
     "validate_every",
     "validation_pairs",
@@ -180,6 +214,7 @@ class Experiment:
         }
         data = data_section(config["data"], derived, "the model and tracker sections do")
         train = dataclass_from_mapping(TrainConfig, config["train"], "train")
+        train.check_model(model)
         if train.corner_weight and model.head == "query":
             raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
         if train.stage == "box" and model.score_heads:

@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mixformer_jax.training.folder import (
     save_evidence,
     writing,
 )
-from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
+from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_tensorboard, import_wandb
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
@@ -129,6 +130,9 @@ def _run(
                 _export(objective, weights, state.shipped)
             return weights
 
+        # --- compile, while data are read ---
+        compiling = _in_thread(program.step.lower(program.state, program.batch))
+
         # --- data ---
         samples = objective.samples()
         stream = batches(
@@ -142,12 +146,13 @@ def _run(
         if data_state is not None:
             stream.set_state(data_state)
         to_mesh = to_devices(samples, mesh, settings.batch_size)
+        del samples  # worker processes have the pool where they share it, and this one need not hold another
+        stream.start()
         validation = Validation(objective, settings, program, part)
-
-        # --- compile ---
-        began = time.perf_counter()
-        step_program = program.step.lower(program.state, program.batch).compile()
-        tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {time.perf_counter() - began:.1f} s")
+        if is_first():
+            import_tensorboard()
+        step_program, seconds = compiling.result()
+        tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {seconds:.1f} s")
 
         # --- loop ---
         record = claim_folder(out, experiment)  # from here on there is something to keep
@@ -173,6 +178,8 @@ def _run(
                     watch.read()  # a step that went wrong is neither evaluated nor saved
                 for done, line in progress.lines(watch.take()):
                     log.write("train", done, line)
+                    if told := progress.waits(line):
+                        tell(f"step {done}: {told}")
                 if watch.not_finite is not None:
                     raise TrainingError(save_evidence(out, objective, program.state.params, watch.not_finite))
 
@@ -201,7 +208,9 @@ def _run(
                     checkpoints.wait()
                     break
 
-                batch = to_mesh(next(stream))
+                with watch.loading():
+                    made = next(stream)
+                batch = to_mesh(made)
                 watch.before_step()
                 state, report = step_program(state, batch)
                 watch.after_step(step, batch, report, largest_of(signals.asked()))
@@ -218,6 +227,19 @@ def tell(message: str) -> None:
     """A line for people, above the progress bar; once, however many processes there are."""
     if is_first():
         tqdm.write(message)
+
+
+def _in_thread(lowered: jax.stages.Lowered) -> Future[tuple[jax.stages.Compiled, float]]:
+    """A program being compiled, and the seconds that it takes."""
+
+    def compiled() -> tuple[jax.stages.Compiled, float]:
+        began = time.perf_counter()
+        return lowered.compile(), time.perf_counter() - began
+
+    thread = ThreadPoolExecutor(1, "compile")
+    compiling = thread.submit(compiled)
+    thread.shutdown(wait=False)  # whoever fails meanwhile is not held up
+    return compiling
 
 
 def _export(objective: Objective, path: Path, variables: dict[str, Any]) -> None:
@@ -239,13 +261,12 @@ class Validation:
             return
         index, count = part
         size = settings.batch_size
-        stream = batches(samples, size, workers=settings.workers, process_index=index, process_count=count)
+        # In threads: for a few batches, processes would take longer to start.
+        stream = batches(samples, size, num_threads=settings.workers, process_index=index, process_count=count)
         with contextlib.closing(stream):
             for first in range(0, self._pairs, size):
                 rows = first + index * (size // count) + np.arange(size // count)
-                # Copies: worker processes hand over arrays in /dev/shm, which may be small.
-                batch = {name: np.array(value) for name, value in next(stream).items()}
-                self._batches.append((batch, (rows < self._pairs).astype(np.float32)))
+                self._batches.append((next(stream), (rows < self._pairs).astype(np.float32)))
 
     def __bool__(self) -> bool:
         return bool(self._batches)

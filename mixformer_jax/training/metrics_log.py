@@ -11,9 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 
 from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ConfigError
@@ -21,7 +18,7 @@ from mixformer_jax.models.config import ConfigError
 LINES_NAME, CURVES_NAME, WANDB_ID_NAME = "metrics.jsonl", "curves.png", "wandb_id.txt"
 
 # What has no curve of its own, or one that tells little.
-_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "seconds"}
+_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "loader_wait", "seconds"}
 
 
 class MetricsLog:
@@ -36,7 +33,7 @@ class MetricsLog:
         self._folder, self._lines = folder, folder / LINES_NAME
         kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
         write_atomically(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = import_tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._wandb = _wandb_run(wandb_project, folder, config) if wandb_project else None
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
@@ -97,6 +94,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
+def import_tensorboard() -> Any:
+    """The package `tensorboardX`. It imports PyTorch where that is installed, for seconds."""
+    import tensorboardX
+
+    return tensorboardX
+
+
 def import_wandb() -> Any:
     """The package `wandb`, which a run may be without.
 
@@ -132,6 +136,9 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes:
     Args:
         lines: events of `MetricsLog`.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     trained = [line for line in lines if line["kind"] == "train"]
     validated = [line for line in lines if line["kind"] == "validation"]
     names = list(dict.fromkeys(name for line in (*validated, *trained) for name in line if name not in _LEFT_OUT))

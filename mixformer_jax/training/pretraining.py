@@ -79,6 +79,7 @@ class PretrainExperiment:
             )
         autoencoder = AutoencoderConfig.from_dict(config["autoencoder"])
         train = dataclass_from_mapping(RunConfig, config["train"], "train")
+        train.check_model(autoencoder.model)
         if "images" in config:
             if autoencoder.num_templates:
                 raise ConfigError(
@@ -112,7 +113,8 @@ class MaskedPretraining:
 
     @functools.cached_property
     def model(self) -> Autoencoder:
-        return Autoencoder(self.experiment.autoencoder, self.experiment.train.remat)
+        train = self.experiment.train
+        return Autoencoder(self.experiment.autoencoder, train.recomputed, train.residual_dtype)
 
     @property
     def _config(self) -> AutoencoderConfig:

@@ -174,9 +174,12 @@ def _joined(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, 
 
 
 def learning_rate_schedule(config: RunConfig) -> optax.Schedule:
-    """The head's rate at each step: warm-up, then `step` or `cosine` decay."""
+    """The head's rate at each step: warm-up, then the schedule's decay."""
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(config.learning_rate, config.steps - config.warmup_steps)
+    elif config.schedule == "halving":
+        every = max(1, int(config.halve_every * config.steps))
+        after = optax.exponential_decay(config.learning_rate, every, 0.5, staircase=True)
     else:
         decay_step = int(config.decay_at * config.steps) - config.warmup_steps
         after = optax.piecewise_constant_schedule(config.learning_rate, {max(decay_step, 0): 0.1})

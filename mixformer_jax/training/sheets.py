@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from mixformer_jax.media.images import draw_mask
+
 TRUE, FOUND = (0, 255, 0), (255, 64, 64)
 GREY, WHITE, INK = 128, 255, (40, 40, 40)
 _GAP, _LINE = 4, 18  # pixels
@@ -81,6 +83,21 @@ def reconstruction_sheet(
         for left, picture in zip(lefts, pictures, strict=True):
             sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
     return sheet
+
+
+def mask_sheet(
+    template: UInt8[np.ndarray, "b S S 3"],
+    search: UInt8[np.ndarray, "b S S 3"],
+    mask: Bool[np.ndarray, "b S S"],
+    found: Bool[np.ndarray, "b S S"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Up to 16 samples, a row each: template, search region, and on that the true mask (green) and the found (red)."""
+    rows = []
+    for index in range(min(MAX_SAMPLES, len(search))):
+        image = search[index]
+        drawn = [draw_mask(image, mask[index], TRUE), draw_mask(image, found[index], FOUND)]
+        rows.append(np.concatenate([template[index], image, *drawn], axis=1))
+    return np.concatenate(rows, axis=0)
 
 
 def _masked(image: UInt8[np.ndarray, "S S 3"], hidden: Bool[np.ndarray, " cells"]) -> UInt8[np.ndarray, "S S 3"]:

@@ -39,7 +39,8 @@ class _TrackingStage:
 
     @functools.cached_property
     def model(self) -> MixFormer:
-        return build_model(self.experiment.model, self.experiment.train.remat)
+        train = self.experiment.train
+        return build_model(self.experiment.model, train.recomputed, residual_dtype=train.residual_dtype)
 
     @functools.cached_property
     def _frozen(self) -> re.Pattern[str] | None:

@@ -21,6 +21,8 @@ from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.objective import Batch
 from mixformer_jax.training.program import StepReport
 
+_MUCH = 0.05  # share of time without a step from which it is worth a sentence
+
 
 class Finished(NamedTuple):
     """What a step gave."""
@@ -44,11 +46,13 @@ class Taken(NamedTuple):
     Attributes:
         finished: steps that were read.
         idle_s: seconds in which the device had no step to do, pauses left out.
+        loading_s: seconds in which the loop waited for a batch.
         paused_s: seconds of pauses.
     """
 
     finished: list[Finished]
     idle_s: float
+    loading_s: float
     paused_s: float
 
 
@@ -64,7 +68,7 @@ class StepWatch:
         self.not_finite: NotFinite | None = None
         self.asked = 0
         self._finished: list[Finished] = []
-        self._idle_s = self._paused_s = 0.0
+        self._idle_s = self._loading_s = self._paused_s = 0.0
         self._idle_since = time.perf_counter()
         # With the report on the host come what was asked, and when they came.
         self._pending: deque[tuple[int, Batch, Future[tuple[StepReport, int, float]]]] = deque()
@@ -103,6 +107,13 @@ class StepWatch:
         self._pending.append((step, batch, self._fetching.submit(fetch)))
 
     @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """While the loop waits for a batch."""
+        began = time.perf_counter()
+        yield
+        self._loading_s += time.perf_counter() - began
+
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """With no step on its way: what happens inside is neither a step's time nor idle time."""
         began = time.perf_counter()
@@ -114,8 +125,8 @@ class StepWatch:
 
     def take(self) -> Taken:
         """What happened since the last call."""
-        taken = Taken(self._finished, self._idle_s, self._paused_s)
-        self._finished, self._idle_s, self._paused_s = [], 0.0, 0.0
+        taken = Taken(self._finished, self._idle_s, self._loading_s, self._paused_s)
+        self._finished, self._idle_s, self._loading_s, self._paused_s = [], 0.0, 0.0, 0.0
         return taken
 
     def close(self) -> None:
@@ -138,17 +149,19 @@ class Progress:
             disable=None if shown else True,
         )
         self._recent: list[dict[str, float]] = []
-        self._idle_s = self._paused_s = 0.0
+        self._idle_s = self._loading_s = self._paused_s = 0.0
+        self._told: set[str] = set()
         self._since = time.perf_counter()
 
     def lines(self, taken: Taken) -> Iterator[tuple[int, dict[str, float]]]:
         """Means over the steps since the last line, with the number of steps done, where a line is due.
 
-        `outside_step` is the share of time in which the device had no step to do; validations and checkpoints count
-        neither there nor in `samples_per_s`.
+        `outside_step` is the share of time in which the device had no step to do, `loader_wait` that in which the loop
+        waited for a batch; validations and checkpoints count neither there nor in `samples_per_s`.
         """
         settings = self._settings
         self._idle_s += taken.idle_s
+        self._loading_s += taken.loading_s
         self._paused_s += taken.paused_s
         for step, metrics in taken.finished:
             self._recent.append(metrics)
@@ -163,10 +176,27 @@ class Progress:
                 "learning_rate": float(self._schedule(step)),
                 "samples_per_s": len(self._recent) * settings.batch_size / elapsed,
                 "outside_step": min(self._idle_s / elapsed, 1.0),
+                "loader_wait": min(self._loading_s / elapsed, 1.0),
             }
             self._bar.set_postfix({name: f"{line[name]:.3f}" for name in metrics if "_" not in name})
-            self._recent, self._idle_s, self._paused_s, self._since = [], 0.0, 0.0, now
+            self._recent, self._since = [], now
+            self._idle_s = self._loading_s = self._paused_s = 0.0
             yield done, line
+
+    def waits(self, line: dict[str, float]) -> str | None:
+        """A sentence on which part waits for which, once for each answer in a run; else None."""
+        idle, loading, workers = line["outside_step"], line["loader_wait"], self._settings.workers
+        if idle < _MUCH:
+            answer, more = "the loader waits for the device", ""
+        elif loading > idle / 2:
+            answer = "the device waits for the loader"
+            more = f"; train.workers is {workers}"
+        else:
+            answer, more = "the device waits for the host, and not for samples", ""
+        if answer in self._told:
+            return None
+        self._told.add(answer)
+        return f"{answer}: no step to do in {idle:.0%} of the time, {line['samples_per_s']:.0f} samples/s{more}"
 
     def __enter__(self) -> "Progress":
         return self

@@ -92,7 +92,6 @@ def test_worker_processes_give_the_same_batches(root, monkeypatch):
     monkeypatch.setitem(vars(flags.FLAGS), "__flags_parsed", False)
     threads = cv2.getNumThreads()
     samples = tracking_samples(root)
-    assert samples.for_processes
     expected = take(batches(samples, 2, num_threads=0), 7)
     stream = batches(samples, 2, workers=2)
     for batch in expected[:3]:
@@ -262,4 +261,3 @@ def test_a_pool_and_data_sets_mix(root, tmp_path):
     samples = TrackingSamples(Material.load(config), config, seed=0)
     sources = [samples.render(index).source for index in range(200)]
     assert set(sources) == {"video", "made"} and abs(sources.count("made") - 150) < 30
-    assert not samples.for_processes

@@ -1,17 +1,24 @@
 """The pipeline from folders to batches: determinism, resume, pools, errors."""
 
+import contextlib
 import itertools
+import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import hypothesis.extra.numpy
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mixformer_jax.data.config import DataConfig, Mix
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
 from mixformer_jax.data.samples import Material, TrackingSamples, contact_sheet
+from mixformer_jax.data.sharing import Shared
 from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)
@@ -115,6 +122,51 @@ def test_an_index_is_one_sample_in_any_order_and_thread(samples):
 def test_another_seed_is_another_sample(samples):
     other = TrackingSamples(samples._material, samples.config, seed=8)
     assert not np.array_equal(samples.sample(0)["search"], other.sample(0)["search"])
+
+
+def test_worker_processes_render_one_pool(samples, monkeypatch):
+    whole = list(itertools.islice(batches(samples, 3, num_threads=0), 6))
+    with contextlib.closing(batches(samples, 3, workers=2)) as stream:
+        stream.start()
+        assert stream.get_state() == {"step": 0}, "a batch that is made is not yet drawn"
+        for expected in whole[:3]:
+            assert_equal(next(stream), expected)
+    # Where /dev/shm is full, batches come another way.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    with contextlib.closing(batches(samples, 3, workers=1)) as stream:
+        stream.set_state({"step": 4})
+        stream.start()
+        stream.set_state({"step": 3})
+        for expected in whole[3:]:
+            assert_equal(next(stream), expected)
+
+
+def test_what_is_shared_is_not_copied(samples):
+    shared = Shared(samples)
+    sent = pickle.dumps(shared)
+    pixels = sum(level.nbytes for levels in samples.pool.pictures for level in levels)
+    assert len(sent) < 0.1 * pixels
+    received = pickle.loads(sent).open()
+    assert not any(level.flags.writeable for levels in received.pool.pictures for level in levels)
+    assert_equal(received.sample(5), samples.sample(5))
+    clip, cutout = received._material.videos.clips[0], received._material.images.cutouts[0]
+    assert received.pool.pictures[0][0] is clip.frames[0] and received.pool.cutouts[0] is cutout, "it is there once"
+
+
+@given(
+    values=st.lists(
+        hypothesis.extra.numpy.arrays(
+            st.sampled_from([np.uint8, np.float64, np.bool_]),
+            hypothesis.extra.numpy.array_shapes(min_dims=0, min_side=0, max_side=5),
+        )
+    )
+)
+def test_arrays_come_back(values):
+    turned = [value.T[..., ::-1] if value.ndim else value for value in values]
+    found = pickle.loads(pickle.dumps(Shared((values, turned)))).open()
+    for ours, theirs in zip((*values, *turned), (*found[0], *found[1]), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])

@@ -38,7 +38,7 @@ def test_time_by_module():
     command = [sys.executable, "-m", "eval.bench_train", "--configs", "mixvit_b", "--batch", "2", "--modules", *TINY]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
-    assert "ms  backward mlp" in run.stdout and "ms  forward attention" in run.stdout
+    assert "module: backward mlp  ms: " in run.stdout and "module: forward attention  ms: " in run.stdout
 
 
 def test_the_peer_learns_one_batch(monkeypatch):

@@ -261,7 +261,7 @@ def test_every_variable_of_the_encoder_is_a_tracker_s():
         assert set(shapes) == {"backbone", "decoder"} | ({"class_token"} if config.class_token else set())
 
 
-def test_recomputing_changes_no_gradient():
+def test_recomputing_changes_no_gradient_whatever_is_saved():
     config = CONFIGS["trackmae"]
     _model, variables, search, templates, masking, _apply = built("trackmae")
 
@@ -272,7 +272,9 @@ def test_recomputing_changes_no_gradient():
 
         return quick_jit(jax.grad(loss))(variables)
 
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), gradient(True), gradient(False))
+    kept = gradient(None)
+    for policy in ("nothing_saveable", "dots_with_no_batch_dims_saveable"):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), gradient(policy), kept)
 
 
 def test_fresh_variables_and_bfloat16():

@@ -67,7 +67,7 @@ def test_drop_path_grows_with_depth(images):
     assert [block.drop_path for block in model.bind(variables).backbone.blocks] == [0.0, 0.9]
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [None, "nothing_saveable"])
 @pytest.mark.parametrize("attention", ["asymmetric", "symmetric"])
 def test_drop_path_draws_once_for_both_streams_of_a_sample(images, attention, remat):
     templates, search = (jnp.tile(each, (8, *[1] * (each.ndim - 1))) for each in images)
@@ -132,6 +132,26 @@ def test_bfloat16_stays_near_float32(images):
     assert cache.blocks[0].keys.dtype == jnp.bfloat16
     assert rough.features.dtype == rough.boxes_cxcywh.dtype == jnp.float32, "the residual stream is not rounded"
     assert 0 < np.abs(rough.boxes_cxcywh - exact.boxes_cxcywh).max() < 0.005
+
+
+def test_the_stream_in_bfloat16_is_for_training_alone(images):
+    variables, rough = fresh(SMALL), dataclasses.replace(SMALL, dtype="bfloat16")
+    rest = {"batch_stats": variables["batch_stats"]}
+
+    def gradient(model):
+        def loss(params):
+            found, _ = model.apply({"params": params, **rest}, *images, train=True, mutable=["batch_stats"])
+            return jnp.abs(found.boxes_cxcywh - 0.4).sum(), found.features
+
+        gradients, features = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients["backbone"])]), features
+
+    narrow = build_model(rough, residual_dtype="bfloat16")
+    (exact, wide), (rounded, stream) = gradient(build_model(SMALL)), gradient(narrow)
+    assert wide.dtype == jnp.float32 and stream.dtype == jnp.bfloat16
+    assert 0 < jnp.linalg.norm(rounded - exact) < 0.1 * jnp.linalg.norm(exact)
+    tracked = jax.eval_shape(lambda *given: narrow.apply(variables, *given), *images)
+    assert tracked.features.dtype == jnp.float32
 
 
 def test_the_cache_is_the_templates_alone(images):

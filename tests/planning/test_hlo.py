@@ -136,26 +136,45 @@ def traffic(*lines):
     return read_program("ENTRY %main (a: f32[8]) -> f32[8] {\n" + "\n".join(f"  {line}" for line in lines) + "\n}\n")
 
 
+BIG, SCRATCH = "f32[256,256]{1,0:T(8,128)}", "f32[256,256]{1,0:T(8,128)S(1)}"
+
+
 def test_only_what_crosses_the_main_memory_counts():
-    big, scratch = "f32[256,256]{1,0:T(8,128)}", "f32[256,256]{1,0:T(8,128)S(1)}"
     size = 256 * 256 * 4
     cost = traffic(
-        f"%a = {big} parameter(0)",
+        f"%a = {BIG} parameter(0)",
         # Read into scratch memory, used there twice, written back once.
-        f"%copy-start.1 = ({scratch}, {big}, u32[]{{:S(2)}}) copy-start(%a)",
-        f"%copy-done.1 = {scratch} copy-done(%copy-start.1)",
-        f"%b = {scratch} add(%copy-done.1, %copy-done.1)",
-        f"%c = {big} multiply(%b, %b)",
-        f"%slice-start.1 = (({big}), f32[64,256]{{1,0:T(8,128)S(1)}}, s32[]{{:S(2)}}) slice-start(%a), slice={{}}",
-        f"ROOT %d = {big} bitcast(%c)",
+        f"%copy-start.1 = ({SCRATCH}, {BIG}, u32[]{{:S(2)}}) copy-start(%a)",
+        f"%copy-done.1 = {SCRATCH} copy-done(%copy-start.1)",
+        f"%b = {SCRATCH} add(%copy-done.1, %copy-done.1)",
+        f"%c = {BIG} multiply(%b, %b)",
+        f"%slice-start.1 = (({BIG}), f32[64,256]{{1,0:T(8,128)S(1)}}, s32[]{{:S(2)}}) slice-start(%a), slice={{}}",
+        f"ROOT %d = {BIG} bitcast(%c)",
     )
     assert cost.hbm_bytes == size + size + size // 4
 
 
 def test_what_moves_the_bytes_is_known_with_its_scope():
     moving = [(each.instruction, each.scope, each.times) for each in read_program(LOOP).traffic]
-    assert moving[:2] == [("fusion.2151", "x", 3), ("all-gather.62", "", 3)]
+    assert moving[:2] == [("fusion.2151", "x", 3), ("all-gather.62", "x", 3)]
     assert sum(each.bytes * each.times for each in read_program(LOOP).traffic) == read_program(LOOP).hbm_bytes
+
+
+def test_a_copy_is_counted_to_who_reads_it_else_to_who_made_it():
+    cost = traffic(
+        f"%a = {BIG} parameter(0)",
+        f"%copy-start.1 = ({SCRATCH}, {BIG}, u32[]{{:S(2)}}) copy-start(%a)",
+        f"%copy-done.1 = {SCRATCH} copy-done(%copy-start.1)",
+        f'%b = {SCRATCH} add(%copy-done.1, %copy-done.1), metadata={{op_name="mlp/add"}}',
+        f"%copy-start.2 = ({BIG}, {SCRATCH}, u32[]{{:S(2)}}) copy-start(%b)",
+        f"ROOT %copy-done.2 = {BIG} copy-done(%copy-start.2)",
+    )
+    assert [each.scope for each in cost.traffic] == ["mlp/add", "mlp/add"]
+
+
+def test_a_kernel_reads_the_parts_of_an_array_once():
+    call = f'ROOT %b = {BIG} custom-call(%a, %a, %a), custom_call_target="tpu_custom_call"'
+    assert traffic(f"%a = {BIG} parameter(0)", call).hbm_bytes == 2 * 256 * 256 * 4
 
 
 def test_memory_is_taken_in_tiles():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.cli import main
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.tpu_attention import attend_on_tpu
 from mixformer_jax.planning.hardware import PlanError, parse_topology
 from mixformer_jax.planning.hlo import Collective, Traffic
@@ -37,6 +38,16 @@ SMALL = {
     "tracker": {"search_factor": 4.0, "num_online_templates": 1},
     "data": {"root": "nowhere"},
     "train": {"batch_size": 8},
+}
+
+
+SETTINGS = {
+    "dtype": "bfloat16",
+    "residual_dtype": "float32",
+    "remat": False,
+    "remat_policy": "nothing_saveable",
+    "accumulate": 1,
+    "quick": False,
 }
 
 
@@ -89,7 +100,7 @@ def of(topology="v5e:4x4", **changes):
         "topology": parse_topology(topology),
         "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
         "global_batch": 512,
-        "settings": {"dtype": "bfloat16", "remat": False, "accumulate": 1, "quick": False},
+        "settings": SETTINGS,
         "on_paper": False,
         "memory": Memory(100, 200, 30, 4, 5000, 60, parse_topology(topology).chip.hbm_bytes),
         "flops": 19.7e12,
@@ -166,7 +177,7 @@ def test_a_step_that_is_too_big_is_told_by_how_much_and_what_helps():
     assert "1,000 bytes too many" in made.refusal
     for help_ in ("remat=true", "--mesh 1,16,1", "accumulate=2", "smaller --global-batch"):
         assert help_ in made.refusal
-    done = of(memory=made.memory, settings={"dtype": "bfloat16", "remat": True, "accumulate": 2, "quick": False})
+    done = of(memory=made.memory, settings={**SETTINGS, "remat": True, "accumulate": 2})
     assert done.refusal is not None
     assert "remat" not in done.refusal
     assert "accumulate=4" in done.refusal
@@ -230,10 +241,28 @@ def test_gpus_on_paper(on_paper):
 
 
 def test_recomputing_costs_operations_and_saves_memory(on_paper):
-    again, kept = plan({**SMALL, "train": {"remat": True}}, "h100:1", 4), on_paper
-    assert again.flops > again.model_flops == kept.model_flops
-    assert again.memory.temporaries < kept.memory.temporaries
+    def planned(policy):
+        return plan({**SMALL, "train": {"remat": True, "remat_policy": policy}}, "h100:1", 4)
+
+    dense = "dots_with_no_batch_dims_saveable"
+    again, but_dense, kept = planned("nothing_saveable"), planned(dense), on_paper
+    assert again.flops > but_dense.flops > but_dense.model_flops == again.model_flops == kept.model_flops
+    assert again.memory.temporaries < but_dense.memory.temporaries < kept.memory.temporaries
     assert again.collectives == {}
+    assert f"recomputed ({dense})" in dict(plan_lines(but_dense))["model"]
+
+
+def test_a_narrow_stream_leaves_less_for_the_gradient(on_paper):
+    narrow = plan({**SMALL, "train": {"residual_dtype": "bfloat16"}}, "h100:8", 32)
+    assert narrow.memory.temporaries < on_paper.memory.temporaries and narrow.flops == on_paper.flops
+    with pytest.raises(ConfigError, match="no narrower than what computes on it"):
+        plan(
+            {**SMALL, "model": {**SMALL["model"], "dtype": "float32"}, "train": {"residual_dtype": "bfloat16"}},
+            "h100:1",
+            4,
+        )
+    with pytest.raises(ConfigError, match=r"nothing is recomputed: set train\.remat"):
+        plan({**SMALL, "train": {"remat_policy": "dots_saveable"}}, "h100:1", 4)
 
 
 def test_pretrainings_are_planned_by_what_their_masks_leave():

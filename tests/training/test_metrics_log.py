@@ -101,6 +101,8 @@ def test_the_watch_follows_without_holding_up():
     progress = Progress(settings, lambda step: 0.1 * step, 0, shown=False)
     with contextlib.closing(StepWatch()) as watch, progress:
         for step in range(6):
+            with watch.loading():
+                pass
             watch.before_step()
             watch.after_step(step, {}, report(float(step)), asked=15 if step == 2 else 0)
             # Never more than the last step is left unread, and it is left.
@@ -112,7 +114,23 @@ def test_the_watch_follows_without_holding_up():
     assert [(done, line["loss"]) for done, line in lines] == [(3, 1.0), (6, 4.0)]
     assert lines[1][1]["learning_rate"] == pytest.approx(0.5)
     assert all(0 <= line["outside_step"] <= 1 and line["samples_per_s"] > 0 for _, line in lines)
+    assert 0 < lines[0][1]["loader_wait"] <= 1
     assert watch.not_finite is None
+
+
+def test_a_run_says_once_which_part_waits():
+    progress = Progress(RunConfig(steps=6, batch_size=4, workers=3), lambda step: 0.1, 0, shown=False)
+    told = [
+        progress.waits({"outside_step": idle, "loader_wait": loading, "samples_per_s": 410.4})
+        for idle, loading in ((0.85, 0.8), (0.7, 0.9), (0.01, 0.3), (0.3, 0.0), (0.0, 0.0))
+    ]
+    assert told == [
+        "the device waits for the loader: no step to do in 85% of the time, 410 samples/s; train.workers is 3",
+        None,
+        "the loader waits for the device: no step to do in 1% of the time, 410 samples/s",
+        "the device waits for the host, and not for samples: no step to do in 30% of the time, 410 samples/s",
+        None,
+    ]
 
 
 class Coming:

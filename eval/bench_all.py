@@ -1,0 +1,209 @@
+"""Every figure of speed on this machine, by the programs beside this one: one table, as Markdown and JSON.
+
+    python -m eval.bench_all --out bench                   # bench.md and bench.json; under ten minutes on a GPU
+    python -m eval.bench_all --parts "stage 1,tracking"    # some of them, printed
+    python -m eval.bench_all --small                       # tiny models: that it runs; the figures tell nothing
+
+Each part is a process of its own: it has the device's memory for itself, and one that fails or takes too long loses no
+other. Their order is that of what one wants to know first; those that do not fit the time are left out, and said to be.
+For PyTorch's part: pip install torch triton. The loader's pool and the trainings' are demo clips.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from eval.bench_loading import write_clips
+from mixformer_jax.cli.console import positive
+from mixformer_jax.files import write_atomically
+from mixformer_jax.text_tables import markdown
+
+COLUMNS = ("part", "model", "what", "time", "rate", "time over ours", "more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A program of `eval`, and which columns of its table are those of this one.
+
+    Attributes:
+        program: module.
+        options, small: its arguments; with `--small` those too, or in their place.
+        what: column with what is timed.
+        time: column and unit.
+        rate: column and unit.
+        ratio: column that compares with ours.
+        more: columns worth a look.
+        variables: of the environment.
+    """
+
+    program: str
+    options: tuple[str, ...]
+    small: tuple[str, ...]
+    what: str
+    time: tuple[str, str] = ("ms", "ms")
+    rate: tuple[str, str] | None = None
+    ratio: str | None = None
+    more: tuple[str, ...] = ()
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def row(self, name: str, cells: Mapping[str, str]) -> tuple[str, ...]:
+        """A row of the table out of one of the program's."""
+
+        def with_unit(column: tuple[str, str] | None) -> str:
+            cell = cells.get(column[0], "") if column else ""
+            return f"{cell} {column[1]}" if column and cell else ""
+
+        model = next((cells[key] for key in ("config", "model") if key in cells), "")
+        more = ", ".join(f"{key} {cells[key]}" for key in self.more if cells[key])
+        ratio = cells[self.ratio] if self.ratio else ""
+        return name, model, cells[self.what], with_unit(self.time), with_unit(self.rate), ratio, more
+
+
+TINY = tuple(
+    f"--config.model.{each}"
+    for each in ("depth=1", "width=32", "num_heads=2", "head_width=16", "search_size=64", "template_size=32")
+)
+CLIPS_ALONE = tuple(f"--config.data.{each}" for each in ("mix.still=0", "mix.pasted=0", "mix.region=0"))
+IN_POOL = ("--config.data.exclude=()", "--config.data.groups=()", *CLIPS_ALONE)
+_of_step = functools.partial(Part, what="step", ratio="time over ours")
+training = functools.partial(_of_step, rate=("samples/s", "samples/s"), more=("MFU", "temporary GB"))
+tracking = functools.partial(_of_step, rate=("boxes/s", "boxes/s"), more=("dtype", "online"))
+SMALL_STEP = ("--batch", "2", "--turns", "1")
+PARTS = {
+    "stage 1": training("bench_train", ("--configs", "mixvit_b", "--turns", "8"), (*SMALL_STEP, *TINY)),
+    "tracking": tracking(
+        "bench_step",
+        ("--models", "mixvit_b_online", "--turns", "8"),
+        ("--models", "mixvit_nano", "--turns", "1"),
+    ),
+    "TrackMAE": training(
+        "bench_train",
+        ("--configs", "trackmae_vit_b", "--turns", "8"),
+        ("--configs", "trackmae_tiny", *SMALL_STEP, "--config.autoencoder.model.depth=1"),
+    ),
+    "32 targets": tracking(
+        "bench_step",
+        ("--models", "mixvit_b_online", "--targets", "32", "--turns", "5"),
+        ("--models", "mixvit_nano", "--targets", "2", "--turns", "1"),
+    ),
+    "frame by stage": Part(
+        "speed",
+        ("--model", "mixvit_b_online", "--turns", "5"),
+        ("--model", "mixvit_nano", "--turns", "1"),
+        what="stage",
+        rate=("targets/s", "targets/s"),
+        more=("peak",),
+    ),
+    "second start": Part(
+        "bench_start",
+        ("--root", "{pool}", *CLIPS_ALONE, "--config.train.batch_size=64"),
+        ("--train", "mixvit_nano", "--config.train.batch_size=2", *TINY),
+        what="run",
+        time=("seconds", "s"),
+        ratio="over the first",
+        more=("command",),
+    ),
+    "loader": Part(
+        "bench_rendering",
+        ("--root", "{pool}", *IN_POOL, "--turns", "5"),
+        ("--config", "mixvit_nano", "--turns", "1", "--config.train.batch_size=2", *TINY),
+        what="samples",
+        time=("", ""),
+        rate=("samples/s", "samples/s"),
+        more=("times the step's", "cores"),
+    ),
+    "modules": Part(
+        "bench_train",
+        ("--configs", "mixvit_b", "--modules"),
+        (*SMALL_STEP, *TINY),
+        what="module",
+        more=("share",),
+        variables={"XLA_FLAGS": "--xla_gpu_enable_command_buffer="},
+    ),
+}
+
+
+def read_tables(file: Path) -> list[dict[str, str]]:
+    """The rows of all Markdown tables of a file, by column."""
+    rows: list[dict[str, str]] = []
+    columns: list[str] = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
+        if cells and set(cells) == {"---"}:
+            continue
+        if cells and columns:
+            rows.append(dict(zip(columns, cells, strict=True)))
+        columns = columns or cells if cells else []
+    return rows
+
+
+def run_part(part: Part, small: bool, pool: Path, seconds: float) -> tuple[list[dict[str, str]], str | None]:
+    """The rows of its table, and what went wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        table, said = Path(folder) / "table.md", Path(folder) / "said"
+        options = [each.replace("{pool}", str(pool)) for each in (*part.options, *(part.small if small else ()))]
+        command = [sys.executable, "-m", f"eval.{part.program}", *options, "--append", str(table)]
+        with said.open("wb") as log:
+            try:
+                status = subprocess.run(
+                    command, env={**os.environ, **part.variables}, stdout=log, stderr=log, timeout=seconds
+                ).returncode
+                wrong = f"status {status}: {said.read_text(errors='replace')[-1000:]}" if status else None
+            except subprocess.TimeoutExpired:
+                wrong = f"took more than the {seconds:.0f} s that were left"
+        return read_tables(table), wrong
+
+
+def main(arguments: list[str] | None = None) -> int:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md and NAME.json (default: prints alone)")
+    parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="tiny models and one turn")
+    parser.add_argument("--minutes", type=positive, default=10, help="for all parts (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    names = args.parts.split(",")
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        parser.error(f"--parts {','.join(unknown)}: expected some of {','.join(PARTS)}")
+    began = time.monotonic()
+    found: dict[str, list[dict[str, str]]] = {}
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Path(folder)
+        if any("{pool}" in PARTS[name].options for name in names):
+            write_clips(pool / "videos", clips=1 if args.small else 6)
+        for name in names:
+            left = 60 * args.minutes - (time.monotonic() - began)
+            print(f"{name}: {left:.0f} s are left", file=sys.stderr, flush=True)
+            found[name], wrong = run_part(PARTS[name], args.small, pool, max(1.0, left))
+            if wrong:
+                failed[name] = wrong
+                print(f"{name}: {wrong}", file=sys.stderr, flush=True)
+    table = one_table(found)
+    print(table, end="")
+    if args.out is not None:
+        record = {"small": args.small, "seconds": time.monotonic() - began, "parts": found, "failed": failed}
+        write_atomically(args.out.with_name(f"{args.out.name}.md"), table)
+        write_atomically(args.out.with_name(f"{args.out.name}.json"), json.dumps(record, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+def one_table(found: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
+    """The rows of all parts in Markdown, below the devices and versions that they name."""
+    rows = [row for of_part in found.values() for row in of_part]
+    about = [dict.fromkeys(row[key] for row in rows if key in row) for key in ("date", "device", "versions")]
+    lines = [PARTS[name].row(name, cells) for name, of_part in found.items() for cells in of_part]
+    return f"{'; '.join(', '.join(each) for each in about if each)}\n\n{markdown([COLUMNS, *lines])}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

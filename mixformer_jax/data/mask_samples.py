@@ -1,0 +1,216 @@
+"""Pairs of crops with the target's mask, as Alpha-Refine trains on them, from photographs and videos with masks.
+
+A photograph serves as template and search frame both; of a video these are two frames not far apart.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, UInt8
+
+from mixformer_jax.boxes import xywh_to_xyxy
+from mixformer_jax.crops import box_in_stretched_crop, stretched_crop
+from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.masks import mask_box_xywh
+from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
+from mixformer_jax.typed_settings import (
+    ConfigError,
+    Count,
+    CropFactor,
+    NaturalNumber,
+    NotNegative,
+    Share,
+    ShareBelowOne,
+    TypedSettings,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskDataConfig(TypedSettings):
+    """What a training on masks sees.
+
+    Attributes:
+        root: photographs at any depth, NAME.jpg with NAME.png beside it: 0 background, then instances; those without a
+            mask are passed over. None: no photographs.
+        videos: folder in the layout of DAVIS and YouTube-VOS, JPEGImages/SEQUENCE/00000.jpg and
+            Annotations/SEQUENCE/00000.png. None: no videos.
+        video_share: share of samples from videos, where there are both.
+        held_out_every: every so-many-th photograph, or sequence, is held out to validate on; 0: none.
+        max_interval: frames between the two of a video's pair.
+        min_pixels: smaller targets are passed over (YouTube-VOS: 1000).
+        factor: sides of the crops over those of the box.
+        scale_jitter: deviation of the logarithm of the search box's width and of its height.
+        centre_jitter: reach of its centre, over sqrt(width * height); half of it in either direction.
+        brightness: of each crop is within 1 - brightness to 1 + brightness.
+        max_bad_share: training stops when more than this share of samples had to be replaced because of files that
+            cannot be read.
+    """
+
+    root: str | None = None
+    videos: str | None = None
+    video_share: Share = 0.25
+    held_out_every: NaturalNumber = 10
+    max_interval: Count = 50
+    min_pixels: Count = 1000
+    factor: CropFactor = 2.0
+    scale_jitter: NotNegative = 0.25
+    centre_jitter: NotNegative = 0.25
+    brightness: ShareBelowOne = 0.2
+    max_bad_share: Share = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.root is None and self.videos is None:
+            raise ConfigError("data names neither a root with photographs nor videos; there is nothing to train on")
+
+
+class Still(NamedTuple):
+    """A frame and its annotated regions."""
+
+    image: Path
+    labels: Path
+
+
+def read_labels(path: Path) -> Int32[np.ndarray, "h w"]:
+    """Instances of an annotation image, 0 being the background; of a coloured one each colour but black is one.
+
+    Raises DatasetError for a file that is missing or no image.
+    """
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if labels is None:
+        raise DatasetError(f"{path}: missing or no image; expected instances as an image, 0 for the background")
+    if labels.ndim == 2:
+        return labels.astype(np.int32)
+    # A palette is read as its colours.
+    blue, green, red = (labels[..., channel].astype(np.int32) for channel in range(3))
+    return red + 256 * (green + 256 * blue)
+
+
+class MaskSamples:
+    """Samples by index: sample i of a seed is one thing on every machine. Safe to call from threads and processes.
+
+    Args:
+        config: what to draw, and how.
+        size: side of the crops, pixels.
+        seed: of the draws.
+        held_out: samples to validate on: what is held out, with the same jitter and the brightness as it is.
+    """
+
+    for_processes = True
+
+    def __init__(self, config: MaskDataConfig, size: int, seed: int, held_out: bool = False) -> None:
+        """Lists the files; DatasetError where there are none."""
+        self.config, self.size, self.seed, self.held_out = config, size, seed, held_out
+        # Every photograph is a sequence of one frame.
+        photographs = [] if config.root is None else [(still,) for still in _photographs(Path(config.root))]
+        videos = [] if config.videos is None else _videos(Path(config.videos))
+        self._photographs, self._videos = (self._part(each) for each in (photographs, videos))
+        if not (self._photographs or self._videos):
+            kept = "held out" if held_out else "left to train on"
+            raise DatasetError(f"{config.root or config.videos}: no photograph or video with masks is {kept}")
+
+    def _part(self, found: Sequence[Sequence[Still]]) -> list[Sequence[Still]]:
+        every = self.config.held_out_every
+        return [each for number, each in enumerate(found) if (every > 0 and number % every == 0) == self.held_out]
+
+    def sample(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index`: template and search uint8 [S, S, 3], box_xyxy float32 [4] of the target in the template's
+        pixels, mask uint8 [S, S] of 0 and 1 on the search crop."""
+        return self.render(index).sample
+
+    def render(self, index: int) -> Rendered:
+        """Sample `index` with the faults met on the way; DatasetError where nothing that was drawn can be used."""
+        rng, faults = np.random.default_rng((self.seed, index)), []
+        has_both = bool(self._photographs and self._videos)
+        of_video = rng.random() < self.config.video_share if has_both else bool(self._videos)
+        sources = self._videos if of_video else self._photographs
+        for _ in range(MAX_REDRAWS):
+            frames = sources[int(rng.integers(len(sources)))]
+            try:
+                sample = self._draw(rng, frames)
+            except (DatasetError, SourceError) as error:
+                faults.append(str(error))
+                continue
+            if sample is not None:
+                return Rendered("videos" if of_video else "photographs", sample, tuple(faults))
+        last = f"; the last file that cannot be read: {faults[-1]}" if faults else ""
+        raise DatasetError(
+            f"sample {index} of seed {self.seed}: none of {MAX_REDRAWS} draws met a target of "
+            f"{self.config.min_pixels} pixels (data.min_pixels){last}"
+        )
+
+    def _draw(self, rng: np.random.Generator, frames: Sequence[Still]) -> dict[str, np.ndarray] | None:
+        """A pair of a random target; None where the frames that were drawn show none."""
+        at = int(rng.integers(len(frames)))
+        image, labels = _read(frames[at])
+        instances = [each for each in np.unique(labels[labels > 0]).tolist() if self._is_large(labels == each)]
+        if not instances:
+            return None
+        chosen = instances[int(rng.integers(len(instances)))]
+        template, box_xywh = image, mask_box_xywh(labels == chosen)
+        if len(frames) > 1:
+            reach = self.config.max_interval
+            near = [i for i in range(max(0, at - reach), min(len(frames), at + reach + 1)) if i != at]
+            image, labels = _read(frames[near[int(rng.integers(len(near)))]])
+            if not self._is_large(labels == chosen):
+                return None
+        mask = labels == chosen
+        around = self._jittered(rng, mask_box_xywh(mask))
+        factor, size = self.config.factor, self.size
+        return {
+            "template": self._lit(rng, stretched_crop(template, box_xywh, factor, size)),
+            "box_xyxy": xywh_to_xyxy(box_in_stretched_crop(box_xywh, box_xywh, factor, size)),
+            "search": self._lit(rng, stretched_crop(image, around, factor, size)),
+            # OpenCV rounds its bytes: the mask stays 0 and 1.
+            "mask": stretched_crop(mask.astype(np.uint8), around, factor, size),
+        }
+
+    def _is_large(self, mask: Bool[np.ndarray, "h w"]) -> bool:
+        return int(np.count_nonzero(mask)) >= self.config.min_pixels
+
+    def _jittered(self, rng: np.random.Generator, box_xywh: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "4"]:
+        sides = np.maximum(1.0, box_xywh[2:] * np.exp(self.config.scale_jitter * rng.standard_normal(2)))
+        reach = np.sqrt(sides.prod()) * self.config.centre_jitter
+        centre = box_xywh[:2] + box_xywh[2:] / 2 + reach * rng.uniform(-0.5, 0.5, 2)
+        return np.concatenate([centre - sides / 2, sides])
+
+    def _lit(self, rng: np.random.Generator, crop: UInt8[np.ndarray, "s s 3"]) -> UInt8[np.ndarray, "s s 3"]:
+        if self.held_out:
+            return crop
+        factor = rng.uniform(1 - self.config.brightness, 1 + self.config.brightness)
+        return np.clip(np.rint(crop * factor), 0, 255).astype(np.uint8)
+
+
+def _read(still: Still) -> tuple[UInt8[np.ndarray, "h w 3"], Int32[np.ndarray, "h w"]]:
+    image, labels = read_image(still.image), read_labels(still.labels)
+    if image.shape[:2] != labels.shape:
+        raise DatasetError(f"{still.labels}: {labels.shape} pixels; expected {image.shape[:2]}, as {still.image.name}")
+    return image, labels
+
+
+def _photographs(root: Path) -> list[Still]:
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; expected one with photographs NAME.jpg and their masks NAME.png")
+    walk = os.walk(root, followlinks=True)
+    paths = sorted(Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".jpg"))
+    return [Still(path, path.with_suffix(".png")) for path in paths if path.with_suffix(".png").is_file()]
+
+
+def _videos(root: Path) -> list[tuple[Still, ...]]:
+    images, annotations = root / "JPEGImages", root / "Annotations"
+    if not (images.is_dir() and annotations.is_dir()):
+        raise DatasetError(f"{root}: expected the folders JPEGImages and Annotations, as in DAVIS and YouTube-VOS")
+    found = []
+    for folder in sorted(path for path in annotations.iterdir() if path.is_dir()):
+        frames = {path.stem: path for path in (images / folder.name).glob("*") if path.suffix in IMAGE_SUFFIXES}
+        labels = sorted(folder.glob("*.png"))
+        stills = tuple(Still(frames[path.stem], path) for path in labels if path.stem in frames)
+        if len(stills) > 1:
+            found.append(stills)
+    return found
