@@ -82,7 +82,7 @@ PARTS = {
     "tracking": tracking(
         "bench_step",
         ("--models", "mixvit_b_online", "--turns", "8"),
-        ("--models", "mixvit_nano", "--turns", "1"),
+        ("--depth", "1", "--turns", "1"),
     ),
     "TrackMAE": training(
         "bench_train",
@@ -92,7 +92,7 @@ PARTS = {
     "32 targets": tracking(
         "bench_step",
         ("--models", "mixvit_b_online", "--targets", "32", "--turns", "5"),
-        ("--models", "mixvit_nano", "--targets", "2", "--turns", "1"),
+        ("--depth", "1", "--targets", "2", "--turns", "1"),
     ),
     "frame by stage": Part(
         "speed",

@@ -227,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = bench_parser(__doc__, turns=30)
     parser.add_argument("--models", default="mixvit_b_online,mixcvt_online", help="sizes, separated by commas")
     parser.add_argument("--targets", type=positive, default=1, help="targets in one batched step")
+    parser.add_argument("--depth", type=positive, help="other blocks of the last stage than the size has")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="ours; default: float32 on a CPU")
     args = parser.parse_args(arguments)
     dtype: ComputeDtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -237,6 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_append(args.append)
         for name in args.models.split(","):
             config = dataclasses.replace(size_config(name), dtype=dtype)
+            config = config if args.depth is None else dataclasses.replace(config, depth=args.depth)
             rows = bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty())
             tell_rows(COLUMNS, rows, slice(3, -1), args.append)
     except (ValueError, OSError) as error:

@@ -10,7 +10,7 @@ Not run at this size yet.
 """
 
 from ml_collections import ConfigDict
-from recipe import mae_schedule, tracking_data
+from recipe import KEPT, mae_schedule, tracking_data
 
 from mixformer_jax.models.sizes import size_config
 
@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
     model = size_config("mixvit_l").to_dict() | {"drop_path": 0.0, "dtype": "bfloat16"}
     config.autoencoder = {"model": model, "num_templates": 2}
     config.data = tracking_data(search_factor=5.0)
-    config.train = mae_schedule(800 * 60_000, 1024)
+    config.train = mae_schedule(800 * 60_000, 1024) | KEPT
     return config

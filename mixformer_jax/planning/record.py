@@ -215,6 +215,8 @@ def does_not_fit(
     changes = []
     if not settings["remat"]:
         changes.append("recompute activations (--config.train.remat=true)")
+    elif settings["remat_policy"] != "nothing_saveable":
+        changes.append("recompute all of them (--config.train.remat_policy=nothing_saveable)")
     if mesh["fsdp"] == 1 and mesh["data"] > 1:
         changes.append(f"split the state (--mesh 1,{mesh['data']},{mesh['tensor']})")
     changes += [

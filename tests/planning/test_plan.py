@@ -180,6 +180,8 @@ def test_a_step_that_is_too_big_is_told_by_how_much_and_what_helps():
     done = of(memory=made.memory, settings={**SETTINGS, "remat": True, "accumulate": 2})
     assert done.refusal is not None
     assert "remat" not in done.refusal
+    partly = of(memory=made.memory, settings={**SETTINGS, "remat": True, "remat_policy": "dots_saveable"})
+    assert partly.refusal is not None and "remat_policy=nothing_saveable" in partly.refusal
     assert "accumulate=4" in done.refusal
     assert of().refusal is None
 
