@@ -438,7 +438,9 @@ def test_any_part_of_a_source(twelve, start, end, stride, backward):
 def test_part_that_is_not_there(twelve):
     for backward in (False, True):
         with pytest.raises(SourceError, match="there is no frame 20"):
-            list(SelectedFrames(twelve, start=20, backward=backward))
+            list(SelectedFrames(twelve, start=20, backward=backward).timed())
+    with pytest.raises(SourceError, match="there is no frame 13"):
+        list(SelectedFrames(twelve, end=13, backward=True).timed())
     for start, end, stride, backward in ((0, None, 1, False), (1, None, 0, False), (5, 4, 1, False), (4, 5, 1, True)):
         with pytest.raises(ValueError, match=r"start|stride"):
             SelectedFrames(twelve, start, end, stride, backward)

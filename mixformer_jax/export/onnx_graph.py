@@ -276,6 +276,11 @@ class _Graph:
         axis = params["axis"]
         return self._node("Concat", [self._node("Unsqueeze", [x, self._integers([axis])]) for x in names], axis=axis)
 
+    def _unstack(self, names: list[str], shapes: Any, params: Mapping[str, Any]) -> list[str]:
+        axis, count = params["axis"], shapes[0][params["axis"]]
+        parts = self._nodes("Split", [names[0], self._integers([1] * count)], count, axis=axis)
+        return [self._node("Squeeze", [part, self._integers([axis])]) for part in parts]
+
     def _tile(self, names: list[str], _shapes: Any, params: Mapping[str, Any]) -> str:
         return self._node("Tile", [names[0], self._integers(params["reps"])])
 

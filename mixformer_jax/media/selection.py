@@ -51,7 +51,11 @@ class SelectedFrames(FrameSource):
     def timed(self) -> Iterator[TimedFrame]:
         """See `FrameSource`."""
         if self._backward:
-            yield from self._source.backward(self._start, self._end or 1, self._stride)
+            end, frame = self._end or 1, None
+            for frame in self._source.backward(self._start, end, self._stride):
+                yield frame
+            if frame is None:
+                raise SourceError(f"{self.name}: there is no frame {end}")
             return
         start = wanted = self._start or 1
         number = 0

@@ -7,12 +7,15 @@ head brings them, level by level, to the mask of the target on the crop. The cro
 
 import dataclasses
 import functools
-from typing import Annotated, Any, cast
+import math
+from typing import Annotated, cast
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+import numpy as np
+from einops import rearrange
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mixformer_jax.models.heads import precise_roi_pool
@@ -91,31 +94,18 @@ def _mean(maps: Maps) -> Float[Array, "b 1 1 c"]:
     return jnp.mean(maps, axis=(1, 2), keepdims=True)
 
 
-# As in PyTorch, weights and biases are uniform within 1 / sqrt(fan-in).
-_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_RESNET = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-
 def _conv(maps: Maps, features: int, size: int, name: str, bias: bool = True) -> Float[Array, "b h w d"]:
     """A convolution of the calling module that keeps the map's size."""
-    reach = (size * size * maps.shape[-1]) ** -0.5
-
-    def bias_init(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -reach, reach)
-
-    conv = functools.partial(nn.Conv, features, (size, size), padding=size // 2, use_bias=bias)
-    return conv(kernel_init=_UNIFORM, bias_init=bias_init, name=name)(maps)
+    return nn.Conv(features, (size, size), padding=size // 2, use_bias=bias, name=name)(maps)
 
 
 class BatchNorm(nn.Module):
     """Batch norm with PyTorch's statistics: the tracked variance is the unbiased one (Flax's is not), momentum 0.1."""
 
-    scale_init: nn.initializers.Initializer = nn.initializers.ones
-
     @nn.compact
     def __call__(self, x: Maps, *, train: bool) -> Maps:
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels)
+        scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         tracked_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         tracked_var = self.variable("batch_stats", "var", jnp.ones, channels)
@@ -140,7 +130,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: Maps, *, train: bool) -> Float[Array, "b out_h out_w out_c"]:
         def conv_norm(maps: Maps, features: int, size: int, stride: int, name: str) -> Array:
-            conv = nn.Conv(features, (size, size), stride, size // 2, use_bias=False, kernel_init=_RESNET, name=name)
+            conv = nn.Conv(features, (size, size), stride, size // 2, use_bias=False, name=name)
             return BatchNorm(name=f"{name}_norm")(conv(maps), train=train)
 
         branch = nn.relu(conv_norm(x, self.width, 1, 1, "conv1"))
@@ -157,7 +147,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"], *, train: bool) -> Float[Array, "b out_h out_w c"]:
-        x = nn.Conv(self.width, (7, 7), 2, 3, use_bias=False, kernel_init=_RESNET, name="conv")(images)
+        x = nn.Conv(self.width, (7, 7), 2, 3, use_bias=False, name="conv")(images)
         x = nn.relu(BatchNorm(name="norm")(x, train=train))
         return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
@@ -224,8 +214,7 @@ class Correlation(nn.Module):
         self.sow("intermediates", "attention", attention)
         mixed = jnp.einsum("bnm,bmc->bnc", attention, values, precision=highest)
         mixed = rearrange(mixed, "b (h w) c -> b h w c", h=height, w=width)
-        # The block starts as the identity.
-        branch = BatchNorm(nn.initializers.zeros, name="expand_norm")(_conv(mixed, channels, 1, "expand"), train=train)
+        branch = BatchNorm(name="expand_norm")(_conv(mixed, channels, 1, "expand"), train=train)
         self.sow("intermediates", "branch", branch)
         return branch
 
@@ -333,7 +322,25 @@ class AlphaRefine(nn.Module):
 
     @nn.nowrap
     def initial_values(self, key: PRNGKeyArray) -> dict:
-        """What `init_variables` computes, to be traced."""
+        """What `init_variables` computes, to be traced.
+
+        The ResNet's kernels are normal with variance 2 / (k * k * out), other kernels and biases uniform within
+        1 / sqrt(fan-in), as in PyTorch; the non-local block is the identity.
+        """
         size = self.config.crop_size
-        images, boxes_xyxy = jnp.zeros((1, size, size, 3)), repeat(jnp.array([0.25, 0.25, 0.75, 0.75]), "c -> 1 c")
-        return dict(self.init(key, images, boxes_xyxy * size, images))
+        images, boxes_xyxy = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 4))
+        shapes = flatten_dict(jax.eval_shape(self.init, key, images, boxes_xyxy, images))
+        kernels = {path[:-1]: value.shape for path, value in shapes.items() if path[-1] == "kernel"}
+        ones = {path for path in shapes if path[-1] in ("scale", "var") and path[-2:] != ("expand_norm", "scale")}
+        values = {path: jnp.full(value.shape, float(path in ones)) for path, value in shapes.items()}
+        uniform = functools.partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+        for in_resnet, part_key in zip((True, False), jax.random.split(key), strict=True):
+            paths = [path for path in shapes if path[:-1] in kernels and (path[1] == "backbone") == in_resnet]
+            sizes = [math.prod(shapes[path].shape) for path in paths]
+            # One draw for all: XLA takes a minute to compile one for each.
+            noise = jax.random.normal(part_key, (sum(sizes),)) if in_resnet else uniform(part_key, (sum(sizes),))
+            for path, part in zip(paths, jnp.split(noise, np.cumsum(sizes)[:-1]), strict=True):
+                height, width, fan_in, fan_out = kernels[path[:-1]]
+                reach = (2 / (height * width * fan_out)) ** 0.5 if in_resnet else (height * width * fan_in) ** -0.5
+                values[path] = reach * part.reshape(shapes[path].shape)
+        return unflatten_dict(values)

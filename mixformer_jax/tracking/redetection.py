@@ -1,7 +1,8 @@
 """Looking for lost targets: a ladder of regions over the whole frame, one at a time. Not in the paper.
 
 The targets' sizes change slowly, so that a box of quite another size than the last good one scores 0: it makes a target
-lost, is no online template, and is not what was looked for.
+lost, is no online template, and is not what was looked for. A zoom or a cut changes them at once: where the tracker
+finds the target of another size within a frame or two of a good box, and goes on to score well, the size is believed.
 
 While a target is lost, the tracker goes on around its last box, and on every `redetect_every`-th frame it also looks at
 the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers the frame, the
@@ -27,6 +28,8 @@ MOST_COLUMNS, MOST_ROWS = 5, 4
 # A box is not the target's if its size (square root of its area) differs from the last good one's by more than this
 # factor, which grows with every frame since then.
 SIZE_CHANGE, SIZE_CHANGE_A_FRAME = 1.6, 1.005
+# Unless so many frames in a row have scored well, with at most so many others between them and the last good one.
+BELIEVED_AFTER, MOST_BETWEEN = 4, 2
 
 
 class Redetection(NamedTuple):
@@ -38,6 +41,7 @@ class Redetection(NamedTuple):
     return_xywh: Float[Array, "n 4"]  # where to go back to if a find is not confirmed
     frames: Int32[Array, " n"]  # lost frames so far; 0 for targets that are not lost
     since_good: Int32[Array, " n"]  # frames since `good_xywh`
+    in_a_row: Int32[Array, " n"]  # of these, the last ones that scored well whatever their boxes' sizes
     is_pending: Bool[Array, " n"]  # whether a find is to be confirmed by the next frame
 
 
@@ -45,7 +49,7 @@ def start_redetection(boxes_xywh: Float[Array, "n 4"]) -> Redetection:
     """Before the first frame after the given one."""
     nobody = jnp.zeros(len(boxes_xywh), bool)
     zero = nobody.astype(jnp.int32)
-    return Redetection(boxes_xywh, nobody, boxes_xywh, boxes_xywh, zero, zero, nobody)
+    return Redetection(boxes_xywh, nobody, boxes_xywh, boxes_xywh, zero, zero, zero, nobody)
 
 
 class Located(NamedTuple):
@@ -76,6 +80,21 @@ def plausible_scores(
     return jnp.where((whole < most) & (seen > 1 / most), scores, 0.0)
 
 
+def judge_sizes(
+    settings: TrackerConfig,
+    redetection: Redetection,
+    boxes_xywh: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    frame_size: Int32[Array, "*each 2"],
+    margins: Float[Array, " n"],
+) -> tuple[Redetection, Float[Array, " n"]]:
+    """The scores of what was found around the last boxes, by `plausible_scores` unless their sizes are believed."""
+    in_a_row = jnp.where(scores > settings.candidate_above, redetection.in_a_row + 1, 0)
+    believed = (in_a_row >= BELIEVED_AFTER) & (redetection.since_good + 1 - in_a_row <= MOST_BETWEEN)
+    plausible = plausible_scores(redetection, boxes_xywh, scores, frame_size, margins)
+    return redetection._replace(in_a_row=in_a_row), jnp.where(believed, scores, plausible)
+
+
 def _cut(boxes_xywh: Float[Array, "n 4"], frame_size: Int32[Array, "*each 2"]) -> Bool[Array, "n 2"]:
     """Whether boxes reach to within a pixel of the frame's border, by axis."""
     width_height = jnp.broadcast_to(frame_size, (len(boxes_xywh), 2))[:, ::-1]
@@ -102,7 +121,7 @@ def choose_boxes(
         settings: of the tracker.
         redetection: before this frame.
         before_xywh: the targets' boxes before this frame.
-        near: around these, with `plausible_scores`.
+        near: around these, with scores by `judge_sizes`.
         elsewhere: around `redetection.look_xywh`; counts for targets that look alone.
         lost: which targets counted as lost before this frame.
         frame_size: height and width, or a row of them a target.
@@ -125,6 +144,7 @@ def choose_boxes(
         return_xywh=jnp.where(takes[:, None], before_xywh, redetection.return_xywh),
         frames=jnp.where(lost & ~found, redetection.frames + 1, 0),
         since_good=jnp.where(is_good, 0, redetection.since_good + 1),
+        in_a_row=jnp.where(is_good, 0, redetection.in_a_row),
         is_pending=takes,
     )
     return after, boxes_xywh, scores, found, takes | redetection.is_pending

@@ -25,8 +25,8 @@ from mixformer_jax.tracking.redetection import (
     Located,
     Redetection,
     choose_boxes,
+    judge_sizes,
     plan_look,
-    plausible_scores,
     start_redetection,
 )
 
@@ -282,7 +282,7 @@ def _apply_rules(
     if before is None or scores is None:
         return TrackPrediction(boxes_xywh, boxes_cxcywh, scores, None, None), _Changed(frame_index)
     if redetection is not None:
-        scores = plausible_scores(redetection, boxes_xywh, scores, frame_size, state.clip_margins)
+        redetection, scores = judge_sizes(settings, redetection, boxes_xywh, scores, frame_size, state.clip_margins)
     memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
     if redetection is not None and elsewhere is not None:

@@ -205,14 +205,7 @@ class Experiment:
             raise ConfigError(f"a config has the sections {sorted(sections)}; this one has {sorted(config)}")
         model = MixFormerConfig.from_dict(config["model"])
         tracker = TrackerConfig.from_dict(config["tracker"])
-        derived = {
-            "template_size": model.template_size,
-            "search_size": model.search_size,
-            "template_factor": tracker.template_factor,
-            "search_factor": tracker.search_factor,
-            "num_online_templates": tracker.num_online_templates,
-        }
-        data = data_section(config["data"], derived, "the model and tracker sections do")
+        data = data_section(config["data"], crop_settings(model, tracker), "the model and tracker sections do")
         train = dataclass_from_mapping(TrainConfig, config["train"], "train")
         train.check_model(model)
         if train.corner_weight and model.head == "query":
@@ -237,6 +230,17 @@ class Experiment:
                     "train.stage 'score' trains the score module alone: train.init must name stage 1's run"
                 )
         return cls(model=model, tracker=tracker, data=data, train=train)
+
+
+def crop_settings(model: MixFormerConfig, tracker: TrackerConfig) -> dict[str, Any]:
+    """What the crops of samples take over from a model and its tracker."""
+    return {
+        "template_size": model.template_size,
+        "search_size": model.search_size,
+        "template_factor": tracker.template_factor,
+        "search_factor": tracker.search_factor,
+        "num_online_templates": tracker.num_online_templates,
+    }
 
 
 def data_section(values: Any, derived: Mapping[str, Any], who: str) -> DataConfig:

@@ -32,7 +32,7 @@ from mixformer_jax.training.folder import (
     save_evidence,
     writing,
 )
-from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_tensorboard, import_wandb
+from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
@@ -118,20 +118,22 @@ def _run(
         Checkpoints(out / CHECKPOINTS_NAME, settings.keep_latest, settings.keep_every) as checkpoints,
         peers.telling(),
         one_opencv_thread(),
+        contextlib.ExitStack() as opened,
     ):
-        # --- start ---
+        # --- compile, while all else is read and made ---
         check_folder(out, experiment)
-        state, data_state, origin = first_state(objective, settings, program, checkpoints)
-        first_step = int(state.step)
+        compiling = None
+        if max(checkpoints.steps(), default=0) < settings.steps:
+            compiling = _in_thread(program.step.lower(program.state, program.batch))
+
+        # --- start ---
+        state, first_step, data_state, origin = first_state(objective, settings, program, checkpoints)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")
             if settings.export == "last" or not weights.exists():
                 _export(objective, weights, state.shipped)
             return weights
-
-        # --- compile, while data are read ---
-        compiling = _in_thread(program.step.lower(program.state, program.batch))
 
         # --- data ---
         samples = objective.samples()
@@ -143,14 +145,15 @@ def _run(
             process_index=part[0],
             process_count=part[1],
         )
+        opened.enter_context(contextlib.closing(stream))
         if data_state is not None:
             stream.set_state(data_state)
         to_mesh = to_devices(samples, mesh, settings.batch_size)
         del samples  # worker processes have the pool where they share it, and this one need not hold another
         stream.start()
         validation = Validation(objective, settings, program, part)
-        if is_first():
-            import_tensorboard()
+        # Where the newest checkpoint cannot be restored, there is more to do than it seemed.
+        compiling = compiling or _in_thread(program.step.lower(program.state, program.batch))
         step_program, seconds = compiling.result()
         tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {seconds:.1f} s")
 
@@ -161,7 +164,6 @@ def _run(
         largest_of = largest(mesh)
         best_of_all = checkpoints.best()
         with (
-            contextlib.closing(stream),
             contextlib.closing(StepWatch()) as watch,
             log,
             progress,

@@ -1,5 +1,6 @@
 """A run's metrics: JSON lines, TensorBoard, Weights & Biases where asked for, and the curve to look at."""
 
+import functools
 import io
 import json
 import uuid
@@ -33,8 +34,15 @@ class MetricsLog:
         self._folder, self._lines = folder, folder / LINES_NAME
         kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
         write_atomically(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = import_tensorboard().SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._first_step = first_step
         self._wandb = _wandb_run(wandb_project, folder, config) if wandb_project else None
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        # Once steps are on their way: it imports PyTorch, where that is installed, for seconds.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Appends one event."""
@@ -63,7 +71,8 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._board.close()
+        if "_board" in vars(self):
+            self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
 
@@ -92,13 +101,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-
-
-def import_tensorboard() -> Any:
-    """The package `tensorboardX`. It imports PyTorch where that is installed, for seconds."""
-    import tensorboardX
-
-    return tensorboardX
 
 
 def import_wandb() -> Any:

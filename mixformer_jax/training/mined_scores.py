@@ -30,6 +30,7 @@ from tqdm import tqdm
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.weights import Weights, load_weights
+from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import whole_file
@@ -46,6 +47,7 @@ from mixformer_jax.training.mining import (
     cut_patches,
     join,
     mine,
+    mine_pairs,
     scenes_of,
 )
 from mixformer_jax.training.start import start_from
@@ -55,7 +57,8 @@ OTHER_BOXES = 0.3  # share of boxes that are drawn
 DROPOUT = 0.1  # of tokens; the module itself has none
 EMA = 0.99
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 7e-4, 0.05, 1.0
-CLIP_SHARE = 0.3  # of the samples that are drawn; clips are many, and easier than videos
+# Of the samples that are drawn: videos, rendered clips, pairs of photographs. Clips are many, and easier than videos.
+SHARES = (0.7, 0.15, 0.15)
 CALIBRATED_ON = 5  # one scene of so many is left out of training
 LARGEST_GRADIENT = 1e-3  # of the calibration's loss, where it has converged
 
@@ -80,7 +83,7 @@ def mine_all(
             used; a file of samples cannot be read.
     """
     path = find_weights(source)
-    network, digest = Network(load_weights(path)), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    network, digest = Network(load_weights(path)), _digest(path)
     scene = scenes_of(dataset.keys, groups)
     if len(set(scene.values())) < 2:
         raise DatasetError(
@@ -96,9 +99,27 @@ def mine_all(
         others = [patches[name] for name in dataset.keys if scene[name] != scene[sequence.name]]
         rng = np.random.default_rng((seed, *sequence.name.encode()))
         mined = mine(rng, network, sequence, steps, Patches(*map(np.concatenate, zip(*others, strict=True))))
-        with whole_file(files[sequence.name]) as temporary, temporary.open("wb") as file:
-            np.savez(file, **mined._asdict())
+        _write(files[sequence.name], mined)
     return {name: _read(file) for name, file in files.items()}
+
+
+def mine_photographs(source: str | Path, samples: TrackingSamples, count: int, folder: Path) -> dict[str, Mined]:
+    """As `mine_all`, of labelled pairs of photographs; one entry."""
+    path = find_weights(source)
+    file = folder / f"photographs_{count}_{samples.seed}_{_digest(path)}.npz"
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(file, mine_pairs(Network(load_weights(path)), samples, count))
+    return {"photographs": _read(file)}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _write(file: Path, mined: Mined) -> None:
+    with whole_file(file) as temporary, temporary.open("wb") as opened:
+        np.savez(opened, **mined._asdict())
 
 
 def _read(file: Path) -> Mined:
@@ -148,6 +169,7 @@ def train_scores(
     source: str | Path,
     videos: Mapping[str, Mined],
     clips: Mapping[str, Mined],
+    pairs: Mapping[str, Mined],
     groups: Sequence[Sequence[str]],
     steps: int,
     batch: int,
@@ -158,7 +180,8 @@ def train_scores(
     Args:
         source: weights of the tracker that mined them.
         videos: samples of real sequences, by name; one scene of five is left out.
-        clips: samples of rendered ones.
+        clips: samples of rendered ones; may be none, as may the next.
+        pairs: samples of photographs.
         groups: sequences that show one scene.
         steps: of training.
         batch: samples a step.
@@ -178,11 +201,12 @@ def train_scores(
     scene = scenes_of(videos, groups)
     scenes = sorted(set(scene.values()))
     left_out = set(rng.permutation(scenes)[: max(1, len(scenes) // CALIBRATED_ON)])
-    learned = {name: samples for name, samples in videos.items() if scene[name] not in left_out} | dict(clips)
+    learned = {name: samples for name, samples in videos.items() if scene[name] not in left_out}
+    learned |= {**clips, **pairs}
     kept = {name: samples for name, samples in videos.items() if scene[name] in left_out}
     data = join(list(learned.values()))
-    is_clip = _for_each_sample(learned, [name in clips for name in learned])
-    chances = _chances(_scene_sizes(learned, scene), is_clip, data.condition)
+    kinds = _for_each_sample(learned, [1 if name in clips else 2 if name in pairs else 0 for name in learned])
+    chances = _chances(_scene_sizes(learned, scene), kinds, data.condition)
     params = _fit(module, variables["params"]["score"], _batches(rng, data, chances, batch), steps)
 
     variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
@@ -223,12 +247,12 @@ def _scene_sizes(samples: Mapping[str, Mined], scene: Mapping[str, str]) -> np.n
     return sizes[inverse]
 
 
-def _chances(scene_sizes: np.ndarray, is_clip: np.ndarray, condition: np.ndarray) -> np.ndarray:
-    """How often each sample is drawn."""
+def _chances(scene_sizes: np.ndarray, kinds: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    """How often each sample is drawn; `kinds` are places in SHARES."""
     # A scene counts by its samples to the power of 0.3: many clips of one place are worth little more than one.
     chances = scene_sizes**-0.7 * np.where(condition == FOREIGN, 0.8, 1.0)
-    for part, share in ((is_clip, CLIP_SHARE), (~is_clip, 1 - CLIP_SHARE)):
-        chances[part] *= share / max(chances[part].sum(), 1e-9)
+    for kind in np.unique(kinds):
+        chances[kinds == kind] *= SHARES[kind] / chances[kinds == kind].sum()
     return chances / chances.sum()
 
 

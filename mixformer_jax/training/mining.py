@@ -2,11 +2,12 @@
 
 The paper's negatives (section 3.5) show another target. A tracker that is lost sees something else: backgrounds that
 it drifted to, distractors beside the target, the place where the target was. So the tracker runs over each sequence
-under six conditions at once, and its own boxes are the samples.
+under six conditions at once, and its own boxes are the samples. Pairs of photographs add targets of other kinds.
 """
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ import cv2
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float16, Int64, UInt8
+from tqdm import tqdm
 
-from mixformer_jax.boxes import clip_box_xywh, iou, xywh_to_cxcywh, xywh_to_xyxy
+from mixformer_jax.boxes import clip_box_xywh, cxcywh_to_xyxy, iou, xywh_to_cxcywh, xywh_to_xyxy
 from mixformer_jax.convert.weights import Weights
 from mixformer_jax.crops import context_crop, crop_box_to_frame, frame_box_to_crop, normalise
+from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.models.mixformer import build_model
@@ -33,6 +36,8 @@ WIDE_FACTORS = (3.5, 7.0)  # search factors of moved boxes, half of the time: wh
 MIN_SIDE = 4.0  # pixels; targets of which less is within the frame count as absent
 LOST = 0.1  # IoU
 PATCHES = 8  # pictures of each sequence for other sequences
+PAIR = len(CONDITIONS)  # stands for the condition of pairs
+PAIRS_AT_ONCE = 16
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Box = Float[np.ndarray, "4"]
@@ -127,6 +132,22 @@ def mine(rng: np.random.Generator, network: Network, sequence: TrackingSequence,
         others: pictures of targets of other scenes.
     """
     return _Mining(rng, network, sequence, steps, others).run(steps)
+
+
+def mine_pairs(network: Network, samples: TrackingSamples, count: int) -> Mined:
+    """What the tracker finds in the first `count` of some labelled samples (`DataConfig.positive_share`)."""
+    parts = []
+    for begin in tqdm(range(0, count, PAIRS_AT_ONCE), "pairs", file=sys.stderr):
+        # One shape: the last batch is filled up, and cut in the end.
+        drawn = [samples.sample(min(index, count - 1)) for index in range(begin, begin + PAIRS_AT_ONCE)]
+        cache = network.encode(np.stack([sample["templates"] for sample in drawn]))
+        found_cxcywh, features = network.locate(cache, np.stack([sample["search"] for sample in drawn]))
+        truth_cxcywh = np.stack([sample["box_cxcywh"] for sample in drawn]).astype(np.float64)
+        truth_cxcywh[[sample["label"] == 0 for sample in drawn]] = np.nan
+        overlaps = np.nan_to_num(iou(cxcywh_to_xyxy(found_cxcywh), cxcywh_to_xyxy(truth_cxcywh).clip(0, 1)))
+        templates, rows = np.asarray(cache.features[:, 0], np.float16), np.arange(len(drawn))
+        parts.append(Mined(features, templates, rows, found_cxcywh, truth_cxcywh, overlaps, np.full(len(drawn), PAIR)))
+    return Mined(*(column[:count] for column in join(parts)))
 
 
 @dataclasses.dataclass

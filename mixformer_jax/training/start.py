@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,10 +41,24 @@ _MEANING = (
 )
 
 
-def first_state(
-    objective: Objective, settings: RunConfig, program: TrainProgram, checkpoints: Checkpoints
-) -> tuple[TrainState, dict[str, Any] | None, str]:
-    """The state to go on from, the data's state that belongs to it, and a text that says where they come from.
+class Start(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+        state: the state to go on from; its arrays may still be computed.
+        step: how many steps it has behind it.
+        data: the state of the data that belongs to it.
+        origin: a text that says where it comes from.
+    """
+
+    state: TrainState
+    step: int
+    data: dict[str, Any] | None
+    origin: str
+
+
+def first_state(objective: Objective, settings: RunConfig, program: TrainProgram, checkpoints: Checkpoints) -> Start:
+    """The state of the run's own checkpoint, of another run's, or a new one.
 
     Raises:
         CheckpointError: `train.resume` names a folder without a whole checkpoint.
@@ -54,21 +68,23 @@ def first_state(
     # 1. this run's own newest checkpoint that is whole;
     own = checkpoints.restore(program.state)
     if own is not None:
-        return own.state, own.data, f"goes on after step {int(own.state.step)}"
+        step = int(own.state.step)
+        return Start(own.state, step, own.data, f"goes on after step {step}")
     # 2. the newest checkpoint of another run, step and optimizer included (train.resume);
     if settings.resume is not None:
         with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
             other = others.restore(program.state)
         if other is None:
             raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
-        return other.state, other.data, f"goes on from {settings.resume}, after step {int(other.state.step)}"
+        step = int(other.state.step)
+        return Start(other.state, step, other.data, f"goes on from {settings.resume}, after step {step}")
     fresh = program.init(jax.random.key(settings.seed))
     # 3. what somebody else trained, under a new optimizer (train.init);
     if settings.init is not None:
         start = objective.start_from(settings.init)
-        return _with_variables(fresh, start.variables), None, _report(settings.init, start)
+        return Start(_with_variables(fresh, start.variables), 0, None, _report(settings.init, start))
     # 4. fresh weights.
-    return fresh, None, "starts from fresh weights"
+    return Start(fresh, 0, None, "starts from fresh weights")
 
 
 def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Initialisation:

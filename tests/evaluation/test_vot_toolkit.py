@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -125,8 +126,9 @@ def test_the_current_toolkit_finds_the_same_numbers(workspace, tmp_path):
     _check_analysis(folder, "0.9.0")
 
 
-# Of the sequence whose truth is masks, an anchor in either direction; of the one with boxes, the first.
-MASK_ANCHORS = {"ball": {0: 1, 30: -1}, "box": {0: 1}}
+# Frames, and anchors: of the sequence whose truth is masks one in either direction; of the one with boxes the first.
+MASK_RUNS = {"ball": (16, {0: 1, 11: -1}), "box": (12, {0: 1})}
+EAO_INTERVAL = 3, 14
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +137,24 @@ def mask_workspace(workspace, golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("masks")
     for name in ("sequences", "compiled"):
         shutil.copytree(workspace / name, folder / name)
-    for name, anchors in MASK_ANCHORS.items():
-        path = folder / "sequences" / name / "anchor.value"
-        path.write_text("".join(f"{anchors.get(i, 0)}\n" for i in range(len(path.read_text().split()))))
+    for name, (length, anchors) in MASK_RUNS.items():
+        sequence = folder / "sequences" / name
+        (sequence / "anchor.value").write_text("".join(f"{anchors.get(i, 0)}\n" for i in range(length)))
+        for path in sorted((sequence / "color").iterdir())[length:]:
+            path.unlink()
+        for path in (sequence / "groundtruth.txt", *sequence.glob("*.tag")):
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:length]))
+        about = (sequence / "sequence").read_text()
+        (sequence / "sequence").write_text(re.sub(r"length=\d+", f"length={length}", about))
     truth = folder / "sequences" / "ball" / "groundtruth.txt"
     boxes_xywh = np.loadtxt(truth, delimiter=",")
     truth.write_text("".join(f"{mask_text(_ellipse(box_xywh))}\n" for box_xywh in boxes_xywh))
     stack = (workspace / "stack.yaml").read_text()
-    (folder / "stack.yaml").write_text(stack[: stack.index("  unsupervised:")])
+    stack = stack[: stack.index("  unsupervised:")]
+    for before, now in (("low: 10", f"low: {EAO_INTERVAL[0]}"), ("high: 30", f"high: {EAO_INTERVAL[1]}")):
+        assert before in stack
+        stack = stack.replace(before, now)
+    (folder / "stack.yaml").write_text(stack)
     (folder / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")
 
     arrays, weights = golden("alpha_refine/tiny_model.npz"), folder / "masks.safetensors"
@@ -170,7 +182,7 @@ def _ellipse(box_xywh):
 def test_masks_go_to_the_toolkit_and_to_our_own_files_alike(mask_workspace):
     ours = mask_workspace / "results" / "Evaluated" / "baseline"
     paths = sorted(ours.rglob("*.txt"))
-    assert [path.name for path in paths] == ["ball_00000000.txt", "ball_00000030.txt", "box_00000000.txt"]
+    assert [path.name for path in paths] == ["ball_00000000.txt", "ball_00000011.txt", "box_00000000.txt"]
     for path in paths:
         theirs = mask_workspace / "results" / "Masks" / "baseline" / path.relative_to(ours)
         (first, *found), (also_first, *expected) = read_regions(path), read_regions(theirs)
@@ -190,8 +202,8 @@ def test_the_toolkit_scores_masks_as_we_do(mask_workspace, tmp_path, version):
     scores, curves, accuracies = json.loads(path.read_text())["results"]["baseline"]["results"]
     for index, name in enumerate(("Masks", "Evaluated")):
         runs = [score_runs(folder / "results" / name / "baseline", sequence) for sequence in read_sequences(folder)]
-        curve = eao_curve(runs, 30)
-        assert _flat(scores[index]) == pytest.approx([eao(curve, 10, 30)], abs=1e-9)
+        curve = eao_curve(runs, EAO_INTERVAL[1])
+        assert _flat(scores[index]) == pytest.approx([eao(curve, *EAO_INTERVAL)], abs=1e-9)
         assert _flat(curves[index]) == pytest.approx(curve.tolist(), abs=1e-9)
         assert _flat(accuracies[index])[:2] == pytest.approx(accuracy_robustness(runs), abs=1e-9)
 

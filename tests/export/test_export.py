@@ -23,7 +23,7 @@ from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.crops import normalise
 from mixformer_jax.export import onnx_graph
 from mixformer_jax.export.export import export
-from mixformer_jax.export.functions import tracking_functions
+from mixformer_jax.export.functions import Function, tracking_functions
 from mixformer_jax.files import NameTakenError
 from mixformer_jax.media.video import VideoWriter
 from mixformer_jax.models import attention
@@ -228,3 +228,16 @@ def test_an_operation_without_translation_is_named():
     other = function._replace(call=lambda variables, inputs: {"scores": jax.numpy.sin(inputs["search"] * 1.0)})
     with pytest.raises(onnx_graph.ExportError, match="operation sin has no translation"):
         onnx_graph.onnx_bytes(tracker_of(VIT), other)
+
+
+def test_arrays_taken_apart_along_an_axis():
+    """As newer releases of JAX index arrays in our models."""
+    search = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    shape = jax.ShapeDtypeStruct(search.shape, search.dtype)
+
+    def green(_variables, inputs):
+        return {"scores": jax.lax.unstack(inputs["search"] * np.float32(0.5), axis=3)[1].sum((1, 2))}
+
+    function = Function("green", green, {"search": shape}, {"scores": jax.ShapeDtypeStruct((2,), np.float32)})
+    session = onnxruntime.InferenceSession(onnx_graph.onnx_bytes(tracker_of(VIT), function))
+    np.testing.assert_allclose(session.run(None, {"search": search})[0], search[..., 1].sum((1, 2)) / 2)

@@ -12,10 +12,11 @@ from einops import rearrange
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.boxes import xywh_to_xyxy
-from mixformer_jax.convert.alpha_refine import from_official, infer_alpha_refine, to_official
+from mixformer_jax.convert.alpha_refine import from_official, infer_alpha_refine, shapes_of_alpha_refine, to_official
 from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.crops import normalise
 from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
+from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.training.losses import mask_losses
 
 
@@ -170,3 +171,18 @@ def test_a_train_step(golden, tiny):
 def test_sizes_are_read_off_a_state_dict(tiny):
     assert infer_alpha_refine(to_official(tiny)) == tiny.config
     assert (tiny.config.pool_size, tiny.config.depths, tiny.config.crop_size) == (4, (2, 2, 3, 2), 128)
+
+
+def test_fresh_weights(tiny):
+    model = AlphaRefine(tiny.config)
+    values = flatten_dict(init_variables(model, jax.random.key(0)), sep="/")
+    assert {name: value.shape for name, value in values.items()} == shapes_of_alpha_refine(tiny.config)
+    kernel = values["params/backbone/layer3_0/conv2/kernel"]  # 3 x 3, 32 -> 32
+    assert float(kernel.std()) == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+    kernel = values["params/head/stride4/mix1/kernel"]  # 3 x 3, 28 -> 28
+    reach = (9 * 28) ** -0.5
+    assert 0.95 * reach < float(jnp.abs(kernel).max()) <= reach
+    assert 0 < float(jnp.abs(values["params/head/stride4/mix1/bias"]).max()) <= reach
+    assert not values["params/correlation/expand_norm/scale"].any(), "the non-local block starts as the identity"
+    assert (values["params/backbone/stem/norm/scale"] == 1).all()
+    assert (values["batch_stats/backbone/stem/norm/var"] == 1).all()

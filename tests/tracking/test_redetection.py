@@ -14,6 +14,7 @@ from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.redetection import (
     Located,
     choose_boxes,
+    judge_sizes,
     ladder,
     plan_look,
     plausible_scores,
@@ -28,6 +29,7 @@ BOXES_XYWH = jnp.array([[100.0, 80.0, 40.0, 40.0], [500.0, 20.0, 100.0, 80.0]])
 SIZE, LOST = jnp.array([360, 640]), jnp.array([True, False])
 MARGINS = jnp.array([10.0, 10.0])
 settled = jax.jit(functools.partial(choose_boxes, CONFIG))
+sized = jax.jit(functools.partial(judge_sizes, CONFIG))
 looked = jax.jit(functools.partial(plan_look, CONFIG))
 
 
@@ -89,6 +91,32 @@ def test_a_box_of_another_size_is_not_the_target():
         np.testing.assert_array_equal(scored(factor, factor), [0, 0])
     state = state._replace(since_good=jnp.array([100, 0]))  # it may have come closer in the meantime
     np.testing.assert_allclose(scored(2.0, 2.0), [0.9, 0])
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize(
+    ("scores", "believed_at"),
+    [
+        ([0.9, 0.9, 0.9, 0.9, 0.9], 3),  # followed from the first frame on
+        ([0.1, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9], 5),  # two frames until the crop suits the new size
+        ([0.9, 0.9, 0.9, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9], None),  # not in a row
+        ([0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], None),  # found only after it had been lost
+    ],
+)
+def test_a_size_that_is_found_at_once_and_stays_is_believed(scores, believed_at, is_lost):
+    doubled, lost = BOXES_XYWH * jnp.array([1.0, 1.0, 2.5, 2.5]), jnp.array([is_lost, False])
+    state, judged = start_redetection(BOXES_XYWH), []
+    for score in scores:
+        raw = jnp.array([score, 0.1])
+        state, plausible = sized(state, doubled, raw, SIZE, MARGINS)
+        judged.append(float(plausible[0]))
+        near = Located(doubled, plausible)
+        state, *_ = settled(state, doubled, near, near, lost, SIZE, MARGINS)
+    count = len(scores) if believed_at is None else believed_at
+    np.testing.assert_allclose(judged, [0] * count + scores[count:])
+    is_good = believed_at is not None and not is_lost  # a lost target is good once it counts as found
+    np.testing.assert_array_equal(state.good_xywh[0], doubled[0] if is_good else BOXES_XYWH[0])
+    np.testing.assert_array_equal(state.good_xywh[1], BOXES_XYWH[1])
 
 
 def test_the_size_at_the_border_is_that_of_a_part():

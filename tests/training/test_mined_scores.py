@@ -12,16 +12,18 @@ from flax.traverse_util import flatten_dict
 from mixformer_jax.convert.weights import load_weights, save_weights
 from mixformer_jax.data.pool.clips import FRAMES, HEIGHT, WIDTH, rendered_clips
 from mixformer_jax.data.pool.pool import ImagePool, cut_out
+from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.training.mined_scores import (
-    CLIP_SHARE,
+    SHARES,
     CalibrationError,
     _chances,
     calibration,
     mine_all,
+    mine_photographs,
     score_figures,
     scores_of,
     train_scores,
@@ -31,6 +33,7 @@ from mixformer_jax.training.mining import (
     ERASED,
     FOREIGN,
     NATURAL,
+    PAIR,
     Mined,
     anywhere,
     covered,
@@ -120,7 +123,7 @@ def test_the_module_learns_and_the_rest_stays(weights, mined):
         )
 
     easy = {name: labelled(samples) for name, samples in found.items()}
-    trained = train_scores(weights, {name: easy[name] for name in NAMES[1:]}, {"one": easy["one"]}, (), 250, 32, 0)
+    trained = train_scores(weights, {name: easy[name] for name in NAMES[1:]}, {"one": easy["one"]}, {}, (), 250, 32, 0)
     scores = scores_of(trained, easy["one"])
     figures = score_figures(scores, easy["one"].overlaps, below=0.5)
     assert figures.roc_area > 0.95 and figures.lost_called > 0.9 and figures.good_called < 0.1
@@ -166,13 +169,33 @@ def test_calibration_of_few_samples_has_an_answer():
         calibration(logits, np.full(4, 0.4), np.ones(4))
 
 
-def test_rendered_clips_are_a_share_of_what_is_drawn():
-    is_clip, condition = np.arange(1002) >= 102, np.arange(1002) % len(CONDITIONS)
-    chances = _chances(np.full(1002, 10), is_clip, condition)
-    assert chances[is_clip].sum() == pytest.approx(CLIP_SHARE)
+def test_every_kind_of_samples_has_its_share():
+    kinds, condition = np.repeat([0, 1, 2], [102, 900, 6]), np.arange(1008) % len(CONDITIONS)
+    chances = _chances(np.full(1008, 10), kinds, condition)
+    np.testing.assert_allclose(np.bincount(kinds, chances), SHARES)
     assert chances[condition == FOREIGN].sum() / chances[condition == ERASED].sum() == pytest.approx(0.8)
-    without = _chances(np.full(102, 10), is_clip[:102], condition[:102])
-    assert without.sum() == pytest.approx(1)
+    assert _chances(np.full(102, 10), kinds[:102], condition[:102]).sum() == pytest.approx(1)
+
+
+def test_pairs_are_samples_too(weights, tmp_path):
+    class Pairs(TrackingSamples):
+        """Every third search shows another target."""
+
+        def __init__(self):
+            self.seed = 7
+
+        def sample(self, index):
+            box, number = np.array([0.5, 0.5, 0.4, 0.4], np.float32), np.random.default_rng(index).integers(256)
+            templates, search = (np.full(shape, number, np.uint8) for shape in ((2, 32, 32, 3), (64, 64, 3)))
+            label = np.float32(index % 3 != 0)
+            return {"templates": templates, "search": search, "box_cxcywh": box, "label": label}
+
+    (samples,) = mine_photographs(weights, Pairs(), 20, tmp_path).values()
+    assert len(samples.overlaps) == len(samples.templates) == 20
+    np.testing.assert_array_equal(samples.is_absent, np.arange(20) % 3 == 0)
+    assert (samples.overlaps[samples.is_absent] == 0).all() and (samples.condition == PAIR).all()
+    np.testing.assert_allclose(samples.truth_cxcywh[1], [0.5, 0.5, 0.4, 0.4], atol=1e-6)
+    assert [file.name[:17] for file in tmp_path.iterdir()] == ["photographs_20_7_"]
 
 
 @pytest.mark.parametrize("box_xywh", [BOX_XYWH, np.array([2.0, 1.0, 120.0, 100.0])])  # the second: no room beside it
