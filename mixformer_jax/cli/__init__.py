@@ -44,7 +44,7 @@ COMMANDS = {
         "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",
     ),
     "plan": ("plan", "Say what a train step needs of TPUs or GPUs that are not here."),
-    "study": ("study", "Train small versions of the paper's studies alike, track with them, and compare."),
+    "study": ("study", "List, plan or run the rows of the paper's studies (Tables 3 to 8, Fig. 7)."),
     "evaluate": ("evaluate", "Run trackers over a benchmark and leave their result files."),
     "toolkit": ("evaluate", "Track for a benchmark's own toolkit, which runs the experiment."),
     "report": ("report", "Score result files and print the tables."),

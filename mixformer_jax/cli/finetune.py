@@ -5,13 +5,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, for_the_user, tell_stopped
+from mixformer_jax.cli.console import (
+    WEIGHTS,
+    Parser,
+    UsageError,
+    add_device_argument,
+    for_the_user,
+    positive,
+    tell_stopped,
+)
 from mixformer_jax.config_files import CONFIG_PREFIX, change_config, default_settings, load_config, project_configs
 from mixformer_jax.signals import Stopped
 
+NO_POOL = "none"
 ADVICE = "the same command goes on where this one was"
 ABOUT = """VIDEOS holds annotated videos: folders with groundtruth.txt, or an export of CVAT, MOT, COCO with track ids
 or Label Studio (docs/finetune.md). A fifth of the videos is held out; the tracker runs over those before and after,
@@ -30,8 +38,10 @@ def add_finetune(parser: Parser) -> None:
     held_help = "sequences or videos to hold out (default: a fifth of the videos)"
     parser.add_argument("--held-out", nargs="+", metavar="NAME", help=held_help)
     pool_help = (
-        "videos/ and images/ that stay in the mix, so that other scenes do not get worse (default: the config's)"
+        "videos/ and images/ that stay in the mix, so that other scenes do not get worse; none (default: the config's)"
     )
+    steps_help = "of training (default: by the number of frames, 200 to 3,000)"
+    parser.add_argument("--steps", type=positive, metavar="N", help=steps_help)
     parser.add_argument("--pool", type=Path, metavar="DIR", help=pool_help)
     parser.add_argument("--config", type=Path, metavar="NAME", help="whose recipe is taken (default: the weights')")
     add_device_argument(parser)
@@ -61,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     tuning = FineTuning(dataset, args.weights, args.out, args.held_out, device, args.dtype)
     recipe = load_config(args.config or recipe_of(tuning.start.model.name, tuning.start.model.backbone))
     pool = _pool(args, recipe)
-    steps = default_steps(tuning.frames)
+    steps = args.steps or default_steps(tuning.frames)
     config = finetune_config(recipe.to_dict(), tuning.start, args.out, tuning.split, steps, pool, tuning.dtype)
     changed = change_config(ConfigDict(config), args.overrides, default_settings(Experiment)).to_dict()
     print(f"train    {len(tuning.split.train)} sequences, {tuning.frames:,} frames; {changed['train']['steps']} steps")
@@ -76,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     columns = [each.by_sequence[metric] for metric in ("AUC", "OP75") for each in (scores.before, scores.after)]
     for name, *values in zip(scores.sequences, *columns, strict=True):
         rows.append([name, *(f"{value:.1f}" for value in values)])
-    rows.append(["mean", *(f"{np.mean(values):.1f}" for values in columns)])
+    rows.append(["mean", *(f"{sum(values) / len(values):.1f}" for values in columns)])
     print(aligned(rows), end="")
     print(noticed(args.out, bool(tuning.split.held_out)))
     if scores.after.headline["AUC"] < scores.before.headline["AUC"]:
@@ -97,6 +107,8 @@ def recipe_of(model: str, backbone: str) -> str:
 
 def _pool(args: argparse.Namespace, recipe: Any) -> Path | None:
     """The pool that stays in the mix: the one that is asked for, else the recipe's, where it is there."""
+    if str(args.pool) == NO_POOL:
+        return None
     if args.pool is not None:
         if not args.pool.is_dir():
             raise UsageError(

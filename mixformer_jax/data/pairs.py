@@ -184,10 +184,7 @@ class SequencePairs:
         source = self.sources[min(chosen, len(self.sources) - 1)]
         for _ in range(MAX_TRIES):
             sequence = source.dataset[int(rng.integers(len(source.dataset)))]
-            num_usable = int(usable_frames(sequence, source.min_side).sum())
-            if sequence.is_still and num_usable:
-                return source, sequence
-            if len(sequence) >= MIN_FRAMES and num_usable > 2 * (1 + self.crops.slots):
+            if can_be_drawn(sequence, self.crops.slots, source.min_side):
                 return source, sequence
         raise UnusableSampleError(
             f"{source.name}: none of {MAX_TRIES} drawn sequences has {MIN_FRAMES} frames, and the target in more than "
@@ -203,6 +200,14 @@ class SequencePairs:
                 known = np.flatnonzero(usable_frames(other, source.min_side, hidden_too=True))
                 return Shot(other, pick(rng, known))
         raise UnusableSampleError(f"no other sequence than {sequence.name} to draw a negative sample from")
+
+
+def can_be_drawn(sequence: TrackingSequence, slots: int, min_side: float = 0.0) -> bool:
+    """Whether samples with so many template slots are drawn from a sequence."""
+    num_usable = int(usable_frames(sequence, min_side).sum())
+    if sequence.is_still:
+        return num_usable > 0
+    return len(sequence) >= MIN_FRAMES and num_usable > 2 * (1 + slots)
 
 
 def usable_frames(

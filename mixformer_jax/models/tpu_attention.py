@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -66,10 +64,14 @@ def _call(
     kernel: Callable[..., None], qkv: Array, more: tuple[Array, ...], outputs: int, interpret: bool
 ) -> Sequence[Array]:
     """Runs a kernel for every sample and every group of heads that fills the lanes."""
+    # Here, for every tracker would wait for it, on machines without a TPU, too.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import tpu as pltpu
+
     tokens, channels = qkv.shape[1], qkv.shape[2] // 3
     groups = channels // LANES
 
-    def block(first_group: int) -> pl.BlockSpec:
+    def block(first_group: int) -> Any:
         return pl.BlockSpec((None, tokens, LANES), lambda sample, group: (sample, 0, first_group + group))
 
     def run(qkv: Array, *more: Array) -> Sequence[Array]:

@@ -20,7 +20,7 @@ import numpy as np
 from mixformer_jax.convert.convert import RUN_WEIGHTS, find_weights, read_weights
 from mixformer_jax.convert.weights import Weights, load_weights, save_weights
 from mixformer_jax.data.packing import PackConfig, pack
-from mixformer_jax.data.pairs import MIN_FRAMES, usable_frames
+from mixformer_jax.data.pairs import MIN_FRAMES, can_be_drawn, usable_frames
 from mixformer_jax.data.pool.folder import clip_names
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
@@ -33,9 +33,8 @@ from mixformer_jax.files import write_atomically
 from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.training.experiment import TrainConfig
 from mixformer_jax.training.folder import claim_folder, locked
-from mixformer_jax.training.loop import tell, train
+from mixformer_jax.training.loop import train
 from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
-from mixformer_jax.training.mined_scores import CalibrationError, mine_all, recalibrated
 
 START_WEIGHTS = "start.safetensors"  # what is fine-tuned, in the run's folder
 HELD_OUT_SHARE = 0.2  # of the videos
@@ -44,8 +43,8 @@ OWN_SHARE = 0.5  # of the samples, where a pool is in the mix
 BATCH = 32
 STEPS_BY_FRAMES = 12.0  # times the square root of the frames to train on
 LEAST_STEPS, MOST_STEPS = 200, 3000
+AVERAGED_SHARE, MOST_AVERAGED = 0.1, 100  # steps of the moving average: a share of all, at most so many
 VALIDATIONS = 6
-MINED_FRAMES = 36  # of a sequence and condition
 WORSE = 0.005  # held-out IoU by which the last step may be below the best one
 
 # What of a recipe holds for fine-tuning as well.
@@ -86,25 +85,23 @@ class _Begun:
         seen = np.flatnonzero(usable_frames(sequence))
         if not len(seen):
             raise DatasetError(f"{sequence.root}, {key}: no frame shows the target; leave the sequence out")
-        return _part(sequence, range(int(seen[0]), len(sequence))) if seen[0] else sequence
-
-
-def _part(sequence: TrackingSequence, indices: range) -> TrackingSequence:
-    visible = None if sequence.visible is None else sequence.visible[list(indices)]
-    frame = _Frames(sequence.frame, indices)
-    return dataclasses.replace(sequence, boxes_xywh=sequence.boxes_xywh[list(indices)], frame=frame, visible=visible)
+        if not (first := int(seen[0])):
+            return sequence
+        visible = None if sequence.visible is None else sequence.visible[first:]
+        frame = _FramesFrom(sequence.frame, first)
+        return dataclasses.replace(sequence, boxes_xywh=sequence.boxes_xywh[first:], frame=frame, visible=visible)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Frames:
+class _FramesFrom:
     frame: Any
-    indices: range
+    first: int
 
     def __call__(self, index: int) -> np.ndarray:
-        return self.frame(self.indices[index])
+        return self.frame(self.first + index)
 
-    def __copy__(self) -> "_Frames":
-        return _Frames(copy.copy(self.frame), self.indices)  # a video's copy has a decoder of its own
+    def __copy__(self) -> "_FramesFrom":
+        return _FramesFrom(copy.copy(self.frame), self.first)  # a video's copy has a decoder of its own
 
 
 def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> Split:
@@ -123,6 +120,8 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
         raise DatasetError(f"{len(unreadable)} of {len(dataset)} sequences cannot be read; the first: {first}")
     for sequence in sequences:
         sequence.require_frames()
+        if sequence.is_still:
+            raise DatasetError(f"{dataset.root}: {sequence.name} is a photograph; expected videos")
     by_video: dict[str, list[str]] = {}
     for key, sequence in zip(dataset.keys, sequences, strict=True):
         by_video.setdefault(video_of(sequence), []).append(key)
@@ -143,16 +142,17 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
     return Split(*parts)
 
 
-def count_frames(dataset: Dataset) -> int:
-    """Frames that training draws from.
+def count_frames(dataset: Dataset, slots: int) -> int:
+    """Frames that samples with so many template slots are drawn from.
 
     Raises:
         DatasetError: no sequence is long enough.
     """
-    counts = [int(usable_frames(sequence).sum()) for sequence in dataset if len(sequence) >= MIN_FRAMES]
+    counts = [int(usable_frames(sequence).sum()) for sequence in dataset if can_be_drawn(sequence, slots)]
     if not counts:
         raise DatasetError(
-            f"{dataset.root}: no sequence to train on has {MIN_FRAMES} frames or more; annotate longer stretches"
+            f"{dataset.root}: none of {', '.join(dataset.keys)} has {MIN_FRAMES} frames and the target in more than "
+            f"{2 * (1 + slots)} of them; annotate longer stretches, or hold out others"
         )
     return sum(counts)
 
@@ -218,7 +218,7 @@ def finetune_config(
         "learning_rate": RATE * theirs.get("learning_rate", TrainConfig.learning_rate),
         "schedule": "cosine",
         "warmup_steps": steps // 20,
-        "ema_decay": 0.99,
+        "ema_decay": min(1 - 1 / MOST_AVERAGED, max(0.0, 1 - 1 / (AVERAGED_SHARE * steps))),
         "log_every": max(1, every // 5),
         "validate_every": every,
         "checkpoint_every": every,
@@ -234,8 +234,7 @@ class FineTuning:
     """One fine-tuning in its folder; made again on the same folder, it goes on.
 
     The folder holds `start.safetensors` (the weights as they were), `videos/` (the surroundings of all targets,
-    packed), `boxes/` (the training's run), `mined/` (samples for the scores), `results/before` and `results/after`,
-    and, at the end, `model.safetensors`.
+    packed), `boxes/` (the training's run), `results/before` and `results/after`, and, at the end, `model.safetensors`.
     """
 
     def __init__(
@@ -267,8 +266,10 @@ class FineTuning:
         self.dtype: ComputeDtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
         self.split = split_by_video(self.dataset, held_out)
         self.training = self.dataset.subset(self.split.train)
-        self.frames = count_frames(self.training)
         self.start = read_weights(find_weights(weights))
+        self.frames = count_frames(self.training, self.start.tracker.num_slots)
+        if self.split.held_out:
+            count_frames(self.dataset.subset(self.split.held_out), self.start.tracker.num_slots)
         self.minutes: dict[str, float] = {}
         boxes = hashlib.sha256()
         for sequence in self.dataset:
@@ -291,7 +292,7 @@ class FineTuning:
         return self.dataset.subset(self.split.held_out or self.split.train)
 
     def run(self, config: Mapping[str, Any]) -> Scores:
-        """Packs, tracks, trains, fits the scores, and tracks again.
+        """Packs, tracks, trains, and tracks again.
 
         Args:
             config: see `finetune_config`.
@@ -306,8 +307,7 @@ class FineTuning:
                 before = self._track("before", self.out / START_WEIGHTS)
             with self._timed("training"):
                 trained = train(config, self.out / "boxes", None if self.device is None else [self.device])
-            with self._timed("scores"):
-                self._export(load_weights(trained))
+            self._export(load_weights(trained))
             with self._timed("tracking"):
                 after = self._track("after", self.out / RUN_WEIGHTS)
         return Scores(tuple(self.shown.keys), before, after)
@@ -346,43 +346,12 @@ class FineTuning:
         return score_results(files, self.dataset.name, sequences, benchmark_rules(self.dataset.name)).trackers[0]
 
     def _export(self, trained: Weights) -> None:
-        """Writes the run's weights: trained boxes under the score module as it was, its scores fitted anew."""
-        target = self.out / RUN_WEIGHTS
+        """Writes the run's weights: trained boxes under the score module as it was."""
         variables = trained.variables
         for collection, parts in self.start.variables.items():
             if "score" in parts:
                 variables = {**variables, collection: {**variables.get(collection, {}), "score": parts["score"]}}
-        weights = Weights(variables, self.start.model, self.start.tracker)
-        groups = list(_groups(self.training).values())
-        if self.start.model.score_heads and len(groups) > 1:
-            unfitted = self.out / "boxes" / "unfitted.safetensors"
-            save_weights(unfitted, *weights[:3])
-            thin = Dataset(self.training.name, self.training.root, self.training.keys, _Thinned(self.training))
-            mined = mine_all(unfitted, thin, groups, MINED_FRAMES, 0, self.out / "mined")
-            try:
-                weights = recalibrated(weights, mined, groups)
-            except CalibrationError as error:
-                tell(f"scores stay as they were: {error}")
-        save_weights(target, *weights[:3])
-
-
-def _groups(dataset: Dataset) -> dict[str, list[str]]:
-    """Sequences by video."""
-    groups: dict[str, list[str]] = {}
-    for key, sequence in zip(dataset.keys, dataset, strict=True):
-        groups.setdefault(video_of(sequence), []).append(key)
-    return groups
-
-
-@dataclasses.dataclass(frozen=True)
-class _Thinned:
-    """Mining holds a sequence in memory: as many frames, evenly spread, as it looks at."""
-
-    dataset: Dataset
-
-    def __call__(self, key: str) -> TrackingSequence:
-        sequence = self.dataset.read(key)
-        return _part(sequence, range(0, len(sequence), max(1, len(sequence) // (2 * MINED_FRAMES))))
+        save_weights(self.out / RUN_WEIGHTS, variables, self.start.model, self.start.tracker)
 
 
 def noticed(out: Path, is_held_out: bool) -> str:

@@ -182,6 +182,7 @@ def test_cvat_interpolates_between_key_frames_and_outside_is_absent(tmp_path):
     np.testing.assert_allclose(person.boxes_xywh, [[30, 10, 6, 12]] * 4)
     assert car.video == person.video == "walk" and car.fps == 10
     assert main(["data", "check", str(tmp_path)]) == 0, "the kind is found"
+    assert len(pickle.loads(pickle.dumps(open_dataset("cvat", tmp_path)))[1]) == 4
 
 
 def test_cvat_images_are_numbered_as_in_the_video(tmp_path):
@@ -250,6 +251,8 @@ def test_label_studio_interpolates_where_enabled(tmp_path):
     first = found["walk_one-dog_1"]
     left = [0, 2, 4, 6, 8, np.nan, np.nan, 32, 32, 32]
     np.testing.assert_allclose(first.boxes_xywh[:, 0], left)
+    copies = pickle.loads(pickle.dumps(open_dataset("label_studio", tmp_path)))
+    np.testing.assert_array_equal(copies[0].boxes_xywh, first.boxes_xywh)
     np.testing.assert_allclose(first.boxes_xywh[0], [0, 6, 16, 24])
     assert level(first.frame(0)) == 1, "frames count from 1"
     assert len(found["walk_one-dog_2"]) == FRAMES, "the last key frame holds to the end"
