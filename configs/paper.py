@@ -29,7 +29,7 @@ def box_stage(
     size: str,
     *,
     name: str | None = None,
-    init: str,
+    init: str | None,
     batch_size: int,
     learning_rate: float,
     search_factor: float = 4.5,
@@ -43,7 +43,7 @@ def box_stage(
     Args:
         size: of the model, see `mixformer_jax.models.sizes`.
         name: of the model, where it is not the size's.
-        init: pre-trained backbone.
+        init: pre-trained backbone; None: from scratch.
         batch_size, learning_rate, iou_loss: see `TrainConfig`.
         search_factor: of training crops; benchmarks have their own, see benchmarks.toml.
         got10k_alone: GOT-10k's protocol, whose training set is all that may be seen.

@@ -1,6 +1,8 @@
 """Settings on the command line: config files, `configs/NAME.py` with get_config(), and changes to single settings.
 
-`--config.train.steps=100` changes a setting of a config file, `--tracker.search_factor=5` one of a tracker.
+A file of many experiments, the rows of a table, has get_config(row), and `NAME:ROW` names one of them, as in
+ml_collections. `--config.train.steps=100` changes a setting of a config file, `--tracker.search_factor=5` one of a
+tracker.
 """
 
 import ast
@@ -9,11 +11,14 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
+import re
 import sys
 import traceback
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,16 +31,17 @@ _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 """The project's configs: in an installed package, or in the checkout that the package runs from."""
 BENCHMARK_SETTINGS = CONFIGS / "benchmarks.toml"
-PROJECT_CONFIGS = (CONFIGS, CONFIGS / "pretrain", CONFIGS / "masks")
+PROJECT_CONFIGS = tuple(CONFIGS / folder for folder in ("", "pretrain", "masks", "tables"))
 
 
 def load_config(
     path: str | Path, overrides: Iterable[str] = (), defaults: Mapping[str, Any] | None = None
 ) -> ConfigDict:
-    """Runs `get_config()` of a Python file and applies overrides.
+    """Runs `get_config()` of a Python file, or `get_config(row)` where a row is named, and applies overrides.
 
     Args:
-        path: see `find_config`; the file may import its neighbours, and those of the project's configs.
+        path: see `find_config`, with `:ROW` behind it where the file has rows; the file may import its neighbours, and
+            those of the project's configs.
         overrides: see `parse_overrides`; `None` is none where that is the default.
         defaults: settings that the file may leave out, see `default_settings`.
 
@@ -43,7 +49,9 @@ def load_config(
         ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
             (the closest known ones are named), or a value of another type.
     """
-    return change_config(_run_get_config(find_config(path)), overrides, defaults)
+    file, row = split_row(path)
+    found = find_config(file)
+    return change_config(_run(found, lambda module: _get_config(module, found, row)), overrides, defaults)
 
 
 def change_config(
@@ -55,6 +63,24 @@ def change_config(
         may_be_none = defaults is not None and name in defaults and defaults[name] is None
         _set(config, name, None if value == "None" and may_be_none else value)
     return config
+
+
+def split_row(name: str | Path) -> tuple[str, str | None]:
+    """`table5:plain` -> (`table5`, `plain`), `table5:plain@tiny` -> (`table5`, `plain@tiny`); None: no row is named."""
+    named = re.fullmatch(r"(.+):(\w+(?:@\w+)?)", str(name))
+    return (named[1], named[2]) if named else (str(name), None)
+
+
+def load_study(name: str) -> Any:
+    """`STUDY` of one of the project's tables: what rows it has.
+
+    Raises:
+        ConfigError: no such table (those that there are, are listed).
+    """
+    known = {file: path for file, path in project_configs().items() if path.parent == CONFIGS / "tables"}
+    if name not in known:
+        raise ConfigError(f"{name}: no such table of the paper's studies; there are: {', '.join(known)}")
+    return _run(known[name], lambda module: module.STUDY)
 
 
 def find_config(name: str | Path) -> Path:
@@ -75,7 +101,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def project_configs() -> dict[str, Path]:
-    """The configs that come with the project, by name: those of trackers, of pre-trainings, of masks."""
+    """The configs that come with the project, by name: of trackers, pre-trainings and masks, and tables of rows."""
     files = [path for folder in PROJECT_CONFIGS for path in sorted(folder.glob("*.py"))]
     return {path.stem: path for path in files if "def get_config(" in path.read_text(encoding="utf-8")}
 
@@ -124,7 +150,8 @@ def default_settings(record_type: type, prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def _run_get_config(path: Path) -> ConfigDict:
+def _run(path: Path, use: Callable[[ModuleType], Any]) -> Any:
+    """What `use` makes of a config file as a module."""
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: not a Python file; expected one that defines get_config()")
@@ -132,9 +159,7 @@ def _run_get_config(path: Path) -> ConfigDict:
     with _neighbours_of(path) as folders:
         try:
             spec.loader.exec_module(module)
-            if not callable(getattr(module, "get_config", None)):
-                raise ConfigError(f"{path}: defines no get_config()")
-            config = module.get_config()
+            return use(module)
         except ConfigError:
             raise
         except Exception as error:
@@ -143,6 +168,19 @@ def _run_get_config(path: Path) -> ConfigDict:
             line = f", line {own[-1]}" if own else ""
             words = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
             raise ConfigError(f"{path}{line}: does not run: {type(error).__name__}: {words}{looked}") from error
+
+
+def _get_config(module: ModuleType, path: Path, row: str | None) -> ConfigDict:
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{path}: defines no get_config()")
+    has_rows = "row" in inspect.signature(get_config).parameters
+    if row is not None and not has_rows:
+        raise ConfigError(f"{path}: get_config() takes no row, and :{row} asks for one")
+    if row is None and has_rows:
+        rows = ", ".join(getattr(getattr(module, "STUDY", None), "rows", ())) or "see the file"
+        raise ConfigError(f"{path}: has rows; name one, {path.stem}:ROW, of: {rows}")
+    config = get_config(row) if has_rows else get_config()
     if not isinstance(config, ConfigDict):
         found = type(config).__name__
         raise ConfigError(f"{path}: get_config() returned {found}; expected an ml_collections.ConfigDict")

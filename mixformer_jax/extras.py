@@ -13,6 +13,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "array_record": "train",
         "av": "video",
         "cloudpickle": "train",
+        "fsspec": "train",
         "got10k": "got10k",
         "grain": "train",
         "jinja2": "eval",

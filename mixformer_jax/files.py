@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,11 @@ class Part:
         if self.final.exists() and not self._overwrite:
             raise FileExistsError(f"{self.final}: was made by somebody else meanwhile; this run's is {self.path}")
         self.path.replace(self.final)
+
+
+def is_mangled_address(path: Path) -> bool:
+    """Whether this was an address, such as gs://bucket, before it became a path, which has one slash for two."""
+    return re.match(r"\w{2,}:/", str(path)) is not None
 
 
 def user_cache() -> Path:

@@ -1,4 +1,4 @@
-"""`mixformer study` for the checkout: `python pretrain/study.py --study pretraining --out runs/studies`."""
+"""`mixformer study` for the checkout: `python pretrain/study.py run table7 --scale tiny --out runs/studies`."""
 
 import sys
 

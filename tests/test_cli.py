@@ -449,13 +449,13 @@ def test_configs_are_listed_and_printed(capsys):
 def commands(capsys) -> list[str]:
     """All that `mixformer --help` and the help of its groups name."""
     found = []
-    for group in ([], ["data"], ["toolkit"]):
+    for group in ([], ["data"], ["study"], ["toolkit"]):
         with pytest.raises(SystemExit):
             cli.main([*group, "--help"])
         found += [
             " ".join([*group, name]) for name in re.findall(r"^    ([a-z]+)\b", capsys.readouterr().out, re.MULTILINE)
         ]
-    return [name for name in found if name not in ("data", "toolkit")]
+    return [name for name in found if name not in ("data", "study", "toolkit")]
 
 
 def test_every_command_s_help_shows_an_example(capsys):

@@ -96,7 +96,7 @@ def run_pack(args: argparse.Namespace) -> int:
             ("frames", f"{report.frames:,} packed now; {report.kept_shards:,} shards were there"),
             ("size", size),
             ("faults", f"{len(report.faults):,}" if report.faults else "none"),
-            ("use it", f'data.datasets.NAME = {{"root": "{args.out}", "reader": "packed"}}'),
+            ("use it", f'data.datasets.NAME = {{"root": "{args.out}"}}'),
         ]
     )
     _print_faults(report.faults, args.faults)

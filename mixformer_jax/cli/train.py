@@ -13,7 +13,9 @@ from mixformer_jax.config_files import (
     find_config,
     load_config,
     project_configs,
+    split_row,
 )
+from mixformer_jax.files import is_mangled_address
 
 PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
 A training starts from it: mixformer train --config mixvit_b --config.train.init=runs/trackmae_vit_b"""
@@ -39,25 +41,37 @@ def _add_run(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
 
 
+def _folder(config: Path, out: Path | None) -> Path:
+    """--out; without it runs/NAME, or runs/NAME/ROW."""
+    if out is not None:
+        if is_mangled_address(out):
+            raise UsageError(f"--out {out}: an address; a run needs a folder that all its hosts see, see docs/pod.md")
+        return out
+    file, row = split_row(config)
+    return Path("runs", Path(file).stem, row or "")
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Trains a tracker, or a mask network, as the config's sections say."""
+    out = _folder(args.config, args.out)
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
     from mixformer_jax.training.masks import SECTION, MaskExperiment, train_masks
 
     is_masks = SECTION in load_config(args.config)
     config = load_config(args.config, args.overrides, default_settings(MaskExperiment if is_masks else Experiment))
-    weights = (train_masks if is_masks else train)(config.to_dict(), args.out or Path("runs") / args.config.stem)
+    weights = (train_masks if is_masks else train)(config.to_dict(), out)
     print(f"weights  {weights}")
     return 0
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Pre-trains one autoencoder."""
+    out = _folder(args.config, args.out)
     from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
 
     config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    print(f"weights  {pretrain(config.to_dict(), args.out or Path('runs') / args.config.stem)}")
+    print(f"weights  {pretrain(config.to_dict(), out)}")
     return 0
 
 
@@ -73,14 +87,16 @@ def run_configs(args: argparse.Namespace) -> int:
     if args.action is not None:
         if args.name is None:
             raise UsageError("show needs the NAME of a config; see mixformer configs")
-        path = BENCHMARK_SETTINGS if args.name == BENCHMARK_SETTINGS.name else find_config(args.name)
+        path = BENCHMARK_SETTINGS if args.name == BENCHMARK_SETTINGS.name else find_config(split_row(args.name)[0])
         print(path.read_text(encoding="utf-8"), end="")
         return 0
     configs = project_configs()
     width = max(map(len, configs))
-    folders = (("train", CONFIGS), ("pretrain", CONFIGS / "pretrain"), ("train", CONFIGS / "masks"))
-    for command, folder in folders:
-        print(f"mixformer {command} --config NAME")
+    folders = {"train --config NAME": CONFIGS, "pretrain --config NAME": CONFIGS / "pretrain"}
+    folders["train --config NAME, masks"] = CONFIGS / "masks"
+    folders["train --config NAME:ROW, see mixformer study list"] = CONFIGS / "tables"
+    for command, folder in folders.items():
+        print(f"mixformer {command}")
         for name, path in configs.items():
             if path.parent == folder:
                 first_line = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]

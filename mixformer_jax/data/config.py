@@ -72,7 +72,7 @@ class Mix(TypedSettings):
 
 @dataclass(frozen=True)
 class DatasetConfig(TypedSettings):
-    """One data set on disk, in its published layout."""
+    """One data set on disk, in its published layout; or packed, in a folder or at an address (gs://bucket/folder)."""
 
     root: str
     ratio: Positive = 1.0  # how often it is drawn, relative to other data sets and to the weights of `Mix`

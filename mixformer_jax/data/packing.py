@@ -36,7 +36,7 @@ from mixformer_jax.datasets.frame_parts import (
 )
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
-from mixformer_jax.files import whole_file, write_atomically
+from mixformer_jax.files import is_mangled_address, whole_file, write_atomically
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.typed_settings import Count, CropFactor, NotNegative, Range, TypedSettings
 
@@ -83,8 +83,12 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     processes.
 
     Raises:
-        DatasetError: `out` holds another data set, or one packed in another way.
+        DatasetError: `out` holds another data set, or one packed in another way, or is no folder of this machine.
     """
+    if is_mangled_address(out):
+        raise DatasetError(
+            f"{out}: an address; pack into a folder of this machine and copy that there, see docs/pod.md"
+        )
     out.mkdir(parents=True, exist_ok=True)
     shards = _plan(dataset, out, config, progress)
     todo = [number for number in range(len(shards)) if not (out / f"{shard_name(number)}.json").is_file()]

@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mixformer_jax.data.augment import Random, disturb, occlude
-from mixformer_jax.data.config import DataConfig
+from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
 from mixformer_jax.data.pool.host import draw_texture, pool_sources
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
 from mixformer_jax.data.pool.tables import HostPool
+from mixformer_jax.datasets.frame_parts import is_packed
 from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.views import UnusableSampleError
@@ -49,11 +50,15 @@ class Material:
                 videos = read(config.root, config.include, config.exclude, *limits, num_threads=num_threads)
             if config.mix.still + config.mix.pasted + config.mix.region > 0:
                 images = (read_images if packed else ImagePool.load)(config.root, num_threads=num_threads)
-        datasets = {
-            name: open_dataset(each.reader or name, each.root, each.split, each.list_file)
-            for name, each in config.datasets.items()
-        }
+        datasets = {name: _open(name, each) for name, each in config.datasets.items()}
         return cls(videos, images, datasets)
+
+
+def _open(name: str, config: DatasetConfig) -> Dataset:
+    """A data set; of what is packed, the part that was packed."""
+    if config.reader is None and is_packed(config.root):
+        return open_dataset("packed", config.root, None, config.list_file)
+    return open_dataset(config.reader or name, config.root, config.split, config.list_file)
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.datasets.remote import Bucket, is_remote, open_bucket
 from mixformer_jax.media.images import SourceError, decode_image
 from mixformer_jax.views import CENTRED, Placement, UnusableSampleError
 
@@ -156,15 +157,26 @@ class StoredPart(NamedTuple):
     image: bytes
 
 
-def read_packed(root: Path, split: str | None = None) -> Dataset:
-    """The sequences of a packed data set, in the original order; DatasetError where packing is not complete."""
+def is_packed(root: str) -> bool:
+    """Whether this is a packed data set: a folder of that form, or an address, where nothing else can be read."""
+    return is_remote(root) or (Path(root) / PACKING).is_file()
+
+
+def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = None) -> Dataset:
+    """The sequences of a packed data set, in the original order; DatasetError where packing is not complete.
+
+    `root` is the folder, or where the files of a `bucket` are copied to.
+    """
+    if bucket is not None:
+        bucket.fetch(PACKING)
     if not (root / PACKING).is_file():
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:
         shards = json.loads((root / PACKING).read_text(encoding="utf-8"))["shards"]
     except (ValueError, KeyError) as error:
         raise DatasetError(f"{root / PACKING}: damaged: {error}") from error
-    listings = [root / f"{shard_name(number)}.json" for number in range(len(shards))]
+    names = [f"{shard_name(number)}.json" for number in range(len(shards))]
+    listings = [root / name if bucket is None else bucket.fetch(name) for name in names]
     missing = sum(not path.is_file() for path in listings)
     if missing:
         raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
@@ -173,7 +185,13 @@ def read_packed(root: Path, split: str | None = None) -> Dataset:
         for number, path in enumerate(listings)
         for name, record in json.loads(path.read_text(encoding="utf-8"))
     }
-    return Dataset("packed", root, list(places), _Reader(root, places))
+    return Dataset("packed", root, list(places), _Reader(root, places, bucket))
+
+
+def read_packed_elsewhere(address: str) -> Dataset:
+    """The same at an address such as gs://bucket/folder; shards are copied here when they are first needed."""
+    bucket = open_bucket(address, PACKING)
+    return read_packed(bucket.local, None, bucket)
 
 
 def shard_name(number: int) -> str:
@@ -253,13 +271,13 @@ def _overlap(a: Rectangle, b: Rectangle) -> float:
 class _Reader:
     """Reads records; every process opens shards for itself, on demand."""
 
-    def __init__(self, root: Path, places: dict[str, tuple[int, int]]) -> None:
-        self.root, self.places = root, places
+    def __init__(self, root: Path, places: dict[str, tuple[int, int]], bucket: Bucket | None) -> None:
+        self.root, self.places, self.bucket = root, places, bucket
         self._open: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["_Reader"], tuple[Path, dict[str, tuple[int, int]]]]:
-        return _Reader, (self.root, self.places)
+    def __reduce__(self) -> tuple[type["_Reader"], tuple[Path, dict[str, tuple[int, int]], Bucket | None]]:
+        return _Reader, (self.root, self.places, self.bucket)
 
     def __call__(self, key: str) -> TrackingSequence:
         shard, first = self.places[key]
@@ -282,7 +300,8 @@ class _Reader:
 
         with self._lock:
             if shard not in self._open:
-                path = self.root / f"{shard_name(shard)}.array_record"
+                name = f"{shard_name(shard)}.array_record"
+                path = self.root / name if self.bucket is None else self.bucket.fetch(name)
                 if not path.is_file():
                     raise DatasetError(f"{path}: no such file; pack again")
                 # Access is random: no reading ahead.

@@ -9,12 +9,13 @@ from typing import NamedTuple
 from mixformer_jax.datasets import large_scale, small_scale
 from mixformer_jax.datasets.coco_video import read_coco_video
 from mixformer_jax.datasets.cvat import read_cvat
-from mixformer_jax.datasets.frame_parts import read_packed
+from mixformer_jax.datasets.frame_parts import read_packed, read_packed_elsewhere
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
 from mixformer_jax.datasets.label_studio import read_label_studio
 from mixformer_jax.datasets.layout import check_listed, read_folder
 from mixformer_jax.datasets.mot import read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import read_vot
 
@@ -82,6 +83,7 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
     Args:
         name: of a reader, see TRAINING_READERS.
         split: a published part, see `Reader.splits`. None: the reader's default.
+        root: a folder; of `packed` an address such as gs://bucket/folder, too.
         list_file: a text file of the sequences to take, one a line: names, or positions counted from 0.
 
     Raises DatasetError for an unknown name (the known ones are listed), no such folder, or what the reader refuses.
@@ -89,6 +91,14 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
     reader = TRAINING_READERS.get(name)
     if reader is None:
         raise DatasetError(f"unknown data set {name!r}; known are: {', '.join(sorted(TRAINING_READERS))}")
+    if is_remote(root):
+        if name != "packed":
+            raise DatasetError(
+                f"{root}: {name} is read from folders of this machine; pack it (mixformer data pack), copy that "
+                "there, and read it with reader 'packed'"
+            )
+        elsewhere = read_packed_elsewhere(str(root))
+        return elsewhere if list_file is None else _choose(elsewhere, Path(list_file))
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected the root of a {name} data set")

@@ -1,11 +1,16 @@
 """Packed shards: the same samples, atomic and resumable, faults in their place."""
 
 import json
+import pickle
+import sys
+from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 
+from mixformer_jax import cli
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
@@ -178,3 +183,56 @@ def test_not_a_packed_data_set(root, tmp_path):
         open_dataset("packed", root)
     with pytest.raises(ConfigError, match="quality is 0; expected a whole number, at least 1 and at most 100"):
         PackConfig(quality=0)
+
+
+def test_packed_in_a_bucket(root, tmp_path, monkeypatch):
+    """The samples of the folder; shards are copied once, when they are first read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pack(open_dataset("got10k", root), tmp_path / "out", PackConfig(lossless=True, frames_per_shard=30))
+    bucket, address = fsspec.filesystem("memory"), "memory://bucket/packed"
+    bucket.put(str(tmp_path / "out"), "/bucket/packed", recursive=True)
+    dataset = open_dataset("packed", address)
+    assert dataset.keys == open_dataset("packed", tmp_path / "out").keys
+    copies = [path.name for path in (tmp_path / "cache").rglob("shard*.array_record")]
+    assert copies == [] and len(list((tmp_path / "cache").rglob("shard*.json"))) == 2
+    here, there = samples(tmp_path / "out", "packed"), samples(address, "packed")
+    for index in range(4):
+        ours, theirs = here.render(index).sample, there.render(index).sample
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+    # A config of the published layout, of which the root alone is changed.
+    config = DataConfig(datasets={"got10k": DatasetConfig(address, split="vottrain")}, augment=AugmentConfig.official())
+    assert Material.load(config).datasets["got10k"].name == "packed"
+    # Worker processes get readers by pickle.
+    pickle.loads(pickle.dumps(dataset))[2].frame(0)
+    assert len(list((tmp_path / "cache").rglob("shard*.array_record"))) == 2
+    bucket.rm("/bucket/packed/shard-00000.array_record")
+    assert open_dataset("packed", address)[0].frame(0).shape == (90, 160, 3), "it is here already"
+    # Packed anew, it is another version.
+    pack(open_dataset("got10k", root), tmp_path / "new", PackConfig(lossless=True, frames_per_shard=99))
+    bucket.put(str(tmp_path / "new" / "packing.json"), "/bucket/packed/packing.json")
+    with pytest.raises(DatasetError, match=r"memory://bucket/packed/shard-00000.array_record: no such file"):
+        open_dataset("packed", address)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "complaint"),
+    [
+        ("packed", "memory://none", r"memory://none/packing.json: no such file"),
+        ("packed", "s3://bucket/x", r"s3://bucket/x: nothing here opens s3:// addresses: pip install s3fs"),
+        ("packed", "abc://x", r"abc://x: Protocol not known"),
+        ("got10k", "gs://bucket/x", r"got10k is read from folders of this machine; pack it"),
+    ],
+)
+def test_addresses_that_cannot_work(name, address, complaint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DatasetError, match=complaint):
+        open_dataset(name, address)
+
+
+def test_an_address_is_no_place_to_write_to(root, capsys):
+    address = "gs://bucket/packed"
+    with pytest.raises(DatasetError, match="an address; pack into a folder of this machine"):
+        pack(open_dataset("got10k", root), Path(address), PackConfig())
+    assert cli.main(["train", "--config", "mixvit_b", "--out", address]) == 2
+    assert "a run needs a folder that all its hosts see" in capsys.readouterr().err
+    assert not Path("gs:").exists()

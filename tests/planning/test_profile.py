@@ -7,10 +7,12 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
 from mixformer_jax import cli
+from mixformer_jax.config_files import load_config, load_study
 from mixformer_jax.models.attention import attend, query_chunks
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.cvt import DepthwiseProjection
@@ -18,6 +20,8 @@ from mixformer_jax.models.layers import DepthwiseConv
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.models.sizes import size_config
 from mixformer_jax.planning.profile import PAPER, Cost, Profile, count_macs, profile_model, profile_models, tables
+from mixformer_jax.reports.studies import OPERATIONS_PER_MAC
+from mixformer_jax.training.experiment import Experiment
 
 WIDTH, SEARCH_TOKENS, TEMPLATE_TOKENS = 48, 16, 4
 VIT = MixFormerConfig(
@@ -187,10 +191,14 @@ def test_refusals():
 COUNTED = ("mixcvt", "sam21_cam3", "sam21_transt4", "sam10_mam11", "mixcvt_symmetric_query")
 
 
-def test_the_papers_tables(capsys):
+@pytest.fixture(scope="module")
+def profiles():
+    return profile_models(COUNTED)
+
+
+def test_the_papers_tables(profiles):
     """Differences from the paper, as the command shows them."""
-    assert cli.main(["profile", *COUNTED]) == 0
-    parameters, flops = capsys.readouterr().out.split("\nFLOPs")
+    parameters, flops = tables(profiles).split("\nFLOPs")
     starred = []
     for text, bound in ((parameters, 0.5), (flops, 1.5)):
         rows = [line for line in text.splitlines() if "Table" in line]
@@ -204,6 +212,46 @@ def test_the_papers_tables(capsys):
                 assert abs(float(difference)) < bound, row
     assert starred == [("sam21_transt4", "-14.10")]
     assert "docs/models.md" in flops
+
+
+def test_flops_of_the_rows_of_studies(profiles):
+    """What configs/tables say is what is counted: whole models with one template, trainings with two."""
+    studies = {name: load_study(name).rows for name in ("table3", "table4", "table6", "table7", "table8", "fig7")}
+    rows = {(table, name): row for table, found in studies.items() for name, row in found.items()}
+    counted = {profile.config.name: profile.whole.flops / 1e9 for profile in profiles}
+    assert rows["table8", "online"].gflops == pytest.approx(counted["mixcvt"], abs=0.005)
+    for row in rows.values():
+        if row.model in counted:
+            assert (row.train_gflops if row.model == "mixcvt" else row.gflops) == pytest.approx(
+                counted[row.model], abs=0.005
+            )
+    # Blocks of one shape cost the same: of layers the ends are counted, and of mixing ones row 6.
+    for name, templates in (("gflops", 1), ("train_gflops", 2)):
+        for depth in (4, 12):
+            found = profile_model(size_config(f"mixvit_b_depth{depth}"), templates).whole.flops / 1e9
+            assert getattr(rows["fig7", f"mae{depth}"], name) == pytest.approx(found, abs=0.005)
+        for kind in ("mae", "deit"):
+            costs = [getattr(rows["fig7", f"{kind}{depth}"], name) for depth in range(4, 13)]
+            assert np.diff(costs) == pytest.approx((costs[-1] - costs[0]) / 8, abs=0.011)
+        mixing = [getattr(rows["table3", row], name) for row in "4567"]
+        assert np.diff(mixing) == pytest.approx((mixing[-1] - mixing[0]) / 3, abs=0.011)
+        borrowed = [getattr(rows["fig7", f"mae12_d{n}"], name) for n in (1, 2, 4)]
+        assert borrowed[2] - borrowed[1] == pytest.approx(2 * (borrowed[1] - borrowed[0]), abs=0.021)
+    # One model, one cost, in whatever table.
+    by_model = {}
+    for row in rows.values():
+        by_model.setdefault((row.model, row.online), set()).add((row.gflops, row.train_gflops))
+    assert all(len(costs) == 1 for costs in by_model.values())
+    assert rows["table7", "mae"].gflops == rows["fig7", "mae12"].gflops
+
+
+def test_operations_of_a_training_are_six_a_multiply_accumulate():
+    from mixformer_jax.planning.record import count_model_flops
+
+    experiment = Experiment.from_mapping(load_config("table7:vit_scratch@tiny").to_dict())
+    whole = profile_model(experiment.model, templates=2).whole.flops
+    a_sample = count_model_flops(experiment) / experiment.train.batch_size
+    assert a_sample == pytest.approx(OPERATIONS_PER_MAC * whole, rel=0.03)  # images need no gradient
 
 
 def test_columns():
