@@ -62,10 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_append(args.append)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
+            frames = folder / "frames"
+            frames.mkdir()
             for number in (1, 2):
                 pixels = np.random.default_rng(number).integers(0, 256, (360, 640, 3), np.uint8)
-                cv2.imwrite(str(folder / f"frame{number}.png"), pixels)
-            source = [str(folder / "frame*.png"), "--box=300,150,60,60", "--no-video"]
+                cv2.imwrite(str(frames / f"{number}.png"), pixels)
+            source = [str(frames), "--box=300,150,60,60", "--no-video"]
             rows = bench("track", lambda out: [*source, f"--boxes={out}.csv"], folder)
             if args.root is not None:
                 options = [f"{CONFIG_PREFIX}{each}" for each in (*ONE_STEP, f"data.root={args.root}")]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-Mask = Bool[np.ndarray, "height width"]
+FrameMask = Bool[np.ndarray, "height width"]
 
 
 def mask_box_xywh(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "4"]:
@@ -17,7 +17,7 @@ def mask_box_xywh(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "4"]:
     return np.array([columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1], np.float64)
 
 
-def box_mask(box_xywh: Float[np.ndarray, "4"], size: tuple[int, int]) -> Mask:
+def box_mask(box_xywh: Float[np.ndarray, "4"], size: tuple[int, int]) -> FrameMask:
     """A filled box on a frame of `size` (height, width); edges are rounded half to even, as in VOT's tools."""
     x, y, w, h = box_xywh.tolist()
     left, top, right, bottom = (max(0, round(value)) for value in (x, y, x + w, y + h))
@@ -26,7 +26,7 @@ def box_mask(box_xywh: Float[np.ndarray, "4"], size: tuple[int, int]) -> Mask:
     return mask
 
 
-def fit_to_frame(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Mask:
+def fit_to_frame(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> FrameMask:
     """A mask from the frame's corner on, cut or filled up with zeros at the right and below to (height, width)."""
     fitted = np.zeros(size, bool)
     height, width = (min(pair) for pair in zip(mask.shape, size, strict=True))
@@ -54,7 +54,7 @@ def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": run_lengths(mask.ravel(order="F")).tolist()}
 
 
-def decode_rle(record: Mapping[str, Any]) -> Mask:
+def decode_rle(record: Mapping[str, Any]) -> FrameMask:
     """The mask of such a record; ValueError where the runs do not fill it."""
     height, width = record["size"]
     counts = np.asarray(record["counts"], np.int64)

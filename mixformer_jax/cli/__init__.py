@@ -37,7 +37,7 @@ COMMANDS = {
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
     "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
-    "train": ("train", "Train a tracker. Started again on the same folder, it goes on."),
+    "train": ("train", "Train a tracker, or a mask network. Started again on the same folder, it goes on."),
     "finetune": ("finetune", "Fine-tune a tracker on your own annotated videos."),
     "pretrain": (
         "train",

@@ -180,6 +180,9 @@ def test_wrong_calls(clip, weights, tmp_path, capsys, monkeypatch):
     assert "a number between 0 and 1" in capsys.readouterr().err
     assert track(clip, clip / "00000001.png") == 2
     assert "00000001.png: not a" in capsys.readouterr().err
+    arguments = ["--dataset", "folder", "--root", str(clip.parent), "--out", "results", "--masks", str(weights)]
+    assert cli.main(["evaluate", *arguments]) == 2
+    assert "masks are for --dataset vot" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
