@@ -61,7 +61,7 @@ class Part:
             cell = cells.get(column[0], "") if column else ""
             return f"{cell} {column[1]}" if column and cell else ""
 
-        model = next((cells[key] for key in ("config", "model") if key in cells), "")
+        model = next((cells[key] for key in ("config", "model", "command") if key in cells), "")
         more = ", ".join(f"{key} {cells[key]}" for key in self.more if cells[key])
         ratio = cells[self.ratio] if self.ratio else ""
         return name, model, cells[self.what], with_unit(self.time), with_unit(self.rate), ratio, more
@@ -109,7 +109,6 @@ PARTS = {
         what="run",
         time=("seconds", "s"),
         ratio="over the first",
-        more=("command",),
     ),
     "loader": Part(
         "bench_rendering",
