@@ -56,7 +56,7 @@ def read_coco_video(root: Path, split: str | None = None) -> Dataset:
 def coco_files(root: Path) -> list[Path]:
     """The JSON files of a folder that may be COCO's."""
     files = [path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern))]
-    return [path for path in files if is_coco(read_json(path).value)]
+    return [path for path in files if path.is_file() and is_coco(read_json(path).value)]
 
 
 def is_coco(content: Any) -> bool:

@@ -6,6 +6,7 @@ last; the sequences share the video's frames, and `TrackingSequence.video` says 
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,9 +177,9 @@ class _Reading:
 
 
 def plain_name(text: str) -> str:
-    """A name that can be a file's: no slashes, no suffix of videos."""
+    """A name that can be a file's: no slashes or blanks, no suffix of videos, no dots around it (`..` is a folder)."""
     stem = Path(text).stem if Path(text).suffix.lower() in VIDEO_SUFFIXES else text
-    return stem.strip().replace("/", "_").replace("\\", "_").replace(" ", "_") or "video"
+    return re.sub(r"[\s/\\\x00-\x1f]", "_", stem.strip().strip(".")) or "video"
 
 
 def turned_bounds(

@@ -439,3 +439,90 @@ def test_no_kind_and_several_kinds(tmp_path):
     (tmp_path / "more.json").write_text('{"images": [')
     with pytest.raises(DatasetError, match=r"more.json: no JSON .*line 1"):
         annotation_kind(tmp_path)
+
+
+def test_each_export_of_a_folder_has_its_own_video(tmp_path):
+    """One whose video is missing takes no other's."""
+    for name in "ab":
+        boxes = [cvat_box(0, (4, 4, 10, 8))]
+        (tmp_path / f"{name}.xml").write_text(cvat_xml(("car", boxes), source=f"{name}.mp4"))
+    write_video(tmp_path / "b.mp4")
+    refused(tmp_path, "the annotated video a.mp4")
+    (tmp_path / "a.xml").unlink()
+    (tmp_path / "b.xml").unlink()
+    for name in "ab":
+        content = studio()
+        content[0]["data"]["video"] = f"/data/upload/{name}.mp4"
+        write_json(tmp_path / f"{name}.json", content)
+    refused(tmp_path, "the annotated video a.mp4 is not in")
+
+
+def write_project(root, last_task=2):
+    """Of two tasks, whose images CVAT lays into one folder."""
+    tasks = "".join(f"<task><id>{i}</id><name>{i}</name><source>{i}.mp4</source></task>" for i in (1, 2))
+    tracks = "".join(
+        f'<track id="{i}" label="car" task_id="{i}">{cvat_box(0, (1, 1, 9, 9))}</track>\n' for i in (1, last_task)
+    )
+    meta = f"<meta><project><tasks>{tasks}</tasks></project></meta>\n"
+    (root / "annotations.xml").write_text(f"<annotations>{meta}{tracks}</annotations>")
+    write_images(root / "images", ["frame_000000.png", "frame_000000_1.png"])
+
+
+def test_a_projects_images_are_not_taken_for_one_video(tmp_path):
+    write_project(tmp_path)
+    refused(tmp_path, "neither the annotated video 1.mp4 nor 1/ with its images alone is there")
+    write_project(tmp_path, last_task=9)
+    refused(tmp_path, r"annotations.xml, line 5: track 9 has the task_id '9', but the tasks are 1, 2")
+
+
+def test_key_frames_behind_the_end_are_not_moved_there(tmp_path):
+    content = studio()
+    change(content, (*KEY, 3, "frame"), 40)
+    write_studio(tmp_path, content)
+    refused(tmp_path, r"value.sequence: expected key frames up to framesCount, 12 \(one is 40\)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("annotations.xml", b"", "annotations.xml, line 1: no XML"),
+        (
+            "annotations.xml",
+            b"<?xml version='1.0' encoding='big5'?><annotations/>",
+            "line 1: multi-byte.*save it as UTF",
+        ),
+        ("a.json", b'[{"annotations": [3]}]', r"a.json, \[0\].annotations\[0\]: expected an object"),
+        ("export.zip", b"PK", r"no annotations found \(unpack export.zip\)"),
+    ],
+)
+def test_damaged_exports_are_told_in_a_sentence(tmp_path, name, content, message):
+    (tmp_path / "folder.xml").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"video": "http://[walk.mp4"}, r"\[0\].data.video: expected the address"),
+        ("walk.mp4", r"data: expected an obj"),
+    ],
+)
+def test_addresses_that_are_none(tmp_path, data, message):
+    content = studio()
+    change(content, (0, "data"), data)
+    refused(write_studio(tmp_path, content), message)
+
+
+def test_names_stay_in_their_folder_and_utf16_is_read(tmp_path):
+    write_cvat(tmp_path)
+    text = cvat_xml(("car", [cvat_box(0, (4, 4, 10, 8))]), source="..").replace('"utf-8"', '"utf-16"')
+    (tmp_path / "annotations.xml").write_bytes(text.encode("utf-16"))
+    assert list(read(tmp_path, "cvat")) == ["video"]
+
+
+def test_a_title_is_no_address(tmp_path):
+    content = studio()
+    change(content, (0, "data"), {"title": "A walk", "clip": content[0]["data"]["video"]})
+    assert next(iter(read(write_studio(tmp_path, content), "label_studio"))).startswith("walk_one")
