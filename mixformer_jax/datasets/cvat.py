@@ -83,6 +83,8 @@ class _Task:
     source: str = ""  # the annotated video
     start_frame: int = 0
     stop_frame: int | None = None
+    width: int = 0  # of the frames; 0: it does not say
+    height: int = 0
 
 
 @dataclass
@@ -155,6 +157,8 @@ class _Export(ContentHandler):
                 setattr(self._task, name, self._whole(name, text))
         elif name in ("task", "job") and "meta" in self._path:
             self.tasks[self._task.id] = self._task
+        elif name in ("width", "height") and self._path[-1:] == ["original_size"] and text:
+            setattr(self._task, name, self._whole(name, text))
         elif name == "source" and self._path == ["annotations", "meta"]:
             for task in self.tasks.values():
                 task.source = task.source or text
@@ -214,7 +218,9 @@ def _parse(file: Path) -> _Export:
 
 def _read(file: Path, task: _Task, track: _CvatTrack, is_only: bool, name: str, video: str) -> TrackingSequence:
     where = f"{file}, line {track.line}, track {track.id}"
-    return sequence_of(name, video, _footage(file, task, track, is_only), _as_track(file, track), where)
+    footage = _footage(file, task, track, is_only)
+    footage.require_size((task.height, task.width) if task.height and task.width else None, f"{file}, original_size")
+    return sequence_of(name, video, footage, _as_track(file, track), where)
 
 
 def _as_track(file: Path, track: _CvatTrack) -> Track:
@@ -255,8 +261,10 @@ def _footage(file: Path, task: _Task, track: _CvatTrack, is_only: bool) -> Foota
     if path is None:
         stop = last if task.stop_frame is None else task.stop_frame
         called = f" {task.source}" if task.source else ""
-        images = "images/" if is_only else f"{task.name or 'TASK'}/ with its images alone"
-        reason = f"{file.parent}: neither the annotated video{called} nor {images} is there; put it beside {file.name}"
+        pictures = "images/" if is_only else f"{task.name or 'TASK'}/ with its images alone"
+        reason = (
+            f"{file.parent}: neither the annotated video{called} nor {pictures} is there; put it beside {file.name}"
+        )
         return Footage(file, MissingFrames(reason), np.arange(max(stop, last) + 1))
     footage = video_footage(path)
     end = len(footage.numbers) if task.stop_frame is None else min(task.stop_frame + 1, len(footage.numbers))

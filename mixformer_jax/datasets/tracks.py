@@ -87,6 +87,17 @@ class Footage(NamedTuple):
         # A decoder of its own: two targets' frames are not read in one order.
         return VideoFrames(self.frame.path, first) if isinstance(self.frame, VideoFrames) else self.frame
 
+    def require_size(self, size: tuple[int, int] | None, where: str) -> None:
+        """Raises DatasetError unless frames have the height and width that `where` in an export says (None: none)."""
+        if size is None or isinstance(self.frame, MissingFrames):
+            return
+        height, width = self.size or self.frame(0).shape[:2]
+        if (height, width) != size:
+            raise DatasetError(
+                f"{where}: the annotated frames have {size[1]}x{size[0]} pixels, but those of {self.place} have "
+                f"{width}x{height}; put the video there that was annotated"
+            )
+
 
 def video_footage(path: Path) -> Footage:
     """A video file; SourceError where it cannot be read."""

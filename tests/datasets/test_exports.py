@@ -526,3 +526,41 @@ def test_a_title_is_no_address(tmp_path):
     content = studio()
     change(content, (0, "data"), {"title": "A walk", "clip": content[0]["data"]["video"]})
     assert next(iter(read(write_studio(tmp_path, content), "label_studio"))).startswith("walk_one")
+
+
+def test_frames_of_another_size_are_refused(tmp_path):
+    size = "<original_size><width>640</width><height>480</height></original_size><source>"
+    text = cvat_xml(("car", [cvat_box(0, (4, 4, 10, 8))])).replace("<source>", size)
+    refused(
+        write_cvat(tmp_path / "cvat", text), "original_size: the annotated frames have 640x480 pixels, .* 64x48; put"
+    )
+    content = coco()
+    content["images"][4] |= {"width": 64, "height": 40}
+    refused(write_coco(tmp_path / "coco", content), r"images\[4\]: the annotated frames have 64x40")
+    root = write_mot(tmp_path / "mot", MOT)
+    change_text(root / "seqinfo.ini", "imWidth=64", "imWidth=65")
+    refused(root, "imWidth and imHeight: the annotated frames have 65x48")
+    change_text(root / "seqinfo.ini", "frameRate=14", "frameRate=0")
+    refused(root, "seqinfo.ini: frameRate is 0")
+
+
+def change_text(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_mot_images_with_a_gap_are_refused(tmp_path):
+    """Frame 4 of the annotations would be the picture of frame 5."""
+    root = write_mot(tmp_path, MOT, info=False)
+    (root / "img1" / "000003.jpg").unlink()
+    refused(root, "img1: no image between 000002.jpg and 000004.jpg")
+
+
+def test_coco_of_cvat_turns_boxes_and_keeps_tasks_apart(tmp_path):
+    write_images(tmp_path / "images" / "default", ["frame_000000.PNG", "frame_000000_1.PNG"])
+    box = {"id": 1, "image_id": 1, "bbox": [10, 10, 20, 4], "attributes": {"track_id": 0, "rotation": 90.0}}
+    images = [{"id": 1, "file_name": "frame_000000.PNG"}, {"id": 2, "file_name": "frame_000000_1.PNG"}]
+    write_json(tmp_path / "a.json", {"images": images[:1], "annotations": [box]})
+    (found,) = read(tmp_path, "coco_video").values()
+    np.testing.assert_allclose(found.boxes_xywh, [[18, 2, 4, 20]])
+    write_json(tmp_path / "a.json", {"images": images, "annotations": [box]})
+    refused(tmp_path, r"images\[0\].file_name: expected frames of one video in a folder; export each task")
