@@ -1,9 +1,10 @@
-"""A mask network an eighth as wide, on crops of 128 pixels: what a CPU trains in an hour.
+"""A mask network an eighth as wide, its head half as wide, on crops of 128 pixels: to run on a CPU.
 
     mixformer train --config alpha_refine_tiny
 
-0.34 M parameters, the sizes of the network whose official numbers the tests hold. It starts at random, on the pool's
-photographs with instance masks alone. No weights of it are shipped.
+It starts at random, on the pool's photographs with instance masks alone. It has not been trained to the end, and no
+weights of it are shipped. With a head of 12 channels the last layer's six inputs all came to speak against the target:
+after 520 steps the loss was 0.205, where the mean mask alone gives 0.233, but no pixel was above the threshold.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
         "pool_size": 4,
         "depths": (2, 2, 3, 2),
         "stem_width": 8,
-        "head_width": 12,
+        "head_width": 32,
     }
     config.data = {"root": "../shared/data/train/images"}
     config.train = {

@@ -37,7 +37,9 @@ def annotation_kind(root: str | Path) -> str:
         if paths:
             found.setdefault(kind, paths[0])
     if not found:
-        raise DatasetError(f"{root}: no annotations found; expected {EXPECTED}")
+        archive = next(iter(sorted(root.glob("*.zip"))), None)
+        hint = f" (unpack {archive.name})" if archive else ""
+        raise DatasetError(f"{root}: no annotations found{hint}; expected {EXPECTED}")
     if len(found) > 1:
         listed = ", ".join(f"{kind} ({path})" for kind, path in found.items())
         raise DatasetError(f"{root}: annotations of several kinds: {listed}; say which: --dataset {' or '.join(found)}")
@@ -45,7 +47,9 @@ def annotation_kind(root: str | Path) -> str:
 
 
 def _json_files(root: Path) -> list[Path]:
-    return [path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern))]
+    return [
+        path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern)) if path.is_file()
+    ]
 
 
 def _kind_of_json(path: Path) -> str | None:

@@ -6,6 +6,8 @@ Several dialects: CocoVID of MMTracking (`videos`, `frame_id`, `instance_id` or 
 
 import functools
 import itertools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import numpy as np
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.json_places import Place, read_json
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
-from mixformer_jax.datasets.tracks import Footage, Target, Track, dataset_of, plain_name, sequence_of
+from mixformer_jax.datasets.tracks import Footage, Target, Track, dataset_of, plain_name, sequence_of, turned_bounds
 from mixformer_jax.media.images import natural_order
 from mixformer_jax.media.sources import DEFAULT_FPS
 
@@ -25,6 +27,8 @@ class _Video(NamedTuple):
     name: str
     fps: float
     images: tuple[str, ...]  # file names in order
+    size: tuple[int, int] | None  # height and width of the first one, where it says so
+    where: str  # the first one
 
 
 class _Targets(NamedTuple):
@@ -56,7 +60,7 @@ def read_coco_video(root: Path, split: str | None = None) -> Dataset:
 def coco_files(root: Path) -> list[Path]:
     """The JSON files of a folder that may be COCO's."""
     files = [path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern))]
-    return [path for path in files if is_coco(read_json(path).value)]
+    return [path for path in files if path.is_file() and is_coco(read_json(path).value)]
 
 
 def is_coco(content: Any) -> bool:
@@ -86,12 +90,24 @@ def _read_videos(content: Place, root: Path) -> tuple[dict[Any, _Video], dict[in
         name = next((found.text() for each in ("name", "file_name") if about and (found := about.get(each))), str(key))
         fps = found.number(1e-3) if about and (found := about.get("fps")) else DEFAULT_FPS
         name = plain_name(root.resolve().name if name == "." else name)
-        videos[key] = _Video(name, fps, tuple(image["file_name"].text() for _, _, image in images))
+        names = tuple(image["file_name"].text() for _, _, image in images)
+        first = images[0][2]
+        if known.get(key) is None:
+            _check_one_task(first, names)
+        width, height = (0 if (said := first.get(side)) is None else said.whole(0) for side in ("width", "height"))
+        videos[key] = _Video(name, fps, names, (height, width) if height and width else None, first.path)
         for position, (_, number, image) in enumerate(images):
             if number in places:
                 raise image["id"].error("a number that no other image has")
             places[number] = (key, position)
     return videos, places
+
+
+def _check_one_task(first: Place, names: Sequence[str]) -> None:
+    """Raises DatasetError where images are those of several tasks of CVAT, which it tells apart by a second number."""
+    kinds = {match[1] is None for name in names if (match := re.fullmatch(r"frame_\d{6}(_\d+)?", Path(name).stem))}
+    if len(kinds) > 1:
+        raise first["file_name"].error("frames of one video in a folder; export each task of the project by itself")
 
 
 def _read_boxes(content: Place, places: dict[int, tuple[Any, int]]) -> dict[tuple[Any, int], _Targets]:
@@ -113,6 +129,9 @@ def _read_boxes(content: Place, places: dict[int, tuple[Any, int]]) -> dict[tupl
         if len(numbers) != 4:
             raise annotation["bbox"].error("x, y, w, h")
         box = [numbers[0].number(), numbers[1].number(), numbers[2].number(0.0), numbers[3].number(0.0)]
+        if inside is not None and (turned := inside.get("rotation")) is not None and turned.number():
+            upright = np.array(box)  # CVAT writes the box before it is turned about its centre
+            box = turned_bounds(upright, turned.number(), upright[:2] + upright[2:] / 2).tolist()
         video, position = place
         category = annotation.get("category_id")
         label = labels.get(category.whole(), "target") if category is not None else "target"
@@ -134,5 +153,6 @@ def _read(root: Path, file: Path, video: _Video, target: _Targets, name: str, sh
         frame = ImageFrames(folder, video.images)
     place = (folder or root) / video.name
     footage = Footage(place, frame, np.arange(len(video.images)), video.fps)
+    footage.require_size(video.size, f"{file}, {video.where}")
     where = f"{file}, {next(iter(target.where.values()))}"
     return sequence_of(name, shown, footage, Track.of_frames(target.boxes_xywh), where)

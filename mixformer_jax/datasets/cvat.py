@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import xml.sax
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,16 +46,17 @@ def read_cvat(root: Path, split: str | None = None) -> Dataset:
     if not files:
         raise DatasetError(f"{root}: no annotations.xml; expected an export as 'CVAT for video 1.1', unpacked")
     targets = []
+    beside = Counter(file.parent for file in files)
     for file in files:
         export = _parse(file)
         if not export.tracks:
             shown = "its boxes are on single images: annotate tracks" if export.has_images else "there are no tracks"
             raise DatasetError(f"{file}: {shown}, and export as 'CVAT for video 1.1'")
         for number, track in enumerate(export.tracks):
-            task = export.tasks.get(track.task) or (next(iter(export.tasks.values())) if export.tasks else _Task())
+            task = _task_of(file, export, track)
             video = plain_name(task.source or task.name or (file.parent if len(files) > 1 else root.resolve()).name)
             name = plain_name(f"{track.label}_{track.id or number}")
-            is_only = len(export.tasks) <= 1
+            is_only = len(export.tasks) <= 1 and beside[file.parent] == 1
             targets.append(Target(video, name, functools.partial(_read, file, task, track, is_only)))
     return dataset_of("cvat", root, targets)
 
@@ -62,7 +64,14 @@ def read_cvat(root: Path, split: str | None = None) -> Dataset:
 def cvat_files(root: Path) -> list[Path]:
     """The XML files of CVAT in a folder, or in its sub-folders."""
     files = [path for pattern in ("*.xml", "*/*.xml") for path in sorted(root.glob(pattern))]
-    return [path for path in files if b"<annotations" in path.open("rb").read(4096)]
+    return [path for path in files if path.is_file() and _is_cvat(path)]
+
+
+def _is_cvat(path: Path) -> bool:
+    """Whether an XML file looks like CVAT's, or is what an interrupted copy left of one."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return b"<annotations" in start.replace(b"\0", b"") or (not start and path.name == "annotations.xml")  # UTF-16 too
 
 
 @dataclass
@@ -74,6 +83,8 @@ class _Task:
     source: str = ""  # the annotated video
     start_frame: int = 0
     stop_frame: int | None = None
+    width: int = 0  # of the frames; 0: it does not say
+    height: int = 0
 
 
 @dataclass
@@ -146,6 +157,8 @@ class _Export(ContentHandler):
                 setattr(self._task, name, self._whole(name, text))
         elif name in ("task", "job") and "meta" in self._path:
             self.tasks[self._task.id] = self._task
+        elif name in ("width", "height") and self._path[-1:] == ["original_size"] and text:
+            setattr(self._task, name, self._whole(name, text))
         elif name == "source" and self._path == ["annotations", "meta"]:
             for task in self.tasks.values():
                 task.source = task.source or text
@@ -196,12 +209,18 @@ def _parse(file: Path) -> _Export:
         raise DatasetError(
             f"{file}, line {error.getLineNumber()}: no XML ({error.getMessage()}); export and unpack anew"
         ) from error
+    except DatasetError:
+        raise
+    except ValueError as error:  # of the parser, at the first line
+        raise DatasetError(f"{file}, line 1: {error}; save it as UTF-8, or export anew") from error
     return export
 
 
 def _read(file: Path, task: _Task, track: _CvatTrack, is_only: bool, name: str, video: str) -> TrackingSequence:
     where = f"{file}, line {track.line}, track {track.id}"
-    return sequence_of(name, video, _footage(file, task, track, is_only), _as_track(file, track), where)
+    footage = _footage(file, task, track, is_only)
+    footage.require_size((task.height, task.width) if task.height and task.width else None, f"{file}, original_size")
+    return sequence_of(name, video, footage, _as_track(file, track), where)
 
 
 def _as_track(file: Path, track: _CvatTrack) -> Track:
@@ -218,8 +237,19 @@ def _as_track(file: Path, track: _CvatTrack) -> Track:
     return Track(np.array([box.frame for box in boxes], float), np.stack([box.xywh for box in boxes]), seen, seen)
 
 
+def _task_of(file: Path, export: _Export, track: _CvatTrack) -> _Task:
+    if len(export.tasks) <= 1:
+        return next(iter(export.tasks.values()), _Task())
+    if track.task not in export.tasks:
+        raise DatasetError(
+            f"{file}, line {track.line}: track {track.id} has the task_id {track.task!r}, but the tasks are "
+            f"{', '.join(export.tasks)}; export anew, or mend the line"
+        )
+    return export.tasks[track.task]
+
+
 def _footage(file: Path, task: _Task, track: _CvatTrack, is_only: bool) -> Footage:
-    for folder in _image_folders(file.parent, task):
+    for folder in _image_folders(file.parent, task, is_only):
         if folder.is_dir() and (images := image_footage(folder)) is not None:
             assert isinstance(images.frame, ImageFrames)
             numbers = [re.fullmatch(r"frame_(\d+)", Path(name).stem) for name in images.frame.names]
@@ -231,18 +261,22 @@ def _footage(file: Path, task: _Task, track: _CvatTrack, is_only: bool) -> Foota
     if path is None:
         stop = last if task.stop_frame is None else task.stop_frame
         called = f" {task.source}" if task.source else ""
-        reason = f"{file.parent}: neither the annotated video{called} nor images/ is there; put it beside {file.name}"
+        pictures = "images/" if is_only else f"{task.name or 'TASK'}/ with its images alone"
+        reason = (
+            f"{file.parent}: neither the annotated video{called} nor {pictures} is there; put it beside {file.name}"
+        )
         return Footage(file, MissingFrames(reason), np.arange(max(stop, last) + 1))
     footage = video_footage(path)
     end = len(footage.numbers) if task.stop_frame is None else min(task.stop_frame + 1, len(footage.numbers))
     return footage._replace(numbers=footage.numbers[:end])
 
 
-def _image_folders(folder: Path, task: _Task) -> Iterator[Path]:
+def _image_folders(folder: Path, task: _Task, is_only: bool) -> Iterator[Path]:
     for place in (folder / "images", folder):
         if task.name:
             yield place / task.name
         if task.source:
             yield place / plain_name(task.source)
-    yield folder / "images"
-    yield folder
+    if is_only:  # a project's images/ mixes the frames of its tasks
+        yield folder / "images"
+        yield folder

@@ -13,6 +13,7 @@ from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.json_places import Place, read_json
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.tracks import (
+    VIDEO_SUFFIXES,
     Footage,
     Target,
     Track,
@@ -39,7 +40,8 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
     of its project: where its `framesCount` is not the video's, frames are found by time.
     """
     targets = []
-    for file in label_studio_files(root):
+    files = label_studio_files(root)
+    for file in files:
         tasks = list(read_json(file).items())
         for task in tasks:
             if task.get("annotations") is None:
@@ -47,7 +49,7 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
             regions = _regions(task)
             video = plain_name(_file_name(_address(task))) if regions else ""
             for number, region in enumerate(regions, start=1):
-                read = functools.partial(_read, file.parent, task, region, len(tasks) == 1)
+                read = functools.partial(_read, file.parent, task, region, len(tasks) == len(files) == 1)
                 targets.append(Target(video, plain_name(f"{_label(region)}_{number}"), read))
     if not targets:
         raise DatasetError(
@@ -58,7 +60,7 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
 
 def label_studio_files(root: Path) -> list[Path]:
     """The JSON files of a folder that may be Label Studio's."""
-    return [path for path in sorted(root.glob("*.json")) if is_label_studio(read_json(path).value)]
+    return [path for path in sorted(root.glob("*.json")) if path.is_file() and is_label_studio(read_json(path).value)]
 
 
 def is_label_studio(content: Any) -> bool:
@@ -68,7 +70,11 @@ def is_label_studio(content: Any) -> bool:
 
 def _regions(task: Place) -> list[Place]:
     """The video regions of a task: of the annotation marked as ground truth, else of the last one."""
-    annotations = [each for each in task["annotations"].items() if not each.value.get("was_cancelled")]
+    annotations = [
+        each
+        for each in task["annotations"].items()
+        if each.get("was_cancelled") is None or not each["was_cancelled"].value
+    ]
     if not annotations:
         return []
     chosen = next((each for each in annotations if each.value.get("ground_truth")), annotations[-1])
@@ -85,10 +91,13 @@ def _label(region: Place) -> str:
 def _address(task: Place) -> Place:
     """The address of the task's video."""
     data = task["data"]
+    if not isinstance(data.value, dict):
+        raise data.error("an object with the address of a video")
     texts = [
         Place(data.file, f"{data.path}.{key}", value) for key, value in data.value.items() if isinstance(value, str)
     ]
-    named = [each for each in texts if each.path.endswith(".video")] or texts
+    films = [each for each in texts if Path(each.value).suffix.lower() in VIDEO_SUFFIXES]
+    named = [each for each in texts if each.path.endswith(".video")] or films or texts
     if not named:
         raise data.error("the address of a video")
     return named[0]
@@ -96,7 +105,10 @@ def _address(task: Place) -> Place:
 
 def _file_name(address: Place) -> str:
     """`clip.mp4` of /data/upload/1/0f3a77b2-clip.mp4, /data/local-files/?d=videos/clip.mp4 or s3://bucket/clip.mp4."""
-    parts = urlsplit(address.text())
+    try:
+        parts = urlsplit(address.text())
+    except ValueError as error:
+        raise address.error(f"the address of a video ({error})") from error
     path = parse_qs(parts.query).get("d", [parts.path])[0]
     return UPLOADED.sub("", Path(unquote(path)).name)
 
@@ -139,6 +151,8 @@ def _track(value: Place, footage: Footage) -> Track:
     if (count := value.get("framesCount")) is not None:
         # Frames of Label Studio are times: with another frame rate they lie between those of the video.
         length = len(footage.numbers)
+        if frames[-1] >= count.whole(1.0) + SLACK:
+            raise value["sequence"].error(f"key frames up to framesCount, {count.value} (one is {int(frames[-1]) + 1})")
         if abs(count.whole(1.0) - length) > SLACK:
             frames = frames * (length / count.whole(1.0))
             logger.warning(

@@ -2,14 +2,16 @@
 
 import configparser
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_text
-from mixformer_jax.datasets.records import Dataset, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
     Target,
@@ -108,6 +110,17 @@ def _read(folder: Path, number: int, rows: _Rows, name: str, video: str) -> Trac
     return sequence_of(name, video, _footage(folder, max(rows.boxes_xywh)), Track.of_frames(seen), where)
 
 
+def _check_numbers(folder: Path, names: Sequence[str]) -> None:
+    """Raises DatasetError where numbered images have gaps: all behind one would be taken for another frame."""
+    for before, after in itertools.pairwise(names):
+        numbers = [Path(name).stem for name in (before, after)]
+        if all(map(str.isdecimal, numbers)) and int(numbers[1]) != int(numbers[0]) + 1:
+            raise DatasetError(
+                f"{folder}: no image between {before} and {after}; lay the missing ones there, or number images and "
+                "frames without gaps"
+            )
+
+
 def _footage(folder: Path, last: int) -> Footage:
     info, path = configparser.ConfigParser(), folder / "seqinfo.ini"
     try:
@@ -115,11 +128,17 @@ def _footage(folder: Path, last: int) -> Footage:
         images = info.get("Sequence", "imDir", fallback="img1")
         fps = info.getfloat("Sequence", "frameRate", fallback=math.nan)
         length = info.getint("Sequence", "seqLength", fallback=None)
+        width, height = (info.getint("Sequence", name, fallback=0) for name in ("imWidth", "imHeight"))
     except (configparser.Error, ValueError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         raise DatasetError(f"{path}: {said}; expected [Sequence] with imDir, frameRate and seqLength") from error
+    if fps <= 0:
+        raise DatasetError(f"{path}: frameRate is {fps:g}; expected frames a second, or no such line")
     footage = image_footage(folder / images)
-    if footage is None:
+    if footage is not None:
+        assert isinstance(footage.frame, ImageFrames)
+        _check_numbers(folder / images, footage.frame.names)
+    else:
         found = find_video(folder, f"{folder.resolve().name}.mp4", True)
         if found is None:
             reason = f"{folder}: neither {images}/ with images nor the annotated video; put one of them there"
@@ -130,4 +149,5 @@ def _footage(folder: Path, last: int) -> Footage:
             f"{path}: seqLength is {length}, but {footage.place} has {len(footage.numbers)} frames; unpack it anew, or "
             "mend seqLength"
         )
+    footage.require_size((height, width) if height and width else None, f"{path}, imWidth and imHeight")
     return footage if math.isnan(fps) else footage._replace(fps=fps)

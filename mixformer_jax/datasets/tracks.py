@@ -6,6 +6,7 @@ last; the sequences share the video's frames, and `TrackingSequence.video` says 
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,17 @@ class Footage(NamedTuple):
             return ImageFrames(self.frame.folder, self.frame.names[first:end])
         # A decoder of its own: two targets' frames are not read in one order.
         return VideoFrames(self.frame.path, first) if isinstance(self.frame, VideoFrames) else self.frame
+
+    def require_size(self, size: tuple[int, int] | None, where: str) -> None:
+        """Raises DatasetError unless frames have the height and width that `where` in an export says (None: none)."""
+        if size is None or isinstance(self.frame, MissingFrames):
+            return
+        height, width = self.size or self.frame(0).shape[:2]
+        if (height, width) != size:
+            raise DatasetError(
+                f"{where}: the annotated frames have {size[1]}x{size[0]} pixels, but those of {self.place} have "
+                f"{width}x{height}; put the video there that was annotated"
+            )
 
 
 def video_footage(path: Path) -> Footage:
@@ -176,9 +188,9 @@ class _Reading:
 
 
 def plain_name(text: str) -> str:
-    """A name that can be a file's: no slashes, no suffix of videos."""
+    """A name that can be a file's: no slashes or blanks, no suffix of videos, no dots around it (`..` is a folder)."""
     stem = Path(text).stem if Path(text).suffix.lower() in VIDEO_SUFFIXES else text
-    return stem.strip().replace("/", "_").replace("\\", "_").replace(" ", "_") or "video"
+    return re.sub(r"[\s/\\\x00-\x1f]", "_", stem.strip().strip(".")) or "video"
 
 
 def turned_bounds(

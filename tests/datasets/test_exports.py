@@ -439,3 +439,128 @@ def test_no_kind_and_several_kinds(tmp_path):
     (tmp_path / "more.json").write_text('{"images": [')
     with pytest.raises(DatasetError, match=r"more.json: no JSON .*line 1"):
         annotation_kind(tmp_path)
+
+
+def test_each_export_of_a_folder_has_its_own_video(tmp_path):
+    """One whose video is missing takes no other's."""
+    for name in "ab":
+        boxes = [cvat_box(0, (4, 4, 10, 8))]
+        (tmp_path / f"{name}.xml").write_text(cvat_xml(("car", boxes), source=f"{name}.mp4"))
+    write_video(tmp_path / "b.mp4")
+    refused(tmp_path, "the annotated video a.mp4")
+    (tmp_path / "a.xml").unlink()
+    (tmp_path / "b.xml").unlink()
+    for name in "ab":
+        content = studio()
+        content[0]["data"]["video"] = f"/data/upload/{name}.mp4"
+        write_json(tmp_path / f"{name}.json", content)
+    refused(tmp_path, "the annotated video a.mp4 is not in")
+
+
+def write_project(root, last_task=2):
+    """Of two tasks, whose images CVAT lays into one folder."""
+    tasks = "".join(f"<task><id>{i}</id><name>{i}</name><source>{i}.mp4</source></task>" for i in (1, 2))
+    tracks = "".join(
+        f'<track id="{i}" label="car" task_id="{i}">{cvat_box(0, (1, 1, 9, 9))}</track>\n' for i in (1, last_task)
+    )
+    meta = f"<meta><project><tasks>{tasks}</tasks></project></meta>\n"
+    (root / "annotations.xml").write_text(f"<annotations>{meta}{tracks}</annotations>")
+    write_images(root / "images", ["frame_000000.png", "frame_000000_1.png"])
+
+
+def test_a_projects_images_are_not_taken_for_one_video(tmp_path):
+    write_project(tmp_path)
+    refused(tmp_path, "neither the annotated video 1.mp4 nor 1/ with its images alone is there")
+    write_project(tmp_path, last_task=9)
+    refused(tmp_path, r"annotations.xml, line 5: track 9 has the task_id '9', but the tasks are 1, 2")
+
+
+def test_key_frames_behind_the_end_are_not_moved_there(tmp_path):
+    content = studio()
+    change(content, (*KEY, 3, "frame"), 40)
+    write_studio(tmp_path, content)
+    refused(tmp_path, r"value.sequence: expected key frames up to framesCount, 12 \(one is 40\)")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("annotations.xml", b"", "annotations.xml, line 1: no XML"),
+        (
+            "annotations.xml",
+            b"<?xml version='1.0' encoding='big5'?><annotations/>",
+            "line 1: multi-byte.*save it as UTF",
+        ),
+        ("a.json", b'[{"annotations": [3]}]', r"a.json, \[0\].annotations\[0\]: expected an object"),
+        ("export.zip", b"PK", r"no annotations found \(unpack export.zip\)"),
+    ],
+)
+def test_damaged_exports_are_told_in_a_sentence(tmp_path, name, content, message):
+    (tmp_path / "folder.xml").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"video": "http://[walk.mp4"}, r"\[0\].data.video: expected the address"),
+        ("walk.mp4", r"data: expected an obj"),
+    ],
+)
+def test_addresses_that_are_none(tmp_path, data, message):
+    content = studio()
+    change(content, (0, "data"), data)
+    refused(write_studio(tmp_path, content), message)
+
+
+def test_names_stay_in_their_folder_and_utf16_is_read(tmp_path):
+    write_cvat(tmp_path)
+    text = cvat_xml(("car", [cvat_box(0, (4, 4, 10, 8))]), source="..").replace('"utf-8"', '"utf-16"')
+    (tmp_path / "annotations.xml").write_bytes(text.encode("utf-16"))
+    assert list(read(tmp_path, "cvat")) == ["video"]
+
+
+def test_a_title_is_no_address(tmp_path):
+    content = studio()
+    change(content, (0, "data"), {"title": "A walk", "clip": content[0]["data"]["video"]})
+    assert next(iter(read(write_studio(tmp_path, content), "label_studio"))).startswith("walk_one")
+
+
+def test_frames_of_another_size_are_refused(tmp_path):
+    size = "<original_size><width>640</width><height>480</height></original_size><source>"
+    text = cvat_xml(("car", [cvat_box(0, (4, 4, 10, 8))])).replace("<source>", size)
+    refused(
+        write_cvat(tmp_path / "cvat", text), "original_size: the annotated frames have 640x480 pixels, .* 64x48; put"
+    )
+    content = coco()
+    content["images"][4] |= {"width": 64, "height": 40}
+    refused(write_coco(tmp_path / "coco", content), r"images\[4\]: the annotated frames have 64x40")
+    root = write_mot(tmp_path / "mot", MOT)
+    change_text(root / "seqinfo.ini", "imWidth=64", "imWidth=65")
+    refused(root, "imWidth and imHeight: the annotated frames have 65x48")
+    change_text(root / "seqinfo.ini", "frameRate=14", "frameRate=0")
+    refused(root, "seqinfo.ini: frameRate is 0")
+
+
+def change_text(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_mot_images_with_a_gap_are_refused(tmp_path):
+    """Frame 4 of the annotations would be the picture of frame 5."""
+    root = write_mot(tmp_path, MOT, info=False)
+    (root / "img1" / "000003.jpg").unlink()
+    refused(root, "img1: no image between 000002.jpg and 000004.jpg")
+
+
+def test_coco_of_cvat_turns_boxes_and_keeps_tasks_apart(tmp_path):
+    write_images(tmp_path / "images" / "default", ["frame_000000.PNG", "frame_000000_1.PNG"])
+    box = {"id": 1, "image_id": 1, "bbox": [10, 10, 20, 4], "attributes": {"track_id": 0, "rotation": 90.0}}
+    images = [{"id": 1, "file_name": "frame_000000.PNG"}, {"id": 2, "file_name": "frame_000000_1.PNG"}]
+    write_json(tmp_path / "a.json", {"images": images[:1], "annotations": [box]})
+    (found,) = read(tmp_path, "coco_video").values()
+    np.testing.assert_allclose(found.boxes_xywh, [[18, 2, 4, 20]])
+    write_json(tmp_path / "a.json", {"images": images, "annotations": [box]})
+    refused(tmp_path, r"images\[0\].file_name: expected frames of one video in a folder; export each task")

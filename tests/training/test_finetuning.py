@@ -115,7 +115,7 @@ def test_of_one_video_nothing_is_held_out(root, official, recipe, tmp_path, caps
     videos.mkdir()
     (videos / "a").symlink_to(root / "videos" / "a")
     command = ["finetune", str(videos), "--weights", str(official), "--out", str(tmp_path / "run")]
-    assert main([*command, "--config", str(recipe), "--pool", "none", *SETTINGS]) == 0
+    assert main([*command, "--config", str(recipe), "--pool", "none", "--dtype", "bfloat16", *SETTINGS]) == 0
     printed = capsys.readouterr().out
     assert "held out nothing: there is one video" in printed and "trained on  AUC before" in printed
     assert "nothing tells when the tracker has learned it by heart" in printed
