@@ -320,8 +320,8 @@ def write_study(setup: Setup, seeds: Sequence[int], kept: Sequence[str], skipped
     changed = "".join(f", {key} {value}" for key, value in lengths.items())
     note = (
         f"{setup.study.title}\n\nScale {setup.scale}{changed}; seeds {', '.join(map(str, seeds))}; AUC in percent on "
-        f"{setup.dataset} {setup.test_root.name}. After ±: half of a 95% interval over seeds (Student's t), which says "
-        "nothing of other sequences or data. The paper's numbers are of LaSOT.\n"
+        f"{setup.dataset} {setup.test_root.name}. After ±: half of a 95% interval over seeds (Student's t; none of one "
+        "seed), which says nothing of other sequences or data. The paper's numbers are of LaSOT.\n"
     )
     table = f"{note}\n{study_markdown(setup.study, aucs, skipped)}"
     record = {

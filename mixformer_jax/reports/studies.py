@@ -104,7 +104,7 @@ def study_markdown(study: Study, aucs: Mapping[str, Sequence[float]], skipped: M
         skipped: why there are none, by row.
     """
     first = next(iter(aucs), None)
-    header = ["row", "", "AUC here", "by seed", f"less that of {first}", "AUC in the paper", "less"]
+    header = ["row", "", "AUC here", "by seed", f"against {first}", "AUC in the paper", f"against {first}"]
     reference = study.rows[first].auc if first is not None else None
     lines = [header]
     for name, row in study.rows.items():
@@ -145,8 +145,8 @@ def draw_study(study: Study, aucs: Mapping[str, Sequence[float]]) -> bytes:
             paper.plot(auc, place, "D", color="C1")
     here.set_yticks(range(len(names)), [f"{name}: {study.rows[name].title}" for name in names])
     here.invert_yaxis()
-    here.set_xlabel("AUC here, percent, and 95% interval over seeds")
-    paper.set_xlabel("AUC on LaSOT in the paper, percent")
+    here.set_xlabel("AUC here, 95% interval over seeds")
+    paper.set_xlabel("LaSOT AUC in the paper")
     for axes in (here, paper):
         axes.grid(alpha=0.3)
     picture = io.BytesIO()
