@@ -326,6 +326,7 @@ def refused(root, message):
             cvat_xml(("car", [cvat_box(40, (9, 9, 3, 3))])),
             r"TRACK, track 0: has a box on frame 40.*ends with frame 11",
         ),
+        (cvat_xml(("car", [cvat_box(1, (9, 9, 0, 0))])), r"TRACK, track 0: no box with an area on any frame"),
         (cvat_xml(("car", [cvat_box(4, (9, 9, 3, 3))]))[:-20], r"annotations.xml, line \d+: no XML"),
         ("<annotations><image id='0'></image></annotations>", "boxes are on single images: annotate tracks"),
     ],
