@@ -4,7 +4,7 @@
 
 Official experiment: mixformer_cvt/baseline.yaml.
 The authors took about 40 hours on 8 V100, 92 on 8 RTX 2080 Ti (official issue 1).
-30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).
+30 million samples of 0.14 TFLOP each, 4.2 EFLOP in all (counted, not run).
 Expected after stage 2 (the paper, Table 10): LaSOT AUC 69.2, TrackingNet AUC 83.1, UAV123 AUC 70.4.
 """
 

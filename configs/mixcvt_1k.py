@@ -4,7 +4,7 @@
 
 Official experiment: mixformer_cvt/baseline_1k.yaml.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
-30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).
+30 million samples of 0.14 TFLOP each, 4.2 EFLOP in all (counted, not run).
 The official experiment trains the backbone at the full rate.
 Expected after stage 2 (the paper, Table 10): LaSOT AUC 67.9, TrackingNet AUC 82.6, UAV123 AUC 68.7.
 """

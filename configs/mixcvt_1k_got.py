@@ -3,7 +3,7 @@
     mixformer train --config mixcvt_1k_got
 
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
-30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).
+30 million samples of 0.14 TFLOP each, 4.2 EFLOP in all (counted, not run).
 Validation is on sequences of the training set: the protocol allows no others.
 No official experiment: those of the other two variants put together.
 Expected after stage 2 (the paper, Table 10): GOT-10k AO 71.2.

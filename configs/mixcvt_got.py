@@ -4,7 +4,7 @@
 
 Official experiment: mixformer_cvt/baseline_got.yaml.
 Hardware in the paper: 8 V100; the authors give hours for mixcvt.py.
-30 million samples of 0.13 TFLOP each, 3.8 EFLOP in all (counted, not run).
+30 million samples of 0.14 TFLOP each, 4.2 EFLOP in all (counted, not run).
 Validation is on sequences of the training set: the protocol allows no others.
 Expected after stage 2 (the paper, Table 10): GOT-10k AO 70.7.
 """

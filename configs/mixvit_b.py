@@ -4,7 +4,7 @@
 
 Official experiment: mixformer_vit/baseline.yaml.
 The authors took 50 hours and more on 8 V100 or RTX 2080 Ti (official issue 73).
-30 million samples of 0.27 TFLOP each, 8.2 EFLOP in all (counted, not run).
+30 million samples of 0.28 TFLOP each, 8.3 EFLOP in all (counted, not run).
 Expected after stage 2 (the paper, Table 10): LaSOT AUC 69.6, TrackingNet AUC 83.5, UAV123 AUC 68.1.
 """
 

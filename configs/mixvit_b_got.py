@@ -4,7 +4,7 @@
 
 Official experiment: mixformer_vit/baseline_got.yaml.
 Hardware in the paper: 8 V100; the authors give hours for mixvit_b.py.
-7.5 million samples of 0.27 TFLOP each, 2.1 EFLOP in all (counted, not run).
+7.5 million samples of 0.28 TFLOP each, 2.1 EFLOP in all (counted, not run).
 Validation is on sequences of the training set: the protocol allows no others.
 An epoch has 15,000 samples here, as in the official experiment.
 Expected after stage 2 (the paper, Table 10): GOT-10k AO 72.5.

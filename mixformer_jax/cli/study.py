@@ -10,7 +10,14 @@ from typing import Any
 
 from mixformer_jax.cli.console import Parser, UsageError, positive, tell_stopped
 from mixformer_jax.cli.programs import MIXFORMER, Programs
-from mixformer_jax.config_files import CONFIG_PREFIX, CONFIGS, load_config, load_study, project_configs
+from mixformer_jax.config_files import (
+    CONFIG_PREFIX,
+    CONFIGS,
+    default_settings,
+    load_config,
+    load_study,
+    project_configs,
+)
 from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.files import write_atomically
 from mixformer_jax.reports.studies import SAMPLES, Study, StudyRow, draw_study, study_markdown
@@ -32,6 +39,8 @@ chips' peak times --mfu. Data must come as fast as the last columns say. mixform
 step."""
 TOPOLOGIES = ("h200:8", "v5p:4x4x4")
 MFU = 0.25
+# Where and how samples are made, and on which devices.
+FOR_PRETRAININGS = ("data.", "train.workers=", "train.mesh=")
 
 
 def add_study(parser: Parser) -> None:
@@ -147,7 +156,7 @@ class Setup:
         train_root: the pool of small scales; None: the configs' own.
         steps: of every training; None: the configs' own.
         pretraining_steps: likewise.
-        overrides: further settings of the trainings, as they were typed; those of data are the pre-trainings', too.
+        overrides: further settings of the trainings, as they were typed; `FOR_PRETRAININGS` hold there, too.
     """
 
     table: str
@@ -191,7 +200,7 @@ def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
     changes = {} if setup.pretraining_steps is None else _length(setup.pretraining_steps)
     if setup.scale != FULL:
         changes |= setup.study.pretraining_changes
-    data = [text for text in setup.overrides if text.startswith(f"{CONFIG_PREFIX}data.")]
+    data = [text for text in setup.overrides if text.removeprefix(CONFIG_PREFIX).startswith(FOR_PRETRAININGS)]
     programs.run(name, *MIXFORMER, "pretrain", *setup.options(name, setup.pretraining(name), changes), *data)
 
 
@@ -343,9 +352,11 @@ def _cannot_be_made_small(setup: Setup, names: Sequence[str]) -> dict[str, str]:
 
 def _refuse_what_is_missing(setup: Setup, names: Sequence[str], overrides: Sequence[str]) -> None:
     """UsageError before anything is trained."""
+    from mixformer_jax.training.experiment import Experiment
+
     needed = [setup.test_root] if setup.train_root is None else [setup.test_root, setup.train_root]
     for name in names:
-        config = load_config(setup.config(name), overrides, {"data.render": "host"})
+        config = load_config(setup.config(name), overrides, default_settings(Experiment))
         row: StudyRow = setup.study.rows[name]
         if setup.scale == FULL:
             needed += [Path(each.root) for each in config.data.datasets.values() if not is_remote(each.root)]

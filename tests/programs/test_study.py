@@ -76,7 +76,7 @@ def test_pretrainings_see_what_the_trainings_see_and_have_their_encoder(tmp_path
     recorder = Recorder()
     data = {
         "train_root": tmp_path / "data",
-        "overrides": ("--config.data.render=device", "--config.model.dtype=bfloat16"),
+        "overrides": ("--config.data.render=device", "--config.model.dtype=bfloat16", "--config.train.workers=0"),
     }
     for table, row in (("table6", "corner_v1"), ("fig7", "mae12_d4"), ("table7", "mae_tracking")):
         prepared = setup(tmp_path, table, **data)
@@ -86,6 +86,7 @@ def test_pretrainings_see_what_the_trainings_see_and_have_their_encoder(tmp_path
         assert {each.data.root for each in (pretraining, training)} == {str(tmp_path / "data")}
         assert {each.data.render for each in (pretraining, training)} == {"device"}
         assert pretraining.data.exclude == training.data.exclude and training.model.dtype == "bfloat16"
+        assert pretraining.train.workers == training.train.workers == 0
         assert training.train.init == str(recorder.calls[-2][recorder.calls[-2].index("--out") + 1])
         # What it gives fits, decoder blocks included.
         source = pretraining.autoencoder
@@ -169,7 +170,11 @@ def test_what_is_refused_before_anything_is_trained(tmp_path, capsys):
         (["7", "--scale", "tiny", "--rows", "mea"], "--rows mea: not in table7, which has: cvt_scratch"),
         (["7", "--scale", "tiny", "--seeds", "1", "1"], "the same seed twice"),
         (["7", "--scale", "full"], "not there: .*data/lasot.*data/got10k.*pretrained/.*study plan table7"),
-        (["7", "--scale", "tiny", "--train-root", str(tmp_path / "none")], "not there: .*none"),
+        (
+            ["7", "--scale", "tiny", "--config.train.keep_every=5", "--train-root", str(tmp_path / "none")],
+            "there: .*none",
+        ),
+        (["7", "--scale", "tiny", "--config.train.wrokers=0"], "no such setting; did you mean train.workers"),
     ):
         assert cli.main(["study", "run", *arguments, "--out", str(tmp_path / "out")]) == 2
         assert re.search(complaint, capsys.readouterr().err), complaint

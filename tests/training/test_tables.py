@@ -132,8 +132,10 @@ def reduced(model: MixFormerConfig) -> MixFormerConfig:
         early = int(model.projection_norm == "layer")  # Table 5
         small |= {name: getattr(model, name)[:early] for name in ("early_widths", "early_depths", "early_heads")}
         small |= {"early_widths": (8,) * early, "patch_size": 4 * 2**early}
-    elif model.patch_embed == "convmae":
-        small |= {"early_widths": (4, 8), "early_depths": (1, 1)}
+    elif model.patch_embed == "convmae":  # its own stages take longest to compile, and pre-training's tests have them
+        small |= {"patch_embed": "linear", "early_widths": (), "early_depths": (), "drop_path": 0.0}
+    if model.mixed_blocks is not None or model.head == "query":
+        small |= {"projection": "linear"}  # depth-wise ones take longest to compile; other rows have them
     if model.mixed_blocks:
         small |= {"depth": 2, "mixed_blocks": 1}
     parts = ("cross_attention_blocks", "context_augment_layers", "decoder_blocks", "score_heads")
