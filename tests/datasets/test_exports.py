@@ -565,3 +565,14 @@ def test_coco_of_cvat_turns_boxes_and_keeps_tasks_apart(tmp_path):
     np.testing.assert_allclose(found.boxes_xywh, [[18, 2, 4, 20]])
     write_json(tmp_path / "a.json", {"images": images, "annotations": [box]})
     refused(tmp_path, r"images\[0\].file_name: expected frames of one video in a folder; export each task")
+
+
+def test_exports_that_call_their_videos_alike_are_told_apart_by_folder(tmp_path):
+    """With other labels they would pass for two targets of one video."""
+    for folder, label in (("a", "car"), ("b", "car"), ("c", "dog")):
+        write_video(tmp_path / folder / "video.mp4", 2)
+        text = cvat_xml((label, [cvat_box(0, (4, 4, 10, 8))]), source="video.mp4")
+        (tmp_path / folder / "annotations.xml").write_text(text)
+    found = read(tmp_path, "cvat")
+    assert {name: each.root.parent.name for name, each in found.items()} == {f"{x}_video": x for x in "abc"}
+    assert len({each.video for each in found.values()}) == 3
