@@ -434,6 +434,8 @@ def test_no_kind_and_several_kinds(tmp_path):
     write_cvat(tmp_path)
     with pytest.raises(DatasetError, match="is a file; unpack it and give the folder"):
         annotation_kind(tmp_path / "annotations.xml")
+    with pytest.raises(DatasetError, match="is a file; unpack it and give the folder"):
+        open_dataset("cvat", tmp_path / "annotations.xml")
     write_coco(tmp_path)
     with pytest.raises(DatasetError, match=r"several kinds: cvat .*coco_video.*; say which: --dataset"):
         annotation_kind(tmp_path)
