@@ -219,8 +219,10 @@ def test_mot_frames_and_pixels_count_from_one(tmp_path):
     np.testing.assert_allclose(found["walk-2"].boxes_xywh, [[0, 0, 4, 4], NAN, [1, 0, 4, 4]])
     assert [level(frame) for frame in found["walk-2"].frames()] == [2, 3, 4]
     assert found["walk-1"].fps == 14
-    cvat = read(write_mot(tmp_path / "many" / "run", MOT[:2], info=False).parent, "mot")
-    np.testing.assert_allclose(cvat["run"].boxes_xywh[0], [5, 5, 10, 8]), "CVAT counts pixels from 0"
+    rows = [*MOT[:2], "3,1,7,5,10,8,1,1,0"]
+    cvat = read(write_mot(tmp_path / "many" / "run", rows, info=False).parent, "mot")
+    # CVAT counts pixels from 0, and its visibility is 0 where a target is marked as occluded.
+    np.testing.assert_allclose(cvat["run"].boxes_xywh, [[5, 5, 10, 8], [6, 5, 10, 8], [7, 5, 10, 8]])
 
 
 def test_coco_videos_are_in_the_order_of_their_frames(tmp_path):
