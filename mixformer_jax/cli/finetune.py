@@ -71,9 +71,15 @@ def _run(args: argparse.Namespace) -> int:
     tuning = FineTuning(dataset, args.weights, args.out, args.held_out, device, args.dtype)
     recipe = load_config(args.config or recipe_of(tuning.start.model.name, tuning.start.model.backbone))
     pool = _pool(args, recipe)
+
+    def configure(steps: int) -> dict[str, Any]:
+        config = finetune_config(recipe.to_dict(), tuning.start, args.out, tuning.split, steps, pool, tuning.dtype)
+        return change_config(ConfigDict(config), args.overrides, default_settings(Experiment)).to_dict()
+
     steps = args.steps or default_steps(tuning.frames)
-    config = finetune_config(recipe.to_dict(), tuning.start, args.out, tuning.split, steps, pool, tuning.dtype)
-    changed = change_config(ConfigDict(config), args.overrides, default_settings(Experiment)).to_dict()
+    changed = configure(steps)
+    if changed["train"]["steps"] > 0:  # --config.train.steps is --steps: warm-up and validations are shares of it
+        changed = configure(changed["train"]["steps"])
     print(f"train    {len(tuning.split.train)} sequences, {tuning.frames:,} frames; {changed['train']['steps']} steps")
     print(f"held out {', '.join(tuning.split.held_out) or 'nothing: there is one video'}")
     print(

@@ -45,7 +45,7 @@ def read_cvat(root: Path, split: str | None = None) -> Dataset:
     files = cvat_files(root)
     if not files:
         raise DatasetError(f"{root}: no annotations.xml; expected an export as 'CVAT for video 1.1', unpacked")
-    targets = []
+    targets, videos = [], []
     beside = Counter(file.parent for file in files)
     for file in files:
         export = _parse(file)
@@ -57,7 +57,12 @@ def read_cvat(root: Path, split: str | None = None) -> Dataset:
             video = plain_name(task.source or task.name or (file.parent if len(files) > 1 else root.resolve()).name)
             name = plain_name(f"{track.label}_{track.id or number}")
             is_only = len(export.tasks) <= 1 and beside[file.parent] == 1
+            videos.append((video, file.parent))
             targets.append(Target(video, name, functools.partial(_read, file, task, track, is_only)))
+    folders = {name: {folder for other, folder in videos if other == name} for name, _ in videos}
+    for number, (target, (name, folder)) in enumerate(zip(targets, videos, strict=True)):
+        if len(folders[name]) > 1:  # each export calls its video video.mp4
+            targets[number] = target._replace(video=plain_name(f"{folder.resolve().name}_{name}"))
     return dataset_of("cvat", root, targets)
 
 

@@ -37,8 +37,9 @@ def read_mot(root: Path, split: str | None = None) -> Dataset:
         img1/000001.jpg, ...        or, beside gt, the annotated video
         seqinfo.ini                 may be missing
 
-    Frames count from 1. Rows with `considered` 0 are left out, those of visibility 0 are of a target that is not in
-    view. Pixels count from 0, as CVAT writes them; from 1 where there is a seqinfo.ini, as in MOTChallenge's own sets.
+    Frames count from 1. Rows with `considered` 0 are left out. With a seqinfo.ini, as in MOTChallenge's own sets,
+    pixels count from 1, and a target of visibility 0 is not in view. Without, as CVAT and Datumaro write it, pixels
+    count from 0, and visibility 0 says that a target is occluded, by a part or wholly: its box stays.
     """
     folders = mot_folders(root)
     if not folders:
@@ -63,12 +64,13 @@ class _Rows(NamedTuple):
 
     line: int  # of the first
     boxes_xywh: dict[int, list[float]]  # by frame, from 0
-    hidden: set[int]  # frames of visibility 0
+    hidden: set[int]  # frames on which it is not in view
 
 
 def _read_rows(folder: Path) -> dict[int, _Rows]:
     path = folder / GROUNDTRUTH
-    origin = 1.0 if (folder / "seqinfo.ini").is_file() else 0.0
+    is_challenge = (folder / "seqinfo.ini").is_file()
+    origin = 1.0 if is_challenge else 0.0
     tracks: dict[int, _Rows] = {}
     for line, text in enumerate(read_text(path, "ground truth").splitlines(), start=1):
         if not text.strip():
@@ -95,7 +97,7 @@ def _read_rows(folder: Path) -> dict[int, _Rows]:
         if int(frame) - 1 in rows.boxes_xywh:
             raise DatasetError(f"{where}: a second box of track {track:g} on frame {frame:g}; remove one")
         rows.boxes_xywh[int(frame) - 1] = [x - origin, y - origin, w, h]
-        if len(rest) > 2 and rest[2] == 0:
+        if is_challenge and len(rest) > 2 and rest[2] == 0:
             rows.hidden.add(int(frame) - 1)
     if not tracks:
         raise DatasetError(f"{path}: no row with a target; expected {COLUMNS} a line")

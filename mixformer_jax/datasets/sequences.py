@@ -101,7 +101,8 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
         return elsewhere if list_file is None else _choose(elsewhere, Path(list_file))
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; expected the root of a {name} data set")
+        what = "is a file; unpack it and give the folder" if root.is_file() else "no such folder"
+        raise DatasetError(f"{root}: {what}; expected the root of a {name} data set")
     if split is not None and reader.splits is not None and split not in reader.splits:
         if not reader.splits:
             raise DatasetError(f"{name} has no splits, but split {split!r} is asked for")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
-from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.groundtruth import DatasetError, has_target
 from mixformer_jax.datasets.layout import VIDEO, image_names
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence, VideoFrames
 from mixformer_jax.media.sources import DEFAULT_FPS
@@ -149,8 +149,10 @@ def sequence_of(name: str, video: str, footage: Footage, track: Track, where: st
         )
     boxes_xywh = track.at(footage.numbers)
     seen = np.flatnonzero(np.isfinite(boxes_xywh).all(axis=1))
-    if not len(seen):
-        raise DatasetError(f"{where}: no box on any frame of {footage.place}; leave the target out of the export")
+    if not has_target(boxes_xywh).any():
+        raise DatasetError(
+            f"{where}: no box with an area on any frame of {footage.place}; leave the target out of the export"
+        )
     first, end = int(seen[0]), int(seen[-1]) + 1
     return TrackingSequence(
         name, boxes_xywh[first:end], footage.part(first, end), footage.fps, footage.place, video=video

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -51,6 +52,9 @@ WORSE = 0.005  # held-out IoU by which the last step may be below the best one
 _KEPT = ("iou_loss", "iou_weight", "l1_weight", "corner_weight", "backbone_rate", "weight_decay", "beta2", "clip_norm")
 
 
+logger = logging.getLogger(__name__)
+
+
 class Split(NamedTuple):
     """Sequences to train on and those held out; all of a video are on one side."""
 
@@ -85,7 +89,15 @@ class _Begun:
         seen = np.flatnonzero(usable_frames(sequence))
         if not len(seen):
             raise DatasetError(f"{sequence.root}, {key}: no frame shows the target; leave the sequence out")
-        if not (first := int(seen[0])):
+        first = int(seen[0])
+        height, width = copy.copy(sequence.frame)(first).shape[:2]
+        x, y, w, h = sequence.boxes_xywh[first]
+        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+            raise DatasetError(
+                f"{sequence.root}, {key}: its first box, {x:g},{y:g},{w:g},{h:g} on frame {first}, lies outside the "
+                f"picture of {width}x{height}; mend it, or put the video there that was annotated"
+            )
+        if not first:
             return sequence
         visible = None if sequence.visible is None else sequence.visible[first:]
         frame = _FramesFrom(sequence.frame, first)
@@ -148,13 +160,21 @@ def count_frames(dataset: Dataset, slots: int) -> int:
     Raises:
         DatasetError: no sequence is long enough.
     """
-    counts = [int(usable_frames(sequence).sum()) for sequence in dataset if can_be_drawn(sequence, slots)]
-    if not counts:
+    counts = {
+        key: int(usable_frames(sequence).sum()) if can_be_drawn(sequence, slots) else 0
+        for key, sequence in zip(dataset.keys, dataset, strict=True)
+    }
+    if not any(counts.values()):
         raise DatasetError(
             f"{dataset.root}: none of {', '.join(dataset.keys)} has {MIN_FRAMES} frames and the target in more than "
             f"{2 * (1 + slots)} of them; annotate longer stretches, or hold out others"
         )
-    return sum(counts)
+    if short := [key for key, count in counts.items() if not count]:
+        logger.warning(
+            "%s: no samples are drawn from %s: they need %d frames, and the target in more than %d of them",
+            *(dataset.root, ", ".join(short), MIN_FRAMES, 2 * (1 + slots)),
+        )
+    return sum(counts.values())
 
 
 def default_steps(frames: int) -> int:

@@ -219,8 +219,10 @@ def test_mot_frames_and_pixels_count_from_one(tmp_path):
     np.testing.assert_allclose(found["walk-2"].boxes_xywh, [[0, 0, 4, 4], NAN, [1, 0, 4, 4]])
     assert [level(frame) for frame in found["walk-2"].frames()] == [2, 3, 4]
     assert found["walk-1"].fps == 14
-    cvat = read(write_mot(tmp_path / "many" / "run", MOT[:2], info=False).parent, "mot")
-    np.testing.assert_allclose(cvat["run"].boxes_xywh[0], [5, 5, 10, 8]), "CVAT counts pixels from 0"
+    rows = [*MOT[:2], "3,1,7,5,10,8,1,1,0"]
+    cvat = read(write_mot(tmp_path / "many" / "run", rows, info=False).parent, "mot")
+    # CVAT counts pixels from 0, and its visibility is 0 where a target is marked as occluded.
+    np.testing.assert_allclose(cvat["run"].boxes_xywh, [[5, 5, 10, 8], [6, 5, 10, 8], [7, 5, 10, 8]])
 
 
 def test_coco_videos_are_in_the_order_of_their_frames(tmp_path):
@@ -326,6 +328,7 @@ def refused(root, message):
             cvat_xml(("car", [cvat_box(40, (9, 9, 3, 3))])),
             r"TRACK, track 0: has a box on frame 40.*ends with frame 11",
         ),
+        (cvat_xml(("car", [cvat_box(1, (9, 9, 0, 0))])), r"TRACK, track 0: no box with an area on any frame"),
         (cvat_xml(("car", [cvat_box(4, (9, 9, 3, 3))]))[:-20], r"annotations.xml, line \d+: no XML"),
         ("<annotations><image id='0'></image></annotations>", "boxes are on single images: annotate tracks"),
     ],
@@ -433,6 +436,8 @@ def test_no_kind_and_several_kinds(tmp_path):
     write_cvat(tmp_path)
     with pytest.raises(DatasetError, match="is a file; unpack it and give the folder"):
         annotation_kind(tmp_path / "annotations.xml")
+    with pytest.raises(DatasetError, match="is a file; unpack it and give the folder"):
+        open_dataset("cvat", tmp_path / "annotations.xml")
     write_coco(tmp_path)
     with pytest.raises(DatasetError, match=r"several kinds: cvat .*coco_video.*; say which: --dataset"):
         annotation_kind(tmp_path)
@@ -564,3 +569,14 @@ def test_coco_of_cvat_turns_boxes_and_keeps_tasks_apart(tmp_path):
     np.testing.assert_allclose(found.boxes_xywh, [[18, 2, 4, 20]])
     write_json(tmp_path / "a.json", {"images": images, "annotations": [box]})
     refused(tmp_path, r"images\[0\].file_name: expected frames of one video in a folder; export each task")
+
+
+def test_exports_that_call_their_videos_alike_are_told_apart_by_folder(tmp_path):
+    """With other labels they would pass for two targets of one video."""
+    for folder, label in (("a", "car"), ("b", "car"), ("c", "dog")):
+        write_video(tmp_path / folder / "video.mp4", 2)
+        text = cvat_xml((label, [cvat_box(0, (4, 4, 10, 8))]), source="video.mp4")
+        (tmp_path / folder / "annotations.xml").write_text(text)
+    found = read(tmp_path, "cvat")
+    assert {name: each.root.parent.name for name, each in found.items()} == {f"{x}_video": x for x in "abc"}
+    assert len({each.video for each in found.values()}) == 3

@@ -25,7 +25,9 @@ from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.finetuning import (
     LEAST_STEPS,
     MOST_STEPS,
+    FineTuning,
     begun,
+    count_frames,
     default_steps,
     finetune_config,
     noticed,
@@ -174,6 +176,37 @@ def test_sequences_begin_where_their_target_is_seen(tmp_path):
     (found,) = begun(Dataset("fake", tmp_path, ["s"], lambda key: sequence))
     np.testing.assert_array_equal(found.boxes_xywh, boxes[1:])
     assert [int(frame[0, 0, 0]) for frame in found.frames()] == [1, 2, 3] and list(found.visible) == [True, False, True]
+
+
+def test_a_first_box_outside_the_picture_is_told_at_the_door(tmp_path):
+    frames = [np.full((8, 8, 3), number, np.uint8) for number in range(3)]
+    sequence = TrackingSequence("s", np.array([[0, 8, 9, 9.0]] * 3), frames.__getitem__, 30.0, tmp_path)
+    with pytest.raises(DatasetError, match=r"s: its first box, 0,8,9,9 on frame 0, lies outside the picture of 8x8"):
+        split_by_video(begun(Dataset("fake", tmp_path, ["s"], lambda key: sequence)))
+
+
+def test_sequences_too_short_to_draw_from_are_named(tmp_path, caplog):
+    def read(key):
+        return TrackingSequence(key, np.ones((40 if key == "long" else 5, 4)), np.zeros, 30.0, tmp_path)
+
+    assert count_frames(Dataset("fake", tmp_path, ["long", "short"], read), 2) == 40
+    assert "no samples are drawn from short: they need 20 frames" in caplog.text
+
+
+def test_steps_in_the_config_are_those_of_the_recipe(root, official, recipe, tmp_path, monkeypatch):
+    configs = []
+
+    def run(self, config):
+        configs.append(config)
+        raise DatasetError("enough")
+
+    monkeypatch.setattr(FineTuning, "run", run)
+    command = ["finetune", str(root / "videos"), "--weights", str(official), "--config", str(recipe), "--device", "cpu"]
+    for number, steps in enumerate(("--config.train.steps=4", "--steps=4")):
+        assert main([*command, "--out", str(tmp_path / f"run{number}"), steps]) == 2
+    assert configs[0]["train"]["warmup_steps"] == 0 and configs[0]["train"] | {"init": ""} == configs[1]["train"] | {
+        "init": ""
+    }
 
 
 def test_more_frames_more_steps():
