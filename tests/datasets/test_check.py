@@ -80,7 +80,7 @@ def test_the_commands(tmp_path, capsys):
         r"videos +decoded by \w+ [0-9.]+; interlaced ones: (right|refused)", out
     )
     assert main(["data", "pack", str(tmp_path / "in"), str(tmp_path / "out"), *arguments[1:]]) == 0
-    assert '"reader": "packed"' in capsys.readouterr().out
+    assert f'data.datasets.NAME = {{"root": "{tmp_path / "out"}"}}' in capsys.readouterr().out
     (tmp_path / "in" / "two" / "00000001.jpg").write_bytes(b"")
     assert main(["data", "check", *arguments]) == 1
     printed = capsys.readouterr()
