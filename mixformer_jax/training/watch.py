@@ -196,7 +196,7 @@ class Progress:
         if answer in self._told:
             return None
         self._told.add(answer)
-        return f"{answer}: no step to do in {idle:.0%} of the time, {line['samples_per_s']:.0f} samples/s{more}"
+        return f"{answer}: device idle {idle:.0%} of the time, {line['samples_per_s']:.0f} samples/s{more}"
 
     def __enter__(self) -> "Progress":
         return self

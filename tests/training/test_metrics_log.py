@@ -125,10 +125,10 @@ def test_a_run_says_once_which_part_waits():
         for idle, loading in ((0.85, 0.8), (0.7, 0.9), (0.01, 0.3), (0.3, 0.0), (0.0, 0.0))
     ]
     assert told == [
-        "the device waits for the loader: no step to do in 85% of the time, 410 samples/s; train.workers is 3",
+        "the device waits for the loader: device idle 85% of the time, 410 samples/s; train.workers is 3",
         None,
-        "the loader waits for the device: no step to do in 1% of the time, 410 samples/s",
-        "the device waits for the host, and not for samples: no step to do in 30% of the time, 410 samples/s",
+        "the loader waits for the device: device idle 1% of the time, 410 samples/s",
+        "the device waits for the host, and not for samples: device idle 30% of the time, 410 samples/s",
         None,
     ]
 
