@@ -38,7 +38,7 @@ ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "deco
 
 Layout = Literal["pytracking", "got10k", "vot"]
 # By the data set's reader, where the layout is not pytracking's.
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({"got10k": "got10k", "vot": "vot"})
+LAYOUTS: Mapping[str, Layout] = MappingProxyType({"got10k": "got10k", "vot": "vot", "vot_rgbd": "vot"})
 
 
 class ResultsError(ValueError):

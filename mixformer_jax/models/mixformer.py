@@ -126,9 +126,9 @@ class MixFormer(nn.Module):
     @nn.nowrap
     def initial_values(self, key: Array) -> dict:
         """What `init_variables` computes, to be traced."""
-        config = self.config
-        templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
+        config, channels = self.config, self.config.channels
+        templates = jnp.zeros((1, 1, config.template_size, config.template_size, channels))
+        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, channels))))
 
 
 def build_model(
