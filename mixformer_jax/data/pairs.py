@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from mixformer_jax.crops import take_streams
 from mixformer_jax.data.augment import AugmentConfig, Random, draw_placement
 from mixformer_jax.data.config import FrameScheme
 from mixformer_jax.datasets.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.pixels import take_streams
 from mixformer_jax.typed_settings import Streams
 from mixformer_jax.views import CENTRED, CropConfig, Placement, UnusableSampleError, check_target
 

@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, UInt8
 
-from mixformer_jax.crops import denormalise, normalise
+from mixformer_jax.pixels import denormalise, normalise
 
 
 def measured_patches(images: Float[Array, "n h w 3"], patch: int) -> Bool[Array, "n gh gw"]:

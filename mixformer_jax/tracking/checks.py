@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.boxes import check_box_xywh
-from mixformer_jax.crops import take_streams
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.pixels import take_streams
 from mixformer_jax.tracking.step import clip_margins
 from mixformer_jax.typed_settings import Streams
 

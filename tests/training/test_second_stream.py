@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from mixformer_jax import cli
 from mixformer_jax.config_files import load_config
 from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.reports.benchmarks import vot_report
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.tracker import Tracker
 from mixformer_jax.training.experiment import Experiment
@@ -20,6 +22,7 @@ from mixformer_jax.training.start import start_from
 from mixformer_jax.training.supervised import tracking_objective
 from tests.depth_scenes import render, write_depthtrack
 
+SETTINGS = TrackerConfig(update_interval=3)
 CONFIG = Path(__file__).parents[2] / "configs" / "mixvit_tiny_rgbd.py"
 SMALL = {
     "search_size": 64,
@@ -44,7 +47,7 @@ def colour(tmp_path_factory):
     config = MixFormerConfig.from_dict({**SMALL, "name": "colour", "head_norm": "frozen", "score_heads": 2})
     variables = values(variable_shapes(build_model(config)))
     path = tmp_path_factory.mktemp("colour") / "model.safetensors"
-    save_weights(path, variables, config, TrackerConfig())
+    save_weights(path, variables, config, SETTINGS)
     return config, variables, path
 
 
@@ -59,11 +62,10 @@ def followed(tracker, frames, box_xywh):
 
 def test_from_colours_weights_come_colours_boxes(colour):
     config, variables, path = colour
-    settings = TrackerConfig(update_interval=3)
     shots = [render(index) for index in range(8)]
     frames, blind = np.stack([shot.frame for shot in shots]), np.stack([shot.frame for shot in shots])
     blind[..., 3:] = 0
-    plain = Tracker(config, settings, variables)
+    plain = Tracker(config, SETTINGS, variables)
     expected = followed(plain, frames[..., :3], shots[0].box_xywh)
     assert np.ptp(expected[:, 0]) > 0
     np.testing.assert_array_equal(followed(plain, frames, shots[0].box_xywh), expected)
@@ -71,7 +73,7 @@ def test_from_colours_weights_come_colours_boxes(colour):
     added = dataclasses.replace(config, second_stream="added")
     start = start_from(path, added, ())
     assert not start.fresh and not start.ignored
-    both = Tracker(added, settings, start.variables)
+    both = Tracker(added, SETTINGS, start.variables)
     # Nothing measured, and, as long as the factors are zero, any depth.
     np.testing.assert_array_equal(followed(both, blind, shots[0].box_xywh), expected)
     np.testing.assert_array_equal(followed(both, frames, shots[0].box_xywh), expected)
@@ -80,7 +82,7 @@ def test_from_colours_weights_come_colours_boxes(colour):
 
     # And of factors that are not: the tracker sees depth, in lanes as well.
     start.variables["params"]["backbone"]["second_scale"] += 0.5
-    both = Tracker(added, settings, start.variables)
+    both = Tracker(added, SETTINGS, start.variables)
     found = followed(both, frames, shots[0].box_xywh)
     assert np.abs(found - expected).max() > 1e-3
     lanes = Lanes(both, 2)
@@ -88,6 +90,26 @@ def test_from_colours_weights_come_colours_boxes(colour):
     for index in range(1, 4):
         state, tracked = lanes.step(state, {1: frames[index]})
         np.testing.assert_allclose(tracked[1].box_xywh, found[index - 1, :4], atol=1e-2)
+
+
+def test_evaluate_follows_both_streams_or_colour_alone(colour, tmp_path):
+    config, _variables, path = colour
+    root, results = write_depthtrack(tmp_path / "workspace", frames=6), tmp_path / "results"
+    (root / "list.txt").write_text("scene0\n")
+    (root / "scene0/sequence").write_text("channels.color=color/%08d.jpg\nchannels.depth=depth/%08d.png\n")
+    (root / "scene0/anchor.value").write_text("0\n0\n1\n0\n0\n0\n")
+    both = tmp_path / "both.safetensors"
+    start = start_from(path, dataclasses.replace(config, second_stream="added"), ())
+    save_weights(both, start.variables, dataclasses.replace(config, second_stream="added"), SETTINGS)
+    for dataset, file in (("depthtrack", "scene0.txt"), ("vot_rgbd", "baseline/scene0/scene0_00000002.txt")):
+        where = ["--dataset", dataset, "--root", str(root), "--out", str(results / dataset)]
+        for name, weights in (("colour", path), ("both", both)):
+            assert cli.main(["evaluate", *where, "--weights", str(weights), "--tracker-name", name]) == 0
+        colours, boths = ((results / dataset / name / file).read_text() for name in ("colour", "both"))
+        assert colours == boths and len(set(colours.split())) > 2
+    report = vot_report(root, results / "vot_rgbd", ["both"], benchmark="vot_rgbd")
+    names = [table.name for table in report.tables]
+    assert names[:3] == ["overall", "published_vot_rgbd2022", "published_vot_d2022"]
 
 
 def test_starts_that_are_refused(colour, tmp_path):
