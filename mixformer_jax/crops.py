@@ -9,6 +9,7 @@ last row count as outside.
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import cv2
