@@ -41,7 +41,7 @@ from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.loop import run
 from mixformer_jax.training.losses import dice_losses, mask_losses
-from mixformer_jax.training.objective import Batch, Group, Samples, Variables
+from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
 from mixformer_jax.training.sheets import mask_sheet
 from mixformer_jax.training.start import is_ours
 
@@ -86,7 +86,7 @@ def train_masks(config: Mapping[str, Any], out: str | Path) -> Path:
     return run(mask_objective(experiment), experiment.train, experiment, out)
 
 
-def mask_objective(experiment: MaskExperiment) -> "MaskObjective":
+def mask_objective(experiment: MaskExperiment) -> Objective:
     """The objective of the network that the config names."""
     return AlphaRefineObjective(experiment) if experiment.mask_decoder is None else DecoderObjective(experiment)
 
