@@ -1,6 +1,7 @@
-"""VOT short-term challenges (https://www.votchallenge.net), as in workspaces of the VOT toolkit.
+"""VOT challenges (https://www.votchallenge.net), short term and long term, as in workspaces of the VOT toolkit.
 
-VOT2020 and VOT2022 have masks, earlier years polygons or rectangles:
+VOT2020 and VOT2022 have masks, earlier years polygons or rectangles, and the long-term challenges rectangles, with
+rows of nan where the target is absent:
 
     sequences/                      or this folder itself
         list.txt                    names of the sequences in order
@@ -15,7 +16,7 @@ VOT2013 to VOT2016 were published without the file `sequence`, with the frames b
     list.txt
     bag/00000001.jpg ..., groundtruth.txt, camera_motion.label, ...
 
-VOT-RGBD2022 has a second channel beside colour, channels.depth=depth/%08d.png, VOT-RGBT channels.ir: `read_vot_rgbd`.
+VOT-RGBD2022 has a second channel beside colour, channels.depth=depth/%08d.png, VOT-RGBT channels.ir.
 
 VOTS, with several objects in a sequence and masks of what is to be ignored, is refused.
 
@@ -55,6 +56,8 @@ MAX_MASK_PIXELS = 2**26
 # The object of VOTS whose masks are left out of scores.
 IGNORED = "_ignore"
 UNKNOWN, INITIALIZATION, FAILURE = 0, 1, 2
+# Readers of the long-term challenges: a workspace of one's own, that of 2019 to 2021, and that of 2022.
+LONG_TERM = ("votlt", "votlt2019", "votlt2022")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +100,10 @@ class Metadata(NamedTuple):
     second: str  # pattern of the images of a second stream
 
 
-def read_vot(root: Path, split: str | None = None, with_second: bool = False) -> Dataset:
+def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset:
     """Sequences in the order of list.txt. `boxes_xywh` are the boxes around masks or polygons, NaN where there is none;
-    `attributes` the tags that any frame has.
+    `attributes` the tags that any frame has. `name` is the reader's: the frames of vot_rgbd, for VOT-RGBD2022 and
+    VOT-D2022, have the second stream behind RGB, or alone where there is no colour (`second_stream`).
     """
     folder = root / "sequences" if (root / "sequences").is_dir() else root
     listing = folder / "list.txt"
@@ -107,16 +111,8 @@ def read_vot(root: Path, split: str | None = None, with_second: bool = False) ->
         names = read_names(listing)
         check_listed(names, sub_folders(folder), f"{listing}: {{}} listed sequences have no folder")
     else:
-        names = [name for name in sub_folders(folder) if any((folder / name).glob("groundtruth*.txt"))]
-    dataset = "vot_rgbd" if with_second else "vot"
-    return Dataset(dataset, root, names, functools.partial(_read_sequence, folder, dataset))
-
-
-def read_vot_rgbd(root: Path, split: str | None = None) -> Dataset:
-    """VOT-RGBD2022 and VOT-D2022: as `read_vot`, the frames with the second stream behind RGB (`second_stream`); by
-    itself where there are no frames of colour.
-    """
-    return read_vot(root, split, with_second=True)
+        names = [each for each in sub_folders(folder) if any((folder / each).glob("groundtruth*.txt"))]
+    return Dataset(name, root, names, functools.partial(_read_sequence, folder, name))
 
 
 def _read_sequence(root: Path, dataset: str, name: str) -> TrackingSequence:
@@ -137,7 +133,7 @@ def _read_sequence(root: Path, dataset: str, name: str) -> TrackingSequence:
         return find_frames(SequenceFiles(folder, metadata.groundtruth, folder / images, pattern), len(lines))
 
     colour = find(metadata.frames)
-    frames: Frames = colour if dataset == "vot" else two_streams(colour, find(metadata.second))
+    frames: Frames = two_streams(colour, find(metadata.second)) if dataset == "vot_rgbd" else colour
     tags = sorted([*folder.glob("*.tag"), *folder.glob("*.label")])
     # Some published tags end before the last frame.
     attributes = tuple(path.stem for path in tags if read_labels(path)[: len(lines)].any()) if tags else None
