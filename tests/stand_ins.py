@@ -63,3 +63,20 @@ class PairTracker(RedTracker):
         following, found = super().step(state, frame)
         boxes_xywh = np.concatenate([found.boxes_xywh, found.boxes_xywh + np.array([SIDE, 0, 0, 0])])
         return following, Tracked(boxes_xywh, np.array([0.9, 0.125]), np.array([False, state % 2 == 1]))
+
+
+def box_mask(box_xywh, size) -> np.ndarray:
+    """A filled box on a frame of `size` (height, width)."""
+    x, y, w, h = np.asarray(box_xywh).tolist()
+    left, top, right, bottom = (max(0, round(value)) for value in (x, y, x + w, y + h))
+    mask = np.zeros(size, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def decode_rle(record) -> np.ndarray:
+    """The mask of COCO's uncompressed run lengths."""
+    height, width = record["size"]
+    counts = np.asarray(record["counts"], np.int64)
+    assert (counts >= 0).all() and counts.sum() == height * width
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width, order="F")

@@ -77,15 +77,15 @@ def measure(
     if num_frames < 1:
         raise ValueError(f"{num_frames} frames to measure; expected at least 1")
     clip = render_demo_clip()
-    last = len(clip.frames) - 1
+    last = len(clip) - 1
     height, width = size
-    scale = np.array([width, height] * 2) / np.array(clip.frames[0].shape[1::-1] * 2)
+    scale = np.array([width, height] * 2) / np.array(clip[0].shape[1::-1] * 2)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with VideoWriter(path, clip.fps, size) as writer:
             for index in range(1 + WARM_UP_STEPS + num_frames):
-                frame = clip.frames[last - abs(last - index % (2 * last))]
+                frame = clip[last - abs(last - index % (2 * last))]
                 writer.write(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
 
         seconds = np.zeros((num_frames, 4))  # decode, crop, model, whole step

@@ -54,13 +54,16 @@ class Placed(NamedTuple):
         return np.concatenate([self.matrix[:, 2] - half, 2 * half])
 
 
-class DemoFrames(Sequence):
-    """The frames of the demo clip, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
+class DemoClip(Sequence):
+    """The demo clip, 10 s: its frames, rendered when they are asked for, uint8 RGB, HEIGHT x WIDTH.
 
     Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
+
     Raises:
         ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
+
+    fps = FPS
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -138,7 +141,7 @@ class DemoFrames(Sequence):
         return Placed(cutout, _similarity(zoom, 10 * math.sin(time - moment), on_frame))
 
 
-class AbsenceFrames(DemoFrames):
+class AbsenceClip(DemoClip):
     """The demo clip with a target that is out of sight twice, for 0.7 to 2.5 s, and comes back somewhere else."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -170,24 +173,9 @@ class AbsenceFrames(DemoFrames):
         return placed
 
 
-class DemoClip(NamedTuple):
-    """Frames, the exact box of the target on each of them, and frames a second."""
-
-    frames: DemoFrames
-    boxes_xywh: Float64[np.ndarray, "n 4"]
-    fps: float
-
-
 def render_demo_clip(seed: int = 0, absences: bool = False) -> DemoClip:
-    """The demo clip: 10 s of 640 x 360 at 30 frames a second. Frames are rendered as they are read.
-
-    With `absences` the target is out of sight twice: its box is NaN there.
-
-    Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
-    """
-    frames = AbsenceFrames(seed) if absences else DemoFrames(seed)
-    return DemoClip(frames, frames.boxes_xywh, FPS)
+    """See `DemoClip`; with `absences` the target is out of sight twice: its box is NaN there."""
+    return AbsenceClip(seed) if absences else DemoClip(seed)
 
 
 def _photograph_folder() -> Path:
@@ -279,7 +267,7 @@ def track_demo(
     video = prepare_output(Path(folder) / "demo.mp4")
     boxes_file, groundtruth, picture = (video.with_name(n) for n in ("boxes.txt", "groundtruth.txt", "demo.png"))
     clip = render_demo_clip(seed, absences)
-    truth, source = clip.boxes_xywh, ArrayFrames(clip.frames, "demo", clip.fps)
+    truth, source = clip.boxes_xywh, ArrayFrames(clip, "demo", FPS)
     recording = record(
         tracker, source, truth[:1], video, boxes_file, groundtruth_xywh=truth, progress=progress, overwrite=True
     )
@@ -293,7 +281,7 @@ def track_demo(
 
 def _annotated(clip: DemoClip, boxes_xywh: Float[np.ndarray, "n 4"], indices: Sequence[int]) -> list[np.ndarray]:
     """Frames with what was found and what is true."""
-    return [annotate(clip.frames[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
+    return [annotate(clip[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
 
 
 BOXED = 0.5  # IoU from which a target counts as boxed
@@ -361,11 +349,11 @@ def draw_failures(tracker: Tracker, sheet: Path, seeds: int, rows: int, absences
 
 def _follow(tracker: Tracker, clip: DemoClip) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"] | None]:
     """The boxes of a whole clip, from the true one on its first frame, and where the target counts as lost."""
-    state = tracker.start(clip.frames[0], clip.boxes_xywh[0])
+    state = tracker.start(clip[0], clip.boxes_xywh[0])
     boxes_xywh = [clip.boxes_xywh[0]]
     lost: list[bool | None] = [False]
-    for index in range(1, len(clip.frames)):
-        state, found = tracker.step(state, clip.frames[index])
+    for index in range(1, len(clip)):
+        state, found = tracker.step(state, clip[index])
         boxes_xywh.append(np.asarray(found.box_xywh, np.float64))
         lost.append(found.is_lost)
     return np.stack(boxes_xywh), None if None in lost else np.array(lost, bool)

@@ -53,25 +53,23 @@ def _folder(config: Path, out: Path | None) -> Path:
 
 def run_train(args: argparse.Namespace) -> int:
     """Trains a tracker, or a mask network, as the config's sections say."""
-    out = _folder(args.config, args.out)
-    from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.loop import train
-    from mixformer_jax.training.masks import SECTION, MaskExperiment, train_masks
-
-    is_masks = SECTION in load_config(args.config)
-    config = load_config(args.config, args.overrides, default_settings(MaskExperiment if is_masks else Experiment))
-    weights = (train_masks if is_masks else train)(config.to_dict(), out)
-    print(f"weights  {weights}")
-    return 0
+    return _train(args, is_pretraining=False)
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Pre-trains one autoencoder."""
-    out = _folder(args.config, args.out)
-    from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
+    return _train(args, is_pretraining=True)
 
-    config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    print(f"weights  {pretrain(config.to_dict(), out)}")
+
+def _train(args: argparse.Namespace, is_pretraining: bool) -> int:
+    out = _folder(args.config, args.out)
+    from mixformer_jax.training.loop import Experiment, PretrainExperiment, experiment_type, objective_of, run
+
+    kind = experiment_type(load_config(args.config))
+    if is_pretraining != (kind is PretrainExperiment):  # the other command's, which its own sections refuse
+        kind = PretrainExperiment if is_pretraining else Experiment
+    config = load_config(args.config, args.overrides, default_settings(kind))
+    print(f"weights  {run(objective_of(kind.from_mapping(config.to_dict())), out)}")
     return 0
 
 

@@ -136,11 +136,6 @@ def to_official(found: AlphaRefineWeights) -> dict[str, np.ndarray]:
     )
 
 
-def unread_names(config: AlphaRefineConfig) -> list[str]:
-    """Official names of what no forward pass uses: the classifier and the counters of batches."""
-    return [entry.official for entry in alpha_refine_table(config) if isinstance(entry, Carried)]
-
-
 def count_parameters(state: Mapping[str, np.ndarray]) -> int:
     """Parameters of an official state dict, the classifier's included; buffers are none."""
     buffers = ("running_mean", "running_var", COUNTER)

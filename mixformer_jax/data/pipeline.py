@@ -19,10 +19,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from mixformer_jax.data.mask_samples import MaskSamples
-from mixformer_jax.data.samples import TrackingSamples
+from mixformer_jax.data.samples import HostSamples
 from mixformer_jax.data.sharing import Shared
-from mixformer_jax.data.single_images import CentreCrops, ImageSamples
+from mixformer_jax.data.single_images import ImageSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.signals import blocked
 
@@ -42,10 +41,7 @@ class BadDataError(DatasetError):
 
 @runtime_checkable
 class Samples(Protocol):
-    """Samples by index. Those that are read from disk also have `render`, which tells of replaced ones.
-
-    Where an attribute `for_processes` is true, rendering keeps a core busy, and worker processes may do it.
-    """
+    """Samples by index: `HostSamples`, which keep a core busy, or what a device needs to render them itself."""
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
@@ -75,8 +71,8 @@ def batches(
         start_step: number of the first batch.
         num_threads: loader threads; 0 loads synchronously.
         prefetch: batches that are made ahead.
-        workers: in place of `num_threads`: loader processes where `samples.for_processes`, else loader threads.
-            Processes read the arrays of `samples`, a whole pool, where this one has put them (`sharing.Shared`).
+        workers: in place of `num_threads`: loader processes for `HostSamples`, else loader threads. Processes
+            read the arrays of `samples`, a whole pool, where this one has put them (`sharing.Shared`).
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
         process_count: of a distributed run.
 
@@ -91,7 +87,7 @@ def batches(
         )
     processes = 0
     if workers is not None:
-        processes = workers if getattr(samples, "for_processes", False) else 0
+        processes = workers if isinstance(samples, HostSamples) else 0
         num_threads = workers - processes
     render = _RenderBatch(Shared(samples) if processes else samples, batch_size, process_index, process_count)
     return Batches(render, samples, start_step, num_threads, processes, prefetch)
@@ -269,7 +265,7 @@ class _RenderBatch:
         rows: list[dict[str, np.ndarray]] = []
         faults: list[str] = []
         for index in range(first, first + self.local_size):
-            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops, MaskSamples)):
+            if isinstance(self.samples, HostSamples):
                 rendered = self.samples.render(index)
                 rows.append(rendered.sample)
                 faults += rendered.faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -95,26 +96,54 @@ class Rendered(NamedTuple):
     faults: tuple[str, ...]
 
 
-class TrackingSamples:
-    """Training samples by index. Safe to call from several threads, and from several processes.
+class HostSamples(abc.ABC):
+    """Samples by index that the host renders: safe to call from several threads, and from several processes.
 
     Threads block each other: what is drawn and decided in Python takes longer than OpenCV's part.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def sample(self, index: int) -> Sample:
+        """The arrays of sample `index`; raises as `render`."""
+        return self.render(index).sample
+
+    @abc.abstractmethod
+    def render(self, index: int) -> Rendered:
+        """Sample `index` with all that is known about it.
+
+        Raises:
+            DatasetError: nothing that was drawn can be read.
+        """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+
+class TrackingSamples(HostSamples):
+    """Training samples: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
+
+    The box is normalised to the search crop and may reach beyond it. With `DataConfig.positive_share` also
+    label float32 [], 1 or 0.
 
     A drawn sample that cannot serve is drawn again from the same generator, so the index decides everything;
     `redrawn()` counts those of this process by source. One whose files cannot be read is drawn again, too, and named in
     `Rendered.faults`.
     """
 
-    for_processes = True
-
-    def __init__(self, material: Material, config: DataConfig, seed: int) -> None:
-        """Builds the sources.
+    def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
+        """Builds the sources; `names` are those of the arrays wanted, None for all.
 
         Raises:
             ValueError: no material for one of them.
         """
+        super().__init__()
         self.config, self.seed = config, seed
-        self._material = material
+        self._material, self._names = material, names
         self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
         self._sources: dict[str, Source] = {} if self.pool is None else dict(pool_sources(self.pool, config))
         weights = [getattr(config.mix, name) for name in self._sources]
@@ -123,23 +152,12 @@ class TrackingSamples:
             weights.append(sum(each.ratio for each in config.datasets.values()))
         self._cumulative = np.cumsum(np.array(weights) / np.array(weights).sum())
         self._redrawn: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def sample(self, index: int) -> Sample:
-        """Sample `index`: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
-
-        The box is normalised to the search crop and may reach beyond it. With `DataConfig.positive_share` also
-        label float32 [], 1 or 0.
-        """
-        return self.render(index).sample
 
     def render(self, index: int) -> Rendered:
-        """Sample `index` with all that is known about it.
-
-        Raises:
-            DatasetError: nothing that was drawn can be read.
-        """
-        return self._render(index)[1]
+        rendered = self._render(index)[1]
+        if self._names is None:
+            return rendered
+        return rendered._replace(sample={name: rendered.sample[name] for name in self._names})
 
     def describe(self, index: int) -> str:
         """Where sample `index` comes from, for messages: the source; for data sets, sequences and frames, too."""
@@ -198,12 +216,6 @@ class TrackingSamples:
             search = occlude(random, search, sample["box_cxcywh"], draw_texture(random, self.pool), config)
         templates, search = disturb(random, sample["templates"], search, config)
         return sample | {"templates": templates, "search": search}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
 
 
 def contact_sheet(

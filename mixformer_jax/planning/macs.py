@@ -75,10 +75,10 @@ def count_product_bytes(program: ClosedJaxpr) -> int:
 def count_kernel_macs(program: ClosedJaxpr) -> int:
     """Multiply-accumulates inside of kernels, of which XLA's own counts know nothing."""
     return sum(
-        times * math.prod(equation.params["grid_mapping"].grid) * sum(count_macs(inner).values())
+        times * math.prod(equation.params["grid_mapping"].grid) * sum(count_macs(ClosedJaxpr(inner, ())).values())
         for _scope, equation, times in _equations(program.jaxpr, "", 1)
         if equation.primitive.name == KERNEL
-        for inner in map(_closed, _programs_inside(equation.params))
+        for inner in _programs_inside(equation.params)
     )
 
 
@@ -96,10 +96,6 @@ def _equations(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, Any,
             length = math.prod(equation.params["grid_mapping"].grid)
         for inner in _programs_inside(equation.params):
             yield from _equations(inner, scope, times * length)
-
-
-def _closed(jaxpr: Jaxpr) -> ClosedJaxpr:
-    return ClosedJaxpr(jaxpr, ())
 
 
 def _shape(operand: Any) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -13,31 +13,25 @@ from mixformer_jax.planning.hardware import PlanError, Topology, parse_topology
 from mixformer_jax.planning.hlo import Collective, by_kind
 from mixformer_jax.planning.macs import count_macs, count_product_bytes
 from mixformer_jax.planning.record import (
-    AnyExperiment,
     Plan,
+    PlannedExperiment,
     Stage,
     abstract_mesh,
     count_model_flops,
     memory_of,
-    objective_of,
+    planned_type,
     program_alone,
     settings_of,
     tree_bytes,
     with_train,
 )
 from mixformer_jax.planning.tpu import plan_tpu
-from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.pretraining import PretrainExperiment
+from mixformer_jax.training.loop import objective_of
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
 
 # The proposed mesh splits the state until it leaves three quarters of a chip to the activations.
 STATE_SHARE = 0.25
-
-
-@contextmanager
-def _silently(_what: str) -> Iterator[None]:
-    yield
 
 
 def plan(
@@ -46,7 +40,7 @@ def plan(
     global_batch: int,
     mesh: Sequence[int] | None = None,
     quick: bool = False,
-    stage: Stage = _silently,
+    stage: Stage = nullcontext,
 ) -> Plan:
     """Plans one training or pre-training.
 
@@ -63,9 +57,7 @@ def plan(
         PlanError: an unknown topology, a mesh that does not divide chips or batch, or a step that XLA cannot fit.
     """
     place = parse_topology(topology)
-    kind = PretrainExperiment if "autoencoder" in config else Experiment
-    experiment: AnyExperiment = kind.from_mapping(config)
-    experiment = with_train(experiment, batch_size=global_batch)
+    experiment = with_train(planned_type(config).from_mapping(config), batch_size=global_batch)
     shape = _mesh_shape(experiment, place, mesh)
     if place.chip.kind == "gpu":
         return plan_gpu(experiment, place, shape, stage)
@@ -80,7 +72,7 @@ def propose_mesh(topology: Topology, state_bytes: int) -> tuple[int, int, int]:
     return topology.size // fsdp, fsdp, 1
 
 
-def _mesh_shape(experiment: AnyExperiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
+def _mesh_shape(experiment: PlannedExperiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
     batch, parts = experiment.train.batch_size, experiment.train.accumulate
     if mesh is None:
         shape: tuple[int, ...] = propose_mesh(topology, tree_bytes(program_alone(experiment).state, None))
@@ -103,7 +95,7 @@ def _mesh_shape(experiment: AnyExperiment, topology: Topology, mesh: Sequence[in
     return shape
 
 
-def plan_gpu(experiment: AnyExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
+def plan_gpu(experiment: PlannedExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
     count, train = topology.size, experiment.train
     data, fsdp, tensor = shape
     if tensor > 1:
@@ -158,7 +150,7 @@ def plan_gpu(experiment: AnyExperiment, topology: Topology, shape: tuple[int, ..
     )
 
 
-def _kept_bytes(experiment: AnyExperiment, program: TrainProgram) -> int:
+def _kept_bytes(experiment: PlannedExperiment, program: TrainProgram) -> int:
     """Bytes that one part of a batch leaves for its gradient, parameters left out."""
     objective = objective_of(experiment)
     batch = objective.batch_shapes(experiment.train.batch_size // experiment.train.accumulate)

@@ -14,13 +14,12 @@ from mixformer_jax.planning.hardware import Topology
 from mixformer_jax.planning.hlo import Traffic
 from mixformer_jax.planning.macs import count_macs, module_of
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.objective import Objective
-from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
+from mixformer_jax.training.loop import objective_of
+from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, TrainState, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
-from mixformer_jax.training.supervised import tracking_objective
 
-Stage = Callable[[str], AbstractContextManager[None]]
+Stage = Callable[[str], AbstractContextManager[Any]]
 MOST_MOVERS = 12  # lines of a plan
 
 
@@ -234,23 +233,21 @@ def gigabytes(size: int | float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-AnyExperiment = Experiment | PretrainExperiment
+PlannedExperiment = Experiment | PretrainExperiment
 
 
-def objective_of(experiment: AnyExperiment) -> Objective:
-    """What the experiment trains."""
-    if isinstance(experiment, PretrainExperiment):
-        return MaskedPretraining(experiment)
-    return tracking_objective(experiment)
+def planned_type(config: Mapping[str, Any]) -> type[PlannedExperiment]:
+    """What a config describes, by its sections: a pre-training, or else the training of a tracker."""
+    return PretrainExperiment if "autoencoder" in config else Experiment
 
 
-def with_train(experiment: AnyExperiment, **changes: Any) -> AnyExperiment:
+def with_train(experiment: PlannedExperiment, **changes: Any) -> PlannedExperiment:
     """The same under other settings of its run."""
     train: Any = dataclasses.replace(experiment.train, **changes)
     return dataclasses.replace(experiment, train=train)
 
 
-def program_alone(experiment: AnyExperiment) -> TrainProgram:
+def program_alone(experiment: PlannedExperiment) -> TrainProgram:
     """The program on one device, to look at shapes; attention in plain operations, which can be counted anywhere."""
     settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
     model = dataclasses.replace(experiment.model, attention_kernel="xla")
@@ -288,7 +285,7 @@ def memory_of(
     return Memory(parameters, optimizer, rest, batch_bytes, more, code, topology.chip.hbm_bytes)
 
 
-def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
+def settings_of(experiment: PlannedExperiment) -> dict[str, Any]:
     train = experiment.train
     return {
         "dtype": experiment.model.dtype,
@@ -300,7 +297,7 @@ def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
     }
 
 
-def count_model_flops(experiment: AnyExperiment) -> float:
+def count_model_flops(experiment: PlannedExperiment) -> float:
     """Operations of forward and backward pass of the whole batch, nothing recomputed, whatever kernels compute it."""
     kept = {"remat": False, "remat_policy": "nothing_saveable"}
     alone = program_alone(with_train(experiment, **kept, batch_size=1, accumulate=1))
@@ -315,12 +312,15 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     how = [settings["dtype"], f"{settings['residual_dtype']} between blocks"]
     how += [f"activations recomputed ({settings['remat_policy']})" if settings["remat"] else "activations kept"]
     how += [f"in {settings['accumulate']} parts"] if settings["accumulate"] > 1 else []
-    per_chip = plan.global_batch / plan.topology.size
+    per_chip, full = plan.global_batch / plan.topology.size, memory.total / memory.limit
     lines = [
         ("model", f"{plan.model}, {', '.join(how)}"),
         ("topology", f"{plan.topology.name}, {plan.topology.size} chips, mesh {mesh}"),
         ("batch", f"{plan.global_batch} samples, {per_chip:g} a chip"),
-        ("memory", f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({_share(plan)})"),
+        (
+            "memory",
+            f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({full:.0%})",
+        ),
     ]
     parts = {
         "parameters": memory.parameters,
@@ -361,10 +361,6 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     lines.append(("took", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())))
     lines += [("note", note) for note in plan.notes]
     return lines
-
-
-def _share(plan: Plan) -> str:
-    return f"{plan.memory.total / plan.memory.limit:.0%}"
 
 
 def _ms(seconds: float) -> str:

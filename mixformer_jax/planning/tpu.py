@@ -22,16 +22,16 @@ from mixformer_jax.planning.hardware import PlanError, Topology
 from mixformer_jax.planning.hlo import Collective, ProgramCost, by_kind, read_program
 from mixformer_jax.planning.macs import count_kernel_macs
 from mixformer_jax.planning.record import (
-    AnyExperiment,
     Plan,
+    PlannedExperiment,
     Stage,
     count_model_flops,
     does_not_fit,
     memory_of,
     movers,
-    objective_of,
     settings_of,
 )
+from mixformer_jax.training.loop import objective_of
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
 
@@ -56,7 +56,7 @@ def tpu_devices(topology: Topology) -> list[Any]:
 
 
 def plan_tpu(
-    experiment: AnyExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage, quick: bool = False
+    experiment: PlannedExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage, quick: bool = False
 ) -> Plan:
     """Compiles the step and reads what it needs.
 
@@ -114,7 +114,7 @@ def _low_effort() -> Iterator[None]:
 
 
 def from_compiler(
-    experiment: AnyExperiment,
+    experiment: PlannedExperiment,
     topology: Topology,
     mesh: Mesh,
     program: TrainProgram,

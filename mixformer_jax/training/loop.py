@@ -32,32 +32,41 @@ from mixformer_jax.training.folder import (
     save_evidence,
     writing,
 )
+from mixformer_jax.training.masks import MaskExperiment, MaskObjective
 from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
 from mixformer_jax.training.objective import Objective, Variables
+from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
 from mixformer_jax.training.supervised import tracking_objective
 from mixformer_jax.training.watch import Progress, StepWatch
 
+AnyExperiment = Experiment | PretrainExperiment | MaskExperiment
+
+
+def experiment_type(config: Mapping[str, Any]) -> type[AnyExperiment]:
+    """What a config describes, by its sections: an autoencoder, a mask network, or else a tracker."""
+    return PretrainExperiment if "autoencoder" in config else MaskExperiment if "alpha_refine" in config else Experiment
+
+
+def objective_of(experiment: AnyExperiment) -> Objective:
+    """What an experiment trains."""
+    if isinstance(experiment, PretrainExperiment):
+        return MaskedPretraining(experiment)
+    return MaskObjective(experiment) if isinstance(experiment, MaskExperiment) else tracking_objective(experiment)
+
 
 def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
-    """Trains one tracker; returns the weights file. See `run`.
+    """Trains a tracker, an autoencoder or a mask network; returns the weights file. See `run`.
 
     Raises:
         ConfigError: the config.
     """
-    experiment = Experiment.from_mapping(config)
-    return run(tracking_objective(experiment), experiment.train, experiment, out, devices)
+    return run(objective_of(experiment_type(config).from_mapping(config)), out, devices)
 
 
-def run(
-    objective: Objective,
-    settings: RunConfig,
-    experiment: Any,
-    out: str | Path,
-    devices: Sequence[jax.Device] | None = None,
-) -> Path:
+def run(objective: Objective, out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
     """Trains one objective; returns the file that it exports. Started again on the same folder, it goes on.
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
@@ -65,9 +74,7 @@ def run(
     Beside it stand those of the steps that `keep_every` keeps, `model_STEP.safetensors`.
 
     Args:
-        objective: what to train.
-        settings: how.
-        experiment: the record of all settings; a folder takes one.
+        objective: what to train, and how; a folder takes one experiment.
         out: the folder.
         devices: those to train on; None: all.
 
@@ -81,6 +88,7 @@ def run(
     The process of a distributed run ends where another one is gone or has failed, see `PeerWatch`.
     """
     # --- processes ---
+    settings = objective.experiment.train
     connect(settings)
     with (
         listening() as signals,
@@ -90,18 +98,12 @@ def run(
     ):
         for line in process_table(settings):
             tell(line)
-        return _run(objective, settings, experiment, Path(out), make_mesh(settings.mesh, devices), signals, peers)
+        return _run(objective, Path(out), make_mesh(settings.mesh, devices), signals, peers)
 
 
-def _run(
-    objective: Objective,
-    settings: RunConfig,
-    experiment: Any,
-    out: Path,
-    mesh: Mesh,
-    signals: StopSignals,
-    peers: PeerWatch,
-) -> Path:
+def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peers: PeerWatch) -> Path:
+    experiment = objective.experiment
+    settings: RunConfig = experiment.train
     if settings.wandb_project and is_first():
         import_wandb()
     # --- mesh ---
@@ -178,7 +180,7 @@ def _run(
                 save_now = step > first_step and (last or stopped or step % settings.checkpoint_every == 0)
                 if evaluate_now or save_now:
                     watch.read()  # a step that went wrong is neither evaluated nor saved
-                for done, line in progress.lines(watch.take()):
+                for done, line in progress.lines(watch):
                     log.write("train", done, line)
                     if told := progress.waits(line):
                         tell(f"step {done}: {told}")

@@ -12,27 +12,18 @@ from mixformer_jax.boxes import ciou, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
 IouKind = Literal["ciou", "giou"]
 
 
-def ciou_loss(
-    pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
+def iou_loss(
+    kind: IouKind, pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
 ) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
-    """Mean of 1 - CIoU, and the IoU of each pair.
+    """Mean of 1 - CIoU or 1 - GIoU, and the IoU of each pair.
 
-    For equal boxes the official code divides 0 by 0 and gives NaN, in the loss and in its gradient; here the
-    loss is 0 and the gradient finite. Everything else is equal to it.
+    For equal boxes the official code's CIoU divides 0 by 0 and gives NaN, in the loss and in its gradient; here the
+    loss is 0 and the gradient finite. Its GIoU refuses predictions whose corners are in the wrong order; here they
+    count as empty boxes. Everything else is equal to it.
     """
     pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
-    return jnp.mean(1 - ciou(pred_xyxy, target_xyxy)), iou(pred_xyxy, target_xyxy)
-
-
-def giou_loss(
-    pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
-) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
-    """Mean of 1 - GIoU, and the IoU of each pair.
-
-    Predictions whose corners are in the wrong order, which the official code refuses, count as empty boxes.
-    """
-    pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
-    return jnp.mean(1 - giou(pred_xyxy, target_xyxy)), iou(pred_xyxy, target_xyxy)
+    overlaps = (ciou if kind == "ciou" else giou)(pred_xyxy, target_xyxy)
+    return jnp.mean(1 - overlaps), iou(pred_xyxy, target_xyxy)
 
 
 def box_loss(
@@ -59,13 +50,9 @@ def box_loss(
     """
     pred_xyxy = cxcywh_to_xyxy(pred_cxcywh.astype(jnp.float32))
     target_xyxy = jnp.clip(xywh_to_xyxy(target_xywh.astype(jnp.float32)), 0, 1)
-    match iou_kind:
-        case "ciou":
-            iou_term, overlaps = ciou_loss(pred_xyxy, target_xyxy)
-        case "giou":
-            iou_term, overlaps = giou_loss(pred_xyxy, target_xyxy)
-        case _:
-            raise ValueError(f'iou_kind is {iou_kind!r}; expected "ciou" or "giou"')
+    if iou_kind not in ("ciou", "giou"):
+        raise ValueError(f'iou_kind is {iou_kind!r}; expected "ciou" or "giou"')
+    iou_term, overlaps = iou_loss(iou_kind, pred_xyxy, target_xyxy)
     l1 = jnp.mean(jnp.abs(pred_xyxy - target_xyxy))
     loss = l1_weight * l1 + iou_weight * iou_term
     return loss, {"loss": loss, "loss_iou": iou_term, "loss_l1": l1, "iou": jnp.mean(overlaps)}

@@ -30,13 +30,10 @@ from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.loop import run
 from mixformer_jax.training.losses import mask_losses
-from mixformer_jax.training.objective import Batch, Group, Samples, Variables
+from mixformer_jax.training.objective import Batch, Objective, Samples, Variables
 from mixformer_jax.training.sheets import mask_sheet
 from mixformer_jax.training.start import is_ours
-
-SECTION = AlphaRefineConfig.section  # of a config, by which it is told from a tracker's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,29 +47,22 @@ class MaskExperiment:
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> "MaskExperiment":
         """Reads the sections `alpha_refine`, `data` and `train`; ConfigError for what is unknown or cannot work."""
-        sections = {SECTION, "data", "train"}
+        sections = {"alpha_refine", "data", "train"}
         if set(config) != sections:
             raise ConfigError(f"a config of masks has the sections {sorted(sections)}; this one has {sorted(config)}")
         return cls(
-            AlphaRefineConfig.from_dict(config[SECTION]),
+            AlphaRefineConfig.from_dict(config["alpha_refine"]),
             dataclass_from_mapping(MaskDataConfig, config["data"], "data"),
             dataclass_from_mapping(RunConfig, config["train"], "train"),
         )
 
 
-def train_masks(config: Mapping[str, Any], out: str | Path) -> Path:
-    """Trains one mask network; returns its file, which `mixformer track --masks` takes. See `loop.run`.
-
-    Raises:
-        ConfigError: the config.
-    """
-    experiment = MaskExperiment.from_mapping(config)
-    return run(MaskObjective(experiment), experiment.train, experiment, out)
-
-
 @dataclasses.dataclass(frozen=True)
-class MaskObjective:
-    """Template, its box and a search crop in, the target's mask on that crop out. All parameters train alike."""
+class MaskObjective(Objective):
+    """Template, its box and a search crop in, the target's mask on that crop out. All parameters train alike.
+
+    The run's file is what `mixformer track --masks` takes.
+    """
 
     experiment: MaskExperiment
 
@@ -84,9 +74,6 @@ class MaskObjective:
     def _config(self) -> AlphaRefineConfig:
         return self.experiment.alpha_refine
 
-    def init(self, key: PRNGKeyArray) -> Variables:
-        return self.model.initial_values(key)
-
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self._config.crop_size
         crop = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
@@ -96,9 +83,6 @@ class MaskObjective:
             "search": crop,
             "mask": jax.ShapeDtypeStruct((batch_size, size, size), jnp.uint8),
         }
-
-    def group(self, path: tuple[str, ...]) -> Group:
-        return "rest"
 
     def loss(
         self, variables: Variables, batch: Batch, key: PRNGKeyArray

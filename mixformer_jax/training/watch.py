@@ -24,13 +24,6 @@ from mixformer_jax.training.program import StepReport
 _MUCH = 0.05  # share of time without a step from which it is worth a sentence
 
 
-class Finished(NamedTuple):
-    """What a step gave."""
-
-    step: int
-    metrics: dict[str, float]
-
-
 class NotFinite(NamedTuple):
     """A step whose loss or gradients are not finite, and what it was made of."""
 
@@ -40,35 +33,23 @@ class NotFinite(NamedTuple):
     gradient_squares: np.ndarray
 
 
-class Taken(NamedTuple):
-    """What happened since the last `take`.
-
-    Attributes:
-        finished: steps that were read.
-        idle_s: seconds in which the device had no step to do, pauses left out.
-        loading_s: seconds in which the loop waited for a batch.
-        paused_s: seconds of pauses.
-    """
-
-    finished: list[Finished]
-    idle_s: float
-    loading_s: float
-    paused_s: float
-
-
 class StepWatch:
     """See the module. All of it happens in the loop's own thread, but for the note of when a report came.
 
     Attributes:
         not_finite: the first bad step, once it is read.
         asked: the largest number that `after_step` got with the steps read so far.
+        finished: numbers and metrics of the steps that were read; `Progress.lines` takes them, and sets times to 0.
+        idle_s: seconds in which the device had no step to do, pauses left out.
+        loading_s: seconds in which the loop waited for a batch.
+        paused_s: seconds of pauses.
     """
 
     def __init__(self) -> None:
         self.not_finite: NotFinite | None = None
         self.asked = 0
-        self._finished: list[Finished] = []
-        self._idle_s = self._loading_s = self._paused_s = 0.0
+        self.finished: list[tuple[int, dict[str, float]]] = []
+        self.idle_s = self.loading_s = self.paused_s = 0.0
         self._idle_since = time.perf_counter()
         # With the report on the host come what was asked, and when they came.
         self._pending: deque[tuple[int, Batch, Future[tuple[StepReport, int, float]]]] = deque()
@@ -84,7 +65,7 @@ class StepWatch:
             step, batch, coming = self._pending.popleft()
             report, asked, self._idle_since = coming.result()
             metrics = {name: float(value) for name, value in report.metrics.items()}
-            self._finished.append(Finished(step, metrics))
+            self.finished.append((step, metrics))
             self.asked = max(self.asked, asked)
             good = np.isfinite(metrics["loss"]) and np.isfinite(report.gradient_squares).all()
             if not good and self.not_finite is None:
@@ -95,7 +76,7 @@ class StepWatch:
         self.read(left=1)
         if all(coming.done() for _, _, coming in self._pending):
             done_at = max([self._idle_since, *(coming.result()[2] for _, _, coming in self._pending)])
-            self._idle_s += time.perf_counter() - done_at
+            self.idle_s += time.perf_counter() - done_at
 
     def after_step(self, step: int, batch: Batch, report: StepReport, asked: jax.Array | int = 0) -> None:
         """Takes over what was dispatched: the step's number counts from 0, and `asked` comes with its report."""
@@ -111,7 +92,7 @@ class StepWatch:
         """While the loop waits for a batch."""
         began = time.perf_counter()
         yield
-        self._loading_s += time.perf_counter() - began
+        self.loading_s += time.perf_counter() - began
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -119,15 +100,9 @@ class StepWatch:
         began = time.perf_counter()
         yield
         now = time.perf_counter()
-        self._idle_s += began - self._idle_since
-        self._paused_s += now - began
+        self.idle_s += began - self._idle_since
+        self.paused_s += now - began
         self._idle_since = now
-
-    def take(self) -> Taken:
-        """What happened since the last call."""
-        taken = Taken(self._finished, self._idle_s, self._loading_s, self._paused_s)
-        self._finished, self._idle_s, self._loading_s, self._paused_s = [], 0.0, 0.0, 0.0
-        return taken
 
     def close(self) -> None:
         """Reads no more."""
@@ -149,38 +124,35 @@ class Progress:
             disable=None if shown else True,
         )
         self._recent: list[dict[str, float]] = []
-        self._idle_s = self._loading_s = self._paused_s = 0.0
         self._told: set[str] = set()
         self._since = time.perf_counter()
 
-    def lines(self, taken: Taken) -> Iterator[tuple[int, dict[str, float]]]:
+    def lines(self, watch: StepWatch) -> Iterator[tuple[int, dict[str, float]]]:
         """Means over the steps since the last line, with the number of steps done, where a line is due.
 
         `outside_step` is the share of time in which the device had no step to do, `loader_wait` that in which the loop
         waited for a batch; validations and checkpoints count neither there nor in `samples_per_s`.
         """
-        settings = self._settings
-        self._idle_s += taken.idle_s
-        self._loading_s += taken.loading_s
-        self._paused_s += taken.paused_s
-        for step, metrics in taken.finished:
+        settings, finished = self._settings, watch.finished
+        watch.finished = []
+        for step, metrics in finished:
             self._recent.append(metrics)
             self._bar.update(settings.batch_size)
             done = step + 1
             if done % settings.log_every and done != settings.steps:
                 continue
             now = time.perf_counter()
-            elapsed = max(now - self._since - self._paused_s, 1e-9)
+            elapsed = max(now - self._since - watch.paused_s, 1e-9)
             line = {name: float(np.mean([each[name] for each in self._recent])) for name in metrics}
             line |= {
                 "learning_rate": float(self._schedule(step)),
                 "samples_per_s": len(self._recent) * settings.batch_size / elapsed,
-                "outside_step": min(self._idle_s / elapsed, 1.0),
-                "loader_wait": min(self._loading_s / elapsed, 1.0),
+                "outside_step": min(watch.idle_s / elapsed, 1.0),
+                "loader_wait": min(watch.loading_s / elapsed, 1.0),
             }
             self._bar.set_postfix({name: f"{line[name]:.3f}" for name in metrics if "_" not in name})
             self._recent, self._since = [], now
-            self._idle_s = self._loading_s = self._paused_s = 0.0
+            watch.idle_s = watch.loading_s = watch.paused_s = 0.0
             yield done, line
 
     def waits(self, line: dict[str, float]) -> str | None:

@@ -12,10 +12,11 @@ from mixformer_jax import cli
 from mixformer_jax.convert.alpha_refine import from_official, save_alpha_refine
 from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.crops import box_in_stretched_crop, normalise, paste_map, stretched_crop, stretched_rectangle
-from mixformer_jax.masks import box_mask, decode_rle, fit_to_frame, mask_box_xywh
+from mixformer_jax.masks import fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import draw_mask, read_image
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.masks import AlphaRefineSegmenter, MaskSettings, Segmenter, load_segmenter
+from tests.stand_ins import box_mask, decode_rle
 
 
 @pytest.fixture(scope="module")

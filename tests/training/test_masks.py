@@ -13,7 +13,8 @@ from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.masks import mask_box_xywh
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.masks import MaskExperiment, MaskObjective, train_masks
+from mixformer_jax.training.loop import train
+from mixformer_jax.training.masks import MaskExperiment, MaskObjective
 from mixformer_jax.training.program import learning_rate_schedule
 
 SIZE = 64
@@ -131,7 +132,7 @@ def settings(root, **changes):
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "masks"
-    assert train_masks(settings(root), out) == out / "model.safetensors"
+    assert train(settings(root), out) == out / "model.safetensors"
     return out
 
 
