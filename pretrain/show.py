@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from mixformer_jax.cli.demo import DemoClip
-from mixformer_jax.convert.autoencoders import load_autoencoder
 from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.pretrained import load_autoencoder
 from mixformer_jax.crops import context_crop
 from mixformer_jax.datasets.groundtruth import read_groundtruth
 from mixformer_jax.media.images import write_image

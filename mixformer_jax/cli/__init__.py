@@ -36,9 +36,9 @@ COMMANDS = {
     "doctor": ("trials", "Check numbers, weights and video here; the status is 1 if any is wrong."),
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
-    "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
+    "export": ("convert", "Write a tracker's network as StableHLO or ONNX, for other programs."),
     "train": ("train", "Train a tracker, or a mask network. Started again on the same folder, it goes on."),
-    "finetune": ("finetune", "Fine-tune a tracker on your own annotated videos."),
+    "finetune": ("train", "Fine-tune a tracker on your own annotated videos."),
     "pretrain": (
         "train",
         "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",

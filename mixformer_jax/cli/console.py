@@ -16,6 +16,7 @@ from mixformer_jax.signals import Stopped
 
 SAYS_NO = 1
 USER_ERROR = 2
+ADVICE = "the same command goes on where this one was"  # after a signal
 WEIGHTS = "name, run folder, .safetensors file or official checkpoint (default: the embedded tracker)"
 OVERRIDES = {
     CONFIG_PREFIX: "--config.SECTION.SETTING=VALUE changes a setting of the config.",

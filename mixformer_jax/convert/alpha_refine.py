@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.names import (
     CLASSES,
     COUNTER,
@@ -32,6 +31,7 @@ from mixformer_jax.convert.names import (
     write_by_table,
     zeros,
 )
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.torch_files import (
     OfficialState,
     is_torch_file,

@@ -17,8 +17,9 @@ from mixformer_jax.data.augment import Random, disturb, occlude
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
-from mixformer_jax.data.pool.host import draw_texture, pool_sources
+from mixformer_jax.data.pool.host import PoolSource, draw_texture
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
+from mixformer_jax.data.pool.scenes import sources_of
 from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.datasets.frame_parts import is_packed
 from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
@@ -145,7 +146,9 @@ class TrackingSamples(HostSamples):
         self.config, self.seed = config, seed
         self._material, self._names = material, names
         self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
-        self._sources: dict[str, Source] = {} if self.pool is None else dict(pool_sources(self.pool, config))
+        self._sources: dict[str, Source] = {}
+        if self.pool is not None:
+            self._sources |= {name: PoolSource(name, self.pool, config) for name in sources_of(config)}
         weights = [getattr(config.mix, name) for name in self._sources]
         if config.datasets:
             self._sources[DATASETS] = self._sequence_pairs()

@@ -24,11 +24,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.media.decoders import find_pyav
 from mixformer_jax.media.sources import TimedFrame
-from mixformer_jax.serving.following import Following
-from mixformer_jax.serving.guard import Guard
-from mixformer_jax.serving.overlay import overlay, overlay_choices
+from mixformer_jax.serving.following import Following, overlay, overlay_choices
 from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
 from mixformer_jax.serving.uploads import UploadError, discard, list_videos, receive_upload
+from mixformer_jax.serving.web import Guard
 from mixformer_jax.tracking.result_files import csv_line
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracker
 

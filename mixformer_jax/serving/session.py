@@ -17,9 +17,8 @@ from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import FrameSource, TimedFrame
 from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.serving.frames import FileFrames, KeptFrames, encode_jpeg
-from mixformer_jax.serving.overlay import overlay, overlay_choices
-from mixformer_jax.serving.video import MOST_FRAMES, EndError, Video
+from mixformer_jax.serving.following import overlay, overlay_choices
+from mixformer_jax.serving.video import MOST_FRAMES, EndError, FileFrames, KeptFrames, Video, encode_jpeg
 from mixformer_jax.tracking.result_files import rounded
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 

@@ -17,7 +17,6 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import grain
@@ -208,9 +207,7 @@ class Checkpoints:
         sys.unraisablehook = lambda fault: None if _is_aftermath(fault) else self._hook(fault)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if not isinstance(error, LostPeerError):  # closing would wait for all processes
                 self.close()

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -191,9 +190,7 @@ class PeerWatch:
                 threading.Thread(target=self._follow_first, name="peer watch", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._client is None:
             return
         if isinstance(error, LostPeerError):

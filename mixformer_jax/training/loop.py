@@ -162,13 +162,12 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
         # --- loop ---
         record = claim_folder(out, experiment)  # from here on there is something to keep
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
-        progress = Progress(settings, schedule, first_step, shown=is_first())
         largest_of = largest(mesh)
         best_of_all = checkpoints.best()
         with (
             contextlib.closing(StepWatch()) as watch,
             log,
-            progress,
+            contextlib.closing(Progress(settings, schedule, first_step, shown=is_first())) as progress,
             contextlib.ExitStack() as once_trained,
         ):
             step = first_step

@@ -21,7 +21,7 @@ from mixformer_jax.convert.alpha_refine import (
     shapes_of_alpha_refine,
 )
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import Initialisation
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.torch_files import read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import normalise

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from mixformer_jax.convert.initial import Initialisation
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.data.pipeline import Samples
 
 Variables = dict[str, Any]

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from mixformer_jax.convert.autoencoders import (
+from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.pretrained import (
     AUTOENCODER_FORMAT,
+    Initialisation,
     go_on,
+    init_from,
     load_autoencoder,
     save_autoencoder,
     shapes_of_autoencoder,
     start_from_mae,
 )
-from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import Initialisation, init_from
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images

@@ -157,18 +157,6 @@ def make_train_step(
     return step
 
 
-def make_validation_step(
-    objective: Objective, gather: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Callable[[Variables, Batch, Float[Array, " b"]], dict[str, Array]]:
-    """Sums of every metric over a batch, `variables, batch, weights -> sums`; weight 0 leaves a sample out."""
-
-    def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
-        measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
-        return {name: jnp.sum(value * weights) for name, value in measured.items()}
-
-    return sums
-
-
 def _joined(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))
 
@@ -224,7 +212,7 @@ class TrainProgram(NamedTuple):
         mesh: where it runs.
         init: `key -> state`, every array made where it lives.
         step: `state, batch -> state, report`. The old state's buffers are given up.
-        evaluate: `variables, batch, weights -> sums`.
+        evaluate: `variables, batch, weights -> sums` of every metric; weight 0 leaves a sample out.
         show: `variables, batch -> what to draw`, whole on every process.
         state: the state as abstract arrays with shardings.
         batch: a global batch of `train.batch_size` samples, likewise.
@@ -271,6 +259,10 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
 
         return traced
 
+    def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
+        measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
+        return {name: jnp.sum(value * weights) for name, value in measured.items()}
+
     gather = functools.partial(gather_params, shardings=shardings.params)
     step = make_train_step(objective, optimizer, gather, settings.ema_decay, settings.accumulate)
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
@@ -281,11 +273,7 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
         step=jax.jit(
             on_mesh(step), in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
         ),
-        evaluate=jax.jit(
-            on_mesh(make_validation_step(objective, gather)),
-            in_shardings=(shipped, batch_shardings, split),
-            out_shardings=whole,
-        ),
+        evaluate=jax.jit(on_mesh(sums), in_shardings=(shipped, batch_shardings, split), out_shardings=whole),
         show=jax.jit(on_mesh(objective.show), in_shardings=(shipped, batch_shardings), out_shardings=whole),
         state=with_shardings(shapes, shardings),
         batch=with_shardings(batch, batch_shardings),

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xywh, cxcywh_to_xyxy, iou
-from mixformer_jax.convert.initial import Initialisation
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.weights import save_weights
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.pipeline import Samples

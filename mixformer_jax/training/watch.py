@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -170,10 +169,6 @@ class Progress:
         self._told.add(answer)
         return f"{answer}: device idle {idle:.0%} of the time, {line['samples_per_s']:.0f} samples/s{more}"
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Ends the bar."""
         self._bar.close()

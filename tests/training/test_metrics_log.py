@@ -99,7 +99,7 @@ def report(loss, squares=(1.0, 2.0)):
 def test_the_watch_follows_without_holding_up():
     settings = RunConfig(steps=6, batch_size=4, log_every=3)
     progress = Progress(settings, lambda step: 0.1 * step, 0, shown=False)
-    with contextlib.closing(StepWatch()) as watch, progress:
+    with contextlib.closing(StepWatch()) as watch, contextlib.closing(progress):
         for step in range(6):
             with watch.loading():
                 pass

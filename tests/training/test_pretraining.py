@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax import cli
-from mixformer_jax.convert.autoencoders import autoencoder_to_mae, load_autoencoder
+from mixformer_jax.convert.pretrained import autoencoder_to_mae, load_autoencoder
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import load_weights
 from mixformer_jax.media.images import read_image

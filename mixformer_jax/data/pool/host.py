@@ -19,7 +19,6 @@ from mixformer_jax.data.pool.scenes import (
     draw_kind,
     draw_labelled,
     draw_texture_picture,
-    sources_of,
 )
 from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.views import map_points, warp
@@ -103,11 +102,6 @@ class PoolSource:
         picture = layer.picture
         cutout = self.pool.cutouts[picture.image - self.pool.tables.cutout_image[0]]
         return paste(canvas, cutout, picture.matrix, layer.light, picture.finer)
-
-
-def pool_sources(pool: HostPool, config: DataConfig) -> dict[str, PoolSource]:
-    """The sources of the mix, by name."""
-    return {name: PoolSource(name, pool, config) for name in sources_of(config)}
 
 
 def paste(
