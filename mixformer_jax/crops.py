@@ -55,11 +55,8 @@ def _moments(xp: ModuleType) -> tuple[Array, Array]:
 def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
     """The crop of `size` x `size` pixels around a box, on the host.
 
-    Args:
-        frame: RGB.
-        box_xywh: in frame pixels; may stick out of the frame.
-        factor: side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
-        size: side of the result in pixels.
+    The box, in pixels of the RGB frame, may stick out of it. `factor` is the side of the square in units of
+    sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
 
     Raises:
         ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
@@ -280,12 +277,8 @@ def crop_box_to_frame(
 ) -> Float[Array, "*n 4"]:
     """A box normalised to a search crop -> `x, y, w, h` in frame pixels, not yet clipped.
 
-    Args:
-        box_cxcywh: the model's prediction.
-        previous_box_xywh: the box around which the crop was taken; as in the official tracker, the crop's middle is
-            taken to lie on its unrounded centre.
-        scale: of that crop (size / side).
-        size: side of the crop in crop pixels.
+    `scale` (size / side) and `size` are the crop's, in crop pixels. As in the official tracker, its middle is taken to
+    lie on the unrounded centre of `previous_box_xywh`, around which it was taken.
     """
     xp = namespace(box_cxcywh, previous_box_xywh, scale)
     side = size / _column(scale, xp.result_type(box_cxcywh, previous_box_xywh), xp)

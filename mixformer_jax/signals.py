@@ -47,12 +47,10 @@ class StopSignals:
     """
 
     def __init__(self, program: str | None = None, advice: str = "") -> None:
-        """Prepares to listen.
+        """Prepares to listen, for a program that may end at once, and whose `advice` belongs to its last words.
 
-        Args:
-            program: name of a program that may end at once, for its last words. None: a library's call, which ends
-                nothing but itself: a signal that nobody asked for, and a second one, act as before.
-            advice: what the user of the program may do then.
+        Without a program this is a library's call, which ends nothing but itself: a signal that nobody asked for, and a
+        second one, act as before.
         """
         self._program, self._advice = program, advice
         self._received: int | None = None

@@ -243,11 +243,7 @@ def examine(
 ) -> Iterator[Finding]:
     """All checks, each as soon as it is done.
 
-    Args:
-        device: where to compute.
-        asset: the stored numbers.
-        weights: those that found the stored boxes.
-        ways: None for those of `precisions`.
+    `asset` holds the stored numbers, and boxes that `weights` found; `ways` None: those of `precisions`.
     """
     ways = precisions(device.platform) if ways is None else ways
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = []

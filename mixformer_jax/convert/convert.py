@@ -113,13 +113,8 @@ def convert(
     """Converts a tracker, or Alpha-Refine's mask network, between official files (`.pth`, `.pth.tar`, `.safetensors`)
     and ours (`.safetensors`).
 
-    The files tell the direction; between official formats, tensors are checked and copied.
-
-    Args:
-        source: file, or folder of a training run.
-        target: file to write or to replace.
-        official: a `.safetensors` target has official names and layouts.
-        hints: what names and shapes of official files do not show.
+    The files tell the direction; between official formats, tensors are checked and copied. The source may be the folder
+    of a training run. An `official` `.safetensors` target has official names and layouts.
 
     Raises:
         WeightsError: a source that cannot be read, is no tracker, or has no official counterpart; names or shapes that

@@ -93,14 +93,10 @@ def read_labels(path: Path) -> Int32[np.ndarray, "h w"]:
 
 
 class MaskSamples(HostSamples):
-    """Template and search uint8 [S, S, 3], box_xyxy float32 [4] of the target in the template's pixels, and mask uint8
-    [S, S] of 0 and 1 on the search crop; sample i of a seed is one thing on every machine.
+    """Template and search uint8 [size, size, 3], box_xyxy float32 [4] of the target in the template's pixels, and mask
+    uint8 [size, size] of 0 and 1 on the search crop; sample i of a seed is one thing on every machine.
 
-    Args:
-        config: what to draw, and how.
-        size: side of the crops, pixels.
-        seed: of the draws.
-        held_out: samples to validate on: what is held out, with the same jitter and the brightness as it is.
+    Those to validate on (`held_out`) have the same jitter, and the brightness as it is.
     """
 
     def __init__(self, config: MaskDataConfig, size: int, seed: int, held_out: bool = False) -> None:

@@ -95,9 +95,7 @@ class Topology:
     def links(self, axis: int, length: int | None = None) -> int:
         """Links along a physical axis that the chip with the fewest of them has.
 
-        Args:
-            axis: physical axis.
-            length: of the part of the axis that counts, from a chip to its last peer; None is all of it.
+        `length` is that of the part of the axis that counts, from a chip to its last peer; None is all of it.
         """
         size = self.shape[axis]
         length = size if length is None else length
@@ -108,11 +106,7 @@ class Topology:
         return 2 if wraps and length == size else 1
 
     def bandwidth(self, spans: Mapping[int, int] | None = None) -> float:
-        """Bytes a second that every chip can send at once.
-
-        Args:
-            spans: physical axes along which it talks, with the length of each; None is all axes.
-        """
+        """Bytes a second that every chip can send at once, along physical axes of these lengths; None is all axes."""
         if self.chip.kind == "gpu":
             return self.chip.link_bandwidth
         spans = dict(enumerate(self.shape)) if spans is None else spans

@@ -127,15 +127,10 @@ def tpu_devices(topology: Topology) -> list[Any]:
 def plan_tpu(
     experiment: PlannedExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage, quick: bool = False
 ) -> Plan:
-    """Compiles the step and reads what it needs.
+    """Compiles the step, its batch the global one, and reads what it needs.
 
-    Args:
-        experiment: with the global batch as its batch size.
-        topology: where.
-        shape: of the mesh.
-        stage: see `plan`.
-        quick: XLA takes a quarter of its time and leaves the chip's scratch memory unused. Operations, transfers and,
-            within a few percent, memory are those of the real program; its traffic with HBM is overestimated.
+    With `quick`, XLA takes a quarter of its time and leaves the chip's scratch memory unused. Operations, transfers
+    and, within a few percent, memory are those of the real program; its traffic with HBM is overestimated.
 
     Raises:
         PlanError: the step does not fit.

@@ -123,14 +123,9 @@ def profile_models(names: Iterable[str], templates: int | None = None, progress:
 
 
 def profile_model(config: MixFormerConfig, templates: int | None = None) -> Profile:
-    """Counts the parameters and multiply-accumulates of a model.
+    """Counts the parameters and multiply-accumulates of a model with so many templates, the initial one included.
 
-    Args:
-        config: the model.
-        templates: how many, the initial one included. None: as many as the paper's FLOPs are for.
-
-    Raises:
-        ValueError: fewer than one template.
+    None: as many templates as the paper's FLOPs are for. Raises ValueError for fewer than one.
     """
     if templates is None:
         templates = published_templates(config.name)

@@ -60,13 +60,8 @@ class Server:
     ) -> None:
         """Prepares to serve; nothing is compiled or bound yet.
 
-        Args:
-            tracker: what follows targets.
-            folder: whose videos the page may open.
-            hosts: by which the server may be called; None for any.
-            token: that a browser must have; None for none.
-            with_addresses: whether the page may open `https://...`, which the server then asks.
-            limits: of sessions and uploads.
+        The page may open videos of the `folder`, and `with_addresses` also `https://...`, which the server then asks.
+        It may be called by the names `hosts`, None being any, and by who has the `token`, where there is one.
         """
         self._tracker, self._folder, self._with_addresses, self._limits = tracker, folder, with_addresses, limits
         self._ready, self._opens, self._writes = threading.Event(), threading.Lock(), threading.Lock()

@@ -174,12 +174,7 @@ def overlay_choices(config: MixFormerConfig, num_online_templates: int) -> dict[
 def overlay(following: Following, frame: TimedFrame, target: int, kind: str, block: str) -> dict[str, Any] | None:
     """What share of its attention each part of the search region gives to the target; None where there is none.
 
-    Args:
-        following: the target, which was searched on the frame, or not.
-        frame: the frame.
-        target: its number.
-        kind: of `overlay_choices`, as the block.
-        block: all of them are computed at once, by one program.
+    `kind` and `block` are of `overlay_choices`; all blocks are computed at once, by one program.
 
     Returns:
         `x`, `y` and `side` of the search region in pixels of the frame; `levels`, rows of whole numbers up to 255, the

@@ -62,12 +62,8 @@ class Session:
     """One video at a time. `close` ends the thread; what the session held is gone soon after."""
 
     def __init__(self, shared: Shared, tell: Tell) -> None:
-        """Starts the thread.
-
-        Args:
-            shared: by all sessions.
-            tell: takes what the browser is to know, with a JPEG or without; called from the session's threads.
-        """
+        """Starts the thread. `tell` takes what the browser is to know, with a JPEG or without, from the session's
+        threads."""
         self._shared, self._tell = shared, tell
         self._folder = tempfile.TemporaryDirectory(prefix="mixformer_page_")
         self.upload = Path(self._folder.name) / "upload"

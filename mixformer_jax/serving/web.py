@@ -42,13 +42,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] | None, token: str | None) -> None:
-        """Around `app`.
-
-        Args:
-            app: what is guarded.
-            hosts: by which the server may be called; None for any, where a token is asked for.
-            token: that a browser must have; None for none.
-        """
+        """Around `app`, for calls by the names `hosts` (None: any, where a token is asked for) with the `token` (None:
+        none)."""
         self._app, self._hosts, self._token = app, None if hosts is None else frozenset(hosts), token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -103,11 +103,9 @@ class Checkpoints:
     ) -> None:
         """Starts to write a checkpoint; `wait` ends it. One of the same step is left as it is.
 
-        Args:
-            state: may be given up to the next step at once.
-            data: this process's batches; the next one is not drawn yet.
-            experiment: JSON, for people and programs that find the folder.
-            best: what the best checkpoint has most of; None where it was not measured.
+        The state may be given up to the next step at once; `data` has not drawn its next batch yet; `experiment` is
+        JSON, for people and programs that find the folder. The best checkpoint has most of `best`; None where it was
+        not measured.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -139,13 +137,10 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, None where there is none at all.
+        """The newest checkpoint that is whole, as `like`, abstract arrays on any mesh; None where there is none at all.
 
         Damaged ones are named in warnings, and the one before is tried. Once one was read they get other names, for
         the run will come to their steps again.
-
-        Args:
-            like: abstract arrays with shardings; the mesh may be another one than the checkpoint was written on.
 
         Raises:
             CheckpointError: a checkpoint that cannot be read for another reason than damage, one of another

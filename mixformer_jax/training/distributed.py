@@ -296,13 +296,10 @@ def lost_peer(reason: str) -> LostPeerError:
 
 
 def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
-    """The GPUs of this node that this process uses, for `jax.distributed.initialize`.
+    """The GPUs of this node that this process uses, for `jax.distributed.initialize`, by the scheduler's variables.
 
     Left to itself JAX gives every process under Slurm and Open MPI the one whose number is that of the process on the
     node: with one process a node, one GPU of all. Here the processes of a node share them equally.
-
-    Args:
-        environ: the variables of the scheduler, and CUDA_VISIBLE_DEVICES.
 
     Returns:
         Indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
@@ -340,10 +337,7 @@ def process_words(environ: Mapping[str, str]) -> str:
 
 
 def check_devices(processes: Sequence[str]) -> list[str]:
-    """The table of processes, a line each.
-
-    Args:
-        processes: what `process_words` says of each, in order.
+    """The table of processes, a line each, out of what `process_words` says of each in order.
 
     Raises:
         ConfigError: the processes of a host use fewer GPUs than they see; names the host.

@@ -67,16 +67,12 @@ def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Devi
 
 
 def run(objective: Objective, out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
-    """Trains one objective; returns the file that it exports. Started again on the same folder, it goes on.
+    """Trains one objective, on these devices or all; returns the file that it exports. Started again on the same
+    folder, which takes one experiment, it goes on.
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
     `checkpoints/`, and `model.safetensors`: the weights of the last checkpoint, averaged where an average is kept.
     Beside it stand those of the steps that `keep_every` keeps, `model_STEP.safetensors`.
-
-    Args:
-        objective: what to train, and how; a folder takes one experiment.
-        out: the folder.
-        devices: those to train on; None: all.
 
     Raises:
         ConfigError: a mesh or a batch that does not fit the devices.

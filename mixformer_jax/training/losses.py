@@ -35,18 +35,15 @@ def box_loss(
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
     """The loss of section 3.5, `l1_weight` * L1 + `iou_weight` * IoU loss, and its parts for the log.
 
-    Args:
-      pred_cxcywh: predicted boxes, normalised to the search crop; used as they are.
-      target_xywh: ground truth, normalised to the search crop. What sticks out of the crop is cut off:
-        corners are clamped to [0, 1].
-      iou_kind: "ciou" (MixViT) or "giou" (MixCvT).
+    Boxes are normalised to the search crop. Predicted ones are used as they are; of the ground truth, what sticks out
+    of the crop is cut off: corners are clamped to [0, 1]. `iou_kind` is "ciou" (MixViT) or "giou" (MixCvT).
 
     Returns:
       The loss, and its metrics: "loss", "loss_iou" and "loss_l1" (both before weighting), "iou" (mean).
       L1 is the mean over batch and corners (xyxy).
 
     Raises:
-      ValueError: `iou_kind` is neither.
+      ValueError: another `iou_kind`.
     """
     pred_xyxy = cxcywh_to_xyxy(pred_cxcywh.astype(jnp.float32))
     target_xyxy = jnp.clip(xywh_to_xyxy(target_xywh.astype(jnp.float32)), 0, 1)
@@ -72,17 +69,14 @@ def mask_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) ->
 def corner_cross_entropy(
     logits_tl: Float[Array, "b h w"], logits_br: Float[Array, "b h w"], target_xyxy: Float[Array, "b 4"]
 ) -> Float32[Array, ""]:
-    """Cross entropy of the two corner score maps with the ground truth's corners, mean over maps and batch.
+    """Cross entropy of the two corner score maps, before the softmax, with the ground truth's corners, normalised to
+    the search crop; mean over maps and batch.
 
     Not in the paper: a denser signal than the expected corner alone, for training from scratch. The target
     distribution lies on the two by two cells around the corner, with bilinear weights, so that its
     expectation is the corner itself and a perfect map also gives a perfect box. Cell (row i, column j) stands
     for the point (j / w, i / h) of the crop, as in the corner head; a corner outside is clamped to the
     outermost cells. The smallest possible value is the entropy of the target, between 0 and log 4.
-
-    Args:
-      logits_tl, logits_br: score maps of the top left and bottom right corner, before the softmax.
-      target_xyxy: ground truth, normalised to the search crop.
     """
     _, height, width = logits_tl.shape
     logits = jnp.stack([logits_tl, logits_br], axis=1).astype(jnp.float32)  # [b, corner, h, w]

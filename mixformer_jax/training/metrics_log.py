@@ -130,11 +130,7 @@ def _wandb_run(project: str, folder: Path, config: Mapping[str, Any]) -> Any:
 
 
 def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes:
-    """A PNG with a panel for every metric: training as a line, validation as points.
-
-    Args:
-        lines: events of `MetricsLog`.
-    """
+    """A PNG with a panel for every metric of the events of `MetricsLog`: training as a line, validation as points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

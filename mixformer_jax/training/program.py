@@ -103,16 +103,11 @@ def make_train_step(
     ema_decay: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """The step `state, batch -> state, report`, not jitted yet.
+    """The step `state, batch -> state, report`, not jitted yet; `gather` is of all parameters about to be used.
 
-    Args:
-        objective: gives the loss.
-        optimizer: of the trained parameters.
-        gather: of all parameters about to be used, see `sharding.gather_params`.
-        ema_decay: see `TrainConfig`.
-        accumulate: the batch goes through the model in so many parts, one after the other, and their mean gradient
-            makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating
-            optimizer, nothing in the state and in checkpoints. Batch norms see one part at a time.
+    With `accumulate` the batch goes through the model in so many parts, one after the other, and their mean gradient
+    makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating optimizer,
+    nothing in the state and in checkpoints. Batch norms see one part at a time.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:

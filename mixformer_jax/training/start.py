@@ -93,21 +93,16 @@ def first_state(objective: Objective, settings: RunConfig, program: TrainProgram
 
 
 def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Initialisation:
-    """What a pre-trained model gives a tracker.
+    """What a pre-trained model gives a tracker: an official backbone (`.pth`, `.safetensors`), a weights file of ours,
+    or the folder of a run; of a pre-training too.
 
     A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
     taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way. Position
     tables are resized where the crops have another size.
 
-    Args:
-        source: an official backbone (`.pth`, `.safetensors`), a weights file of ours, or the folder of a run; of a
-            pre-training too.
-        config: the model.
-        may_be_fresh: parts that may start at random.
-
     Raises:
-        WeightsError: a source that cannot be read, another backbone, or one that lacks a part: all names that are
-            missing or misshapen in one error.
+        WeightsError: a source that cannot be read, another backbone, or one that lacks a part other than those of
+            `may_be_fresh`: all names that are missing or misshapen in one error.
     """
     path = find_weights(source)
     if is_ours(FORMAT, path):
