@@ -13,14 +13,7 @@ from collections.abc import Sequence
 
 import mixformer_jax
 from mixformer_jax.cli.compiled import keep_compiled_programs
-from mixformer_jax.cli.console import (
-    Parser,
-    complain,
-    is_for_the_user,
-    parse_arguments,
-    silence_decoders,
-    tell_stopped,
-)
+from mixformer_jax.cli.console import Parser, complain, is_for_the_user, parse_arguments, silence_decoders, tell_stopped
 from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.signals import Stopped, StopSignals
 

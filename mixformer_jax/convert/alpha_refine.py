@@ -32,12 +32,7 @@ from mixformer_jax.convert.names import (
     zeros,
 )
 from mixformer_jax.convert.pretrained import Initialisation
-from mixformer_jax.convert.torch_files import (
-    OfficialState,
-    is_torch_file,
-    read_official,
-    safetensors_format,
-)
+from mixformer_jax.convert.torch_files import OfficialState, is_torch_file, read_official, safetensors_format
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,

@@ -317,10 +317,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("model", f"{plan.model}, {', '.join(how)}"),
         ("topology", f"{plan.topology.name}, {plan.topology.size} chips, mesh {mesh}"),
         ("batch", f"{plan.global_batch} samples, {per_chip:g} a chip"),
-        (
-            "memory",
-            f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({full:.0%})",
-        ),
+        ("memory", f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({full:.0%})"),
     ]
     parts = {
         "parameters": memory.parameters,

@@ -10,13 +10,7 @@ from jaxtyping import Float
 
 from mixformer_jax.media.sources import TimedFrame
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.tracking.attention_maps import (
-    KINDS,
-    attention_maps,
-    choose_blocks,
-    looking_at,
-    template_box_xyxy,
-)
+from mixformer_jax.tracking.attention_maps import KINDS, attention_maps, choose_blocks, looking_at, template_box_xyxy
 from mixformer_jax.tracking.step import TrackState
 from mixformer_jax.tracking.targets import live_numbers, live_rows, row_of, target_alone
 from mixformer_jax.tracking.tracker import Tracked, Tracker

@@ -95,11 +95,7 @@ class Checkpoints:
         return max((self._json(step, "metrics/metrics")[_BEST] for step in self.steps()), default=-math.inf)
 
     def save(
-        self,
-        state: TrainState,
-        data: grain.DatasetIterator,
-        experiment: Mapping[str, Any],
-        best: float | None = None,
+        self, state: TrainState, data: grain.DatasetIterator, experiment: Mapping[str, Any], best: float | None = None
     ) -> None:
         """Starts to write a checkpoint; `wait` ends it. One of the same step is left as it is.
 

@@ -11,13 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.pretrained import (
-    AUTOENCODER_FORMAT,
-    Initialisation,
-    hand_over,
-    init_from,
-    load_autoencoder,
-)
+from mixformer_jax.convert.pretrained import AUTOENCODER_FORMAT, Initialisation, hand_over, init_from, load_autoencoder
 from mixformer_jax.convert.torch_files import safetensors_format
 from mixformer_jax.convert.weights import (
     FORMAT,

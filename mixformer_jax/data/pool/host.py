@@ -105,11 +105,7 @@ class PoolSource:
 
 
 def paste(
-    canvas: UInt8[np.ndarray, "s s 3"],
-    cutout: CutOut,
-    matrix: Float[np.ndarray, "2 3"],
-    light: Light,
-    finer: int = 0,
+    canvas: UInt8[np.ndarray, "s s 3"], cutout: CutOut, matrix: Float[np.ndarray, "2 3"], light: Light, finer: int = 0
 ) -> UInt8[np.ndarray, "s s"]:
     """Blend a cut-out into `canvas` in place and return its alpha on the whole canvas."""
     size = canvas.shape[0]

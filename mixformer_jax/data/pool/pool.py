@@ -199,10 +199,7 @@ def _pool_photo(item: tuple[int, Path]) -> tuple[tuple[np.ndarray, ...], list[Cu
 
 
 def cut_out(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: UInt8[np.ndarray, "h w"],
-    photo: int,
-    source: str,
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], photo: int, source: str
 ) -> CutOut | None:
     """The largest connected part of a 0/1 mask as a cut-out, or None where it makes a poor target: too small or large,
     thin, in several parts, or cut by the image's border."""
