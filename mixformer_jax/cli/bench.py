@@ -26,31 +26,18 @@ COLUMNS = (
 
 
 class Timing(NamedTuple):
-    """One measurement. Milliseconds are medians over the frames.
+    """One measurement. Milliseconds are medians over the frames."""
 
-    Attributes:
-        model: name of the model's size.
-        dtype: its compute type.
-        device: what it ran on, as its maker calls it.
-        size: (height, width) of the video.
-        decode_ms: from the file to an RGB frame.
-        crop_ms: the search crop, on the host.
-        model_ms: from the crop to the box, transfers included, until the box is there.
-        rest_ms: what a whole `step` takes beyond crop and model.
-        fps: frames a second from the file to the box, over all frames after the warm-up.
-        warm_up_s: `start` and the first steps, compilation included.
-    """
-
-    model: str
-    dtype: str
-    device: str
-    size: tuple[int, int]
-    decode_ms: float
-    crop_ms: float
-    model_ms: float
-    rest_ms: float
-    fps: float
-    warm_up_s: float
+    model: str  # name of the model's size
+    dtype: str  # its compute type
+    device: str  # what it ran on, as its maker calls it
+    size: tuple[int, int]  # (height, width) of the video
+    decode_ms: float  # from the file to an RGB frame
+    crop_ms: float  # the search crop, on the host
+    model_ms: float  # from the crop to the box, transfers included, until the box is there
+    rest_ms: float  # what a whole `step` takes beyond crop and model
+    fps: float  # frames a second from the file to the box, over all frames after the warm-up
+    warm_up_s: float  # `start` and the first steps, compilation included
 
     def cells(self, date: datetime.date) -> tuple[str, ...]:
         """A row of `COLUMNS`."""

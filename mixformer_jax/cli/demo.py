@@ -236,19 +236,12 @@ def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None
 
 
 class DemoReport(NamedTuple):
-    """What the demo left behind, and how well the target was followed.
+    """What the demo left behind, and how well the target was followed."""
 
-    Attributes:
-        recording: the annotated video, the boxes and the rates.
-        groundtruth: text file of the exact boxes, one `x,y,w,h` line a frame.
-        picture: PNG of the first, middle and last annotated frame side by side.
-        mean_iou: mean overlap with the ground truth where the target is in sight, without the first frame, whose box
-            is given.
-    """
-
-    recording: Recording
-    groundtruth: Path
-    picture: Path
+    recording: Recording  # the annotated video, the boxes and the rates
+    groundtruth: Path  # text file of the exact boxes, one `x,y,w,h` line a frame
+    picture: Path  # PNG of the first, middle and last annotated frame side by side
+    # Mean overlap with the ground truth where the target is in sight, without the first frame, whose box is given
     mean_iou: float
 
 
@@ -289,19 +282,12 @@ OFF = 0.1  # IoU below which a box is not on the target
 
 
 class Failure(NamedTuple):
-    """Frames of one clip, counted from 0.
+    """Frames of one clip, counted from 0."""
 
-    Attributes:
-        overlap: IoU on the frame `worst`.
-        before: the last boxed frame before.
-        worst: the frame with the lowest overlap between `before` and `after`.
-        after: the first boxed frame after, or the clip's last one.
-    """
-
-    overlap: float
-    before: int
-    worst: int
-    after: int
+    overlap: float  # IoU on the frame `worst`
+    before: int  # the last boxed frame before
+    worst: int  # the frame with the lowest overlap between `before` and `after`
+    after: int  # the first boxed frame after, or the clip's last one
 
 
 def find_failures(overlaps: Float64[np.ndarray, " n"]) -> list[Failure]:

@@ -205,30 +205,18 @@ def _pretrainings(study: Study, rows: Sequence[str] | Mapping[str, Any], scale: 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all rows share.
+    """What all rows share."""
 
-    Attributes:
-        table: its name.
-        study: its rows.
-        scale: see `SCALES`.
-        out: folder of everything.
-        dataset: by which reader the rows are scored.
-        test_root: its folder.
-        train_root: the pool of small scales; None: the configs' own.
-        steps: of every training; None: the configs' own.
-        pretraining_steps: likewise.
-        overrides: further settings of the trainings, as they were typed; `FOR_PRETRAININGS` hold there, too.
-    """
-
-    table: str
-    study: Study
-    scale: str
-    out: Path
-    dataset: str
-    test_root: Path
-    train_root: Path | None = None
-    steps: int | None = None
-    pretraining_steps: int | None = None
+    table: str  # its name
+    study: Study  # its rows
+    scale: str  # see `SCALES`
+    out: Path  # folder of everything
+    dataset: str  # by which reader the rows are scored
+    test_root: Path  # its folder
+    train_root: Path | None = None  # the pool of small scales; None: the configs' own
+    steps: int | None = None  # of every training; None: the configs' own
+    pretraining_steps: int | None = None  # likewise
+    # Further settings of the trainings, as they were typed; `FOR_PRETRAININGS` hold there, too
     overrides: tuple[str, ...] = ()
 
     def config(self, row: str) -> str:

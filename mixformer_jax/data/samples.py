@@ -84,17 +84,11 @@ class Source(Protocol):
 
 
 class Rendered(NamedTuple):
-    """A sample and how it came about.
+    """A sample and how it came about."""
 
-    Attributes:
-        source: the source of the mix, or the data set.
-        sample: see `TrackingSamples.sample`.
-        faults: of what was drawn first and could not be read: messages that name the file.
-    """
-
-    source: str
-    sample: Sample
-    faults: tuple[str, ...]
+    source: str  # the source of the mix, or the data set
+    sample: Sample  # see `TrackingSamples.sample`.
+    faults: tuple[str, ...]  # of what was drawn first and could not be read: messages that name the file
 
 
 class HostSamples(abc.ABC):

@@ -66,17 +66,11 @@ PAPER: Mapping[str, Published] = MappingProxyType(
 
 
 class Cost(NamedTuple):
-    """What one part of a model costs.
+    """What one part of a model costs."""
 
-    Attributes:
-        parameters: numbers in it; constants (frozen norms, sin-cos tables) are none.
-        encoding: multiply-accumulates of `encode_templates`, once a template change; 0 where nothing can be cached.
-        frame: those of every frame.
-    """
-
-    parameters: int
-    encoding: int
-    frame: int
+    parameters: int  # numbers in it; constants (frozen norms, sin-cos tables) are none
+    encoding: int  # multiply-accumulates of `encode_templates`, once a template change; 0 where nothing can be cached
+    frame: int  # those of every frame
 
     @property
     def flops(self) -> int:
@@ -85,24 +79,16 @@ class Cost(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """The cost of a model, for a batch of one.
+    """The cost of a model, for a batch of one."""
 
-    Attributes:
-        config: the model.
-        templates: the initial template and online templates that were counted. An empty slot costs what a filled one
-            does.
-        backbone: all but head and score module.
-        head: the box head.
-        score: the score module; zeros for a model without one.
-        official_parameters: of the official module, which also holds tensors that no forward pass reads; None where
-            the official code has no such model.
-    """
-
-    config: MixFormerConfig
+    config: MixFormerConfig  # the model
+    # The initial template and online templates that were counted. An empty slot costs what a filled one does.
     templates: int
-    backbone: Cost
-    head: Cost
-    score: Cost
+    backbone: Cost  # all but head and score module
+    head: Cost  # the box head
+    score: Cost  # the score module; zeros for a model without one
+    # Of the official module, which also holds tensors that no forward pass reads; None where the official code has no
+    # such model
     official_parameters: int | None
 
     @property

@@ -52,21 +52,13 @@ class Memory(NamedTuple):
 
 
 class Mover(NamedTuple):
-    """Instructions of one module that do one operation: their traffic with HBM.
+    """Instructions of one module that do one operation: their traffic with HBM."""
 
-    Attributes:
-        module: see `macs.module_of`.
-        operation: JAX's, of the last of what an instruction fuses.
-        instruction: the name of the one that moves most.
-        times: how often a step runs them.
-        bytes: of all of them.
-    """
-
-    module: str
-    operation: str
-    instruction: str
-    times: int
-    bytes: int
+    module: str  # see `macs.module_of`
+    operation: str  # JAX's, of the last of what an instruction fuses
+    instruction: str  # the name of the one that moves most
+    times: int  # how often a step runs them
+    bytes: int  # of all of them
 
 
 def movers(traffic: Iterable[Traffic]) -> tuple[Mover, ...]:
@@ -87,46 +79,29 @@ def _moved(traffic: Traffic) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step costs on one chip, and what that allows.
-
-    Attributes:
-        model: its name.
-        topology: where.
-        mesh: devices by axis.
-        global_batch: samples a step.
-        settings: what else matters: compute type, recomputing, parts, and whether XLA was told to be quick.
-        on_paper: no compiler has seen the step.
-        memory: see there.
-        flops: operations of a step, recomputed ones too; a multiply-add is two.
-        model_flops: those of forward and backward pass alone.
-        hbm_bytes: traffic with memory, see `hlo.ProgramCost`; on paper operands and results of matrix products and
-            convolutions, and the state read and written.
-        accessed_bytes: as XLA counts, moves within the chip (or, on paper, operations that will be fused) included.
-        collectives: for each kind how many, their bytes, what a chip sends for them.
-        network_s: the time to send that.
-        estimate_s: the compiler's own estimate of a step without transfers; None where it has none.
-        seconds: what the planning took.
-        notes: what a reader must know of these numbers.
-        movers: what the traffic with memory is; on paper nobody knows.
-    """
+    """What one step costs on one chip, and what that allows."""
 
     model: str
     topology: Topology
-    mesh: Mapping[str, int]
-    global_batch: int
+    mesh: Mapping[str, int]  # devices by axis
+    global_batch: int  # samples a step
+    # What else matters: compute type, recomputing, parts, and whether XLA was told to be quick
     settings: Mapping[str, Any]
-    on_paper: bool
+    on_paper: bool  # no compiler has seen the step
     memory: Memory
-    flops: float
-    model_flops: float
+    flops: float  # operations of a step, recomputed ones too; a multiply-add is two
+    model_flops: float  # those of forward and backward pass alone
+    # Traffic with memory, see `hlo.ProgramCost`; on paper operands and results of matrix products and convolutions, and
+    # the state read and written.
     hbm_bytes: float
-    accessed_bytes: float
+    accessed_bytes: float  # as XLA counts, moves within the chip (or, on paper, operations that will be fused) included
+    # For each kind how many, their bytes, what a chip sends for them
     collectives: Mapping[str, tuple[int, float, float]]
-    network_s: float
-    estimate_s: float | None
-    seconds: Mapping[str, float]
-    notes: tuple[str, ...] = ()
-    movers: tuple[Mover, ...] = ()
+    network_s: float  # the time to send that
+    estimate_s: float | None  # the compiler's own estimate of a step without transfers; None where it has none
+    seconds: Mapping[str, float]  # what the planning took
+    notes: tuple[str, ...] = ()  # what a reader must know of these numbers
+    movers: tuple[Mover, ...] = ()  # what the traffic with memory is; on paper nobody knows
 
     @property
     def peak_flops(self) -> float:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import secrets
@@ -72,8 +73,10 @@ class Server:
             *(Route(path, _static(name), methods=["GET"]) for path, name in _STATIC.items()),
             WebSocketRoute("/live", self._serve_session),
             Route("/sessions/{key}/upload", self._take_upload, methods=["POST"]),
-            Route("/sessions/{key}/boxes.csv", self._give_csv, methods=["GET"]),
-            Route("/sessions/{key}/boxes.json", self._give_json, methods=["GET"]),
+            *(
+                Route(f"/sessions/{{key}}/boxes.{kind}", functools.partial(self._give_boxes, kind), methods=["GET"])
+                for kind in ("csv", "json")
+            ),
             Route("/sessions/{key}/tracked.mp4", self._give_video, methods=["GET"]),
         ]
         guard = Middleware(Guard, hosts=hosts, token=token)
@@ -228,24 +231,19 @@ class Server:
             return PlainTextResponse("the upload broke off", 400)
         return answer
 
-    async def _give_csv(self, request: Request) -> Response:
-        def written(records: list[dict[str, Any]]) -> str:
-            return "".join(f"{line}\n" for line in (",".join(RECORD_FIELDS), *map(csv_line, records)))
-
-        return await self._give_records(request, written, "text/csv")
-
-    async def _give_json(self, request: Request) -> Response:
-        return await self._give_records(request, json.dumps, "application/json")
-
-    async def _give_records(
-        self, request: Request, written: Callable[[list[dict[str, Any]]], str], kind: str
-    ) -> Response:
+    async def _give_boxes(self, kind: str, request: Request) -> Response:
         session = self._session(request)
         if session is None:
             return _no_session()
-        text = await run_in_threadpool(lambda: written(session.records()))
-        name = f"{_plain(session.name)}_boxes.{kind.partition('/')[2]}"
-        return Response(text, 200, {"content-disposition": f'attachment; filename="{name}"'}, kind)
+
+        def written() -> str:
+            if kind == "json":
+                return json.dumps(session.records())
+            return "".join(f"{line}\n" for line in (",".join(RECORD_FIELDS), *map(csv_line, session.records())))
+
+        text, name = await run_in_threadpool(written), f"{_plain(session.name)}_boxes.{kind}"
+        media_type = "application/json" if kind == "json" else "text/csv"
+        return Response(text, 200, {"content-disposition": f'attachment; filename="{name}"'}, media_type)
 
     async def _give_video(self, request: Request) -> Response:
         session = self._session(request)

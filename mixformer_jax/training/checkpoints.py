@@ -48,15 +48,10 @@ class _DamageError(ValueError):
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read.
+    """A checkpoint that was read."""
 
-    Attributes:
-        state: the train state, where the abstract one said.
-        data: the state of the data's iterator; None if this process did not write one.
-    """
-
-    state: TrainState
-    data: dict[str, Any] | None
+    state: TrainState  # the train state, where the abstract one said
+    data: dict[str, Any] | None  # the state of the data's iterator; None if this process did not write one
 
 
 class Checkpoints:

@@ -125,7 +125,7 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
             compiling = _in_thread(program.step.lower(program.state, program.batch))
 
         # --- start ---
-        state, first_step, data_state, origin = first_state(objective, settings, program, checkpoints)
+        state, first_step, data_state, origin = first_state(objective, program, checkpoints)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")

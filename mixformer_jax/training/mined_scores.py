@@ -130,20 +130,14 @@ class CalibrationError(ValueError):
 
 
 class ScoreFigures(NamedTuple):
-    """How well scores tell right boxes from wrong ones.
+    """How well scores tell right boxes from wrong ones."""
 
-    Attributes:
-        roc_area: probability that a box with an IoU above 0.3 scores above one below; ties count half.
-        calibration_error: mean gap between the score and the share of boxes with an IoU above 0.5, over 15 equal bins
-            of the score, weighted by their samples.
-        lost_called: share of boxes with an IoU below 0.1 that score below the threshold.
-        good_called: the same of boxes with an IoU above 0.5.
-    """
-
-    roc_area: float
+    roc_area: float  # probability that a box with an IoU above 0.3 scores above one below; ties count half.
+    # Mean gap between the score and the share of boxes with an IoU above 0.5, over 15 equal bins of the score, weighted
+    # by their samples.
     calibration_error: float
-    lost_called: float
-    good_called: float
+    lost_called: float  # share of boxes with an IoU below 0.1 that score below the threshold.
+    good_called: float  # the same of boxes with an IoU above 0.5.
 
 
 def score_figures(scores: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"], below: float) -> ScoreFigures:

@@ -44,19 +44,12 @@ from mixformer_jax.training.start import is_ours
 
 @dataclasses.dataclass(frozen=True)
 class PretrainExperiment:
-    """An autoencoder, what it trains on, and how.
+    """An autoencoder, what it trains on, and how."""
 
-    Attributes:
-        autoencoder: the model.
-        data: tracking data: search regions, and with them templates where the autoencoder wants some.
-        images: single images. Exactly one of the two is given.
-        train: the run.
-    """
-
-    autoencoder: AutoencoderConfig
-    data: DataConfig | None
-    images: ImagesConfig | None
-    train: RunConfig
+    autoencoder: AutoencoderConfig  # the model
+    data: DataConfig | None  # tracking data: search regions, and with them templates where the autoencoder wants some
+    images: ImagesConfig | None  # single images. Exactly one of the two is given.
+    train: RunConfig  # the run
 
     @property
     def model(self) -> MixFormerConfig:

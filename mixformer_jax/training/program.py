@@ -24,23 +24,14 @@ from mixformer_jax.training.sharding import BATCH, batch_axis_size, gather_param
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step.
+    """All that a run carries from step to step."""
 
-    Attributes:
-        step: steps done.
-        key: of the run; a step's own key is this one, folded with the step.
-        params: all parameters, frozen ones too.
-        model_state: the model's other collections (batch statistics, constants).
-        opt_state: the optimizer's, of the trained parameters alone.
-        ema: moving average of all variables; empty where none is kept.
-    """
-
-    step: Int32[Array, ""]
-    key: UInt32[Array, " words"]
-    params: dict[str, Any]
-    model_state: dict[str, Any]
-    opt_state: optax.OptState
-    ema: Variables
+    step: Int32[Array, ""]  # steps done
+    key: UInt32[Array, " words"]  # of the run; a step's own key is this one, folded with the step
+    params: dict[str, Any]  # all parameters, frozen ones too
+    model_state: dict[str, Any]  # the model's other collections (batch statistics, constants)
+    opt_state: optax.OptState  # the optimizer's, of the trained parameters alone
+    ema: Variables  # moving average of all variables; empty where none is kept
 
     @property
     def variables(self) -> Variables:
@@ -201,25 +192,15 @@ def _has_decay(params: PyTree) -> PyTree:
 
 
 class TrainProgram(NamedTuple):
-    """Jitted functions with their shardings, and abstract arguments for them.
+    """Jitted functions with their shardings, and abstract arguments for them."""
 
-    Attributes:
-        mesh: where it runs.
-        init: `key -> state`, every array made where it lives.
-        step: `state, batch -> state, report`. The old state's buffers are given up.
-        evaluate: `variables, batch, weights -> sums` of every metric; weight 0 leaves a sample out.
-        show: `variables, batch -> what to draw`, whole on every process.
-        state: the state as abstract arrays with shardings.
-        batch: a global batch of `train.batch_size` samples, likewise.
-    """
-
-    mesh: Mesh
-    init: Any
-    step: Any
-    evaluate: Any
-    show: Any
-    state: TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
+    mesh: Mesh  # where it runs
+    init: Any  # `key -> state`, every array made where it lives
+    step: Any  # `state, batch -> state, report`. The old state's buffers are given up.
+    evaluate: Any  # `variables, batch, weights -> sums` of every metric; weight 0 leaves a sample out
+    show: Any  # `variables, batch -> what to draw`, whole on every process
+    state: TrainState  # the state as abstract arrays with shardings
+    batch: dict[str, jax.ShapeDtypeStruct]  # a global batch of `train.batch_size` samples, likewise.
 
 
 def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> TrainProgram:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,35 +40,23 @@ _MEANING = (
 )
 
 
-class Start(NamedTuple):
-    """Where a run begins.
-
-    Attributes:
-        state: the state to go on from; its arrays may still be computed.
-        step: how many steps it has behind it.
-        data: the state of the data that belongs to it.
-        origin: a text that says where it comes from.
-    """
-
-    state: TrainState
-    step: int
-    data: dict[str, Any] | None
-    origin: str
-
-
-def first_state(objective: Objective, settings: RunConfig, program: TrainProgram, checkpoints: Checkpoints) -> Start:
-    """The state of the run's own checkpoint, of another run's, or a new one.
+def first_state(
+    objective: Objective, program: TrainProgram, checkpoints: Checkpoints
+) -> tuple[TrainState, int, dict[str, Any] | None, str]:
+    """The state of the run's own checkpoint, of another run's, or a new one, whose arrays may still be computed; with
+    it the steps that it has behind it, the state of its data, and where it comes from in words.
 
     Raises:
         CheckpointError: `train.resume` names a folder without a whole checkpoint.
         WeightsError: `train.init` does not fit.
     """
+    settings: RunConfig = objective.experiment.train
     # The first of these that there is:
     # 1. this run's own newest checkpoint that is whole;
     own = checkpoints.restore(program.state)
     if own is not None:
         step = int(own.state.step)
-        return Start(own.state, step, own.data, f"goes on after step {step}")
+        return own.state, step, own.data, f"goes on after step {step}"
     # 2. the newest checkpoint of another run, step and optimizer included (train.resume);
     if settings.resume is not None:
         with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
@@ -76,14 +64,14 @@ def first_state(objective: Objective, settings: RunConfig, program: TrainProgram
         if other is None:
             raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
         step = int(other.state.step)
-        return Start(other.state, step, other.data, f"goes on from {settings.resume}, after step {step}")
+        return other.state, step, other.data, f"goes on from {settings.resume}, after step {step}"
     fresh = program.init(jax.random.key(settings.seed))
     # 3. what somebody else trained, under a new optimizer (train.init);
     if settings.init is not None:
         start = objective.start_from(settings.init)
-        return Start(_with_variables(fresh, start.variables), 0, None, _report(settings.init, start))
+        return _with_variables(fresh, start.variables), 0, None, _report(settings.init, start)
     # 4. fresh weights.
-    return Start(fresh, 0, None, "starts from fresh weights")
+    return fresh, 0, None, "starts from fresh weights"
 
 
 def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Initialisation:

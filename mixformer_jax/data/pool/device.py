@@ -131,15 +131,10 @@ class DeviceRandom(Random):
 
 
 class About(NamedTuple):
-    """How a sample came about.
+    """How a sample came about."""
 
-    Attributes:
-        source: its number among `sources_of`.
-        served: whether one of the candidates could serve; if not, the first one was rendered.
-    """
-
-    source: Int[Array, "*batch"]
-    served: Bool[Array, "*batch"]
+    source: Int[Array, "*batch"]  # its number among `sources_of`
+    served: Bool[Array, "*batch"]  # whether one of the candidates could serve; if not, the first one was rendered
 
 
 class DeviceSamples:

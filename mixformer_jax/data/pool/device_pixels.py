@@ -25,17 +25,11 @@ MAX_PIXELS = 2**31 - 1  # positions in the row of pixels are 32-bit integers
 
 
 class Images(NamedTuple):
-    """Pyramids of pictures, one after the other in one row of pixels, so that nothing is padded.
+    """Pyramids of pictures, one after the other in one row of pixels, so that nothing is padded."""
 
-    Attributes:
-        pixels: R + 256 G + 256^2 B + 256^3 alpha; alpha is 255 where a picture has none.
-        offset: where a level begins. A picture with fewer levels repeats its last one.
-        width_height: of every level.
-    """
-
-    pixels: UInt32[Numbers, " pixels"]
-    offset: Int32[Numbers, "images levels"]
-    width_height: Int32[Numbers, "images levels 2"]
+    pixels: UInt32[Numbers, " pixels"]  # R + 256 G + 256^2 B + 256^3 alpha; alpha is 255 where a picture has none
+    offset: Int32[Numbers, "images levels"]  # where a level begins. A picture with fewer levels repeats its last one.
+    width_height: Int32[Numbers, "images levels 2"]  # of every level
 
 
 class DevicePool(NamedTuple):
