@@ -68,6 +68,7 @@ class DemoClip(Sequence):
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self._seed = seed
+        self._num_frames = NUM_FRAMES
         self._phases = rng.uniform(-0.35, 0.35, 6)
         self._meeting = 2.8 + rng.uniform(-0.3, 0.3)
         self._covering = 6.4 + rng.uniform(-0.3, 0.3)
@@ -82,13 +83,13 @@ class DemoClip(Sequence):
         self._saucer = _cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
 
     def __len__(self) -> int:
-        return NUM_FRAMES
+        return self._num_frames
 
     # One frame at a time: a slice would hold as many frames in memory.
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:  # type: ignore[override]
-        if not -NUM_FRAMES <= index < NUM_FRAMES:
-            raise IndexError(f"frame {index} of a clip of {NUM_FRAMES}")
-        index %= NUM_FRAMES
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"frame {index} of a clip of {len(self)}")
+        index %= len(self)
         time = index / FPS
         centre, zoom = self._camera(time)
         to_frame = np.array([[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]])
@@ -103,7 +104,7 @@ class DemoClip(Sequence):
     @cached_property
     def boxes_xywh(self) -> Float64[np.ndarray, "n 4"]:
         """The cat's box on every frame."""
-        return np.stack([self._target(index / FPS).box_xywh() for index in range(NUM_FRAMES)])
+        return np.stack([self._target(index / FPS).box_xywh() for index in range(len(self))])
 
     def layers(self, time: float) -> list[Placed]:
         """What stands in front of the background at `time` (seconds), from back to front."""
@@ -162,7 +163,7 @@ class AbsenceClip(DemoClip):
     @cached_property
     def boxes_xywh(self) -> Float64[np.ndarray, "n 4"]:
         """The cat's box on every frame; NaN where it is out of sight."""
-        hidden = [self.is_hidden(index / FPS) for index in range(NUM_FRAMES)]
+        hidden = [self.is_hidden(index / FPS) for index in range(len(self))]
         return np.where(np.array(hidden)[:, None], np.nan, super().boxes_xywh)
 
     def _target(self, time: float) -> Placed:
@@ -171,6 +172,32 @@ class AbsenceClip(DemoClip):
         path = placed.matrix[:, 2] - (WIDTH / 2, HEIGHT / 2)
         placed.matrix[:, 2] = (WIDTH / 2, HEIGHT / 2) + place + path * (0.4, 0.5)
         return placed
+
+
+class LongClip(AbsenceClip):
+    """A clip of any length, whose target goes out of sight again and again and comes back somewhere else.
+
+    It is in sight for 2.5 to 8 s, then away for 1 to 5 s. One of the three is the target, by turns of the seed; the
+    other two pass it every 10 s, one beside it and one over it.
+    """
+
+    def __init__(self, seed: int, num_frames: int) -> None:
+        super().__init__(seed)
+        self._num_frames = num_frames
+        rng = np.random.default_rng((seed, 2))
+        count = math.ceil(num_frames / FPS / 3.5)  # as many as there may be
+        stays, aways = rng.uniform(2.5, 8, count), rng.uniform(1, 5, count)
+        returns = np.cumsum(stays + aways)
+        self._absences = np.stack([returns - aways, returns], axis=1)
+        self._places = rng.uniform([-190, -60], [190, 60], (count + 1, 2))
+        cutouts, first = (self._cat, self._astronaut, self._saucer), seed % 3
+        self._cat, self._astronaut, self._saucer = (*cutouts[first:], *cutouts[:first])
+
+    def _passing(
+        self, cutout: Cutout, time: float, moment: float, velocity: tuple[float, float], miss: float
+    ) -> Placed:
+        nearest = moment + SECONDS * round((time - moment) / SECONDS)
+        return super()._passing(cutout, time, nearest, velocity, miss)
 
 
 def render_demo_clip(seed: int = 0, absences: bool = False) -> DemoClip:

@@ -13,6 +13,7 @@ from mixformer_jax.cli import report
 from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.datasets.sequences import Dataset, open_dataset
+from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.evaluation.runner import RunSummary, describe, run_dataset
 from mixformer_jax.evaluation.trackers import (
     BENCHMARK_DTYPE,
@@ -151,7 +152,8 @@ def _run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) ->
 
 VOT_ABOUT = """Boxes over the TraX protocol, on standard input and output. One process serves all runs of an experiment
 on a sequence. Masks come and go as the boxes around them; with --masks W both come, the tracker starts from the box
-around the mask, and masks go. The toolkit starts it by its list of trackers:
+around the mask, and masks go. Long videos want --dataset votlt2022 --tracker.long_term=true. The toolkit starts it by
+its list of trackers:
 
 [MixFormer]
 label = MixFormer
@@ -178,6 +180,8 @@ def _add_vot(parser: Parser) -> None:
     parser.describe(run_vot, "--weights mixvit_b.safetensors", overrides=TRACKER_PREFIX, about=VOT_ABOUT)
     parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
     _add_model(parser)
+    benchmark_help = "whose settings a model of the paper has (default: %(default)s)"
+    parser.add_argument("--dataset", choices=("vot", *LONG_TERM), default="vot", help=benchmark_help)
     parser.add_argument("--masks", metavar="W", help=MASKS)
 
 
@@ -185,7 +189,7 @@ def run_vot(args: argparse.Namespace) -> int:
     """Answers the toolkit until it wants no more of this process."""
     import trax
 
-    opened = _open_alone(args, "vot", sys.stderr)
+    opened = _open_alone(args, args.dataset, sys.stderr)
     formats = [trax.Region.RECTANGLE] + ([] if args.masks is None else [trax.Region.MASK])
     server = trax.Server(formats, [trax.Image.PATH], ["color"], tracker_name=opened.name)
     state: Any = None

@@ -17,7 +17,7 @@ from mixformer_jax.datasets.mot import read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
-from mixformer_jax.datasets.vot import read_vot
+from mixformer_jax.datasets.vot import LONG_TERM, read_vot
 
 __all__ = ["READERS", "TRAINING_READERS", "Dataset", "DatasetError", "TrackingSequence", "open_dataset"]
 
@@ -62,7 +62,10 @@ READERS: Mapping[str, Reader] = MappingProxyType(
             functools.partial(small_scale.read_uav, "uav123_10fps"), "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."
         ),
         "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
-        "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
+        **{
+            name: Reader(functools.partial(read_vot, name=name), title, "sequences/list.txt and a folder for each name")
+            for name, title in {"vot": "VOT", **dict.fromkeys(LONG_TERM, "VOT-LT")}.items()
+        },
     }
 )
 

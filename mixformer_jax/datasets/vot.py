@@ -1,6 +1,7 @@
-"""VOT short-term challenges (https://www.votchallenge.net), as in workspaces of the VOT toolkit.
+"""VOT challenges (https://www.votchallenge.net), short term and long term, as in workspaces of the VOT toolkit.
 
-VOT2020 and VOT2022 have masks, earlier years polygons or rectangles:
+VOT2020 and VOT2022 have masks, earlier years polygons or rectangles, and the long-term challenges rectangles, with
+rows of nan where the target is absent:
 
     sequences/                      or this folder itself
         list.txt                    names of the sequences in order
@@ -52,6 +53,8 @@ MAX_MASK_PIXELS = 2**26
 # The object of VOTS whose masks are left out of scores.
 IGNORED = "_ignore"
 UNKNOWN, INITIALIZATION, FAILURE = 0, 1, 2
+# Readers of the long-term challenges: a workspace of one's own, that of 2019 to 2021, and that of 2022.
+LONG_TERM = ("votlt", "votlt2019", "votlt2022")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +96,9 @@ class Metadata(NamedTuple):
     height: int | None
 
 
-def read_vot(root: Path, split: str | None = None) -> Dataset:
+def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset:
     """Sequences in the order of list.txt. `boxes_xywh` are the boxes around masks or polygons, NaN where there is none;
-    `attributes` the tags that any frame has.
+    `attributes` the tags that any frame has. `name` is the reader's.
     """
     folder = root / "sequences" if (root / "sequences").is_dir() else root
     listing = folder / "list.txt"
@@ -103,8 +106,8 @@ def read_vot(root: Path, split: str | None = None) -> Dataset:
         names = read_names(listing)
         check_listed(names, sub_folders(folder), f"{listing}: {{}} listed sequences have no folder")
     else:
-        names = [name for name in sub_folders(folder) if any((folder / name).glob("groundtruth*.txt"))]
-    return Dataset("vot", root, names, functools.partial(_read_sequence, folder))
+        names = [each for each in sub_folders(folder) if any((folder / each).glob("groundtruth*.txt"))]
+    return Dataset(name, root, names, functools.partial(_read_sequence, folder))
 
 
 def _read_sequence(root: Path, name: str) -> TrackingSequence:

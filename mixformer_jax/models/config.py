@@ -219,9 +219,9 @@ class MixFormerConfig(TypedSettings):
 class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
-    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`), are
-    those of models with a score prediction module. Losing and finding are not in the paper, and change no box without
-    `redetect_every`.
+    Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`,
+    `long_term`), are those of models with a score prediction module. Losing and finding are not in the paper, and
+    change no box without `redetect_every` or `long_term`.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
@@ -242,6 +242,9 @@ class TrackerConfig(TypedSettings):
         redetect_every: while a target is lost, every so many frames another search crop looks elsewhere in the frame,
             see `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
+        long_term: for videos in which the target goes and comes back: a lost one is looked for (`redetect_every`, or
+            every frame where that is 0), and its score is multiplied by `lost_below`, so that scores tell whether the
+            target is there.
         size_smoothing: share of the last box in the next one's size (geometric mean); 0: none, as in the paper.
     """
 
@@ -259,6 +262,7 @@ class TrackerConfig(TypedSettings):
     found_after: Count = 2
     redetect_every: Annotated[int, Range(0, 1000)] = 0
     redetect_above: Share = 0.6
+    long_term: bool = False
     size_smoothing: Annotated[float, Range(0.0, 0.9)] = 0.0
 
     section = "tracker"
@@ -272,3 +276,8 @@ class TrackerConfig(TypedSettings):
     def num_slots(self) -> int:
         """Template slots: the initial template and the online ones."""
         return 1 + self.num_online_templates
+
+    @property
+    def look_every(self) -> int:
+        """While a target is lost, it is looked for elsewhere every so many frames; 0: never."""
+        return self.redetect_every or int(self.long_term)

@@ -64,7 +64,7 @@ class TrackState(NamedTuple):
     filled: Bool[Array, "n slots"]  # slots that hold a template; 0 and, where there is one, 1 always do
     cache: TemplateCache | None  # encoded templates; None for models that encode them with every search region
     memory: ScoreMemory | None  # None for models without a score prediction module
-    redetection: Redetection | None  # looking for lost targets; None without `redetect_every`
+    redetection: Redetection | None  # looking for lost targets; None where nothing is looked for
     clip_margins: Float[Array, " n"]  # pixels by which each box must reach into the frame; see `TrackerConfig`
     mask_targets: Any  # what a `masks.Segmenter` remembers of them, a row a target; None without one
     frame_index: Int32[Array, "*each"]  # frames tracked since the first
@@ -177,7 +177,7 @@ def _first_state(
         filled=jnp.broadcast_to(jnp.arange(settings.num_slots) < 2, (len(crops), settings.num_slots)),
         cache=None,
         memory=start_memory(crops) if has_scores else None,
-        redetection=start_redetection(boxes_xywh) if has_scores and settings.redetect_every else None,
+        redetection=start_redetection(boxes_xywh) if has_scores and settings.look_every else None,
         clip_margins=clip_margins(settings, boxes_xywh),
         mask_targets=None,
         frame_index=zero,
@@ -210,7 +210,7 @@ def step_from_crops(
     """Finds the targets in search crops around their boxes; `update_templates` must follow.
 
     `scales` are crop pixels per frame pixel; `frame_size` is height and width, a row a target for different videos.
-    `look` cuts the crops of lost targets that are looked for elsewhere (`redetect_every`).
+    `look` cuts the crops of lost targets that are looked for elsewhere.
     """
     # What a step does not change stays out of the program's results, which would be copies: the cache is large.
     redetection, parts = state.redetection, (model, settings, variables, state)
@@ -286,9 +286,8 @@ def _apply_rules(
     memory, is_candidate = select(settings, before, scores)
     memory = watch(settings, memory, scores)
     if redetection is not None and elsewhere is not None:
-        near = Located(boxes_xywh, scores)
         redetection, boxes_xywh, scores, found, tried = choose_boxes(
-            *(settings, redetection, state.boxes_xywh, near, elsewhere),
+            *(settings, redetection, state.boxes_xywh, Located(boxes_xywh, scores), elsewhere),
             *(before.lost, frame_size, state.clip_margins),
         )
         lost = (memory.lost | tried) & ~found
@@ -296,6 +295,7 @@ def _apply_rules(
         best = jnp.where(is_candidate, memory.best, before.best * settings.max_score_decay)
         memory = memory._replace(best=best, lost=lost, streak=jnp.where(tried, 0, memory.streak))
         redetection = plan_look(settings, redetection, boxes_xywh, lost, frame_size)
+        scores = jnp.where(lost, scores * settings.lost_below, scores) if settings.long_term else scores
     prediction = TrackPrediction(boxes_xywh, boxes_cxcywh, scores, is_candidate, memory.lost)
     return prediction, _Changed(frame_index, memory.best, memory.streak, redetection)
 

@@ -136,6 +136,8 @@ class Tracker:
         device: jax.Device | None = None,
         segmenter: Segmenter | None = None,
     ) -> None:
+        if settings.long_term and not model.score_heads:
+            raise ConfigError(f"long_term needs a model that gives scores, one with _online; {model.name} gives none")
         self.settings, self.segmenter = settings, segmenter
         self.device = jax.devices()[0] if device is None else device
         self.model = build_model(model, platform=self.device.platform)
