@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from mixformer_jax.planning.hardware import PlanError, Topology, parse_topology
 from mixformer_jax.planning.hlo import Collective, ProgramCost, by_kind, read_program
-from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes
+from mixformer_jax.planning.profile import count_kernel_macs, count_macs, count_product_bytes
 from mixformer_jax.planning.record import (
     Plan,
     PlannedExperiment,

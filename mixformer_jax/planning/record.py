@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from mixformer_jax.planning.hardware import Topology
 from mixformer_jax.planning.hlo import Traffic
-from mixformer_jax.planning.macs import count_macs, module_of
+from mixformer_jax.planning.profile import count_macs, module_of
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.loop import objective_of
 from mixformer_jax.training.pretraining import PretrainExperiment
@@ -54,7 +54,7 @@ class Memory(NamedTuple):
 class Mover(NamedTuple):
     """Instructions of one module that do one operation: their traffic with HBM."""
 
-    module: str  # see `macs.module_of`
+    module: str  # see `profile.module_of`
     operation: str  # JAX's, of the last of what an instruction fuses
     instruction: str  # the name of the one that moves most
     times: int  # how often a step runs them

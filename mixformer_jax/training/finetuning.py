@@ -35,7 +35,7 @@ from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.training.experiment import TrainConfig
 from mixformer_jax.training.folder import claim_folder, locked
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
+from mixformer_jax.training.progress import LINES_NAME, read_lines
 
 START_WEIGHTS = "start.safetensors"  # what is fine-tuned, in the run's folder
 HELD_OUT_SHARE = 0.2  # of the videos

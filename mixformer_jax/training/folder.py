@@ -20,8 +20,8 @@ from mixformer_jax.training.distributed import all_agree, is_first
 from mixformer_jax.training.experiment import FREE_SETTINGS
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.program import trained_names
+from mixformer_jax.training.progress import NotFinite
 from mixformer_jax.training.sharding import own_rows
-from mixformer_jax.training.watch import NotFinite
 from mixformer_jax.typed_settings import default_of
 
 CONFIG_NAME, LOCK_NAME = "config.json", ".lock"

@@ -33,14 +33,13 @@ from mixformer_jax.training.folder import (
     writing,
 )
 from mixformer_jax.training.masks import MaskExperiment, MaskObjective
-from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
+from mixformer_jax.training.progress import MetricsLog, NoLog, Progress, StepWatch, import_wandb
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
 from mixformer_jax.training.supervised import tracking_objective
-from mixformer_jax.training.watch import Progress, StepWatch
 
 AnyExperiment = Experiment | PretrainExperiment | MaskExperiment
 

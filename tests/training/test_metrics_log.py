@@ -14,13 +14,12 @@ import pytest
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.metrics_log import MetricsLog, draw_curves, read_lines
 from mixformer_jax.training.program import StepReport
-from mixformer_jax.training.watch import Progress, StepWatch
+from mixformer_jax.training.progress import MetricsLog, Progress, StepWatch, draw_curves, read_lines
 
 
 def test_a_log_takes_back_what_a_lost_part_wrote(tmp_path, monkeypatch):
-    monkeypatch.setattr("mixformer_jax.training.metrics_log.draw_curves", draw_curves)
+    monkeypatch.setattr("mixformer_jax.training.progress.draw_curves", draw_curves)
     with MetricsLog(tmp_path, 0, {}, None) as log:
         for step in (10, 20, 30):
             log.write("train", step, {"loss": 3.0 - step / 20, "iou": step / 40})
