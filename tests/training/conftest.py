@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from mixformer_jax.training import progress
+
 # Imports once; every run is a fork of it, before JAX looks for devices. As in the tests' own process, tracing does not
 # look through what has been imported for cycles.
 PARENT = """

@@ -19,6 +19,7 @@ from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.training import progress
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.finetuning import (
