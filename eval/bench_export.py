@@ -89,11 +89,7 @@ def time_calls(calls: Mapping[str, Callable[[], object]], num_turns: int) -> dic
 
 
 def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[str, ...]]:
-    """Rows of the table for one model.
-
-    Raises:
-        ValueError: the runtimes do not compute the same.
-    """
+    """Rows of the table for one model; ValueError where the runtimes do not compute the same."""
     rows: list[tuple[str, ...]] = []
     cache: Arrays = {}
     for function in tracking_functions(tracker, targets):

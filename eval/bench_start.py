@@ -28,11 +28,7 @@ ONE_STEP = ("train.steps=1", "train.warmup_steps=0", "data.exclude=()", "data.gr
 
 
 def seconds_of(command: Sequence[str], cache: Path) -> float:
-    """Of one run of `mixformer`, with its cache in a folder.
-
-    Raises:
-        ValueError: it fails; with the end of what it said.
-    """
+    """Of one run of `mixformer`, with its cache in a folder; ValueError with the end of what it said where it fails."""
     variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     variables["XDG_CACHE_HOME"] = str(cache)
     began = time.perf_counter()

@@ -98,8 +98,7 @@ class Rectangle(NamedTuple):
 def stretched_rectangle(box_xywh: Float[np.ndarray, "4"], factor: float) -> Rectangle:
     """What a stretched crop shows: the box's width and height, each times `factor` and rounded up, around its centre.
 
-    Raises:
-        ValueError: a box that is not finite, without area, or beyond the pixels that can be counted.
+    Raises ValueError for a box that is not finite, without area, or beyond the pixels that can be counted.
     """
     x, y, w, h = box_xywh.tolist()
     if not all(math.isfinite(value) and abs(value) * factor <= MAX_EXTENT for value in (x, y, w, h)) or min(w, h) <= 0:

@@ -119,10 +119,9 @@ class Finding(NamedTuple):
 
 
 def load_stored(asset: Path = ASSET) -> Stored:
-    """Reads the asset. Weights and inputs are stored as the bytes of bfloat16, which holds them exactly.
+    """Reads the asset; WeightsError for a missing or damaged file.
 
-    Raises:
-        WeightsError: a missing or damaged file.
+    Weights and inputs are stored as the bytes of bfloat16, which holds them exactly.
     """
     try:
         with np.load(asset, allow_pickle=False) as file:

@@ -46,11 +46,7 @@ class Programs:
         self._stopped = False
 
     def run(self, name: str, *arguments: str | Path) -> None:
-        """Runs `python ARGUMENTS`; its output goes to a log file.
-
-        Raises:
-            RuntimeError: it failed; the end of the log is in the message.
-        """
+        """Runs `python ARGUMENTS`; its output goes to a log, whose end is in the RuntimeError where it fails."""
         log = self._log_folder / f"{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:

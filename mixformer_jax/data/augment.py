@@ -67,11 +67,8 @@ class Random:
         return math.log(value)
 
     def require(self, condition: Any, message: str) -> None:
-        """Gives the sample up where the condition does not hold.
-
-        Raises:
-            UnusableSampleError: on the host, to draw again; the device takes another candidate.
-        """
+        """Gives the sample up where the condition does not hold: on the host UnusableSampleError, to draw again; the
+        device takes another candidate."""
         if not condition:
             raise UnusableSampleError(message)
 

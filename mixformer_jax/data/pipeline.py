@@ -45,11 +45,7 @@ class Shared(Generic[Value]):
     """
 
     def __init__(self, value: Value) -> None:
-        """Copies the arrays of `value`, once.
-
-        Raises:
-            OSError: there is no room for them.
-        """
+        """Copies the arrays of `value`, once; OSError where there is no room for them."""
         arrays: list[pickle.PickleBuffer] = []
         self._pickled: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=arrays.append)
         self._sizes: list[int] = []

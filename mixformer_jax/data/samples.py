@@ -106,11 +106,7 @@ class HostSamples(abc.ABC):
 
     @abc.abstractmethod
     def render(self, index: int) -> Rendered:
-        """Sample `index` with all that is known about it.
-
-        Raises:
-            DatasetError: nothing that was drawn can be read.
-        """
+        """Sample `index` with all that is known about it; DatasetError where nothing that was drawn can be read."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_lock"}
@@ -131,11 +127,8 @@ class TrackingSamples(HostSamples):
     """
 
     def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
-        """Builds the sources; `names` are those of the arrays wanted, None for all.
-
-        Raises:
-            ValueError: no material for one of them.
-        """
+        """Builds the sources; `names` are those of the arrays wanted, None for all. ValueError where one has no
+        material."""
         super().__init__()
         self.config, self.seed = config, seed
         self._material, self._names = material, names

@@ -59,11 +59,7 @@ class ImageFolder:
     """All images of a folder and its subfolders, in the order of their paths."""
 
     def __init__(self, root: Path) -> None:
-        """Lists the folder.
-
-        Raises:
-            DatasetError: no such folder, or no image in it.
-        """
+        """Lists the folder; DatasetError for no such folder, or no image in it."""
         if not root.is_dir():
             raise DatasetError(f"{root}: no such folder; expected one with images")
         self.root = root
@@ -84,11 +80,7 @@ class ImageFolder:
 
 
 def open_images(root: str, split: str | None) -> Images:
-    """A folder of images, or a prepared data set.
-
-    Raises:
-        DatasetError: neither of them, or no such split.
-    """
+    """A folder of images, or a prepared data set; DatasetError for neither of them, or no such split."""
     if (Path(root) / "dataset_info.json").is_file():
         return read_tfds_images(Path(root), split)
     if split is not None:

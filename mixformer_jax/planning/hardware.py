@@ -98,11 +98,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5e:4x4` or `h100:8`.
-
-    Raises:
-        PlanError: one that is not known; those that are, are listed.
-    """
+    """`v5e:4x4` or `h100:8`; PlanError, which lists those that are known, for another one."""
     name, _, shape = text.partition(":")
     chip = CHIPS.get(name)
     if chip is not None and chip.kind == "tpu" and shape in chip.topologies:

@@ -130,8 +130,7 @@ class ProgramCost(NamedTuple):
 def read_program(text: str) -> ProgramCost:
     """Weighs the text of a compiled module (`Compiled.as_text()`).
 
-    Raises:
-        ValueError: a text without an entry, or groups of devices in a notation that is not known.
+    Raises ValueError for a text without an entry, or groups of devices in a notation that is not known.
     """
     computations, entry = _parse(text)
     collectives: list[Collective] = []
@@ -266,8 +265,7 @@ def _arrays_of(name: str, computation: Computation) -> tuple[ArrayShape, ...]:
 def device_groups(text: str) -> Int[np.ndarray, "groups size"]:
     """Devices that take part together, out of the attributes of a collective in any of XLA's notations.
 
-    Raises:
-        ValueError: a notation that is not known.
+    Raises ValueError for a notation that is not known.
     """
     if pairs := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
         return _listed(pairs[1])

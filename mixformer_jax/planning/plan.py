@@ -108,11 +108,7 @@ def _mesh_shape(experiment: PlannedExperiment, topology: Topology, mesh: Sequenc
 
 
 def tpu_devices(topology: Topology) -> list[Any]:
-    """Devices of a topology that nobody has, to compile for.
-
-    Raises:
-        ModuleNotFoundError: without the package `libtpu`.
-    """
+    """Devices of a topology that nobody has, to compile for; ModuleNotFoundError without the package `libtpu`."""
     importlib.import_module("libtpu")  # JAX's own error does not name the package
 
     # Without a TPU machine around it the library complains about what it cannot find; and it lets no second process in.

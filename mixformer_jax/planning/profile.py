@@ -77,11 +77,7 @@ def count_macs(program: ClosedJaxpr) -> Counter[str]:
 
 def count_product_bytes(program: ClosedJaxpr) -> int:
     """Bytes of the operands and results of a program's matrix products and convolutions: the least traffic with memory
-    of a program whose other operations are all fused into these.
-
-    Raises:
-        NotImplementedError: for a loop whose length is not known.
-    """
+    of a program whose other operations are all fused into these. NotImplementedError for a loop of unknown length."""
     total = 0
     for _scope, equation, times in _equations(program.jaxpr, "", 1):
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):

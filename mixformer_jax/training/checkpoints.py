@@ -116,11 +116,7 @@ class Checkpoints:
             raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Waits until the checkpoint is on disk.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
+        """Waits until the checkpoint is on disk; CheckpointError where it could not be written."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -173,11 +169,7 @@ class Checkpoints:
         return found
 
     def close(self) -> None:
-        """Waits for what is being written.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
+        """Waits for what is being written; CheckpointError where it could not be."""
         if "_manager" not in vars(self):
             return
         try:

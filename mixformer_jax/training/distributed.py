@@ -85,8 +85,7 @@ def _not_joined(reason: str) -> ConfigError:
 def process_table(settings: RunConfig) -> list[str]:
     """The processes of a distributed run and their devices, a line each.
 
-    Raises:
-        ConfigError: they use fewer devices than they see.
+    Raises ConfigError where they use fewer devices than they see.
     """
     client: Any = global_state.client
     if client is None:
@@ -153,8 +152,7 @@ class PeerWatch:
     def telling(self) -> Iterator[None]:
         """What goes wrong inside is told to the others, before anything that is open closes and waits for them.
 
-        Raises:
-            LostPeerError: computing failed because one of them is gone.
+        Raises LostPeerError where computing failed because one of them is gone.
         """
         try:
             yield
@@ -339,8 +337,7 @@ def process_words(environ: Mapping[str, str]) -> str:
 def check_devices(processes: Sequence[str]) -> list[str]:
     """The table of processes, a line each, out of what `process_words` says of each in order.
 
-    Raises:
-        ConfigError: the processes of a host use fewer GPUs than they see; names the host.
+    Raises ConfigError, which names the host, where the processes of one use fewer GPUs than they see.
     """
     lines, used, seen = [], dict[str, int](), dict[str, set[str]]()
     for index, words in enumerate(processes):

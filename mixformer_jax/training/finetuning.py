@@ -153,11 +153,7 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
 
 
 def count_frames(dataset: Dataset, slots: int) -> int:
-    """Frames that samples with so many template slots are drawn from.
-
-    Raises:
-        DatasetError: no sequence is long enough.
-    """
+    """Frames that samples with so many template slots are drawn from; DatasetError where no sequence is long enough."""
     counts = {
         key: int(usable_frames(sequence).sum()) if can_be_drawn(sequence, slots) else 0
         for key, sequence in zip(dataset.keys, dataset, strict=True)
@@ -298,11 +294,8 @@ class FineTuning:
         return self.dataset.subset(self.split.held_out or self.split.train)
 
     def run(self, config: Mapping[str, Any]) -> Scores:
-        """Packs, tracks, trains by a config of `finetune_config`, and tracks again.
-
-        Raises:
-            Stopped: Ctrl-C or SIGTERM; what is done is kept.
-        """
+        """Packs, tracks, trains by a config of `finetune_config`, and tracks again. At a signal, Stopped; what is done
+        is kept."""
         with locked(self.out), jax.default_device(self.device):
             with self._timed("packing"):
                 self._pack()

@@ -112,8 +112,7 @@ def check_folder(folder: Path, experiment: Any) -> None:
 def claim_folder(folder: Path, experiment: Any) -> dict[str, Any]:
     """Writes an experiment into a new run's folder; returns it as JSON has it.
 
-    Raises:
-        TrainingError: another experiment's folder, or one that cannot be written to.
+    Raises TrainingError for another experiment's folder, or one that cannot be written to.
     """
     check_folder(folder, experiment)
     record: dict[str, Any] = _plain(experiment)
@@ -152,11 +151,8 @@ def _is_free(key: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
-    """Says what it means when a run's folder cannot be written to; errors that are not `only` these, if any, pass.
-
-    Raises:
-        TrainingError: a full disk, a read-only folder, ...
-    """
+    """Turns errors of the system, those of these numbers or all, into a TrainingError that says what it means when a
+    run's folder cannot be written to."""
     try:
         yield
     except OSError as error:

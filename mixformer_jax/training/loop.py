@@ -57,11 +57,7 @@ def objective_of(experiment: AnyExperiment) -> Objective:
 
 
 def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
-    """Trains a tracker, an autoencoder or a mask network; returns the weights file. See `run`.
-
-    Raises:
-        ConfigError: the config.
-    """
+    """Trains a tracker, an autoencoder or a mask network, by its config (ConfigError); returns the weights file."""
     return run(objective_of(experiment_type(config).from_mapping(config)), out, devices)
 
 

@@ -86,8 +86,7 @@ class Objective(abc.ABC):
     def start_from(self, source: str | Path) -> Initialisation:
         """What a pre-trained model gives this one.
 
-        Raises:
-            WeightsError: a source that cannot be read, does not fit, or lacks what this objective cannot train.
+        Raises WeightsError for a source that cannot be read, does not fit, or lacks what this objective cannot train.
         """
 
     @abc.abstractmethod

@@ -60,8 +60,7 @@ class PretrainExperiment:
     def from_mapping(cls, config: Mapping[str, Any]) -> "PretrainExperiment":
         """Reads the sections `autoencoder`, `train`, and either `data` or `images`.
 
-        Raises:
-            ConfigError: an unknown section or key (the closest known one is named), or a value that cannot work.
+        Raises ConfigError for an unknown section or key (the closest known one is named), or a value that cannot work.
         """
         sources = {"data", "images"} & set(config)
         if set(config) - sources != {"autoencoder", "train"} or len(sources) != 1:

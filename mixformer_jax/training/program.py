@@ -206,8 +206,7 @@ class TrainProgram(NamedTuple):
 def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> TrainProgram:
     """The programs of one run on one mesh.
 
-    Raises:
-        ConfigError: a batch that does not divide among the mesh's devices and the parts of `train.accumulate`.
+    Raises ConfigError for a batch that does not divide among the mesh's devices and the parts of `train.accumulate`.
     """
     parts = batch_axis_size(mesh) * settings.accumulate
     if settings.batch_size % parts:

@@ -65,11 +65,8 @@ class StepWatch:
         self._fetching = ThreadPoolExecutor(1, "report")
 
     def read(self, left: int = 0) -> None:
-        """Reads reports, in order, until those of so many steps are left on their way.
-
-        Raises:
-            JaxRuntimeError: a step failed.
-        """
+        """Reads reports, in order, until those of so many steps are left on their way; JaxRuntimeError where a step
+        failed."""
         while len(self._pending) > left:
             step, batch, coming = self._pending.popleft()
             report, asked, self._idle_since = coming.result()
@@ -196,8 +193,7 @@ class MetricsLog:
     def __init__(self, folder: Path, first_step: int, config: Mapping[str, Any], wandb_project: str | None) -> None:
         """Opens the log of a run that begins, or goes on, after `first_step` steps.
 
-        Raises:
-            ConfigError: Weights & Biases is asked for, and not installed or not to be reached.
+        Raises ConfigError where Weights & Biases is asked for, and not installed or not to be reached.
         """
         self._folder, self._lines = folder, folder / LINES_NAME
         kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
@@ -270,11 +266,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def import_wandb() -> Any:
-    """The package `wandb`, which a run may be without.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """The package `wandb`, which a run may be without; ConfigError where it is not installed."""
     try:
         import wandb
     except ModuleNotFoundError as error:

@@ -101,11 +101,7 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
 
 
 def is_ours(format_name: str, path: Path) -> bool:
-    """Whether this is a weights file of ours of this format.
-
-    Raises:
-        WeightsError: a .safetensors file that cannot be read.
-    """
+    """Whether this is a file of ours of this format; WeightsError for a .safetensors file that cannot be read."""
     return path.suffix == ".safetensors" and safetensors_format(path) == format_name
 
 

@@ -48,11 +48,7 @@ class DevicePool(NamedTuple):
 
     @classmethod
     def of(cls, pool: HostPool) -> DevicePool:
-        """As numpy arrays.
-
-        Raises:
-            ValueError: more pixels than positions.
-        """
+        """As numpy arrays; ValueError for more pixels than positions."""
         return cls(
             jax.tree.map(lambda table: table.astype(np.float32) if table.dtype == float else table, pool.tables),
             packed_images(pool.pictures),
@@ -88,11 +84,7 @@ class DevicePool(NamedTuple):
 
 
 def packed_images(pyramids: Sequence[Sequence[np.ndarray]]) -> Images:
-    """All pictures in one row of pixels.
-
-    Raises:
-        ValueError: more pixels than positions.
-    """
+    """All pictures in one row of pixels; ValueError for more pixels than positions."""
     depth = max((len(levels) for levels in pyramids), default=1)
     total = sum(level.shape[0] * level.shape[1] for levels in pyramids for level in levels)
     if total > MAX_PIXELS:

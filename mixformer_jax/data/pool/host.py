@@ -34,11 +34,7 @@ class PoolSource:
     """
 
     def __init__(self, name: str, pool: HostPool, config: DataConfig) -> None:
-        """Checks that there is something for negative samples.
-
-        Raises:
-            ValueError: they are asked for, and all targets are of one scene.
-        """
+        """Raises ValueError where negative samples are asked for, and all targets are of one scene."""
         tables = pool.tables
         origins = {
             "video": tables.clip_origin,
@@ -60,11 +56,7 @@ class PoolSource:
         return draw_kind(Random(rng), self.config.positive_share, self.name == "video")
 
     def draw_scene(self, rng: np.random.Generator, kind: int = TARGET) -> Scene:
-        """What a sample shows.
-
-        Raises:
-            UnusableSampleError: what was drawn does not serve.
-        """
+        """What a sample shows; UnusableSampleError where what was drawn does not serve."""
         draw = SCENES[self.name]
         return draw_labelled(
             Random(rng), lambda random, beside: draw(random, self.pool, self.config, beside), kind, self.config

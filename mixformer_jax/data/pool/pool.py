@@ -81,11 +81,7 @@ class VideoPool:
 
 
 def chosen_names(place: Path, names: list[str], include: Collection[str] | None, exclude: Collection[str]) -> list[str]:
-    """The sequences to take out of those that are there.
-
-    Raises:
-        ValueError: a name that does not exist.
-    """
+    """The sequences to take out of those that are there; ValueError for a name that does not exist."""
     unknown = sorted((set(include or ()) | set(exclude)) - set(names))
     if unknown:
         raise ValueError(f"{place} has no sequence named {unknown}; it has {sorted(names)}")
