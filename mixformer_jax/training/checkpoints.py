@@ -6,6 +6,7 @@ damaged file is found and passed over. Only its own bytes make a checkpoint a da
 fails, or that it is of another experiment, is an error that changes nothing.
 """
 
+import contextlib
 import functools
 import gc
 import inspect
@@ -13,9 +14,10 @@ import json
 import logging
 import math
 import re
+import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,18 +112,14 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(data),
             about=ocp.args.JsonSave(about),
         )
-        try:
+        with self._writing():
             self._manager.save(step, args=args, metrics={_BEST: -math.inf if best is None else best})
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(error) from error
 
     def wait(self) -> None:
         """Waits until the checkpoint is on disk; CheckpointError where it could not be written."""
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest checkpoint that is whole, as `like`, abstract arrays on any mesh; None where there is none at all.
@@ -170,12 +168,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written; CheckpointError where it could not be."""
-        if "_manager" not in vars(self):
-            return
-        try:
-            self._manager.close()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(error) from error
+        if "_manager" in vars(self):
+            with self._writing():
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         self._log_levels = {log: log.level for log in _NOISY_LOGS}
@@ -259,12 +254,16 @@ class Checkpoints:
     def _half_written(self) -> Iterable[Path]:
         return sorted(self._folder.glob(f"*{_TEMPORARY}*")) if self._folder.is_dir() else []
 
-    def _not_written(self, error: Exception) -> CheckpointError:
-        for half in self._half_written() if is_first() else ():
-            _remove(half)
-        steps = self.steps()
-        last = f"the last whole one is {self._folder / str(steps[-1])}" if steps else "there is none before it"
-        return CheckpointError(f"{self._folder}: a checkpoint could not be written ({error}); {last}")
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            for half in self._half_written() if is_first() else ():
+                shutil.rmtree(half)
+            steps = self.steps()
+            last = f"the last whole one is {self._folder / str(steps[-1])}" if steps else "there is none before it"
+            raise CheckpointError(f"{self._folder}: a checkpoint could not be written ({error}); {last}") from error
 
 
 def _is_damage(error: BaseException | None) -> bool:
@@ -316,9 +315,3 @@ def _weighted_sum(array: Array) -> UInt32[Array, ""]:
     for axis, size in enumerate(bits.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()
