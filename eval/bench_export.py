@@ -24,7 +24,7 @@ from eval.turns import WARM_UP_CALLS, Arguments, Parts, bench_parser, run_bench,
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.convert import WeightsError
-from mixformer_jax.export.functions import Function, tracking_functions
+from mixformer_jax.export.export import Function, tracking_functions
 from mixformer_jax.export.onnx_graph import onnx_bytes
 from mixformer_jax.tracking.tracker import Tracker, load
 

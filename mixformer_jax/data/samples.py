@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -63,26 +63,6 @@ def _open(name: str, config: DatasetConfig) -> Dataset:
     return open_dataset(config.reader or name, config.root, config.split, config.list_file)
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A source of samples; `has_occluders`: it lays something over its targets by itself."""
-
-    has_occluders: bool
-
-    def decide(self, rng: np.random.Generator) -> Any:
-        """What stays the same when the sample is drawn again: what is hard to place stays in its share."""
-        ...
-
-    def sample(self, rng: np.random.Generator, decided: Any) -> tuple[str, str, Sample]:
-        """The source's name, what the sample shows in words, and the sample.
-
-        Raises:
-            UnusableSampleError: what was drawn does not serve.
-            DatasetError, SourceError: a file cannot be read.
-        """
-        ...
-
-
 class Rendered(NamedTuple):
     """A sample and how it came about."""
 
@@ -133,7 +113,7 @@ class TrackingSamples(HostSamples):
         self.config, self.seed = config, seed
         self._material, self._names = material, names
         self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[str, PoolSource | SequencePairs] = {}
         if self.pool is not None:
             self._sources |= {name: PoolSource(name, self.pool, config) for name in sources_of(config)}
         weights = [getattr(config.mix, name) for name in self._sources]
@@ -164,7 +144,7 @@ class TrackingSamples(HostSamples):
         name = names[min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(names) - 1)]
         source = self._sources[name]
         faults: list[str] = []
-        decided = source.decide(rng)
+        decided = source.decide(rng)  # what is hard to place stays in its share
         for _ in range(MAX_REDRAWS):
             try:
                 label, text, sample = source.sample(rng, decided)
@@ -199,7 +179,7 @@ class TrackingSamples(HostSamples):
             config.positive_share,
         )
 
-    def _disturbed(self, random: Random, source: Source, sample: Sample) -> Sample:
+    def _disturbed(self, random: Random, source: PoolSource | SequencePairs, sample: Sample) -> Sample:
         config, search = self.config.augment, sample["search"]
         if not source.has_occluders and random.chance(config.occluder_probability):
             assert self.pool is not None  # as `DataConfig` demands

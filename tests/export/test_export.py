@@ -22,8 +22,7 @@ from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.crops import normalise
 from mixformer_jax.export import onnx_graph
-from mixformer_jax.export.export import export
-from mixformer_jax.export.functions import Function, tracking_functions
+from mixformer_jax.export.export import Function, export, tracking_functions
 from mixformer_jax.files import NameTakenError
 from mixformer_jax.media.video import VideoWriter
 from mixformer_jax.models import attention
