@@ -1,5 +1,5 @@
-"""A tracker's network as two functions of plain arrays by name, `encode_templates`, and `locate` on what it gives; and as
-files, with one in JSON that says what a program around them must know."""
+"""A tracker's network as two functions of plain arrays by name, `encode_templates`, and `locate` on what it gives; and
+as files, with one in JSON that says what a program around them must know."""
 
 import dataclasses
 import functools
