@@ -32,7 +32,7 @@ def shadow(placed: Placed) -> np.ndarray:
     """Opacity of a cutout on the frame, 0 to 1."""
     picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     white = placed.cutout._replace(pixels=np.ones_like(placed.cutout.pixels))
-    demo._paste(picture, placed._replace(cutout=white))
+    demo.paste(picture, placed._replace(cutout=white))
     return picture[..., 0]
 
 

@@ -74,13 +74,13 @@ class DemoClip(Sequence):
         self._covering = 6.4 + rng.uniform(-0.3, 0.3)
         self._noise = np.rint(rng.normal(0, NOISE, (HEIGHT + 64, WIDTH + 64, 3))).astype(np.int16)
 
-        photographs = _photograph_folder()
+        photographs = photograph_folder()
         garage = read_image(photographs / "motorcycle_left.png")
         self._world = cv2.resize(garage, None, fx=1.6, fy=1.6, interpolation=cv2.INTER_CUBIC)
         # Centre, semi-axes and angle (degrees) of each outline in its photograph; then the wanted semi-axis.
-        self._cat = _cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
-        self._astronaut = _cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
-        self._saucer = _cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
+        self._cat = cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
+        self._astronaut = cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
+        self._saucer = cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
 
     def __len__(self) -> int:
         return self._num_frames
@@ -95,7 +95,7 @@ class DemoClip(Sequence):
         to_frame = np.array([[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]])
         picture = cv2.warpAffine(self._world, to_frame, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(np.float32)
         for placed in self.layers(time):
-            _paste(picture, placed)
+            paste(picture, placed)
         picture *= 1 + 0.08 * math.sin(2 * math.pi * time / 7 + self._phases[5])
         top, left = np.random.default_rng((self._seed, index)).integers(0, 64, 2)
         picture += self._noise[top : top + HEIGHT, left : left + WIDTH]
@@ -126,7 +126,7 @@ class DemoClip(Sequence):
         x = WIDTH / 2 + 185 * math.sin(1.3 * turn + 0.6 + self._phases[3])
         y = HEIGHT / 2 + 72 * math.sin(2.1 * turn + self._phases[4])
         size = (0.68 + 0.2 * math.sin(1.2 * turn + 0.4)) * self._camera(time)[1]
-        return Placed(self._cat, _similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
+        return Placed(self._cat, similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
 
     def _passing(
         self, cutout: Cutout, time: float, moment: float, velocity: tuple[float, float], miss: float
@@ -139,7 +139,7 @@ class DemoClip(Sequence):
         offset = miss * beside + np.array(velocity) * (time - moment)
         zoom = self._camera(time)[1]
         on_frame = self._target(time).matrix[:, 2] + zoom * offset
-        return Placed(cutout, _similarity(zoom, 10 * math.sin(time - moment), on_frame))
+        return Placed(cutout, similarity(zoom, 10 * math.sin(time - moment), on_frame))
 
 
 class AbsenceClip(DemoClip):
@@ -205,7 +205,8 @@ def render_demo_clip(seed: int = 0, absences: bool = False) -> DemoClip:
     return AbsenceClip(seed) if absences else DemoClip(seed)
 
 
-def _photograph_folder() -> Path:
+def photograph_folder() -> Path:
+    """Where scikit-image's photographs are; ModuleNotFoundError where it is missing."""
     # Only its files are wanted: importing scikit-image, and SciPy with it, would take seconds.
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
@@ -217,7 +218,7 @@ def _photograph_folder() -> Path:
     return Path(found.origin).parent / "data"
 
 
-def _cut_out(
+def cut_out(
     photograph: UInt8[np.ndarray, "height width 3"],
     centre: tuple[int, int],
     outline_axes: tuple[int, int],
@@ -230,7 +231,7 @@ def _cut_out(
     # Shrunk before it is turned: area averaging does not alias, a plain bilinear warp would.
     small = cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     radius = (math.ceil(semi_axes[0]) + 3, math.ceil(semi_axes[1]) + 3)
-    matrix = _similarity(1.0, float(-degrees), np.array(radius, np.float64))
+    matrix = similarity(1.0, float(-degrees), np.array(radius, np.float64))
     matrix[:, 2] -= matrix[:, :2] @ (scale * np.asarray(centre))
     size = (2 * radius[0] + 1, 2 * radius[1] + 1)
     pixels = cv2.warpAffine(small, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -240,16 +241,17 @@ def _cut_out(
     return Cutout(pixels.astype(np.float32), mask[..., None].astype(np.float32), semi_axes)
 
 
-def _similarity(scale: float, degrees: float, to: Point) -> Matrix:
+def similarity(scale: float, degrees: float, to: Point) -> Matrix:
+    """Scales, turns by so many degrees, and puts the origin at `to`."""
     cos, sin = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
     return np.array([[cos, -sin, to[0]], [sin, cos, to[1]]])
 
 
-def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
+def paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
     """Blends a cutout into a picture, in place; only the part of the picture under it is touched."""
     x, y, w, h = placed.box_xywh()
     left, top = max(0, math.floor(x) - 4), max(0, math.floor(y) - 4)
-    right, bottom = min(WIDTH, math.ceil(x + w) + 4), min(HEIGHT, math.ceil(y + h) + 4)
+    right, bottom = min(picture.shape[1], math.ceil(x + w) + 4), min(picture.shape[0], math.ceil(y + h) + 4)
     if left >= right or top >= bottom:
         return
     matrix = placed.matrix.copy()
