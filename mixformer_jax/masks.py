@@ -1,11 +1,14 @@
 """Masks of targets on whole frames: boxes around them, and run lengths for text files."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 FrameMask = Bool[np.ndarray, "height width"]
+
+DEFAULT_MASKS = "mixvit_tiny_masks"  # the embedded weights of masks
 
 
 def mask_box_xywh(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "4"]:
@@ -36,3 +39,12 @@ def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     `pycocotools.mask.frPyObjects` reads them.
     """
     return {"size": list(mask.shape), "counts": run_lengths(mask.ravel(order="F")).tolist()}
+
+
+def decode_rle(record: Mapping[str, Any]) -> FrameMask:
+    """The mask of such a record; ValueError where the runs do not fill it."""
+    height, width = record["size"]
+    counts = np.asarray(record["counts"], np.int64)
+    if (counts < 0).any() or counts.sum() != height * width:
+        raise ValueError(f"run lengths of {counts.sum()} pixels; expected {height} x {width} = {height * width}")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width, order="F")

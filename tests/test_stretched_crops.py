@@ -11,8 +11,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from mixformer_jax import crops
 from mixformer_jax.crops import box_in_stretched_crop, normalise, paste_map, stretched_crop, stretched_rectangle
-from mixformer_jax.masks import encode_rle, fit_to_frame, mask_box_xywh
-from tests.stand_ins import decode_rle
+from mixformer_jax.masks import decode_rle, encode_rle, fit_to_frame, mask_box_xywh
 
 THRESHOLD = 0.6
 

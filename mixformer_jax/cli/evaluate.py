@@ -25,12 +25,12 @@ from mixformer_jax.evaluation.trackers import (
     settings_on,
 )
 from mixformer_jax.evaluation.workers import Alone, Workers
-from mixformer_jax.masks import fit_to_frame, mask_box_xywh
+from mixformer_jax.masks import DEFAULT_MASKS, fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.signals import Stopped, StopSignals
 
-MASKS = "weights of Alpha-Refine, ours or an official checkpoint: answers are masks in place of boxes"
+MASKS = "answers are masks in place of boxes; W: weights of a mask network (default: the embedded masks)"
 ADVICE = "the same command goes on where this one was"
 STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
 ABOUT = """A model of the paper tracks with the official experiments' settings for the benchmark (mixformer configs show
@@ -55,7 +55,7 @@ def add_evaluate(parser: Parser) -> None:
     report_help = "then score these trackers, as mixformer report --out DIR"
     parser.add_argument("--report", type=Path, metavar="DIR", help=report_help)
     _add_model(parser)
-    parser.add_argument("--masks", metavar="W", help=f"{MASKS}; with --dataset vot")
+    parser.add_argument("--masks", nargs="?", const=DEFAULT_MASKS, metavar="W", help=f"{MASKS}; with --dataset vot")
     parser.add_argument("--tracker-name", help="default: from the weights")
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="track every sequence N times")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that track (default: 1)")
@@ -182,7 +182,7 @@ def _add_vot(parser: Parser) -> None:
     _add_model(parser)
     benchmark_help = "whose settings a model of the paper has (default: %(default)s)"
     parser.add_argument("--dataset", choices=("vot", *LONG_TERM), default="vot", help=benchmark_help)
-    parser.add_argument("--masks", metavar="W", help=MASKS)
+    parser.add_argument("--masks", nargs="?", const=DEFAULT_MASKS, metavar="W", help=MASKS)
 
 
 def run_vot(args: argparse.Namespace) -> int:

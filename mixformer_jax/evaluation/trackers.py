@@ -170,7 +170,7 @@ class TrackerChoice:
         if self.masks is not None:
             tracker = tracker.with_masks(self.masks)
             assert tracker.segmenter is not None
-            masks = {"masks": [file_digest(Path(self.masks)), tracker.segmenter.settings.to_dict()]}
+            masks = {"masks": [file_digest(find_weights(self.masks)), tracker.segmenter.settings.to_dict()]}
         batch = DEFAULT_BATCH.get(platform, 1) if self.batch is None else self.batch
         # These decide the last digits of every box. The default precision may mean TF32 on GPUs and bfloat16 on TPUs.
         precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.planning.hardware import Topology
 from mixformer_jax.planning.hlo import Traffic
 from mixformer_jax.planning.profile import count_macs, module_of
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.loop import objective_of
+from mixformer_jax.training.loop import experiment_type, objective_of
+from mixformer_jax.training.masks import MaskExperiment
 from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, TrainState, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
@@ -212,8 +214,11 @@ PlannedExperiment = Experiment | PretrainExperiment
 
 
 def planned_type(config: Mapping[str, Any]) -> type[PlannedExperiment]:
-    """What a config describes, by its sections: a pre-training, or else the training of a tracker."""
-    return PretrainExperiment if "autoencoder" in config else Experiment
+    """What a config describes: a pre-training or the training of a tracker; ConfigError for a training of masks."""
+    kind = experiment_type(config)
+    if issubclass(kind, MaskExperiment):
+        raise ConfigError("a config of masks: plan weighs trainings of trackers and pre-trainings alone")
+    return kind
 
 
 def with_train(experiment: PlannedExperiment, **changes: Any) -> PlannedExperiment:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
-from mixformer_jax.masks import encode_rle
+from mixformer_jax.masks import DEFAULT_MASKS, encode_rle
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
@@ -177,11 +177,12 @@ class Tracker:
         settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
 
-    def with_masks(self, masks: str | Path | Segmenter) -> "Tracker":
-        """The same tracker, whose answers have masks, too: `tracker.with_masks("alpha_refine.safetensors")`.
+    def with_masks(self, masks: str | Path | Segmenter = DEFAULT_MASKS) -> "Tracker":
+        """The same tracker, whose answers have masks, too.
 
         Args:
-            masks: a weights file of Alpha-Refine's, ours or an official checkpoint; or a segmenter.
+            masks: the embedded weights; a weights file of a mask decoder or of Alpha-Refine, ours or an official
+                checkpoint; or a segmenter.
 
         Raises:
             WeightsError: as `masks.load_segmenter`.

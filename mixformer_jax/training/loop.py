@@ -32,7 +32,7 @@ from mixformer_jax.training.folder import (
     save_evidence,
     writing,
 )
-from mixformer_jax.training.masks import MaskExperiment, MaskObjective
+from mixformer_jax.training.masks import NETWORKS, MaskExperiment, mask_objective
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
@@ -46,14 +46,16 @@ AnyExperiment = Experiment | PretrainExperiment | MaskExperiment
 
 def experiment_type(config: Mapping[str, Any]) -> type[AnyExperiment]:
     """What a config describes, by its sections: an autoencoder, a mask network, or else a tracker."""
-    return PretrainExperiment if "autoencoder" in config else MaskExperiment if "alpha_refine" in config else Experiment
+    if "autoencoder" in config:
+        return PretrainExperiment
+    return Experiment if NETWORKS.keys().isdisjoint(config) else MaskExperiment
 
 
 def objective_of(experiment: AnyExperiment) -> Objective:
     """What an experiment trains."""
     if isinstance(experiment, PretrainExperiment):
         return MaskedPretraining(experiment)
-    return MaskObjective(experiment) if isinstance(experiment, MaskExperiment) else tracking_objective(experiment)
+    return mask_objective(experiment) if isinstance(experiment, MaskExperiment) else tracking_objective(experiment)
 
 
 def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
