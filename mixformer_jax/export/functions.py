@@ -64,7 +64,8 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
             templates, filled = normalise(cache["templates"]), cache.get("filled")
             found = cast(Prediction, model.apply(variables, templates, search, filled))
         answer = {"boxes_cxcywh": found.boxes_cxcywh}
-        return answer if found.scores is None else {**answer, "scores": found.scores}
+        scores = found.scores_within(tracker.settings.corner_entropy)
+        return answer if scores is None else {**answer, "scores": scores}
 
     cache = dict(zip(names, (shape for _path, shape in cached), strict=True))
     search = {"search": _bytes(targets, config.search_size)}
