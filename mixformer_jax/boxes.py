@@ -108,6 +108,13 @@ def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Arr
     return xp.asarray(_ratio(*_intersection_and_union(a_xyxy, b_xyxy)))
 
 
+def iou_matrix(a_xywh: Float[Array, "n 4"], b_xywh: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Intersection over union of all pairs, as `iou`."""
+    xp = namespace(a_xywh, b_xywh)
+    a, b = xp.broadcast_arrays(xywh_to_xyxy(a_xywh)[:, None], xywh_to_xyxy(b_xywh)[None])
+    return iou(a, b)
+
+
 def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Generalised IoU, pair by pair, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
 

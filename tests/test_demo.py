@@ -7,7 +7,17 @@ import pytest
 
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli import demo
-from mixformer_jax.cli.demo import FPS, HEIGHT, NUM_FRAMES, WIDTH, DemoFrames, Placed, render_demo_clip, track_demo
+from mixformer_jax.cli.demo import (
+    FPS,
+    HEIGHT,
+    NUM_FRAMES,
+    WIDTH,
+    DemoFrames,
+    Placed,
+    render_demo_clip,
+    render_long_clip,
+    track_demo,
+)
 from mixformer_jax.media.images import read_image
 from mixformer_jax.media.video import OutputError, open_source
 from mixformer_jax.tracking.tracker import Tracked
@@ -22,7 +32,7 @@ def shadow(placed: Placed) -> np.ndarray:
     """Opacity of a cutout on the frame, 0 to 1."""
     picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     white = placed.cutout._replace(pixels=np.ones_like(placed.cutout.pixels))
-    demo._paste(picture, placed._replace(cutout=white))
+    demo.paste(picture, placed._replace(cutout=white))
     return picture[..., 0]
 
 
@@ -106,6 +116,24 @@ class Following:
         if state + 1 == self.interrupt_at:
             raise KeyboardInterrupt
         return state + 1, Tracked(self.boxes_xywh[state, None], None, None)
+
+
+def test_long_clips_lose_their_target_again_and_again():
+    sizes = []
+    for seed in range(3):
+        frames, boxes_xywh, _ = render_long_clip(seed, 900)
+        hidden = np.isnan(boxes_xywh[:, 0])
+        lengths = np.diff(np.flatnonzero(np.diff(hidden, prepend=False)))
+        aways, stays = lengths[::2], lengths[1::2]
+        assert len(frames) == 900 and not hidden[:75].any() and len(lengths) > 3
+        assert aways.min() > 28 and aways.max() < 152 and stays.min() > 73 and stays.max() < 242
+        index = 300 + int(np.argmin(hidden[300:]))
+        rows, columns = np.nonzero(shadow(frames.layers(index / FPS)[1]) > 0.5)
+        x, y, w, h = boxes_xywh[index]
+        assert rows.min() >= y - 2 and rows.max() <= y + h + 2 and columns.min() >= x - 2 and columns.max() <= x + w + 2
+        assert frames[index].shape == (360, 640, 3)
+        sizes.append(boxes_xywh[0, 2] / boxes_xywh[0, 3])
+    assert len({round(size, 1) for size in sizes}) > 1, "seeds have other targets"
 
 
 def test_demo_leaves_its_files(clip, tmp_path):

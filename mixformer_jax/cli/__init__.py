@@ -27,6 +27,7 @@ from mixformer_jax.signals import Stopped, StopSignals
 # Module and purpose of each command.
 COMMANDS = {
     "track": ("track", "Track targets through a video, a folder of images or a camera."),
+    "mot": ("mot", "Track many objects by detections, and score tracks: HOTA, MOTA, IDF1."),
     "serve": ("serve", "Open a page in the browser on which targets are marked and followed live."),
     "attention": ("trials", "Draw what attends to what on one frame (Figs. 8 and 9)."),
     "demo": ("trials", "Render a clip with exact ground truth, track it, and show how well."),

@@ -58,6 +58,7 @@ class DemoFrames(Sequence):
     """The frames of the demo clip, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
 
     Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
+
     Raises:
         ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
@@ -65,33 +66,34 @@ class DemoFrames(Sequence):
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         self._seed = seed
+        self._num_frames = NUM_FRAMES
         self._phases = rng.uniform(-0.35, 0.35, 6)
         self._meeting = 2.8 + rng.uniform(-0.3, 0.3)
         self._covering = 6.4 + rng.uniform(-0.3, 0.3)
         self._noise = np.rint(rng.normal(0, NOISE, (HEIGHT + 64, WIDTH + 64, 3))).astype(np.int16)
 
-        photographs = _photograph_folder()
+        photographs = photograph_folder()
         garage = read_image(photographs / "motorcycle_left.png")
         self._world = cv2.resize(garage, None, fx=1.6, fy=1.6, interpolation=cv2.INTER_CUBIC)
         # Centre, semi-axes and angle (degrees) of each outline in its photograph; then the wanted semi-axis.
-        self._cat = _cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
-        self._astronaut = _cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
-        self._saucer = _cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
+        self._cat = cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
+        self._astronaut = cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
+        self._saucer = cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
 
     def __len__(self) -> int:
-        return NUM_FRAMES
+        return self._num_frames
 
     # One frame at a time: a slice would hold as many frames in memory.
     def __getitem__(self, index: int) -> UInt8[np.ndarray, "height width 3"]:  # type: ignore[override]
-        if not -NUM_FRAMES <= index < NUM_FRAMES:
-            raise IndexError(f"frame {index} of a clip of {NUM_FRAMES}")
-        index %= NUM_FRAMES
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"frame {index} of a clip of {len(self)}")
+        index %= len(self)
         time = index / FPS
         centre, zoom = self._camera(time)
         to_frame = np.array([[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]])
         picture = cv2.warpAffine(self._world, to_frame, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(np.float32)
         for placed in self.layers(time):
-            _paste(picture, placed)
+            paste(picture, placed)
         picture *= 1 + 0.08 * math.sin(2 * math.pi * time / 7 + self._phases[5])
         top, left = np.random.default_rng((self._seed, index)).integers(0, 64, 2)
         picture += self._noise[top : top + HEIGHT, left : left + WIDTH]
@@ -100,7 +102,7 @@ class DemoFrames(Sequence):
     @cached_property
     def boxes_xywh(self) -> Float64[np.ndarray, "n 4"]:
         """The cat's box on every frame."""
-        return np.stack([self._target(index / FPS).box_xywh() for index in range(NUM_FRAMES)])
+        return np.stack([self._target(index / FPS).box_xywh() for index in range(len(self))])
 
     def layers(self, time: float) -> list[Placed]:
         """What stands in front of the background at `time` (seconds), from back to front."""
@@ -122,7 +124,7 @@ class DemoFrames(Sequence):
         x = WIDTH / 2 + 185 * math.sin(1.3 * turn + 0.6 + self._phases[3])
         y = HEIGHT / 2 + 72 * math.sin(2.1 * turn + self._phases[4])
         size = (0.68 + 0.2 * math.sin(1.2 * turn + 0.4)) * self._camera(time)[1]
-        return Placed(self._cat, _similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
+        return Placed(self._cat, similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
 
     def _passing(
         self, cutout: Cutout, time: float, moment: float, velocity: tuple[float, float], miss: float
@@ -135,7 +137,7 @@ class DemoFrames(Sequence):
         offset = miss * beside + np.array(velocity) * (time - moment)
         zoom = self._camera(time)[1]
         on_frame = self._target(time).matrix[:, 2] + zoom * offset
-        return Placed(cutout, _similarity(zoom, 10 * math.sin(time - moment), on_frame))
+        return Placed(cutout, similarity(zoom, 10 * math.sin(time - moment), on_frame))
 
 
 class AbsenceFrames(DemoFrames):
@@ -159,7 +161,7 @@ class AbsenceFrames(DemoFrames):
     @cached_property
     def boxes_xywh(self) -> Float64[np.ndarray, "n 4"]:
         """The cat's box on every frame; NaN where it is out of sight."""
-        hidden = [self.is_hidden(index / FPS) for index in range(NUM_FRAMES)]
+        hidden = [self.is_hidden(index / FPS) for index in range(len(self))]
         return np.where(np.array(hidden)[:, None], np.nan, super().boxes_xywh)
 
     def _target(self, time: float) -> Placed:
@@ -168,6 +170,32 @@ class AbsenceFrames(DemoFrames):
         path = placed.matrix[:, 2] - (WIDTH / 2, HEIGHT / 2)
         placed.matrix[:, 2] = (WIDTH / 2, HEIGHT / 2) + place + path * (0.4, 0.5)
         return placed
+
+
+class LongFrames(AbsenceFrames):
+    """A clip of any length, whose target goes out of sight again and again and comes back somewhere else.
+
+    It is in sight for 2.5 to 8 s, then away for 1 to 5 s. One of the three is the target, by turns of the seed; the
+    other two pass it every 10 s, one beside it and one over it.
+    """
+
+    def __init__(self, seed: int, num_frames: int) -> None:
+        super().__init__(seed)
+        self._num_frames = num_frames
+        rng = np.random.default_rng((seed, 2))
+        count = math.ceil(num_frames / FPS / 3.5)  # as many as there may be
+        stays, aways = rng.uniform(2.5, 8, count), rng.uniform(1, 5, count)
+        returns = np.cumsum(stays + aways)
+        self._absences = np.stack([returns - aways, returns], axis=1)
+        self._places = rng.uniform([-190, -60], [190, 60], (count + 1, 2))
+        cutouts, first = (self._cat, self._astronaut, self._saucer), seed % 3
+        self._cat, self._astronaut, self._saucer = (*cutouts[first:], *cutouts[:first])
+
+    def _passing(
+        self, cutout: Cutout, time: float, moment: float, velocity: tuple[float, float], miss: float
+    ) -> Placed:
+        nearest = moment + SECONDS * round((time - moment) / SECONDS)
+        return super()._passing(cutout, time, nearest, velocity, miss)
 
 
 class DemoClip(NamedTuple):
@@ -190,7 +218,18 @@ def render_demo_clip(seed: int = 0, absences: bool = False) -> DemoClip:
     return DemoClip(frames, frames.boxes_xywh, FPS)
 
 
-def _photograph_folder() -> Path:
+def render_long_clip(seed: int, num_frames: int) -> DemoClip:
+    """A clip of `LongFrames`, at 30 frames a second; boxes are NaN where the target is out of sight.
+
+    Raises:
+        ModuleNotFoundError: as `render_demo_clip`.
+    """
+    frames = LongFrames(seed, num_frames)
+    return DemoClip(frames, frames.boxes_xywh, FPS)
+
+
+def photograph_folder() -> Path:
+    """Where scikit-image's photographs are; ModuleNotFoundError where it is missing."""
     # Only its files are wanted: importing scikit-image, and SciPy with it, would take seconds.
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
@@ -202,7 +241,7 @@ def _photograph_folder() -> Path:
     return Path(found.origin).parent / "data"
 
 
-def _cut_out(
+def cut_out(
     photograph: UInt8[np.ndarray, "height width 3"],
     centre: tuple[int, int],
     outline_axes: tuple[int, int],
@@ -215,7 +254,7 @@ def _cut_out(
     # Shrunk before it is turned: area averaging does not alias, a plain bilinear warp would.
     small = cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     radius = (math.ceil(semi_axes[0]) + 3, math.ceil(semi_axes[1]) + 3)
-    matrix = _similarity(1.0, float(-degrees), np.array(radius, np.float64))
+    matrix = similarity(1.0, float(-degrees), np.array(radius, np.float64))
     matrix[:, 2] -= matrix[:, :2] @ (scale * np.asarray(centre))
     size = (2 * radius[0] + 1, 2 * radius[1] + 1)
     pixels = cv2.warpAffine(small, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -225,16 +264,17 @@ def _cut_out(
     return Cutout(pixels.astype(np.float32), mask[..., None].astype(np.float32), semi_axes)
 
 
-def _similarity(scale: float, degrees: float, to: Point) -> Matrix:
+def similarity(scale: float, degrees: float, to: Point) -> Matrix:
+    """Scales, turns by so many degrees, and puts the origin at `to`."""
     cos, sin = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
     return np.array([[cos, -sin, to[0]], [sin, cos, to[1]]])
 
 
-def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
+def paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
     """Blends a cutout into a picture, in place; only the part of the picture under it is touched."""
     x, y, w, h = placed.box_xywh()
     left, top = max(0, math.floor(x) - 4), max(0, math.floor(y) - 4)
-    right, bottom = min(WIDTH, math.ceil(x + w) + 4), min(HEIGHT, math.ceil(y + h) + 4)
+    right, bottom = min(picture.shape[1], math.ceil(x + w) + 4), min(picture.shape[0], math.ceil(y + h) + 4)
     if left >= right or top >= bottom:
         return
     matrix = placed.matrix.copy()

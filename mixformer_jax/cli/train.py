@@ -56,9 +56,9 @@ def run_train(args: argparse.Namespace) -> int:
     out = _folder(args.config, args.out)
     from mixformer_jax.training.experiment import Experiment
     from mixformer_jax.training.loop import train
-    from mixformer_jax.training.masks import SECTION, MaskExperiment, train_masks
+    from mixformer_jax.training.masks import NETWORKS, MaskExperiment, train_masks
 
-    is_masks = SECTION in load_config(args.config)
+    is_masks = not NETWORKS.keys().isdisjoint(load_config(args.config))
     config = load_config(args.config, args.overrides, default_settings(MaskExperiment if is_masks else Experiment))
     weights = (train_masks if is_masks else train)(config.to_dict(), out)
     print(f"weights  {weights}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mixformer_jax.datasets import large_scale, small_scale
+from mixformer_jax.datasets import large_scale, second_stream, small_scale
 from mixformer_jax.datasets.coco_video import read_coco_video
 from mixformer_jax.datasets.cvat import read_cvat
 from mixformer_jax.datasets.frame_parts import read_packed, read_packed_elsewhere
@@ -17,7 +17,7 @@ from mixformer_jax.datasets.mot import read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
-from mixformer_jax.datasets.vot import read_vot
+from mixformer_jax.datasets.vot import LONG_TERM, read_vot
 
 __all__ = ["READERS", "TRAINING_READERS", "Dataset", "DatasetError", "TrackingSequence", "open_dataset"]
 
@@ -36,15 +36,22 @@ READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "coco_video": Reader(read_coco_video, "COCO with tracks", "annotations/NAME.json"),
         "cvat": Reader(read_cvat, "CVAT", "annotations.xml"),
+        "depthtrack": Reader(second_stream.read_depthtrack, "DepthTrack", "NAME/color, NAME/depth, ..."),
         "dtb70": Reader(small_scale.read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
         "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
         "got10k": Reader(large_scale.read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
         "label_studio": Reader(read_label_studio, "Label Studio", "NAME.json"),
+        "lasher": Reader(
+            functools.partial(second_stream.read_thermal, "lasher"), "LasHeR", "NAME/visible, NAME/infrared, ..."
+        ),
         "lasot": Reader(large_scale.read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
         "lasot_ext": Reader(large_scale.read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
         "mot": Reader(read_mot, "MOT", "gt/gt.txt, or NAME/gt/gt.txt, ..."),
         "nfs": Reader(small_scale.read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
         "otb100": Reader(small_scale.read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
+        "rgbt234": Reader(
+            functools.partial(second_stream.read_thermal, "rgbt234"), "RGBT234", "NAME/visible, NAME/infrared, ..."
+        ),
         "tnl2k": Reader(
             large_scale.read_tnl2k,
             "TNL2K",
@@ -62,7 +69,10 @@ READERS: Mapping[str, Reader] = MappingProxyType(
             functools.partial(small_scale.read_uav, "uav123_10fps"), "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."
         ),
         "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
-        "vot": Reader(read_vot, "VOT", "sequences/list.txt and a folder for each name"),
+        **{
+            name: Reader(functools.partial(read_vot, name=name), title, "sequences/list.txt and a folder for each name")
+            for name, title in {"vot": "VOT", "vot_rgbd": "VOT-RGBD", **dict.fromkeys(LONG_TERM, "VOT-LT")}.items()
+        },
     }
 )
 

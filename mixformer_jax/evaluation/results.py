@@ -7,7 +7,9 @@
     got10k       <results>/<tracker>/<sequence>/<sequence>_<repetition, 3 digits, from 1>.txt
                  <results>/<tracker>/<sequence>/<sequence>_time.txt, <sequence>_score.txt, a column a repetition
     vot          <results>/<tracker>/baseline/<sequence>/<sequence>_<anchor, 8 digits>.txt, in the order of the run; the
-                 first line is 1, the code of an initialisation. <...>_time.value, <...>_confidence.value
+                 first line is 1, the code of an initialisation. <...>_time.value, <...>_confidence.value,
+                 whose first line is blank
+    votlt        <results>/<tracker>/longterm/<sequence>/<sequence>_001.txt, and so on, likewise
 
 LaSOT, OTB, UAV123, NFS, TNL2K and TrackingNet's server take pytracking's files. `run.json` in a tracker's folder has
 the settings (`claim_folder`). Files are written whole, boxes last: where they are, the sequence is finished.
@@ -28,6 +30,7 @@ from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import parse_numbers, parse_table
+from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -36,9 +39,11 @@ SIDE_FILES = ("_time", "_score")
 # Keys of run.json in which runs of one folder may differ, see `claim_folder`.
 ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "decoder", "resumed_with")
 
-Layout = Literal["pytracking", "got10k", "vot"]
+Layout = Literal["pytracking", "got10k", "vot", "votlt"]
 # By the data set's reader, where the layout is not pytracking's.
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({"got10k": "got10k", "vot": "vot"})
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {"got10k": "got10k", "vot": "vot", "vot_rgbd": "vot", **dict.fromkeys(LONG_TERM, "votlt")}
+)
 
 
 class ResultsError(ValueError):
@@ -84,8 +89,9 @@ def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 
     a run of VOT starts.
     """
     column, ends = None, (".txt", "_time.txt", "_score.txt")
-    if layout == "vot":
-        stem = folder / "baseline" / sequence / f"{sequence}_{anchor:08d}"
+    if layout in ("vot", "votlt"):
+        experiment, run = ("baseline", f"{anchor:08d}") if layout == "vot" else ("longterm", f"{repetition + 1:03d}")
+        stem = folder / experiment / sequence / f"{sequence}_{run}"
         ends = (".txt", "_time.value", "_confidence.value")
     elif layout == "got10k":
         stem, column = folder / sequence / sequence, repetition
@@ -93,7 +99,7 @@ def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 
     else:
         stem = folder / sequence
     boxes, times, scores = (stem.with_name(stem.name + end) for end in ends)
-    return ResultPaths(boxes, times, scores, column, starts_with_code=layout == "vot")
+    return ResultPaths(boxes, times, scores, column, starts_with_code=layout in ("vot", "votlt"))
 
 
 def read_bytes(path: Path, kind: str, expected: str = "") -> bytes:
@@ -218,7 +224,9 @@ def write_result(paths: ResultPaths, result: SequenceResult) -> None:
     paths.boxes.parent.mkdir(parents=True, exist_ok=True)
     for path, values in ((paths.times, result.times_s), (paths.scores, result.scores)):
         if values is not None:
-            write_atomically(path, rows_of_text(_beside_other_repetitions(path, values, paths.column), decimals=8))
+            text = rows_of_text(_beside_other_repetitions(path, values, paths.column), decimals=8)
+            is_confidence = paths.starts_with_code and path == paths.scores
+            write_atomically(path, "\n" + text.partition("\n")[2] if is_confidence else text)
     if not paths.starts_with_code:
         write_atomically(paths.boxes, rows_of_text(result.boxes_xywh, decimals=4))
     elif result.masks is None:

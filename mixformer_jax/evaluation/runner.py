@@ -45,7 +45,7 @@ def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     Raises DatasetError for a sequence of VOT without anchors, ResultsError for an `anchor.value` that is no list of
     numbers.
     """
-    if dataset != "vot":
+    if results.LAYOUTS.get(dataset) != "vot":
         return [Pass(sequence.name, sequence)]
     anchors = read_anchors(sequence.root, len(sequence))
     if not anchors:
@@ -136,8 +136,8 @@ def run_dataset(
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
     layout = results.LAYOUTS.get(dataset, "pytracking")
-    if layout == "vot" and repetitions > 1:
-        raise ValueError(f"{repetitions} repetitions; VOT runs from every anchor once")
+    if layout in ("vot", "votlt") and repetitions > 1:
+        raise ValueError(f"{repetitions} repetitions; VOT runs from every anchor once, and long videos once through")
     folders = [Path(out_dir) / folder for folder in results.tracker_folders(layout, tracker_name, repetitions)]
     readable, failures = _read(dataset, sequences)
     results.check_names([ways[0].sequence.name for ways in readable], tracker_name)

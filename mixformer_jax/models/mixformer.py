@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mixformer_jax.models.attention import Filled
-from mixformer_jax.models.backbone import Search, SearchFeatures, TemplateCache, Templates
+from mixformer_jax.models.backbone import Backbone, Search, SearchFeatures, TemplateCache, Templates
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.cvt import MixCvTBackbone
 from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction, map_entropy
@@ -75,8 +75,7 @@ class MixFormer(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
-        self.backbone = family(config, self.remat, self.platform, self.residual_dtype)
+        self.backbone = build_backbone(config, self.remat, self.platform, self.residual_dtype)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -146,9 +145,20 @@ class MixFormer(nn.Module):
     @nn.nowrap
     def initial_values(self, key: Array) -> dict:
         """What `init_variables` computes, to be traced."""
-        config = self.config
-        templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
+        config, channels = self.config, self.config.channels
+        templates = jnp.zeros((1, 1, config.template_size, config.template_size, channels))
+        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, channels))))
+
+
+def build_backbone(
+    config: MixFormerConfig,
+    remat: RematPolicy | None = None,
+    platform: str | None = None,
+    residual_dtype: ComputeDtype = "float32",
+) -> Backbone:
+    """The backbone of a config, see `Backbone`."""
+    family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
+    return family(config, remat, platform, residual_dtype)
 
 
 def build_model(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.planning.hardware import PlanError, Topology, parse_topology
 from mixformer_jax.planning.hlo import Collective, by_kind
 from mixformer_jax.planning.macs import count_macs, count_product_bytes
@@ -27,6 +28,7 @@ from mixformer_jax.planning.record import (
 )
 from mixformer_jax.planning.tpu import plan_tpu
 from mixformer_jax.training.experiment import Experiment
+from mixformer_jax.training.masks import NETWORKS
 from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
@@ -62,6 +64,8 @@ def plan(
         ConfigError: the config.
         PlanError: an unknown topology, a mesh that does not divide chips or batch, or a step that XLA cannot fit.
     """
+    if not NETWORKS.keys().isdisjoint(config):
+        raise ConfigError("a config of masks: plan weighs trainings of trackers and pre-trainings alone")
     place = parse_topology(topology)
     kind = PretrainExperiment if "autoencoder" in config else Experiment
     experiment: AnyExperiment = kind.from_mapping(config)

@@ -5,9 +5,9 @@ lost, is no online template, and is not what was looked for. A zoom or a cut cha
 finds the target of another size within a frame or two of a good box, and goes on to score well, the size is believed;
 later it takes more frames in a row.
 
-While a target is lost, the tracker goes on around its last box, and on every `redetect_every`-th frame it also looks at
-the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers the frame, the
-nearest cells first. That is a second call of the same compiled network: a rung is a box whose search region at
+While a target is lost, the tracker goes on around its last box, and every so many frames (`TrackerConfig.look_every`)
+it also looks at the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers
+the frame, the nearest cells first. That is a second call of the same compiled network: a rung is a box whose region at
 `search_factor` is the region to look at. A box found there counts when its score is above `redetect_above` and above
 that of the last place: it becomes the target's box, and the target is found when the next frame, searched around it as
 usual, scores so again; else the box before comes back.
@@ -161,9 +161,9 @@ def plan_look(
     frame_size: Int32[Array, "*each 2"],
 ) -> Redetection:
     """Decides who looks where on the next frame; `frame_size` is height and width, or a row of them a target."""
-    is_look = lost & ~redetection.is_pending & (redetection.frames % settings.redetect_every == 0)
+    is_look = lost & ~redetection.is_pending & (redetection.frames % settings.look_every == 0)
     rungs, count = ladder(redetection.good_xywh, frame_size)
-    turn = (redetection.frames // settings.redetect_every) % count
+    turn = (redetection.frames // settings.look_every) % count
     rung = jnp.take_along_axis(rungs, turn[:, None, None], axis=1)[:, 0]
     sides = redetection.good_xywh[:, 2:] * (rung[:, 2:] / settings.search_factor)
     virtual_xywh = jnp.concatenate([rung[:, :2] - sides / 2, sides], axis=-1)

@@ -20,14 +20,14 @@ def prediction_sheet(
     """Up to 16 samples: the template in the corner of the search region, the true box green, the found one red.
 
     Args:
-        batch: `templates`, `search`, `box_cxcywh`, and in the score stage `label`.
+        batch: `templates`, `search`, `box_cxcywh`, and in the score stage `label`. Of two streams RGB is shown.
         found: `box_cxcywh`, and `score` where the model gives one.
         columns: samples in a row.
     """
     cells = []
     for index in range(min(MAX_SAMPLES, len(batch["search"]))):
-        cell = batch["search"][index].copy()
-        template = batch["templates"][index, 0]
+        cell = batch["search"][index, ..., :3].copy()
+        template = batch["templates"][index, 0, ..., :3]
         small = cv2.resize(template, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         cell[: small.shape[0], : small.shape[1]] = small
         _outline(cell, batch["box_cxcywh"][index], TRUE)

@@ -14,8 +14,8 @@ from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.check import check_dataset
 from mixformer_jax.datasets.large_scale import LASOT_EXT_CLASSES
 from mixformer_jax.datasets.layout import read_table
-from mixformer_jax.datasets.sequences import READERS, DatasetError, open_dataset
-from mixformer_jax.evaluation.metrics import BENCHMARK_RULES, RuleSet, benchmark_rules
+from mixformer_jax.datasets.sequences import DatasetError, open_dataset
+from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
 from mixformer_jax.evaluation.scoring import find_results, score_results
 
 
@@ -259,10 +259,6 @@ def test_tnl2k_and_lasot_ext_can_be_trained_on(tmp_path):
 
 
 # Evaluation ----------------------------------------------------------------------------------------------
-
-
-def test_every_reader_of_videos_has_rules():
-    assert set(READERS) - set(BENCHMARK_RULES) == {"vot"}
 
 
 def layouts(root):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mixformer_jax.datasets.sequences import READERS
+from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.evaluation.metrics import (
     BENCHMARK_RULES,
     CENTER_THRESHOLDS,
@@ -157,7 +158,7 @@ def test_absent_targets_of_a_folder_are_misses_like_lasots_invisible_frames(vali
 
 
 def test_every_reader_has_rules():
-    assert set(READERS) - {"vot"} <= set(BENCHMARK_RULES)  # VOT has measures of its own
+    assert set(READERS) - set(BENCHMARK_RULES) == {"vot", *LONG_TERM}  # VOT has measures of its own
     with pytest.raises(ValueError, match=r"'lassot'.*known: .*lasot"):
         benchmark_rules("lassot")
 

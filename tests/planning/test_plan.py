@@ -263,6 +263,8 @@ def test_a_narrow_stream_leaves_less_for_the_gradient(on_paper):
             "h100:1",
             4,
         )
+    with pytest.raises(ConfigError, match="a config of masks: plan weighs trainings of trackers"):
+        plan({"alpha_refine": {}, "data": {"root": "nowhere"}, "train": {}}, "h100:1", 4)
     with pytest.raises(ConfigError, match=r"nothing is recomputed: set train\.remat"):
         plan({**SMALL, "train": {"remat_policy": "dots_saveable"}}, "h100:1", 4)
 

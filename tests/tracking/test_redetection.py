@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.redetection import (
     Located,
@@ -263,3 +263,26 @@ def test_lost_targets_that_are_looked_for_keep_their_templates(loop, redetect_ev
         state, _ = tracker.step(state, frame)
     assert bool(state.memory.lost[0]) and int(state.num_refreshes) == 1
     assert (np.asarray(state.templates) == np.asarray(templates)).all() == (redetect_every == 1)
+
+
+@pytest.mark.parametrize("family", ["vit", "cvt"])
+def test_any_model_with_scores_follows_long_videos(golden_loop, family):
+    loop, found = golden_loop(family, "online2"), []
+    lost_below = 0.9
+    for changes in ({"redetect_every": 1}, {"redetect_every": 0, "long_term": True}):
+        tracker = loop.tracker(**(ALWAYS_LOST | {"lost_below": lost_below} | changes))
+        state = tracker.start(loop.frames[0], loop.box_xywh)
+        steps = []
+        for frame in loop.frames[1:5]:
+            state, tracked = tracker.step(state, frame)
+            steps.append((tracked.box_xywh, tracked.score, tracked.is_lost, bool(state.redetection.is_look[0])))
+        found.append(list(zip(*steps, strict=True)))
+    (boxes, scores, lost, looks), (long_boxes, long_scores, long_lost, long_looks) = found
+    np.testing.assert_array_equal(boxes, long_boxes)
+    assert lost == long_lost and any(lost) and looks == long_looks and any(looks)
+    np.testing.assert_allclose(long_scores, np.where(lost, lost_below, 1.0) * scores, rtol=1e-6)
+
+
+def test_a_model_without_scores_cannot_follow_long_videos(golden_loop):
+    with pytest.raises(ConfigError, match="long_term needs a model that gives scores"):
+        golden_loop("vit", "plain").tracker(long_term=True)
