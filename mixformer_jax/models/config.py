@@ -255,8 +255,8 @@ class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
     Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`,
-    `corner_entropy`, `long_term`), are those of models with a score prediction module. Losing and finding are not in the
-    paper, and change no box without `redetect_every` or `long_term`.
+    `corner_entropy`, `long_term`), are those of models with a score prediction module. Losing and finding are not in
+    the paper, and change no box without `redetect_every` or `long_term`.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
