@@ -21,6 +21,7 @@ from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 # Chosen on the held-out sequences and on rendered clips, see docs/default_tracker.md.
 TRACKER: dict[str, Any] = {
     "search_factor": 4.0,
+    "num_online_templates": 2,
     "update_interval": 25,
     "clip_share": 0.5,
     "candidate_above": 0.8,
@@ -31,6 +32,7 @@ TRACKER: dict[str, Any] = {
     "found_after": 3,
     "redetect_every": 1,
     "redetect_above": 0.7,
+    "corner_entropy": 5.0,
 }
 
 # How photographs are paired, beside what the config's `data` says: 38 of 100 pairs show another target.

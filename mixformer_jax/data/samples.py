@@ -99,7 +99,7 @@ class TrackingSamples(HostSamples):
     """Training samples: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
 
     The box is normalised to the search crop and may reach beyond it. With `DataConfig.positive_share` also
-    label float32 [], 1 or 0.
+    label float32 [], 1 or 0. With both `CropConfig.streams` crops have six channels.
 
     A drawn sample that cannot serve is drawn again from the same generator, so the index decides everything;
     `redrawn()` counts those of this process by source. One whose files cannot be read is drawn again, too, and named in
@@ -184,8 +184,14 @@ class TrackingSamples(HostSamples):
         if not source.has_occluders and random.chance(config.occluder_probability):
             assert self.pool is not None  # as `DataConfig` demands
             search = occlude(random, search, sample["box_cxcywh"], draw_texture(random, self.pool), config)
-        templates, search = disturb(random, sample["templates"], search, config)
-        return sample | {"templates": templates, "search": search}
+        streams, whole = self.config.crops.streams, {"templates": sample["templates"], "search": search}
+        if streams == "second":  # light and image quality are the colour camera's
+            return sample
+        disturbed = disturb(random, whole["templates"][..., :3], search[..., :3], config)
+        shown = dict(zip(whole, disturbed, strict=True))
+        if streams == "both":
+            shown = {name: np.concatenate([shown[name], whole[name][..., 3:]], axis=-1) for name in whole}
+        return sample | shown
 
 
 def contact_sheet(
@@ -203,7 +209,7 @@ def contact_sheet(
 
 
 def _cell(sample: Sample, name: str) -> np.ndarray:
-    templates, search = sample["templates"], sample["search"].copy()
+    templates, search = sample["templates"][..., :3], sample["search"][..., :3].copy()
     size, edge = search.shape[0], templates.shape[1]
     cx, cy, w, h = sample["box_cxcywh"] * size
     edges = (cx - w / 2 - 0.5, cy - h / 2 - 0.5, cx + w / 2 - 0.5, cy + h / 2 - 0.5)

@@ -42,12 +42,13 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
     search crops, and for models with a score prediction module `scores`, float32 [targets] in [0, 1].
 
     A model whose templates depend on the search region encodes nothing: its `encode_templates` gives what it takes.
+    Crops of a model with a second stream have its three channels behind RGB.
     """
     # Plain operations alone: a kernel of one vendor's would bind the program to it.
     config = dataclasses.replace(tracker.config, attention_kernel="xla")
     model, slots = build_model(config), tracker.settings.num_slots
 
-    inputs = {"templates": _bytes(targets, slots, config.template_size)}
+    inputs = {"templates": _bytes(targets, slots, config.template_size, channels=config.channels)}
     if tracker.settings.num_online_templates > 1:
         inputs["filled"] = jax.ShapeDtypeStruct((targets, slots), jnp.bool_)
 
@@ -71,19 +72,20 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
             templates, filled = normalise(cache["templates"]), cache.get("filled")
             found = cast(Prediction, model.apply(variables, templates, search, filled))
         answer = {"boxes_cxcywh": found.boxes_cxcywh}
-        return answer if found.scores is None else {**answer, "scores": found.scores}
+        scores = found.scores_within(tracker.settings.corner_entropy)
+        return answer if scores is None else {**answer, "scores": scores}
 
     cache = dict(zip(names, (shape for _path, shape in cached), strict=True))
-    search = {"search": _bytes(targets, config.search_size)}
+    search = {"search": _bytes(targets, config.search_size, channels=config.channels)}
     return tuple(
         Function(call.__name__, call, shapes, jax.eval_shape(call, tracker.variables, shapes))
         for call, shapes in ((encode_templates, inputs), (locate, search | cache))
     )
 
 
-def _bytes(*sizes: int) -> jax.ShapeDtypeStruct:
-    """Square RGB crops: leading axes, and the side."""
-    return jax.ShapeDtypeStruct((*sizes, sizes[-1], 3), jnp.uint8)
+def _bytes(*sizes: int, channels: int) -> jax.ShapeDtypeStruct:
+    """Square crops: leading axes, and the side."""
+    return jax.ShapeDtypeStruct((*sizes, sizes[-1], channels), jnp.uint8)
 
 
 Format = Literal["stablehlo", "onnx"]

@@ -107,6 +107,8 @@ _ELEMENTWISE = {
     "min": "Min",
     "gt": "Greater",
     "exp": "Exp",
+    "log": "Log",
+    "neg": "Neg",
     "erf": "Erf",
     "logistic": "Sigmoid",
 }

@@ -220,8 +220,8 @@ def profile_model(config: MixFormerConfig, templates: int | None = None) -> Prof
         raise ValueError(f"templates is {templates}; expected at least 1")
     model, shapes = build_model(config), expected_shapes(config)
     variables = unflatten_dict({tuple(name.split("/")): _abstract(*shape) for name, shape in shapes.items()})
-    crops = _abstract(1, templates, config.template_size, config.template_size, 3)
-    region = _abstract(1, config.search_size, config.search_size, 3)
+    crops = _abstract(1, templates, config.template_size, config.template_size, config.channels)
+    region = _abstract(1, config.search_size, config.search_size, config.channels)
     encoding = Counter[str]()
     if config.is_cacheable:
         encode = functools.partial(model.apply, method="encode_templates")

@@ -209,6 +209,11 @@ class Experiment:
         train.check_model(model)
         if train.corner_weight and model.head == "query":
             raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
+        if data.root is not None and model.streams != "colour":
+            raise ConfigError(
+                f"model.second_stream is {model.second_stream!r}, and the pool under data.root has colour alone: leave "
+                "it out, and train on data.datasets with a second stream, such as depthtrack"
+            )
         if train.stage == "box" and model.score_heads:
             raise ConfigError(
                 f"model.score_heads is {model.score_heads}: the box loss would leave the score module as it was "
@@ -239,6 +244,7 @@ def crop_settings(model: MixFormerConfig, tracker: TrackerConfig) -> dict[str, A
         "template_factor": tracker.template_factor,
         "search_factor": tracker.search_factor,
         "num_online_templates": tracker.num_online_templates,
+        "streams": model.streams,
     }
 
 

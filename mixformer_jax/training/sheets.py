@@ -19,12 +19,12 @@ def prediction_sheet(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Up to 16 samples: the template in the corner of the search region, the true box green, the found one red.
 
-    The batch's `label` and the found `score` stand below, where there are such.
+    Of two streams RGB is shown. The batch's `label` and the found `score` stand below, where there are such.
     """
     cells = []
     for index in range(min(MAX_SAMPLES, len(batch["search"]))):
-        cell = batch["search"][index].copy()
-        template = batch["templates"][index, 0]
+        cell = batch["search"][index, ..., :3].copy()
+        template = batch["templates"][index, 0, ..., :3]
         small = cv2.resize(template, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         cell[: small.shape[0], : small.shape[1]] = small
         _outline(cell, batch["box_cxcywh"][index], TRUE)

@@ -15,6 +15,7 @@ from mixformer_jax.convert.pretrained import AUTOENCODER_FORMAT, Initialisation,
 from mixformer_jax.convert.torch_files import safetensors_format
 from mixformer_jax.convert.weights import (
     FORMAT,
+    Shapes,
     Weights,
     WeightsError,
     expected_shapes,
@@ -80,7 +81,8 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
 
     A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
     taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way. Position
-    tables are resized where the crops have another size.
+    tables are resized where the crops have another size. From a model of RGB alone, the embedding of a second stream
+    starts as RGB's own, and its factors at zero.
 
     Raises:
         WeightsError: a source that cannot be read, another backbone, or one that lacks a part other than those of
@@ -94,6 +96,8 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
         start = hand_over(found.variables, found.config, config)
     else:
         start = init_from(path, config)
+    values, expected = flatten_dict(start.variables, sep="/"), expected_shapes(config)
+    start = Initialisation.of(_with_second_stream(values, expected), expected, start.ignored)
     missing = sorted({_part(name) for name in start.fresh if _part(name) != "backbone"} - set(may_be_fresh))
     if missing:
         raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
@@ -143,10 +147,12 @@ def _from_weights(
         for key in _MEANING
         if getattr(theirs, key) != getattr(config, key)
     ]
+    if theirs.second_stream not in ("none", config.second_stream):
+        differences.append(f"second_stream: {theirs.second_stream!r} there, {config.second_stream!r} here")
     if differences:
         raise WeightsError(f"{path}: the backbone of another model: {'; '.join(differences)}")
     expected = expected_shapes(config)
-    found = _as_wanted(flatten_dict(weights.variables, sep="/"), expected)
+    found = _with_second_stream(_as_wanted(flatten_dict(weights.variables, sep="/"), expected), expected)
     complaints: dict[str, list[str]] = {}
     for part in dict.fromkeys(map(_part, expected)):
         shapes = {name: shape for name, shape in expected.items() if _part(name) == part}
@@ -157,6 +163,19 @@ def _from_weights(
     refuse_weights(f"{path}: does not fit {config.name!r}", fatal)
     taken = {name: found[name] for name in expected if not complaints[_part(name)]}
     return Initialisation.of(taken, expected, (name for name in found if name not in taken))
+
+
+def _with_second_stream(found: Mapping[str, np.ndarray], expected: Shapes) -> dict[str, np.ndarray]:
+    """What was found, and what a model with a second stream needs beside that: RGB's embedding again, zero factors."""
+    filled = dict(found)
+    for name in (name for name in expected if name not in found):
+        names = (name.replace("/second_embed/", f"/{embed}/") for embed in ("patch_embed", "embed_0"))
+        given = next((found[other] for other in names if other != name and other in found), None)
+        if name.endswith("/second_scale"):
+            given = np.zeros(expected[name], np.float32)
+        if given is not None:
+            filled[name] = given
+    return filled
 
 
 def _part(name: str) -> str:

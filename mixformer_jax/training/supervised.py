@@ -49,11 +49,11 @@ class _TrackingStage(Objective):
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         config, slots = self.experiment.model, self.experiment.tracker.num_slots
+        templates = (batch_size, slots, config.template_size, config.template_size, config.channels)
+        search = (batch_size, config.search_size, config.search_size, config.channels)
         return {
-            "templates": jax.ShapeDtypeStruct(
-                (batch_size, slots, config.template_size, config.template_size, 3), jnp.uint8
-            ),
-            "search": jax.ShapeDtypeStruct((batch_size, config.search_size, config.search_size, 3), jnp.uint8),
+            "templates": jax.ShapeDtypeStruct(templates, jnp.uint8),
+            "search": jax.ShapeDtypeStruct(search, jnp.uint8),
             "box_cxcywh": jax.ShapeDtypeStruct((batch_size, 4), jnp.float32),
         }
 

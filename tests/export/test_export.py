@@ -51,7 +51,9 @@ SHALLOW = dataclasses.replace(
 
 
 def tracker_of(config, online=2):
-    return Tracker(config, TrackerConfig(num_online_templates=online), random_variables(config))
+    corner_entropy = 0.0 if config.head == "query" else 10.0  # a little below that of a pyramidal head's maps
+    settings = TrackerConfig(num_online_templates=online, corner_entropy=corner_entropy)
+    return Tracker(config, settings, random_variables(config))
 
 
 def inputs_of(tracker, targets):
@@ -66,7 +68,8 @@ def model_answer(tracker, templates, search, filled):
     """What our own model finds: boxes, and scores where it has them."""
     filled = filled if tracker.settings.num_online_templates > 1 else None
     found = jax.jit(tracker.model.apply)(tracker.variables, normalise(templates), normalise(search), filled)
-    return [np.asarray(x) for x in (found.boxes_cxcywh, found.scores) if x is not None]
+    scores = found.scores_within(tracker.settings.corner_entropy)
+    return [np.asarray(x) for x in (found.boxes_cxcywh, scores) if x is not None]
 
 
 def exported_answer(folder, templates, search, filled):
