@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 
 from mixformer_jax.boxes import iou
-from mixformer_jax.data.single_rows import _resized
+from mixformer_jax.data.single_images import _resized
 from mixformer_jax.models.heads import precise_roi_pool
 
 
