@@ -126,6 +126,8 @@ $(VENV)/.aside-installed: $(VENV)/.test-installed
 	@$(PIP) --target $(VENV)/pyav --upgrade --no-deps "$$($(BIN)/python -c \
 	    'from importlib.metadata import requires; \
 	    print(next(r.partition(";")[0] for r in requires("mixformer-jax") if r.startswith("av")))')"
+	@# HOTA and the rest by their own authors; it asks for the OpenCV with windows, which would be laid over ours.
+	@$(PIP) --target $(VENV)/trackeval --upgrade --no-deps trackeval==1.3.0
 	@# The TPU compiler of this JAX: where it is installed, JAX complains at every start that there is no TPU.
 	@$(PIP) --target $(VENV)/tpu-compiler --upgrade --no-deps "$$($(BIN)/python -c \
 	    'from importlib.metadata import requires; \

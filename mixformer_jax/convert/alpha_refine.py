@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.names import (
     CLASSES,
     COUNTER,
@@ -32,12 +31,8 @@ from mixformer_jax.convert.names import (
     write_by_table,
     zeros,
 )
-from mixformer_jax.convert.torch_files import (
-    OfficialState,
-    is_torch_file,
-    read_official,
-    safetensors_format,
-)
+from mixformer_jax.convert.pretrained import Initialisation
+from mixformer_jax.convert.torch_files import OfficialState, is_torch_file, read_official, safetensors_format
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
@@ -134,11 +129,6 @@ def to_official(found: AlphaRefineWeights) -> dict[str, np.ndarray]:
     return write_by_table(
         found.variables, table, shapes, found.carried, f"the weights of the mask network {found.config.name!r}"
     )
-
-
-def unread_names(config: AlphaRefineConfig) -> list[str]:
-    """Official names of what no forward pass uses: the classifier and the counters of batches."""
-    return [entry.official for entry in alpha_refine_table(config) if isinstance(entry, Carried)]
 
 
 def count_parameters(state: Mapping[str, np.ndarray]) -> int:

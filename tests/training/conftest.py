@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixformer_jax.training import metrics_log
+from mixformer_jax.training import progress
 
 # Imports once; every run is a fork of it, before JAX looks for devices. As in the tests' own process, tracing does not
 # look through what has been imported for cycles.
@@ -19,7 +19,7 @@ PARENT = """
 import gc, json, os, signal, sys
 import jax
 import mixformer_jax.cli, mixformer_jax.training.loop
-mixformer_jax.training.metrics_log.draw_curves = lambda lines: b""
+mixformer_jax.training.progress.draw_curves = lambda lines: b""
 gc.set_threshold(100_000, 20, 100)
 gc.freeze()
 for line in sys.stdin:
@@ -125,7 +125,7 @@ def quick_compilation(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """At every checkpoint they would take longer than the steps; tests of the log draw them, and one pretraining."""
-    monkeypatch.setattr(metrics_log, "draw_curves", lambda lines: b"")
+    monkeypatch.setattr(progress, "draw_curves", lambda lines: b"")
 
 
 class Commands:

@@ -9,8 +9,8 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError, claim_folder
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
+from mixformer_jax.training.progress import LINES_NAME, read_lines
 from mixformer_jax.training.samples import training_samples
 from mixformer_jax.training.sharding import make_mesh, to_devices
 

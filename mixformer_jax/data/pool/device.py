@@ -131,15 +131,10 @@ class DeviceRandom(Random):
 
 
 class About(NamedTuple):
-    """How a sample came about.
+    """How a sample came about."""
 
-    Attributes:
-        source: its number among `sources_of`.
-        served: whether one of the candidates could serve; if not, the first one was rendered.
-    """
-
-    source: Int[Array, "*batch"]
-    served: Bool[Array, "*batch"]
+    source: Int[Array, "*batch"]  # its number among `sources_of`
+    served: Bool[Array, "*batch"]  # whether one of the candidates could serve; if not, the first one was rendered
 
 
 class DeviceSamples:
@@ -152,8 +147,7 @@ class DeviceSamples:
     def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
         """`names` are those of the arrays wanted; None for all.
 
-        Raises:
-            ValueError: no material for a source of the mix, or more than a device can number.
+        Raises ValueError where a source of the mix has no material, or more than a device can number.
         """
         pool = TrackingSamples(material, config, seed).pool
         assert pool is not None  # as `DataConfig` demands
@@ -181,11 +175,7 @@ class DeviceSamples:
         ]
 
     def check(self, resident: DevicePool) -> None:
-        """Draws samples without rendering them.
-
-        Raises:
-            ValueError: a source whose candidates too often cannot serve.
-        """
+        """Draws samples without rendering them; ValueError for a source whose candidates too often cannot serve."""
         numbers = jnp.arange(CHECKED, dtype=jnp.uint32)
         draw = jax.jit(lambda pool: self._inspect(pool, numbers)[1])
         about = draw.lower(resident).compile()(resident)
