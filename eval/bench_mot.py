@@ -31,9 +31,11 @@ from mixformer_jax.tracking.tracker import Tracked, Tracker, load
 
 STRETCH = 10
 # How objects are looked for.
-ONE = "all searched"
+ONE = "all, whole region"
 WAYS = {
-    ONE: MotSettings(search_all=True),
+    ONE: MotSettings(search_all=True, search_share=1.0),
+    "all": MotSettings(search_all=True),
+    "in doubt, whole region": MotSettings(search_share=1.0),
     "in doubt": MotSettings(),
     "in doubt up to 4": MotSettings(searches=4),
     "in doubt up to 2": MotSettings(searches=2),
