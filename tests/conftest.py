@@ -104,6 +104,7 @@ _SLOW_FILES = (
     "models/test_config.py",
     "convert/test_names.py",
     "tracking/test_coming_and_going.py",
+    "tracking/test_mot.py",
     "serving/test_page.py",
     "tracking/test_targets.py",
     "datasets/test_batches.py",

@@ -191,7 +191,7 @@ class MotTracker:
     ) -> Int64[np.ndarray, " k"]:
         """Whom to look for. Whoever is not confirmed needs a detection for that, and most of them are none."""
         settings = self.settings
-        wanted = np.flatnonzero(settings.search_all | (objects.is_confirmed & ~is_sure))
+        wanted = np.flatnonzero(objects.is_confirmed & (settings.search_all | ~is_sure))
         # First those without a detection, which are lost otherwise, and of these those that were seen last.
         has_some = overlaps[wanted].max(axis=1, initial=0.0) >= settings.match_above
         order = np.lexsort((objects.numbers[wanted], objects.unseen[wanted], has_some))
