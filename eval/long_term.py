@@ -32,8 +32,8 @@ from mixformer_jax.text_tables import markdown
 
 SETTINGS = {
     "never_looks": {"redetect_every": 0, "long_term": False},
-    "looks": {"redetect_every": 1, "long_term": False},
     "long_term": {"redetect_every": 1, "long_term": True},
+    "looks": {"redetect_every": 1, "long_term": False},
 }
 FIRST_SEED = 100
 DATASET = "votlt"
