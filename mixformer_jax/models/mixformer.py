@@ -13,7 +13,7 @@ from mixformer_jax.models.attention import Filled
 from mixformer_jax.models.backbone import Backbone, Search, SearchFeatures, TemplateCache, Templates
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.cvt import MixCvTBackbone
-from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction
+from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction, map_entropy
 from mixformer_jax.models.vit import MixViTBackbone
 
 Boxes = Float[Array, "b 4"]
@@ -35,6 +35,26 @@ class Prediction(NamedTuple):
     def scores(self) -> Float[Array, " b"] | None:
         """Confidence in [0, 1] that the box holds the target."""
         return None if self.score_logits is None else jax.nn.sigmoid(self.score_logits)
+
+    @property
+    def corner_entropy(self) -> Float[Array, " b"] | None:
+        """Entropy of both corners' maps together, in nats: how widely the corners are spread; None without maps."""
+        if self.top_left_logits is None or self.bottom_right_logits is None:
+            return None
+        return map_entropy(self.top_left_logits) + map_entropy(self.bottom_right_logits)
+
+    def scores_within(self, corner_entropy: float) -> Float[Array, " b"] | None:
+        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this. Not in the
+        paper. 0: the scores as they are.
+
+        Raises:
+            ConfigError: the head has no corners.
+        """
+        if not corner_entropy or self.score_logits is None:
+            return self.scores
+        if self.corner_entropy is None:
+            raise ConfigError(f"corner_entropy is {corner_entropy:g}, and the query head has no corners; expected 0")
+        return jax.nn.sigmoid(self.score_logits - jnp.maximum(self.corner_entropy - corner_entropy, 0))
 
 
 class MixFormer(nn.Module):

@@ -264,7 +264,7 @@ def _locate(
         found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
     boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, around_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    return Located(boxes_xywh, found.scores), found.boxes_cxcywh
+    return Located(boxes_xywh, found.scores_within(settings.corner_entropy)), found.boxes_cxcywh
 
 
 @functools.partial(jax.jit, static_argnames="settings")
