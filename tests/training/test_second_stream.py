@@ -10,7 +10,7 @@ import pytest
 from mixformer_jax import cli
 from mixformer_jax.config_files import load_config
 from mixformer_jax.convert.weights import WeightsError, save_weights
-from mixformer_jax.export.functions import tracking_functions
+from mixformer_jax.export.export import tracking_functions
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.reports.benchmarks import vot_report
