@@ -174,12 +174,15 @@ class DeviceSamples:
             for row in range(len(numbers))
         ]
 
-    def check(self, resident: DevicePool) -> None:
-        """Draws samples without rendering them; ValueError for a source whose candidates too often cannot serve."""
+    def about(self, resident: DevicePool) -> About:
+        """How the first `CHECKED` samples come about; they are drawn and not rendered."""
         numbers = jnp.arange(CHECKED, dtype=jnp.uint32)
         draw = jax.jit(lambda pool: self._inspect(pool, numbers)[1])
-        about = draw.lower(resident).compile()(resident)
-        source, served = np.asarray(about.source), np.asarray(about.served)
+        return draw.lower(resident).compile()(resident)
+
+    def check(self, resident: DevicePool) -> None:
+        """Looks at `about`; ValueError for a source whose candidates too often cannot serve."""
+        source, served = map(np.asarray, self.about(resident))
         for number, name in enumerate(sources_of(self.config)):
             of_source = served[source == number]
             if len(of_source) and np.mean(~of_source) > MAX_UNSERVED:
