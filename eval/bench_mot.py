@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from eval.crowd import Crowd
-from eval.turns import bench_parser, prepare_append, tell_rows, today
+from eval.turns import Arguments, Parts, bench_parser, run_bench, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import WEIGHTS, positive, positives
 from mixformer_jax.evaluation.mot_metrics import MotCounts, count, measures, total
@@ -158,17 +158,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=positive, default=100, help="of a scene (default: %(default)s)")
     parser.add_argument("--seeds", type=positive, default=2, help="scenes that are scored; the first is timed")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU")
-    args = parser.parse_args(arguments)
-    ways = args.ways.split(",")
-    if unknown := set(ways) - set(WAYS):
-        parser.error(f"--ways {', '.join(sorted(unknown))}: expected some of {', '.join(WAYS)}")
-    try:
-        prepare_append(args.append)
-        rows = bench(load(args.weights, dtype=args.dtype), args.objects, ways, args.frames, args.seeds, args.turns)
-        tell_rows(COLUMNS, rows, slice(1, -1), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+
+    def measure(args: Arguments) -> Parts:
+        ways = args.ways.split(",")
+        if unknown := set(ways) - set(WAYS):
+            parser.error(f"--ways {', '.join(sorted(unknown))}: expected some of {', '.join(WAYS)}")
+        tracker = load(args.weights, dtype=args.dtype)
+        yield COLUMNS, bench(tracker, args.objects, ways, args.frames, args.seeds, args.turns), slice(1, -1)
+
+    return run_bench(parser, arguments, measure)
 
 
 if __name__ == "__main__":
