@@ -178,8 +178,8 @@ def clip_box_xywh(
 def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "4"]:
     """The box a user gave, as float64 `x, y, w, h` in pixels, if a frame of this shape (`frame.shape`) can show it.
 
-    Raises:
-        ValueError: not four numbers, NaN or infinite, no area, wholly outside the frame, or a number beyond all pixels.
+    Raises ValueError for what is not four numbers, NaN or infinite, without area, wholly outside the frame, or beyond
+    all pixels.
     """
     height, width = frame_shape[:2]
     where = f"on a frame of {width}x{height} pixels (width x height)"

@@ -47,11 +47,8 @@ def resize_streams(image: UInt8[np.ndarray, "h w *c"], size: int) -> UInt8[np.nd
 def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
     """The crop of `size` x `size` pixels around a box, on the host.
 
-    Args:
-        frame: RGB, or two streams of three channels each.
-        box_xywh: in frame pixels; may stick out of the frame.
-        factor: side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
-        size: side of the result in pixels.
+    The frame is RGB, or two streams of three channels each; the box, in its pixels, may stick out of it. `factor` is
+    the side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
 
     Raises:
         ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
@@ -92,8 +89,7 @@ class Rectangle(NamedTuple):
 def stretched_rectangle(box_xywh: Float[np.ndarray, "4"], factor: float) -> Rectangle:
     """What a stretched crop shows: the box's width and height, each times `factor` and rounded up, around its centre.
 
-    Raises:
-        ValueError: a box that is not finite, without area, or beyond the pixels that can be counted.
+    Raises ValueError for a box that is not finite, without area, or beyond the pixels that can be counted.
     """
     x, y, w, h = box_xywh.tolist()
     if not all(math.isfinite(value) and abs(value) * factor <= MAX_EXTENT for value in (x, y, w, h)) or min(w, h) <= 0:
@@ -271,12 +267,8 @@ def crop_box_to_frame(
 ) -> Float[Array, "*n 4"]:
     """A box normalised to a search crop -> `x, y, w, h` in frame pixels, not yet clipped.
 
-    Args:
-        box_cxcywh: the model's prediction.
-        previous_box_xywh: the box around which the crop was taken; as in the official tracker, the crop's middle is
-            taken to lie on its unrounded centre.
-        scale: of that crop (size / side).
-        size: side of the crop in crop pixels.
+    `scale` (size / side) and `size` are the crop's, in crop pixels. As in the official tracker, its middle is taken to
+    lie on the unrounded centre of `previous_box_xywh`, around which it was taken.
     """
     xp = namespace(box_cxcywh, previous_box_xywh, scale)
     side = size / _column(scale, xp.result_type(box_cxcywh, previous_box_xywh), xp)

@@ -76,13 +76,7 @@ def _run(arguments: list[str] | None) -> int:
     from mixformer_jax.data.samples import Material, TrackingSamples
     from mixformer_jax.datasets.sequences import open_dataset
     from mixformer_jax.training.experiment import crop_settings, data_section
-    from mixformer_jax.training.mined_scores import (
-        mine_all,
-        mine_photographs,
-        score_figures,
-        scores_of,
-        train_scores,
-    )
+    from mixformer_jax.training.mined_scores import mine_all, mine_photographs, score_figures, scores_of, train_scores
     from mixformer_jax.training.mining import join
 
     data = load_config(args.config, args.overrides)["data"].to_dict()

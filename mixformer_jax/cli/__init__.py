@@ -13,14 +13,7 @@ from collections.abc import Sequence
 
 import mixformer_jax
 from mixformer_jax.cli.compiled import keep_compiled_programs
-from mixformer_jax.cli.console import (
-    Parser,
-    complain,
-    is_for_the_user,
-    parse_arguments,
-    silence_decoders,
-    tell_stopped,
-)
+from mixformer_jax.cli.console import Parser, complain, is_for_the_user, parse_arguments, silence_decoders, tell_stopped
 from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.signals import Stopped, StopSignals
 
@@ -37,9 +30,9 @@ COMMANDS = {
     "doctor": ("trials", "Check numbers, weights and video here; the status is 1 if any is wrong."),
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
-    "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
+    "export": ("convert", "Write a tracker's network as StableHLO or ONNX, for other programs."),
     "train": ("train", "Train a tracker, or a mask network. Started again on the same folder, it goes on."),
-    "finetune": ("finetune", "Fine-tune a tracker on your own annotated videos."),
+    "finetune": ("train", "Fine-tune a tracker on your own annotated videos."),
     "pretrain": (
         "train",
         "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",

@@ -54,14 +54,16 @@ class Placed(NamedTuple):
         return np.concatenate([self.matrix[:, 2] - half, 2 * half])
 
 
-class DemoFrames(Sequence):
-    """The frames of the demo clip, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
+class DemoClip(Sequence):
+    """The demo clip, 10 s: its frames, rendered when they are asked for, uint8 RGB, HEIGHT x WIDTH.
 
     Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
 
     Raises:
         ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
+
+    fps = FPS
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -140,7 +142,7 @@ class DemoFrames(Sequence):
         return Placed(cutout, similarity(zoom, 10 * math.sin(time - moment), on_frame))
 
 
-class AbsenceFrames(DemoFrames):
+class AbsenceClip(DemoClip):
     """The demo clip with a target that is out of sight twice, for 0.7 to 2.5 s, and comes back somewhere else."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -172,7 +174,7 @@ class AbsenceFrames(DemoFrames):
         return placed
 
 
-class LongFrames(AbsenceFrames):
+class LongClip(AbsenceClip):
     """A clip of any length, whose target goes out of sight again and again and comes back somewhere else.
 
     It is in sight for 2.5 to 8 s, then away for 1 to 5 s. One of the three is the target, by turns of the seed; the
@@ -198,34 +200,9 @@ class LongFrames(AbsenceFrames):
         return super()._passing(cutout, time, nearest, velocity, miss)
 
 
-class DemoClip(NamedTuple):
-    """Frames, the exact box of the target on each of them, and frames a second."""
-
-    frames: DemoFrames
-    boxes_xywh: Float64[np.ndarray, "n 4"]
-    fps: float
-
-
 def render_demo_clip(seed: int = 0, absences: bool = False) -> DemoClip:
-    """The demo clip: 10 s of 640 x 360 at 30 frames a second. Frames are rendered as they are read.
-
-    With `absences` the target is out of sight twice: its box is NaN there.
-
-    Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
-    """
-    frames = AbsenceFrames(seed) if absences else DemoFrames(seed)
-    return DemoClip(frames, frames.boxes_xywh, FPS)
-
-
-def render_long_clip(seed: int, num_frames: int) -> DemoClip:
-    """A clip of `LongFrames`, at 30 frames a second; boxes are NaN where the target is out of sight.
-
-    Raises:
-        ModuleNotFoundError: as `render_demo_clip`.
-    """
-    frames = LongFrames(seed, num_frames)
-    return DemoClip(frames, frames.boxes_xywh, FPS)
+    """See `DemoClip`; with `absences` the target is out of sight twice: its box is NaN there."""
+    return AbsenceClip(seed) if absences else DemoClip(seed)
 
 
 def photograph_folder() -> Path:
@@ -288,19 +265,12 @@ def paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
 
 
 class DemoReport(NamedTuple):
-    """What the demo left behind, and how well the target was followed.
+    """What the demo left behind, and how well the target was followed."""
 
-    Attributes:
-        recording: the annotated video, the boxes and the rates.
-        groundtruth: text file of the exact boxes, one `x,y,w,h` line a frame.
-        picture: PNG of the first, middle and last annotated frame side by side.
-        mean_iou: mean overlap with the ground truth where the target is in sight, without the first frame, whose box
-            is given.
-    """
-
-    recording: Recording
-    groundtruth: Path
-    picture: Path
+    recording: Recording  # the annotated video, the boxes and the rates
+    groundtruth: Path  # text file of the exact boxes, one `x,y,w,h` line a frame
+    picture: Path  # PNG of the first, middle and last annotated frame side by side
+    # Mean overlap with the ground truth where the target is in sight, without the first frame, whose box is given
     mean_iou: float
 
 
@@ -319,7 +289,7 @@ def track_demo(
     video = prepare_output(Path(folder) / "demo.mp4")
     boxes_file, groundtruth, picture = (video.with_name(n) for n in ("boxes.txt", "groundtruth.txt", "demo.png"))
     clip = render_demo_clip(seed, absences)
-    truth, source = clip.boxes_xywh, ArrayFrames(clip.frames, "demo", clip.fps)
+    truth, source = clip.boxes_xywh, ArrayFrames(clip, "demo", FPS)
     recording = record(
         tracker, source, truth[:1], video, boxes_file, groundtruth_xywh=truth, progress=progress, overwrite=True
     )
@@ -333,7 +303,7 @@ def track_demo(
 
 def _annotated(clip: DemoClip, boxes_xywh: Float[np.ndarray, "n 4"], indices: Sequence[int]) -> list[np.ndarray]:
     """Frames with what was found and what is true."""
-    return [annotate(clip.frames[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
+    return [annotate(clip[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
 
 
 BOXED = 0.5  # IoU from which a target counts as boxed
@@ -341,19 +311,12 @@ OFF = 0.1  # IoU below which a box is not on the target
 
 
 class Failure(NamedTuple):
-    """Frames of one clip, counted from 0.
+    """Frames of one clip, counted from 0."""
 
-    Attributes:
-        overlap: IoU on the frame `worst`.
-        before: the last boxed frame before.
-        worst: the frame with the lowest overlap between `before` and `after`.
-        after: the first boxed frame after, or the clip's last one.
-    """
-
-    overlap: float
-    before: int
-    worst: int
-    after: int
+    overlap: float  # IoU on the frame `worst`
+    before: int  # the last boxed frame before
+    worst: int  # the frame with the lowest overlap between `before` and `after`
+    after: int  # the first boxed frame after, or the clip's last one
 
 
 def find_failures(overlaps: Float64[np.ndarray, " n"]) -> list[Failure]:
@@ -401,11 +364,11 @@ def draw_failures(tracker: Tracker, sheet: Path, seeds: int, rows: int, absences
 
 def _follow(tracker: Tracker, clip: DemoClip) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"] | None]:
     """The boxes of a whole clip, from the true one on its first frame, and where the target counts as lost."""
-    state = tracker.start(clip.frames[0], clip.boxes_xywh[0])
+    state = tracker.start(clip[0], clip.boxes_xywh[0])
     boxes_xywh = [clip.boxes_xywh[0]]
     lost: list[bool | None] = [False]
-    for index in range(1, len(clip.frames)):
-        state, found = tracker.step(state, clip.frames[index])
+    for index in range(1, len(clip)):
+        state, found = tracker.step(state, clip[index])
         boxes_xywh.append(np.asarray(found.box_xywh, np.float64))
         lost.append(found.is_lost)
     return np.stack(boxes_xywh), None if None in lost else np.array(lost, bool)

@@ -59,12 +59,8 @@ def add_report(parser: Parser) -> None:
 
 
 def run_report(args: argparse.Namespace, opened: Dataset | None = None) -> int:
-    """Scores what trackers left; 1 when a ground truth cannot be read.
-
-    Args:
-        args: of the command line.
-        opened: the data set that they name, where it is open already.
-    """
+    """Scores what trackers left, on the data set that is `opened` already, or that the arguments name; 1 when a ground
+    truth cannot be read."""
     if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
         raise UsageError("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
     try:

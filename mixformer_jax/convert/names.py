@@ -309,11 +309,6 @@ def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerCo
     )
 
 
-def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
-    """The unused tensors of an official state dict, by their official names."""
-    return carried_by_table(state, name_table(config))
-
-
 def variables_to_official(
     variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:

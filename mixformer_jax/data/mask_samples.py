@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float64, Int32, UInt8
 from mixformer_jax.boxes import xywh_to_xyxy
 from mixformer_jax.crops import box_in_stretched_crop, stretched_crop
 from mixformer_jax.data.coco_masks import CocoMasks
-from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
+from mixformer_jax.data.samples import MAX_REDRAWS, HostSamples, Rendered
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.masks import mask_box_xywh
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
@@ -100,20 +100,16 @@ def read_labels(path: Path) -> Int32[np.ndarray, "h w"]:
     return red + 256 * (green + 256 * blue)
 
 
-class MaskSamples:
-    """Samples by index: sample i of a seed is one thing on every machine. Safe to call from threads and processes.
+class MaskSamples(HostSamples):
+    """Template and search uint8 [size, size, 3], box_xyxy float32 [4] of the target in the template's pixels, and mask
+    uint8 [size, size] of 0 and 1 on the search crop; sample i of a seed is one thing on every machine.
 
-    Args:
-        config: what to draw, and how.
-        size: side of the crops, pixels.
-        seed: of the draws.
-        held_out: samples to validate on: what is held out, with the same jitter and the brightness as it is.
+    Those to validate on (`held_out`) have the same jitter, and the brightness as it is.
     """
-
-    for_processes = True
 
     def __init__(self, config: MaskDataConfig, size: int, seed: int, held_out: bool = False) -> None:
         """Lists the files; DatasetError where there are none."""
+        super().__init__()
         self.config, self.size, self.seed, self.held_out = config, size, seed, held_out
         # Every photograph is a sequence of one frame.
         photographs = [] if config.root is None else [(still,) for still in _photographs(config)]
@@ -127,13 +123,7 @@ class MaskSamples:
         every = self.config.held_out_every
         return [each for number, each in enumerate(found) if (every > 0 and number % every == 0) == self.held_out]
 
-    def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`: template and search uint8 [S, S, 3], box_xyxy float32 [4] of the target in the template's
-        pixels, mask uint8 [S, S] of 0 and 1 on the search crop."""
-        return self.render(index).sample
-
     def render(self, index: int) -> Rendered:
-        """Sample `index` with the faults met on the way; DatasetError where nothing that was drawn can be used."""
         rng, faults = np.random.default_rng((self.seed, index)), []
         has_both = bool(self._photographs and self._videos)
         of_video = rng.random() < self.config.video_share if has_both else bool(self._videos)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -79,7 +79,7 @@ class SequencePairs:
     or, if there is none, around the target of another sequence.
     """
 
-    has_occluders = False
+    has_occluders = False  # laid over targets by itself
 
     def __init__(
         self,
@@ -97,10 +97,10 @@ class SequencePairs:
         ratios = np.array([source.ratio for source in sources])
         self._cumulative = np.cumsum(ratios / ratios.sum())
 
-    def decide(self, rng: np.random.Generator) -> None:
+    def decide(self, rng: np.random.Generator) -> Any:
         """Nothing: all is drawn again."""
 
-    def sample(self, rng: np.random.Generator, decided: None = None) -> tuple[str, str, Sample]:
+    def sample(self, rng: np.random.Generator, decided: Any = None) -> tuple[str, str, Sample]:
         """The data set's name, the frames in words, and the sample; raises as `draw` and `render`."""
         frames = self.draw(rng)
         return frames.source, str(frames), self.render(rng, frames)

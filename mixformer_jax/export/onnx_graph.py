@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
-from mixformer_jax.export.functions import Function, Shapes
+from mixformer_jax.export.export import Function, Shapes
 from mixformer_jax.tracking.tracker import Tracker
 
 OPSET = 18

@@ -197,8 +197,7 @@ class Experiment:
     def from_mapping(cls, config: Mapping[str, Any]) -> "Experiment":
         """Reads the sections `model`, `tracker`, `data` and `train`.
 
-        Raises:
-            ConfigError: an unknown section or key (the closest known one is named), or a value that cannot work.
+        Raises ConfigError for an unknown section or key (the closest known one is named), or a value that cannot work.
         """
         sections = {"model", "tracker", "data", "train"}
         if set(config) != sections:
@@ -252,8 +251,7 @@ def crop_settings(model: MixFormerConfig, tracker: TrackerConfig) -> dict[str, A
 def data_section(values: Any, derived: Mapping[str, Any], who: str) -> DataConfig:
     """Reads the section `data`; `derived` settings of `crops` come from elsewhere, `who` says from where.
 
-    Raises:
-        ConfigError: an unknown key, or a value that cannot work.
+    Raises ConfigError for an unknown key, or a value that cannot work.
     """
     crops = values.get("crops", {}) if isinstance(values, Mapping) else None
     if not isinstance(crops, Mapping):

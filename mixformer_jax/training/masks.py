@@ -1,5 +1,6 @@
 """Mask networks as objectives of the training loop: Alpha-Refine, and the decoder on a tracker's frozen backbone."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from mixformer_jax.convert.alpha_refine import (
     shapes_of_alpha_refine,
 )
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.mask_decoder import (
     BACKBONE,
     Backbone,
@@ -30,7 +30,8 @@ from mixformer_jax.convert.mask_decoder import (
     save_mask_decoder,
     shapes_of_masks,
 )
-from mixformer_jax.convert.torch_files import read_official
+from mixformer_jax.convert.pretrained import Initialisation
+from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
@@ -39,11 +40,9 @@ from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
 from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.loop import run
 from mixformer_jax.training.losses import dice_losses, mask_losses
 from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
 from mixformer_jax.training.sheets import mask_sheet
-from mixformer_jax.training.start import is_ours
 
 NETWORKS = {kind.section: kind for kind in (AlphaRefineConfig, MaskDecoderConfig)}
 """By section of a config, by which it is told from a tracker's."""
@@ -75,38 +74,31 @@ class MaskExperiment:
         )
 
 
-def train_masks(config: Mapping[str, Any], out: str | Path) -> Path:
-    """Trains one mask network; returns its file, which `mixformer track --masks` takes. See `loop.run`.
-
-    Raises:
-        ConfigError: the config.
-        WeightsError: the tracker that a decoder is for.
-    """
-    experiment = MaskExperiment.from_mapping(config)
-    return run(mask_objective(experiment), experiment.train, experiment, out)
-
-
-def mask_objective(experiment: MaskExperiment) -> Objective:
+def mask_objective(experiment: MaskExperiment) -> "MaskObjective":
     """The objective of the network that the config names."""
     return AlphaRefineObjective(experiment) if experiment.mask_decoder is None else DecoderObjective(experiment)
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskObjective:
-    """What both share: template, its box and a search crop in, the target's mask on that crop out."""
+class MaskObjective(Objective):
+    """What both share: template, its box and a search crop in, the target's mask on that crop out.
+
+    The run's file is what `mixformer track --masks` takes.
+    """
 
     experiment: MaskExperiment
 
     @property
+    @abc.abstractmethod
     def crop_size(self) -> int:
-        raise NotImplementedError
+        """Side of the crops, pixels."""
 
+    @abc.abstractmethod
     def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
         """Of the masks, and what a pass in training changes."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
-        raise NotImplementedError
+        """Of every sample."""
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.crop_size
@@ -170,12 +162,6 @@ class AlphaRefineObjective(MaskObjective):
     @property
     def crop_size(self) -> int:
         return self._config.crop_size
-
-    def init(self, key: PRNGKeyArray) -> Variables:
-        return self.model.initial_values(key)
-
-    def group(self, path: tuple[str, ...]) -> Group:
-        return "rest"
 
     def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
         template, search = normalise(jnp.asarray(batch["template"])), normalise(jnp.asarray(batch["search"]))

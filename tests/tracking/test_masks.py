@@ -10,14 +10,15 @@ import pytest
 
 from mixformer_jax import cli
 from mixformer_jax.cli import demo
-from mixformer_jax.cli.demo import FPS, DemoFrames, Placed, render_demo_clip
+from mixformer_jax.cli.demo import FPS, DemoClip, Placed, render_demo_clip
 from mixformer_jax.convert.alpha_refine import from_official, save_alpha_refine
 from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.crops import box_in_stretched_crop, normalise, paste_map, stretched_crop, stretched_rectangle
-from mixformer_jax.masks import box_mask, decode_rle, fit_to_frame, mask_box_xywh, mask_iou
+from mixformer_jax.masks import decode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import draw_mask, read_image
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.masks import AlphaRefineSegmenter, MaskSettings, Segmenter, load_segmenter
+from tests.stand_ins import box_mask, mask_iou
 
 
 @pytest.fixture(scope="module")
@@ -202,15 +203,15 @@ def test_weights_are_loaded(weights):
     assert segmenter.settings.threshold == 0.65
 
 
-def true_mask(frames: DemoFrames, index: int) -> np.ndarray:
+def true_mask(clip: DemoClip, index: int) -> np.ndarray:
     """The cat's pixels on a frame of the demo clip, without what the saucer covers."""
 
     def inside(placed: Placed) -> np.ndarray:
-        picture = np.zeros(frames[index].shape, np.float32)
-        demo._paste(picture, placed._replace(cutout=placed.cutout._replace(pixels=np.ones_like(placed.cutout.pixels))))
+        picture = np.zeros(clip[index].shape, np.float32)
+        demo.paste(picture, placed._replace(cutout=placed.cutout._replace(pixels=np.ones_like(placed.cutout.pixels))))
         return picture[..., 0] > 0.5
 
-    _, target, saucer = frames.layers(index / FPS)
+    _, target, saucer = clip.layers(index / FPS)
     return inside(target) & ~inside(saucer)
 
 
@@ -220,12 +221,12 @@ def test_embedded_masks_beat_boxes(tmp_path, monkeypatch):
     clip, chosen = render_demo_clip(), (0, 4, 8, 12)
     (tmp_path / "cat").mkdir()
     for number, index in enumerate(chosen):
-        cv2.imwrite(f"cat/{number:02d}.png", clip.frames[index][..., ::-1])
+        cv2.imwrite(f"cat/{number:02d}.png", clip[index][..., ::-1])
     box = ",".join(map(str, clip.boxes_xywh[0].tolist()))
     # In front of the source, of which `--masks W` would make weights.
     assert cli.main(["track", "--quiet", "--no-video", "--box", box, "--boxes", "cat.jsonl", "--masks", "cat"]) == 0
     records = [json.loads(line) for line in Path("cat.jsonl").read_text().splitlines()]
-    truth = [true_mask(clip.frames, index) for index in chosen]
+    truth = [true_mask(clip, index) for index in chosen]
     boxes = [box_mask(np.array([record[side] for side in "xywh"]), truth[0].shape) for record in records]
     found = [decode_rle(record["mask"]) for record in records]
     overlaps, of_boxes = (np.array(list(map(mask_iou, masks, truth))) for masks in (found, boxes))

@@ -14,13 +14,15 @@ from mixformer_jax.convert.mask_decoder import load_mask_decoder
 from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples, read_labels
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.masks import encode_rle, mask_box_xywh, mask_iou
+from mixformer_jax.masks import encode_rle, mask_box_xywh
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.tracking.masks import DecoderSegmenter, load_segmenter
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.masks import MaskExperiment, mask_objective, train_masks
+from mixformer_jax.training.loop import train
+from mixformer_jax.training.masks import MaskExperiment, mask_objective
 from mixformer_jax.training.program import learning_rate_schedule
+from tests.stand_ins import mask_iou
 
 SIZE = 64
 
@@ -137,7 +139,7 @@ def settings(root, **changes):
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "masks"
-    assert train_masks(settings(root), out) == out / "model.safetensors"
+    assert train(settings(root), out) == out / "model.safetensors"
     return out
 
 
@@ -216,10 +218,10 @@ def decoder_settings(root, tracker):
 
 def test_a_decoder_learns_on_a_frozen_backbone(root, tracker, tmp_path):
     out = tmp_path / "run"
-    weights = train_masks(decoder_settings(root, tracker), out)
+    weights = train(decoder_settings(root, tracker), out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    train, held_out = ([line for line in lines if line["kind"] == kind] for kind in ("train", "validation"))
-    assert train[-1]["loss"] < 0.7 * train[0]["loss"]
+    steps, held_out = ([line for line in lines if line["kind"] == kind] for kind in ("train", "validation"))
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
     assert 0.3 < held_out[-1]["given_box_iou"] < held_out[-1]["box_iou"] < held_out[-1]["iou"]
 
     # The file has the decoder alone; the backbone is the tracker's, bit for bit.
