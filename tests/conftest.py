@@ -109,6 +109,7 @@ _SLOW_FILES = (
     "convert/test_names.py",
     "datasets/test_scenes.py",
     "tracking/test_coming_and_going.py",
+    "tracking/test_mot.py",
     "serving/test_page.py",
     "tracking/test_targets.py",
     "datasets/test_batches.py",
