@@ -7,10 +7,11 @@ BIN := $(VENV)/bin
 INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --quiet --python $(1),\
     $(1) -m pip install --quiet --disable-pip-version-check --no-compile)
 PIP = $(call INSTALL,$(BIN)/python)
-# Files of tests go to two processes in the order of tests/conftest.py, the longest first.
 # The extra with the JAX of this machine's accelerator.
 ACCELERATOR := $(if $(GPU),$(patsubst 1,cuda,$(GPU)))
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Files of tests go to three processes in the order of tests/conftest.py, the longest first: on two cores, since now and
+# then one of them waits for a program, a browser or the clock.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # Linter and formatter look at everything that is Python here.
 SOURCES := mixformer_jax eval pretrain configs tests $(wildcard docs/*.py)
 
@@ -63,16 +64,16 @@ default-tracker: $(VENV)/.test-installed
 
 # Environments are installed side by side, and lint runs while the last packages arrive and the tests begin.
 test:
-	@$(MAKE) --no-print-directory --jobs=3 lint tests
+	@$(MAKE) --no-print-directory --jobs=4 lint tests
 
 tests: test-packages
 	$(PYTEST)
 
 test-fast:
-	@$(MAKE) --no-print-directory --jobs=2 test-packages
+	@$(MAKE) --no-print-directory --jobs=3 test-packages
 	$(PYTEST) -m 'not slow'
 
-test-packages: $(VENV)/.test-installed $(VENV)/.aside-installed $(VENV)/vot-toolkit/.installed
+test-packages: $(VENV)/.test-installed $(VENV)/.aside-installed $(VENV)/vot-toolkit/.installed $(VENV)/.compiled
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff check --quiet $(SOURCES)
@@ -126,10 +127,17 @@ $(VENV)/.aside-installed: $(VENV)/.test-installed
 	@$(PIP) --target $(VENV)/pyav --upgrade --no-deps "$$($(BIN)/python -c \
 	    'from importlib.metadata import requires; \
 	    print(next(r.partition(";")[0] for r in requires("mixformer-jax") if r.startswith("av")))')"
+	@# HOTA and the rest by their own authors; it asks for the OpenCV with windows, which would be laid over ours.
+	@$(PIP) --target $(VENV)/trackeval --upgrade --no-deps trackeval==1.3.0
 	@# The TPU compiler of this JAX: where it is installed, JAX complains at every start that there is no TPU.
 	@$(PIP) --target $(VENV)/tpu-compiler --upgrade --no-deps "$$($(BIN)/python -c \
 	    'from importlib.metadata import requires; \
 	    print(next(r.partition(";")[0] for r in requires("jax") if r.startswith("libtpu")))')"
+	@touch $@
+
+# What tests import is compiled once, while the last packages arrive, and not by each process; the tests tell its errors.
+$(VENV)/.compiled: $(VENV)/.test-installed
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null 2>&1 || true
 	@touch $@
 
 $(VENV)/vot-toolkit/.installed: pyproject.toml | $(VENV)/.created

@@ -80,9 +80,7 @@ SMALL_STEP = ("--batch", "2", "--turns", "1")
 PARTS = {
     "stage 1": training("bench_train", ("--configs", "mixvit_b", "--turns", "8"), (*SMALL_STEP, *TINY)),
     "tracking": tracking(
-        "bench_step",
-        ("--models", "mixvit_b_online", "--turns", "8"),
-        ("--depth", "1", "--turns", "1"),
+        "bench_step", ("--models", "mixvit_b_online", "--turns", "8"), ("--depth", "1", "--turns", "1")
     ),
     "TrackMAE": training(
         "bench_train",

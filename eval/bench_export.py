@@ -20,11 +20,11 @@ import jax
 import numpy as np
 import onnxruntime
 
-from eval.turns import WARM_UP_CALLS, bench_parser, prepare_append, tell_rows, today
+from eval.turns import WARM_UP_CALLS, Arguments, Parts, bench_parser, run_bench, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.convert import WeightsError
-from mixformer_jax.export.functions import Function, tracking_functions
+from mixformer_jax.export.export import Function, tracking_functions
 from mixformer_jax.export.onnx_graph import onnx_bytes
 from mixformer_jax.tracking.tracker import Tracker, load
 
@@ -89,11 +89,7 @@ def time_calls(calls: Mapping[str, Callable[[], object]], num_turns: int) -> dic
 
 
 def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[str, ...]]:
-    """Rows of the table for one model.
-
-    Raises:
-        ValueError: the runtimes do not compute the same.
-    """
+    """Rows of the table for one model; ValueError where the runtimes do not compute the same."""
     rows: list[tuple[str, ...]] = []
     cache: Arrays = {}
     for function in tracking_functions(tracker, targets):
@@ -125,17 +121,12 @@ def main(arguments: list[str] | None = None) -> int:
     models_help = "embedded weights, or sizes with random ones, separated by commas (default: %(default)s)"
     parser.add_argument("--models", default="mixvit_tiny,mixvit_b_online,mixcvt_online", help=models_help)
     parser.add_argument("--targets", type=positive, default=1, help="targets in one batched call")
-    args = parser.parse_args(arguments)
-    if args.turns < 1:
-        parser.error(f"--turns {args.turns}: expected at least 1")
-    try:
-        prepare_append(args.append)
+
+    def measure(args: Arguments) -> Parts:
         for name in args.models.split(","):
-            rows = bench_model(find_tracker(name), args.targets, args.turns)
-            tell_rows(COLUMNS, rows, slice(1, -1), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+            yield COLUMNS, bench_model(find_tracker(name), args.targets, args.turns), slice(1, -1)
+
+    return run_bench(parser, arguments, measure)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
+from eval.turns import Arguments, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positives
 from mixformer_jax.cli.demo import render_demo_clip
@@ -47,7 +47,6 @@ from mixformer_jax.data.pairs import usable_frames
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import open_dataset
-from mixformer_jax.text_tables import markdown
 from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(
@@ -90,14 +89,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--workers", type=positives, default=(), help="also with so many worker processes: 1,2,4")
     parser.add_argument("--pool", type=Path, help="measure loading of this pool, a folder as data.root takes it")
-    args = parser.parse_args(argv)
-    prepare_append(args.append)
+    return run_bench(parser, argv, measure)
+
+
+def measure(args: Arguments) -> Parts:
+    """The one part of `run_bench`."""
     cv2.setNumThreads(1)
     if args.pool is not None:
-        rows = of_a_pool(args.pool, args.batch, args.workers or (1, 2))
-        print(markdown([POOL_COLUMNS, *rows]), end="")
-        tell_rows(POOL_COLUMNS, rows, slice(0), args.append)
-        return 0
+        yield POOL_COLUMNS, of_a_pool(args.pool, args.batch, args.workers or (1, 2)), None
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         root, dataset = args.root, args.dataset
@@ -111,9 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         rows = on_one_core(contenders, args.batch, args.turns)
         for workers in args.workers:
             rows += with_workers(contenders, args.batch, workers)
-    print(markdown([COLUMNS, *rows]), end="")
-    tell_rows(COLUMNS, rows, slice(0), args.append)
-    return 0
+    yield COLUMNS, rows, None
 
 
 class Contender(NamedTuple):
@@ -133,7 +131,7 @@ def write_clips(root: Path, clips: int = CLIPS) -> None:
             folder.mkdir(parents=True)
             chosen = clip.boxes_xywh[: FRAMES * STRIDE : STRIDE]
             np.savetxt(folder / "groundtruth.txt", chosen, fmt="%.3f", delimiter=",")
-        frame = cv2.cvtColor(clip.frames[number * STRIDE], cv2.COLOR_RGB2BGR)
+        frame = cv2.cvtColor(clip[number * STRIDE], cv2.COLOR_RGB2BGR)
         cv2.imwrite(str(folder / f"{number + 1:08d}.jpg"), frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 

@@ -19,9 +19,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from eval.turns import bench_parser, prepare_append, tell_rows, time_in_turns, today
+from eval.turns import Arguments, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
 from mixformer_jax.data.pipeline import batches, one_opencv_thread
 from mixformer_jax.data.pool.device import DeviceSamples
@@ -80,21 +79,18 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = bench_parser(__doc__, turns=20)
+    parser = bench_parser(__doc__, turns=20, overrides=CONFIG_PREFIX)
     parser.add_argument("--config", type=Path, default=Path("mixvit_tiny"), help="default: %(default)s")
     parser.add_argument("--root", help="the pool, in place of data.root")
-    parser.set_defaults(override_prefix=CONFIG_PREFIX)
-    args = parse_arguments(parser, arguments)
-    try:
+
+    def measure(args: Arguments) -> Parts:
         config = load_config(args.config, args.overrides, default_settings(Experiment))
         if args.root is not None:
             config.data.root = args.root
-        prepare_append(args.append)
-        rows = bench(Experiment.from_mapping(config.to_dict()), args.turns, progress=sys.stderr.isatty())
-        tell_rows(COLUMNS, rows, slice(5, -1), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+        experiment = Experiment.from_mapping(config.to_dict())
+        yield COLUMNS, bench(experiment, args.turns, progress=sys.stderr.isatty()), slice(5, -1)
+
+    return run_bench(parser, arguments, measure)
 
 
 if __name__ == "__main__":

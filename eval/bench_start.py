@@ -18,8 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eval.turns import bench_parser, prepare_append, tell_rows, today
-from mixformer_jax.cli.console import parse_arguments
+from eval.turns import Arguments, Parts, bench_parser, run_bench, today
 from mixformer_jax.config_files import CONFIG_PREFIX
 
 COLUMNS = ("date", "command", "run", "seconds", "over the first")
@@ -29,11 +28,7 @@ ONE_STEP = ("train.steps=1", "train.warmup_steps=0", "data.exclude=()", "data.gr
 
 
 def seconds_of(command: Sequence[str], cache: Path) -> float:
-    """Of one run of `mixformer`, with its cache in a folder.
-
-    Raises:
-        ValueError: it fails; with the end of what it said.
-    """
+    """Of one run of `mixformer`, with its cache in a folder; ValueError with the end of what it said where it fails."""
     variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     variables["XDG_CACHE_HOME"] = str(cache)
     began = time.perf_counter()
@@ -53,30 +48,28 @@ def bench(name: str, command: Callable[[Path], Sequence[str]], folder: Path) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = bench_parser(__doc__, turns=None)
+    parser = bench_parser(__doc__, turns=None, overrides=CONFIG_PREFIX)
     parser.add_argument("--train", default="mixvit_tiny", help="config of the training (default: %(default)s)")
     parser.add_argument("--root", type=Path, help="pool of the training; default: tracking alone")
-    parser.set_defaults(override_prefix=CONFIG_PREFIX)
-    args = parse_arguments(parser, arguments)
-    try:
-        prepare_append(args.append)
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            frames = folder / "frames"
-            frames.mkdir()
-            for number in (1, 2):
-                pixels = np.random.default_rng(number).integers(0, 256, (360, 640, 3), np.uint8)
-                cv2.imwrite(str(frames / f"{number}.png"), pixels)
-            source = [str(frames), "--box=300,150,60,60", "--no-video"]
-            rows = bench("track", lambda out: [*source, f"--boxes={out}.csv"], folder)
-            if args.root is not None:
-                options = [f"{CONFIG_PREFIX}{each}" for each in (*ONE_STEP, f"data.root={args.root}")]
-                train = ["--config", args.train, *options, *args.overrides]
-                rows += bench("train", lambda out: [*train, f"--out={out}"], folder)
-        tell_rows(COLUMNS, rows, slice(1, None), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+    return run_bench(parser, arguments, measure)
+
+
+def measure(args: Arguments) -> Parts:
+    """The one part of `run_bench`."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        frames = folder / "frames"
+        frames.mkdir()
+        for number in (1, 2):
+            pixels = np.random.default_rng(number).integers(0, 256, (360, 640, 3), np.uint8)
+            cv2.imwrite(str(frames / f"{number}.png"), pixels)
+        source = [str(frames), "--box=300,150,60,60", "--no-video"]
+        rows = bench("track", lambda out: [*source, f"--boxes={out}.csv"], folder)
+        if args.root is not None:
+            options = [f"{CONFIG_PREFIX}{each}" for each in (*ONE_STEP, f"data.root={args.root}")]
+            train = ["--config", args.train, *options, *args.overrides]
+            rows += bench("train", lambda out: [*train, f"--out={out}"], folder)
+    yield COLUMNS, rows, slice(1, None)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from eval.turns import WARM_UP_CALLS, bench_parser, prepare_append, tell_rows, time_in_turns, today
+from eval.turns import WARM_UP_CALLS, Arguments, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.names import variables_to_official
@@ -229,21 +229,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--targets", type=positive, default=1, help="targets in one batched step")
     parser.add_argument("--depth", type=positive, help="other blocks of the last stage than the size has")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="ours; default: float32 on a CPU")
-    args = parser.parse_args(arguments)
+    return run_bench(parser, arguments, measure)
+
+
+def measure(args: Arguments) -> Parts:
+    """A part of `run_bench` for each model."""
     dtype: ComputeDtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     print(f"{device_name(jax.devices()[0])}; {num_cores()} threads; {versions()}; {WARM_UP_CALLS} calls of warm-up")
     if absent := missing_torch():
         print(f"no comparison with PyTorch: {absent}")
-    try:
-        prepare_append(args.append)
-        for name in args.models.split(","):
-            config = dataclasses.replace(size_config(name), dtype=dtype)
-            config = config if args.depth is None else dataclasses.replace(config, depth=args.depth)
-            rows = bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty())
-            tell_rows(COLUMNS, rows, slice(3, -1), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+    for name in args.models.split(","):
+        config = dataclasses.replace(size_config(name), dtype=dtype)
+        config = config if args.depth is None else dataclasses.replace(config, depth=args.depth)
+        yield COLUMNS, bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty()), slice(3, -1)
 
 
 if __name__ == "__main__":

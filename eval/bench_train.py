@@ -24,16 +24,15 @@ import numpy as np
 from einops import rearrange
 
 from eval.bench_step import missing_torch, random_variables, versions
-from eval.turns import bench_parser, prepare_append, published_peak, tell_rows, time_in_turns, today
+from eval.turns import Arguments, Parts, bench_parser, published_peak, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.cli.console import parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
-from mixformer_jax.planning.macs import module_of
-from mixformer_jax.planning.record import AnyExperiment, count_model_flops, objective_of, with_train
+from mixformer_jax.planning.profile import module_of
+from mixformer_jax.planning.record import PlannedExperiment, count_model_flops, planned_type, with_train
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.pretraining import PretrainExperiment
+from mixformer_jax.training.loop import objective_of
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
 
@@ -54,14 +53,14 @@ class Ours:
     temporary_bytes: int
 
 
-def load_experiment(name: str, batch_size: int | None, overrides: Sequence[str] = ()) -> AnyExperiment:
+def load_experiment(name: str, batch_size: int | None, overrides: Sequence[str] = ()) -> PlannedExperiment:
     """A config of `mixformer train` or `pretrain`, with another batch size."""
     config = load_config(name, overrides).to_dict()
-    experiment: AnyExperiment = (PretrainExperiment if "autoencoder" in config else Experiment).from_mapping(config)
+    experiment = planned_type(config).from_mapping(config)
     return experiment if batch_size is None else with_train(experiment, batch_size=batch_size)
 
 
-def random_batch(experiment: AnyExperiment, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(experiment: PlannedExperiment, seed: int = 0) -> dict[str, np.ndarray]:
     """Noise for images, and boxes in the middle of the crop."""
     rng = np.random.default_rng(seed)
     shapes = objective_of(experiment).batch_shapes(experiment.train.batch_size)
@@ -76,7 +75,7 @@ def random_batch(experiment: AnyExperiment, seed: int = 0) -> dict[str, np.ndarr
     return {name: draw(name, leaf) for name, leaf in shapes.items()}
 
 
-def our_step(experiment: AnyExperiment, batch: Batch) -> Ours:
+def our_step(experiment: PlannedExperiment, batch: Batch) -> Ours:
     """The step on the first device, from random weights."""
     program = train_program(objective_of(experiment), experiment.train, make_mesh((1, 1, 1), jax.devices()[:1]))
     compiled = program.step.lower(program.state, program.batch).compile()
@@ -176,13 +175,13 @@ def _operations(trace: Any) -> Iterator[tuple[str, float]]:
                     yield str(operation), event.duration_ns
 
 
-def about_step(experiment: AnyExperiment) -> tuple[str, str, str]:
+def about_step(experiment: PlannedExperiment) -> tuple[str, str, str]:
     """Cells of a table: date, what is trained, device."""
     suffix = "" if isinstance(experiment, Experiment) else " pre-training"
     return today(), f"{experiment.model.name}{suffix}", device_name(jax.devices()[0])
 
 
-def module_rows(experiment: AnyExperiment) -> list[list[str]]:
+def module_rows(experiment: PlannedExperiment) -> list[list[str]]:
     """Rows of the table of times by module for one config."""
     found = time_by_module(our_step(experiment, random_batch(experiment)))
     whole, what = sum(ms for _module, ms in found), (experiment.model.dtype, str(experiment.train.batch_size))
@@ -192,7 +191,7 @@ def module_rows(experiment: AnyExperiment) -> list[list[str]]:
     ]
 
 
-def step_rows(experiment: AnyExperiment, turns: int) -> list[list[str]]:
+def step_rows(experiment: PlannedExperiment, turns: int) -> list[list[str]]:
     """Rows of the table of whole steps for one config."""
     batch = random_batch(experiment)
     ours = our_step(experiment, batch)
@@ -218,27 +217,24 @@ def step_rows(experiment: AnyExperiment, turns: int) -> list[list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = bench_parser(__doc__, turns=20)
+    parser = bench_parser(__doc__, turns=20, overrides=CONFIG_PREFIX)
     parser.add_argument("--configs", default="mixvit_b,trackmae_vit_b", help="names or files, separated by commas")
     parser.add_argument("--batch", type=int, help="samples a step (default: 64 for stage 1, 256 for pre-training)")
     parser.add_argument("--modules", action="store_true", help="the time by module instead")
-    parser.set_defaults(override_prefix=CONFIG_PREFIX)
-    args = parse_arguments(parser, arguments)
-    if absent := missing_torch():
-        print(f"no comparison with PyTorch: {absent}")
-    elif jax.default_backend() == "gpu" and importlib.util.find_spec("triton") is None:
-        parser.error("torch.compile needs triton on a GPU: pip install triton")
-    try:
-        prepare_append(args.append)
+
+    def measure(args: Arguments) -> Parts:
+        if absent := missing_torch():
+            print(f"no comparison with PyTorch: {absent}")
+        elif jax.default_backend() == "gpu" and importlib.util.find_spec("triton") is None:
+            parser.error("torch.compile needs triton on a GPU: pip install triton")
         for name in args.configs.split(","):
             experiment = load_experiment(name, args.batch or (256 if "mae" in name else 64), args.overrides)
             if args.modules:
-                tell_rows(MODULE_COLUMNS, module_rows(experiment), slice(5, -1), args.append)
+                yield MODULE_COLUMNS, module_rows(experiment), slice(5, -1)
             else:
-                tell_rows(COLUMNS, step_rows(experiment, args.turns), slice(None), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+                yield COLUMNS, step_rows(experiment, args.turns), slice(None)
+
+    return run_bench(parser, arguments, measure)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m eval.long_term --out long_term            6 clips of 2,100 frames with three settings
     mixformer report --dataset votlt --root long_term --results long_term/results
 
-In the clips (`LongFrames` of `mixformer_jax.cli.demo`) the target goes out of sight every few seconds and comes back
+In the clips (`LongClip` of `mixformer_jax.cli.demo`) the target goes out of sight every few seconds and comes back
 somewhere else. Their seeds are none of those on which the default's settings were chosen. OUT gets ground truth and
 results as a workspace of the VOT toolkit has them, without frames, and the table, long_term.md and .json. The same
 command goes on where it was stopped.
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mixformer_jax.cli.console import positive
-from mixformer_jax.cli.demo import HEIGHT, WIDTH, render_long_clip
+from mixformer_jax.cli.demo import HEIGHT, WIDTH, LongClip
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.results import rows_of_text
 from mixformer_jax.evaluation.runner import describe, run_dataset
@@ -32,8 +32,8 @@ from mixformer_jax.text_tables import markdown
 
 SETTINGS = {
     "never_looks": {"redetect_every": 0, "long_term": False},
-    "looks": {"redetect_every": 1, "long_term": False},
     "long_term": {"redetect_every": 1, "long_term": True},
+    "looks": {"redetect_every": 1, "long_term": False},
 }
 FIRST_SEED = 100
 DATASET = "votlt"
@@ -60,8 +60,8 @@ def render(num_clips: int, num_frames: int) -> list[TrackingSequence]:
     """Clips, each frame of which is rendered when it is read."""
     clips = []
     for seed in range(FIRST_SEED, FIRST_SEED + num_clips):
-        clip = render_long_clip(seed, num_frames)
-        clips.append(TrackingSequence(f"seed{seed}", clip.boxes_xywh, clip.frames.__getitem__, clip.fps, Path()))
+        clip = LongClip(seed, num_frames)
+        clips.append(TrackingSequence(f"seed{seed}", clip.boxes_xywh, clip.__getitem__, clip.fps, Path()))
     return clips
 
 

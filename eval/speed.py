@@ -155,13 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
     add_model_arguments(parser, with_sizes=True)
     parser.add_argument("--batch", type=positives, default="1", help="targets in one step, with commas (%(default)s)")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    try:
-        size = read_size(args.size)
-    except UsageError as error:
-        parser.error(str(error))
-    try:
-        turns.prepare_append(args.append)
+
+    def measure_all(args: turns.Arguments) -> turns.Parts:
+        try:
+            size = read_size(args.size)
+        except UsageError as error:
+            parser.error(str(error))
         if args.model is None:
             tracker = mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
         else:
@@ -169,11 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
             tracker = Tracker(drawn.config, drawn.settings, random_variables(drawn.config), drawn.device)
         print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {args.size}")
         for targets in args.batch:
-            rows = measure(tracker, targets, size, args.turns, progress=sys.stderr.isatty())
-            turns.tell_rows(COLUMNS, rows, slice(4, -1), args.append)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    return 0
+            yield COLUMNS, measure(tracker, targets, size, args.turns, sys.stderr.isatty()), slice(4, -1)
+
+    return turns.run_bench(parser, arguments, measure_all)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import argparse
 import datetime
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mixformer_jax.cli.console import positive
+from mixformer_jax.cli.console import parse_arguments, positive
 from mixformer_jax.media.video import prepare_output
-from mixformer_jax.text_tables import append_rows
+from mixformer_jax.text_tables import append_rows, markdown
 
 WARM_UP_CALLS = 2
 SHORTEST_TURN_S = 0.2
@@ -105,30 +106,43 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
-def bench_parser(about: str | None, turns: int | None) -> argparse.ArgumentParser:
-    """A parser with --append and, where contenders take turns, --turns."""
+Arguments = argparse.Namespace
+# Parts of a measurement: columns, rows, and which cells of each are printed by name (None: a table of them all).
+Parts = Iterable[tuple[Sequence[str], Sequence[Sequence[str]], slice | None]]
+
+
+def bench_parser(about: str | None, turns: int | None, overrides: str | None = None) -> argparse.ArgumentParser:
+    """A parser with --append and, where contenders take turns, --turns; `overrides` as in `Parser.describe`."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
     if turns is not None:
         turns_help = "turns of each contender (default: %(default)s)"
         parser.add_argument("--turns", type=positive, default=turns, help=turns_help)
     parser.add_argument("--append", type=Path, metavar="FILE", help="Markdown file that gets the rows")
+    parser.set_defaults(override_prefix=overrides)
     return parser
 
 
-def prepare_append(file: Path | None) -> None:
-    """Raises OSError or ValueError before the measurement if the file of --append cannot be written."""
-    if file is not None:
-        prepare_output(file)
-
-
-def tell_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], shown: slice, file: Path | None) -> None:
-    """Prints some cells of each row by name, without empty ones, and appends the rows to a file."""
-    for row in rows:
-        cells = list(zip(columns, row, strict=True))[shown]
-        print("  ".join(f"{name}: {cell}" for name, cell in cells if cell), flush=True)
-    if file is not None and rows:
-        append_rows(file.expanduser(), columns, rows)
+def run_bench(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, measure: Callable[[Arguments], Parts]
+) -> int:
+    """Measures, prints and appends to the file of --append, which is tried first; errors end it in a sentence."""
+    args = parse_arguments(parser, arguments)
+    try:
+        if args.append is not None:
+            prepare_output(args.append)
+        for columns, rows, shown in measure(args):
+            if shown is None:
+                print(markdown([columns, *rows]), end="")
+            else:
+                for row in rows:
+                    cells = list(zip(columns, row, strict=True))[shown]
+                    print("  ".join(f"{name}: {cell}" for name, cell in cells if cell), flush=True)
+            if args.append is not None and rows:
+                append_rows(args.append.expanduser(), columns, rows)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    return 0
 
 
 # Dense products, FLOP/s: (bfloat16, float32). On NVIDIA's cards JAX computes float32 products in TF32. From the makers'

@@ -108,6 +108,13 @@ def iou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Arr
     return xp.asarray(_ratio(*_intersection_and_union(a_xyxy, b_xyxy)))
 
 
+def iou_matrix(a_xywh: Float[Array, "n 4"], b_xywh: Float[Array, "m 4"]) -> Float[Array, "n m"]:
+    """Intersection over union of all pairs, as `iou`."""
+    xp = namespace(a_xywh, b_xywh)
+    a, b = xp.broadcast_arrays(xywh_to_xyxy(a_xywh)[:, None], xywh_to_xyxy(b_xywh)[None])
+    return iou(a, b)
+
+
 def giou(a_xyxy: Float[Array, "*n 4"], b_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
     """Generalised IoU, pair by pair, in [-1, 1] (Rezatofighi et al. 2019, algorithm 1).
 
@@ -171,8 +178,8 @@ def clip_box_xywh(
 def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "4"]:
     """The box a user gave, as float64 `x, y, w, h` in pixels, if a frame of this shape (`frame.shape`) can show it.
 
-    Raises:
-        ValueError: not four numbers, NaN or infinite, no area, wholly outside the frame, or a number beyond all pixels.
+    Raises ValueError for what is not four numbers, NaN or infinite, without area, wholly outside the frame, or beyond
+    all pixels.
     """
     height, width = frame_shape[:2]
     where = f"on a frame of {width}x{height} pixels (width x height)"

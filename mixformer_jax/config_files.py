@@ -72,11 +72,7 @@ def split_row(name: str | Path) -> tuple[str, str | None]:
 
 
 def load_study(name: str) -> Any:
-    """`STUDY` of one of the project's tables: what rows it has.
-
-    Raises:
-        ConfigError: no such table (those that there are, are listed).
-    """
+    """`STUDY` of one of the project's tables: what rows it has; ConfigError, which lists them, for no such table."""
     known = {file: path for file, path in project_configs().items() if path.parent == CONFIGS / "tables"}
     if name not in known:
         raise ConfigError(f"{name}: no such table of the paper's studies; there are: {', '.join(known)}")
@@ -86,8 +82,7 @@ def load_study(name: str) -> Any:
 def find_config(name: str | Path) -> Path:
     """The config file at a path, which ends in .py, or of the name of one of the project's, such as `mixvit_b`.
 
-    Raises:
-        ConfigError: no such file or name (the closest known ones are named).
+    Raises ConfigError for no such file or name (the closest known ones are named).
     """
     path, known = Path(name), project_configs()
     if str(name) in known:

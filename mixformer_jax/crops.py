@@ -19,47 +19,36 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int32, UInt8
 
 from mixformer_jax.boxes import Array, cxcywh_to_xywh, namespace, xywh_to_cxcywh
+from mixformer_jax.pixels import IMAGENET_MEAN as IMAGENET_MEAN
+from mixformer_jax.pixels import IMAGENET_STD as IMAGENET_STD
+from mixformer_jax.pixels import denormalise as denormalise
+from mixformer_jax.pixels import normalise as normalise
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # A square whose side is above this, and above twice the frame's, is not made: its crop is sampled from the frame.
 MAX_SQUARE = 4096
 MAX_EXTENT = 2**40  # pixels; far below what the float64 of a box tells apart
 
 
 class Crop(NamedTuple):
-    """A context crop, RGB."""
+    """A context crop, RGB, and what the frame has behind it."""
 
-    pixels: UInt8[np.ndarray, "size size 3"]
+    pixels: UInt8[np.ndarray, "size size c"]
     scale: float  # crop pixels per frame pixel (size / side)
     side: int  # of the square, in frame pixels
 
 
-def normalise(images: UInt8[Array, "*n h w 3"]) -> Float32[Array, "*n h w 3"]:
-    """RGB bytes -> float32 with ImageNet's mean and deviation taken out: what every model takes in."""
-    mean, std = _moments(namespace(images))
-    return (images.astype(np.float32) / np.float32(255) - mean) / std
+def resize_streams(image: UInt8[np.ndarray, "h w *c"], size: int) -> UInt8[np.ndarray, "{size} {size} *c"]:
+    """A crop by OpenCV's bilinear resizing, every stream by itself: RGB as if it were alone."""
+    if image.ndim == 2 or image.shape[2] == 3:
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.concatenate([resize_streams(image[..., first : first + 3], size) for first in (0, 3)], axis=2)
 
 
-def denormalise(images: Float[Array, "*n h w 3"]) -> UInt8[Array, "*n h w 3"]:
-    """The inverse of `normalise`; values that no byte has go to the nearest one."""
-    xp = namespace(images)
-    mean, std = _moments(xp)
-    return xp.clip(xp.rint((images * std + mean) * 255), 0, 255).astype(np.uint8)
-
-
-def _moments(xp: ModuleType) -> tuple[Array, Array]:
-    return xp.asarray(IMAGENET_MEAN, dtype=np.float32), xp.asarray(IMAGENET_STD, dtype=np.float32)
-
-
-def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
+def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
     """The crop of `size` x `size` pixels around a box, on the host.
 
-    Args:
-        frame: RGB.
-        box_xywh: in frame pixels; may stick out of the frame.
-        factor: side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
-        size: side of the result in pixels.
+    The frame is RGB, or two streams of three channels each; the box, in its pixels, may stick out of it. `factor` is
+    the side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
 
     Raises:
         ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
@@ -84,8 +73,7 @@ def context_crop(frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float[np.ndarray, 
     if side > max(MAX_SQUARE, 2 * frame.shape[0], 2 * frame.shape[1]):
         pixels = _sampled(frame, Rectangle(left, top, side, side), size)
     else:
-        square = _cut(frame, Rectangle(left, top, side, side))
-        pixels = cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
+        pixels = resize_streams(_cut(frame, Rectangle(left, top, side, side)), size)
     return Crop(pixels=pixels, scale=size / side, side=side)
 
 
@@ -101,8 +89,7 @@ class Rectangle(NamedTuple):
 def stretched_rectangle(box_xywh: Float[np.ndarray, "4"], factor: float) -> Rectangle:
     """What a stretched crop shows: the box's width and height, each times `factor` and rounded up, around its centre.
 
-    Raises:
-        ValueError: a box that is not finite, without area, or beyond the pixels that can be counted.
+    Raises ValueError for a box that is not finite, without area, or beyond the pixels that can be counted.
     """
     x, y, w, h = box_xywh.tolist()
     if not all(math.isfinite(value) and abs(value) * factor <= MAX_EXTENT for value in (x, y, w, h)) or min(w, h) <= 0:
@@ -203,8 +190,8 @@ _WEIGHT_ONE = 2048
 
 
 def context_crop_on_device(
-    frame: UInt8[jax.Array, "h w 3"], box_xywh: Float[jax.Array, "4"], factor: float, size: int
-) -> tuple[UInt8[jax.Array, "{size} {size} 3"], Float32[jax.Array, ""]]:
+    frame: UInt8[jax.Array, "h w c"], box_xywh: Float[jax.Array, "4"], factor: float, size: int
+) -> tuple[UInt8[jax.Array, "{size} {size} c"], Float32[jax.Array, ""]]:
     """`context_crop` in jax.numpy, by OpenCV's fixed point: the crop and its scale (size / side).
 
     `factor` and `size` are static. The pixels equal the host form's where the square is the same one: it comes from
@@ -224,7 +211,7 @@ def context_crop_on_device(
 
 
 def _interpolate(neighbour: Callable[[int, int], Array], row_weights: Array, column_weights: Array) -> Array:
-    """OpenCV's fixed point: bytes [size, size, 3] out of the four neighbours of each, `neighbour(row, column)`."""
+    """OpenCV's fixed point: bytes [size, size, c] out of the four neighbours of each, `neighbour(row, column)`."""
 
     def weighted(row: int, column: int) -> Array:
         return neighbour(row, column).astype(np.int32) * column_weights[column][:, None]
@@ -280,12 +267,8 @@ def crop_box_to_frame(
 ) -> Float[Array, "*n 4"]:
     """A box normalised to a search crop -> `x, y, w, h` in frame pixels, not yet clipped.
 
-    Args:
-        box_cxcywh: the model's prediction.
-        previous_box_xywh: the box around which the crop was taken; as in the official tracker, the crop's middle is
-            taken to lie on its unrounded centre.
-        scale: of that crop (size / side).
-        size: side of the crop in crop pixels.
+    `scale` (size / side) and `size` are the crop's, in crop pixels. As in the official tracker, its middle is taken to
+    lie on the unrounded centre of `previous_box_xywh`, around which it was taken.
     """
     xp = namespace(box_cxcywh, previous_box_xywh, scale)
     side = size / _column(scale, xp.result_type(box_cxcywh, previous_box_xywh), xp)

@@ -68,8 +68,7 @@ class NameTakenError(FileExistsError):
 class Part:
     """The part of a file that is being written, this run's alone; made empty. `finish` gives the file its name.
 
-    Raises:
-        NameTakenError: the file is there, or another run's part of it, and neither may be overwritten.
+    Raises NameTakenError where the file is there, or another run's part of it, and neither may be overwritten.
     """
 
     def __init__(self, path: Path, overwrite: bool) -> None:

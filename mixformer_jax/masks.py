@@ -1,10 +1,10 @@
-"""Masks of targets on whole frames: boxes around them, overlaps, and run lengths for text files."""
+"""Masks of targets on whole frames: boxes around them, and run lengths for text files."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 FrameMask = Bool[np.ndarray, "height width"]
 
@@ -17,27 +17,12 @@ def mask_box_xywh(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "4"]:
     return np.array([columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1], np.float64)
 
 
-def box_mask(box_xywh: Float[np.ndarray, "4"], size: tuple[int, int]) -> FrameMask:
-    """A filled box on a frame of `size` (height, width); edges are rounded half to even, as in VOT's tools."""
-    x, y, w, h = box_xywh.tolist()
-    left, top, right, bottom = (max(0, round(value)) for value in (x, y, x + w, y + h))
-    mask = np.zeros(size, bool)
-    mask[top:bottom, left:right] = True
-    return mask
-
-
 def fit_to_frame(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> FrameMask:
     """A mask from the frame's corner on, cut or filled up with zeros at the right and below to (height, width)."""
     fitted = np.zeros(size, bool)
     height, width = (min(pair) for pair in zip(mask.shape, size, strict=True))
     fitted[:height, :width] = mask[:height, :width]
     return fitted
-
-
-def mask_iou(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> float:
-    """Intersection over union in pixels; 0 for two empty masks."""
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 0.0
 
 
 def run_lengths(values: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " runs"]:

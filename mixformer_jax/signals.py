@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -47,12 +47,10 @@ class StopSignals:
     """
 
     def __init__(self, program: str | None = None, advice: str = "") -> None:
-        """Prepares to listen.
+        """Prepares to listen, for a program that may end at once, and whose `advice` belongs to its last words.
 
-        Args:
-            program: name of a program that may end at once, for its last words. None: a library's call, which ends
-                nothing but itself: a signal that nobody asked for, and a second one, act as before.
-            advice: what the user of the program may do then.
+        Without a program this is a library's call, which ends nothing but itself: a signal that nobody asked for, and a
+        second one, act as before.
         """
         self._program, self._advice = program, advice
         self._received: int | None = None
@@ -93,9 +91,7 @@ class StopSignals:
             self._before = {number: signal.signal(number, self._handle) for number in NUMBERS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._before:
             self._restore()
             if self._program is not None:

@@ -63,6 +63,8 @@ InnerShare = Annotated[float, Range(0, 1, open_least=True, open_most=True)]
 CropSide = Annotated[int, Range(16, 2048)]
 CropFactor = Annotated[float, Range(1, 32)]
 OnlineTemplates = Annotated[int, Range(0, 64)]
+# What is read of a frame that has a second stream, such as depth, in three channels behind RGB.
+Streams = Literal["colour", "second", "both"]
 
 
 def refuse(cases: Mapping[str, object]) -> None:

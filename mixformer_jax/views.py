@@ -23,6 +23,7 @@ from mixformer_jax.typed_settings import (
     NotNegative,
     OnlineTemplates,
     Range,
+    Streams,
     TypedSettings,
     refuse,
 )
@@ -51,6 +52,7 @@ class CropConfig(TypedSettings):
     # Bounds exp(scale jitter) on both sides: a target of a few pixels teaches nothing
     max_zoom: Annotated[float, Range(1, 100)] = 2.5
     min_target_pixels: NotNegative = 4.0  # shortest side of the target in the search crop
+    streams: Streams = "colour"  # what crops show of frames with a second stream; of both its channels are behind RGB
 
     def __post_init__(self) -> None:
         super().__post_init__()

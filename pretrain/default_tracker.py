@@ -20,11 +20,10 @@ import sys
 import time
 from pathlib import Path
 
-from mixformer_jax.cli.console import parse_arguments
+from mixformer_jax.cli.console import ADVICE, parse_arguments
 from mixformer_jax.config_files import CONFIG_PREFIX, CONFIGS
 from mixformer_jax.signals import Stopped, StopSignals, check
 
-ADVICE = "the same command goes on where this one was"
 STAGES = ("trackmae_tiny", "mixvit_nano", "mixvit_tiny", "mixvit_tiny_mined")
 
 

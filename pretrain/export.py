@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mixformer_jax.convert.autoencoders import export_to_mae
 from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.pretrained import export_to_mae
 from mixformer_jax.convert.weights import WeightsError
 
 

@@ -21,6 +21,7 @@ from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 # Chosen on the held-out sequences and on rendered clips, see docs/default_tracker.md.
 TRACKER: dict[str, Any] = {
     "search_factor": 4.0,
+    "num_online_templates": 2,
     "update_interval": 25,
     "clip_share": 0.5,
     "candidate_above": 0.8,
@@ -31,6 +32,7 @@ TRACKER: dict[str, Any] = {
     "found_after": 3,
     "redetect_every": 1,
     "redetect_above": 0.7,
+    "corner_entropy": 6.0,
 }
 
 # How photographs are paired, beside what the config's `data` says: 38 of 100 pairs show another target.
@@ -74,13 +76,7 @@ def _run(arguments: list[str] | None) -> int:
     from mixformer_jax.data.samples import Material, TrackingSamples
     from mixformer_jax.datasets.sequences import open_dataset
     from mixformer_jax.training.experiment import crop_settings, data_section
-    from mixformer_jax.training.mined_scores import (
-        mine_all,
-        mine_photographs,
-        score_figures,
-        scores_of,
-        train_scores,
-    )
+    from mixformer_jax.training.mined_scores import mine_all, mine_photographs, score_figures, scores_of, train_scores
     from mixformer_jax.training.mining import join
 
     data = load_config(args.config, args.overrides)["data"].to_dict()

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from mixformer_jax.cli.demo import DemoFrames
-from mixformer_jax.convert.autoencoders import load_autoencoder
+from mixformer_jax.cli.demo import DemoClip
 from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.pretrained import load_autoencoder
 from mixformer_jax.crops import context_crop
 from mixformer_jax.datasets.groundtruth import read_groundtruth
 from mixformer_jax.media.images import write_image
@@ -82,7 +82,7 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
 def _frames(video: Path | None, boxes: Path | None, rows: int) -> tuple[Frames, Float64[np.ndarray, "n 4"]]:
     """The first frame with a box, and `rows` more; and the boxes of all frames."""
     if video is None or boxes is None:
-        clip = DemoFrames()
+        clip = DemoClip()
         boxes_xywh = clip.boxes_xywh
         return {index: clip[index] for index in _spread(boxes_xywh, rows)}, boxes_xywh
     boxes_xywh = read_groundtruth(boxes)

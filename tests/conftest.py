@@ -30,7 +30,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.shape_checks import check_shapes
+from tests.shape_checks import check_parameters_once, check_shapes
 
 _NUM_DEVICES_FLAG = "--xla_force_host_platform_device_count"
 if "JAX_NUM_CPU_DEVICES" not in os.environ and _NUM_DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
@@ -51,6 +51,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
 check_shapes("mixformer_jax")
+check_parameters_once()
 
 # Tracing makes many objects that stay: looking through all of them for cycles as often as usual costs 7% of it.
 gc.set_threshold(100_000, 20, 100)
@@ -77,7 +78,6 @@ _SLOW_FILES = (
     "datasets/test_rendering.py",
     "test_wheel.py",
     "training/test_tables.py",
-    "datasets/test_scenes.py",
     "training/test_sharding.py",
     "tracking/test_parity.py",
     "evaluation/test_vot_toolkit.py",
@@ -86,6 +86,10 @@ _SLOW_FILES = (
     "evaluation/test_workers.py",
     "training/test_finetuning.py",
     "training/test_masks.py",
+    "training/test_second_stream.py",
+    "models/test_second_stream.py",
+    "tracking/test_mot.py",
+    "evaluation/test_vot_longterm.py",
     "tracking/test_tracker.py",
     "models/test_variants.py",
     "evaluation/test_bench_train.py",
@@ -103,7 +107,9 @@ _SLOW_FILES = (
     "training/test_checkpoints.py",
     "models/test_config.py",
     "convert/test_names.py",
+    "datasets/test_scenes.py",
     "tracking/test_coming_and_going.py",
+    "tracking/test_mot.py",
     "serving/test_page.py",
     "tracking/test_targets.py",
     "datasets/test_batches.py",

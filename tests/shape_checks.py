@@ -8,8 +8,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, get_args
 
+import jax
 import jaxtyping
+import numpy as np
 from beartype import beartype
+from flax.core import meta
+from flax.core.scope import Scope
 
 _jaxtyped = jaxtyping.jaxtyped
 
@@ -31,6 +35,29 @@ def check_shapes(package: str) -> None:
     # What the hook writes into the modules that it imports.
     jaxtyping.jaxtyped = decorator
     jaxtyping.install_import_hook(package, "beartype.beartype")
+
+
+def check_parameters_once() -> None:
+    """Flax compares the shape of a parameter once for each initialiser, its arguments, and the shape that is there.
+
+    It would trace the initialiser of every parameter each time that a model is traced: a third of that time.
+    """
+    param, compared = Scope.param, set()
+
+    @functools.wraps(param)
+    def param_of_known_shape(self: Scope, name: str, init_fn: Any, *arguments: Any, unbox: bool = True) -> Any:
+        if not self.has_variable("params", name):
+            return param(self, name, init_fn, *arguments, unbox=unbox)
+        value = self.get_variable("params", name)
+        case = (init_fn, repr(arguments), tuple(map(np.shape, jax.tree.leaves(value))))
+        if case not in compared:
+            param(self, name, init_fn, *arguments, unbox=unbox)
+            compared.add(case)
+        else:
+            self.reserve(name, "params")
+        return meta.unbox(value) if unbox else value
+
+    Scope.param = param_of_known_shape
 
 
 def _has_shape(annotation: Any) -> bool:

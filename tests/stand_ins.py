@@ -63,3 +63,18 @@ class PairTracker(RedTracker):
         following, found = super().step(state, frame)
         boxes_xywh = np.concatenate([found.boxes_xywh, found.boxes_xywh + np.array([SIDE, 0, 0, 0])])
         return following, Tracked(boxes_xywh, np.array([0.9, 0.125]), np.array([False, state % 2 == 1]))
+
+
+def box_mask(box_xywh, size) -> np.ndarray:
+    """A filled box on a frame of `size` (height, width)."""
+    x, y, w, h = np.asarray(box_xywh).tolist()
+    left, top, right, bottom = (max(0, round(value)) for value in (x, y, x + w, y + h))
+    mask = np.zeros(size, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def mask_iou(one, other) -> float:
+    """Intersection over union in pixels; 0 for two empty masks."""
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 0.0

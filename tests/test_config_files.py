@@ -190,12 +190,12 @@ def test_configs_of_the_project_load():
 
 
 def test_configs_of_masks_load():
-    from mixformer_jax.training.masks import MaskExperiment
+    from mixformer_jax.training.masks import MaskExperiment, mask_objective
 
-    for name, crop_size in (("alpha_refine", 384), ("alpha_refine_tiny", 128)):
+    for name, crop_size in (("alpha_refine", 384), ("alpha_refine_tiny", 128), ("mixvit_tiny_masks", 192)):
         config = load_config(name, ["--config.data.min_pixels=5"], default_settings(MaskExperiment))
         experiment = MaskExperiment.from_mapping(config.to_dict())
-        assert (experiment.alpha_refine.crop_size, experiment.data.min_pixels) == (crop_size, 5)
+        assert (mask_objective(experiment).crop_size, experiment.data.min_pixels) == (crop_size, 5)
 
 
 def test_configs_of_the_project_have_names():

@@ -12,10 +12,10 @@ from mixformer_jax.cli.demo import (
     HEIGHT,
     NUM_FRAMES,
     WIDTH,
-    DemoFrames,
+    DemoClip,
+    LongClip,
     Placed,
     render_demo_clip,
-    render_long_clip,
     track_demo,
 )
 from mixformer_jax.media.images import read_image
@@ -32,35 +32,35 @@ def shadow(placed: Placed) -> np.ndarray:
     """Opacity of a cutout on the frame, 0 to 1."""
     picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
     white = placed.cutout._replace(pixels=np.ones_like(placed.cutout.pixels))
-    demo._paste(picture, placed._replace(cutout=white))
+    demo.paste(picture, placed._replace(cutout=white))
     return picture[..., 0]
 
 
-def covered_share(frames: DemoFrames, index: int) -> float:
+def covered_share(frames: DemoClip, index: int) -> float:
     _, target, saucer = (shadow(placed) for placed in frames.layers(index / FPS))
     return float((target * saucer).sum() / target.sum())
 
 
 def test_size_and_length(clip):
-    assert (len(clip.frames), clip.fps, clip.boxes_xywh.shape) == (300, 30.0, (300, 4))
-    assert clip.frames[0].shape == (360, 640, 3)
-    np.testing.assert_array_equal(clip.frames[-1], clip.frames[299])
+    assert (len(clip), clip.fps, clip.boxes_xywh.shape) == (300, 30.0, (300, 4))
+    assert clip[0].shape == (360, 640, 3)
+    np.testing.assert_array_equal(clip[-1], clip[299])
     with pytest.raises(IndexError):
-        clip.frames[300]
+        clip[300]
 
 
 def test_same_seed_same_clip(clip):
     again, other = render_demo_clip(0), render_demo_clip(1)
-    np.testing.assert_array_equal(again.frames[123], clip.frames[123])
+    np.testing.assert_array_equal(again[123], clip[123])
     np.testing.assert_array_equal(again.boxes_xywh, clip.boxes_xywh)
     assert np.abs(other.boxes_xywh - clip.boxes_xywh).max() > 5
-    assert (other.frames[123] != clip.frames[123]).any()
-    assert (clip.frames[0] != clip.frames[1]).any()
+    assert (other[123] != clip[123]).any()
+    assert (clip[0] != clip[1]).any()
 
 
 @pytest.mark.parametrize("index", [0, 77, 150, 299])
 def test_ground_truth_is_the_box_of_the_drawn_target(clip, index):
-    inside = shadow(clip.frames.layers(index / FPS)[1]) > 0.5
+    inside = shadow(clip.layers(index / FPS)[1]) > 0.5
     rows, columns = np.nonzero(inside)
     drawn = np.array([columns.min(), rows.min(), np.ptp(columns), np.ptp(rows)])
     np.testing.assert_allclose(drawn, clip.boxes_xywh[index], atol=1.6)
@@ -69,7 +69,7 @@ def test_ground_truth_is_the_box_of_the_drawn_target(clip, index):
 def test_target_looks_alike_where_the_boxes_say(clip):
     def look(index: int) -> np.ndarray:
         x, y, w, h = np.rint(clip.boxes_xywh[index]).astype(int)
-        patch = clip.frames[index][y + h // 4 : y + 3 * h // 4, x + w // 4 : x + 3 * w // 4]
+        patch = clip[index][y + h // 4 : y + 3 * h // 4, x + w // 4 : x + 3 * w // 4]
         return patch.mean(axis=(0, 1)) / patch.mean()
 
     for index in (60, 120, 250, 299):
@@ -78,7 +78,7 @@ def test_target_looks_alike_where_the_boxes_say(clip):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_difficulty_is_bounded(seed):
-    frames = DemoFrames(seed)
+    frames = DemoClip(seed)
     boxes = frames.boxes_xywh
     corners = xywh_to_xyxy(boxes)
     assert corners[:, :2].min() > 5 and (corners[:, 2:] < (WIDTH - 5, HEIGHT - 5)).all(), "always in view"
@@ -95,7 +95,7 @@ def test_difficulty_is_bounded(seed):
 def test_distractor_comes_close(clip):
     gaps = []
     for index in range(0, NUM_FRAMES, 5):
-        astronaut, target, _ = clip.frames.layers(index / FPS)
+        astronaut, target, _ = clip.layers(index / FPS)
         distance = np.linalg.norm(astronaut.matrix[:, 2] - target.matrix[:, 2])
         gaps.append(distance / target.box_xywh()[2:].mean())
     assert 0.6 < min(gaps) < 1.5 and max(gaps) > 4
@@ -121,7 +121,8 @@ class Following:
 def test_long_clips_lose_their_target_again_and_again():
     sizes = []
     for seed in range(3):
-        frames, boxes_xywh, _ = render_long_clip(seed, 900)
+        frames = LongClip(seed, 900)
+        boxes_xywh = frames.boxes_xywh
         hidden = np.isnan(boxes_xywh[:, 0])
         lengths = np.diff(np.flatnonzero(np.diff(hidden, prepend=False)))
         aways, stays = lengths[::2], lengths[1::2]
@@ -172,7 +173,7 @@ def test_missing_photographs_name_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_absences_hide_the_target_and_it_comes_back_elsewhere(seed):
-    frames = render_demo_clip(seed, absences=True).frames
+    frames = render_demo_clip(seed, absences=True)
     hidden = np.isnan(frames.boxes_xywh).any(axis=1)
     edges = np.flatnonzero(np.diff(hidden))
     assert len(edges) == 4 and not hidden[0], "twice, and back at the end"

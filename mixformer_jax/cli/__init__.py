@@ -13,20 +13,14 @@ from collections.abc import Sequence
 
 import mixformer_jax
 from mixformer_jax.cli.compiled import keep_compiled_programs
-from mixformer_jax.cli.console import (
-    Parser,
-    complain,
-    is_for_the_user,
-    parse_arguments,
-    silence_decoders,
-    tell_stopped,
-)
+from mixformer_jax.cli.console import Parser, complain, is_for_the_user, parse_arguments, silence_decoders, tell_stopped
 from mixformer_jax.extras import EXTRAS, is_not_installed
 from mixformer_jax.signals import Stopped, StopSignals
 
 # Module and purpose of each command.
 COMMANDS = {
     "track": ("track", "Track targets through a video, a folder of images or a camera."),
+    "mot": ("mot", "Track many objects by detections, and score tracks: HOTA, MOTA, IDF1."),
     "serve": ("serve", "Open a page in the browser on which targets are marked and followed live."),
     "attention": ("trials", "Draw what attends to what on one frame (Figs. 8 and 9)."),
     "demo": ("trials", "Render a clip with exact ground truth, track it, and show how well."),
@@ -36,9 +30,9 @@ COMMANDS = {
     "doctor": ("trials", "Check numbers, weights and video here; the status is 1 if any is wrong."),
     "data": ("data", "Check a data set, pack it for fast training, or look at training samples."),
     "convert": ("convert", "Convert weights between official PyTorch files and ours."),
-    "export": ("export", "Write a tracker's network as StableHLO or ONNX, for other programs."),
+    "export": ("convert", "Write a tracker's network as StableHLO or ONNX, for other programs."),
     "train": ("train", "Train a tracker, or a mask network. Started again on the same folder, it goes on."),
-    "finetune": ("finetune", "Fine-tune a tracker on your own annotated videos."),
+    "finetune": ("train", "Fine-tune a tracker on your own annotated videos."),
     "pretrain": (
         "train",
         "Pre-train the tracker's encoder as a masked autoencoder. Started again on the same folder, it goes on.",

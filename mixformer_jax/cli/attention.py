@@ -84,15 +84,9 @@ def attention_sheet(
 ) -> Sheet:
     """Tracks up to a frame and leaves its attention in a folder, as NAME_frameN_attention.png and .npz.
 
-    Args:
-        tracker: model and settings.
-        source: the video.
-        box_xywh: the target in the first frame, pixels.
-        frame_number: counted from 1; from 2 on, as the first frame is not searched.
-        folder: made where it does not exist.
-        blocks: names of the blocks to show, as on the sheet; `["all"]`; None for a choice, see `choose_blocks`.
-        over: on which crop the maps are drawn.
-        progress: whether to show a bar.
+    `frame_number` counts from 1; from 2 on, as the first frame is not searched. `blocks` are names as on the sheet, or
+    `["all"]`; None for a choice, see `choose_blocks`. Maps are drawn on the crop of the keys, or of the queries
+    (`over`).
 
     Raises:
         ValueError: an unusable box.

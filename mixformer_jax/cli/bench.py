@@ -26,31 +26,18 @@ COLUMNS = (
 
 
 class Timing(NamedTuple):
-    """One measurement. Milliseconds are medians over the frames.
+    """One measurement. Milliseconds are medians over the frames."""
 
-    Attributes:
-        model: name of the model's size.
-        dtype: its compute type.
-        device: what it ran on, as its maker calls it.
-        size: (height, width) of the video.
-        decode_ms: from the file to an RGB frame.
-        crop_ms: the search crop, on the host.
-        model_ms: from the crop to the box, transfers included, until the box is there.
-        rest_ms: what a whole `step` takes beyond crop and model.
-        fps: frames a second from the file to the box, over all frames after the warm-up.
-        warm_up_s: `start` and the first steps, compilation included.
-    """
-
-    model: str
-    dtype: str
-    device: str
-    size: tuple[int, int]
-    decode_ms: float
-    crop_ms: float
-    model_ms: float
-    rest_ms: float
-    fps: float
-    warm_up_s: float
+    model: str  # name of the model's size
+    dtype: str  # its compute type
+    device: str  # what it ran on, as its maker calls it
+    size: tuple[int, int]  # (height, width) of the video
+    decode_ms: float  # from the file to an RGB frame
+    crop_ms: float  # the search crop, on the host
+    model_ms: float  # from the crop to the box, transfers included, until the box is there
+    rest_ms: float  # what a whole `step` takes beyond crop and model
+    fps: float  # frames a second from the file to the box, over all frames after the warm-up
+    warm_up_s: float  # `start` and the first steps, compilation included
 
     def cells(self, date: datetime.date) -> tuple[str, ...]:
         """A row of `COLUMNS`."""
@@ -77,15 +64,15 @@ def measure(
     if num_frames < 1:
         raise ValueError(f"{num_frames} frames to measure; expected at least 1")
     clip = render_demo_clip()
-    last = len(clip.frames) - 1
+    last = len(clip) - 1
     height, width = size
-    scale = np.array([width, height] * 2) / np.array(clip.frames[0].shape[1::-1] * 2)
+    scale = np.array([width, height] * 2) / np.array(clip[0].shape[1::-1] * 2)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         with VideoWriter(path, clip.fps, size) as writer:
             for index in range(1 + WARM_UP_STEPS + num_frames):
-                frame = clip.frames[last - abs(last - index % (2 * last))]
+                frame = clip[last - abs(last - index % (2 * last))]
                 writer.write(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA))
 
         seconds = np.zeros((num_frames, 4))  # decode, crop, model, whole step

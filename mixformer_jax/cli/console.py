@@ -16,6 +16,7 @@ from mixformer_jax.signals import Stopped
 
 SAYS_NO = 1
 USER_ERROR = 2
+ADVICE = "the same command goes on where this one was"  # after a signal
 WEIGHTS = "name, run folder, .safetensors file or official checkpoint (default: the embedded tracker)"
 OVERRIDES = {
     CONFIG_PREFIX: "--config.SECTION.SETTING=VALUE changes a setting of the config.",
@@ -42,13 +43,10 @@ class Parser(argparse.ArgumentParser):
         overrides: str | None = None,
         about: str | None = None,
     ) -> None:
-        """Makes this the parser of a command.
+        """Makes this the parser of a command; `run` does it, and returns the exit status.
 
-        Args:
-            run: does it; returns the exit status.
-            examples: arguments, as they stand behind the name of the command.
-            overrides: CONFIG_PREFIX or TRACKER_PREFIX, where settings can be changed by dotted name.
-            about: more for the help.
+        `examples` are arguments, as they stand behind the name of the command; `overrides` is CONFIG_PREFIX or
+        TRACKER_PREFIX, where settings can be changed by dotted name; `about` is more for the help.
         """
         shown = "".join(f"\n  {self.prog} {example}".rstrip() for example in examples)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -77,12 +75,8 @@ class Parser(argparse.ArgumentParser):
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses a command line on which settings may be changed by dotted name, such as `--config.train.steps=100`.
 
-    Args:
-        parser: its default of `override_prefix` says how the changes begin; None: there can be none.
-        arguments: None: those of the process.
-
-    Returns:
-        The arguments; `overrides` lists the changes as they were typed. Unknown arguments are the parser's error.
+    The parser's default of `override_prefix` says how the changes begin; None: there can be none. In the result
+    `overrides` lists them as they were typed. Unknown arguments are the parser's error.
     """
     args, rest = parser.parse_known_args(arguments)
     prefix = args.override_prefix

@@ -54,14 +54,16 @@ class Placed(NamedTuple):
         return np.concatenate([self.matrix[:, 2] - half, 2 * half])
 
 
-class DemoFrames(Sequence):
-    """The frames of the demo clip, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
+class DemoClip(Sequence):
+    """The demo clip, 10 s: its frames, rendered when they are asked for, uint8 RGB, HEIGHT x WIDTH.
 
     Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
 
     Raises:
         ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
+
+    fps = FPS
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -72,13 +74,13 @@ class DemoFrames(Sequence):
         self._covering = 6.4 + rng.uniform(-0.3, 0.3)
         self._noise = np.rint(rng.normal(0, NOISE, (HEIGHT + 64, WIDTH + 64, 3))).astype(np.int16)
 
-        photographs = _photograph_folder()
+        photographs = photograph_folder()
         garage = read_image(photographs / "motorcycle_left.png")
         self._world = cv2.resize(garage, None, fx=1.6, fy=1.6, interpolation=cv2.INTER_CUBIC)
         # Centre, semi-axes and angle (degrees) of each outline in its photograph; then the wanted semi-axis.
-        self._cat = _cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
-        self._astronaut = _cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
-        self._saucer = _cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
+        self._cat = cut_out(read_image(photographs / "chelsea.png"), (212, 150), (152, 140), 0, 72)
+        self._astronaut = cut_out(read_image(photographs / "astronaut.png"), (227, 113), (58, 82), 0, 45)
+        self._saucer = cut_out(read_image(photographs / "coffee.png"), (279, 203), (196, 176), 20, 75)
 
     def __len__(self) -> int:
         return self._num_frames
@@ -93,7 +95,7 @@ class DemoFrames(Sequence):
         to_frame = np.array([[zoom, 0, WIDTH / 2 - zoom * centre[0]], [0, zoom, HEIGHT / 2 - zoom * centre[1]]])
         picture = cv2.warpAffine(self._world, to_frame, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR).astype(np.float32)
         for placed in self.layers(time):
-            _paste(picture, placed)
+            paste(picture, placed)
         picture *= 1 + 0.08 * math.sin(2 * math.pi * time / 7 + self._phases[5])
         top, left = np.random.default_rng((self._seed, index)).integers(0, 64, 2)
         picture += self._noise[top : top + HEIGHT, left : left + WIDTH]
@@ -124,7 +126,7 @@ class DemoFrames(Sequence):
         x = WIDTH / 2 + 185 * math.sin(1.3 * turn + 0.6 + self._phases[3])
         y = HEIGHT / 2 + 72 * math.sin(2.1 * turn + self._phases[4])
         size = (0.68 + 0.2 * math.sin(1.2 * turn + 0.4)) * self._camera(time)[1]
-        return Placed(self._cat, _similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
+        return Placed(self._cat, similarity(size, 18 * math.sin(1.7 * turn), np.array([x, y])))
 
     def _passing(
         self, cutout: Cutout, time: float, moment: float, velocity: tuple[float, float], miss: float
@@ -137,10 +139,10 @@ class DemoFrames(Sequence):
         offset = miss * beside + np.array(velocity) * (time - moment)
         zoom = self._camera(time)[1]
         on_frame = self._target(time).matrix[:, 2] + zoom * offset
-        return Placed(cutout, _similarity(zoom, 10 * math.sin(time - moment), on_frame))
+        return Placed(cutout, similarity(zoom, 10 * math.sin(time - moment), on_frame))
 
 
-class AbsenceFrames(DemoFrames):
+class AbsenceClip(DemoClip):
     """The demo clip with a target that is out of sight twice, for 0.7 to 2.5 s, and comes back somewhere else."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -172,7 +174,7 @@ class AbsenceFrames(DemoFrames):
         return placed
 
 
-class LongFrames(AbsenceFrames):
+class LongClip(AbsenceClip):
     """A clip of any length, whose target goes out of sight again and again and comes back somewhere else.
 
     It is in sight for 2.5 to 8 s, then away for 1 to 5 s. One of the three is the target, by turns of the seed; the
@@ -198,37 +200,13 @@ class LongFrames(AbsenceFrames):
         return super()._passing(cutout, time, nearest, velocity, miss)
 
 
-class DemoClip(NamedTuple):
-    """Frames, the exact box of the target on each of them, and frames a second."""
-
-    frames: DemoFrames
-    boxes_xywh: Float64[np.ndarray, "n 4"]
-    fps: float
-
-
 def render_demo_clip(seed: int = 0, absences: bool = False) -> DemoClip:
-    """The demo clip: 10 s of 640 x 360 at 30 frames a second. Frames are rendered as they are read.
-
-    With `absences` the target is out of sight twice: its box is NaN there.
-
-    Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
-    """
-    frames = AbsenceFrames(seed) if absences else DemoFrames(seed)
-    return DemoClip(frames, frames.boxes_xywh, FPS)
+    """See `DemoClip`; with `absences` the target is out of sight twice: its box is NaN there."""
+    return AbsenceClip(seed) if absences else DemoClip(seed)
 
 
-def render_long_clip(seed: int, num_frames: int) -> DemoClip:
-    """A clip of `LongFrames`, at 30 frames a second; boxes are NaN where the target is out of sight.
-
-    Raises:
-        ModuleNotFoundError: as `render_demo_clip`.
-    """
-    frames = LongFrames(seed, num_frames)
-    return DemoClip(frames, frames.boxes_xywh, FPS)
-
-
-def _photograph_folder() -> Path:
+def photograph_folder() -> Path:
+    """Where scikit-image's photographs are; ModuleNotFoundError where it is missing."""
     # Only its files are wanted: importing scikit-image, and SciPy with it, would take seconds.
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
@@ -240,7 +218,7 @@ def _photograph_folder() -> Path:
     return Path(found.origin).parent / "data"
 
 
-def _cut_out(
+def cut_out(
     photograph: UInt8[np.ndarray, "height width 3"],
     centre: tuple[int, int],
     outline_axes: tuple[int, int],
@@ -253,7 +231,7 @@ def _cut_out(
     # Shrunk before it is turned: area averaging does not alias, a plain bilinear warp would.
     small = cv2.resize(photograph, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     radius = (math.ceil(semi_axes[0]) + 3, math.ceil(semi_axes[1]) + 3)
-    matrix = _similarity(1.0, float(-degrees), np.array(radius, np.float64))
+    matrix = similarity(1.0, float(-degrees), np.array(radius, np.float64))
     matrix[:, 2] -= matrix[:, :2] @ (scale * np.asarray(centre))
     size = (2 * radius[0] + 1, 2 * radius[1] + 1)
     pixels = cv2.warpAffine(small, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -263,16 +241,17 @@ def _cut_out(
     return Cutout(pixels.astype(np.float32), mask[..., None].astype(np.float32), semi_axes)
 
 
-def _similarity(scale: float, degrees: float, to: Point) -> Matrix:
+def similarity(scale: float, degrees: float, to: Point) -> Matrix:
+    """Scales, turns by so many degrees, and puts the origin at `to`."""
     cos, sin = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
     return np.array([[cos, -sin, to[0]], [sin, cos, to[1]]])
 
 
-def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
+def paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None:
     """Blends a cutout into a picture, in place; only the part of the picture under it is touched."""
     x, y, w, h = placed.box_xywh()
     left, top = max(0, math.floor(x) - 4), max(0, math.floor(y) - 4)
-    right, bottom = min(WIDTH, math.ceil(x + w) + 4), min(HEIGHT, math.ceil(y + h) + 4)
+    right, bottom = min(picture.shape[1], math.ceil(x + w) + 4), min(picture.shape[0], math.ceil(y + h) + 4)
     if left >= right or top >= bottom:
         return
     matrix = placed.matrix.copy()
@@ -286,19 +265,12 @@ def _paste(picture: Float[np.ndarray, "height width 3"], placed: Placed) -> None
 
 
 class DemoReport(NamedTuple):
-    """What the demo left behind, and how well the target was followed.
+    """What the demo left behind, and how well the target was followed."""
 
-    Attributes:
-        recording: the annotated video, the boxes and the rates.
-        groundtruth: text file of the exact boxes, one `x,y,w,h` line a frame.
-        picture: PNG of the first, middle and last annotated frame side by side.
-        mean_iou: mean overlap with the ground truth where the target is in sight, without the first frame, whose box
-            is given.
-    """
-
-    recording: Recording
-    groundtruth: Path
-    picture: Path
+    recording: Recording  # the annotated video, the boxes and the rates
+    groundtruth: Path  # text file of the exact boxes, one `x,y,w,h` line a frame
+    picture: Path  # PNG of the first, middle and last annotated frame side by side
+    # Mean overlap with the ground truth where the target is in sight, without the first frame, whose box is given
     mean_iou: float
 
 
@@ -317,7 +289,7 @@ def track_demo(
     video = prepare_output(Path(folder) / "demo.mp4")
     boxes_file, groundtruth, picture = (video.with_name(n) for n in ("boxes.txt", "groundtruth.txt", "demo.png"))
     clip = render_demo_clip(seed, absences)
-    truth, source = clip.boxes_xywh, ArrayFrames(clip.frames, "demo", clip.fps)
+    truth, source = clip.boxes_xywh, ArrayFrames(clip, "demo", FPS)
     recording = record(
         tracker, source, truth[:1], video, boxes_file, groundtruth_xywh=truth, progress=progress, overwrite=True
     )
@@ -331,7 +303,7 @@ def track_demo(
 
 def _annotated(clip: DemoClip, boxes_xywh: Float[np.ndarray, "n 4"], indices: Sequence[int]) -> list[np.ndarray]:
     """Frames with what was found and what is true."""
-    return [annotate(clip.frames[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
+    return [annotate(clip[i], i, Tracked(boxes_xywh[i, None]), clip.boxes_xywh) for i in indices]
 
 
 BOXED = 0.5  # IoU from which a target counts as boxed
@@ -339,19 +311,12 @@ OFF = 0.1  # IoU below which a box is not on the target
 
 
 class Failure(NamedTuple):
-    """Frames of one clip, counted from 0.
+    """Frames of one clip, counted from 0."""
 
-    Attributes:
-        overlap: IoU on the frame `worst`.
-        before: the last boxed frame before.
-        worst: the frame with the lowest overlap between `before` and `after`.
-        after: the first boxed frame after, or the clip's last one.
-    """
-
-    overlap: float
-    before: int
-    worst: int
-    after: int
+    overlap: float  # IoU on the frame `worst`
+    before: int  # the last boxed frame before
+    worst: int  # the frame with the lowest overlap between `before` and `after`
+    after: int  # the first boxed frame after, or the clip's last one
 
 
 def find_failures(overlaps: Float64[np.ndarray, " n"]) -> list[Failure]:
@@ -399,11 +364,11 @@ def draw_failures(tracker: Tracker, sheet: Path, seeds: int, rows: int, absences
 
 def _follow(tracker: Tracker, clip: DemoClip) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"] | None]:
     """The boxes of a whole clip, from the true one on its first frame, and where the target counts as lost."""
-    state = tracker.start(clip.frames[0], clip.boxes_xywh[0])
+    state = tracker.start(clip[0], clip.boxes_xywh[0])
     boxes_xywh = [clip.boxes_xywh[0]]
     lost: list[bool | None] = [False]
-    for index in range(1, len(clip.frames)):
-        state, found = tracker.step(state, clip.frames[index])
+    for index in range(1, len(clip)):
+        state, found = tracker.step(state, clip[index])
         boxes_xywh.append(np.asarray(found.box_xywh, np.float64))
         lost.append(found.is_lost)
     return np.stack(boxes_xywh), None if None in lost else np.array(lost, bool)

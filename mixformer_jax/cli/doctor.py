@@ -119,10 +119,9 @@ class Finding(NamedTuple):
 
 
 def load_stored(asset: Path = ASSET) -> Stored:
-    """Reads the asset. Weights and inputs are stored as the bytes of bfloat16, which holds them exactly.
+    """Reads the asset; WeightsError for a missing or damaged file.
 
-    Raises:
-        WeightsError: a missing or damaged file.
+    Weights and inputs are stored as the bytes of bfloat16, which holds them exactly.
     """
     try:
         with np.load(asset, allow_pickle=False) as file:
@@ -243,11 +242,7 @@ def examine(
 ) -> Iterator[Finding]:
     """All checks, each as soon as it is done.
 
-    Args:
-        device: where to compute.
-        asset: the stored numbers.
-        weights: those that found the stored boxes.
-        ways: None for those of `precisions`.
+    `asset` holds the stored numbers, and boxes that `weights` found; `ways` None: those of `precisions`.
     """
     ways = precisions(device.platform) if ways is None else ways
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = []

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli import report
 from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.datasets.sequences import Dataset, open_dataset
 from mixformer_jax.datasets.vot import LONG_TERM
+from mixformer_jax.evaluation.results import LAYOUTS
 from mixformer_jax.evaluation.runner import RunSummary, describe, run_dataset
 from mixformer_jax.evaluation.trackers import (
     BENCHMARK_DTYPE,
@@ -26,11 +28,11 @@ from mixformer_jax.evaluation.trackers import (
 )
 from mixformer_jax.evaluation.workers import Alone, Workers
 from mixformer_jax.masks import fit_to_frame, mask_box_xywh
-from mixformer_jax.media.images import read_image
+from mixformer_jax.media.images import read_depth, read_image
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.signals import Stopped, StopSignals
 
-MASKS = "weights of Alpha-Refine, ours or an official checkpoint: answers are masks in place of boxes"
+MASKS = "answers are masks in place of boxes; W: weights of a mask network (default: the embedded masks)"
 ADVICE = "the same command goes on where this one was"
 STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
 ABOUT = """A model of the paper tracks with the official experiments' settings for the benchmark (mixformer configs show
@@ -55,7 +57,7 @@ def add_evaluate(parser: Parser) -> None:
     report_help = "then score these trackers, as mixformer report --out DIR"
     parser.add_argument("--report", type=Path, metavar="DIR", help=report_help)
     _add_model(parser)
-    parser.add_argument("--masks", metavar="W", help=f"{MASKS}; with --dataset vot")
+    parser.add_argument("--masks", nargs="?", const=DEFAULT_MASKS, metavar="W", help=f"{MASKS}; with --dataset vot")
     parser.add_argument("--tracker-name", help="default: from the weights")
     parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="track every sequence N times")
     parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes that track (default: 1)")
@@ -101,7 +103,7 @@ def _evaluate(args: argparse.Namespace, signals: StopSignals) -> int:
     kinds = args.tracker.split(",")
     if len(kinds) > 1 and args.tracker_name:
         raise UsageError("--tracker-name names one tracker, and --tracker several")
-    if args.masks is not None and args.dataset != "vot":
+    if args.masks is not None and LAYOUTS.get(args.dataset) != "vot":
         raise UsageError(f"--masks: --dataset {args.dataset} is scored by boxes alone; masks are for --dataset vot")
     failures: set[str] = set()
     names = []
@@ -163,6 +165,8 @@ python = /path/to/the/python/that/has/mixformer-jax
 timeout = 180"""
 GOT10K_ABOUT = """mixformer evaluate does the same over several processes, and leaves the same files. Settings and
 compute type are those of mixformer evaluate."""
+# The toolkit's channels by what a tracker reads, as in its own bindings.
+CHANNELS = {"rgb": ("color",), "rgbd": ("color", "depth"), "rgbt": ("color", "ir"), "depth": ("depth",), "ir": ("ir",)}
 # The got10k toolkit's names of the data sets that have settings.
 BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "uav123", "TrackingNet": "trackingnet"}
 
@@ -180,25 +184,31 @@ def _add_vot(parser: Parser) -> None:
     parser.describe(run_vot, "--weights mixvit_b.safetensors", overrides=TRACKER_PREFIX, about=VOT_ABOUT)
     parser.add_argument("--tracker", choices=TRACKERS, default=TRACKERS[0])
     _add_model(parser)
+    channels_help = "what the toolkit sends: colour, and behind it depth or infrared, or one of these (default: rgb)"
+    parser.add_argument("--channels", choices=CHANNELS, default="rgb", help=channels_help)
     benchmark_help = "whose settings a model of the paper has (default: %(default)s)"
     parser.add_argument("--dataset", choices=("vot", *LONG_TERM), default="vot", help=benchmark_help)
-    parser.add_argument("--masks", metavar="W", help=MASKS)
+    parser.add_argument("--masks", nargs="?", const=DEFAULT_MASKS, metavar="W", help=MASKS)
 
 
 def run_vot(args: argparse.Namespace) -> int:
     """Answers the toolkit until it wants no more of this process."""
     import trax
 
-    opened = _open_alone(args, args.dataset, sys.stderr)
+    opened, channels = _open_alone(args, args.dataset, sys.stderr), CHANNELS[args.channels]
     formats = [trax.Region.RECTANGLE] + ([] if args.masks is None else [trax.Region.MASK])
-    server = trax.Server(formats, [trax.Image.PATH], ["color"], tracker_name=opened.name)
+    server = trax.Server(formats, [trax.Image.PATH], list(channels), tracker_name=opened.name)
     state: Any = None
     with server:
         while True:
             request = server.wait()
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return 0
-            frame = read_image(Path(request.image["color"].path()))
+            streams = [
+                (read_image if channel == "color" else read_depth)(Path(request.image[channel].path()))
+                for channel in channels
+            ]
+            frame = np.concatenate(streams, axis=2)
             if request.type == trax.TraxStatus.INITIALIZE:
                 region, score = request.objects[0][0], None
                 state = opened.lanes.start(state, 0, frame, _given_box(region, frame.shape[:2]))

@@ -30,11 +30,9 @@ def run_plan(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"
     from mixformer_jax.planning.hardware import PlanError
     from mixformer_jax.planning.plan import plan
-    from mixformer_jax.planning.record import plan_lines
-    from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.pretraining import PretrainExperiment
+    from mixformer_jax.planning.record import plan_lines, planned_type
 
-    kind = PretrainExperiment if "autoencoder" in load_config(args.config) else Experiment
+    kind = planned_type(load_config(args.config))
     config = load_config(args.config, args.overrides, default_settings(kind))
     try:
         planned = plan(config.to_dict(), args.topology, args.global_batch, args.mesh, args.quick, timed)

@@ -11,7 +11,7 @@ from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.evaluation.evaluation_servers import TEST_SEQUENCES, pack_results
 from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
-from mixformer_jax.evaluation.results import printable
+from mixformer_jax.evaluation.results import LAYOUTS, printable
 from mixformer_jax.evaluation.scoring import SequenceNames, find_results
 from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
 from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report
@@ -59,12 +59,8 @@ def add_report(parser: Parser) -> None:
 
 
 def run_report(args: argparse.Namespace, opened: Dataset | None = None) -> int:
-    """Scores what trackers left; 1 when a ground truth cannot be read.
-
-    Args:
-        args: of the command line.
-        opened: the data set that they name, where it is open already.
-    """
+    """Scores what trackers left, on the data set that is `opened` already, or that the arguments name; 1 when a ground
+    truth cannot be read."""
     if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
         raise UsageError("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
     try:
@@ -85,14 +81,15 @@ def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, di
     trackers = args.trackers.split(",") if args.trackers else None
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
-    if args.dataset == "vot" or args.dataset in LONG_TERM:
+    if LAYOUTS.get(args.dataset) in ("vot", "votlt"):
         shown = open_dataset(args.dataset, args.root, args.split, args.list) if worst or args.list else None
         # The names alone: scoring needs no frames.
         chosen = list(shown.keys) if args.list and shown is not None else None
         drawn = shown if worst else None
         if args.dataset in LONG_TERM:
             return long_term_report(args.dataset, args.root, args.results, trackers, drawn, worst, chosen), {}
-        return vot_report(args.root, args.results, trackers, tuple(args.eao_interval), drawn, worst, chosen), {}
+        options = (trackers, tuple(args.eao_interval), drawn, worst, chosen, args.dataset)
+        return vot_report(args.root, args.results, *options), {}
     dataset = opened if opened is not None else open_dataset(args.dataset, args.root, args.split, args.list)
     sequences, unreadable = dataset.read_all()
     if not sequences:

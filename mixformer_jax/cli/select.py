@@ -16,8 +16,7 @@ _WINDOWS_NEEDED = "--select needs {}; or give --box X,Y,W,H"
 def select_boxes(source: FrameSource) -> list[str]:
     """The boxes that a user draws on the first frame, as --box takes them.
 
-    Raises:
-        UsageError: this OpenCV or this computer has no windows, or nothing was drawn.
+    Raises UsageError where this OpenCV or this computer has no windows, or nothing was drawn.
     """
     if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
         lacks = "an OpenCV with windows: pip uninstall opencv-python-headless, then pip install opencv-python"

@@ -91,6 +91,6 @@ def _demo_folder() -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="mixformer_demo_") as folder:
         with VideoWriter(Path(folder) / "cat.mp4", FPS, (HEIGHT, WIDTH)) as writer:
-            for frame in tqdm(render_demo_clip().frames, desc="rendering a clip", disable=None, leave=False):
+            for frame in tqdm(render_demo_clip(), desc="rendering a clip", disable=None, leave=False):
                 writer.write(frame)
         yield Path(folder)

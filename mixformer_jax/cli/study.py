@@ -1,15 +1,19 @@
 """`mixformer study`: the rows of the paper's tables: which config is which, what they take, and their training."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from mixformer_jax.cli.console import Parser, UsageError, positive, tell_stopped
-from mixformer_jax.cli.programs import MIXFORMER, Programs
+from mixformer_jax.cli.console import ADVICE, Parser, UsageError, positive, tell_stopped
 from mixformer_jax.config_files import (
     CONFIG_PREFIX,
     CONFIGS,
@@ -24,7 +28,60 @@ from mixformer_jax.reports.studies import SAMPLES, Study, StudyRow, draw_study, 
 from mixformer_jax.signals import Stopped, StopSignals, check
 from mixformer_jax.text_tables import aligned
 
-ADVICE = "the same command goes on where this one was"
+MIXFORMER = ("-m", "mixformer_jax")
+
+
+class Programs:
+    """Runs programs, several at a time, each on its share of the processors; none outlives this process."""
+
+    def __init__(self, jobs: int, log_folder: Path) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        if jobs > len(cores):
+            raise ValueError(f"--jobs {jobs}: there are {len(cores)} processors")
+        self.jobs = jobs
+        self._shares = [cores[i::jobs] for i in range(jobs)]
+        self._log_folder = log_folder
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, name: str, *arguments: str | Path) -> None:
+        """Runs `python ARGUMENTS`; its output goes to a log, whose end is in the RuntimeError where it fails."""
+        log = self._log_folder / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            with self._lock:
+                if self._stopped:
+                    raise RuntimeError("stopped")
+                share = self._shares.pop()
+                command = [sys.executable, *map(str, arguments)]
+                # A session of its own: Ctrl-C would reach it beside the signal from `closing`, and at a second one a
+                # training does not save.
+                process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+                os.sched_setaffinity(process.pid, share)
+                self._running.add(process)
+            try:
+                status = process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+                    self._shares.append(share)
+        if status:
+            tail = log.read_bytes()[-1000:].decode(errors="replace")
+            raise RuntimeError(f"{name} ended with status {status}; the end of {log}:\n{tail}")
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Whatever happens, no program is left behind; a training saves before it goes."""
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stopped = True
+                for process in self._running:
+                    process.terminate()
+
+
 FULL = "full"
 SCALES = {
     "tiny": "the layers of mixvit_nano, 200 steps of 16: minutes a row on a CPU; shows that it runs, not who is better",
@@ -54,10 +111,6 @@ def add_study(parser: Parser) -> None:
     )
 
 
-def _tables() -> list[str]:
-    return [name for name, path in project_configs().items() if path.parent == CONFIGS / "tables"]
-
-
 def _table(text: str) -> str:
     """`3` -> `table3`; a type for argparse."""
     return f"table{text}" if text.isdigit() else text
@@ -70,7 +123,8 @@ def _add_list(parser: Parser) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """Lists rows."""
-    for table in args.tables or _tables():
+    tables = [name for name, path in project_configs().items() if path.parent == CONFIGS / "tables"]
+    for table in args.tables or tables:
         study = load_study(table)
         lines = [("--config", "", "AUC", "GFLOP", "EFLOP", "starts from", "scored with")]
         for name, row in study.rows.items():
@@ -144,30 +198,18 @@ def _pretrainings(study: Study, rows: Sequence[str] | Mapping[str, Any], scale: 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all rows share.
+    """What all rows share."""
 
-    Attributes:
-        table: its name.
-        study: its rows.
-        scale: see `SCALES`.
-        out: folder of everything.
-        dataset: by which reader the rows are scored.
-        test_root: its folder.
-        train_root: the pool of small scales; None: the configs' own.
-        steps: of every training; None: the configs' own.
-        pretraining_steps: likewise.
-        overrides: further settings of the trainings, as they were typed; `FOR_PRETRAININGS` hold there, too.
-    """
-
-    table: str
-    study: Study
-    scale: str
-    out: Path
-    dataset: str
-    test_root: Path
-    train_root: Path | None = None
-    steps: int | None = None
-    pretraining_steps: int | None = None
+    table: str  # its name
+    study: Study  # its rows
+    scale: str  # see `SCALES`
+    out: Path  # folder of everything
+    dataset: str  # by which reader the rows are scored
+    test_root: Path  # its folder
+    train_root: Path | None = None  # the pool of small scales; None: the configs' own
+    steps: int | None = None  # of every training; None: the configs' own
+    pretraining_steps: int | None = None  # likewise
+    # Further settings of the trainings, as they were typed; `FOR_PRETRAININGS` hold there, too
     overrides: tuple[str, ...] = ()
 
     def config(self, row: str) -> str:

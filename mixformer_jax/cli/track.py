@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli.console import (
     Parser,
     UsageError,
@@ -41,8 +42,8 @@ STRIDE = """only every N-th frame is tracked, drawn and written; the video keeps
 LIVE = """whether only the newest frame of an address counts, and those that came while the one before was tracked are \
 dropped (default: of what has no end); cameras are live"""
 RECONNECTS = "how often a live stream that broke off is opened again without a frame (default: %(default)s)"
-MASKS = """weights of Alpha-Refine, ours or an official checkpoint: masks are drawn, written as grey PNGs, or as run \
-lengths in the records of .json and .jsonl"""
+MASKS = """masks are drawn, and written as grey PNGs, or as run lengths in the records of .json and .jsonl; W: a run \
+folder or file of a mask network, or Alpha-Refine's official checkpoint (default: the embedded masks)"""
 MASK_IMAGES = "folder for a PNG a frame (default: NAME_masks, and none where --boxes is .json or .jsonl)"
 OVERWRITE = "replace files that are there; without it they stay: NAME of the defaults becomes NAME-2, NAME-3, ..."
 RESUME = """go on with the run of the same arguments that was interrupted or killed, and replace its files; or begin, \
@@ -53,7 +54,8 @@ def add_track(parser: Parser) -> None:
     """The arguments of `mixformer track`."""
     example = "my.mp4 --box 120,80,60,90"
     parser.describe(run_track, example, f"{example} --tracker.search_factor=5", overrides=TRACKER_PREFIX)
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE)
+    # Optional for argparse alone: a `--masks` before it takes it for its own, see `_check_arguments`.
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help=SOURCE)
     box_help = "the target in the first frame, in pixels; again for each further target"
     parser.add_argument("--box", action="append", metavar="X,Y,W,H", help=box_help)
     parser.add_argument("--select", action="store_true", help="draw the boxes with the mouse")
@@ -66,7 +68,7 @@ def add_track(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="annotated video (default: NAME_tracked.mp4)")
     parser.add_argument("--no-video", action="store_true", help="boxes alone")
     parser.add_argument("--boxes", type=Path, metavar="FILE", help=BOXES)
-    parser.add_argument("--masks", metavar="W", help=MASKS)
+    parser.add_argument("--masks", nargs="?", const=DEFAULT_MASKS, metavar="W", help=MASKS)
     parser.add_argument("--mask-images", type=Path, metavar="FOLDER", help=MASK_IMAGES)
     parser.add_argument(
         "--mask-threshold", type=_share, metavar="P", help="least probability of a pixel (default: 0.6)"
@@ -132,13 +134,17 @@ def run_track(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    if args.source is None and args.masks not in (None, DEFAULT_MASKS):
+        args.source, args.masks = args.masks, DEFAULT_MASKS
+    if args.source is None:
+        raise UsageError("SOURCE is needed: what to track in; see mixformer track --help")
     if (args.box is None) == (not args.select):
         raise UsageError(BOX_NEEDED if args.box is None else "--box and --select: give one of them")
     if args.no_video and args.out is not None:
         raise UsageError("--out and --no-video: give one of them")
 
     if args.masks is None and (args.mask_images or args.mask_threshold):
-        raise UsageError("--mask-images and --mask-threshold are for the masks of --masks W")
+        raise UsageError("--mask-images and --mask-threshold are for the masks of --masks")
 
 
 def _segmenter(args: argparse.Namespace, device: Any) -> "Segmenter":

@@ -1,14 +1,28 @@
-"""`mixformer train` and `pretrain`, and `mixformer configs`, which lists what they can train."""
+"""`mixformer train`, `pretrain` and `finetune`, and `mixformer configs`, which lists what they can train."""
 
 import argparse
 import ast
+import logging
 from pathlib import Path
+from typing import Any
 
-from mixformer_jax.cli.console import Parser, UsageError, add_config_argument
+from ml_collections import ConfigDict
+
+from mixformer_jax.cli.console import (
+    ADVICE,
+    Parser,
+    UsageError,
+    add_config_argument,
+    add_model_arguments,
+    for_the_user,
+    positive,
+    tell_stopped,
+)
 from mixformer_jax.config_files import (
     BENCHMARK_SETTINGS,
     CONFIG_PREFIX,
     CONFIGS,
+    change_config,
     default_settings,
     find_config,
     load_config,
@@ -16,6 +30,7 @@ from mixformer_jax.config_files import (
     split_row,
 )
 from mixformer_jax.files import is_mangled_address
+from mixformer_jax.signals import Stopped
 
 PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
 A training starts from it: mixformer train --config mixvit_b --config.train.init=runs/trackmae_vit_b"""
@@ -53,25 +68,23 @@ def _folder(config: Path, out: Path | None) -> Path:
 
 def run_train(args: argparse.Namespace) -> int:
     """Trains a tracker, or a mask network, as the config's sections say."""
-    out = _folder(args.config, args.out)
-    from mixformer_jax.training.experiment import Experiment
-    from mixformer_jax.training.loop import train
-    from mixformer_jax.training.masks import SECTION, MaskExperiment, train_masks
-
-    is_masks = SECTION in load_config(args.config)
-    config = load_config(args.config, args.overrides, default_settings(MaskExperiment if is_masks else Experiment))
-    weights = (train_masks if is_masks else train)(config.to_dict(), out)
-    print(f"weights  {weights}")
-    return 0
+    return _train(args, is_pretraining=False)
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Pre-trains one autoencoder."""
-    out = _folder(args.config, args.out)
-    from mixformer_jax.training.pretraining import PretrainExperiment, pretrain
+    return _train(args, is_pretraining=True)
 
-    config = load_config(args.config, args.overrides, default_settings(PretrainExperiment))
-    print(f"weights  {pretrain(config.to_dict(), out)}")
+
+def _train(args: argparse.Namespace, is_pretraining: bool) -> int:
+    out = _folder(args.config, args.out)
+    from mixformer_jax.training.loop import Experiment, PretrainExperiment, experiment_type, objective_of, run
+
+    kind = experiment_type(load_config(args.config))
+    if is_pretraining != (kind is PretrainExperiment):  # the other command's, which its own sections refuse
+        kind = PretrainExperiment if is_pretraining else Experiment
+    config = load_config(args.config, args.overrides, default_settings(kind))
+    print(f"weights  {run(objective_of(kind.from_mapping(config.to_dict())), out)}")
     return 0
 
 
@@ -104,3 +117,105 @@ def run_configs(args: argparse.Namespace) -> int:
     print("mixformer evaluate, for the models of the paper")
     print(f"  {BENCHMARK_SETTINGS.name:<{width}}  Settings of the tracker on each benchmark.")
     return 0
+
+
+NO_POOL = "none"
+TUNING = """VIDEOS holds annotated videos: folders with groundtruth.txt, or an export of CVAT, MOT, COCO with track ids
+or Label Studio (docs/finetune.md). A fifth of the videos is held out; the tracker runs over those before and after,
+and the best weights on them are kept. mixformer track --weights RUN takes the result. The same command goes on where
+it was stopped."""
+
+
+def add_finetune(parser: Parser) -> None:
+    """The arguments of `mixformer finetune`."""
+    examples = ("my_videos --out runs/mine", "cvat_export --weights mixvit_b.pth.tar --out runs/mine --held-out walk2")
+    parser.describe(run_finetune, *examples, overrides=CONFIG_PREFIX, about=TUNING)
+    parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of the annotated videos")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--dataset", metavar="D", help="how to read VIDEOS (default: told by what it holds)")
+    held_help = "sequences or videos to hold out (default: a fifth of the videos)"
+    parser.add_argument("--held-out", nargs="+", metavar="NAME", help=held_help)
+    pool_help = (
+        "videos/ and images/ that stay in the mix, so that other scenes do not get worse; none (default: the config's)"
+    )
+    steps_help = "of training (default: by the number of frames, 200 to 3,000)"
+    parser.add_argument("--steps", type=positive, metavar="N", help=steps_help)
+    parser.add_argument("--pool", type=Path, metavar="DIR", help=pool_help)
+    parser.add_argument("--config", type=Path, metavar="NAME", help="whose recipe is taken (default: the weights')")
+    add_model_arguments(parser)
+
+
+def run_finetune(args: argparse.Namespace) -> int:
+    """Fine-tunes, and prints what came of it."""
+    try:
+        return _run(args)
+    except Stopped as stopped:
+        return tell_stopped(stopped, ADVICE, "mixformer finetune")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from mixformer_jax.datasets.annotated import annotation_kind
+    from mixformer_jax.datasets.sequences import open_dataset
+    from mixformer_jax.text_tables import aligned
+    from mixformer_jax.tracking.tracker import find_device
+    from mixformer_jax.training.experiment import Experiment
+    from mixformer_jax.training.finetuning import FineTuning, default_steps, finetune_config, noticed, record_scores
+
+    logging.basicConfig(format="%(message)s")
+    device = None if args.device is None else for_the_user(ValueError, find_device, args.device)
+    dataset = open_dataset(args.dataset or annotation_kind(args.videos), args.videos)
+    tuning = FineTuning(dataset, args.weights, args.out, args.held_out, device, args.dtype)
+    recipe = load_config(args.config or recipe_of(tuning.start.model.name, tuning.start.model.backbone))
+    pool = _pool(args, recipe)
+
+    def configure(steps: int) -> dict[str, Any]:
+        config = finetune_config(recipe.to_dict(), tuning.start, args.out, tuning.split, steps, pool, tuning.dtype)
+        return change_config(ConfigDict(config), args.overrides, default_settings(Experiment)).to_dict()
+
+    steps = args.steps or default_steps(tuning.frames)
+    changed = configure(steps)
+    if changed["train"]["steps"] > 0:  # --config.train.steps is --steps: warm-up and validations are shares of it
+        changed = configure(changed["train"]["steps"])
+    print(f"train    {len(tuning.split.train)} sequences, {tuning.frames:,} frames; {changed['train']['steps']} steps")
+    print(f"held out {', '.join(tuning.split.held_out) or 'nothing: there is one video'}")
+    print(
+        f"pool     {pool or 'none: what is not in your videos may be followed worse afterwards (--pool)'}", flush=True
+    )
+    scores = tuning.run(changed)
+    record_scores(args.out / "scores.json", scores, tuning.minutes)
+    shown = "held out" if tuning.split.held_out else "trained on"
+    rows = [[shown, "AUC before", "after", "OP75 before", "after"]]
+    columns = [each.by_sequence[metric] for metric in ("AUC", "OP75") for each in (scores.before, scores.after)]
+    for name, *values in zip(scores.sequences, *columns, strict=True):
+        rows.append([name, *(f"{value:.1f}" for value in values)])
+    rows.append(["mean", *(f"{sum(values) / len(values):.1f}" for values in columns)])
+    print(aligned(rows), end="")
+    print(noticed(args.out, bool(tuning.split.held_out)))
+    if scores.after.headline["AUC"] < scores.before.headline["AUC"]:
+        print("it has become no better: stay with the weights as they were, or annotate more videos")
+    print("minutes  " + ", ".join(f"{name} {value:.1f}" for name, value in tuning.minutes.items()))
+    print(f"weights  {args.out}")
+    return 0
+
+
+def recipe_of(model: str, backbone: str) -> str:
+    """The config whose recipe trained a model of this name, or one of its kind."""
+    known = project_configs()
+    for name in (model, model.removesuffix("_online"), model.replace("_online", "")):
+        if name in known:
+            return name
+    return "mixcvt" if backbone == "cvt" else "mixvit_b"
+
+
+def _pool(args: argparse.Namespace, recipe: Any) -> Path | None:
+    """The pool that stays in the mix: the one that is asked for, else the recipe's, where it is there."""
+    if str(args.pool) == NO_POOL:
+        return None
+    if args.pool is not None:
+        if not args.pool.is_dir():
+            raise UsageError(
+                f"--pool {args.pool}: no such folder; expected videos/ and images/, or what data pool wrote"
+            )
+        return args.pool
+    own = recipe.data.get("root")
+    return Path(own) if own is not None and Path(own).is_dir() else None

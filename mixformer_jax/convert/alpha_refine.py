@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.initial import Initialisation
 from mixformer_jax.convert.names import (
     CLASSES,
     COUNTER,
@@ -32,12 +31,8 @@ from mixformer_jax.convert.names import (
     write_by_table,
     zeros,
 )
-from mixformer_jax.convert.torch_files import (
-    OfficialState,
-    is_torch_file,
-    read_official,
-    safetensors_format,
-)
+from mixformer_jax.convert.pretrained import Initialisation
+from mixformer_jax.convert.torch_files import OfficialState, is_official, read_official
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
@@ -101,7 +96,7 @@ def read_alpha_refine(path: str | Path) -> AlphaRefineWeights:
     `.pth` without PyTorch.
     """
     path = Path(path)
-    if path.is_file() and (is_torch_file(path) or not (safetensors_format(path) or "").startswith("mixformer_jax")):
+    if path.is_file() and is_official(path):
         found = from_official(path, read_official(path))
         return found._replace(variables=jax.tree.map(np.array, found.variables))  # the file may change meanwhile
     return load_alpha_refine(path)
@@ -134,11 +129,6 @@ def to_official(found: AlphaRefineWeights) -> dict[str, np.ndarray]:
     return write_by_table(
         found.variables, table, shapes, found.carried, f"the weights of the mask network {found.config.name!r}"
     )
-
-
-def unread_names(config: AlphaRefineConfig) -> list[str]:
-    """Official names of what no forward pass uses: the classifier and the counters of batches."""
-    return [entry.official for entry in alpha_refine_table(config) if isinstance(entry, Carried)]
 
 
 def count_parameters(state: Mapping[str, np.ndarray]) -> int:

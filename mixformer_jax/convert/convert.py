@@ -1,8 +1,9 @@
 """Converts trackers between official files and ours (`mixformer convert`), or reads official files in memory."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +16,9 @@ from flax.traverse_util import flatten_dict
 from mixformer_jax.convert import alpha_refine, torch_files
 from mixformer_jax.convert.names import (
     COUNTER,
-    carried_from_official,
+    carried_by_table,
     count_parameters,
+    name_table,
     variables_from_official,
     variables_to_official,
 )
@@ -64,9 +66,9 @@ class Report(NamedTuple):
 
     target: Path
     direction: str  # such as "official names -> mixformer_jax"
-    model: MixFormerConfig
-    tracker: TrackerConfig | None  # in a file of ours
+    model: MixFormerConfig | AlphaRefineConfig
     parameters: int  # of the official module, unused ones included
+    tracker: TrackerConfig | None = None  # in a file of ours
     carried: tuple[str, ...] = ()  # unused tensors that were copied
     computed: tuple[str, ...] = ()  # unused tensors that an official file must have and that were filled in
     left_behind: tuple[str, ...] = ()  # content of the source beside the weights
@@ -74,46 +76,31 @@ class Report(NamedTuple):
 
     def lines(self) -> list[tuple[str, str]]:
         """Labels and texts, for a terminal."""
-        model, tracker = self.model, self.tracker
-        score = f"score module with {model.score_heads} heads" if model.score_heads else "no score module"
-        norm = "frozen batch norms" if model.head_norm == "frozen" else "trainable batch norms"
-        lines = [
-            ("converted", self.direction),
-            ("model", f"{model.name}: {model.backbone} of {model.num_blocks} blocks, width {model.width}"),
-            ("head", f"{model.head}, {norm}; {score}"),
-            ("crops", f"search {model.search_size}, template {model.template_size} pixels"),
-            ("parameters", f"{self.parameters:,}"),
-        ]
+        tracker, lines = self.tracker, [("converted", self.direction), *_model_lines(self.model)]
+        lines.append(("parameters", f"{self.parameters:,}"))
         if tracker is not None:
             slots = f"{tracker.num_online_templates} online templates, renewed every {tracker.update_interval} frames"
             lines.append(("tracker", f"search factor {tracker.search_factor}, {slots}"))
         if self.named_after:
             words = " and ".join(repr(word) for word in self.named_after)
             lines.insert(2, ("", f"so called after {words} in the file's name or experiment; --name gives another"))
-        return [*lines, *_tensor_lines(self), _file_line(self.target)]
+        lists = (("carried", self.carried), ("computed", self.computed), ("left out", self.left_behind))
+        lines += [(label, _shortened(names)) for label, names in lists if names]
+        return [*lines, ("file", f"{self.target} ({self.target.stat().st_size / 1e6:.0f} MB)")]
 
 
-class MaskReport(NamedTuple):
-    """What the conversion of Alpha-Refine's mask network did; see `Report`."""
-
-    target: Path
-    direction: str
-    config: AlphaRefineConfig
-    parameters: int
-    carried: tuple[str, ...] = ()
-    computed: tuple[str, ...] = ()
-    left_behind: tuple[str, ...] = ()
-
-    def lines(self) -> list[tuple[str, str]]:
-        """Labels and texts, for a terminal."""
-        config, depths = self.config, ", ".join(map(str, self.config.depths))
-        lines = [
-            ("converted", self.direction),
-            ("model", f"mask network of {config.pool_size} x {config.pool_size} bins, ResNet of {depths} bottlenecks"),
-            ("crops", f"{config.crop_size} pixels"),
-            ("parameters", f"{self.parameters:,}"),
-        ]
-        return [*lines, *_tensor_lines(self), _file_line(self.target)]
+def _model_lines(model: MixFormerConfig | AlphaRefineConfig) -> list[tuple[str, str]]:
+    if isinstance(model, AlphaRefineConfig):
+        bins, depths = model.pool_size, ", ".join(map(str, model.depths))
+        what = f"mask network of {bins} x {bins} bins, ResNet of {depths} bottlenecks"
+        return [("model", what), ("crops", f"{model.crop_size} pixels")]
+    score = f"score module with {model.score_heads} heads" if model.score_heads else "no score module"
+    norm = "frozen batch norms" if model.head_norm == "frozen" else "trainable batch norms"
+    return [
+        ("model", f"{model.name}: {model.backbone} of {model.num_blocks} blocks, width {model.width}"),
+        ("head", f"{model.head}, {norm}; {score}"),
+        ("crops", f"search {model.search_size}, template {model.template_size} pixels"),
+    ]
 
 
 def convert(
@@ -122,17 +109,12 @@ def convert(
     *,
     official: bool = False,
     hints: Hints = Hints(),  # noqa: B008 (immutable)
-) -> Report | MaskReport:
+) -> Report:
     """Converts a tracker, or Alpha-Refine's mask network, between official files (`.pth`, `.pth.tar`, `.safetensors`)
     and ours (`.safetensors`).
 
-    The files tell the direction; between official formats, tensors are checked and copied.
-
-    Args:
-        source: file, or folder of a training run.
-        target: file to write or to replace.
-        official: a `.safetensors` target has official names and layouts.
-        hints: what names and shapes of official files do not show.
+    The files tell the direction; between official formats, tensors are checked and copied. The source may be the folder
+    of a training run. An `official` `.safetensors` target has official names and layouts.
 
     Raises:
         WeightsError: a source that cannot be read, is no tracker, or has no official counterpart; names or shapes that
@@ -155,7 +137,7 @@ def convert(
             "ask for official .safetensors"
         )
     if from_ours:
-        return (_to_official if kind == FORMAT else _mask_network_to_official)(source, target, is_torch)
+        return _to_official(source, target, is_torch, kind == FORMAT)
     return _from_official(source, target, is_torch, official, hints)
 
 
@@ -188,7 +170,7 @@ def read_weights(path: str | Path) -> Weights:
     installed; and for what `convert` would refuse.
     """
     path = Path(path)
-    if not path.is_file() or not _is_official(path):
+    if not path.is_file() or not torch_files.is_official(path):
         return load_weights(path)
     try:
         state = torch_files.read_official(path)
@@ -237,84 +219,56 @@ def _from_state(
     return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
 
 
-def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report | MaskReport:
+def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
     found = torch_files.read_official(source)
+    model: MixFormerConfig | AlphaRefineConfig
+    tracker: TrackerConfig | None = None
+    words: tuple[str, ...] = ()
     if alpha_refine.is_alpha_refine(found.tensors):
-        return _mask_network_from_official(source, target, is_torch, official, found)
-    model, words, tracker, variables = _from_state(source, found, hints)
-    carried = carried_from_official(found.tensors, model)
+        weights = alpha_refine.from_official(source, found)
+        model, carried, parameters = weights.config, weights.carried, alpha_refine.count_parameters(found.tensors)
+        save = functools.partial(alpha_refine.save_alpha_refine, target, *weights)
+    else:
+        model, words, tracker, variables = _from_state(source, found, hints)
+        carried, parameters = carried_by_table(found.tensors, name_table(model)), count_parameters(model)
+        save = functools.partial(save_weights, target, variables, model, tracker, carried=carried)
     if is_torch or official:
-        kind = _write_official(target, found.tensors, is_torch)
+        kind, tracker = _write_official(target, found.tensors, is_torch), None
     else:
         kind = "mixformer_jax"
-        save_weights(target, variables, model, tracker, carried=carried)
-    settings = None if is_torch or official else tracker
-    about = (f"official names -> {kind}", model, settings, count_parameters(model))
-    return Report(target, *about, tuple(carried), left_behind=found.left_behind, named_after=words)
+        save()
+    about = (f"official names -> {kind}", model, parameters, tracker, tuple(carried))
+    return Report(target, *about, left_behind=found.left_behind, named_after=words)
+
+
+def _to_official(source: Path, target: Path, is_torch: bool, is_tracker: bool) -> Report:
+    model: MixFormerConfig | AlphaRefineConfig
+    if is_tracker:
+        variables, model, _tracker, kept = load_weights(source)
+        state, table = variables_to_official(variables, model, kept), name_table(model)
+        parameters = count_parameters(model)
+    else:
+        variables, model, kept = weights = alpha_refine.load_alpha_refine(source)
+        state, table = alpha_refine.to_official(weights), alpha_refine.alpha_refine_table(model)
+        parameters = alpha_refine.count_parameters(state)
+        del weights
+    unread = list(carried_by_table(state, table))
+    carried, computed = (tuple(name for name in unread if (name in kept) == has) for has in (True, False))
+    del variables, kept  # each array is held once, and freed when it is written
+    kind = _write_official(target, state, is_torch)
+    return Report(target, f"mixformer_jax -> {kind}", model, parameters, carried=carried, computed=computed)
 
 
 def _write_official(target: Path, tensors: State, is_torch: bool) -> str:
-    """Writes official names; returns the kind of file in words."""
-    if is_torch:
-        torch_files.write_torch(target, tensors.items())
-        return "official PyTorch file"
-    torch_files.write_official_safetensors(target, tensors)
-    return "official .safetensors"
-
-
-def _mask_network_from_official(
-    source: Path, target: Path, is_torch: bool, official: bool, found: torch_files.OfficialState
-) -> MaskReport:
-    weights = alpha_refine.from_official(source, found)
-    kind = "mixformer_jax"
-    if is_torch or official:
-        kind = _write_official(target, found.tensors, is_torch)
-    else:
-        alpha_refine.save_alpha_refine(target, *weights)
-    about = (f"official names -> {kind}", weights.config, alpha_refine.count_parameters(found.tensors))
-    return MaskReport(target, *about, tuple(weights.carried), left_behind=found.left_behind)
-
-
-def _mask_network_to_official(source: Path, target: Path, is_torch: bool) -> MaskReport:
-    weights = alpha_refine.load_alpha_refine(source)
-    state = alpha_refine.to_official(weights)
-    kind = _write_official(target, state, is_torch)
-    unread = alpha_refine.unread_names(weights.config)
-    carried = tuple(name for name in unread if name in weights.carried)
-    computed = tuple(name for name in unread if name not in weights.carried)
-    about = (f"mixformer_jax -> {kind}", weights.config, alpha_refine.count_parameters(state))
-    return MaskReport(target, *about, carried, computed)
-
-
-def _to_official(source: Path, target: Path, is_torch: bool) -> Report:
-    weights = load_weights(source)
-    model = weights.model
-    state = variables_to_official(weights.variables, model, weights.carried)
-    unread = list(carried_from_official(state, model))
-    carried = tuple(name for name in unread if name in weights.carried)
-    computed = tuple(name for name in unread if name not in weights.carried)
-    if is_torch:
-        # Each array is held once, and freed when it is written.
-        del weights
-        torch_files.write_torch(target, ((name, state.pop(name)) for name in list(state)))
-    else:
-        torch_files.write_official_safetensors(target, state)
-    kind = "official PyTorch file" if is_torch else "official .safetensors"
-    return Report(target, f"mixformer_jax -> {kind}", model, None, count_parameters(model), carried, computed)
-
-
-def _is_official(path: Path) -> bool:
-    # Headers of all our files have a format that begins so.
-    return torch_files.is_torch_file(path) or not (torch_files.safetensors_format(path) or "").startswith(FORMAT)
-
-
-def _tensor_lines(report: Report | MaskReport) -> list[tuple[str, str]]:
-    lists = (("carried", report.carried), ("computed", report.computed), ("left out", report.left_behind))
-    return [(label, _shortened(names)) for label, names in lists if names]
-
-
-def _file_line(target: Path) -> tuple[str, str]:
-    return "file", f"{target} ({target.stat().st_size / 1e6:.0f} MB)"
+    """Writes official names, and empties a dict of them on the way; returns the kind of file in words."""
+    if not is_torch:
+        torch_files.write_official_safetensors(target, tensors)
+        return "official .safetensors"
+    items: Iterable[tuple[str, np.ndarray]] = tensors.items()  # of an official file they are read on access
+    if isinstance(tensors, dict):
+        items = ((name, tensors.pop(name)) for name in list(tensors))
+    torch_files.write_torch(target, items)
+    return "official PyTorch file"
 
 
 def _shortened(names: tuple[str, ...], limit: int = 6) -> str:

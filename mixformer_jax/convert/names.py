@@ -309,11 +309,6 @@ def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerCo
     )
 
 
-def carried_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, np.ndarray]:
-    """The unused tensors of an official state dict, by their official names."""
-    return carried_by_table(state, name_table(config))
-
-
 def variables_to_official(
     variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
 ) -> dict[str, np.ndarray]:
@@ -347,6 +342,7 @@ def _check_official(config: MixFormerConfig) -> None:
             "head 'corner_pyramid' on the backbone 'cvt'": config.head == "corner_pyramid" and is_cvt,
             f"patch_embed {config.patch_embed!r}": config.patch_embed == "convolutional",
             "attention 'symmetric'": config.attention == "symmetric",
+            f"second_stream {config.second_stream!r}": config.second_stream != "none",
             "layer_scale": config.layer_scale,
             "mixed_blocks": config.mixed_blocks is not None,
             "cross_attention_blocks": config.cross_attention_blocks,

@@ -21,15 +21,10 @@ from mixformer_jax.views import CropConfig, Placement, UnusableSampleError
 
 
 class Random:
-    """Random numbers and the choices that depend on them, on the host; `pool.device.DeviceRandom` does it in a trace.
+    """Random numbers and the choices that depend on them, on the host; in a trace see `pool.device.DeviceRandom`."""
 
-    Attributes:
-        xp: numpy, or what stands for it.
-        geometry: `views`, or what stands for it.
-    """
-
-    xp: Any = np
-    geometry: Any = views
+    xp: Any = np  # numpy, or what stands for it
+    geometry: Any = views  # `views`, or what stands for it
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -72,11 +67,8 @@ class Random:
         return math.log(value)
 
     def require(self, condition: Any, message: str) -> None:
-        """Gives the sample up where the condition does not hold.
-
-        Raises:
-            UnusableSampleError: on the host, to draw again; the device takes another candidate.
-        """
+        """Gives the sample up where the condition does not hold: on the host UnusableSampleError, to draw again; the
+        device takes another candidate."""
         if not condition:
             raise UnusableSampleError(message)
 

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float64, Int32, UInt8
 
 from mixformer_jax.boxes import xywh_to_xyxy
 from mixformer_jax.crops import box_in_stretched_crop, stretched_crop
-from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
+from mixformer_jax.data.coco_masks import CocoMasks
+from mixformer_jax.data.samples import MAX_REDRAWS, HostSamples, Rendered
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.masks import mask_box_xywh
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
@@ -38,6 +39,8 @@ class MaskDataConfig(TypedSettings):
     Attributes:
         root: photographs at any depth, NAME.jpg with NAME.png beside it: 0 background, then instances; those without a
             mask are passed over. None: no photographs.
+        coco: regions of the photographs under `root`, as in COCO's instances_train2017.json; no NAME.png is read then.
+            None: none.
         videos: folder in the layout of DAVIS and YouTube-VOS, JPEGImages/SEQUENCE/00000.jpg and
             Annotations/SEQUENCE/00000.png. None: no videos.
         video_share: share of samples from videos, where there are both.
@@ -45,6 +48,7 @@ class MaskDataConfig(TypedSettings):
         max_interval: frames between the two of a video's pair.
         min_pixels: smaller targets are passed over (YouTube-VOS: 1000).
         factor: sides of the crops over those of the box.
+        flip: share of pairs that are mirrored.
         scale_jitter: deviation of the logarithm of the search box's width and of its height.
         centre_jitter: reach of its centre, over sqrt(width * height); half of it in either direction.
         brightness: of each crop is within 1 - brightness to 1 + brightness.
@@ -53,12 +57,14 @@ class MaskDataConfig(TypedSettings):
     """
 
     root: str | None = None
+    coco: str | None = None
     videos: str | None = None
     video_share: Share = 0.25
     held_out_every: NaturalNumber = 10
     max_interval: Count = 50
     min_pixels: Count = 1000
     factor: CropFactor = 2.0
+    flip: Share = 0.0
     scale_jitter: NotNegative = 0.25
     centre_jitter: NotNegative = 0.25
     brightness: ShareBelowOne = 0.2
@@ -68,13 +74,15 @@ class MaskDataConfig(TypedSettings):
         super().__post_init__()
         if self.root is None and self.videos is None:
             raise ConfigError("data names neither a root with photographs nor videos; there is nothing to train on")
+        if self.root is None and self.coco is not None:
+            raise ConfigError("data.coco is of the photographs under data.root, which is not given")
 
 
 class Still(NamedTuple):
     """A frame and its annotated regions."""
 
     image: Path
-    labels: Path
+    labels: Path | tuple[CocoMasks, int]  # a file, or an image of COCO
 
 
 def read_labels(path: Path) -> Int32[np.ndarray, "h w"]:
@@ -92,23 +100,19 @@ def read_labels(path: Path) -> Int32[np.ndarray, "h w"]:
     return red + 256 * (green + 256 * blue)
 
 
-class MaskSamples:
-    """Samples by index: sample i of a seed is one thing on every machine. Safe to call from threads and processes.
+class MaskSamples(HostSamples):
+    """Template and search uint8 [size, size, 3], box_xyxy float32 [4] of the target in the template's pixels, and mask
+    uint8 [size, size] of 0 and 1 on the search crop; sample i of a seed is one thing on every machine.
 
-    Args:
-        config: what to draw, and how.
-        size: side of the crops, pixels.
-        seed: of the draws.
-        held_out: samples to validate on: what is held out, with the same jitter and the brightness as it is.
+    Those to validate on (`held_out`) have the same jitter, and the brightness as it is.
     """
-
-    for_processes = True
 
     def __init__(self, config: MaskDataConfig, size: int, seed: int, held_out: bool = False) -> None:
         """Lists the files; DatasetError where there are none."""
+        super().__init__()
         self.config, self.size, self.seed, self.held_out = config, size, seed, held_out
         # Every photograph is a sequence of one frame.
-        photographs = [] if config.root is None else [(still,) for still in _photographs(Path(config.root))]
+        photographs = [] if config.root is None else [(still,) for still in _photographs(config)]
         videos = [] if config.videos is None else _videos(Path(config.videos))
         self._photographs, self._videos = (self._part(each) for each in (photographs, videos))
         if not (self._photographs or self._videos):
@@ -119,13 +123,7 @@ class MaskSamples:
         every = self.config.held_out_every
         return [each for number, each in enumerate(found) if (every > 0 and number % every == 0) == self.held_out]
 
-    def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`: template and search uint8 [S, S, 3], box_xyxy float32 [4] of the target in the template's
-        pixels, mask uint8 [S, S] of 0 and 1 on the search crop."""
-        return self.render(index).sample
-
     def render(self, index: int) -> Rendered:
-        """Sample `index` with the faults met on the way; DatasetError where nothing that was drawn can be used."""
         rng, faults = np.random.default_rng((self.seed, index)), []
         has_both = bool(self._photographs and self._videos)
         of_video = rng.random() < self.config.video_share if has_both else bool(self._videos)
@@ -163,13 +161,18 @@ class MaskSamples:
         mask = labels == chosen
         around = self._jittered(rng, mask_box_xywh(mask))
         factor, size = self.config.factor, self.size
-        return {
+        sample = {
             "template": self._lit(rng, stretched_crop(template, box_xywh, factor, size)),
             "box_xyxy": xywh_to_xyxy(box_in_stretched_crop(box_xywh, box_xywh, factor, size)),
             "search": self._lit(rng, stretched_crop(image, around, factor, size)),
             # OpenCV rounds its bytes: the mask stays 0 and 1.
             "mask": stretched_crop(mask.astype(np.uint8), around, factor, size),
         }
+        if self.config.flip and not self.held_out and rng.random() < self.config.flip:
+            left, top, right, bottom = sample.pop("box_xyxy")
+            sample = {name: np.ascontiguousarray(image[:, ::-1]) for name, image in sample.items()}
+            sample["box_xyxy"] = np.array([size - right, top, size - left, bottom], np.float32)
+        return sample
 
     def _is_large(self, mask: Bool[np.ndarray, "h w"]) -> bool:
         return int(np.count_nonzero(mask)) >= self.config.min_pixels
@@ -188,15 +191,24 @@ class MaskSamples:
 
 
 def _read(still: Still) -> tuple[UInt8[np.ndarray, "h w 3"], Int32[np.ndarray, "h w"]]:
-    image, labels = read_image(still.image), read_labels(still.labels)
+    image = read_image(still.image)
+    if isinstance(still.labels, Path):
+        labels, where = read_labels(still.labels), still.labels
+    else:
+        coco, index = still.labels
+        labels, where = coco.labels(index), coco.annotations
     if image.shape[:2] != labels.shape:
-        raise DatasetError(f"{still.labels}: {labels.shape} pixels; expected {image.shape[:2]}, as {still.image.name}")
+        raise DatasetError(f"{where}: {labels.shape} pixels; expected {image.shape[:2]}, as {still.image.name}")
     return image, labels
 
 
-def _photographs(root: Path) -> list[Still]:
+def _photographs(config: MaskDataConfig) -> list[Still]:
+    root = Path(str(config.root))
     if not root.is_dir():
         raise DatasetError(f"{root}: no such folder; expected one with photographs NAME.jpg and their masks NAME.png")
+    if config.coco is not None:
+        coco = CocoMasks(Path(config.coco))
+        return [Still(root / coco.names[index], (coco, index)) for index in coco.images()]
     walk = os.walk(root, followlinks=True)
     paths = sorted(Path(folder, name) for folder, _, names in walk for name in names if name.endswith(".jpg"))
     return [Still(path, path.with_suffix(".png")) for path in paths if path.with_suffix(".png").is_file()]

@@ -217,8 +217,14 @@ def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Itera
         yield pack_frame(pixels, np.stack(boxes_xywh), config), None
 
 
-def pack_frame(pixels: UInt8[np.ndarray, "h w 3"], boxes_xywh: Float[np.ndarray, "*n 4"], config: PackConfig) -> bytes:
-    """The record of one frame: its pieces around a box, or around each of several."""
+def pack_frame(pixels: UInt8[np.ndarray, "h w c"], boxes_xywh: Float[np.ndarray, "*n 4"], config: PackConfig) -> bytes:
+    """The record of one frame: its pieces around a box, or around each of several.
+
+    Raises:
+        DatasetError: a frame with a second stream.
+    """
+    if pixels.shape[2] != 3:
+        raise DatasetError("frames with a second stream are not packed: train on the data set as it is published")
     parts = [part for box_xywh in boxes_xywh.reshape(-1, 4) for part in _pieces(pixels, box_xywh, config)]
     return encode_frame((pixels.shape[0], pixels.shape[1]), parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,7 +12,10 @@ from jaxtyping import Bool, Float64, Int64
 from mixformer_jax.data.augment import AugmentConfig, Random, draw_placement
 from mixformer_jax.data.config import FrameScheme
 from mixformer_jax.datasets.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.pixels import take_streams
+from mixformer_jax.typed_settings import Streams
 from mixformer_jax.views import CENTRED, CropConfig, Placement, UnusableSampleError, check_target
 
 # Shorter videos are not drawn from, and neither are those with hardly more visible frames than a sample needs.
@@ -76,7 +79,7 @@ class SequencePairs:
     or, if there is none, around the target of another sequence.
     """
 
-    has_occluders = False
+    has_occluders = False  # laid over targets by itself
 
     def __init__(
         self,
@@ -94,10 +97,10 @@ class SequencePairs:
         ratios = np.array([source.ratio for source in sources])
         self._cumulative = np.cumsum(ratios / ratios.sum())
 
-    def decide(self, rng: np.random.Generator) -> None:
+    def decide(self, rng: np.random.Generator) -> Any:
         """Nothing: all is drawn again."""
 
-    def sample(self, rng: np.random.Generator, decided: None = None) -> tuple[str, str, Sample]:
+    def sample(self, rng: np.random.Generator, decided: Any = None) -> tuple[str, str, Sample]:
         """The data set's name, the frames in words, and the sample; raises as `draw` and `render`."""
         frames = self.draw(rng)
         return frames.source, str(frames), self.render(rng, frames)
@@ -139,10 +142,10 @@ class SequencePairs:
         if augment.separate_flip_probability > 0:
             flips ^= rng.random(len(flips)) < augment.separate_flip_probability
 
-        templates = np.empty((crops.slots, crops.template_size, crops.template_size, 3), np.uint8)
+        templates = []
         for slot, shot in enumerate(shown.templates):
             pixels, _ = self._crop(rng, frames, shot, crops.template_factor, crops.template_size)
-            templates[slot] = cv2.flip(pixels, 1) if flips[slot] else pixels
+            templates.append(cv2.flip(pixels, 1) if flips[slot] else pixels)
         placement = draw_placement(Random(rng), crops)
         search, box_cxcywh = self._crop(rng, frames, shown.search, crops.search_factor, crops.search_size, placement)
         if shown.label:
@@ -150,7 +153,7 @@ class SequencePairs:
         if flips[-1]:
             search = cv2.flip(search, 1)
             box_cxcywh[0] = 1 - box_cxcywh[0]
-        sample = {"templates": templates, "search": search, "box_cxcywh": box_cxcywh}
+        sample = {"templates": np.stack(templates), "search": search, "box_cxcywh": box_cxcywh}
         if self.positive_share is not None:
             sample["label"] = np.array(shown.label, np.float32)
         return sample
@@ -176,7 +179,7 @@ class SequencePairs:
         if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
             raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
         pixels, shown = cut(frame, rectangle, size)
-        return pixels, box_within(box_xywh, shown)
+        return _streams(pixels, self.crops.streams, sequence), box_within(box_xywh, shown)
 
     def _draw_sequence(self, rng: np.random.Generator) -> tuple[WeightedDataset, TrackingSequence]:
         """A data set by its ratio, and one of its sequences with enough visible frames."""
@@ -200,6 +203,19 @@ class SequencePairs:
                 known = np.flatnonzero(usable_frames(other, source.min_side, hidden_too=True))
                 return Shot(other, pick(rng, known))
         raise UnusableSampleError(f"no other sequence than {sequence.name} to draw a negative sample from")
+
+
+def _streams(pixels: np.ndarray, streams: Streams, sequence: TrackingSequence) -> np.ndarray:
+    """The wanted channels of a crop; where there is colour alone, nothing was measured in the second stream.
+
+    Raises:
+        DatasetError: the second stream is asked for by itself, and there is none.
+    """
+    if pixels.shape[2] == 3 and streams == "both":
+        pixels = np.concatenate([pixels, np.zeros_like(pixels)], axis=2)
+    if pixels.shape[2] == 3 and streams == "second":
+        raise DatasetError(f"{sequence.root}: {sequence.name} has no second stream, which the model reads alone")
+    return np.ascontiguousarray(take_streams(pixels, streams))
 
 
 def can_be_drawn(sequence: TrackingSequence, slots: int, min_side: float = 0.0) -> bool:

@@ -1,30 +1,87 @@
-"""From samples to batches: in threads or worker processes, for one process or many, and from any step on."""
+"""From samples to batches: in threads or worker processes, for one process or many, and from any step on.
+
+Workers share one copy of the samples' arrays, a whole pool.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
+import mmap
 import os
+import pickle
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from multiprocessing import connection, parent_process
+from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import IO, Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import cloudpickle
 import cv2
 import grain
 import numpy as np
 from absl import flags
 
-from mixformer_jax.data.mask_samples import MaskSamples
-from mixformer_jax.data.samples import TrackingSamples
-from mixformer_jax.data.sharing import Shared
-from mixformer_jax.data.single_images import CentreCrops, ImageSamples
+from mixformer_jax.data.samples import HostSamples
+from mixformer_jax.data.single_images import ImageSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.signals import blocked
+
+Value = TypeVar("Value")
+_ALIGNMENT = 64  # of every array, in bytes
+
+
+class Shared(Generic[Value]):
+    """A value to hand to other processes: they map the bytes of its arrays, and get all else by pickling.
+
+    The bytes lie in a file without a name, in memory where the system has such files: nothing is left of it when the
+    last process that has it open ends, however it ends. It is not in `/dev/shm`, which is small in containers.
+    """
+
+    def __init__(self, value: Value) -> None:
+        """Copies the arrays of `value`, once; OSError where there is no room for them."""
+        arrays: list[pickle.PickleBuffer] = []
+        self._pickled: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+        self._sizes: list[int] = []
+        self._file = _nameless_file()
+        for array in arrays:
+            with array.raw() as raw:
+                self._file.write(raw)
+                self._file.write(bytes(_padding(raw.nbytes)))
+                self._sizes.append(raw.nbytes)
+        self._file.flush()
+
+    def open(self) -> Value:
+        """The value; its arrays are read-only and lie in the file."""
+        ends = list(itertools.accumulate(size + _padding(size) for size in self._sizes))
+        # No bytes at all cannot be mapped.
+        whole = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if any(ends) else b"")
+        starts = [0, *ends[:-1]]
+        arrays = [whole[start : start + size] for start, size in zip(starts, self._sizes, strict=bool(ends))]
+        return pickle.loads(self._pickled, buffers=arrays)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_file": DupFd(self._file.fileno())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _file=os.fdopen(state["_file"].detach(), "rb"))
+
+
+def _nameless_file() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("mixformer"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _padding(size: int) -> int:
+    return -size % _ALIGNMENT
+
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +99,7 @@ class BadDataError(DatasetError):
 
 @runtime_checkable
 class Samples(Protocol):
-    """Samples by index. Those that are read from disk also have `render`, which tells of replaced ones.
-
-    Where an attribute `for_processes` is true, rendering keeps a core busy, and worker processes may do it.
-    """
+    """Samples by index: `HostSamples`, which keep a core busy, or what a device needs to render them itself."""
 
     def sample(self, index: int) -> Mapping[str, np.ndarray]:
         """Sample `index`, the same whenever, wherever and in whatever order it is asked for."""
@@ -75,8 +129,8 @@ def batches(
         start_step: number of the first batch.
         num_threads: loader threads; 0 loads synchronously.
         prefetch: batches that are made ahead.
-        workers: in place of `num_threads`: loader processes where `samples.for_processes`, else loader threads.
-            Processes read the arrays of `samples`, a whole pool, where this one has put them (`sharing.Shared`).
+        workers: in place of `num_threads`: loader processes for `HostSamples`, else loader threads. Processes
+            read the arrays of `samples`, a whole pool, where this one has put them (`Shared`).
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
         process_count: of a distributed run.
 
@@ -91,7 +145,7 @@ def batches(
         )
     processes = 0
     if workers is not None:
-        processes = workers if getattr(samples, "for_processes", False) else 0
+        processes = workers if isinstance(samples, HostSamples) else 0
         num_threads = workers - processes
     render = _RenderBatch(Shared(samples) if processes else samples, batch_size, process_index, process_count)
     return Batches(render, samples, start_step, num_threads, processes, prefetch)
@@ -269,7 +323,7 @@ class _RenderBatch:
         rows: list[dict[str, np.ndarray]] = []
         faults: list[str] = []
         for index in range(first, first + self.local_size):
-            if isinstance(self.samples, (TrackingSamples, ImageSamples, CentreCrops, MaskSamples)):
+            if isinstance(self.samples, HostSamples):
                 rendered = self.samples.render(index)
                 rows.append(rendered.sample)
                 faults += rendered.faults

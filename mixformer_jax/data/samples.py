@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +17,9 @@ from mixformer_jax.data.augment import Random, disturb, occlude
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
-from mixformer_jax.data.pool.host import draw_texture, pool_sources
+from mixformer_jax.data.pool.host import PoolSource, draw_texture
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
+from mixformer_jax.data.pool.scenes import sources_of
 from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.datasets.frame_parts import is_packed
 from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
@@ -61,85 +63,71 @@ def _open(name: str, config: DatasetConfig) -> Dataset:
     return open_dataset(config.reader or name, config.root, config.split, config.list_file)
 
 
-@runtime_checkable
-class Source(Protocol):
-    """A source of samples; `has_occluders`: it lays something over its targets by itself."""
-
-    has_occluders: bool
-
-    def decide(self, rng: np.random.Generator) -> Any:
-        """What stays the same when the sample is drawn again: what is hard to place stays in its share."""
-        ...
-
-    def sample(self, rng: np.random.Generator, decided: Any) -> tuple[str, str, Sample]:
-        """The source's name, what the sample shows in words, and the sample.
-
-        Raises:
-            UnusableSampleError: what was drawn does not serve.
-            DatasetError, SourceError: a file cannot be read.
-        """
-        ...
-
-
 class Rendered(NamedTuple):
-    """A sample and how it came about.
+    """A sample and how it came about."""
 
-    Attributes:
-        source: the source of the mix, or the data set.
-        sample: see `TrackingSamples.sample`.
-        faults: of what was drawn first and could not be read: messages that name the file.
-    """
-
-    source: str
-    sample: Sample
-    faults: tuple[str, ...]
+    source: str  # the source of the mix, or the data set
+    sample: Sample  # see `TrackingSamples.sample`.
+    faults: tuple[str, ...]  # of what was drawn first and could not be read: messages that name the file
 
 
-class TrackingSamples:
-    """Training samples by index. Safe to call from several threads, and from several processes.
+class HostSamples(abc.ABC):
+    """Samples by index that the host renders: safe to call from several threads, and from several processes.
 
     Threads block each other: what is drawn and decided in Python takes longer than OpenCV's part.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def sample(self, index: int) -> Sample:
+        """The arrays of sample `index`; raises as `render`."""
+        return self.render(index).sample
+
+    @abc.abstractmethod
+    def render(self, index: int) -> Rendered:
+        """Sample `index` with all that is known about it; DatasetError where nothing that was drawn can be read."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+
+class TrackingSamples(HostSamples):
+    """Training samples: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
+
+    The box is normalised to the search crop and may reach beyond it. With `DataConfig.positive_share` also
+    label float32 [], 1 or 0. With both `CropConfig.streams` crops have six channels.
 
     A drawn sample that cannot serve is drawn again from the same generator, so the index decides everything;
     `redrawn()` counts those of this process by source. One whose files cannot be read is drawn again, too, and named in
     `Rendered.faults`.
     """
 
-    for_processes = True
-
-    def __init__(self, material: Material, config: DataConfig, seed: int) -> None:
-        """Builds the sources.
-
-        Raises:
-            ValueError: no material for one of them.
-        """
+    def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
+        """Builds the sources; `names` are those of the arrays wanted, None for all. ValueError where one has no
+        material."""
+        super().__init__()
         self.config, self.seed = config, seed
-        self._material = material
+        self._material, self._names = material, names
         self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
-        self._sources: dict[str, Source] = {} if self.pool is None else dict(pool_sources(self.pool, config))
+        self._sources: dict[str, PoolSource | SequencePairs] = {}
+        if self.pool is not None:
+            self._sources |= {name: PoolSource(name, self.pool, config) for name in sources_of(config)}
         weights = [getattr(config.mix, name) for name in self._sources]
         if config.datasets:
             self._sources[DATASETS] = self._sequence_pairs()
             weights.append(sum(each.ratio for each in config.datasets.values()))
         self._cumulative = np.cumsum(np.array(weights) / np.array(weights).sum())
         self._redrawn: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def sample(self, index: int) -> Sample:
-        """Sample `index`: templates uint8 [slots, T, T, 3], search uint8 [S, S, 3], box_cxcywh float32 [4].
-
-        The box is normalised to the search crop and may reach beyond it. With `DataConfig.positive_share` also
-        label float32 [], 1 or 0.
-        """
-        return self.render(index).sample
 
     def render(self, index: int) -> Rendered:
-        """Sample `index` with all that is known about it.
-
-        Raises:
-            DatasetError: nothing that was drawn can be read.
-        """
-        return self._render(index)[1]
+        rendered = self._render(index)[1]
+        if self._names is None:
+            return rendered
+        return rendered._replace(sample={name: rendered.sample[name] for name in self._names})
 
     def describe(self, index: int) -> str:
         """Where sample `index` comes from, for messages: the source; for data sets, sequences and frames, too."""
@@ -156,7 +144,7 @@ class TrackingSamples:
         name = names[min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(names) - 1)]
         source = self._sources[name]
         faults: list[str] = []
-        decided = source.decide(rng)
+        decided = source.decide(rng)  # what is hard to place stays in its share
         for _ in range(MAX_REDRAWS):
             try:
                 label, text, sample = source.sample(rng, decided)
@@ -191,19 +179,19 @@ class TrackingSamples:
             config.positive_share,
         )
 
-    def _disturbed(self, random: Random, source: Source, sample: Sample) -> Sample:
+    def _disturbed(self, random: Random, source: PoolSource | SequencePairs, sample: Sample) -> Sample:
         config, search = self.config.augment, sample["search"]
         if not source.has_occluders and random.chance(config.occluder_probability):
             assert self.pool is not None  # as `DataConfig` demands
             search = occlude(random, search, sample["box_cxcywh"], draw_texture(random, self.pool), config)
-        templates, search = disturb(random, sample["templates"], search, config)
-        return sample | {"templates": templates, "search": search}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        streams, whole = self.config.crops.streams, {"templates": sample["templates"], "search": search}
+        if streams == "second":  # light and image quality are the colour camera's
+            return sample
+        disturbed = disturb(random, whole["templates"][..., :3], search[..., :3], config)
+        shown = dict(zip(whole, disturbed, strict=True))
+        if streams == "both":
+            shown = {name: np.concatenate([shown[name], whole[name][..., 3:]], axis=-1) for name in whole}
+        return sample | shown
 
 
 def contact_sheet(
@@ -221,7 +209,7 @@ def contact_sheet(
 
 
 def _cell(sample: Sample, name: str) -> np.ndarray:
-    templates, search = sample["templates"], sample["search"].copy()
+    templates, search = sample["templates"][..., :3], sample["search"][..., :3].copy()
     size, edge = search.shape[0], templates.shape[1]
     cx, cy, w, h = sample["box_cxcywh"] * size
     edges = (cx - w / 2 - 0.5, cy - h / 2 - 0.5, cx + w / 2 - 0.5, cy + h / 2 - 0.5)

@@ -2,17 +2,16 @@
 
 import math
 import os
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from mixformer_jax.data.samples import MAX_REDRAWS, Rendered
+from mixformer_jax.data.samples import MAX_REDRAWS, HostSamples, Rendered
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.stills import read_tfds_images
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
@@ -60,11 +59,7 @@ class ImageFolder:
     """All images of a folder and its subfolders, in the order of their paths."""
 
     def __init__(self, root: Path) -> None:
-        """Lists the folder.
-
-        Raises:
-            DatasetError: no such folder, or no image in it.
-        """
+        """Lists the folder; DatasetError for no such folder, or no image in it."""
         if not root.is_dir():
             raise DatasetError(f"{root}: no such folder; expected one with images")
         self.root = root
@@ -85,11 +80,7 @@ class ImageFolder:
 
 
 def open_images(root: str, split: str | None) -> Images:
-    """A folder of images, or a prepared data set.
-
-    Raises:
-        DatasetError: neither of them, or no such split.
-    """
+    """A folder of images, or a prepared data set; DatasetError for neither of them, or no such split."""
     if (Path(root) / "dataset_info.json").is_file():
         return read_tfds_images(Path(root), split)
     if split is not None:
@@ -97,30 +88,19 @@ def open_images(root: str, split: str | None) -> Images:
     return ImageFolder(Path(root))
 
 
-class ImageSamples:
-    """Crops by index: every image once an epoch, in an order of that epoch. Safe to call from several threads.
+class ImageSamples(HostSamples):
+    """Crops, search uint8 [size, size, 3]: every image once an epoch, in an order of that epoch.
 
     An image that cannot be read is replaced by another one of the sample's own draw, and named in `Rendered.faults`.
     """
 
-    for_processes = True  # images are read when they are drawn
-
     def __init__(self, config: ImagesConfig, images: Images, size: int, seed: int) -> None:
+        super().__init__()
         self.config, self.size, self.seed = config, size, seed
         self._images = images
         self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`: search uint8 [size, size, 3]."""
-        return self.render(index).sample
 
     def render(self, index: int) -> Rendered:
-        """Sample `index` with all that is known about it.
-
-        Raises:
-            DatasetError: none of the images that were drawn can be read.
-        """
         rng = np.random.default_rng((self.seed, index))
         image, faults = _readable(self._images, self._position(index), rng)
         crop = _resized(random_part(rng, image, self.config), self.size)
@@ -137,27 +117,15 @@ class ImageSamples:
                     self._orders.popitem(last=False)
             return int(self._orders[epoch][position])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
-
-
-class CentreCrops:
+class CentreCrops(HostSamples):
     """Fixed crops from the middle of images, spread evenly over them, to validate on."""
 
-    for_processes = True
-
     def __init__(self, images: Images, size: int) -> None:
+        super().__init__()
         self.size, self._images = size, images
 
-    def sample(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index`: search uint8 [size, size, 3]."""
-        return self.render(index).sample
-
     def render(self, index: int) -> Rendered:
-        """As `ImageSamples.render`."""
         # The golden ratio's multiples spread the first n of them over the whole list, whatever n is.
         position = int(len(self._images) * math.modf((index + 0.5) * (math.sqrt(5) - 1) / 2)[0])
         image, faults = _readable(self._images, position, np.random.default_rng(index))

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
+from mixformer_jax.crops import resize_streams
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.remote import Bucket, is_remote, open_bucket
@@ -43,7 +44,7 @@ class Rectangle(NamedTuple):
 class FramePart(NamedTuple):
     """A decoded part of a frame, which may be shrunk."""
 
-    pixels: UInt8[np.ndarray, "h w 3"]
+    pixels: UInt8[np.ndarray, "h w c"]
     covers: Rectangle  # whole frame pixels, inside the frame
 
 
@@ -62,7 +63,7 @@ class Frame(Protocol):
 
 
 class WholeFrame:
-    def __init__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+    def __init__(self, pixels: UInt8[np.ndarray, "h w c"]) -> None:
         self.pixels, self.size = pixels, (pixels.shape[0], pixels.shape[1])
 
     def part(self, needed: Rectangle) -> FramePart:
@@ -95,7 +96,7 @@ def context_rectangle(
     return Rectangle(round(centre_x - width * 0.5), round(centre_y - height * 0.5), width, height)
 
 
-def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], Rectangle]:
+def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray, "{size} {size} c"], Rectangle]:
     """The pixels of a rectangle at `size` x `size`, and the rectangle that they show.
 
     That differs for a shrunk part, of which whole pixels are cut. As in the tracker, everything outside the frame is
@@ -114,12 +115,12 @@ def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray
     row_from, row_to = max(top, 0), min(top + height, usable_height)
     window = part.pixels[row_from:row_to, column_from:column_to]
     if window.shape[:2] != (height, width):
-        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas = np.zeros((height, width, *window.shape[2:]), np.uint8)
         if row_from < row_to and column_from < column_to:
             canvas[row_from - top : row_to - top, column_from - left : column_to - left] = window
         window = canvas
     shown = Rectangle(covers.left + left / scale_x, covers.top + top / scale_y, width / scale_x, height / scale_y)
-    return cv2.resize(window, (size, size), interpolation=cv2.INTER_LINEAR), shown
+    return resize_streams(window, size), shown
 
 
 def _in_part(start: float | int, length: float | int, scale: float) -> tuple[int, int]:

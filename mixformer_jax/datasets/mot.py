@@ -1,16 +1,15 @@
 """Annotations as in MOTChallenge (MOT 1.1): gt/gt.txt and img1/; https://motchallenge.net/instructions, and CVAT's."""
 
-import configparser
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_text
+from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.datasets.mot_files import COLUMNS, GROUNDTRUTH, SEQINFO, has_seqinfo, read_mot_rows, read_seqinfo
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
@@ -23,10 +22,6 @@ from mixformer_jax.datasets.tracks import (
     sequence_of,
     video_footage,
 )
-
-GROUNDTRUTH = Path("gt", "gt.txt")
-LEAST_COLUMNS = 6
-COLUMNS = "frame,track,x,y,w,h,considered,class,visibility"
 
 
 def read_mot(root: Path, split: str | None = None) -> Dataset:
@@ -68,39 +63,18 @@ class _Rows(NamedTuple):
 
 
 def _read_rows(folder: Path) -> dict[int, _Rows]:
-    path = folder / GROUNDTRUTH
-    is_challenge = (folder / "seqinfo.ini").is_file()
-    origin = 1.0 if is_challenge else 0.0
+    is_challenge = has_seqinfo(folder)
+    rows = read_mot_rows(folder / GROUNDTRUTH, "ground truth")
+    boxes_xywh = rows.boxes_xywh - (1, 1, 0, 0) if is_challenge else rows.boxes_xywh
     tracks: dict[int, _Rows] = {}
-    for line, text in enumerate(read_text(path, "ground truth").splitlines(), start=1):
-        if not text.strip():
-            continue
-        where = f"{path}, line {line}"
-        try:
-            values = parse_numbers(text.strip())
-        except ValueError:
-            values = []
-        if len(values) < LEAST_COLUMNS or not all(map(math.isfinite, values)):
-            raise DatasetError(f"{where}: expected the numbers {COLUMNS} (6 to 10 of them), found {text.strip()!r}")
-        frame, track, x, y, w, h, *rest = values
-        if frame < 1 or frame != int(frame):
-            raise DatasetError(f"{where}: the first column is the frame, counted from 1; found {frame:g}")
-        if track < 0 or track != int(track):
-            raise DatasetError(
-                f"{where}: the second column is the number of the track, found {track:g}; det.txt has none"
-            )
-        if w < 0 or h < 0:
-            raise DatasetError(f"{where}: negative width or height in {text.strip()!r}; columns are {COLUMNS}")
-        if rest and rest[0] == 0:
-            continue
-        rows = tracks.setdefault(int(track), _Rows(line, {}, set()))
-        if int(frame) - 1 in rows.boxes_xywh:
-            raise DatasetError(f"{where}: a second box of track {track:g} on frame {frame:g}; remove one")
-        rows.boxes_xywh[int(frame) - 1] = [x - origin, y - origin, w, h]
-        if is_challenge and len(rest) > 2 and rest[2] == 0:
-            rows.hidden.add(int(frame) - 1)
+    for row in np.flatnonzero(rows.scores != 0).tolist():
+        track = tracks.setdefault(int(rows.ids[row]), _Rows(int(rows.lines[row]), {}, set()))
+        frame = int(rows.frames[row]) - 1
+        track.boxes_xywh[frame] = boxes_xywh[row].tolist()
+        if is_challenge and rows.visibility[row] == 0:
+            track.hidden.add(frame)
     if not tracks:
-        raise DatasetError(f"{path}: no row with a target; expected {COLUMNS} a line")
+        raise DatasetError(f"{rows.path}: no row with a target; expected {COLUMNS['ground truth']} a line")
     return tracks
 
 
@@ -124,18 +98,7 @@ def _check_numbers(folder: Path, names: Sequence[str]) -> None:
 
 
 def _footage(folder: Path, last: int) -> Footage:
-    info, path = configparser.ConfigParser(), folder / "seqinfo.ini"
-    try:
-        info.read(path, encoding="utf-8-sig")
-        images = info.get("Sequence", "imDir", fallback="img1")
-        fps = info.getfloat("Sequence", "frameRate", fallback=math.nan)
-        length = info.getint("Sequence", "seqLength", fallback=None)
-        width, height = (info.getint("Sequence", name, fallback=0) for name in ("imWidth", "imHeight"))
-    except (configparser.Error, ValueError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
-        raise DatasetError(f"{path}: {said}; expected [Sequence] with imDir, frameRate and seqLength") from error
-    if fps <= 0:
-        raise DatasetError(f"{path}: frameRate is {fps:g}; expected frames a second, or no such line")
+    images, fps, length, size = read_seqinfo(folder)
     footage = image_footage(folder / images)
     if footage is not None:
         assert isinstance(footage.frame, ImageFrames)
@@ -148,8 +111,8 @@ def _footage(folder: Path, last: int) -> Footage:
         footage = video_footage(found)
     if length is not None and length != len(footage.numbers):
         raise DatasetError(
-            f"{path}: seqLength is {length}, but {footage.place} has {len(footage.numbers)} frames; unpack it anew, or "
-            "mend seqLength"
+            f"{folder / SEQINFO}: seqLength is {length}, but {footage.place} has {len(footage.numbers)} frames; "
+            "unpack it anew, or mend seqLength"
         )
-    footage.require_size((height, width) if height and width else None, f"{path}, imWidth and imHeight")
-    return footage if math.isnan(fps) else footage._replace(fps=fps)
+    footage.require_size(size, f"{folder / SEQINFO}, imWidth and imHeight")
+    return footage if fps is None else footage._replace(fps=fps)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mixformer_jax.datasets import large_scale, small_scale
+from mixformer_jax.datasets import large_scale, second_stream, small_scale
 from mixformer_jax.datasets.coco_video import read_coco_video
 from mixformer_jax.datasets.cvat import read_cvat
 from mixformer_jax.datasets.frame_parts import read_packed, read_packed_elsewhere
@@ -36,15 +36,22 @@ READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "coco_video": Reader(read_coco_video, "COCO with tracks", "annotations/NAME.json"),
         "cvat": Reader(read_cvat, "CVAT", "annotations.xml"),
+        "depthtrack": Reader(second_stream.read_depthtrack, "DepthTrack", "NAME/color, NAME/depth, ..."),
         "dtb70": Reader(small_scale.read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
         "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
         "got10k": Reader(large_scale.read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
         "label_studio": Reader(read_label_studio, "Label Studio", "NAME.json"),
+        "lasher": Reader(
+            functools.partial(second_stream.read_thermal, "lasher"), "LasHeR", "NAME/visible, NAME/infrared, ..."
+        ),
         "lasot": Reader(large_scale.read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
         "lasot_ext": Reader(large_scale.read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
         "mot": Reader(read_mot, "MOT", "gt/gt.txt, or NAME/gt/gt.txt, ..."),
         "nfs": Reader(small_scale.read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
         "otb100": Reader(small_scale.read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
+        "rgbt234": Reader(
+            functools.partial(second_stream.read_thermal, "rgbt234"), "RGBT234", "NAME/visible, NAME/infrared, ..."
+        ),
         "tnl2k": Reader(
             large_scale.read_tnl2k,
             "TNL2K",
@@ -64,7 +71,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
         **{
             name: Reader(functools.partial(read_vot, name=name), title, "sequences/list.txt and a folder for each name")
-            for name, title in {"vot": "VOT", **dict.fromkeys(LONG_TERM, "VOT-LT")}.items()
+            for name, title in {"vot": "VOT", "vot_rgbd": "VOT-RGBD", **dict.fromkeys(LONG_TERM, "VOT-LT")}.items()
         },
     }
 )

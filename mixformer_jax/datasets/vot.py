@@ -16,6 +16,8 @@ VOT2013 to VOT2016 were published without the file `sequence`, with the frames b
     list.txt
     bag/00000001.jpg ..., groundtruth.txt, camera_motion.label, ...
 
+VOT-RGBD2022 has a second channel beside colour, channels.depth=depth/%08d.png, VOT-RGBT channels.ir.
+
 VOTS, with several objects in a sequence and masks of what is to be ignored, is refused.
 
 A region is a line of text, or a record of a binary trajectory (`evaluation.vot_regions`):
@@ -43,11 +45,12 @@ from jaxtyping import Bool, Float, Float64
 from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
 from mixformer_jax.datasets.layout import SequenceFiles, check_listed, find_frames, row_faults, sub_folders
-from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.second_stream import Frames, two_streams
 from mixformer_jax.masks import mask_box_xywh, run_lengths
 from mixformer_jax.media.sources import DEFAULT_FPS
 
-DEFAULT_CHANNEL = "color/%08d.jpg"
+DEFAULT_CHANNEL, DEFAULT_DEPTH = "color/%08d.jpg", "depth/%08d.png"
 # No frame is larger; beyond it a mask window is a typing error, which would allocate too much.
 MAX_MASK_PIXELS = 2**26
 # The object of VOTS whose masks are left out of scores.
@@ -94,11 +97,13 @@ class Metadata(NamedTuple):
     length: int | None
     width: int | None
     height: int | None
+    second: str  # pattern of the images of a second stream
 
 
 def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset:
     """Sequences in the order of list.txt. `boxes_xywh` are the boxes around masks or polygons, NaN where there is none;
-    `attributes` the tags that any frame has. `name` is the reader's.
+    `attributes` the tags that any frame has. `name` is the reader's: the frames of vot_rgbd, for VOT-RGBD2022 and
+    VOT-D2022, have the second stream behind RGB, or alone where there is no colour (`second_stream`).
     """
     folder = root / "sequences" if (root / "sequences").is_dir() else root
     listing = folder / "list.txt"
@@ -107,10 +112,10 @@ def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset
         check_listed(names, sub_folders(folder), f"{listing}: {{}} listed sequences have no folder")
     else:
         names = [each for each in sub_folders(folder) if any((folder / each).glob("groundtruth*.txt"))]
-    return Dataset(name, root, names, functools.partial(_read_sequence, folder))
+    return Dataset(name, root, names, functools.partial(_read_sequence, folder, name))
 
 
-def _read_sequence(root: Path, name: str) -> TrackingSequence:
+def _read_sequence(root: Path, dataset: str, name: str) -> TrackingSequence:
     folder = root / name
     metadata = read_metadata(folder)
     lines = read_text(metadata.groundtruth, "ground truth").splitlines()
@@ -122,12 +127,17 @@ def _read_sequence(root: Path, name: str) -> TrackingSequence:
             boxes_xywh[row] = region_box(parse_region(line))
         except ValueError as error:
             raise DatasetError(f"{metadata.groundtruth}, line {row + 1}: {error}") from None
-    images, _, pattern = metadata.frames.rpartition("/")
-    frames = find_frames(SequenceFiles(folder, metadata.groundtruth, folder / images, pattern), len(lines))
+
+    def find(frames: str) -> ImageFrames | MissingFrames:
+        images, _, pattern = frames.rpartition("/")
+        return find_frames(SequenceFiles(folder, metadata.groundtruth, folder / images, pattern), len(lines))
+
+    colour = find(metadata.frames)
+    frames: Frames = two_streams(colour, find(metadata.second)) if dataset == "vot_rgbd" else colour
     tags = sorted([*folder.glob("*.tag"), *folder.glob("*.label")])
     # Some published tags end before the last frame.
     attributes = tuple(path.stem for path in tags if read_labels(path)[: len(lines)].any()) if tags else None
-    faults = row_faults("vot", name, metadata.groundtruth, boxes_xywh)
+    faults = row_faults(dataset, name, metadata.groundtruth, boxes_xywh)
     return TrackingSequence(name, boxes_xywh, frames, metadata.fps, folder, attributes=attributes, faults=faults)
 
 
@@ -150,8 +160,9 @@ def read_metadata(folder: Path) -> Metadata:
         raise DatasetError(f"{path}: fps={settings['fps']}; expected a number") from None
     length, width, height = (int(settings[key]) if key in settings else None for key in ("length", "width", "height"))
     groundtruth = _find_groundtruth(folder, settings.get("groundtruth", "groundtruth.txt"))
-    channel = settings.get("channels.color", settings.get("channels.default"))
-    return Metadata(groundtruth, _frame_pattern(folder, channel), fps, length, width, height)
+    colour = _frame_pattern(folder, settings.get("channels.color", settings.get("channels.default")))
+    second = _checked_pattern(folder, settings.get("channels.depth", settings.get("channels.ir", DEFAULT_DEPTH)))
+    return Metadata(groundtruth, colour, fps, length, width, height, second)
 
 
 def _find_groundtruth(folder: Path, named: str) -> Path:
@@ -176,12 +187,16 @@ def _frame_pattern(folder: Path, channel: str | None) -> str:
     if channel is None:
         beside = [suffix for suffix in (".jpg", ".png") if (folder / f"00000001{suffix}").is_file()]
         return f"%08d{beside[0]}" if beside and not (folder / "color").is_dir() else DEFAULT_CHANNEL
+    return _checked_pattern(folder, channel)
+
+
+def _checked_pattern(folder: Path, channel: str) -> str:
     channel = channel.replace("\\", "/")  # as the toolkit writes it on Windows
     if not PurePosixPath(channel).suffix:
         channel = f"{channel.rstrip('/')}/%08d.jpg"
     if not re.fullmatch(r"[^%]*%0?\d*d[^%/]*", channel, re.ASCII):
         raise DatasetError(
-            f"{folder / 'sequence'}: channels.color is {channel!r}; expected a pattern such as {DEFAULT_CHANNEL}"
+            f"{folder / 'sequence'}: a channel is {channel!r}; expected a pattern such as {DEFAULT_CHANNEL}"
         )
     return channel
 

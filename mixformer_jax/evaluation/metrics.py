@@ -58,15 +58,16 @@ _PLAIN = OpeRules()
 _LASOT = OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True)
 # pytracking has no rules for UAV20L and UAV123@10fps, which are annotated as UAV123.
 _UAV = OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
-# No toolkit scores a user's folder: absent targets are misses in all three curves, as in LaSOT.
+# No toolkit scores a user's folder so, nor DepthTrack: absent targets are misses in all three curves, as in LaSOT.
 _FOLDER = OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False)
 
 BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
     {
         **dict.fromkeys(("dtb70", "got10k", "lasot_ext", "lasot_extension_subset", "nfs"), _PLAIN),
         **dict.fromkeys(("otb", "otb100", "tnl2k", "trackingnet"), _PLAIN),
+        **dict.fromkeys(("lasher", "rgbt234"), _PLAIN),
         **dict.fromkeys(("uav", "uav123", "uav123_10fps", "uav20l"), _UAV),
-        **dict.fromkeys(("folder", "coco_video", "cvat", "label_studio", "mot"), _FOLDER),
+        **dict.fromkeys(("folder", "coco_video", "cvat", "depthtrack", "label_studio", "mot"), _FOLDER),
         "lasot": _LASOT,
     }
 )

@@ -42,7 +42,7 @@ ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "deco
 Layout = Literal["pytracking", "got10k", "vot", "votlt"]
 # By the data set's reader, where the layout is not pytracking's.
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {"got10k": "got10k", "vot": "vot", **dict.fromkeys(LONG_TERM, "votlt")}
+    {"got10k": "got10k", "vot": "vot", "vot_rgbd": "vot", **dict.fromkeys(LONG_TERM, "votlt")}
 )
 
 

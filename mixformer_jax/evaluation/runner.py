@@ -45,7 +45,7 @@ def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     Raises DatasetError for a sequence of VOT without anchors, ResultsError for an `anchor.value` that is no list of
     numbers.
     """
-    if dataset != "vot":
+    if results.LAYOUTS.get(dataset) != "vot":
         return [Pass(sequence.name, sequence)]
     anchors = read_anchors(sequence.root, len(sequence))
     if not anchors:

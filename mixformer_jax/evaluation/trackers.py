@@ -109,7 +109,7 @@ def open_peer(kind: str) -> tuple[OpenCVTracker, dict[str, Any]]:
 
 
 def _bgr(frame: Frame) -> Frame:
-    return cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    return cv2.cvtColor(frame[..., :3], cv2.COLOR_RGB2BGR)  # of two streams colour
 
 
 class OpenedTracker(NamedTuple):
@@ -124,7 +124,7 @@ class OpenedTracker(NamedTuple):
         """Compiles the programs, so that no sequence's times include it."""
         if self.settings["tracker"] != "mixformer":
             return
-        frame, box_xywh = np.full((64, 64, 3), 127, np.uint8), np.array([24.0, 24.0, 16.0, 16.0])
+        frame, box_xywh = np.full((64, 64, 6), 127, np.uint8), np.array([24.0, 24.0, 16.0, 16.0])  # of two streams
         state = None
         for _ in range(2):
             state = self.lanes.start(state, 0, frame, box_xywh)
@@ -170,7 +170,7 @@ class TrackerChoice:
         if self.masks is not None:
             tracker = tracker.with_masks(self.masks)
             assert tracker.segmenter is not None
-            masks = {"masks": [file_digest(Path(self.masks)), tracker.segmenter.settings.to_dict()]}
+            masks = {"masks": [file_digest(find_weights(self.masks)), tracker.segmenter.settings.to_dict()]}
         batch = DEFAULT_BATCH.get(platform, 1) if self.batch is None else self.batch
         # These decide the last digits of every box. The default precision may mean TF32 on GPUs and bfloat16 on TPUs.
         precision = jax.config.jax_default_matmul_precision or "default"  # type: ignore[attr-defined]

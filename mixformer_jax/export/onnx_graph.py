@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from onnx import helper, numpy_helper
 
-from mixformer_jax.export.functions import Function, Shapes
+from mixformer_jax.export.export import Function, Shapes
 from mixformer_jax.tracking.tracker import Tracker
 
 OPSET = 18
@@ -107,6 +107,8 @@ _ELEMENTWISE = {
     "min": "Min",
     "gt": "Greater",
     "exp": "Exp",
+    "log": "Log",
+    "neg": "Neg",
     "erf": "Erf",
     "logistic": "Sigmoid",
 }

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,7 @@ Colour = tuple[int, int, int]
 
 # Images of 16 bits that use no more than these are taken for a sensor's, unscaled.
 MAX_SENSOR_BITS = 14
+FAR_MM = 10_000  # depth beyond is all the same
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill); all else is a marker.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
@@ -74,16 +75,43 @@ def read_image(path: str | Path) -> Image:
     Raises:
         SourceError: the file is missing, is no image, or ends early.
     """
-    path = Path(path)
+    return decode_image(_read_bytes(Path(path)), str(path))
+
+
+def read_depth(path: str | Path) -> Image:
+    """A depth map of 16 bits, in millimetres, as three equal channels of `depth_bytes`; images of bytes, such as
+    thermal ones, as they are. SourceError as `read_image`."""
+    return decode_image(_read_bytes(Path(path)), str(path), lambda depth, _name: depth_bytes(depth))
+
+
+def depth_bytes(depth: UInt16[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
+    """Millimetres as bytes, in all frames alike: 0 where nothing was measured, 1 near the camera to 255 from
+    `FAR_MM` on."""
+    near = np.minimum(depth, FAR_MM).astype(np.uint32)
+    return np.where(depth == 0, 0, 1 + (254 * near + FAR_MM // 2) // FAR_MM).astype(np.uint8)
+
+
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-    return decode_image(data, str(path))
 
 
-def decode_image(data: bytes, name: str) -> Image:
-    """The image in an encoded file's bytes, as `read_image`; `name` says in messages which file it is."""
+def _higher_bytes(image: UInt16[np.ndarray, "height width 3"], name: str) -> Image:
+    _warn_of_few_bits(image, name)
+    return np.right_shift(image, 8).astype(np.uint8)
+
+
+def decode_image(
+    data: bytes,
+    name: str,
+    of_16_bits: Callable[[UInt16[np.ndarray, "height width 3"], str], Image] = _higher_bytes,
+) -> Image:
+    """The image in an encoded file's bytes, as `read_image`; `name` says in messages which file it is.
+
+    `of_16_bits` makes bytes of wider images.
+    """
     if not data:
         raise SourceError(f"{name}: the file is empty")
     # Some JPEG decoders fill what is missing with grey and only warn.
@@ -93,8 +121,7 @@ def decode_image(data: bytes, name: str) -> Image:
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if image is not None and image.dtype == np.uint16:
-            _warn_of_few_bits(image, name)
-            image = np.right_shift(image, 8).astype(np.uint8)
+            image = of_16_bits(image, name)
         elif image is not None and image.dtype != np.uint8:
             image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     except cv2.error as error:

@@ -21,7 +21,7 @@ DEFAULT_FPS = 30.0
 BACKWARD_BYTES = 2**30
 _PATTERN = re.compile(r"%(0?)(\d*)d")
 
-Frame = UInt8[np.ndarray, "height width 3"]
+Frame = UInt8[np.ndarray, "height width channels"]  # RGB, and a second stream behind it where there is one
 
 
 class TimedFrame(NamedTuple):

@@ -24,7 +24,8 @@ from mixformer_jax.models.tpu_attention import attend_on_tpu, fits_tpu_kernel
 Tokens = Float[Array, "b n c"]
 Queries = Float[Array, "b heads q d"]
 KeyMask = Bool[Array, "b k"] | None
-Filled = Bool[Array, "b slots"] | None  # which slots hold a template; None: all
+Present = Bool[Array, "b own"] | None  # which tokens of a search region may be attended to; None: all
+Filled = Bool[Array, "b slots"] | None  # which slots hold a template, or which tokens of them count; None: all
 
 
 class KeysValues(NamedTuple):
@@ -247,17 +248,26 @@ class MixedAttention(nn.Module):
         return self._merged(self._attended(queries, seen, key_mask))
 
     def joint(
-        self, tokens: Tokens, grids: tuple[Grid, Grid], filled: Filled, *, symmetric: bool, train: bool
+        self,
+        tokens: Tokens,
+        grids: tuple[Grid, Grid],
+        filled: Filled,
+        present: Present,
+        *,
+        symmetric: bool,
+        train: bool,
     ) -> Tokens:
         """What the tokens of both streams gather, templates first: theirs see each other, or all where symmetric."""
         qkv, start = self.qkv(tokens), grids[0].tokens
         kernel = self._chosen(tokens.shape[1])
-        if kernel != "xla" and filled is None and not self.is_mutable_collection("intermediates"):
+        whole = filled is None and present is None
+        if kernel != "xla" and whole and not self.is_mutable_collection("intermediates"):
             return self.proj(attend_fused(qkv, self.num_heads, 0 if symmetric else start, self.scale, kernel))
         queries, keys, values = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         both = KeysValues(keys, values)
         offered = (both.part(0, start), both.part(start, None))
-        return self._mix_streams((queries[:, :, :start], queries[:, :, start:]), offered, both, filled, symmetric)
+        parts = (queries[:, :, :start], queries[:, :, start:])
+        return self._mix_streams(parts, offered, both, filled, present, symmetric)
 
     def _mix_streams(
         self,
@@ -265,9 +275,10 @@ class MixedAttention(nn.Module):
         offered: tuple[KeysValues, KeysValues],
         both: KeysValues,
         filled: Filled,
+        present: Present,
         symmetric: bool,
     ) -> Float[Array, "b q c"]:
-        whole = key_mask(filled, *offered)
+        whole = key_mask(filled, *offered, present)
         templates = (both, whole) if symmetric else (offered[0], key_mask(filled, offered[0], None))
         mixed = (self._attended(queries[0], *templates), self._attended(queries[1], both, whole))
         return self._merged(jnp.concatenate(mixed, axis=2))
@@ -328,12 +339,20 @@ class MixedAttentionBlock(nn.Module):
         return self.advance(templates, queries, own, key_mask(filled, own, None), train=train), own
 
     def search_step(
-        self, search: Tokens, templates: KeysValues | None, filled: Filled, *, grid: Grid, train: bool
+        self,
+        search: Tokens,
+        templates: KeysValues | None,
+        filled: Filled,
+        present: Present = None,
+        *,
+        grid: Grid,
+        train: bool,
     ) -> Tokens:
-        """The search tokens attend to the templates, where there are any, and to themselves."""
+        """The search tokens attend to the templates, where there are any, and to those of themselves that are
+        `present`."""
         queries, own = self.project(search, grid, train=train)
         seen = own if templates is None else templates.then(own)
-        return self.advance(search, queries, seen, key_mask(filled, templates, own), train=train)
+        return self.advance(search, queries, seen, key_mask(filled, templates, own, present), train=train)
 
     def cross_step(self, search: Tokens, templates: KeysValues, filled: Filled, *, grid: Grid, train: bool) -> Tokens:
         """The search tokens attend to the templates alone."""
@@ -341,10 +360,17 @@ class MixedAttentionBlock(nn.Module):
         return self.advance(search, queries, templates, key_mask(filled, templates, None), train=train)
 
     def joint_step(
-        self, tokens: Tokens, filled: Filled, *, grids: tuple[Grid, Grid], symmetric: bool, train: bool
+        self,
+        tokens: Tokens,
+        filled: Filled,
+        present: Present = None,
+        *,
+        grids: tuple[Grid, Grid],
+        symmetric: bool,
+        train: bool,
     ) -> Tokens:
         """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
-        mixed = self.attention.joint(self.norm1(tokens), grids, filled, symmetric=symmetric, train=train)
+        mixed = self.attention.joint(self.norm1(tokens), grids, filled, present, symmetric=symmetric, train=train)
         return self._finish(tokens, mixed, train=train)
 
     def _finish(self, tokens: Tokens, mixed: Tokens, *, train: bool) -> Tokens:
@@ -365,12 +391,16 @@ def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Mod
     return part(module, *args)
 
 
-def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | None) -> KeyMask:
-    """Which keys may be attended to: those of filled slots, and all of the own ones behind them."""
-    if filled is None or templates is None:
+def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | None, present: Present = None) -> KeyMask:
+    """Which keys may be attended to: those of filled slots, and behind them the own ones that are present."""
+    seen = [(mask, offered) for mask, offered in ((filled, templates), (present, own)) if offered is not None]
+    if all(mask is None for mask, _offered in seen):
         return None
-    batch, slots = filled.shape
-    mask = repeat(filled, "b s -> b (s n)", n=templates.keys.shape[2] // slots)
-    if own is None:
-        return mask
-    return jnp.concatenate([mask, jnp.ones((batch, own.keys.shape[2]), bool)], axis=1)
+
+    def of_keys(mask: Array | None, offered: KeysValues) -> Array:
+        batch, _heads, count, _channels = offered.keys.shape
+        if mask is None:
+            return jnp.ones((batch, count), bool)
+        return repeat(mask, "b s -> b (s n)", n=count // mask.shape[1])
+
+    return jnp.concatenate([of_keys(*pair) for pair in seen], axis=1)

@@ -85,6 +85,8 @@ class AutoencoderConfig(TypedSettings):
         )
         whole_grids = "masked autoencoders need 'vit': the convolutions between the stages of 'cvt' want whole grids"
         refuse({f"model.backbone is {backbone!r}; {whole_grids}": backbone != "vit"})
+        second = f"model.second_stream is {self.model.second_stream!r}; masked autoencoders see RGB alone"
+        refuse({second: self.model.second_stream != "none"})
         multiple = f"expected a multiple of 4 and of decoder_heads ({heads})"
         refuse({f"decoder_width is {width}; {multiple}": width % 4 or width % heads})
         share = f"expected a share in (0, 1) that hides some of the {cells} tokens of a search region and leaves others"

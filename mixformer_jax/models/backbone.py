@@ -14,20 +14,23 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.attention import Filled, Grid, KeysValues, MixedAttentionBlock, Tokens, run_step
+from mixformer_jax.models.attention import Filled, Grid, KeysValues, MixedAttentionBlock, Present, Tokens, run_step
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.layers import Masking
+from mixformer_jax.models.second_stream import colour_mapped, measured_patches
 
 Stream = Literal["templates", "search"]
-Templates = Float[Array, "b slots T T 3"]
-Search = Float[Array, "b S S 3"]
+# Channels: RGB's three, and behind them those of a second stream, where the model reads one.
+Templates = Float[Array, "b slots T T channels"]
+Search = Float[Array, "b S S channels"]
 EarlyMaps = tuple[Float[Array, "bn _h _w _c"], ...]
 
 
 class TemplateCache(NamedTuple):
     """All that search tokens need of the templates: a pytree, one entry of `blocks` a block.
 
-    Entries are None for blocks that do not mix; `filled` is None when every slot holds a template.
+    Entries are None for blocks that do not mix; `filled` is None when every slot holds a template, and has a column a
+    token for models that concatenate a second stream.
     """
 
     blocks: tuple[KeysValues | None, ...]
@@ -97,13 +100,46 @@ class Backbone(nn.Module):
         if config.head == "query":
             # DETR starts its queries so.
             self.regression_token = self.param("regression_token", nn.initializers.normal(1.0), (config.output_width,))
+        if config.streams == "both":
+            self.second_embed = self.make_embed()
+        if config.second_stream == "added":
+            # Zeros: a model that starts from RGB's weights begins as that model.
+            self.second_scale = self.param("second_scale", nn.initializers.zeros, (stages[0][1],))
 
     def make_block(self, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
         raise NotImplementedError
 
-    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
-        """Images, or the maps of the stage before, as the tokens of a stage."""
+    def make_embed(self) -> nn.Module:
+        """Images of three channels to the tokens of the first stage."""
         raise NotImplementedError
+
+    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "_n gh gw d"]:
+        """Images, by `embed_images`, or the maps of the stage before, as the tokens of a stage."""
+        raise NotImplementedError
+
+    def embed_images(self, images: Float[Array, "n h w channels"], embed: nn.Module) -> Float[Array, "_n gh gw d"]:
+        """The tokens of images: of RGB by `embed`, and of a second stream as `MixFormerConfig.second_stream` says;
+        concatenated ones are images of their own, each behind that of RGB.
+
+        Raises:
+            ConfigError: images of another number of channels than the model reads.
+        """
+        config = self.config
+        if images.shape[-1] != config.channels:
+            raise ConfigError(
+                f"images of {images.shape[-1]} channels; the model {config.name!r} reads {config.channels} "
+                f"(second_stream is {config.second_stream!r})"
+            )
+        if config.second_stream == "none":
+            return embed(images)
+        colour, second = images[..., :-3], images[..., -3:]
+        second = colour_mapped(second) if config.colour_map else second
+        if config.second_stream == "alone":
+            return embed(second)
+        tokens, beside = embed(colour), self.second_embed(second)
+        if config.second_stream == "added":
+            return tokens + self.second_scale.astype(beside.dtype) * beside
+        return rearrange([tokens, beside], "two n h w d -> (n two) h w d")
 
     def embed_visible(self, search: Search, masking: Masking) -> tuple[Tokens, EarlyMaps]:
         """The visible cells of a search region as the tokens of the first stage; see `VisibleFeatures`."""
@@ -118,7 +154,7 @@ class Backbone(nn.Module):
         if self.config.attention == "symmetric":
             raise ConfigError("symmetric attention has no template cache: call the model on templates and search")
         cache: list[KeysValues | None] = []
-        maps = templates
+        maps, filled = templates, self._keys(templates, filled)
         for stage, blocks in self._stages():
             state = self._enter(stage, maps, "templates", train=train)
             for index in blocks:
@@ -128,15 +164,16 @@ class Backbone(nn.Module):
             maps = state.maps()
             self.sow("intermediates", f"stage{stage}_templates", maps)
         cache += [block.project(state.tokens, state.grid, train=train)[1] for block in self.cross_blocks]
-        return TemplateCache(tuple(cache), maps, filled)
+        return TemplateCache(tuple(cache), self._of_colour(maps), filled)
 
     def locate(self, cache: TemplateCache, search: Search, *, train: bool) -> SearchFeatures:
         """Runs the search stream against the cache."""
         maps = search[:, None]
+        present = self._keys(maps, None)
         for stage, blocks in self._stages():
             state = self._enter(stage, maps, "search", train=train)
             for index in blocks:
-                state = self._search_step(index, state, cache, train=train)
+                state = self._search_step(index, state, cache, present, train=train)
                 self.sow("intermediates", f"search_block{index}", state.tokens)
             maps = state.maps()
             self.sow("intermediates", f"stage{stage}_search", maps)
@@ -147,15 +184,16 @@ class Backbone(nn.Module):
     ) -> tuple[TemplateCache, SearchFeatures]:
         """Both streams at once, for training; the cache holds the templates' features and no keys."""
         maps, search_maps = templates, search[:, None]
+        filled, present = self._keys(maps, filled), self._keys(search_maps, None)
         for stage, blocks in self._stages():
             ours = self._enter(stage, maps, "templates", train=train)
             theirs = self._enter(stage, search_maps, "search", train=train)
-            ours, theirs = self._joint_steps(blocks, ours, theirs, filled, train=train)
+            ours, theirs = self._joint_steps(blocks, ours, theirs, filled, present, train=train)
             maps, search_maps = ours.maps(), theirs.maps()
             self.sow("intermediates", f"stage{stage}_templates", maps)
             self.sow("intermediates", f"stage{stage}_search", search_maps)
         cached = (block.project(ours.tokens, ours.grid, train=train)[1] for block in self.cross_blocks)
-        return TemplateCache((), maps, filled), self._finish(theirs, cached, filled, train=train)
+        return TemplateCache((), self._of_colour(maps), filled), self._finish(theirs, cached, filled, train=train)
 
     def joint_visible(
         self,
@@ -174,9 +212,9 @@ class Backbone(nn.Module):
         theirs, early = self._enter_visible(search, masking, extra, train=train)
         if ours is None:
             for index in range(len(self.blocks)):
-                theirs = self._search_step(index, theirs, None, train=train)
+                theirs = self._search_step(index, theirs, None, None, train=train)
             return None, VisibleFeatures(theirs.tokens, early)
-        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, None, train=train)
+        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, None, None, train=train)
         return ours.maps(), VisibleFeatures(theirs.tokens, early)
 
     def _stages(self) -> list[tuple[int, range]]:
@@ -187,6 +225,22 @@ class Backbone(nn.Module):
         mixed = self.config.mixed_blocks
         return mixed is None or index >= len(self.blocks) - mixed
 
+    def _keys(self, images: Float[Array, "b images h w channels"], filled: Filled) -> Bool[Array, "b _keys"] | None:
+        """Which slots, or tokens, of images may be attended to: concatenated ones where anything was measured."""
+        config = self.config
+        if config.second_stream != "concatenated":
+            return filled
+        count = images.shape[1]
+        second = rearrange(images[..., 3:], "b s h w c -> (b s) h w c")
+        measured = rearrange(measured_patches(second, config.patch_size), "(b s) h w -> b s (h w)", s=count)
+        keys = jnp.stack([jnp.ones_like(measured), measured], axis=2)
+        keys = keys if filled is None else keys & filled[:, :, None, None]
+        return rearrange(keys, "b s two n -> b (s two n)")
+
+    def _of_colour(self, maps: Float[Array, "b images h w c"]) -> Float[Array, "b slots h w c"]:
+        """The maps without those of a second stream's own tokens."""
+        return maps[:, ::2] if self.config.second_stream == "concatenated" else maps
+
     def _run(self, step: Callable[..., Any], index: int, *args: Any, train: bool, **fixed: Any) -> Any:
         return run_step(step, self.remat if train else None, self.blocks[index], *args, train=train, **fixed)
 
@@ -196,8 +250,8 @@ class Backbone(nn.Module):
         def embed(backbone: Backbone, maps: Array) -> Array:
             return backbone.embed_stage(stage, maps, stream)
 
-        count = maps.shape[1]
         embedded = run_step(embed, self.remat if train else None, self, rearrange(maps, "b s h w c -> (b s) h w c"))
+        count = len(embedded) // len(maps)
         self.sow("intermediates", f"embed{stage}_{stream}", embedded)
         tokens = rearrange(embedded, "(b s) h w c -> b (s h w) c", s=count).astype(
             stream_type(self.residual_dtype, train)
@@ -221,11 +275,13 @@ class Backbone(nn.Module):
             tokens = jnp.concatenate([tokens, extra.astype(tokens.dtype)], axis=1)
         return _Stream(tokens, grid), early
 
-    def _search_step(self, index: int, state: _Stream, cache: TemplateCache | None, *, train: bool) -> _Stream:
+    def _search_step(
+        self, index: int, state: _Stream, cache: TemplateCache | None, present: Present, *, train: bool
+    ) -> _Stream:
         """A block in which the search region attends to the cached templates and to itself."""
         cached, filled = (None, None) if cache is None else (cache.blocks[index], cache.filled)
         step = MixedAttentionBlock.search_step
-        tokens = self._run(step, index, state.tokens, cached, filled, grid=state.grid, train=train)
+        tokens = self._run(step, index, state.tokens, cached, filled, present, grid=state.grid, train=train)
         return state._replace(tokens=tokens)
 
     def _self_step(
@@ -241,7 +297,7 @@ class Backbone(nn.Module):
         return state._replace(tokens=rearrange(tokens, "(b s) n c -> b (s n) c", s=grid.images)), None
 
     def _joint_steps(
-        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, filled: Filled, *, train: bool
+        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, filled: Filled, present: Present, *, train: bool
     ) -> tuple[_Stream, _Stream]:
         """Blocks for both streams at once; where one does not mix, every image attends to itself."""
         start, step = ours.grid.tokens, MixedAttentionBlock.joint_step
@@ -249,10 +305,10 @@ class Backbone(nn.Module):
         both = jnp.concatenate([ours.tokens, theirs.tokens], axis=1)
         for index in blocks:
             if self._mixes(index):
-                both = self._run(step, index, both, filled, train=train, **kind)
+                both = self._run(step, index, both, filled, present, train=train, **kind)
             else:
                 alone, _own = self._self_step(index, ours._replace(tokens=both[:, :start]), filled, train=train)
-                found = self._search_step(index, theirs._replace(tokens=both[:, start:]), None, train=train)
+                found = self._search_step(index, theirs._replace(tokens=both[:, start:]), None, None, train=train)
                 both = jnp.concatenate([alone.tokens, found.tokens], axis=1)
             self.sow("intermediates", f"templates_block{index}", both[:, :start])
             self.sow("intermediates", f"search_block{index}", both[:, start:])

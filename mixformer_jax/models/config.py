@@ -13,6 +13,7 @@ from mixformer_jax.typed_settings import (
     Share,
     ShareAboveZero,
     ShareBelowOne,
+    Streams,
     TypedSettings,
     dataclass_from_mapping,
     refuse,
@@ -26,6 +27,7 @@ PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable"
 ProjectionKind = Literal["linear", "depthwise"]
 NormKind = Literal["frozen", "batch", "layer"]
 AttentionKind = Literal["asymmetric", "symmetric"]
+SecondStream = Literal["none", "added", "concatenated", "alone"]
 HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -85,6 +87,11 @@ class MixFormerConfig(TypedSettings):
         head_width: channels of a corner head's first convolution.
         head_norm: batch norm of a corner head: `batch` learns and tracks statistics, `frozen` holds them constant.
         score_heads: attention heads of the score prediction module (section 3.5); 0 is a model without one.
+        second_stream: what crops show beside RGB, in three more channels, such as depth or thermal images (not in the
+            paper): `added`, tokens of a patch embedding of its own, times a factor per channel that starts at zero, are
+            added to RGB's; `concatenated`, such tokens stand beside RGB's, and those of patches without any measurement
+            are masked; `alone`, the second stream is read in the place of RGB. See docs/depth.md.
+        colour_map: the second stream's three equal channels become those of a colour map.
         mimetic_init: query/key and value/output products start near the identity (Trockman & Kolter 2023), so that
             tokens attend to tokens alike; for training from scratch.
         dtype: compute type; parameters, softmax, norms, losses and boxes stay float32.
@@ -119,6 +126,8 @@ class MixFormerConfig(TypedSettings):
     head_width: Width = 384
     head_norm: HeadNormKind = "batch"
     score_heads: Heads = 0
+    second_stream: SecondStream = "none"
+    colour_map: bool = False
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
     attention_kernel: AttentionKernel = "auto"
@@ -133,6 +142,7 @@ class MixFormerConfig(TypedSettings):
             refuse({f"{key} is {size}; {expected}": size % patch or size > MOST_TOKENS * patch})
         self._check_stages()
         self._check_mixing()
+        self._check_second_stream()
         width, heads, too_narrow = self.output_width, self.score_heads, self.head != "query" and self.head_width < 8
         refuse({f"width {width} does not divide into {heads} score_heads": width % max(1, heads)})
         refuse({f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8": too_narrow})
@@ -182,6 +192,31 @@ class MixFormerConfig(TypedSettings):
             }
         )
 
+    def _check_second_stream(self) -> None:
+        stages = self.cross_attention_blocks or self.context_augment_layers or self.decoder_blocks
+        plain = self.backbone == "vit" and self.mixed_blocks is None and not stages and self.head != "query"
+        kind = "goes with the backbone 'vit' whose blocks all mix, nothing after them, and a corner head"
+        refuse(
+            {
+                f"second_stream 'concatenated' {kind}": self.second_stream == "concatenated" and not plain,
+                "colour_map is of a second stream, and second_stream is 'none'": (
+                    self.colour_map and self.second_stream == "none"
+                ),
+            }
+        )
+
+    @property
+    def streams(self) -> Streams:
+        """What is read of a frame with two streams."""
+        if self.second_stream == "none":
+            return "colour"
+        return "second" if self.second_stream == "alone" else "both"
+
+    @property
+    def channels(self) -> int:
+        """Of the crops."""
+        return 6 if self.streams == "both" else 3
+
     @property
     def search_grid(self) -> int:
         """Tokens along one side of the search crop."""
@@ -220,8 +255,8 @@ class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
     Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`,
-    `long_term`), are those of models with a score prediction module. Losing and finding are not in the paper, and
-    change no box without `redetect_every` or `long_term`.
+    `corner_entropy`, `long_term`), are those of models with a score prediction module. Losing and finding are not in
+    the paper, and change no box without `redetect_every` or `long_term`.
 
     Attributes:
         template_factor: side of a template crop over the square root of the box area.
@@ -242,6 +277,9 @@ class TrackerConfig(TypedSettings):
         redetect_every: while a target is lost, every so many frames another search crop looks elsewhere in the frame,
             see `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
+        corner_entropy: entropy of both corner maps together, in nats, above which scores fall: their odds are divided
+            by the exponential of the excess, that is by how many times more places the corners may be at; 0: never, as
+            in the paper. For corner heads.
         long_term: for videos in which the target goes and comes back: a lost one is looked for (`redetect_every`, or
             every frame where that is 0), and its score is multiplied by `lost_below`, so that scores tell whether the
             target is there.
@@ -262,6 +300,7 @@ class TrackerConfig(TypedSettings):
     found_after: Count = 2
     redetect_every: Annotated[int, Range(0, 1000)] = 0
     redetect_above: Share = 0.6
+    corner_entropy: Annotated[float, Range(0.0, 100.0)] = 0.0
     long_term: bool = False
     size_smoothing: Annotated[float, Range(0.0, 0.9)] = 0.0
 

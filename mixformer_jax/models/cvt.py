@@ -11,6 +11,7 @@ from mixformer_jax.models.attention import (
     KeysValues,
     MixedAttention,
     MixedAttentionBlock,
+    Present,
     Queries,
     Tokens,
 )
@@ -71,12 +72,19 @@ class WideMixedAttention(MixedAttention):
         return projected(self.depthwise_q, self.q), keys_values
 
     def joint(
-        self, tokens: Tokens, grids: tuple[Grid, Grid], filled: Filled, *, symmetric: bool, train: bool
+        self,
+        tokens: Tokens,
+        grids: tuple[Grid, Grid],
+        filled: Filled,
+        present: Present,
+        *,
+        symmetric: bool,
+        train: bool,
     ) -> Tokens:
         # Convolutions see one image at a time, so the streams part for the projections.
         streams = zip(jnp.split(tokens, [grids[0].tokens], axis=1), grids, strict=True)
         queries, offered = zip(*(self.project(part, grid, train=train) for part, grid in streams), strict=True)
-        return self._mix_streams(queries, offered, offered[0].then(offered[1]), filled, symmetric)
+        return self._mix_streams(queries, offered, offered[0].then(offered[1]), filled, present, symmetric)
 
 
 class ConvEmbed(nn.Module):
@@ -101,8 +109,11 @@ class MixCvTBackbone(Backbone):
     def setup(self) -> None:
         super().setup()
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        first, *others = (*config.early_widths, config.width)
-        self.embed = [ConvEmbed(first, 7, 4, 2, dtype), *(ConvEmbed(width, 3, 2, 1, dtype) for width in others)]
+        widths = (*config.early_widths, config.width)
+        self.embed = [self.make_embed(), *(ConvEmbed(width, 3, 2, 1, dtype) for width in widths[1:])]
+
+    def make_embed(self) -> ConvEmbed:
+        return ConvEmbed(self.config.stages[0][1], 7, 4, 2, jnp.dtype(self.config.dtype))
 
     def make_block(self, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
@@ -115,5 +126,5 @@ class MixCvTBackbone(Backbone):
             attention = MixedAttention(*values, parent=None)
         return MixedAttentionBlock(attention, config.mlp_ratio, "quick_gelu", EPSILON, drop_path, config.layer_scale)
 
-    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
-        return self.embed[stage](maps)
+    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "_n gh gw d"]:
+        return self.embed_images(maps, self.embed[0]) if stage == 0 else self.embed[stage](maps)

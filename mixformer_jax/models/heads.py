@@ -44,6 +44,12 @@ def soft_argmax(logits: Float[Array, "b h w"]) -> Float[Array, "b 2"]:
     return jnp.stack([x, y], axis=-1)
 
 
+def map_entropy(logits: Float[Array, "b h w"]) -> Float[Array, " b"]:
+    """Entropy of softmax(logits), in nats: the logarithm of over how many cells a corner is spread."""
+    logarithms = jax.nn.log_softmax(rearrange(logits, "b h w -> b (h w)").astype(jnp.float32), axis=-1)
+    return -jnp.sum(jnp.exp(logarithms) * logarithms, axis=-1)
+
+
 def upsample(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b fh fw c"]:
     """Nearest-neighbour upsampling by a whole factor."""
     return repeat(x, "b h w c -> b (h fh) (w fw) c", fh=factor, fw=factor)

@@ -10,10 +10,10 @@ from jaxtyping import Array, Float
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mixformer_jax.models.attention import Filled
-from mixformer_jax.models.backbone import Search, SearchFeatures, TemplateCache, Templates
+from mixformer_jax.models.backbone import Backbone, Search, SearchFeatures, TemplateCache, Templates
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.cvt import MixCvTBackbone
-from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction
+from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction, map_entropy
 from mixformer_jax.models.vit import MixViTBackbone
 
 Boxes = Float[Array, "b 4"]
@@ -36,6 +36,26 @@ class Prediction(NamedTuple):
         """Confidence in [0, 1] that the box holds the target."""
         return None if self.score_logits is None else jax.nn.sigmoid(self.score_logits)
 
+    @property
+    def corner_entropy(self) -> Float[Array, " b"] | None:
+        """Entropy of both corners' maps together, in nats: how widely the corners are spread; None without maps."""
+        if self.top_left_logits is None or self.bottom_right_logits is None:
+            return None
+        return map_entropy(self.top_left_logits) + map_entropy(self.bottom_right_logits)
+
+    def scores_within(self, corner_entropy: float) -> Float[Array, " b"] | None:
+        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this. Not in the
+        paper. 0: the scores as they are.
+
+        Raises:
+            ConfigError: the head has no corners.
+        """
+        if not corner_entropy or self.score_logits is None:
+            return self.scores
+        if self.corner_entropy is None:
+            raise ConfigError(f"corner_entropy is {corner_entropy:g}, and the query head has no corners; expected 0")
+        return jax.nn.sigmoid(self.score_logits - jnp.maximum(self.corner_entropy - corner_entropy, 0))
+
 
 class MixFormer(nn.Module):
     """The end-to-end tracker of the paper's section 3. Images come in normalised (`crops.normalise`), NHWC float32.
@@ -55,8 +75,7 @@ class MixFormer(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
-        self.backbone = family(config, self.remat, self.platform, self.residual_dtype)
+        self.backbone = build_backbone(config, self.remat, self.platform, self.residual_dtype)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -126,9 +145,20 @@ class MixFormer(nn.Module):
     @nn.nowrap
     def initial_values(self, key: Array) -> dict:
         """What `init_variables` computes, to be traced."""
-        config = self.config
-        templates = jnp.zeros((1, 1, config.template_size, config.template_size, 3))
-        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, 3))))
+        config, channels = self.config, self.config.channels
+        templates = jnp.zeros((1, 1, config.template_size, config.template_size, channels))
+        return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, channels))))
+
+
+def build_backbone(
+    config: MixFormerConfig,
+    remat: RematPolicy | None = None,
+    platform: str | None = None,
+    residual_dtype: ComputeDtype = "float32",
+) -> Backbone:
+    """The backbone of a config, see `Backbone`."""
+    family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
+    return family(config, remat, platform, residual_dtype)
 
 
 def build_model(

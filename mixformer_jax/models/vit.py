@@ -100,11 +100,7 @@ class MixViTBackbone(Backbone):
     def setup(self) -> None:
         super().setup()
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        if config.patch_embed == "convmae":
-            self.patch_embed: nn.Module = ConvMaePatchEmbed(config)
-        else:
-            embed = PatchEmbed if config.patch_embed == "linear" else ConvPatchEmbed
-            self.patch_embed = embed(config.width, config.patch_size, dtype)
+        self.patch_embed = self.make_embed()
         self.template_positions = PositionTable(config.positions, config.template_grid, config.width)
         self.search_positions = PositionTable(config.positions, config.search_grid, config.width)
         if config.decoder_blocks:
@@ -115,11 +111,18 @@ class MixViTBackbone(Backbone):
     def make_block(self, width: int, num_heads: int, drop_path: float) -> MixedAttentionBlock:
         return slimming_block(self.config, width, num_heads, drop_path, self.platform)
 
-    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "n gh gw d"]:
+    def make_embed(self) -> nn.Module:
+        config = self.config
+        if config.patch_embed == "convmae":
+            return ConvMaePatchEmbed(config)
+        embed = PatchEmbed if config.patch_embed == "linear" else ConvPatchEmbed
+        return embed(config.width, config.patch_size, jnp.dtype(config.dtype))
+
+    def embed_stage(self, stage: int, maps: Float[Array, "n h w c"], stream: Stream) -> Float[Array, "_n gh gw d"]:
         if stage == 1:
             embedded = self.decoder_embed(self.decoder_norm(maps))
             return add_positions(embedded, sincos_positions(maps.shape[1], DECODER_WIDTH))
-        embedded = self.patch_embed(maps)
+        embedded = self.embed_images(maps, self.patch_embed)
         self.sow("intermediates", f"patch_embed_{stream}", embedded)
         positions = self.search_positions if stream == "search" else self.template_positions
         return add_positions(embedded, positions())

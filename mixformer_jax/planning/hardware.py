@@ -21,27 +21,16 @@ class PlanError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator.
+    """One accelerator."""
 
-    Attributes:
-        name: as in a topology, `v5e` of `v5e:4x4`.
-        kind: `tpu` has a compiler here, `gpu` is planned on paper.
-        hbm_bytes: memory that a program may have.
-        hbm_bandwidth: bytes a second.
-        flops: peak operations a second of matrix products (a multiply-add is two) by compute type.
-        link_bandwidth: bytes a second of one link in one direction; for GPUs, of all links together.
-        topologies: TPU slices that exist, such as `4x4`.
-        clock_hz: of the matrix units, where the documented peak and their number give it.
-    """
-
-    name: str
-    kind: Literal["tpu", "gpu"]
-    hbm_bytes: float
-    hbm_bandwidth: float
-    flops: Mapping[str, float]
-    link_bandwidth: float
-    topologies: tuple[str, ...] = ()
-    clock_hz: float | None = None
+    name: str  # as in a topology, `v5e` of `v5e:4x4`
+    kind: Literal["tpu", "gpu"]  # `tpu` has a compiler here, `gpu` is planned on paper
+    hbm_bytes: float  # memory that a program may have
+    hbm_bandwidth: float  # bytes a second
+    flops: Mapping[str, float]  # peak operations a second of matrix products (a multiply-add is two) by compute type
+    link_bandwidth: float  # bytes a second of one link in one direction; for GPUs, of all links together
+    topologies: tuple[str, ...] = ()  # TPU slices that exist, such as `4x4`
+    clock_hz: float | None = None  # of the matrix units, where the documented peak and their number give it
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -74,15 +63,10 @@ MOST_GPUS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Chips and how they hang together.
+    """Chips and how they hang together."""
 
-    Attributes:
-        chip: what they are.
-        shape: chips along each physical axis.
-    """
-
-    chip: Chip
-    shape: tuple[int, ...]
+    chip: Chip  # what they are
+    shape: tuple[int, ...]  # chips along each physical axis
 
     @property
     def name(self) -> str:
@@ -95,9 +79,7 @@ class Topology:
     def links(self, axis: int, length: int | None = None) -> int:
         """Links along a physical axis that the chip with the fewest of them has.
 
-        Args:
-            axis: physical axis.
-            length: of the part of the axis that counts, from a chip to its last peer; None is all of it.
+        `length` is that of the part of the axis that counts, from a chip to its last peer; None is all of it.
         """
         size = self.shape[axis]
         length = size if length is None else length
@@ -108,11 +90,7 @@ class Topology:
         return 2 if wraps and length == size else 1
 
     def bandwidth(self, spans: Mapping[int, int] | None = None) -> float:
-        """Bytes a second that every chip can send at once.
-
-        Args:
-            spans: physical axes along which it talks, with the length of each; None is all axes.
-        """
+        """Bytes a second that every chip can send at once, along physical axes of these lengths; None is all axes."""
         if self.chip.kind == "gpu":
             return self.chip.link_bandwidth
         spans = dict(enumerate(self.shape)) if spans is None else spans
@@ -120,11 +98,7 @@ class Topology:
 
 
 def parse_topology(text: str) -> Topology:
-    """`v5e:4x4` or `h100:8`.
-
-    Raises:
-        PlanError: one that is not known; those that are, are listed.
-    """
+    """`v5e:4x4` or `h100:8`; PlanError, which lists those that are known, for another one."""
     name, _, shape = text.partition(":")
     chip = CHIPS.get(name)
     if chip is not None and chip.kind == "tpu" and shape in chip.topologies:

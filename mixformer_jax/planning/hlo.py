@@ -41,17 +41,11 @@ _INTEGER = re.compile(r"constant\((\d+)\)")
 
 
 class ArrayShape(NamedTuple):
-    """One array of a compiled program.
+    """One array of a compiled program."""
 
-    Attributes:
-        bytes: of its numbers.
-        padded_bytes: of the memory that it takes, in tiles.
-        in_hbm: whether it lives in the chip's main memory.
-    """
-
-    bytes: int
-    padded_bytes: int
-    in_hbm: bool
+    bytes: int  # of its numbers
+    padded_bytes: int  # of the memory that it takes, in tiles
+    in_hbm: bool  # whether it lives in the chip's main memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,18 +83,12 @@ class Computation(dict[str, Instruction]):
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A transfer between devices.
+    """A transfer between devices."""
 
-    Attributes:
-        kind: what it does. A fused all-reduce of which every device keeps its part is a `reduce-scatter`.
-        bytes: of the whole array that is reduced, gathered or exchanged, as one device sees it.
-        times: how often a step does it.
-        groups: devices that do it together, a row a group; of a permutation, pairs of source and target.
-    """
-
-    kind: Kind
-    bytes: int
-    times: int
+    kind: Kind  # what it does. A fused all-reduce of which every device keeps its part is a `reduce-scatter`.
+    bytes: int  # of the whole array that is reduced, gathered or exchanged, as one device sees it
+    times: int  # how often a step does it
+    # Devices that do it together, a row a group; of a permutation, pairs of source and target
     groups: Int[np.ndarray, "groups size"]
 
     @property
@@ -114,36 +102,24 @@ class Collective:
 
 
 class Traffic(NamedTuple):
-    """An instruction that reads from HBM or writes to it.
+    """An instruction that reads from HBM or writes to it."""
 
-    Attributes:
-        instruction: its name in the program.
-        scope: XLA's `op_name`: the modules and the operation that it comes from; of what XLA put in, such as a copy,
-            those that read it, or that made what it reads.
-        bytes: of one run, each operand and each result once.
-        times: how often a step runs it.
-    """
-
-    instruction: str
+    instruction: str  # its name in the program
+    # XLA's `op_name`: the modules and the operation that it comes from; of what XLA put in, such as a copy, those that
+    # read it, or that made what it reads
     scope: str
-    bytes: int
-    times: int
+    bytes: int  # of one run, each operand and each result once
+    times: int  # how often a step runs it
 
 
 class ProgramCost(NamedTuple):
-    """What one device does in one run of a program.
+    """What one device does in one run of a program."""
 
-    Attributes:
-        collectives: all transfers.
-        traffic: all instructions that move bytes from or to HBM.
-        cycles: XLA's estimate of all instructions one after the other, transfers left out; None where it has none.
-        loops_of_unknown_length: loops that were counted once.
-    """
-
-    collectives: list[Collective]
-    traffic: list[Traffic]
+    collectives: list[Collective]  # all transfers
+    traffic: list[Traffic]  # all instructions that move bytes from or to HBM
+    # XLA's estimate of all instructions one after the other, transfers left out; None where it has none
     cycles: int | None
-    loops_of_unknown_length: int
+    loops_of_unknown_length: int  # loops that were counted once
 
     @property
     def hbm_bytes(self) -> int:
@@ -154,8 +130,7 @@ class ProgramCost(NamedTuple):
 def read_program(text: str) -> ProgramCost:
     """Weighs the text of a compiled module (`Compiled.as_text()`).
 
-    Raises:
-        ValueError: a text without an entry, or groups of devices in a notation that is not known.
+    Raises ValueError for a text without an entry, or groups of devices in a notation that is not known.
     """
     computations, entry = _parse(text)
     collectives: list[Collective] = []
@@ -290,8 +265,7 @@ def _arrays_of(name: str, computation: Computation) -> tuple[ArrayShape, ...]:
 def device_groups(text: str) -> Int[np.ndarray, "groups size"]:
     """Devices that take part together, out of the attributes of a collective in any of XLA's notations.
 
-    Raises:
-        ValueError: a notation that is not known.
+    Raises ValueError for a notation that is not known.
     """
     if pairs := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
         return _listed(pairs[1])

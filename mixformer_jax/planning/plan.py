@@ -1,43 +1,49 @@
-"""`mixformer plan`: what a train step needs of a topology, before anybody has it; GPUs on paper, with no compiler."""
+"""`mixformer plan`: what a train step needs of a topology, before anybody has it.
 
+For TPUs the step that `train` runs is compiled by XLA's TPU compiler, which the package `libtpu` brings; it wants no
+TPU. GPUs are planned on paper, with no compiler.
+"""
+
+import dataclasses
+import importlib
 import math
+import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from mixformer_jax.planning.hardware import PlanError, Topology, parse_topology
-from mixformer_jax.planning.hlo import Collective, by_kind
-from mixformer_jax.planning.macs import count_macs, count_product_bytes
+from mixformer_jax.planning.hlo import Collective, ProgramCost, by_kind, read_program
+from mixformer_jax.planning.profile import count_kernel_macs, count_macs, count_product_bytes
 from mixformer_jax.planning.record import (
-    AnyExperiment,
     Plan,
+    PlannedExperiment,
     Stage,
     abstract_mesh,
     count_model_flops,
+    does_not_fit,
     memory_of,
-    objective_of,
+    movers,
+    planned_type,
     program_alone,
     settings_of,
     tree_bytes,
     with_train,
 )
-from mixformer_jax.planning.tpu import plan_tpu
-from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.pretraining import PretrainExperiment
+from mixformer_jax.training.loop import objective_of
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
 
+QUICK_NOTE = "--quick: compiled without the chip's scratch memory; bytes with HBM and the memory bound are too high"
 # The proposed mesh splits the state until it leaves three quarters of a chip to the activations.
 STATE_SHARE = 0.25
-
-
-@contextmanager
-def _silently(_what: str) -> Iterator[None]:
-    yield
 
 
 def plan(
@@ -46,7 +52,7 @@ def plan(
     global_batch: int,
     mesh: Sequence[int] | None = None,
     quick: bool = False,
-    stage: Stage = _silently,
+    stage: Stage = nullcontext,
 ) -> Plan:
     """Plans one training or pre-training.
 
@@ -63,9 +69,7 @@ def plan(
         PlanError: an unknown topology, a mesh that does not divide chips or batch, or a step that XLA cannot fit.
     """
     place = parse_topology(topology)
-    kind = PretrainExperiment if "autoencoder" in config else Experiment
-    experiment: AnyExperiment = kind.from_mapping(config)
-    experiment = with_train(experiment, batch_size=global_batch)
+    experiment = with_train(planned_type(config).from_mapping(config), batch_size=global_batch)
     shape = _mesh_shape(experiment, place, mesh)
     if place.chip.kind == "gpu":
         return plan_gpu(experiment, place, shape, stage)
@@ -80,7 +84,7 @@ def propose_mesh(topology: Topology, state_bytes: int) -> tuple[int, int, int]:
     return topology.size // fsdp, fsdp, 1
 
 
-def _mesh_shape(experiment: AnyExperiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
+def _mesh_shape(experiment: PlannedExperiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
     batch, parts = experiment.train.batch_size, experiment.train.accumulate
     if mesh is None:
         shape: tuple[int, ...] = propose_mesh(topology, tree_bytes(program_alone(experiment).state, None))
@@ -103,7 +107,161 @@ def _mesh_shape(experiment: AnyExperiment, topology: Topology, mesh: Sequence[in
     return shape
 
 
-def plan_gpu(experiment: AnyExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
+def tpu_devices(topology: Topology) -> list[Any]:
+    """Devices of a topology that nobody has, to compile for; ModuleNotFoundError without the package `libtpu`."""
+    importlib.import_module("libtpu")  # JAX's own error does not name the package
+
+    # Without a TPU machine around it the library complains about what it cannot find; and it lets no second process in.
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    more = {"chips_per_host_bounds": [1, 1, 1]} if topology.size == 1 else {}
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **more).devices)
+
+
+def plan_tpu(
+    experiment: PlannedExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage, quick: bool = False
+) -> Plan:
+    """Compiles the step, its batch the global one, and reads what it needs.
+
+    With `quick`, XLA takes a quarter of its time and leaves the chip's scratch memory unused. Operations, transfers
+    and, within a few percent, memory are those of the real program; its traffic with HBM is overestimated.
+
+    Raises:
+        PlanError: the step does not fit.
+        ModuleNotFoundError: without the package `libtpu`.
+    """
+    devices = tpu_devices(topology)
+    mesh = make_mesh(shape, devices)
+    settings, axes = settings_of(experiment), dict(zip(AXES, shape, strict=True))
+    began = time.perf_counter()
+    with stage("trace the step"):
+        program = train_program(objective_of(experiment), experiment.train, mesh)
+        step = program.step.trace(program.state, program.batch)
+        lowered = step.lower()
+        model_flops = count_model_flops(experiment) / topology.size
+        kernel_flops = 2.0 * count_kernel_macs(step.jaxpr)  # traced for one chip's share of the batch
+    traced = time.perf_counter()
+    with stage(f"compile it for {topology.size} x {topology.chip.name} (minutes)"):
+        try:
+            with _low_effort() if quick else nullcontext():
+                compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            raise _refused(error, topology, settings, axes) from error
+    done = time.perf_counter()
+    with stage("read the compiled program"):
+        cost = read_program(compiled.as_text())
+    stats, counted = compiled.memory_analysis(), compiled.cost_analysis()
+    seconds = {"trace": traced - began, "compile": done - traced}
+    made = from_compiler(experiment, topology, mesh, program, cost, stats, counted, model_flops, kernel_flops, seconds)
+    if quick:
+        made = dataclasses.replace(
+            made, estimate_s=None, settings={**made.settings, "quick": True}, notes=(*made.notes, QUICK_NOTE)
+        )
+    return made
+
+
+@contextmanager
+def _low_effort() -> Iterator[None]:
+    """XLA tries less hard to make programs fast: its effort goes from -1 to 1."""
+    before = jax.config.jax_exec_time_optimization_effort  # type: ignore[attr-defined]
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def from_compiler(
+    experiment: PlannedExperiment,
+    topology: Topology,
+    mesh: Mesh,
+    program: TrainProgram,
+    cost: ProgramCost,
+    stats: Any,
+    counted: Mapping[str, float],
+    model_flops: float,
+    kernel_flops: float,
+    seconds: Mapping[str, float],
+) -> Plan:
+    """A plan out of what the compiler tells: memory statistics, XLA's cost analysis, and the program's text.
+
+    The FLOPs are one chip's: the model's alone, and those of kernels, which XLA neither counts nor estimates.
+    """
+    shape = tuple(mesh.shape[axis] for axis in AXES)
+    batch = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in program.batch.values()
+    )
+    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    code = stats.generated_code_size_in_bytes
+    memory = memory_of(program.state, batch, shape, topology, stats.temp_size_in_bytes, code)
+    # Arrays lie in memory in tiles: what that adds is the state's and the batch's.
+    memory = memory._replace(rest=memory.rest + kept - memory.state - memory.batch)
+    notes = []
+    if cost.loops_of_unknown_length:
+        notes.append(f"{cost.loops_of_unknown_length} loops of unknown length count once")
+    clock, kernel_s = topology.chip.clock_hz, 0.0
+    if kernel_flops:
+        kernel_s = kernel_flops / topology.chip.flops[experiment.model.dtype]
+        notes.append(
+            f"attention kernels count as {1e3 * kernel_s:.1f} ms in the expected step, their products at the peak"
+        )
+    # XLA counts the loop over the parts of a batch once; next to nothing happens outside it.
+    parts = experiment.train.accumulate
+    return Plan(
+        model=experiment.model.name,
+        topology=topology,
+        mesh=dict(mesh.shape),
+        global_batch=experiment.train.batch_size,
+        settings=settings_of(experiment),
+        on_paper=False,
+        memory=memory,
+        flops=counted["flops"] * parts + kernel_flops,
+        model_flops=model_flops,
+        hbm_bytes=float(cost.hbm_bytes),
+        accessed_bytes=counted["bytes accessed"] * parts,
+        collectives=by_kind(cost.collectives),
+        network_s=network_seconds(cost.collectives, topology, [tuple(device.coords) for device in mesh.devices.flat]),
+        estimate_s=cost.cycles / clock + kernel_s if cost.cycles is not None and clock is not None else None,
+        seconds=seconds,
+        notes=tuple(notes),
+        movers=movers(cost.traffic),
+    )
+
+
+def network_seconds(
+    collectives: Sequence[Collective], topology: Topology, coordinates: Sequence[tuple[int, ...]]
+) -> float:
+    """The least time for all transfers one after the other: each chip sends its share over all links that lead along
+    the physical axes of its group."""
+    return sum(each.times * each.wire_bytes / _bandwidth(each, topology, coordinates) for each in collectives)
+
+
+def _bandwidth(collective: Collective, topology: Topology, coordinates: Sequence[tuple[int, ...]]) -> float:
+    if collective.kind == "collective-permute":
+        return topology.chip.link_bandwidth
+    places = np.array([coordinates[device] for device in collective.groups[0]])
+    spans = places.max(axis=0) - places.min(axis=0) + 1
+    return topology.bandwidth({axis: int(spans[axis]) for axis in range(len(topology.shape)) if spans[axis] > 1})
+
+
+def _refused(
+    error: jax.errors.JaxRuntimeError, topology: Topology, settings: Mapping[str, Any], mesh: Mapping[str, int]
+) -> Exception:
+    """What XLA said, for people: a step that is too big, or its own words."""
+    text = str(error)
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", text) or re.search(
+        r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", text
+    )
+    if "RESOURCE_EXHAUSTED" not in text or found is None:
+        return PlanError(f"XLA cannot compile the step for {topology.name}: {text.strip().splitlines()[0]}")
+    needed, limit = (float(found[place]) * units[found[place + 1]] for place in (1, 3))
+    return PlanError(does_not_fit(needed, limit, topology, settings, mesh))
+
+
+def plan_gpu(experiment: PlannedExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
     count, train = topology.size, experiment.train
     data, fsdp, tensor = shape
     if tensor > 1:
@@ -158,7 +316,7 @@ def plan_gpu(experiment: AnyExperiment, topology: Topology, shape: tuple[int, ..
     )
 
 
-def _kept_bytes(experiment: AnyExperiment, program: TrainProgram) -> int:
+def _kept_bytes(experiment: PlannedExperiment, program: TrainProgram) -> int:
     """Bytes that one part of a batch leaves for its gradient, parameters left out."""
     objective = objective_of(experiment)
     batch = objective.batch_shapes(experiment.train.batch_size // experiment.train.accumulate)

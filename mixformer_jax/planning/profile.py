@@ -1,20 +1,22 @@
 """What a model costs: parameters and FLOPs by part, beside the figures of the paper's Tables 1-3.
 
-One FLOP is one multiply-accumulate of a matrix product or a convolution, as the paper counts. Norms, activations,
-softmax, biases and residual sums are left out: one to two operations a hundred FLOPs. Nothing is computed and no weight
-is allocated: the model is traced on shapes alone.
+One FLOP is one multiply-accumulate of a matrix product or a convolution, as the paper counts, exactly, from the shapes
+in the traced program. Norms, activations, softmax, biases and residual sums are left out: one to two operations a
+hundred FLOPs. Nothing is computed and no weight is allocated.
 """
 
 import functools
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from tqdm import tqdm
 
 from mixformer_jax.convert.names import count_parameters
@@ -22,8 +24,107 @@ from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.mixformer import build_model
 from mixformer_jax.models.sizes import STUDIES, size_config
-from mixformer_jax.planning.macs import count_macs, scope_modules
 from mixformer_jax.text_tables import aligned
+
+KERNEL = "pallas_call"
+
+
+def scope_modules(scope: str) -> list[str]:
+    """`MixFormer.locate/blocks_3.project/mlp` -> `MixFormer`, `blocks_3`, `mlp`."""
+    return [module.partition(".")[0] for module in scope.split("/")]
+
+
+def module_of(op_name: str) -> str:
+    """Direction and module of a compiled operation, by XLA's name for it, whatever the block.
+
+    `.../transpose(jvp(MixFormer))/.../blocks_3/mlp/fc1/dot_general` is `backward mlp`.
+    """
+    direction = "backward" if "transpose(" in op_name else "forward" if "jvp(" in op_name else "update"
+    modules = scope_modules(re.sub(r"\w+\(([^()]*)\)", r"\1", op_name))
+    parts = ("patch_embed", "attention", "mlp", "norm1", "norm2", "qkv", "proj", "head", "decoder", "score")
+    found = [part for part in parts if part in modules]
+    return " ".join([direction, *found[:2]]) if op_name else "not named"
+
+
+def count_macs(program: ClosedJaxpr) -> Counter[str]:
+    """Multiply-accumulates of a traced program, by the scope of the module that asks for them.
+
+    Counted are matrix products, convolutions (every position of the window, padding included), and the
+    multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
+    it is long, a kernel as often as its grid has places, and of alternatives (one a platform) the last one counts.
+
+    Raises:
+        NotImplementedError: for a loop whose length is not known.
+    """
+    counts = Counter[str]()
+    for scope, equation, times in _equations(program.jaxpr, "", 1):
+        size = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
+        match equation.primitive.name:
+            case "dot_general":
+                (contracted, _), _batch = equation.params["dimension_numbers"]
+                left = _shape(equation.invars[0])
+                counts[scope] += times * size * math.prod(left[axis] for axis in contracted)
+            case "conv_general_dilated":
+                kernel = _shape(equation.invars[1])
+                features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+                # The gradient of a strided convolution has zeros between its inputs: nobody multiplies them.
+                stride = math.prod(equation.params["lhs_dilation"])
+                counts[scope] += times * size * math.prod(kernel) // features // stride
+            case "mul" if scope_modules(scope)[-1].startswith("depthwise"):
+                counts[scope] += times * size
+    return counts
+
+
+def count_product_bytes(program: ClosedJaxpr) -> int:
+    """Bytes of the operands and results of a program's matrix products and convolutions: the least traffic with memory
+    of a program whose other operations are all fused into these. NotImplementedError for a loop of unknown length."""
+    total = 0
+    for _scope, equation, times in _equations(program.jaxpr, "", 1):
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            arrays = (value.aval for value in (*equation.invars, *equation.outvars))
+            total += times * sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+    return total
+
+
+def count_kernel_macs(program: ClosedJaxpr) -> int:
+    """Multiply-accumulates inside of kernels, of which XLA's own counts know nothing."""
+    return sum(
+        times * math.prod(equation.params["grid_mapping"].grid) * sum(count_macs(ClosedJaxpr(inner, ())).values())
+        for _scope, equation, times in _equations(program.jaxpr, "", 1)
+        if equation.primitive.name == KERNEL
+        for inner in _programs_inside(equation.params)
+    )
+
+
+def _equations(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, Any, int]]:
+    """Every equation with its scope and how often it is computed."""
+    for equation in jaxpr.eqns:
+        scope = "/".join(filter(None, (outer, str(equation.source_info.name_stack))))
+        if equation.primitive.name == "while":
+            raise NotImplementedError(f"a loop of unknown length in {scope or 'the program'}")
+        yield scope, equation, times
+        length = 1
+        if equation.primitive.name == "scan":
+            length = equation.params["length"]
+        elif equation.primitive.name == KERNEL:
+            length = math.prod(equation.params["grid_mapping"].grid)
+        for inner in _programs_inside(equation.params):
+            yield from _equations(inner, scope, times * length)
+
+
+def _shape(operand: Any) -> tuple[int, ...]:
+    return operand.aval.shape
+
+
+def _programs_inside(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+    for key, value in params.items():
+        programs = value if isinstance(value, tuple | list) else (value,)
+        for program in programs[-1:] if key == "branches" else programs:
+            if isinstance(program, ClosedJaxpr):
+                yield program.jaxpr
+            elif isinstance(program, Jaxpr):
+                yield program
+
 
 DIFFERENCE_TO_EXPLAIN = 0.03
 PARAMETER_COLUMNS = ("backbone", "head", "score", "whole", "official", "paper", "difference")
@@ -66,17 +167,11 @@ PAPER: Mapping[str, Published] = MappingProxyType(
 
 
 class Cost(NamedTuple):
-    """What one part of a model costs.
+    """What one part of a model costs."""
 
-    Attributes:
-        parameters: numbers in it; constants (frozen norms, sin-cos tables) are none.
-        encoding: multiply-accumulates of `encode_templates`, once a template change; 0 where nothing can be cached.
-        frame: those of every frame.
-    """
-
-    parameters: int
-    encoding: int
-    frame: int
+    parameters: int  # numbers in it; constants (frozen norms, sin-cos tables) are none
+    encoding: int  # multiply-accumulates of `encode_templates`, once a template change; 0 where nothing can be cached
+    frame: int  # those of every frame
 
     @property
     def flops(self) -> int:
@@ -85,24 +180,16 @@ class Cost(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """The cost of a model, for a batch of one.
+    """The cost of a model, for a batch of one."""
 
-    Attributes:
-        config: the model.
-        templates: the initial template and online templates that were counted. An empty slot costs what a filled one
-            does.
-        backbone: all but head and score module.
-        head: the box head.
-        score: the score module; zeros for a model without one.
-        official_parameters: of the official module, which also holds tensors that no forward pass reads; None where
-            the official code has no such model.
-    """
-
-    config: MixFormerConfig
+    config: MixFormerConfig  # the model
+    # The initial template and online templates that were counted. An empty slot costs what a filled one does.
     templates: int
-    backbone: Cost
-    head: Cost
-    score: Cost
+    backbone: Cost  # all but head and score module
+    head: Cost  # the box head
+    score: Cost  # the score module; zeros for a model without one
+    # Of the official module, which also holds tensors that no forward pass reads; None where the official code has no
+    # such model
     official_parameters: int | None
 
     @property
@@ -123,14 +210,9 @@ def profile_models(names: Iterable[str], templates: int | None = None, progress:
 
 
 def profile_model(config: MixFormerConfig, templates: int | None = None) -> Profile:
-    """Counts the parameters and multiply-accumulates of a model.
+    """Counts the parameters and multiply-accumulates of a model with so many templates, the initial one included.
 
-    Args:
-        config: the model.
-        templates: how many, the initial one included. None: as many as the paper's FLOPs are for.
-
-    Raises:
-        ValueError: fewer than one template.
+    None: as many templates as the paper's FLOPs are for. Raises ValueError for fewer than one.
     """
     if templates is None:
         templates = published_templates(config.name)
@@ -138,8 +220,8 @@ def profile_model(config: MixFormerConfig, templates: int | None = None) -> Prof
         raise ValueError(f"templates is {templates}; expected at least 1")
     model, shapes = build_model(config), expected_shapes(config)
     variables = unflatten_dict({tuple(name.split("/")): _abstract(*shape) for name, shape in shapes.items()})
-    crops = _abstract(1, templates, config.template_size, config.template_size, 3)
-    region = _abstract(1, config.search_size, config.search_size, 3)
+    crops = _abstract(1, templates, config.template_size, config.template_size, config.channels)
+    region = _abstract(1, config.search_size, config.search_size, config.channels)
     encoding = Counter[str]()
     if config.is_cacheable:
         encode = functools.partial(model.apply, method="encode_templates")

@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.planning.hardware import Topology
 from mixformer_jax.planning.hlo import Traffic
-from mixformer_jax.planning.macs import count_macs, module_of
+from mixformer_jax.planning.profile import count_macs, module_of
 from mixformer_jax.training.experiment import Experiment
-from mixformer_jax.training.objective import Objective
-from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
+from mixformer_jax.training.loop import experiment_type, objective_of
+from mixformer_jax.training.masks import MaskExperiment
+from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, TrainState, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
-from mixformer_jax.training.supervised import tracking_objective
 
-Stage = Callable[[str], AbstractContextManager[None]]
+Stage = Callable[[str], AbstractContextManager[Any]]
 MOST_MOVERS = 12  # lines of a plan
 
 
@@ -53,21 +54,13 @@ class Memory(NamedTuple):
 
 
 class Mover(NamedTuple):
-    """Instructions of one module that do one operation: their traffic with HBM.
+    """Instructions of one module that do one operation: their traffic with HBM."""
 
-    Attributes:
-        module: see `macs.module_of`.
-        operation: JAX's, of the last of what an instruction fuses.
-        instruction: the name of the one that moves most.
-        times: how often a step runs them.
-        bytes: of all of them.
-    """
-
-    module: str
-    operation: str
-    instruction: str
-    times: int
-    bytes: int
+    module: str  # see `profile.module_of`
+    operation: str  # JAX's, of the last of what an instruction fuses
+    instruction: str  # the name of the one that moves most
+    times: int  # how often a step runs them
+    bytes: int  # of all of them
 
 
 def movers(traffic: Iterable[Traffic]) -> tuple[Mover, ...]:
@@ -88,46 +81,29 @@ def _moved(traffic: Traffic) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step costs on one chip, and what that allows.
-
-    Attributes:
-        model: its name.
-        topology: where.
-        mesh: devices by axis.
-        global_batch: samples a step.
-        settings: what else matters: compute type, recomputing, parts, and whether XLA was told to be quick.
-        on_paper: no compiler has seen the step.
-        memory: see there.
-        flops: operations of a step, recomputed ones too; a multiply-add is two.
-        model_flops: those of forward and backward pass alone.
-        hbm_bytes: traffic with memory, see `hlo.ProgramCost`; on paper operands and results of matrix products and
-            convolutions, and the state read and written.
-        accessed_bytes: as XLA counts, moves within the chip (or, on paper, operations that will be fused) included.
-        collectives: for each kind how many, their bytes, what a chip sends for them.
-        network_s: the time to send that.
-        estimate_s: the compiler's own estimate of a step without transfers; None where it has none.
-        seconds: what the planning took.
-        notes: what a reader must know of these numbers.
-        movers: what the traffic with memory is; on paper nobody knows.
-    """
+    """What one step costs on one chip, and what that allows."""
 
     model: str
     topology: Topology
-    mesh: Mapping[str, int]
-    global_batch: int
+    mesh: Mapping[str, int]  # devices by axis
+    global_batch: int  # samples a step
+    # What else matters: compute type, recomputing, parts, and whether XLA was told to be quick
     settings: Mapping[str, Any]
-    on_paper: bool
+    on_paper: bool  # no compiler has seen the step
     memory: Memory
-    flops: float
-    model_flops: float
+    flops: float  # operations of a step, recomputed ones too; a multiply-add is two
+    model_flops: float  # those of forward and backward pass alone
+    # Traffic with memory, see `hlo.ProgramCost`; on paper operands and results of matrix products and convolutions, and
+    # the state read and written.
     hbm_bytes: float
-    accessed_bytes: float
+    accessed_bytes: float  # as XLA counts, moves within the chip (or, on paper, operations that will be fused) included
+    # For each kind how many, their bytes, what a chip sends for them
     collectives: Mapping[str, tuple[int, float, float]]
-    network_s: float
-    estimate_s: float | None
-    seconds: Mapping[str, float]
-    notes: tuple[str, ...] = ()
-    movers: tuple[Mover, ...] = ()
+    network_s: float  # the time to send that
+    estimate_s: float | None  # the compiler's own estimate of a step without transfers; None where it has none
+    seconds: Mapping[str, float]  # what the planning took
+    notes: tuple[str, ...] = ()  # what a reader must know of these numbers
+    movers: tuple[Mover, ...] = ()  # what the traffic with memory is; on paper nobody knows
 
     @property
     def peak_flops(self) -> float:
@@ -234,23 +210,24 @@ def gigabytes(size: int | float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
-AnyExperiment = Experiment | PretrainExperiment
+PlannedExperiment = Experiment | PretrainExperiment
 
 
-def objective_of(experiment: AnyExperiment) -> Objective:
-    """What the experiment trains."""
-    if isinstance(experiment, PretrainExperiment):
-        return MaskedPretraining(experiment)
-    return tracking_objective(experiment)
+def planned_type(config: Mapping[str, Any]) -> type[PlannedExperiment]:
+    """What a config describes: a pre-training or the training of a tracker; ConfigError for a training of masks."""
+    kind = experiment_type(config)
+    if issubclass(kind, MaskExperiment):
+        raise ConfigError("a config of masks: plan weighs trainings of trackers and pre-trainings alone")
+    return kind
 
 
-def with_train(experiment: AnyExperiment, **changes: Any) -> AnyExperiment:
+def with_train(experiment: PlannedExperiment, **changes: Any) -> PlannedExperiment:
     """The same under other settings of its run."""
     train: Any = dataclasses.replace(experiment.train, **changes)
     return dataclasses.replace(experiment, train=train)
 
 
-def program_alone(experiment: AnyExperiment) -> TrainProgram:
+def program_alone(experiment: PlannedExperiment) -> TrainProgram:
     """The program on one device, to look at shapes; attention in plain operations, which can be counted anywhere."""
     settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
     model = dataclasses.replace(experiment.model, attention_kernel="xla")
@@ -288,7 +265,7 @@ def memory_of(
     return Memory(parameters, optimizer, rest, batch_bytes, more, code, topology.chip.hbm_bytes)
 
 
-def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
+def settings_of(experiment: PlannedExperiment) -> dict[str, Any]:
     train = experiment.train
     return {
         "dtype": experiment.model.dtype,
@@ -300,7 +277,7 @@ def settings_of(experiment: AnyExperiment) -> dict[str, Any]:
     }
 
 
-def count_model_flops(experiment: AnyExperiment) -> float:
+def count_model_flops(experiment: PlannedExperiment) -> float:
     """Operations of forward and backward pass of the whole batch, nothing recomputed, whatever kernels compute it."""
     kept = {"remat": False, "remat_policy": "nothing_saveable"}
     alone = program_alone(with_train(experiment, **kept, batch_size=1, accumulate=1))
@@ -315,12 +292,12 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     how = [settings["dtype"], f"{settings['residual_dtype']} between blocks"]
     how += [f"activations recomputed ({settings['remat_policy']})" if settings["remat"] else "activations kept"]
     how += [f"in {settings['accumulate']} parts"] if settings["accumulate"] > 1 else []
-    per_chip = plan.global_batch / plan.topology.size
+    per_chip, full = plan.global_batch / plan.topology.size, memory.total / memory.limit
     lines = [
         ("model", f"{plan.model}, {', '.join(how)}"),
         ("topology", f"{plan.topology.name}, {plan.topology.size} chips, mesh {mesh}"),
         ("batch", f"{plan.global_batch} samples, {per_chip:g} a chip"),
-        ("memory", f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({_share(plan)})"),
+        ("memory", f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({full:.0%})"),
     ]
     parts = {
         "parameters": memory.parameters,
@@ -361,10 +338,6 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     lines.append(("took", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())))
     lines += [("note", note) for note in plan.notes]
     return lines
-
-
-def _share(plan: Plan) -> str:
-    return f"{plan.memory.total / plan.memory.limit:.0%}"
 
 
 def _ms(seconds: float) -> str:

@@ -311,6 +311,7 @@ def vot_report(
     sequences: Sequence[TrackingSequence] | None = None,
     worst: int = 3,
     chosen: Sequence[str] | None = None,
+    benchmark: str = "vot",
 ) -> Report:
     """VOT's short-term measures of the experiments `baseline` and `unsupervised` of a workspace.
 
@@ -321,6 +322,7 @@ def vot_report(
         interval: lengths over which EAO is averaged; VOT2020 to VOT2022 have 115, 755.
         sequences: of which the `worst` ones of each tracker are drawn; None for no pictures.
         chosen: names of the sequences that are scored; default: all.
+        benchmark: the reader, which decides the published numbers to compare with.
 
     Raises:
         DatasetError, ResultsError: files that are missing, or are not what VOT has.
@@ -361,7 +363,7 @@ def vot_report(
     if eaos:
         lengths = np.arange(1.0, len(next(iter(eaos.values()))))
         ranked = {name: (each["EAO"], eaos[name][1:]) for name, each in headlines.items() if name in eaos}
-        title, x_label = "vot, expected average overlap [EAO]", "sequence length (frames)"
+        title, x_label = f"{benchmark}, expected average overlap [EAO]", "sequence length (frames)"
         panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
         figures = (Figure("eao", title, (panel,)),)
     strips: tuple[Strip, ...] = ()
@@ -373,7 +375,7 @@ def vot_report(
             lambda name, position: _run_boxes(results_dir / name / ANCHORS, annotated[position]),
             worst,
         )
-    title = f"vot, {len(annotated)} sequences"
+    title = f"{benchmark}, {len(annotated)} sequences"
     return Report(
         title=title,
         notes=(
@@ -383,13 +385,13 @@ def vot_report(
         ),
         tables=(
             reports.overall_table(f"{title}, fractions", headlines, decimals=3),
-            *reports.compare("vot", headlines),
+            *reports.compare(benchmark, headlines),
             *reports.sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
         ),
         figures=figures,
         strips=strips,
         numbers={
-            "benchmark": "vot",
+            "benchmark": benchmark,
             "eao_interval": interval,
             "sequences": names,
             "trackers": {

@@ -1,6 +1,6 @@
 """What a report holds, whatever the benchmark: tables, plots and pictures; and how it is written.
 
-The paper's own rows (Tables 9 to 11) are in `published/`, as printed: fractions for VOT, percent elsewhere. (SiamMask's
+The paper's own rows (Tables 9 to 13) are in `published/`, as printed: fractions for VOT, percent elsewhere. (SiamMask's
 SR0.5 and SR0.75 on GOT-10k are in the paper's order.)
 """
 
@@ -188,6 +188,10 @@ SOURCES: Mapping[str, tuple[Source, ...]] = MappingProxyType(
             Source("table9", "vot2020", "VOT2020's masks; ours with Alpha-Refine", 3),
             Source("table11", "vot2022", "VOT2022's boxes (STb), public challenge", 3),
         ),
+        "vot_rgbd": (
+            Source("table12", "vot_rgbd2022", "VOT-RGBD2022", 3),
+            Source("table13", "vot_d2022", "VOT-D2022, whose trackers see depth alone", 3),
+        ),
     }
 )
 
@@ -361,7 +365,7 @@ def _draw_frames(
     last = min(len(sequence), len(boxes_xywh)) - 1
     frames = []
     for index in np.unique(np.linspace(0, last, STRIP_FRAMES + 1).round().astype(int)[1:]):
-        frame = sequence.frame(int(index))
+        frame = np.ascontiguousarray(sequence.frame(int(index))[..., :3])  # of two streams colour
         scale = STRIP_WIDTH / frame.shape[1]
         picture = cv2.resize(frame, (STRIP_WIDTH, max(1, round(scale * len(frame)))), interpolation=cv2.INTER_AREA)
         if sequence.has_target[index]:

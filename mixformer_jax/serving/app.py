@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import re
 import secrets
@@ -24,11 +25,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.media.decoders import find_pyav
 from mixformer_jax.media.sources import TimedFrame
-from mixformer_jax.serving.following import Following
-from mixformer_jax.serving.guard import Guard
-from mixformer_jax.serving.overlay import overlay, overlay_choices
+from mixformer_jax.serving.following import Following, overlay, overlay_choices
 from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
 from mixformer_jax.serving.uploads import UploadError, discard, list_videos, receive_upload
+from mixformer_jax.serving.web import Guard
 from mixformer_jax.tracking.result_files import csv_line
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracker
 
@@ -61,13 +61,8 @@ class Server:
     ) -> None:
         """Prepares to serve; nothing is compiled or bound yet.
 
-        Args:
-            tracker: what follows targets.
-            folder: whose videos the page may open.
-            hosts: by which the server may be called; None for any.
-            token: that a browser must have; None for none.
-            with_addresses: whether the page may open `https://...`, which the server then asks.
-            limits: of sessions and uploads.
+        The page may open videos of the `folder`, and `with_addresses` also `https://...`, which the server then asks.
+        It may be called by the names `hosts`, None being any, and by who has the `token`, where there is one.
         """
         self._tracker, self._folder, self._with_addresses, self._limits = tracker, folder, with_addresses, limits
         self._ready, self._opens, self._writes = threading.Event(), threading.Lock(), threading.Lock()
@@ -78,8 +73,10 @@ class Server:
             *(Route(path, _static(name), methods=["GET"]) for path, name in _STATIC.items()),
             WebSocketRoute("/live", self._serve_session),
             Route("/sessions/{key}/upload", self._take_upload, methods=["POST"]),
-            Route("/sessions/{key}/boxes.csv", self._give_csv, methods=["GET"]),
-            Route("/sessions/{key}/boxes.json", self._give_json, methods=["GET"]),
+            *(
+                Route(f"/sessions/{{key}}/boxes.{kind}", functools.partial(self._give_boxes, kind), methods=["GET"])
+                for kind in ("csv", "json")
+            ),
             Route("/sessions/{key}/tracked.mp4", self._give_video, methods=["GET"]),
         ]
         guard = Middleware(Guard, hosts=hosts, token=token)
@@ -234,24 +231,19 @@ class Server:
             return PlainTextResponse("the upload broke off", 400)
         return answer
 
-    async def _give_csv(self, request: Request) -> Response:
-        def written(records: list[dict[str, Any]]) -> str:
-            return "".join(f"{line}\n" for line in (",".join(RECORD_FIELDS), *map(csv_line, records)))
-
-        return await self._give_records(request, written, "text/csv")
-
-    async def _give_json(self, request: Request) -> Response:
-        return await self._give_records(request, json.dumps, "application/json")
-
-    async def _give_records(
-        self, request: Request, written: Callable[[list[dict[str, Any]]], str], kind: str
-    ) -> Response:
+    async def _give_boxes(self, kind: str, request: Request) -> Response:
         session = self._session(request)
         if session is None:
             return _no_session()
-        text = await run_in_threadpool(lambda: written(session.records()))
-        name = f"{_plain(session.name)}_boxes.{kind.partition('/')[2]}"
-        return Response(text, 200, {"content-disposition": f'attachment; filename="{name}"'}, kind)
+
+        def written() -> str:
+            if kind == "json":
+                return json.dumps(session.records())
+            return "".join(f"{line}\n" for line in (",".join(RECORD_FIELDS), *map(csv_line, session.records())))
+
+        text, name = await run_in_threadpool(written), f"{_plain(session.name)}_boxes.{kind}"
+        media_type = "application/json" if kind == "json" else "text/csv"
+        return Response(text, 200, {"content-disposition": f'attachment; filename="{name}"'}, media_type)
 
     async def _give_video(self, request: Request) -> Response:
         session = self._session(request)

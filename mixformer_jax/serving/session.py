@@ -17,9 +17,8 @@ from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import FrameSource, TimedFrame
 from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.serving.frames import FileFrames, KeptFrames, encode_jpeg
-from mixformer_jax.serving.overlay import overlay, overlay_choices
-from mixformer_jax.serving.video import MOST_FRAMES, EndError, Video
+from mixformer_jax.serving.following import overlay, overlay_choices
+from mixformer_jax.serving.video import MOST_FRAMES, EndError, FileFrames, KeptFrames, Video, encode_jpeg
 from mixformer_jax.tracking.result_files import rounded
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
@@ -63,12 +62,8 @@ class Session:
     """One video at a time. `close` ends the thread; what the session held is gone soon after."""
 
     def __init__(self, shared: Shared, tell: Tell) -> None:
-        """Starts the thread.
-
-        Args:
-            shared: by all sessions.
-            tell: takes what the browser is to know, with a JPEG or without; called from the session's threads.
-        """
+        """Starts the thread. `tell` takes what the browser is to know, with a JPEG or without, from the session's
+        threads."""
         self._shared, self._tell = shared, tell
         self._folder = tempfile.TemporaryDirectory(prefix="mixformer_page_")
         self.upload = Path(self._folder.name) / "upload"
@@ -274,27 +269,20 @@ class Session:
         self._show(frame := video.at(_whole(command, "frame", MOST_FRAMES)), video.found(frame))
         self._tell_playing()
 
-    def _add(self, command: Mapping[str, Any]) -> None:
-        following, (frame, box_xywh) = self._opened_video().following, self._marked(command)
-        if len(following.targets) >= MOST_TARGETS:
+    def _change(self, command: Mapping[str, Any]) -> None:
+        """Adds, corrects or removes a target on a frame, or adds a template of it."""
+        video, frame, what = self._opened_video(), self._named_frame(command), command["do"]
+        box_xywh = [] if what == "remove" else [_marked_box(command, frame)]
+        if what != "add":
+            following = video.following
+            changes: dict[str, Any] = {"replace": following.replace, "template": following.add_template}
+            changes["remove"] = following.remove
+            changes[what](frame, _whole(command, "target", MOST_FRAMES), *box_xywh)
+        elif len(video.following.targets) >= MOST_TARGETS:
             raise CommandError(f"up to {MOST_TARGETS} targets are followed at once; remove one")
-        following.add(frame, box_xywh)
-        self._show_changed(frame)
-
-    def _replace(self, command: Mapping[str, Any]) -> None:
-        following, (frame, box_xywh) = self._opened_video().following, self._marked(command)
-        following.replace(frame, _whole(command, "target", MOST_FRAMES), box_xywh)
-        self._show_changed(frame)
-
-    def _add_template(self, command: Mapping[str, Any]) -> None:
-        following, (frame, box_xywh) = self._opened_video().following, self._marked(command)
-        following.add_template(frame, _whole(command, "target", MOST_FRAMES), box_xywh)
-        self._show_changed(frame)
-
-    def _remove(self, command: Mapping[str, Any]) -> None:
-        following, frame = self._opened_video().following, self._named_frame(command)
-        following.remove(frame, _whole(command, "target", MOST_FRAMES))
-        self._show_changed(frame)
+        else:
+            video.following.add(frame, *box_xywh)
+        self._show(frame, video.found(frame))
 
     def _set_speed(self, command: Mapping[str, Any]) -> None:
         self._is_fast = command.get("fast") is True
@@ -344,12 +332,6 @@ class Session:
         except IndexError:
             raise CommandError("there is no such frame") from None
 
-    def _marked(self, command: Mapping[str, Any]) -> tuple[TimedFrame, np.ndarray]:
-        frame, box = self._named_frame(command), command.get("box")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_pixels, box))):
-            raise CommandError("expected a box: four numbers x, y, w, h in pixels")
-        return frame, check_box_xywh(box, frame.pixels.shape[:2])
-
     def _play(self) -> None:
         """The next frame: found before, or tracked now."""
         video, now = self._opened_video(), time.monotonic()
@@ -379,9 +361,6 @@ class Session:
     def _show_again(self) -> None:
         if self._video is not None and self._video.position >= 0:
             self._show(frame := self._video.at(self._video.position), self._video.found(frame))
-
-    def _show_changed(self, frame: TimedFrame) -> None:
-        self._show(frame, self._opened_video().found(frame))
 
     def _show(self, frame: TimedFrame, found: Tracked | None, jpeg: bytes | None = None) -> None:
         video = self._opened_video()
@@ -436,18 +415,19 @@ _COMMANDS: Mapping[str, Callable[[Session, Mapping[str, Any]], None]] = {
     "play": Session._start,
     "pause": Session._pause,
     "seek": Session._seek,
-    "add": Session._add,
-    "replace": Session._replace,
-    "template": Session._add_template,
-    "remove": Session._remove,
+    **dict.fromkeys(("add", "replace", "template", "remove"), Session._change),
     "speed": Session._set_speed,
     "overlay": Session._set_overlay,
     "write": Session._write,
 }
 
 
-def _is_pixels(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= MOST_PIXELS  # type: ignore[arg-type]
+def _marked_box(command: Mapping[str, Any], frame: TimedFrame) -> np.ndarray:
+    box = command.get("box")
+    numbers: list[Any] = box if isinstance(box, list) and len(box) == 4 else [None]
+    if not all(type(value) in (int, float) and abs(value) <= MOST_PIXELS for value in numbers):
+        raise CommandError("expected a box: four numbers x, y, w, h in pixels")
+    return check_box_xywh(box, frame.pixels.shape[:2])
 
 
 def _whole(command: Mapping[str, Any], name: str, most: int) -> int:

@@ -1,16 +1,105 @@
-"""The web server around the page: bounded, quiet, and ended by whoever started it."""
+"""The web server around the page: who may ask (hosts, origins and the token), bounds, and its end."""
 
 import asyncio
 import contextlib
 import os
+import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from http.cookies import CookieError, SimpleCookie
 from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
 import websockets  # noqa: F401 (uvicorn speaks WebSocket by it)
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+COOKIE = "mixformer_token"
+# Scripts, styles and pictures are the server's own; frames are shown from memory.
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """Lets through what comes from the server's own page, and, where there is a token, from who has it.
+
+    A page elsewhere, opened in the same browser, cannot use the server: the origin that browsers send must be the
+    server's own, and so must the host, which a name of its own that it points here (DNS rebinding) is not.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str] | None, token: str | None) -> None:
+        """Around `app`, for calls by the names `hosts` (None: any, where a token is asked for) with the `token` (None:
+        none)."""
+        self._app, self._hosts, self._token = app, None if hosts is None else frozenset(hosts), token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        answer = self._answer(scope)
+        if answer is None:
+            await self._app(scope, receive, send_with_headers)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await answer(scope, receive, send_with_headers)
+
+    def _answer(self, scope: Scope) -> Response | None:
+        """What to say in place of the server; None where the request may pass."""
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name = urlsplit(f"//{host}").hostname
+            origin_place = None if origin is None else urlsplit(origin).netloc
+        except ValueError:
+            return PlainTextResponse("no such host", 400)
+        if self._hosts is not None and name not in self._hosts:
+            return PlainTextResponse("this server is not known by that name", 400)
+        # Browsers send the origin with everything that changes something, and with every WebSocket.
+        is_reading = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+        if origin_place != host and (origin is not None or not is_reading):
+            return PlainTextResponse("only the server's own page may do that", 403)
+        if self._token is None or self._knows(_cookie(headers)):
+            return None
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if scope["type"] == "http" and scope["path"] == "/" and self._knows(given):
+            # Away from the address line.
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, given, httponly=True, samesite="lax")
+            return answer
+        return PlainTextResponse("open the address that mixformer serve has printed, with its token", 403)
+
+    def _knows(self, token: str) -> bool:
+        return self._token is not None and secrets.compare_digest(token.encode(), self._token.encode())
+
+
+def _cookie(headers: Headers) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
 
 MOST_CONNECTIONS = 128
 MOST_MESSAGE = 8 * 2**20  # a picture of a camera

@@ -137,7 +137,10 @@ def attention_maps(
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
     boxes_cxcywh, scores, weights = jax.device_get(
-        _attend(tracker.model, modules, tracker.variables, state.templates, crop[None], state.filled)
+        _attend(
+            *(tracker.model, modules, settings.corner_entropy, tracker.variables),
+            *(state.templates, crop[None], state.filled),
+        )
     )
     templates = np.asarray(state.templates)[0]
     views = {"template": View(templates[0], template_xyxy, "template")}
@@ -156,10 +159,11 @@ def attention_maps(
     return AttentionMaps(views, chosen, by_kind, None if scores is None else float(scores[0]))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "modules"))
+@functools.partial(jax.jit, static_argnames=("model", "modules", "corner_entropy"))
 def _attend(
     model: MixFormer,
     modules: tuple[tuple[str, str, float], ...],
+    corner_entropy: float,
     variables: Variables,
     templates: UInt8[Array, "1 slots T T 3"],
     search: UInt8[Array, "1 S S 3"],
@@ -178,7 +182,7 @@ def _attend(
         _side, slot_keys, _own = _layout(model.config, shape, filled.shape[1], is_cross=len(steps) == 1)
         mask = jnp.repeat(filled[0], slot_keys)
         weights[name] = [_mean_weights(queries, keys, scale, mask) for queries, keys in steps]
-    return prediction.boxes_cxcywh, prediction.scores, weights
+    return prediction.boxes_cxcywh, prediction.scores_within(corner_entropy), weights
 
 
 def template_box_xyxy(tracker: Tracker, box_xywh: Float[np.ndarray, "4"]) -> Box:

@@ -10,7 +10,9 @@ from jaxtyping import Float64
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.pixels import take_streams
 from mixformer_jax.tracking.step import clip_margins
+from mixformer_jax.typed_settings import Streams
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,16 @@ def warn_of_small_targets(settings: TrackerConfig, boxes_xywh: Float64[np.ndarra
         )
 
 
-def checked_frame(frame: Any) -> Frame:
-    """A frame that a user gave, as an array.
+def checked_frame(frame: Any, streams: Streams = "colour") -> Frame:
+    """What a tracker reads of a frame that a user gave, as an array: of RGB, or of RGB and a second stream behind it.
 
     Raises:
-        ValueError: no array of bytes, no lists of whole numbers from 0 to 255, no PIL image of mode RGB, or no pixels.
+        ValueError: no array of bytes, no lists of whole numbers from 0 to 255, no PIL image of mode RGB, no pixels, or
+            RGB alone for a tracker of two streams.
     """
     expected = "expected uint8 RGB of shape (height, width, 3)"
+    if streams == "both":
+        expected = "expected uint8 of shape (height, width, 6): RGB, then a second stream (0 where nothing is measured)"
     mode = getattr(frame, "mode", None)  # text of a PIL image; in other modes three channels may be something else
     if isinstance(mode, str) and mode != "RGB":
         raise ValueError(f'a frame of mode {mode!r}; convert a PIL image with image.convert("RGB"); {expected}')
@@ -66,9 +71,9 @@ def checked_frame(frame: Any) -> Frame:
     # Python's numbers have no type of their own; arrays of another type may hold another range.
     if isinstance(frame, (list, tuple)) and pixels.dtype.kind == "i" and ((pixels >= 0) & (pixels <= 255)).all():
         pixels = pixels.astype(np.uint8)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in ((6,) if streams == "both" else (3, 6)):
         kind = type(frame).__name__ if pixels.dtype == object else f"{pixels.dtype} and shape {pixels.shape}"
         raise ValueError(f"a frame of type {kind}; {expected}")
     if pixels.size == 0:
         raise ValueError(f"a frame of {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height); {expected}")
-    return pixels
+    return take_streams(pixels, streams)

@@ -117,14 +117,15 @@ class Lanes:
             LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
         """
         model, settings, variables = self.tracker.model, self.tracker.settings, self.tracker.variables
-        size = self.tracker.config.search_size
-        crops, scales = np.zeros((self.num_lanes, size, size, 3), np.uint8), np.ones(self.num_lanes, np.float32)
+        config, size = self.tracker.config, self.tracker.config.search_size
+        crops = np.zeros((self.num_lanes, size, size, config.channels), np.uint8)
+        scales = np.ones(self.num_lanes, np.float32)
         sizes = np.tile(np.array(EMPTY_SIZE, np.int32), (self.num_lanes, 1))
         before_xywh = np.asarray(state.boxes_xywh, np.float64)
         checked: dict[int, Frame] = {}
         for lane, given in frames.items():
             try:
-                frame = checked[lane] = checked_frame(given)
+                frame = checked[lane] = checked_frame(given, config.streams)
                 crop = context_crop(frame, before_xywh[lane], settings.search_factor, size)
             except ValueError as error:
                 raise LaneError(lane) from error
@@ -144,7 +145,7 @@ class Lanes:
         )
         boxes_xywh = np.asarray(boxes_xywh, np.float64)
 
-        def cut(wanted: Bool[np.ndarray, " lanes"] | None) -> UInt8[np.ndarray, "lanes T T 3"]:
+        def cut(wanted: Bool[np.ndarray, " lanes"] | None) -> UInt8[np.ndarray, "lanes T T c"]:
             chosen = {lane: frame for lane, frame in checked.items() if wanted is None or wanted[lane]}
             return self.tracker.template_crops(chosen, boxes_xywh)
 

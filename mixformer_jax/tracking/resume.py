@@ -9,7 +9,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,20 @@ class RunState:
         self._write({})
 
     def load(self) -> Saved | None:
-        """What is there; None where nothing is.
+        """What is there; None where nothing is. Errors as `read`."""
+        arrays = self.read()
+        if not arrays:
+            return None if arrays is None else Saved([], {})
+        has_scores, results = bool(arrays["has_scores"]), []
+        names = ("boxes", "scores", "lost", "frame", "time")
+        for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
+            result = Tracked(boxes, frame=int(frame), time=float(seconds))
+            results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
+        state = {name.removeprefix("state"): value for name, value in arrays.items() if name.startswith("state")}
+        return Saved(results, state)
+
+    def read(self) -> dict[str, np.ndarray] | None:
+        """The arrays that are there, none from before the first result; None where nothing is.
 
         Raises:
             ResumeError: it is of another run, or damaged; the message says what differs.
@@ -105,33 +118,30 @@ class RunState:
                 f"{self.path}: is of a run with other {' and '.join(differing)}; "
                 "give those again, or begin again without --resume"
             )
-        if not arrays:
-            return Saved([], {})
-        has_scores, results = bool(arrays["has_scores"]), []
-        names = ("boxes", "scores", "lost", "frame", "time")
-        for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
-            result = Tracked(boxes, frame=int(frame), time=float(seconds))
-            results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
-        state = {name.removeprefix("state"): value for name, value in arrays.items() if name.startswith("state")}
-        return Saved(results, state)
+        return arrays
 
     def save(self, state: Any, results: Sequence[Tracked], now: bool = False) -> None:
-        """Writes the file, whole or not at all, where `now` or the time since the last one says so."""
+        """Writes the file where `now` or the time since the last one says so."""
+        n = len(results[0].boxes_xywh)
+
+        def arrays() -> dict[str, Any]:
+            return {f"state{name}": value for name, value in _leaves(state).items()} | {
+                "boxes": np.stack([found.boxes_xywh for found in results]),
+                "has_scores": results[0].scores is not None,
+                "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
+                "lost": np.stack([np.zeros(n, bool) if found.lost is None else found.lost for found in results]),
+                "frame": np.array([found.frame for found in results]),
+                "time": np.array([found.time for found in results], np.float64),
+            }
+
+        self.write(arrays, now)
+
+    def write(self, arrays: Callable[[], Mapping[str, Any]], now: bool = False) -> None:
+        """Writes these arrays, whole or not at all, where `now` or the time since the last one says so."""
         began = time.monotonic()
         if not (now or began >= self._next):
             return
-        first = results[0]
-        n = len(first.boxes_xywh)
-        arrays: dict[str, Any] = {f"state{name}": value for name, value in _leaves(state).items()}
-        arrays |= {
-            "boxes": np.stack([found.boxes_xywh for found in results]),
-            "has_scores": first.scores is not None,
-            "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
-            "lost": np.stack([np.zeros(n, bool) if found.lost is None else found.lost for found in results]),
-            "frame": np.array([found.frame for found in results]),
-            "time": np.array([found.time for found in results], np.float64),
-        }
-        self._write(arrays)
+        self._write(arrays())
         ended = time.monotonic()
         self._next = ended + max(SAVE_EVERY_S, _LEAST_SHARE * (ended - began))
 

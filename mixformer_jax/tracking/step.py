@@ -41,7 +41,7 @@ class ScoreMemory(NamedTuple):
     """What past scores have left behind, for models with a score prediction module."""
 
     best: Float[Array, " n"]  # since the last refresh, decayed; NO_SCORE before the first candidate
-    candidates: UInt8[Array, "n T T 3"]  # the crops that were scored so, or the initial templates
+    candidates: UInt8[Array, "n T T c"]  # the crops that were scored so, or the initial templates
     lost: Bool[Array, " n"]  # whether the targets count as lost
     streak: Int32[Array, " n"]  # frames in a row that spoke against `lost`
 
@@ -60,7 +60,7 @@ class TrackState(NamedTuple):
     """State of `n` targets between two frames. The counters are scalars, or one a target in `lanes`."""
 
     boxes_xywh: Float[Array, "n 4"]  # on the last frame, pixels
-    templates: UInt8[Array, "n slots T T 3"]  # crops: the initial template, then the online templates
+    templates: UInt8[Array, "n slots T T c"]  # crops: the initial template, then the online templates
     filled: Bool[Array, "n slots"]  # slots that hold a template; 0 and, where there is one, 1 always do
     cache: TemplateCache | None  # encoded templates; None for models that encode them with every search region
     memory: ScoreMemory | None  # None for models without a score prediction module
@@ -85,7 +85,7 @@ class TrackPrediction(NamedTuple):
 # Rules on scores, target by target.
 
 
-def start_memory(initial_templates: UInt8[Array, "n T T 3"]) -> ScoreMemory:
+def start_memory(initial_templates: UInt8[Array, "n T T c"]) -> ScoreMemory:
     """Before the first score. The initial template is the candidate until a better one comes."""
     n = len(initial_templates)
     best, lost, streak = jnp.full((n,), NO_SCORE, jnp.float32), jnp.zeros((n,), bool), jnp.zeros((n,), jnp.int32)
@@ -107,14 +107,14 @@ def select(
 
 @jax.jit
 def keep_candidates(
-    memory: ScoreMemory, crops: UInt8[Array, "n T T 3"], is_candidate: Bool[Array, " n"]
+    memory: ScoreMemory, crops: UInt8[Array, "n T T c"], is_candidate: Bool[Array, " n"]
 ) -> ScoreMemory:
     """Takes the crops of the targets for which `is_candidate` holds."""
     return memory._replace(candidates=jnp.where(is_candidate[:, None, None, None], crops, memory.candidates))
 
 
 @jax.jit
-def forget_candidates(memory: ScoreMemory, templates: UInt8[Array, "n slots T T 3"]) -> ScoreMemory:
+def forget_candidates(memory: ScoreMemory, templates: UInt8[Array, "n slots T T c"]) -> ScoreMemory:
     """After a refresh: an interval in which nothing scores above `candidate_above` ends with the initial template."""
     return memory._replace(best=jnp.full_like(memory.best, NO_SCORE), candidates=templates[:, 0])
 
@@ -141,7 +141,7 @@ def clip_margins(settings: TrackerConfig, boxes_xywh: Float[EitherArray, "n 4"])
 
 # From crops to boxes.
 
-CutSearch = Callable[[Float[Array, "n 4"]], tuple[UInt8[AnyArray, "n S S 3"], Float[AnyArray, " n"]]]
+CutSearch = Callable[[Float[Array, "n 4"]], tuple[UInt8[AnyArray, "n S S c"], Float[AnyArray, " n"]]]
 """Search crops around boxes, and their scales; what it gives for targets that look nowhere does not count."""
 
 
@@ -155,7 +155,7 @@ def encode_templates(
     model: MixFormer,
     settings: TrackerConfig,
     variables: Variables,
-    templates: UInt8[Array, "n slots T T 3"],
+    templates: UInt8[Array, "n slots T T c"],
     filled: Bool[Array, "n slots"],
 ) -> TemplateCache | None:
     """The cache of template crops; None for models that cannot have one."""
@@ -167,7 +167,7 @@ def encode_templates(
 
 @jit_static
 def _first_state(
-    model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T 3"], boxes_xywh: Float[Array, "n 4"]
+    model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T c"], boxes_xywh: Float[Array, "n 4"]
 ) -> TrackState:
     boxes_xywh, zero = boxes_xywh.astype(jnp.float32), jnp.zeros((), jnp.int32)
     has_scores = model.config.score_heads > 0
@@ -189,7 +189,7 @@ def start_from_crops(
     model: MixFormer,
     settings: TrackerConfig,
     variables: Variables,
-    crops: UInt8[AnyArray, "n T T 3"],
+    crops: UInt8[AnyArray, "n T T c"],
     boxes_xywh: Float[AnyArray, "n 4"],
 ) -> TrackState:
     """The state after the first frame. The first online slot starts as a copy of the initial template."""
@@ -202,7 +202,7 @@ def step_from_crops(
     settings: TrackerConfig,
     variables: Variables,
     state: TrackState,
-    crops: UInt8[AnyArray, "n S S 3"],
+    crops: UInt8[AnyArray, "n S S c"],
     scales: Float[AnyArray, " n"],
     frame_size: Int32[AnyArray, "*each 2"],
     look: CutSearch,
@@ -252,7 +252,7 @@ def _locate(
     variables: Variables,
     state: TrackState,
     around_xywh: Float[Array, "n 4"],
-    crops: UInt8[Array, "n S S 3"],
+    crops: UInt8[Array, "n S S c"],
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
 ) -> tuple[Located, Float[Array, "n 4"]]:
@@ -264,7 +264,7 @@ def _locate(
         found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
     boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, around_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    return Located(boxes_xywh, found.scores), found.boxes_cxcywh
+    return Located(boxes_xywh, found.scores_within(settings.corner_entropy)), found.boxes_cxcywh
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -317,7 +317,7 @@ def _find(
     settings: TrackerConfig,
     variables: Variables,
     state: TrackState,
-    crops: UInt8[Array, "n S S 3"],
+    crops: UInt8[Array, "n S S c"],
     scales: Float[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
 ) -> tuple[TrackPrediction, _Changed]:
@@ -328,7 +328,7 @@ def _find(
 
 # Online templates.
 
-CutTemplates = Callable[[Any], UInt8[AnyArray, "n T T 3"]]
+CutTemplates = Callable[[Any], UInt8[AnyArray, "n T T c"]]
 """Template crops around the current boxes of the targets that a mask chooses (None: all); others' hold anything."""
 
 
@@ -402,13 +402,13 @@ def refresh_templates(
 @functools.partial(jax.jit, static_argnames="settings")
 def _replace_template(
     settings: TrackerConfig,
-    templates: UInt8[Array, "n slots T T 3"],
+    templates: UInt8[Array, "n slots T T c"],
     filled: Bool[Array, "n slots"],
     num_refreshes: Int32[Array, ""],
-    crops: UInt8[Array, "n T T 3"],
+    crops: UInt8[Array, "n T T c"],
     kept: Bool[Array, " n"] | None,
     pinned: Int32[Array, ""] | int,
-) -> tuple[UInt8[Array, "n slots T T 3"], Bool[Array, "n slots"], Int32[Array, ""]]:
+) -> tuple[UInt8[Array, "n slots T T c"], Bool[Array, "n slots"], Int32[Array, ""]]:
     slot = 1 + pinned + (num_refreshes + 1) % (settings.num_online_templates - pinned)
     if kept is not None:  # lost targets are looked for by the templates that they had
         crops = jnp.where(kept[:, None, None, None], templates[:, slot], crops)
@@ -426,8 +426,8 @@ def _when(condition: Any, change: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _crops(
-    frame: UInt8[Array, "H W 3"], boxes_xywh: Float[Array, "n 4"], factor: float, size: int
-) -> tuple[UInt8[Array, "n size size 3"], Float[Array, " n"]]:
+    frame: UInt8[Array, "H W c"], boxes_xywh: Float[Array, "n 4"], factor: float, size: int
+) -> tuple[UInt8[Array, "n size size c"], Float[Array, " n"]]:
     return jax.vmap(lambda box_xywh: context_crop_on_device(frame, box_xywh, factor, size))(boxes_xywh)
 
 
@@ -436,7 +436,7 @@ def start(
     model: MixFormer,
     settings: TrackerConfig,
     variables: Variables,
-    frame: UInt8[Array, "H W 3"],
+    frame: UInt8[Array, "H W c"],
     boxes_xywh: Float[Array, "n 4"],
 ) -> TrackState:
     """The state after the first frame, on which `boxes_xywh` mark the targets."""
@@ -446,17 +446,17 @@ def start(
 
 @jit_static
 def step(
-    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frame: UInt8[Array, "H W 3"]
+    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frame: UInt8[Array, "H W c"]
 ) -> tuple[TrackState, TrackPrediction]:
     """From the next frame to boxes, and to new online templates where they are due. May be scanned over frames."""
 
-    def look(boxes_xywh: Float[Array, "n 4"]) -> tuple[UInt8[Array, "n S S 3"], Float[Array, " n"]]:
+    def look(boxes_xywh: Float[Array, "n 4"]) -> tuple[UInt8[Array, "n S S c"], Float[Array, " n"]]:
         return _crops(frame, boxes_xywh, settings.search_factor, model.config.search_size)
 
     frame_size = jnp.asarray(frame.shape[:2], jnp.int32)
     state, prediction = step_from_crops(model, settings, variables, state, *look(state.boxes_xywh), frame_size, look)
 
-    def cut(_wanted: Bool[Array, " n"] | None) -> UInt8[Array, "n T T 3"]:
+    def cut(_wanted: Bool[Array, " n"] | None) -> UInt8[Array, "n T T c"]:
         return _crops(frame, prediction.boxes_xywh, settings.template_factor, model.config.template_size)[0]
 
     return update_templates(model, settings, variables, state, prediction.is_candidate, cut), prediction
@@ -464,7 +464,7 @@ def step(
 
 @jit_static
 def scan_frames(
-    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frames: UInt8[Array, "t H W 3"]
+    model: MixFormer, settings: TrackerConfig, variables: Variables, state: TrackState, frames: UInt8[Array, "t H W c"]
 ) -> tuple[TrackState, TrackPrediction]:
     """Goes on from a state over `t` frames; the prediction has them on a leading axis.
 
@@ -478,7 +478,7 @@ def track_sequence(
     model: MixFormer,
     settings: TrackerConfig,
     variables: Variables,
-    frames: UInt8[Array, "t H W 3"],
+    frames: UInt8[Array, "t H W c"],
     boxes_xywh: Float[Array, "n 4"],
 ) -> TrackPrediction:
     """Tracks `n` targets that `boxes_xywh` mark on the first of `t` RGB frames; row i of the result is frame i.

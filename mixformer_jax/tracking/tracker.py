@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 
+from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.boxes import check_box_xywh
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
@@ -111,7 +112,7 @@ class Tracked(NamedTuple):
 class Crops(NamedTuple):
     """Search crops of the targets on one frame, and their scales (crop pixels per frame pixel)."""
 
-    pixels: UInt8[np.ndarray, "n S S 3"]
+    pixels: UInt8[np.ndarray, "n S S c"]
     scales: Float32[np.ndarray, " n"]
 
 
@@ -177,11 +178,12 @@ class Tracker:
         settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
 
-    def with_masks(self, masks: str | Path | Segmenter) -> "Tracker":
-        """The same tracker, whose answers have masks, too: `tracker.with_masks("alpha_refine.safetensors")`.
+    def with_masks(self, masks: str | Path | Segmenter = DEFAULT_MASKS) -> "Tracker":
+        """The same tracker, whose answers have masks, too.
 
         Args:
-            masks: a weights file of Alpha-Refine's, ours or an official checkpoint; or a segmenter.
+            masks: the embedded weights; a weights file of a mask decoder or of Alpha-Refine, ours or an official
+                checkpoint; or a segmenter.
 
         Raises:
             WeightsError: as `masks.load_segmenter`.
@@ -193,20 +195,23 @@ class Tracker:
         """Begins to track the targets that boxes mark on a frame.
 
         Args:
-            frame: RGB, uint8 [height, width, 3]: a numpy or JAX array, lists of numbers, or a PIL image.
+            frame: RGB, uint8 [height, width, 3]: a numpy or JAX array, lists of numbers, or a PIL image. Of models with
+                a second stream [height, width, 6], RGB and behind it that stream; others take RGB from such a frame.
             boxes_xywh: one box x, y, w, h in pixels, or [n, 4] of them; each must overlap the frame.
 
         Raises:
             ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
-        frame = checked_frame(frame)
+        frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
         warn_of_small_targets(self.settings, boxes)
         crops = self.template_crops(dict.fromkeys(range(len(boxes)), frame), boxes)
         # On the device from the first frame on: arrays that JAX may still move would compile another program.
         arrays = jax.device_put((crops, boxes.astype(np.float32)), self.device)
         state = start_from_crops(self.model, self.settings, self.variables, *arrays)
-        return state if self.segmenter is None else state._replace(mask_targets=self.segmenter.start(frame, boxes))
+        if self.segmenter is None:
+            return state
+        return state._replace(mask_targets=self.segmenter.start(frame[..., :3], boxes))
 
     def add(
         self, state: TrackState | None, frame: Any, boxes_xywh: Any
@@ -222,7 +227,7 @@ class Tracker:
         Raises:
             ValueError: as `start`.
         """
-        frame = checked_frame(frame)
+        frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
         return add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
 
@@ -237,7 +242,7 @@ class Tracker:
             ValueError: as `start`, or the target is not followed.
         """
         row_of(state, target)
-        frame = checked_frame(frame)
+        frame = checked_frame(frame, self.config.streams)
         return replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
 
     def add_template(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
@@ -254,7 +259,7 @@ class Tracker:
                 "this tracker has no slot for another template (num_online_templates is 0); "
                 "use tracker.with_settings(num_online_templates=1), or --tracker.num_online_templates=1"
             )
-        frame = checked_frame(frame)
+        frame = checked_frame(frame, self.config.streams)
         crops = self.template_crops({0: frame}, check_box_xywh(box_xywh, frame.shape)[None])
         pinned = min(int(targets_of(state).pinned[row]) + 1, settings.num_online_templates)
         alone = target_alone(state, target)
@@ -266,13 +271,13 @@ class Tracker:
 
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
         """Finds the targets on the next frame; ValueError as `start`."""
-        frame = checked_frame(frame)
+        frame = checked_frame(frame, self.config.streams)
         if state.targets is not None:
             return self._step_of_some(state, frame)
         state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
-        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T 3"]:
+        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T c"]:
             chosen = range(len(boxes_xywh)) if wanted is None else np.flatnonzero(wanted).tolist()
             return self.template_crops(dict.fromkeys(chosen, frame), boxes_xywh)
 
@@ -292,7 +297,7 @@ class Tracker:
         if state.targets is not None:
             rows = live_rows(state)
             targets = jax.tree.map(lambda many: many[rows], targets)
-        return self.segmenter.segment(targets, frame, boxes_xywh)
+        return self.segmenter.segment(targets, frame[..., :3], boxes_xywh)
 
     def track(
         self, source: str | Path | int | np.ndarray | Sequence[np.ndarray] | FrameSource, boxes_xywh: Any
@@ -335,7 +340,7 @@ class Tracker:
         state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
-        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T 3"]:
+        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T c"]:
             chosen = rows if wanted is None else np.flatnonzero(wanted)
             return self.template_crops(dict.fromkeys(chosen.tolist(), frame), boxes_xywh)
 
@@ -373,10 +378,10 @@ class Tracker:
 
     def template_crops(
         self, frames: Mapping[int, Frame], boxes_xywh: Float64[np.ndarray, "n 4"]
-    ) -> UInt8[np.ndarray, "n T T 3"]:
+    ) -> UInt8[np.ndarray, "n T T c"]:
         """Template crops of targets, each around its box in its frame; black for targets without a frame."""
         size = self.config.template_size
-        crops = np.zeros((len(boxes_xywh), size, size, 3), np.uint8)
+        crops = np.zeros((len(boxes_xywh), size, size, self.config.channels), np.uint8)
         for target, frame in frames.items():
             crops[target] = context_crop(frame, boxes_xywh[target], self.settings.template_factor, size).pixels
         return crops

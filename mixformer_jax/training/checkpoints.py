@@ -6,6 +6,7 @@ damaged file is found and passed over. Only its own bytes make a checkpoint a da
 fails, or that it is of another experiment, is an error that changes nothing.
 """
 
+import contextlib
 import functools
 import gc
 import inspect
@@ -13,11 +14,11 @@ import json
 import logging
 import math
 import re
+import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import grain
@@ -49,15 +50,10 @@ class _DamageError(ValueError):
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read.
+    """A checkpoint that was read."""
 
-    Attributes:
-        state: the train state, where the abstract one said.
-        data: the state of the data's iterator; None if this process did not write one.
-    """
-
-    state: TrainState
-    data: dict[str, Any] | None
+    state: TrainState  # the train state, where the abstract one said
+    data: dict[str, Any] | None  # the state of the data's iterator; None if this process did not write one
 
 
 class Checkpoints:
@@ -96,19 +92,13 @@ class Checkpoints:
         return max((self._json(step, "metrics/metrics")[_BEST] for step in self.steps()), default=-math.inf)
 
     def save(
-        self,
-        state: TrainState,
-        data: grain.DatasetIterator,
-        experiment: Mapping[str, Any],
-        best: float | None = None,
+        self, state: TrainState, data: grain.DatasetIterator, experiment: Mapping[str, Any], best: float | None = None
     ) -> None:
         """Starts to write a checkpoint; `wait` ends it. One of the same step is left as it is.
 
-        Args:
-            state: may be given up to the next step at once.
-            data: this process's batches; the next one is not drawn yet.
-            experiment: JSON, for people and programs that find the folder.
-            best: what the best checkpoint has most of; None where it was not measured.
+        The state may be given up to the next step at once; `data` has not drawn its next batch yet; `experiment` is
+        JSON, for people and programs that find the folder. The best checkpoint has most of `best`; None where it was
+        not measured.
 
         Raises:
             CheckpointError: this one or the one before could not be written.
@@ -122,31 +112,20 @@ class Checkpoints:
             data=grain.checkpoint.CheckpointSave(data),
             about=ocp.args.JsonSave(about),
         )
-        try:
+        with self._writing():
             self._manager.save(step, args=args, metrics={_BEST: -math.inf if best is None else best})
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(error) from error
 
     def wait(self) -> None:
-        """Waits until the checkpoint is on disk.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
-        try:
+        """Waits until the checkpoint is on disk; CheckpointError where it could not be written."""
+        with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(error) from error
 
     def restore(self, like: TrainState) -> Restored | None:
-        """The newest checkpoint that is whole, None where there is none at all.
+        """The newest checkpoint that is whole, as `like`, abstract arrays on any mesh; None where there is none at all.
 
         Damaged ones are named in warnings, and the one before is tried. Once one was read they get other names, for
         the run will come to their steps again.
-
-        Args:
-            like: abstract arrays with shardings; the mesh may be another one than the checkpoint was written on.
 
         Raises:
             CheckpointError: a checkpoint that cannot be read for another reason than damage, one of another
@@ -188,17 +167,10 @@ class Checkpoints:
         return found
 
     def close(self) -> None:
-        """Waits for what is being written.
-
-        Raises:
-            CheckpointError: it could not be written.
-        """
-        if "_manager" not in vars(self):
-            return
-        try:
-            self._manager.close()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._not_written(error) from error
+        """Waits for what is being written; CheckpointError where it could not be."""
+        if "_manager" in vars(self):
+            with self._writing():
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         self._log_levels = {log: log.level for log in _NOISY_LOGS}
@@ -208,9 +180,7 @@ class Checkpoints:
         sys.unraisablehook = lambda fault: None if _is_aftermath(fault) else self._hook(fault)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if not isinstance(error, LostPeerError):  # closing would wait for all processes
                 self.close()
@@ -284,12 +254,16 @@ class Checkpoints:
     def _half_written(self) -> Iterable[Path]:
         return sorted(self._folder.glob(f"*{_TEMPORARY}*")) if self._folder.is_dir() else []
 
-    def _not_written(self, error: Exception) -> CheckpointError:
-        for half in self._half_written() if is_first() else ():
-            _remove(half)
-        steps = self.steps()
-        last = f"the last whole one is {self._folder / str(steps[-1])}" if steps else "there is none before it"
-        return CheckpointError(f"{self._folder}: a checkpoint could not be written ({error}); {last}")
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            for half in self._half_written() if is_first() else ():
+                shutil.rmtree(half)
+            steps = self.steps()
+            last = f"the last whole one is {self._folder / str(steps[-1])}" if steps else "there is none before it"
+            raise CheckpointError(f"{self._folder}: a checkpoint could not be written ({error}); {last}") from error
 
 
 def _is_damage(error: BaseException | None) -> bool:
@@ -341,9 +315,3 @@ def _weighted_sum(array: Array) -> UInt32[Array, ""]:
     for axis, size in enumerate(bits.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-
-def _remove(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    folder.rmdir()

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
 import jax
@@ -86,8 +85,7 @@ def _not_joined(reason: str) -> ConfigError:
 def process_table(settings: RunConfig) -> list[str]:
     """The processes of a distributed run and their devices, a line each.
 
-    Raises:
-        ConfigError: they use fewer devices than they see.
+    Raises ConfigError where they use fewer devices than they see.
     """
     client: Any = global_state.client
     if client is None:
@@ -154,8 +152,7 @@ class PeerWatch:
     def telling(self) -> Iterator[None]:
         """What goes wrong inside is told to the others, before anything that is open closes and waits for them.
 
-        Raises:
-            LostPeerError: computing failed because one of them is gone.
+        Raises LostPeerError where computing failed because one of them is gone.
         """
         try:
             yield
@@ -191,9 +188,7 @@ class PeerWatch:
                 threading.Thread(target=self._follow_first, name="peer watch", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._client is None:
             return
         if isinstance(error, LostPeerError):
@@ -299,13 +294,10 @@ def lost_peer(reason: str) -> LostPeerError:
 
 
 def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
-    """The GPUs of this node that this process uses, for `jax.distributed.initialize`.
+    """The GPUs of this node that this process uses, for `jax.distributed.initialize`, by the scheduler's variables.
 
     Left to itself JAX gives every process under Slurm and Open MPI the one whose number is that of the process on the
     node: with one process a node, one GPU of all. Here the processes of a node share them equally.
-
-    Args:
-        environ: the variables of the scheduler, and CUDA_VISIBLE_DEVICES.
 
     Returns:
         Indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
@@ -343,13 +335,9 @@ def process_words(environ: Mapping[str, str]) -> str:
 
 
 def check_devices(processes: Sequence[str]) -> list[str]:
-    """The table of processes, a line each.
+    """The table of processes, a line each, out of what `process_words` says of each in order.
 
-    Args:
-        processes: what `process_words` says of each, in order.
-
-    Raises:
-        ConfigError: the processes of a host use fewer GPUs than they see; names the host.
+    Raises ConfigError, which names the host, where the processes of one use fewer GPUs than they see.
     """
     lines, used, seen = [], dict[str, int](), dict[str, set[str]]()
     for index, words in enumerate(processes):

@@ -197,8 +197,7 @@ class Experiment:
     def from_mapping(cls, config: Mapping[str, Any]) -> "Experiment":
         """Reads the sections `model`, `tracker`, `data` and `train`.
 
-        Raises:
-            ConfigError: an unknown section or key (the closest known one is named), or a value that cannot work.
+        Raises ConfigError for an unknown section or key (the closest known one is named), or a value that cannot work.
         """
         sections = {"model", "tracker", "data", "train"}
         if set(config) != sections:
@@ -210,6 +209,11 @@ class Experiment:
         train.check_model(model)
         if train.corner_weight and model.head == "query":
             raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
+        if data.root is not None and model.streams != "colour":
+            raise ConfigError(
+                f"model.second_stream is {model.second_stream!r}, and the pool under data.root has colour alone: leave "
+                "it out, and train on data.datasets with a second stream, such as depthtrack"
+            )
         if train.stage == "box" and model.score_heads:
             raise ConfigError(
                 f"model.score_heads is {model.score_heads}: the box loss would leave the score module as it was "
@@ -240,14 +244,14 @@ def crop_settings(model: MixFormerConfig, tracker: TrackerConfig) -> dict[str, A
         "template_factor": tracker.template_factor,
         "search_factor": tracker.search_factor,
         "num_online_templates": tracker.num_online_templates,
+        "streams": model.streams,
     }
 
 
 def data_section(values: Any, derived: Mapping[str, Any], who: str) -> DataConfig:
     """Reads the section `data`; `derived` settings of `crops` come from elsewhere, `who` says from where.
 
-    Raises:
-        ConfigError: an unknown key, or a value that cannot work.
+    Raises ConfigError for an unknown key, or a value that cannot work.
     """
     crops = values.get("crops", {}) if isinstance(values, Mapping) else None
     if not isinstance(crops, Mapping):

@@ -35,7 +35,7 @@ from mixformer_jax.models.config import ComputeDtype
 from mixformer_jax.training.experiment import TrainConfig
 from mixformer_jax.training.folder import claim_folder, locked
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
+from mixformer_jax.training.progress import LINES_NAME, read_lines
 
 START_WEIGHTS = "start.safetensors"  # what is fine-tuned, in the run's folder
 HELD_OUT_SHARE = 0.2  # of the videos
@@ -119,9 +119,7 @@ class _FramesFrom:
 def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> Split:
     """Holds out a fifth of the videos, at least one, spread over their order; none where there is a single one.
 
-    Args:
-        dataset: annotated sequences, all of which must be readable.
-        held_out: sequences or videos to hold out instead.
+    `held_out` names sequences or videos to hold out instead.
 
     Raises:
         DatasetError: sequences that cannot be read, no frames, names that are not there, or nothing left to train on.
@@ -155,11 +153,7 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
 
 
 def count_frames(dataset: Dataset, slots: int) -> int:
-    """Frames that samples with so many template slots are drawn from.
-
-    Raises:
-        DatasetError: no sequence is long enough.
-    """
+    """Frames that samples with so many template slots are drawn from; DatasetError where no sequence is long enough."""
     counts = {
         key: int(usable_frames(sequence).sum()) if can_be_drawn(sequence, slots) else 0
         for key, sequence in zip(dataset.keys, dataset, strict=True)
@@ -193,15 +187,8 @@ def finetune_config(
 ) -> dict[str, Any]:
     """The config of the box stage (`Experiment`): model and tracker are the weights', the rest a gentler recipe.
 
-    Args:
-        recipe: a config by which a model of the kind was trained, as a mapping.
-        weights: what is fine-tuned.
-        out: the run's folder.
-        split: of the videos.
-        steps: see `default_steps`.
-        pool: photographs and videos that stay in the mix, but for those held out, here (by name) or by the recipe;
-            None: none.
-        dtype: compute type.
+    The `recipe` is a config by which a model of the kind was trained. Photographs and videos of the `pool`, None being
+    none, stay in the mix, but for those held out, here (by name) or by the recipe.
     """
     model = dataclasses.replace(weights.model, score_heads=0, dtype=dtype)
     tracker = weights.tracker
@@ -268,13 +255,8 @@ class FineTuning:
     ) -> None:
         """Splits the videos and claims the folder.
 
-        Args:
-            dataset: one's own annotated sequences.
-            weights: name, file, run or official checkpoint; None: the default.
-            out: the run's folder.
-            held_out: see `split_by_video`.
-            device: to compute on; None: JAX's choice, and all of its kind for the steps.
-            dtype: compute type; None: float32 on a CPU, bfloat16 elsewhere.
+        No device: JAX's choice, and all of its kind for the steps. No compute type: float32 on a CPU, bfloat16
+        elsewhere.
 
         Raises:
             DatasetError: see `split_by_video` and `count_frames`.
@@ -312,14 +294,8 @@ class FineTuning:
         return self.dataset.subset(self.split.held_out or self.split.train)
 
     def run(self, config: Mapping[str, Any]) -> Scores:
-        """Packs, tracks, trains, and tracks again.
-
-        Args:
-            config: see `finetune_config`.
-
-        Raises:
-            Stopped: Ctrl-C or SIGTERM; what is done is kept.
-        """
+        """Packs, tracks, trains by a config of `finetune_config`, and tracks again. At a signal, Stopped; what is done
+        is kept."""
         with locked(self.out), jax.default_device(self.device):
             with self._timed("packing"):
                 self._pack()

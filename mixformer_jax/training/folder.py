@@ -20,8 +20,8 @@ from mixformer_jax.training.distributed import all_agree, is_first
 from mixformer_jax.training.experiment import FREE_SETTINGS
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.program import trained_names
+from mixformer_jax.training.progress import NotFinite
 from mixformer_jax.training.sharding import own_rows
-from mixformer_jax.training.watch import NotFinite
 from mixformer_jax.typed_settings import default_of
 
 CONFIG_NAME, LOCK_NAME = "config.json", ".lock"
@@ -90,14 +90,10 @@ def _lock(folder: Path) -> TextIO:
 
 
 def check_folder(folder: Path, experiment: Any) -> None:
-    """Refuses a folder that holds another experiment.
+    """Refuses a run's folder that holds another experiment than these settings, a record or their values by name.
 
     Settings that one of two versions of this program does not have make no difference: what it lacks has its default
     value here, or is of no more use.
-
-    Args:
-        folder: the run's.
-        experiment: a record of settings, or their values by name.
 
     Raises:
         TrainingError: another experiment's folder, or one that cannot be read.
@@ -116,8 +112,7 @@ def check_folder(folder: Path, experiment: Any) -> None:
 def claim_folder(folder: Path, experiment: Any) -> dict[str, Any]:
     """Writes an experiment into a new run's folder; returns it as JSON has it.
 
-    Raises:
-        TrainingError: another experiment's folder, or one that cannot be written to.
+    Raises TrainingError for another experiment's folder, or one that cannot be written to.
     """
     check_folder(folder, experiment)
     record: dict[str, Any] = _plain(experiment)
@@ -156,15 +151,8 @@ def _is_free(key: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
-    """Says what it means when a run's folder cannot be written to.
-
-    Args:
-        folder: the run's.
-        only: numbers of the errors that mean so; all others pass. Empty: all mean so.
-
-    Raises:
-        TrainingError: a full disk, a read-only folder, ...
-    """
+    """Turns errors of the system, those of these numbers or all, into a TrainingError that says what it means when a
+    run's folder cannot be written to."""
     try:
         yield
     except OSError as error:
@@ -179,11 +167,7 @@ def writing(folder: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
 def save_evidence(folder: Path, objective: Objective, params: Mapping[str, Any], bad: NotFinite) -> str:
     """Saves the batch of a step that went wrong and the names of its bad gradients; returns the message to stop with.
 
-    Args:
-        folder: the run's.
-        objective: what trains.
-        params: the parameters or their shapes.
-        bad: the step; processes of a distributed run save their own part of its batch.
+    `params` may be shapes. Processes of a distributed run save their own part of the batch.
     """
     process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     stem = folder / f"not_finite_step_{bad.step}{process}"

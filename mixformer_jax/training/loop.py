@@ -32,44 +32,44 @@ from mixformer_jax.training.folder import (
     save_evidence,
     writing,
 )
-from mixformer_jax.training.metrics_log import MetricsLog, NoLog, import_wandb
+from mixformer_jax.training.masks import NETWORKS, MaskExperiment, mask_objective
 from mixformer_jax.training.objective import Objective, Variables
+from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
+from mixformer_jax.training.progress import MetricsLog, NoLog, Progress, StepWatch, import_wandb
 from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
 from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
 from mixformer_jax.training.supervised import tracking_objective
-from mixformer_jax.training.watch import Progress, StepWatch
+
+AnyExperiment = Experiment | PretrainExperiment | MaskExperiment
+
+
+def experiment_type(config: Mapping[str, Any]) -> type[AnyExperiment]:
+    """What a config describes, by its sections: an autoencoder, a mask network, or else a tracker."""
+    if "autoencoder" in config:
+        return PretrainExperiment
+    return Experiment if NETWORKS.keys().isdisjoint(config) else MaskExperiment
+
+
+def objective_of(experiment: AnyExperiment) -> Objective:
+    """What an experiment trains."""
+    if isinstance(experiment, PretrainExperiment):
+        return MaskedPretraining(experiment)
+    return mask_objective(experiment) if isinstance(experiment, MaskExperiment) else tracking_objective(experiment)
 
 
 def train(config: Mapping[str, Any], out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
-    """Trains one tracker; returns the weights file. See `run`.
-
-    Raises:
-        ConfigError: the config.
-    """
-    experiment = Experiment.from_mapping(config)
-    return run(tracking_objective(experiment), experiment.train, experiment, out, devices)
+    """Trains a tracker, an autoencoder or a mask network, by its config (ConfigError); returns the weights file."""
+    return run(objective_of(experiment_type(config).from_mapping(config)), out, devices)
 
 
-def run(
-    objective: Objective,
-    settings: RunConfig,
-    experiment: Any,
-    out: str | Path,
-    devices: Sequence[jax.Device] | None = None,
-) -> Path:
-    """Trains one objective; returns the file that it exports. Started again on the same folder, it goes on.
+def run(objective: Objective, out: str | Path, devices: Sequence[jax.Device] | None = None) -> Path:
+    """Trains one objective, on these devices or all; returns the file that it exports. Started again on the same
+    folder, which takes one experiment, it goes on.
 
     The folder holds `config.json`, `metrics.jsonl` (one line an event), `curves.png`, `tensorboard/`, `pictures/`,
     `checkpoints/`, and `model.safetensors`: the weights of the last checkpoint, averaged where an average is kept.
     Beside it stand those of the steps that `keep_every` keeps, `model_STEP.safetensors`.
-
-    Args:
-        objective: what to train.
-        settings: how.
-        experiment: the record of all settings; a folder takes one.
-        out: the folder.
-        devices: those to train on; None: all.
 
     Raises:
         ConfigError: a mesh or a batch that does not fit the devices.
@@ -81,6 +81,7 @@ def run(
     The process of a distributed run ends where another one is gone or has failed, see `PeerWatch`.
     """
     # --- processes ---
+    settings = objective.experiment.train
     connect(settings)
     with (
         listening() as signals,
@@ -90,18 +91,12 @@ def run(
     ):
         for line in process_table(settings):
             tell(line)
-        return _run(objective, settings, experiment, Path(out), make_mesh(settings.mesh, devices), signals, peers)
+        return _run(objective, Path(out), make_mesh(settings.mesh, devices), signals, peers)
 
 
-def _run(
-    objective: Objective,
-    settings: RunConfig,
-    experiment: Any,
-    out: Path,
-    mesh: Mesh,
-    signals: StopSignals,
-    peers: PeerWatch,
-) -> Path:
+def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peers: PeerWatch) -> Path:
+    experiment = objective.experiment
+    settings: RunConfig = experiment.train
     if settings.wandb_project and is_first():
         import_wandb()
     # --- mesh ---
@@ -127,7 +122,7 @@ def _run(
             compiling = _in_thread(program.step.lower(program.state, program.batch))
 
         # --- start ---
-        state, first_step, data_state, origin = first_state(objective, settings, program, checkpoints)
+        state, first_step, data_state, origin = first_state(objective, program, checkpoints)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")
@@ -160,13 +155,12 @@ def _run(
         # --- loop ---
         record = claim_folder(out, experiment)  # from here on there is something to keep
         log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
-        progress = Progress(settings, schedule, first_step, shown=is_first())
         largest_of = largest(mesh)
         best_of_all = checkpoints.best()
         with (
             contextlib.closing(StepWatch()) as watch,
             log,
-            progress,
+            contextlib.closing(Progress(settings, schedule, first_step, shown=is_first())) as progress,
             contextlib.ExitStack() as once_trained,
         ):
             step = first_step
@@ -178,7 +172,7 @@ def _run(
                 save_now = step > first_step and (last or stopped or step % settings.checkpoint_every == 0)
                 if evaluate_now or save_now:
                     watch.read()  # a step that went wrong is neither evaluated nor saved
-                for done, line in progress.lines(watch.take()):
+                for done, line in progress.lines(watch):
                     log.write("train", done, line)
                     if told := progress.waits(line):
                         tell(f"step {done}: {told}")

@@ -12,27 +12,18 @@ from mixformer_jax.boxes import ciou, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
 IouKind = Literal["ciou", "giou"]
 
 
-def ciou_loss(
-    pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
+def iou_loss(
+    kind: IouKind, pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
 ) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
-    """Mean of 1 - CIoU, and the IoU of each pair.
+    """Mean of 1 - CIoU or 1 - GIoU, and the IoU of each pair.
 
-    For equal boxes the official code divides 0 by 0 and gives NaN, in the loss and in its gradient; here the
-    loss is 0 and the gradient finite. Everything else is equal to it.
+    For equal boxes the official code's CIoU divides 0 by 0 and gives NaN, in the loss and in its gradient; here the
+    loss is 0 and the gradient finite. Its GIoU refuses predictions whose corners are in the wrong order; here they
+    count as empty boxes. Everything else is equal to it.
     """
     pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
-    return jnp.mean(1 - ciou(pred_xyxy, target_xyxy)), iou(pred_xyxy, target_xyxy)
-
-
-def giou_loss(
-    pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
-) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
-    """Mean of 1 - GIoU, and the IoU of each pair.
-
-    Predictions whose corners are in the wrong order, which the official code refuses, count as empty boxes.
-    """
-    pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
-    return jnp.mean(1 - giou(pred_xyxy, target_xyxy)), iou(pred_xyxy, target_xyxy)
+    overlaps = (ciou if kind == "ciou" else giou)(pred_xyxy, target_xyxy)
+    return jnp.mean(1 - overlaps), iou(pred_xyxy, target_xyxy)
 
 
 def box_loss(
@@ -44,28 +35,21 @@ def box_loss(
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
     """The loss of section 3.5, `l1_weight` * L1 + `iou_weight` * IoU loss, and its parts for the log.
 
-    Args:
-      pred_cxcywh: predicted boxes, normalised to the search crop; used as they are.
-      target_xywh: ground truth, normalised to the search crop. What sticks out of the crop is cut off:
-        corners are clamped to [0, 1].
-      iou_kind: "ciou" (MixViT) or "giou" (MixCvT).
+    Boxes are normalised to the search crop. Predicted ones are used as they are; of the ground truth, what sticks out
+    of the crop is cut off: corners are clamped to [0, 1]. `iou_kind` is "ciou" (MixViT) or "giou" (MixCvT).
 
     Returns:
       The loss, and its metrics: "loss", "loss_iou" and "loss_l1" (both before weighting), "iou" (mean).
       L1 is the mean over batch and corners (xyxy).
 
     Raises:
-      ValueError: `iou_kind` is neither.
+      ValueError: another `iou_kind`.
     """
     pred_xyxy = cxcywh_to_xyxy(pred_cxcywh.astype(jnp.float32))
     target_xyxy = jnp.clip(xywh_to_xyxy(target_xywh.astype(jnp.float32)), 0, 1)
-    match iou_kind:
-        case "ciou":
-            iou_term, overlaps = ciou_loss(pred_xyxy, target_xyxy)
-        case "giou":
-            iou_term, overlaps = giou_loss(pred_xyxy, target_xyxy)
-        case _:
-            raise ValueError(f'iou_kind is {iou_kind!r}; expected "ciou" or "giou"')
+    if iou_kind not in ("ciou", "giou"):
+        raise ValueError(f'iou_kind is {iou_kind!r}; expected "ciou" or "giou"')
+    iou_term, overlaps = iou_loss(iou_kind, pred_xyxy, target_xyxy)
     l1 = jnp.mean(jnp.abs(pred_xyxy - target_xyxy))
     loss = l1_weight * l1 + iou_weight * iou_term
     return loss, {"loss": loss, "loss_iou": iou_term, "loss_l1": l1, "iou": jnp.mean(overlaps)}
@@ -82,20 +66,27 @@ def mask_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) ->
     return jnp.mean(losses, axis=(1, 2))
 
 
+def dice_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) -> Float32[Array, " b"]:
+    """1 - Dice coefficient of the probabilities and each mask (Milletari et al. 2016), one pixel added to both sums.
+
+    Small targets count as much as large ones, which in the cross entropy of all pixels they do not.
+    """
+    found, masks = jax.nn.sigmoid(logits.astype(jnp.float32)), masks.astype(jnp.float32)
+    common, both = (jnp.sum(each, axis=(1, 2)) for each in (found * masks, found + masks))
+    return 1 - (2 * common + 1) / (both + 1)
+
+
 def corner_cross_entropy(
     logits_tl: Float[Array, "b h w"], logits_br: Float[Array, "b h w"], target_xyxy: Float[Array, "b 4"]
 ) -> Float32[Array, ""]:
-    """Cross entropy of the two corner score maps with the ground truth's corners, mean over maps and batch.
+    """Cross entropy of the two corner score maps, before the softmax, with the ground truth's corners, normalised to
+    the search crop; mean over maps and batch.
 
     Not in the paper: a denser signal than the expected corner alone, for training from scratch. The target
     distribution lies on the two by two cells around the corner, with bilinear weights, so that its
     expectation is the corner itself and a perfect map also gives a perfect box. Cell (row i, column j) stands
     for the point (j / w, i / h) of the crop, as in the corner head; a corner outside is clamped to the
     outermost cells. The smallest possible value is the entropy of the target, between 0 and log 4.
-
-    Args:
-      logits_tl, logits_br: score maps of the top left and bottom right corner, before the softmax.
-      target_xyxy: ground truth, normalised to the search crop.
     """
     _, height, width = logits_tl.shape
     logits = jnp.stack([logits_tl, logits_br], axis=1).astype(jnp.float32)  # [b, corner, h, w]

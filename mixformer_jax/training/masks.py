@@ -1,5 +1,6 @@
-"""Alpha-Refine's mask network as an objective of the training loop: cross entropy of every pixel of the search crop."""
+"""Mask networks as objectives of the training loop: Alpha-Refine, and the decoder on a tracker's frozen backbone."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.convert.alpha_refine import (
@@ -21,74 +22,86 @@ from mixformer_jax.convert.alpha_refine import (
     shapes_of_alpha_refine,
 )
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import Initialisation
-from mixformer_jax.convert.torch_files import read_official
+from mixformer_jax.convert.mask_decoder import (
+    BACKBONE,
+    Backbone,
+    load_mask_decoder,
+    read_backbone,
+    save_mask_decoder,
+    shapes_of_masks,
+)
+from mixformer_jax.convert.pretrained import Initialisation
+from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
 from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
+from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.loop import run
-from mixformer_jax.training.losses import mask_losses
-from mixformer_jax.training.objective import Batch, Group, Samples, Variables
+from mixformer_jax.training.losses import dice_losses, mask_losses
+from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
 from mixformer_jax.training.sheets import mask_sheet
-from mixformer_jax.training.start import is_ours
 
-SECTION = AlphaRefineConfig.section  # of a config, by which it is told from a tracker's
+NETWORKS = {kind.section: kind for kind in (AlphaRefineConfig, MaskDecoderConfig)}
+"""By section of a config, by which it is told from a tracker's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskExperiment:
-    """A mask network, what it trains on, and how."""
+    """A mask network, one of the two, what it trains on, and how."""
 
-    alpha_refine: AlphaRefineConfig
     data: MaskDataConfig
     train: RunConfig
+    alpha_refine: AlphaRefineConfig | None = None
+    mask_decoder: MaskDecoderConfig | None = None
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> "MaskExperiment":
-        """Reads the sections `alpha_refine`, `data` and `train`; ConfigError for what is unknown or cannot work."""
-        sections = {SECTION, "data", "train"}
-        if set(config) != sections:
-            raise ConfigError(f"a config of masks has the sections {sorted(sections)}; this one has {sorted(config)}")
+        """Reads the sections `data`, `train` and the network's; ConfigError for what is unknown or cannot work."""
+        named = [name for name in NETWORKS if name in config]
+        if len(named) != 1 or set(config) != {*named, "data", "train"}:
+            raise ConfigError(
+                f"a config of masks has the sections data, train, and one of {', '.join(NETWORKS)}; this one has "
+                f"{', '.join(sorted(config))}"
+            )
+        network: dict[str, Any] = {name: NETWORKS[name].from_dict(config[name]) for name in named}
         return cls(
-            AlphaRefineConfig.from_dict(config[SECTION]),
             dataclass_from_mapping(MaskDataConfig, config["data"], "data"),
             dataclass_from_mapping(RunConfig, config["train"], "train"),
+            **network,
         )
 
 
-def train_masks(config: Mapping[str, Any], out: str | Path) -> Path:
-    """Trains one mask network; returns its file, which `mixformer track --masks` takes. See `loop.run`.
+def mask_objective(experiment: MaskExperiment) -> "MaskObjective":
+    """The objective of the network that the config names."""
+    return AlphaRefineObjective(experiment) if experiment.mask_decoder is None else DecoderObjective(experiment)
 
-    Raises:
-        ConfigError: the config.
+
+class MaskObjective(Objective):
+    """What both share: template, its box and a search crop in, the target's mask on that crop out.
+
+    The run's file is what `mixformer track --masks` takes.
     """
-    experiment = MaskExperiment.from_mapping(config)
-    return run(MaskObjective(experiment), experiment.train, experiment, out)
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskObjective:
-    """Template, its box and a search crop in, the target's mask on that crop out. All parameters train alike."""
 
     experiment: MaskExperiment
 
-    @functools.cached_property
-    def model(self) -> AlphaRefine:
-        return AlphaRefine(self._config)
-
     @property
-    def _config(self) -> AlphaRefineConfig:
-        return self.experiment.alpha_refine
+    @abc.abstractmethod
+    def crop_size(self) -> int:
+        """Side of the crops, pixels."""
 
-    def init(self, key: PRNGKeyArray) -> Variables:
-        return self.model.initial_values(key)
+    @abc.abstractmethod
+    def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
+        """Of the masks, and what a pass in training changes."""
+
+    @abc.abstractmethod
+    def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
+        """Of every sample."""
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        size = self._config.crop_size
+        size = self.crop_size
         crop = jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8)
         return {
             "template": crop,
@@ -97,43 +110,69 @@ class MaskObjective:
             "mask": jax.ShapeDtypeStruct((batch_size, size, size), jnp.uint8),
         }
 
-    def group(self, path: tuple[str, ...]) -> Group:
-        return "rest"
-
     def loss(
         self, variables: Variables, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
-        found = self.model.apply(variables, *_inputs(batch), train=True, mutable=["batch_stats"])
-        logits, updates = cast(tuple[Array, dict[str, Any]], found)
+        logits, updates = self.logits(variables, batch, train=True)
         mask = jnp.asarray(batch["mask"])
-        loss = jnp.mean(mask_losses(logits, mask))
+        loss = jnp.mean(self.losses(logits, mask))
         return loss, ({"loss": loss, "iou": jnp.mean(_overlaps(_is_inside(logits), mask > 0))}, updates)
 
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
-        """The loss, the mask's overlap with the true one, and for comparison that of the true one's box, filled."""
-        logits, mask = self._logits(variables, batch), jnp.asarray(batch["mask"])
+        """The loss, the mask's overlap with the true one, and for comparison that of boxes, filled: the true one's, and
+        the one that the crop was cut around, as a tracker gives it."""
+        logits, mask = self.logits(variables, batch, train=False)[0], jnp.asarray(batch["mask"])
         return {
             "iou": _overlaps(_is_inside(logits), mask > 0),
             "box_iou": _overlaps(_filled_box(mask > 0), mask > 0),
-            "loss": mask_losses(logits, mask),
+            "given_box_iou": _overlaps(_middle(mask, self.experiment.data.factor), mask > 0),
+            "loss": self.losses(logits, mask),
         }
 
     def rank(self, measured: Mapping[str, float]) -> float:
         return measured["iou"]
 
     def samples(self) -> Samples:
-        return MaskSamples(self.experiment.data, self._config.crop_size, self.experiment.train.seed)
+        return MaskSamples(self.experiment.data, self.crop_size, self.experiment.train.seed)
 
     def validation_samples(self) -> Samples | None:
         if self.experiment.data.held_out_every == 0:
             return None
-        return MaskSamples(self.experiment.data, self._config.crop_size, seed=0, held_out=True)
+        return MaskSamples(self.experiment.data, self.crop_size, seed=0, held_out=True)
 
     def show(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        return {"found": _is_inside(self._logits(variables, batch))}
+        return {"found": _is_inside(self.logits(variables, batch, train=False)[0])}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
         return mask_sheet(batch["template"], batch["search"], batch["mask"] > 0, shown["found"])
+
+
+class AlphaRefineObjective(MaskObjective):
+    """Alpha-Refine: all parameters train alike, by the cross entropy of every pixel."""
+
+    @functools.cached_property
+    def model(self) -> AlphaRefine:
+        return AlphaRefine(self._config)
+
+    @property
+    def _config(self) -> AlphaRefineConfig:
+        assert self.experiment.alpha_refine is not None
+        return self.experiment.alpha_refine
+
+    @property
+    def crop_size(self) -> int:
+        return self._config.crop_size
+
+    def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
+        template, search = normalise(jnp.asarray(batch["template"])), normalise(jnp.asarray(batch["search"]))
+        images = (template, jnp.asarray(batch["box_xyxy"]), search)
+        if not train:
+            return cast(Array, self.model.apply(variables, *images)), {}
+        found = self.model.apply(variables, *images, train=True, mutable=["batch_stats"])
+        return cast(tuple[Array, Variables], found)
+
+    def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
+        return mask_losses(logits, masks)
 
     def start_from(self, source: str | Path) -> Initialisation:
         """Another mask network, ours or official, whole; or a ResNet of torchvision's names, as the backbone."""
@@ -149,13 +188,52 @@ class MaskObjective:
     def export(self, path: Path, variables: Variables) -> None:
         save_alpha_refine(path, variables, self._config)
 
-    def _logits(self, variables: Variables, batch: Batch) -> Float[Array, "b s s"]:
-        return cast(Array, self.model.apply(variables, *_inputs(batch)))
 
+class DecoderObjective(MaskObjective):
+    """The decoder alone, by cross entropy and Dice loss; the tracker's backbone comes with its weights, and stays."""
 
-def _inputs(batch: Batch) -> tuple[Array, Array, Array]:
-    template, search = normalise(jnp.asarray(batch["template"])), normalise(jnp.asarray(batch["search"]))
-    return template, jnp.asarray(batch["box_xyxy"]), search
+    @functools.cached_property
+    def _backbone(self) -> Backbone:
+        return read_backbone(self._config)
+
+    @functools.cached_property
+    def model(self) -> TokenMasks:
+        return TokenMasks(self._backbone.tracker, self._config)
+
+    @property
+    def _config(self) -> MaskDecoderConfig:
+        assert self.experiment.mask_decoder is not None
+        return self.experiment.mask_decoder
+
+    @property
+    def crop_size(self) -> int:
+        return self._backbone.tracker.search_size
+
+    def init(self, key: PRNGKeyArray) -> Variables:
+        fresh = flatten_dict(self.model.initial_values(key), sep="/")
+        trained = {name: jnp.asarray(value) for name, value in self._backbone.values.items()}
+        return unflatten_dict(fresh | trained, sep="/")
+
+    def group(self, path: tuple[str, ...]) -> Group:
+        return "frozen" if path[0] == BACKBONE else "rest"
+
+    def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
+        return cast(Array, self.model.apply(variables, normalise(jnp.asarray(batch["search"])))), {}
+
+    def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
+        return mask_losses(logits, masks) + dice_losses(logits, masks)
+
+    def start_from(self, source: str | Path) -> Initialisation:
+        """Another decoder on the same backbone."""
+        path, config = find_weights(source), self._config
+        found = load_mask_decoder(path)
+        if dataclasses.replace(found.config, name=config.name) != config:
+            raise WeightsError(f"{path}: a mask decoder of other sizes: {found.config}; expected {config}")
+        values = {name: np.asarray(value) for name, value in flatten_dict(found.variables, sep="/").items()}
+        return Initialisation.of(values, shapes_of_masks(found.tracker, config), ())
+
+    def export(self, path: Path, variables: Variables) -> None:
+        save_mask_decoder(path, variables, self._config)
 
 
 def _is_inside(logits: Float[Array, "b s s"]) -> Bool[Array, "b s s"]:
@@ -163,7 +241,7 @@ def _is_inside(logits: Float[Array, "b s s"]) -> Bool[Array, "b s s"]:
     return jax.nn.sigmoid(logits) > MaskSettings().threshold
 
 
-def _overlaps(found: Bool[Array, "b s s"], mask: Bool[Array, "b s s"]) -> Float[Array, " b"]:
+def _overlaps(found: Bool[Array, "#b s s"], mask: Bool[Array, "b s s"]) -> Float[Array, " b"]:
     common, union = (jnp.sum(pixels, axis=(1, 2)) for pixels in (found & mask, found | mask))
     return common / jnp.maximum(union, 1)
 
@@ -173,3 +251,10 @@ def _filled_box(mask: Bool[Array, "b s s"]) -> Bool[Array, "b s s"]:
         return (jnp.cumsum(line, axis=1) > 0) & (jnp.cumsum(line[:, ::-1], axis=1)[:, ::-1] > 0)
 
     return between(mask.any(axis=2))[:, :, None] & between(mask.any(axis=1))[:, None, :]
+
+
+def _middle(mask: Array, factor: float) -> Bool[Array, "1 s s"]:
+    """The box that a crop of this factor was cut around."""
+    size = mask.shape[1]
+    inside = jnp.abs(jnp.arange(size) + 0.5 - size / 2) < size / factor / 2
+    return (inside[:, None] & inside[None, :])[None]

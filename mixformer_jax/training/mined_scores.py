@@ -68,15 +68,10 @@ Params = Mapping[str, Any]
 def mine_all(
     source: str | Path, dataset: Dataset, groups: Sequence[Sequence[str]], steps: int, seed: int, folder: Path
 ) -> dict[str, Mined]:
-    """Mines every sequence of a data set; by name. What is in the folder already is not mined again.
+    """Mines every sequence of annotated videos with a tracker's weights, with or without scores; by name.
 
-    Args:
-        source: weights of a tracker, with or without scores.
-        dataset: annotated videos.
-        groups: sequences that show one scene: their targets are never "another target".
-        steps: frames a condition.
-        seed: another seed, other samples.
-        folder: where samples are kept, a file a sequence, for these weights, `steps` and `seed`.
+    What is in the folder already, a file a sequence, for these weights, `steps` (frames a condition) and `seed`, is not
+    mined again. Sequences of one of the `groups` show one scene: their targets are never "another target".
 
     Raises:
         DatasetError: all sequences show one scene, so that none has another target; a sequence has no box that can be
@@ -135,20 +130,14 @@ class CalibrationError(ValueError):
 
 
 class ScoreFigures(NamedTuple):
-    """How well scores tell right boxes from wrong ones.
+    """How well scores tell right boxes from wrong ones."""
 
-    Attributes:
-        roc_area: probability that a box with an IoU above 0.3 scores above one below; ties count half.
-        calibration_error: mean gap between the score and the share of boxes with an IoU above 0.5, over 15 equal bins
-            of the score, weighted by their samples.
-        lost_called: share of boxes with an IoU below 0.1 that score below the threshold.
-        good_called: the same of boxes with an IoU above 0.5.
-    """
-
-    roc_area: float
+    roc_area: float  # probability that a box with an IoU above 0.3 scores above one below; ties count half.
+    # Mean gap between the score and the share of boxes with an IoU above 0.5, over 15 equal bins of the score, weighted
+    # by their samples.
     calibration_error: float
-    lost_called: float
-    good_called: float
+    lost_called: float  # share of boxes with an IoU below 0.1 that score below the threshold.
+    good_called: float  # the same of boxes with an IoU above 0.5.
 
 
 def score_figures(scores: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"], below: float) -> ScoreFigures:
@@ -177,15 +166,8 @@ def train_scores(
 ) -> Weights:
     """A tracker whose score module learned from mined samples; its logits are calibrated on scenes left out of that.
 
-    Args:
-        source: weights of the tracker that mined them.
-        videos: samples of real sequences, by name; one scene of five is left out.
-        clips: samples of rendered ones; may be none, as may the next.
-        pairs: samples of photographs.
-        groups: sequences that show one scene.
-        steps: of training.
-        batch: samples a step.
-        seed: of initialisation, order and left-out scenes.
+    The tracker `source` mined them from real sequences (one scene of five is left out; `groups` are sequences of one
+    scene), from rendered clips and from photographs; of the last two there may be none.
 
     Raises:
         CalibrationError: of `calibration`, on the scenes that were left out.
@@ -216,10 +198,7 @@ def train_scores(
 def recalibrated(weights: Weights, videos: Mapping[str, Mined], groups: Sequence[Sequence[str]]) -> Weights:
     """A tracker whose scores are fitted to how often its boxes are right; which of two scores is higher stays.
 
-    Args:
-        weights: of a tracker with scores.
-        videos: what it finds in real sequences, by name.
-        groups: sequences that show one scene; each scene has the same weight.
+    `videos` is what it finds in real sequences; each scene, a group of them, has the same weight.
 
     Raises:
         CalibrationError: of `calibration`.
@@ -348,12 +327,8 @@ def calibration(
 ) -> tuple[float, float]:
     """Sharpness and offset: sigmoid(sharpness * logit + offset) fits the share of boxes with an IoU above 0.5 best.
 
-    Platt scaling, with his targets, which are not quite 0 and 1 so that separable samples have an answer as well.
-
-    Args:
-        logits: of boxes.
-        overlaps: their IoU.
-        weights: how much each counts.
+    Platt scaling, with his targets, which are not quite 0 and 1 so that separable samples have an answer as well. A box
+    counts as much as its weight.
 
     Raises:
         CalibrationError: no box is clearly right or wrong, or the fit has not converged.

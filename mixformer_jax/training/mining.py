@@ -122,15 +122,8 @@ class Network:
 
 
 def mine(rng: np.random.Generator, network: Network, sequence: TrackingSequence, steps: int, others: Patches) -> Mined:
-    """Follows the target of a sequence under all conditions, `steps` frames spread over it.
-
-    Args:
-        rng: draws what happens.
-        network: of the tracker.
-        sequence: read into memory whole.
-        steps: frames a condition.
-        others: pictures of targets of other scenes.
-    """
+    """Follows the target of a sequence under all conditions, `steps` frames spread over it, among pictures of targets
+    of other scenes. The sequence is read into memory whole."""
     return _Mining(rng, network, sequence, steps, others).run(steps)
 
 

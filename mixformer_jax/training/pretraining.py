@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from mixformer_jax.convert.autoencoders import (
+from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.pretrained import (
     AUTOENCODER_FORMAT,
+    Initialisation,
     go_on,
+    init_from,
     load_autoencoder,
     save_autoencoder,
     shapes_of_autoencoder,
     start_from_mae,
 )
-from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import Initialisation, init_from
+from mixformer_jax.convert.torch_files import is_ours
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
-from mixformer_jax.data.config import DataConfig, held_out
-from mixformer_jax.data.pool.device import DeviceSamples
-from mixformer_jax.data.samples import Material, Rendered, TrackingSamples
+from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
 from mixformer_jax.models.autoencoder import (
     Autoencoder,
@@ -37,27 +37,19 @@ from mixformer_jax.models.autoencoder import (
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
 from mixformer_jax.models.layers import Masking
 from mixformer_jax.training.experiment import RunConfig, data_section
-from mixformer_jax.training.loop import run
-from mixformer_jax.training.objective import Batch, Group, Samples, Variables
+from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
+from mixformer_jax.training.samples import training_samples, validation_samples
 from mixformer_jax.training.sheets import reconstruction_sheet
-from mixformer_jax.training.start import is_ours
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainExperiment:
-    """An autoencoder, what it trains on, and how.
+    """An autoencoder, what it trains on, and how."""
 
-    Attributes:
-        autoencoder: the model.
-        data: tracking data: search regions, and with them templates where the autoencoder wants some.
-        images: single images. Exactly one of the two is given.
-        train: the run.
-    """
-
-    autoencoder: AutoencoderConfig
-    data: DataConfig | None
-    images: ImagesConfig | None
-    train: RunConfig
+    autoencoder: AutoencoderConfig  # the model
+    data: DataConfig | None  # tracking data: search regions, and with them templates where the autoencoder wants some
+    images: ImagesConfig | None  # single images. Exactly one of the two is given.
+    train: RunConfig  # the run
 
     @property
     def model(self) -> MixFormerConfig:
@@ -68,8 +60,7 @@ class PretrainExperiment:
     def from_mapping(cls, config: Mapping[str, Any]) -> "PretrainExperiment":
         """Reads the sections `autoencoder`, `train`, and either `data` or `images`.
 
-        Raises:
-            ConfigError: an unknown section or key (the closest known one is named), or a value that cannot work.
+        Raises ConfigError for an unknown section or key (the closest known one is named), or a value that cannot work.
         """
         sources = {"data", "images"} & set(config)
         if set(config) - sources != {"autoencoder", "train"} or len(sources) != 1:
@@ -95,19 +86,12 @@ class PretrainExperiment:
         return cls(autoencoder, data_section(config["data"], derived, "the autoencoder does"), None, train)
 
 
-def pretrain(config: Mapping[str, Any], out: str | Path) -> Path:
-    """Pre-trains one autoencoder; returns its file, which a training takes as `train.init`. See `loop.run`.
-
-    Raises:
-        ConfigError: the config.
-    """
-    experiment = PretrainExperiment.from_mapping(config)
-    return run(MaskedPretraining(experiment), experiment.train, experiment, out)
-
-
 @dataclasses.dataclass(frozen=True)
-class MaskedPretraining:
-    """Reconstruction of masked search regions or images: MAE, TrackMAE or ConvMAE, as the autoencoder has it."""
+class MaskedPretraining(Objective):
+    """Reconstruction of masked search regions or images: MAE, TrackMAE or ConvMAE, as the autoencoder has it.
+
+    The run's file is what a training takes as `train.init`.
+    """
 
     experiment: PretrainExperiment
 
@@ -119,9 +103,6 @@ class MaskedPretraining:
     @property
     def _config(self) -> AutoencoderConfig:
         return self.experiment.autoencoder
-
-    def init(self, key: PRNGKeyArray) -> Variables:
-        return self.model.initial_values(key)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         model, slots = self._config.model, self._config.num_templates
@@ -167,22 +148,16 @@ class MaskedPretraining:
         if self.experiment.images is not None:
             images = open_images(self.experiment.images.root, self.experiment.images.split)
             return ImageSamples(self.experiment.images, images, config.model.search_size, train.seed)
-        data, names = self.experiment.data, tuple(self.batch_shapes(1))
-        assert data is not None
-        if data.render == "device":
-            return DeviceSamples(Material.load(data), data, train.seed, names)
-        return _Parts(data, train.seed, names)
+        return training_samples(self.experiment, tuple(self.batch_shapes(1)))
 
     def validation_samples(self) -> Samples | None:
-        data, images = self.experiment.data, self.experiment.images
-        if images is not None:
-            if images.validation_root is None and images.validation_split is None:
-                return None
-            held = open_images(images.validation_root or images.root, images.validation_split)
-            return CentreCrops(held, self._config.model.search_size)
-        assert data is not None
-        kept = held_out(data)
-        return None if kept is None else _Parts(kept, 0, tuple(self.batch_shapes(1)))
+        images = self.experiment.images
+        if images is None:
+            return validation_samples(self.experiment, tuple(self.batch_shapes(1)))
+        if images.validation_root is None and images.validation_split is None:
+            return None
+        held = open_images(images.validation_root or images.root, images.validation_split)
+        return CentreCrops(held, self._config.model.search_size)
 
     def show(self, variables: Variables, batch: Batch) -> dict[str, Array]:
         masking = self._fixed_masking(batch)
@@ -222,18 +197,6 @@ class MaskedPretraining:
         rngs = None if drop_key is None else {"drop_path": drop_key}
         found = self.model.apply(variables, search, masking, templates, train=drop_key is not None, rngs=rngs)
         return search, cast(Reconstruction, found)
-
-
-class _Parts(TrackingSamples):
-    """Tracking samples without what no autoencoder reads."""
-
-    def __init__(self, config: DataConfig, seed: int, names: tuple[str, ...]) -> None:
-        super().__init__(Material.load(config), config, seed)
-        self._names = names
-
-    def render(self, index: int) -> Rendered:
-        rendered = super().render(index)
-        return rendered._replace(sample={name: rendered.sample[name] for name in self._names})
 
 
 def _pixel_errors(

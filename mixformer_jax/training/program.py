@@ -24,23 +24,14 @@ from mixformer_jax.training.sharding import BATCH, batch_axis_size, gather_param
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step.
+    """All that a run carries from step to step."""
 
-    Attributes:
-        step: steps done.
-        key: of the run; a step's own key is this one, folded with the step.
-        params: all parameters, frozen ones too.
-        model_state: the model's other collections (batch statistics, constants).
-        opt_state: the optimizer's, of the trained parameters alone.
-        ema: moving average of all variables; empty where none is kept.
-    """
-
-    step: Int32[Array, ""]
-    key: UInt32[Array, " words"]
-    params: dict[str, Any]
-    model_state: dict[str, Any]
-    opt_state: optax.OptState
-    ema: Variables
+    step: Int32[Array, ""]  # steps done
+    key: UInt32[Array, " words"]  # of the run; a step's own key is this one, folded with the step
+    params: dict[str, Any]  # all parameters, frozen ones too
+    model_state: dict[str, Any]  # the model's other collections (batch statistics, constants)
+    opt_state: optax.OptState  # the optimizer's, of the trained parameters alone
+    ema: Variables  # moving average of all variables; empty where none is kept
 
     @property
     def variables(self) -> Variables:
@@ -103,16 +94,11 @@ def make_train_step(
     ema_decay: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
-    """The step `state, batch -> state, report`, not jitted yet.
+    """The step `state, batch -> state, report`, not jitted yet; `gather` is of all parameters about to be used.
 
-    Args:
-        objective: gives the loss.
-        optimizer: of the trained parameters.
-        gather: of all parameters about to be used, see `sharding.gather_params`.
-        ema_decay: see `TrainConfig`.
-        accumulate: the batch goes through the model in so many parts, one after the other, and their mean gradient
-            makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating
-            optimizer, nothing in the state and in checkpoints. Batch norms see one part at a time.
+    With `accumulate` the batch goes through the model in so many parts, one after the other, and their mean gradient
+    makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating optimizer,
+    nothing in the state and in checkpoints. Batch norms see one part at a time.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
@@ -155,18 +141,6 @@ def make_train_step(
         return new, StepReport(metrics, squares)
 
     return step
-
-
-def make_validation_step(
-    objective: Objective, gather: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Callable[[Variables, Batch, Float[Array, " b"]], dict[str, Array]]:
-    """Sums of every metric over a batch, `variables, batch, weights -> sums`; weight 0 leaves a sample out."""
-
-    def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
-        measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
-        return {name: jnp.sum(value * weights) for name, value in measured.items()}
-
-    return sums
 
 
 def _joined(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,32 +192,21 @@ def _has_decay(params: PyTree) -> PyTree:
 
 
 class TrainProgram(NamedTuple):
-    """Jitted functions with their shardings, and abstract arguments for them.
+    """Jitted functions with their shardings, and abstract arguments for them."""
 
-    Attributes:
-        mesh: where it runs.
-        init: `key -> state`, every array made where it lives.
-        step: `state, batch -> state, report`. The old state's buffers are given up.
-        evaluate: `variables, batch, weights -> sums`.
-        show: `variables, batch -> what to draw`, whole on every process.
-        state: the state as abstract arrays with shardings.
-        batch: a global batch of `train.batch_size` samples, likewise.
-    """
-
-    mesh: Mesh
-    init: Any
-    step: Any
-    evaluate: Any
-    show: Any
-    state: TrainState
-    batch: dict[str, jax.ShapeDtypeStruct]
+    mesh: Mesh  # where it runs
+    init: Any  # `key -> state`, every array made where it lives
+    step: Any  # `state, batch -> state, report`. The old state's buffers are given up.
+    evaluate: Any  # `variables, batch, weights -> sums` of every metric; weight 0 leaves a sample out
+    show: Any  # `variables, batch -> what to draw`, whole on every process
+    state: TrainState  # the state as abstract arrays with shardings
+    batch: dict[str, jax.ShapeDtypeStruct]  # a global batch of `train.batch_size` samples, likewise.
 
 
 def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> TrainProgram:
     """The programs of one run on one mesh.
 
-    Raises:
-        ConfigError: a batch that does not divide among the mesh's devices and the parts of `train.accumulate`.
+    Raises ConfigError for a batch that does not divide among the mesh's devices and the parts of `train.accumulate`.
     """
     parts = batch_axis_size(mesh) * settings.accumulate
     if settings.batch_size % parts:
@@ -271,6 +234,10 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
 
         return traced
 
+    def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
+        measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
+        return {name: jnp.sum(value * weights) for name, value in measured.items()}
+
     gather = functools.partial(gather_params, shardings=shardings.params)
     step = make_train_step(objective, optimizer, gather, settings.ema_decay, settings.accumulate)
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
@@ -281,11 +248,7 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
         step=jax.jit(
             on_mesh(step), in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
         ),
-        evaluate=jax.jit(
-            on_mesh(make_validation_step(objective, gather)),
-            in_shardings=(shipped, batch_shardings, split),
-            out_shardings=whole,
-        ),
+        evaluate=jax.jit(on_mesh(sums), in_shardings=(shipped, batch_shardings, split), out_shardings=whole),
         show=jax.jit(on_mesh(objective.show), in_shardings=(shipped, batch_shardings), out_shardings=whole),
         state=with_shardings(shapes, shardings),
         batch=with_shardings(batch, batch_shardings),

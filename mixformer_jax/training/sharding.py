@@ -41,12 +41,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with `AXES`.
+    """A mesh with `AXES` of these devices, or of all, of all processes.
 
-    Args:
-        shape: devices along each axis; one of them may be -1, for as many as there are. A single process may use fewer
-            devices than it has.
-        devices: those to use; None for all, of all processes.
+    One of the counts along the axes may be -1, for as many as there are. A single process may use fewer devices than it
+    has.
 
     Raises:
         ConfigError: a shape that the devices do not allow.

@@ -19,15 +19,12 @@ def prediction_sheet(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Up to 16 samples: the template in the corner of the search region, the true box green, the found one red.
 
-    Args:
-        batch: `templates`, `search`, `box_cxcywh`, and in the score stage `label`.
-        found: `box_cxcywh`, and `score` where the model gives one.
-        columns: samples in a row.
+    Of two streams RGB is shown. The batch's `label` and the found `score` stand below, where there are such.
     """
     cells = []
     for index in range(min(MAX_SAMPLES, len(batch["search"]))):
-        cell = batch["search"][index].copy()
-        template = batch["templates"][index, 0]
+        cell = batch["search"][index, ..., :3].copy()
+        template = batch["templates"][index, 0, ..., :3]
         small = cv2.resize(template, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         cell[: small.shape[0], : small.shape[1]] = small
         _outline(cell, batch["box_cxcywh"][index], TRUE)
@@ -59,13 +56,9 @@ def reconstruction_sheet(
     hidden: Bool[np.ndarray, "b cells"],
     reconstructed: UInt8[np.ndarray, "b S S 3"],
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Up to 16 samples, a row each: templates, masked search region, reconstruction, original.
+    """Up to 16 samples, a row each: templates (none of single images), masked search region, reconstruction, original.
 
-    Args:
-        templates: crops of the target; None for single images.
-        search: what was masked.
-        hidden: which cells of it, row-major on a square grid; they are shown grey.
-        reconstructed: the images with predictions in the hidden cells, see `models.autoencoder.reconstruct`.
+    `hidden` cells, row-major on a square grid, are shown grey, and predicted in what is `reconstructed`.
     """
     names = [] if templates is None else ["template"] * templates.shape[1]
     rows = []

@@ -4,18 +4,18 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.autoencoders import AUTOENCODER_FORMAT, hand_over, load_autoencoder
 from mixformer_jax.convert.convert import find_weights
-from mixformer_jax.convert.initial import Initialisation, init_from
-from mixformer_jax.convert.torch_files import safetensors_format
+from mixformer_jax.convert.pretrained import AUTOENCODER_FORMAT, Initialisation, hand_over, init_from, load_autoencoder
+from mixformer_jax.convert.torch_files import is_ours
 from mixformer_jax.convert.weights import (
     FORMAT,
+    Shapes,
     Weights,
     WeightsError,
     expected_shapes,
@@ -41,35 +41,23 @@ _MEANING = (
 )
 
 
-class Start(NamedTuple):
-    """Where a run begins.
-
-    Attributes:
-        state: the state to go on from; its arrays may still be computed.
-        step: how many steps it has behind it.
-        data: the state of the data that belongs to it.
-        origin: a text that says where it comes from.
-    """
-
-    state: TrainState
-    step: int
-    data: dict[str, Any] | None
-    origin: str
-
-
-def first_state(objective: Objective, settings: RunConfig, program: TrainProgram, checkpoints: Checkpoints) -> Start:
-    """The state of the run's own checkpoint, of another run's, or a new one.
+def first_state(
+    objective: Objective, program: TrainProgram, checkpoints: Checkpoints
+) -> tuple[TrainState, int, dict[str, Any] | None, str]:
+    """The state of the run's own checkpoint, of another run's, or a new one, whose arrays may still be computed; with
+    it the steps that it has behind it, the state of its data, and where it comes from in words.
 
     Raises:
         CheckpointError: `train.resume` names a folder without a whole checkpoint.
         WeightsError: `train.init` does not fit.
     """
+    settings: RunConfig = objective.experiment.train
     # The first of these that there is:
     # 1. this run's own newest checkpoint that is whole;
     own = checkpoints.restore(program.state)
     if own is not None:
         step = int(own.state.step)
-        return Start(own.state, step, own.data, f"goes on after step {step}")
+        return own.state, step, own.data, f"goes on after step {step}"
     # 2. the newest checkpoint of another run, step and optimizer included (train.resume);
     if settings.resume is not None:
         with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
@@ -77,32 +65,28 @@ def first_state(objective: Objective, settings: RunConfig, program: TrainProgram
         if other is None:
             raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
         step = int(other.state.step)
-        return Start(other.state, step, other.data, f"goes on from {settings.resume}, after step {step}")
+        return other.state, step, other.data, f"goes on from {settings.resume}, after step {step}"
     fresh = program.init(jax.random.key(settings.seed))
     # 3. what somebody else trained, under a new optimizer (train.init);
     if settings.init is not None:
         start = objective.start_from(settings.init)
-        return Start(_with_variables(fresh, start.variables), 0, None, _report(settings.init, start))
+        return _with_variables(fresh, start.variables), 0, None, _report(settings.init, start)
     # 4. fresh weights.
-    return Start(fresh, 0, None, "starts from fresh weights")
+    return fresh, 0, None, "starts from fresh weights"
 
 
 def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Initialisation:
-    """What a pre-trained model gives a tracker.
+    """What a pre-trained model gives a tracker: an official backbone (`.pth`, `.safetensors`), a weights file of ours,
+    or the folder of a run; of a pre-training too.
 
     A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
     taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way. Position
-    tables are resized where the crops have another size.
-
-    Args:
-        source: an official backbone (`.pth`, `.safetensors`), a weights file of ours, or the folder of a run; of a
-            pre-training too.
-        config: the model.
-        may_be_fresh: parts that may start at random.
+    tables are resized where the crops have another size. From a model of RGB alone, the embedding of a second stream
+    starts as RGB's own, and its factors at zero.
 
     Raises:
-        WeightsError: a source that cannot be read, another backbone, or one that lacks a part: all names that are
-            missing or misshapen in one error.
+        WeightsError: a source that cannot be read, another backbone, or one that lacks a part other than those of
+            `may_be_fresh`: all names that are missing or misshapen in one error.
     """
     path = find_weights(source)
     if is_ours(FORMAT, path):
@@ -112,19 +96,12 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
         start = hand_over(found.variables, found.config, config)
     else:
         start = init_from(path, config)
+    values, expected = flatten_dict(start.variables, sep="/"), expected_shapes(config)
+    start = Initialisation.of(_with_second_stream(values, expected), expected, start.ignored)
     missing = sorted({_part(name) for name in start.fresh if _part(name) != "backbone"} - set(may_be_fresh))
     if missing:
         raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
     return start
-
-
-def is_ours(format_name: str, path: Path) -> bool:
-    """Whether this is a weights file of ours of this format.
-
-    Raises:
-        WeightsError: a .safetensors file that cannot be read.
-    """
-    return path.suffix == ".safetensors" and safetensors_format(path) == format_name
 
 
 def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
@@ -165,10 +142,12 @@ def _from_weights(
         for key in _MEANING
         if getattr(theirs, key) != getattr(config, key)
     ]
+    if theirs.second_stream not in ("none", config.second_stream):
+        differences.append(f"second_stream: {theirs.second_stream!r} there, {config.second_stream!r} here")
     if differences:
         raise WeightsError(f"{path}: the backbone of another model: {'; '.join(differences)}")
     expected = expected_shapes(config)
-    found = _as_wanted(flatten_dict(weights.variables, sep="/"), expected)
+    found = _with_second_stream(_as_wanted(flatten_dict(weights.variables, sep="/"), expected), expected)
     complaints: dict[str, list[str]] = {}
     for part in dict.fromkeys(map(_part, expected)):
         shapes = {name: shape for name, shape in expected.items() if _part(name) == part}
@@ -179,6 +158,19 @@ def _from_weights(
     refuse_weights(f"{path}: does not fit {config.name!r}", fatal)
     taken = {name: found[name] for name in expected if not complaints[_part(name)]}
     return Initialisation.of(taken, expected, (name for name in found if name not in taken))
+
+
+def _with_second_stream(found: Mapping[str, np.ndarray], expected: Shapes) -> dict[str, np.ndarray]:
+    """What was found, and what a model with a second stream needs beside that: RGB's embedding again, zero factors."""
+    filled = dict(found)
+    for name in (name for name in expected if name not in found):
+        names = (name.replace("/second_embed/", f"/{embed}/") for embed in ("patch_embed", "embed_0"))
+        given = next((found[other] for other in names if other != name and other in found), None)
+        if name.endswith("/second_scale"):
+            given = np.zeros(expected[name], np.float32)
+        if given is not None:
+            filled[name] = given
+    return filled
 
 
 def _part(name: str) -> str:

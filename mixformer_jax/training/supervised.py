@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xywh, cxcywh_to_xyxy, iou
-from mixformer_jax.convert.initial import Initialisation
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.weights import save_weights
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.pipeline import Samples
@@ -32,7 +32,7 @@ def tracking_objective(experiment: Experiment) -> Objective:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrackingStage:
+class _TrackingStage(Objective):
     """What both stages share: the model, the samples, the file at the end."""
 
     experiment: Experiment
@@ -47,16 +47,13 @@ class _TrackingStage:
         frozen = self.experiment.train.freeze
         return re.compile("|".join(frozen)) if frozen else None
 
-    def init(self, key: PRNGKeyArray) -> Variables:
-        return self.model.initial_values(key)
-
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         config, slots = self.experiment.model, self.experiment.tracker.num_slots
+        templates = (batch_size, slots, config.template_size, config.template_size, config.channels)
+        search = (batch_size, config.search_size, config.search_size, config.channels)
         return {
-            "templates": jax.ShapeDtypeStruct(
-                (batch_size, slots, config.template_size, config.template_size, 3), jnp.uint8
-            ),
-            "search": jax.ShapeDtypeStruct((batch_size, config.search_size, config.search_size, 3), jnp.uint8),
+            "templates": jax.ShapeDtypeStruct(templates, jnp.uint8),
+            "search": jax.ShapeDtypeStruct(search, jnp.uint8),
             "box_cxcywh": jax.ShapeDtypeStruct((batch_size, 4), jnp.float32),
         }
 
@@ -107,7 +104,8 @@ class BoxStage(_TrackingStage):
 
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
         prediction, boxes_cxcywh = self._predict(variables, batch), jnp.asarray(batch["box_cxcywh"])
-        overlaps = _overlaps(prediction, boxes_cxcywh)
+        target_xyxy = jnp.clip(cxcywh_to_xyxy(boxes_cxcywh), 0.0, 1.0)
+        overlaps = iou(cxcywh_to_xyxy(prediction.boxes_cxcywh), target_xyxy)
 
         def loss_of_one(prediction: Prediction, box_cxcywh: Array) -> Array:
             one = jax.tree.map(lambda x: x[None], prediction)
@@ -173,8 +171,3 @@ def tracking_loss(
         loss = loss + config.corner_weight * corner
         metrics = {**metrics, "loss": loss, "loss_corner": corner}
     return loss, metrics
-
-
-def _overlaps(prediction: Prediction, boxes_cxcywh: Float[Array, "b 4"]) -> Float[Array, " b"]:
-    target_xyxy = jnp.clip(cxcywh_to_xyxy(boxes_cxcywh), 0.0, 1.0)
-    return iou(cxcywh_to_xyxy(prediction.boxes_cxcywh), target_xyxy)

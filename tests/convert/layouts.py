@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mixformer_jax.convert.autoencoders import mae_table, shapes_of_autoencoder
 from mixformer_jax.convert.convert import Hints
 from mixformer_jax.convert.names import read_by_table
+from mixformer_jax.convert.pretrained import mae_table, shapes_of_autoencoder
 from mixformer_jax.models.autoencoder import AutoencoderConfig
 from mixformer_jax.models.layers import sincos_positions
 

@@ -10,7 +10,7 @@ import pytest
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.autoencoders import hand_over, load_autoencoder, save_autoencoder, shapes_of_autoencoder
+from mixformer_jax.convert.pretrained import hand_over, load_autoencoder, save_autoencoder, shapes_of_autoencoder
 from mixformer_jax.convert.weights import WeightsError, expected_shapes, load_weights, save_weights
 from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig, TrackerConfig

@@ -8,7 +8,7 @@ import pytest
 from einops import rearrange
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mixformer_jax.convert.initial import init_from
+from mixformer_jax.convert.pretrained import init_from
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
 from mixformer_jax.models.config import MixFormerConfig

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mixformer_jax.convert.autoencoders import (
+from mixformer_jax.convert.names import carried_by_table
+from mixformer_jax.convert.pretrained import (
     autoencoder_to_mae,
     export_to_mae,
     load_autoencoder,
@@ -15,7 +16,6 @@ from mixformer_jax.convert.autoencoders import (
     shapes_of_autoencoder,
     start_from_mae,
 )
-from mixformer_jax.convert.names import carried_by_table
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.autoencoder import AutoencoderConfig

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from mixformer_jax.convert.convert import convert, infer_config, tracker_settings
 from mixformer_jax.convert.names import (
     Carried,
-    carried_from_official,
+    carried_by_table,
     count_parameters,
     name_table,
     official_shape,
@@ -93,7 +93,7 @@ def test_layout(name, torch):
     variables = variables_from_official(state, config)
     found = {"/".join(path): value.shape for path, value in flatten_dict(variables).items()}
     assert found == dict(expected_shapes(config))
-    back = variables_to_official(variables, config, carried_from_official(state, config))
+    back = variables_to_official(variables, config, carried_by_table(state, name_table(config)))
     assert list(back) == list(state)
     for name, value in back.items():
         assert (value.shape, value.dtype) == (shapes[name], state[name].dtype)
@@ -141,7 +141,7 @@ def test_what_nobody_carried_is_computed():
 
 def test_carried_tensors_may_be_missing_but_not_wrong():
     state = tiny_state()
-    unread = carried_from_official(state, TINY)
+    unread = carried_by_table(state, name_table(TINY))
     assert "backbone.cls_token" in unread and "box_head.conv1_tl.1.num_batches_tracked" in unread
     used = {name: value for name, value in state.items() if name not in unread}
     variables_from_official(used, TINY)

@@ -19,7 +19,7 @@ from mixformer_jax.data import pipeline
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig, Mix, held_out
 from mixformer_jax.data.pipeline import BadDataError, batches
-from mixformer_jax.data.samples import Material, TrackingSamples
+from mixformer_jax.data.samples import HostSamples, Material, Rendered, TrackingSamples
 from mixformer_jax.datasets.sequences import DatasetError
 from mixformer_jax.views import CropConfig
 
@@ -27,19 +27,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CROPS = CropConfig(template_size=16, search_size=32, search_factor=4.5, centre_jitter=4.5)
 
 
-class Numbers:
+class Numbers(HostSamples):
     """Samples that tell their index, and what kind of process made them."""
 
-    for_processes = True
-
-    def sample(self, index):
+    def render(self, index):
         from jax._src import xla_bridge
 
-        return {
+        sample = {
             "index": np.array(index),
             "pid": np.array(os.getpid()),
             "has_devices": np.array(xla_bridge.backends_are_initialized()),
         }
+        return Rendered("numbers", sample, ())
 
 
 def write_sequences(root, count=2, length=22):

@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixformer_jax.data.config import DataConfig, Mix
-from mixformer_jax.data.pipeline import batches
+from mixformer_jax.data.pipeline import Shared, batches
 from mixformer_jax.data.pool.pool import ImagePool, VideoPool
 from mixformer_jax.data.samples import Material, TrackingSamples, contact_sheet
-from mixformer_jax.data.sharing import Shared
 from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import cv2
@@ -30,6 +31,7 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 CROPS = CropConfig(template_size=32, search_size=64, scale_jitter=0.2, centre_jitter=2.0)
 NONE = AugmentConfig.none()
 UNDISTURBED = replace(NONE, flip_probability=0.5, aspect=0.08)
+ALONE = SyntheticConfig(max_distractors=0, occluder=0.0, finer=0.0, same_source_distractor=0.0)
 TARGET, GROUND = np.array([255, 32, 32], np.uint8), np.array([0, 64, 128], np.uint8)
 COUNT = 24
 
@@ -69,10 +71,28 @@ def config(source: str | None = None, **changes: object) -> DataConfig:
     return replace(base, **changes)
 
 
-def render(pools: Material, settings: DataConfig, count: int = COUNT, seed: int = 0) -> dict[str, np.ndarray]:
-    samples = DeviceSamples(pools, settings, seed)
-    numbers = {"index": jnp.arange(count, dtype=jnp.uint32)}
-    return jax.device_get(quick_jit(samples.render)(samples.resident, numbers))
+def bare(source: str) -> DataConfig:
+    """Targets of one source, with nothing before, beside or over them."""
+    return config(source, augment=UNDISTURBED, synthetic=ALONE)
+
+
+Render = Callable[..., dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def render(pools) -> Render:
+    """The first samples of a config, rendered once."""
+    kept: dict[str, dict[str, np.ndarray]] = {}
+
+    def rendered(settings: DataConfig, count: int = COUNT) -> dict[str, np.ndarray]:
+        name = f"{settings} {count}"
+        if name not in kept:
+            samples = DeviceSamples(pools, settings, 0)
+            numbers = {"index": jnp.arange(count, dtype=jnp.uint32)}
+            kept[name] = jax.device_get(quick_jit(samples.render)(samples.resident, numbers))
+        return kept[name]
+
+    return rendered
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -143,24 +163,23 @@ def test_rendered_samples_are_distributed_as_on_the_host(whole, pools):
     assert max(far.values()) < 2.69 * math.sqrt(2 / count), far
 
 
-def test_the_mix_is_kept_and_its_candidates_serve(pools):
+def test_the_mix_is_kept_and_its_candidates_serve(pools, monkeypatch):
     settings = config()
     samples = DeviceSamples(pools, settings, 0)
-    numbers = jnp.arange(2048, dtype=jnp.uint32)
-    about = quick_jit(lambda pool: inspector(settings, 0)(pool, numbers)[1])(samples.resident)
-    shares = np.bincount(np.asarray(about.source), minlength=4) / len(numbers)
+    about = samples.about(samples.resident)
+    shares = np.bincount(np.asarray(about.source), minlength=4) / len(about.source)
     np.testing.assert_allclose(shares, [getattr(settings.mix, name) for name in sources_of(settings)], atol=0.04)
     # Regions of one colour have no texture.
     unserved = ~np.asarray(about.served)
     assert set(np.asarray(about.source)[unserved]) <= {sources_of(settings).index("region")}
+    monkeypatch.setattr(samples, "about", lambda resident: about)
     with pytest.raises(ValueError, match="source 'region'"):
         samples.check(samples.resident)
 
 
 @pytest.mark.parametrize("source", ["video", "still", "pasted"])
-def test_boxes_bind_the_target(pools, source):
-    synthetic = SyntheticConfig(max_distractors=0, occluder=0.0, finer=0.0)
-    batch = render(pools, config(source, augment=UNDISTURBED, synthetic=synthetic))
+def test_boxes_bind_the_target(render, source):
+    batch = render(bare(source))
     inside = 0
     for image, box in zip(batch["search"], batch["box_cxcywh"], strict=True):
         if (box[:2] - box[2:] / 2 < 0).any() or (box[:2] + box[2:] / 2 > 1).any():
@@ -176,9 +195,8 @@ def test_boxes_bind_the_target(pools, source):
         np.testing.assert_allclose(math.sqrt(found[2] * found[3]), 0.5, atol=2.5 / 32)
 
 
-def test_labels_tell_whether_the_box_holds_the_target(pools):
-    settings = config("video", augment=UNDISTURBED, positive_share=0.5)
-    batch = render(pools, settings, 64)
+def test_labels_tell_whether_the_box_holds_the_target(render):
+    batch = render(config("video", augment=UNDISTURBED, positive_share=0.5), 64)
     assert 16 < batch["label"].sum() < 48
     held = np.zeros(64)
     for row, (image, box) in enumerate(zip(batch["search"], batch["box_cxcywh"], strict=True)):
@@ -219,23 +237,23 @@ def test_every_disturbance_changes_pixels_and_zero_leaves_them():
         assert min(mean_changes(replace(NONE, **change))) > 0.5, change
 
 
-def test_occluders_hide_a_part_of_the_target(pools):
-    bare = render(pools, config("video", augment=NONE))
-    hidden = render(pools, config("video", augment=replace(NONE, occluder_probability=1.0, max_occluded=0.5)))
-    np.testing.assert_array_equal(bare["box_cxcywh"], hidden["box_cxcywh"])
-    np.testing.assert_array_equal(bare["templates"], hidden["templates"])
-    red = [(batch["search"][..., 0] > 128).sum(axis=(1, 2)) for batch in (bare, hidden)]
+def test_occluders_hide_a_part_of_the_target(render):
+    whole = render(bare("video"))
+    hidden = render(replace(bare("video"), augment=replace(UNDISTURBED, occluder_probability=1.0, max_occluded=0.5)))
+    np.testing.assert_array_equal(whole["box_cxcywh"], hidden["box_cxcywh"])
+    np.testing.assert_array_equal(whole["templates"], hidden["templates"])
+    red = [(batch["search"][..., 0] > 128).sum(axis=(1, 2)) for batch in (whole, hidden)]
     assert (red[1] >= 0.4 * red[0]).all() and (red[1] < 0.95 * red[0]).mean() > 0.5
 
 
-def test_distractors_and_occluders_are_pasted(pools):
+def test_distractors_and_occluders_are_pasted(render):
     def red(**changes: object) -> np.ndarray:
-        synthetic = replace(SyntheticConfig(finer=0.0, same_source_distractor=0.0), **changes)
-        return (render(pools, config("pasted", augment=NONE, synthetic=synthetic))["search"][..., 0] > 128).sum((1, 2))
+        settings = replace(bare("pasted"), synthetic=replace(ALONE, **changes))
+        return (render(settings)["search"][..., 0] > 128).sum((1, 2))
 
-    alone = red(max_distractors=0, occluder=0.0)
-    assert (red(max_distractors=3, occluder=0.0) > alone.max()).sum() > COUNT / 4
-    occluded = red(max_distractors=0, occluder=1.0)
+    alone = red()
+    assert (red(max_distractors=3) > alone.max()).sum() > COUNT / 4
+    occluded = red(occluder=1.0)
     assert (occluded != alone).mean() > 0.5 and (occluded >= alone).all()
 
 

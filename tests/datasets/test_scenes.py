@@ -162,16 +162,21 @@ def test_both_draw_the_same_scenes(pool, name):
     assert max(far.values()) < BOUND, far
 
 
-def test_both_draw_the_same_disturbances():
-    ours, theirs = on_device(of_disturbances), on_host(of_disturbances)
+@pytest.fixture(scope="module")
+def disturbances() -> dict[str, np.ndarray]:
+    return on_host(of_disturbances)
+
+
+def test_both_draw_the_same_disturbances(disturbances):
+    ours, theirs = on_device(of_disturbances), disturbances
     far = {name: distance(value, theirs[name]) for name, value in ours.items()}
     assert max(far.values()) < BOUND, far
 
 
 @pytest.mark.parametrize("method", ["uniform", "signed", "chance", "entry"])
-def test_a_changed_distribution_is_far(method, monkeypatch):
+def test_a_changed_distribution_is_far(method, disturbances, monkeypatch):
     """What the bound is worth: one kind of random number is drawn slightly otherwise."""
-    drawn, theirs = getattr(Random, method), on_host(of_disturbances)
+    drawn = getattr(Random, method)
 
     def changed(self: Random, *arguments: Any, **named: Any) -> Any:
         value = drawn(self, *arguments, **named)
@@ -179,4 +184,4 @@ def test_a_changed_distribution_is_far(method, monkeypatch):
 
     monkeypatch.setattr(Random, method, changed)
     ours = on_host(of_disturbances)
-    assert max(distance(value, theirs[name]) for name, value in ours.items()) > BOUND
+    assert max(distance(value, disturbances[name]) for name, value in ours.items()) > BOUND

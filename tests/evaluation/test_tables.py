@@ -115,6 +115,9 @@ def test_published_rows_are_the_papers():
     assert names == ("EAO", "A", "R") and vot2020["MixViT-L"] == (0.584, 0.755, 0.890) and len(vot2020) == 16
     _, vot2022 = rows("vot", 1)
     assert vot2022["MixFormerL"] == (0.602, 0.831, 0.859) and len(vot2022) == 8
+    (_, rgbd), (_, depth) = rows("vot_rgbd"), rows("vot_rgbd", 1)
+    assert rgbd["MixForRGBD"] == (0.779, 0.816, 0.946) and rgbd["SPT"] == (0.651, 0.798, 0.851) and len(rgbd) == 8
+    assert depth["MixFormerD"] == (0.6, 0.758, 0.806) and depth["UpDoT"] == (0.439, 0.652, 0.627) and len(depth) == 6
 
 
 def test_measured_numbers_stand_above_the_published_ones():

@@ -108,8 +108,8 @@ def test_files_are_as_the_toolkit_has_them(workspace):
     assert first == "1" and len(rows) == 29 and len(set(rows)) == 1
 
 
-def _run(workspace, sequences, command, version=None):
-    """Runs a command of the toolkit on some of the sequences."""
+def _run(workspace, stack, sequences, command, version=None):
+    """Runs a command of the toolkit with a stack on some of the sequences."""
     registry = (REPOSITORY / "eval" / "vot" / "trackers.ini").read_text()
     entry = registry[registry.index("[MixFormerLT]") :]
     entry = entry.replace("python = python", f"python = {sys.executable}\npaths = {REPOSITORY}")
@@ -117,23 +117,28 @@ def _run(workspace, sequences, command, version=None):
     others = [f"[{name}]\nprotocol = traxpython\ncommand = nothing\n" for name in (*RANDOM, "FirstBox")]
     (workspace / "trackers.ini").write_text("\n".join([entry, *others]))
     (workspace / "stack.yaml").write_text(STACK)
-    (workspace / "config.yaml").write_text("stack: ./stack.yaml\nregistry:\n- ./trackers.ini\n")
+    (workspace / "config.yaml").write_text(f"stack: {stack}\nregistry:\n- ./trackers.ini\n")
     (workspace / "sequences" / "list.txt").write_text("\n".join(sequences) + "\n")
     _toolkit(workspace, command, version)
 
 
 @pytest.mark.parametrize(
-    ("version", "sequences", "trackers"),
-    [(None, ("ball", "box"), (*RANDOM, "FirstBox")), (CURRENT, ("box",), ("MixFormerLT", "Random"))],
+    ("version", "stack", "sequences", "trackers"),
+    [
+        (None, "./stack.yaml", ("ball", "box"), (*RANDOM, "FirstBox")),
+        (CURRENT, "vot2022/longterm", ("box",), ("MixFormerLT", "Random")),
+    ],
 )
-def test_the_toolkit_finds_the_same_numbers(workspace, tmp_path, version, sequences, trackers):
+def test_the_toolkit_finds_the_same_numbers(workspace, tmp_path, version, stack, sequences, trackers):
     _need(TOOLKIT if version is None else version)
-    copy = tmp_path / "workspace"
+    copy, only = tmp_path / "workspace", ""
     shutil.copytree(workspace, copy)
     if "MixFormerLT" in trackers:
         pytest.importorskip("trax", reason="needs vot-trax: pip install -e '.[vot]'")
-        _run(copy, sequences, "evaluate --workspace . MixFormerLT")
-    _run(copy, sequences, f"analysis --workspace . --format json --name ours {' '.join(trackers)}", version)
+        only = "--experiments longterm"  # the other one of the challenge's stack does not start in the toolkit
+        _run(copy, stack, sequences, f"evaluate --workspace . {only} MixFormerLT", version)
+    command = f"analysis --workspace . {only} --format json --name ours {' '.join(trackers)}"
+    _run(copy, stack, sequences, command, version)
     (path,) = (copy / "analysis").rglob("ours*.json")
     averages, curves, f_curves = json.loads(path.read_text())["results"]["longterm"]["results"]
     found = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from mixformer_jax.convert.autoencoders import autoencoder_to_mae
+from mixformer_jax.convert.pretrained import autoencoder_to_mae
 from mixformer_jax.models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,

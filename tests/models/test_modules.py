@@ -11,9 +11,11 @@ from einops import rearrange
 from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.models.attention import Grid, MixedAttention, MixedAttentionBlock
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.cvt import ConvEmbed, WideMixedAttention
-from mixformer_jax.models.heads import CornerHead, ScorePrediction, precise_roi_pool
+from mixformer_jax.models.heads import CornerHead, ScorePrediction, map_entropy, precise_roi_pool
 from mixformer_jax.models.layers import ConvNormRelu, depthwise_convolution
+from mixformer_jax.models.mixformer import Prediction
 from mixformer_jax.models.vit import ConvBlock, NormedPatches
 
 FLOAT32 = jnp.dtype("float32")
@@ -240,3 +242,21 @@ def test_depthwise_convolution_is_a_convolution(size, stride, side):
         feature_group_count=6,
     )
     np.testing.assert_allclose(depthwise_convolution(maps, kernel, stride), expected, atol=1e-5)
+
+
+def test_the_entropy_of_a_map_counts_its_places():
+    maps = np.full((3, 4, 6), -1e9, np.float32)
+    maps[0], maps[1, 2, 3], maps[2, 1:3, 5] = 7.0, 0.0, 5.0
+    np.testing.assert_allclose(map_entropy(jnp.asarray(maps)), np.log([24, 1, 2]), atol=1e-6)
+
+
+def test_odds_are_divided_by_how_much_wider_the_corners_are_spread():
+    top_left, bottom_right = jnp.zeros((2, 4, 4)), jnp.zeros((2, 4, 4)).at[0, 1, 2].set(99.0)
+    found = Prediction(jnp.zeros((2, 4)), top_left, bottom_right, jnp.zeros((2, 1, 1, 1)), jnp.array([2.0, -1.0]))
+    np.testing.assert_allclose(found.corner_entropy, np.log([16, 16 * 16]), rtol=1e-5)
+    for enough in (0.0, 6.0):
+        np.testing.assert_array_equal(found.scores_within(enough), found.scores)
+    logits = [2.0, -1.0 - (np.log(256) - 3)]  # the first one's corners are within three nats
+    np.testing.assert_allclose(found.scores_within(3.0), jax.nn.sigmoid(jnp.array(logits)), rtol=1e-4)
+    with pytest.raises(ConfigError, match="corner_entropy is 3, and the query head has no corners"):
+        found._replace(top_left_logits=None).scores_within(3.0)

@@ -110,7 +110,7 @@ def test_batch_statistics_move_in_training_alone(images):
 )
 def test_position_tables(images, kind, learns):
     templates, search = images
-    model = build_model(dataclasses.replace(SMALL, positions=kind))
+    model = build_model(dataclasses.replace(SMALL, positions=kind, depth=1, head="query"))
     variables = fresh(model.config)
     rest = {name: value for name, value in variables.items() if name != "params"}
 
@@ -144,12 +144,12 @@ def test_the_stream_in_bfloat16_is_for_training_alone(images):
             return jnp.abs(found.boxes_cxcywh - 0.4).sum(), found.features
 
         gradients, features = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradients["backbone"])]), features
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients["backbone"])]), features
 
     narrow = build_model(rough, residual_dtype="bfloat16")
     (exact, wide), (rounded, stream) = gradient(build_model(SMALL)), gradient(narrow)
     assert wide.dtype == jnp.float32 and stream.dtype == jnp.bfloat16
-    assert 0 < jnp.linalg.norm(rounded - exact) < 0.1 * jnp.linalg.norm(exact)
+    assert 0 < np.linalg.norm(rounded - exact) < 0.1 * np.linalg.norm(exact)
     tracked = jax.eval_shape(lambda *given: narrow.apply(variables, *given), *images)
     assert tracked.features.dtype == jnp.float32
 

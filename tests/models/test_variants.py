@@ -168,7 +168,7 @@ def test_layer_scale_of_zero_switches_blocks_off():
 
 
 def test_query_head_learns_through_its_token():
-    model, variables, apply = built("cvt_query")
+    model, variables, apply = built("vit_query")
     templates, search = images()
     prediction = apply(variables, templates, search, FULL)[0]
     assert prediction.top_left_logits is None and prediction.features.shape == (2, 4, 4, 48)

@@ -16,10 +16,9 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.tpu_attention import attend_on_tpu
 from mixformer_jax.planning.hardware import PlanError, parse_topology
 from mixformer_jax.planning.hlo import Collective, Traffic
-from mixformer_jax.planning.macs import count_kernel_macs, count_macs, count_product_bytes, module_of
-from mixformer_jax.planning.plan import plan, propose_mesh
+from mixformer_jax.planning.plan import network_seconds, plan, propose_mesh
+from mixformer_jax.planning.profile import count_kernel_macs, count_macs, count_product_bytes, module_of
 from mixformer_jax.planning.record import Memory, Plan, movers, plan_lines
-from mixformer_jax.planning.tpu import network_seconds
 
 SMALL = {
     "model": {
@@ -263,6 +262,8 @@ def test_a_narrow_stream_leaves_less_for_the_gradient(on_paper):
             "h100:1",
             4,
         )
+    with pytest.raises(ConfigError, match="a config of masks: plan weighs trainings of trackers"):
+        plan({"alpha_refine": {}, "data": {"root": "nowhere"}, "train": {}}, "h100:1", 4)
     with pytest.raises(ConfigError, match=r"nothing is recomputed: set train\.remat"):
         plan({**SMALL, "train": {"remat_policy": "dots_saveable"}}, "h100:1", 4)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixformer_jax.convert.autoencoders import save_autoencoder
+from mixformer_jax.convert.pretrained import save_autoencoder
 from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.mixformer import init_variables

@@ -20,9 +20,9 @@ from scipy.stats import ttest_1samp
 
 from mixformer_jax import cli
 from mixformer_jax.cli import study
-from mixformer_jax.cli.programs import Programs
+from mixformer_jax.cli.study import Programs
 from mixformer_jax.config_files import default_settings, load_config, load_study
-from mixformer_jax.convert.autoencoders import hand_over
+from mixformer_jax.convert.pretrained import hand_over
 from mixformer_jax.models.autoencoder import Autoencoder
 from mixformer_jax.models.mixformer import variable_shapes
 from mixformer_jax.reports.studies import interval

@@ -6,7 +6,7 @@ import pytest
 
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import ArrayFrames
-from mixformer_jax.serving.frames import FileFrames, KeptFrames, encode_jpeg, jpeg_size
+from mixformer_jax.serving.video import FileFrames, KeptFrames, encode_jpeg, jpeg_size
 
 
 def clip(count: int = 12) -> np.ndarray:

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from mixformer_jax.serving import uploads, web
 from mixformer_jax.serving.app import Limits
-from mixformer_jax.serving.guard import COOKIE
+from mixformer_jax.serving.web import COOKIE
 from tests.serving.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

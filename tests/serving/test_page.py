@@ -69,7 +69,7 @@ def clip(tmp_path_factory):
     path, clip = tmp_path_factory.mktemp("clip") / "my <cat>.mp4", render_demo_clip()
     with VideoWriter(path, 15.0, (HEIGHT, WIDTH)) as writer:
         for index in range(FRAMES):
-            writer.write(clip.frames[index])
+            writer.write(clip[index])
     return path, clip.boxes_xywh[:FRAMES]
 
 

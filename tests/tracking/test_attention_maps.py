@@ -155,6 +155,7 @@ def test_cross_attention_blocks_see_templates_alone():
 def test_views_and_score():
     config = dataclasses.replace(VIT, depth=1, score_heads=3)
     tracker, state, frame = make(config, 1)
+    tracker = tracker.with_settings(corner_entropy=0.1)
     maps = attention_maps(tracker, state, frame, BOX)
     crops = tracker.search_crops(state, frame)
     prediction = tracker.locate(state, crops, frame)[1]

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from mixformer_jax import cli
+from mixformer_jax.cli import demo
+from mixformer_jax.cli.demo import FPS, DemoClip, Placed, render_demo_clip
 from mixformer_jax.convert.alpha_refine import from_official, save_alpha_refine
 from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.crops import box_in_stretched_crop, normalise, paste_map, stretched_crop, stretched_rectangle
-from mixformer_jax.masks import box_mask, decode_rle, fit_to_frame, mask_box_xywh
+from mixformer_jax.masks import decode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import draw_mask, read_image
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.masks import AlphaRefineSegmenter, MaskSettings, Segmenter, load_segmenter
+from tests.stand_ins import box_mask, mask_iou
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_an_interrupted_run_goes_on_to_the_same_masks(clip, weights, tmp_path, m
 def test_wrong_calls(clip, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["track", str(clip), "--box", "30,26,21,21", "--mask-images", "m"]) == 2
-    assert "are for the masks of --masks W" in capsys.readouterr().err
+    assert "are for the masks of --masks" in capsys.readouterr().err
     assert track(clip, weights, "--mask-threshold", "1.5") == 2
     assert "a number between 0 and 1" in capsys.readouterr().err
     assert track(clip, clip / "00000001.png") == 2
@@ -198,3 +201,34 @@ def test_masks_are_drawn(clip):
 def test_weights_are_loaded(weights):
     segmenter = load_segmenter(weights, settings=MaskSettings(threshold=0.65))
     assert segmenter.settings.threshold == 0.65
+
+
+def true_mask(clip: DemoClip, index: int) -> np.ndarray:
+    """The cat's pixels on a frame of the demo clip, without what the saucer covers."""
+
+    def inside(placed: Placed) -> np.ndarray:
+        picture = np.zeros(clip[index].shape, np.float32)
+        demo.paste(picture, placed._replace(cutout=placed.cutout._replace(pixels=np.ones_like(placed.cutout.pixels))))
+        return picture[..., 0] > 0.5
+
+    _, target, saucer = clip.layers(index / FPS)
+    return inside(target) & ~inside(saucer)
+
+
+def test_embedded_masks_beat_boxes(tmp_path, monkeypatch):
+    """Without a word about weights, from the command line; on the demo clip, whose masks are known."""
+    monkeypatch.chdir(tmp_path)
+    clip, chosen = render_demo_clip(), (0, 4, 8, 12)
+    (tmp_path / "cat").mkdir()
+    for number, index in enumerate(chosen):
+        cv2.imwrite(f"cat/{number:02d}.png", clip[index][..., ::-1])
+    box = ",".join(map(str, clip.boxes_xywh[0].tolist()))
+    # In front of the source, of which `--masks W` would make weights.
+    assert cli.main(["track", "--quiet", "--no-video", "--box", box, "--boxes", "cat.jsonl", "--masks", "cat"]) == 0
+    records = [json.loads(line) for line in Path("cat.jsonl").read_text().splitlines()]
+    truth = [true_mask(clip, index) for index in chosen]
+    boxes = [box_mask(np.array([record[side] for side in "xywh"]), truth[0].shape) for record in records]
+    found = [decode_rle(record["mask"]) for record in records]
+    overlaps, of_boxes = (np.array(list(map(mask_iou, masks, truth))) for masks in (found, boxes))
+    assert (overlaps > of_boxes).all() and overlaps.mean() > 0.85 > of_boxes.mean(), (overlaps, of_boxes)
+    assert cli.main(["track", "--quiet", "--box", box, "--masks"]) == 2

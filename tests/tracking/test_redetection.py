@@ -101,6 +101,7 @@ def test_a_box_of_another_size_is_not_the_target():
         ([0.1, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9], 5),  # two frames until the crop suits the new size
         ([0.9, 0.9, 0.9, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9], None),  # not in a row
         ([0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], None),  # found only after it had been lost
+        ([0.1, 0.1, 0.1] + [0.9] * 9, 10),  # ... and followed for long
     ],
 )
 def test_a_size_that_is_found_at_once_and_stays_is_believed(scores, believed_at, is_lost):
@@ -238,6 +239,16 @@ def test_smoothed_sizes_lie_between(loop):
         sides.append(np.asarray(tracked.box_xywh))
     np.testing.assert_allclose(sides[1][2:], np.sqrt(sides[0][2:] * loop.box_xywh[2:]), rtol=1e-4)
     np.testing.assert_allclose(sides[1][:2] + sides[1][2:] / 2, sides[0][:2] + sides[0][2:] / 2, atol=1e-2)
+
+
+def test_widely_spread_corners_lower_the_score(loop):
+    odds = []
+    for corner_entropy in (0.0, 1.0, 1.5, 100.0):
+        tracker = loop.tracker(corner_entropy=corner_entropy)
+        score = tracker.step(tracker.start(loop.frames[0], loop.box_xywh), loop.frames[1])[1].score
+        odds.append(score / (1 - score))
+    assert odds[0] == odds[3] > odds[2]
+    np.testing.assert_allclose(odds[2] / odds[1], np.exp(0.5), rtol=1e-3)
 
 
 @pytest.mark.parametrize("redetect_every", [0, 1])

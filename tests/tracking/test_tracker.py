@@ -45,10 +45,10 @@ def test_the_default_fits_the_package():
 
 def test_the_default_tracks_the_demo_clip(default):
     clip = render_demo_clip()
-    state = default.start(clip.frames[0], clip.boxes_xywh[0])
+    state = default.start(clip[0], clip.boxes_xywh[0])
     found = []
-    for index in range(1, len(clip.frames)):
-        state, tracked = default.step(state, clip.frames[index])
+    for index in range(1, len(clip)):
+        state, tracked = default.step(state, clip[index])
         assert tracked.score is not None and 0 <= tracked.score <= 1
         found.append(tracked.box_xywh)
     assert overlaps(np.stack(found), clip.boxes_xywh[1:]).mean() > 0.8
@@ -57,7 +57,7 @@ def test_the_default_tracks_the_demo_clip(default):
 
 def test_the_default_finds_a_target_that_comes_back_elsewhere(default):
     clip = render_demo_clip(8, absences=True)
-    frames, truth = [clip.frames[index] for index in range(110)], clip.boxes_xywh[:110]
+    frames, truth = [clip[index] for index in range(110)], clip.boxes_xywh[:110]
     hidden = np.isnan(truth[:, 0])
     assert hidden[51:81].all() and not hidden[:51].any() and not hidden[81:].any()
     back = {}
@@ -203,14 +203,14 @@ def test_a_device_that_is_not_here():
 def test_one_of_several_devices(default):
     assert [find_device(name) for name in (None, "cpu", "cpu:0", "cpu:3")] == [jax.devices()[i] for i in (0, 0, 0, 3)]
     tracker = Tracker(default.config, default.settings, default.variables, find_device("cpu:3"))
-    frame = render_demo_clip().frames[0]
+    frame = render_demo_clip()[0]
     state, _tracked = tracker.step(tracker.start(frame, (300, 100, 80, 80)), frame)
     assert {leaf.device for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)} == {jax.devices()[3]}
 
 
 def test_track_is_start_and_step(default, tmp_path):
     clip = render_demo_clip()
-    frames = [clip.frames[index] for index in range(6)]
+    frames = [clip[index] for index in range(6)]
     found = list(default.track(SelectedFrames(ArrayFrames(frames, fps=25.0), stride=2), clip.boxes_xywh[0]))
     assert [(tracked.frame, tracked.time) for _, tracked in found] == [(1, 0.0), (3, 0.08), (5, 0.16)]
     state = default.start(frames[0], clip.boxes_xywh[0])
@@ -230,8 +230,8 @@ def test_compute_type(default):
     assert default.config.dtype == "float32"
     rough = mixformer_jax.load(dtype="bfloat16")
     clip = render_demo_clip()
-    frame, box = clip.frames[0], clip.boxes_xywh[0]
-    boxes = [tracker.step(tracker.start(frame, box), clip.frames[1])[1].box_xywh for tracker in (default, rough)]
+    frame, box = clip[0], clip.boxes_xywh[0]
+    boxes = [tracker.step(tracker.start(frame, box), clip[1])[1].box_xywh for tracker in (default, rough)]
     assert np.abs(boxes[0] - boxes[1]).max() < 2.0
 
 

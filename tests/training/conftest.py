@@ -11,15 +11,18 @@ import jax
 import numpy as np
 import pytest
 
-from mixformer_jax.training import metrics_log
+from mixformer_jax.training import progress
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 # Imports once; every run is a fork of it, before JAX looks for devices. As in the tests' own process, tracing does not
-# look through what has been imported for cycles.
+# look through what has been imported for cycles, nor at the shapes of parameters again and again.
 PARENT = """
 import gc, json, os, signal, sys
 import jax
 import mixformer_jax.cli, mixformer_jax.training.loop
-mixformer_jax.training.metrics_log.draw_curves = lambda lines: b""
+from tests.shape_checks import check_parameters_once
+check_parameters_once()
+mixformer_jax.training.progress.draw_curves = lambda lines: b""
 gc.set_threshold(100_000, 20, 100)
 gc.freeze()
 for line in sys.stdin:
@@ -125,16 +128,15 @@ def quick_compilation(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """At every checkpoint they would take longer than the steps; tests of the log draw them, and one pretraining."""
-    monkeypatch.setattr(metrics_log, "draw_curves", lambda lines: b"")
+    monkeypatch.setattr(progress, "draw_curves", lambda lines: b"")
 
 
 class Commands:
     """Runs of the `mixformer` command in processes of their own."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._parent = subprocess.Popen(
-            [sys.executable, "-c", PARENT], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": REPOSITORY}
+        self._parent = subprocess.Popen([sys.executable, "-c", PARENT], env=environment, **options)
 
     def start(self, arguments: list[str], log: Path, jax=(), **environment: str) -> int:
         """The process number of a run; settings of JAX by name."""

@@ -9,8 +9,8 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.folder import TrainingError, claim_folder
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.metrics_log import LINES_NAME, read_lines
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
+from mixformer_jax.training.progress import LINES_NAME, read_lines
 from mixformer_jax.training.samples import training_samples
 from mixformer_jax.training.sharding import make_mesh, to_devices
 
@@ -18,11 +18,19 @@ from mixformer_jax.training.sharding import make_mesh, to_devices
 @pytest.fixture
 def config(config):
     blurs = {"blur_probability": 0.0, "coarse_probability": 0.0, "motion_blur_probability": 0.0}
-    config["model"]["mimetic_init"] = False
+    # The head that compiles quickly.
+    model = {name: value for name, value in config["model"].items() if not name.startswith("head_")}
+    config["model"] = model | {"head": "query", "mimetic_init": False}
     config["tracker"]["num_online_templates"] = 0
     config["data"] |= {"exclude": (), "augment": blurs, "render": "device"}
     config["train"] |= {"steps": 2, "corner_weight": 0.0, "log_every": 1, "validate_every": 2, "checkpoint_every": 1}
     return config
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Without the look at what the pool can serve, which `test_two_devices_train_as_one_does` takes."""
+    monkeypatch.setattr(DeviceSamples, "check", lambda self, resident: None)
 
 
 def losses(folder):
@@ -37,7 +45,7 @@ def test_two_devices_train_as_one_does(config, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
-def test_batches_are_the_same_wherever_a_run_goes_on(config):
+def test_batches_are_the_same_wherever_a_run_goes_on(config, unchecked):
     experiment = Experiment.from_mapping(config)
     samples = training_samples(experiment)
     assert isinstance(samples, DeviceSamples)
@@ -61,7 +69,7 @@ def test_batches_are_the_same_wherever_a_run_goes_on(config):
     assert (np.asarray(second["search"]) == alone["search"]).mean() > 0.99
 
 
-def test_evidence_of_a_bad_step_is_the_rendered_batch(config, tmp_path):
+def test_evidence_of_a_bad_step_is_the_rendered_batch(config, unchecked, tmp_path):
     config["train"] |= {"learning_rate": 1e30, "steps": 6, "checkpoint_every": 6, "validate_every": 6}
     with pytest.raises(TrainingError, match="loss of step"):
         train(config, tmp_path)
@@ -70,7 +78,7 @@ def test_evidence_of_a_bad_step_is_the_rendered_batch(config, tmp_path):
     assert evidence["box_cxcywh"].shape == (4, 4)
 
 
-def test_pretraining_renders_what_the_autoencoder_reads(config):
+def test_pretraining_renders_what_the_autoencoder_reads(config, unchecked):
     run = {key: value for key, value in config["train"].items() if key != "corner_weight"}
     experiment = PretrainExperiment.from_mapping(
         {

@@ -19,7 +19,7 @@ from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.sequences import DatasetError, open_dataset
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.training import metrics_log
+from mixformer_jax.training import progress
 from mixformer_jax.training.checkpoints import Checkpoints
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.finetuning import (
@@ -234,7 +234,7 @@ def test_overfitting_is_noticed(tmp_path):
         lines = [{"kind": "train", "step": 10 * i, "loss": loss} for i, loss in enumerate(losses, start=1)]
         lines += [{"kind": "validation", "step": 10 * i, "iou": iou} for i, iou in enumerate(overlaps, start=1)]
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (tmp_path / "boxes" / metrics_log.LINES_NAME).write_text(text)
+        (tmp_path / "boxes" / progress.LINES_NAME).write_text(text)
         return noticed(tmp_path, True)
 
     said = write([0.5, 0.7, 0.66, 0.6, 0.58, 0.55], [1.0, 0.8, 0.6, 0.4, 0.3, 0.2])

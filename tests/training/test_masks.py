@@ -1,20 +1,28 @@
 """Training a mask network: its samples, a short run that learns, and what the run leaves."""
 
+import dataclasses
 import json
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from mixformer_jax import cli
 from mixformer_jax.convert.alpha_refine import load_alpha_refine, save_alpha_refine
+from mixformer_jax.convert.mask_decoder import load_mask_decoder
+from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples, read_labels
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.masks import mask_box_xywh
-from mixformer_jax.models.config import ConfigError
+from mixformer_jax.masks import encode_rle, mask_box_xywh
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.tracking.masks import DecoderSegmenter, load_segmenter
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.masks import MaskExperiment, MaskObjective, train_masks
+from mixformer_jax.training.loop import train
+from mixformer_jax.training.masks import MaskExperiment, mask_objective
 from mixformer_jax.training.program import learning_rate_schedule
+from tests.stand_ins import mask_iou
 
 SIZE = 64
 
@@ -131,7 +139,7 @@ def settings(root, **changes):
 @pytest.fixture(scope="module")
 def trained(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "masks"
-    assert train_masks(settings(root), out) == out / "model.safetensors"
+    assert train(settings(root), out) == out / "model.safetensors"
     return out
 
 
@@ -145,7 +153,7 @@ def test_it_learns_and_draws(trained):
 
 
 def test_another_run_starts_from_its_weights(trained, root, tmp_path):
-    objective = MaskObjective(MaskExperiment.from_mapping(settings(root)))
+    objective = mask_objective(MaskExperiment.from_mapping(settings(root)))
     start = objective.start_from(trained)
     weights = load_alpha_refine(trained / "model.safetensors")
     assert not start.fresh and len(start.taken) > 100
@@ -156,7 +164,7 @@ def test_another_run_starts_from_its_weights(trained, root, tmp_path):
     assert (tmp_path / "same.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     wider = settings(root) | {"alpha_refine": {"name": "wider"}}
     with pytest.raises(ValueError, match="a mask network of other sizes"):
-        MaskObjective(MaskExperiment.from_mapping(wider)).start_from(trained)
+        mask_objective(MaskExperiment.from_mapping(wider)).start_from(trained)
 
 
 def test_the_command_takes_configs_of_masks(trained, root, tmp_path, capsys):
@@ -176,3 +184,131 @@ def test_the_command_takes_configs_of_masks(trained, root, tmp_path, capsys):
 def test_the_rate_is_halved_again_and_again():
     rate = learning_rate_schedule(RunConfig(steps=80, learning_rate=1e-3, schedule="halving", halve_every=15 / 80))
     assert [float(rate(step)) for step in (0, 14, 15, 30, 79)] == pytest.approx([1e-3, 1e-3, 5e-4, 2.5e-4, 1e-3 / 32])
+
+
+TRACKER = MixFormerConfig(
+    name="small",
+    search_size=SIZE,
+    template_size=32,
+    width=16,
+    depth=1,
+    num_heads=2,
+    head_width=8,
+    mlp_ratio=1,
+    patch_embed="convolutional",
+)
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    """Weights of a tracker, and of another of the same sizes."""
+    folder = tmp_path_factory.mktemp("tracker")
+    for seed, name in enumerate(("tracker", "other")):
+        variables = init_variables(build_model(TRACKER), jax.random.key(seed))
+        save_weights(folder / f"{name}.safetensors", variables, TRACKER, TrackerConfig())
+    return folder / "tracker.safetensors"
+
+
+def decoder_settings(root, tracker):
+    config = settings(root, steps=60, validate_every=60, checkpoint_every=60, ema_decay=0.9)
+    del config["alpha_refine"]
+    config["data"] |= {"flip": 0.5}
+    return config | {"mask_decoder": {"name": "small", "tracker": str(tracker), "widths": (16, 8, 8, 8)}}
+
+
+def test_a_decoder_learns_on_a_frozen_backbone(root, tracker, tmp_path):
+    out = tmp_path / "run"
+    weights = train(decoder_settings(root, tracker), out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps, held_out = ([line for line in lines if line["kind"] == kind] for kind in ("train", "validation"))
+    assert steps[-1]["loss"] < 0.7 * steps[0]["loss"]
+    assert 0.3 < held_out[-1]["given_box_iou"] < held_out[-1]["box_iou"] < held_out[-1]["iou"]
+
+    # The file has the decoder alone; the backbone is the tracker's, bit for bit.
+    segmenter, found = load_segmenter(out), load_mask_decoder(weights)
+    assert isinstance(segmenter, DecoderSegmenter)
+    image, labels = scene(np.random.default_rng(7))
+    box_xywh = mask_box_xywh(labels == 1)
+    masks = segmenter.segment(segmenter.start(image, box_xywh[None]), image, np.stack([box_xywh, box_xywh + 2]))
+    assert masks.shape == (2, *labels.shape) and mask_iou(masks[0], labels == 1) > 0.8
+
+    objective = mask_objective(MaskExperiment.from_mapping(decoder_settings(root, tracker)))
+    start = objective.start_from(out)
+    assert not start.fresh
+    backbone = objective.init(jax.random.key(1))["params"]["backbone"]
+    jax.tree.map(np.testing.assert_array_equal, backbone, found.variables["params"]["backbone"])
+    deeper = decoder_settings(root, tracker)
+    deeper["mask_decoder"]["depth"] = 2
+    with pytest.raises(WeightsError, match="a mask decoder of other sizes"):
+        mask_objective(MaskExperiment.from_mapping(deeper)).start_from(out)
+    deeper["mask_decoder"]["widths"] = (8,) * 7
+    with pytest.raises(ConfigError, match="widths has 7 grids; expected 2 or more, each halving the 16 pixels"):
+        mask_objective(MaskExperiment.from_mapping(deeper)).batch_shapes(1)
+
+    tracker.write_bytes(tracker.with_stem("other").read_bytes())
+    with pytest.raises(WeightsError, match="trained on another backbone"):
+        load_segmenter(out)
+    tracker.unlink()
+    with pytest.raises(WeightsError, match=r"needs the tracker .*tracker.safetensors.* on which it was trained"):
+        load_segmenter(out)
+
+
+def test_a_config_has_one_network(root, tracker):
+    both = decoder_settings(root, tracker) | {"alpha_refine": {}}
+    with pytest.raises(ConfigError, match="one of alpha_refine, mask_decoder; this one has alpha_refine, data, mask_"):
+        MaskExperiment.from_mapping(both)
+
+
+def test_mirrored_pairs(root):
+    config = MaskDataConfig(root=str(root), min_pixels=300, brightness=0.0)
+    plain, mirrored = (MaskSamples(dataclasses.replace(config, flip=flip), SIZE, 0) for flip in (0.0, 1.0))
+    one, other = plain.sample(3), mirrored.sample(3)
+    for name in ("template", "search", "mask"):
+        np.testing.assert_array_equal(one[name], other[name][:, ::-1])
+    left, top, right, bottom = one["box_xyxy"]
+    np.testing.assert_allclose(other["box_xyxy"], [SIZE - right, top, SIZE - left, bottom])
+
+
+def coco_file(folder, *regions):
+    """One photograph of 40 x 30 pixels with regions of COCO, and a second one without."""
+    cv2.imwrite(str(folder / "one.jpg"), np.full((30, 40, 3), 80, np.uint8))
+    images = [{"id": i, "file_name": f"{name}.jpg", "width": 40, "height": 30} for i, name in ((7, "one"), (3, "no"))]
+    annotations = [{"id": i, "image_id": 7, **region} for i, region in enumerate(regions)]
+    path = folder / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    return path
+
+
+def test_regions_of_coco(tmp_path):
+    def square(left, top, right, bottom):
+        return [left, top, right, top, right, bottom, left, bottom]
+
+    runs = np.zeros((30, 40), bool)
+    runs[20:28, 2:9] = True
+    two_parts = [square(12, 2, 20, 8), square(16, 4, 24, 10)]
+    path = coco_file(
+        tmp_path,
+        {"segmentation": [square(4, 3, 8, 6)], "area": 12.0},  # before the large one in the file, painted over it
+        {"segmentation": [square(2, 1, 11, 17)], "area": 144.0},
+        {"segmentation": two_parts, "area": 80.0},
+        {"segmentation": encode_rle(runs), "area": 56.0},
+        {"segmentation": encode_rle(~runs), "area": 999.0, "iscrowd": 1},
+    )
+    config = MaskDataConfig(root=str(tmp_path), coco=str(path), min_pixels=40, held_out_every=0)
+    samples = MaskSamples(config, SIZE, 0)
+    ((still,),) = samples._photographs
+    labels = still.labels[0].labels(still.labels[1])
+    boxes_xywh = [mask_box_xywh(labels == label).tolist() for label in (1, 2, 3, 4)]
+    assert boxes_xywh == [[2, 1, 9, 16], [12, 2, 12, 8], [2, 20, 7, 8], [4, 3, 4, 3]]
+    assert [np.count_nonzero(labels == label) for label in (1, 2, 3, 4)] == [9 * 16 - 12, 80, 56, 12]
+    assert set(np.unique(samples.sample(0)["mask"])) == {0, 1}
+
+    broken = {"segmentation": {"size": [30, 40], "counts": "abc"}, "area": 1.0}
+    for regions, complaint in (([broken], "compressed run lengths"), ([{"area": 1.0}], "no regions")):
+        with pytest.raises(DatasetError, match=complaint):
+            MaskSamples(dataclasses.replace(config, coco=str(coco_file(tmp_path, *regions))), SIZE, 0).sample(0)
+    path.write_text("[]")
+    with pytest.raises(DatasetError, match="not COCO's instances"):
+        MaskSamples(config, SIZE, 0)
+    with pytest.raises(ConfigError, match="of the photographs under"):
+        MaskDataConfig(videos="v", coco="c")

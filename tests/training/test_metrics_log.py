@@ -14,13 +14,12 @@ import pytest
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.loop import train
-from mixformer_jax.training.metrics_log import MetricsLog, draw_curves, read_lines
 from mixformer_jax.training.program import StepReport
-from mixformer_jax.training.watch import Progress, StepWatch
+from mixformer_jax.training.progress import MetricsLog, Progress, StepWatch, draw_curves, read_lines
 
 
 def test_a_log_takes_back_what_a_lost_part_wrote(tmp_path, monkeypatch):
-    monkeypatch.setattr("mixformer_jax.training.metrics_log.draw_curves", draw_curves)
+    monkeypatch.setattr("mixformer_jax.training.progress.draw_curves", draw_curves)
     with MetricsLog(tmp_path, 0, {}, None) as log:
         for step in (10, 20, 30):
             log.write("train", step, {"loss": 3.0 - step / 20, "iou": step / 40})
@@ -99,7 +98,7 @@ def report(loss, squares=(1.0, 2.0)):
 def test_the_watch_follows_without_holding_up():
     settings = RunConfig(steps=6, batch_size=4, log_every=3)
     progress = Progress(settings, lambda step: 0.1 * step, 0, shown=False)
-    with contextlib.closing(StepWatch()) as watch, progress:
+    with contextlib.closing(StepWatch()) as watch, contextlib.closing(progress):
         for step in range(6):
             with watch.loading():
                 pass
@@ -110,7 +109,7 @@ def test_the_watch_follows_without_holding_up():
         watch.read()
         with watch.paused():
             pass
-        lines = list(progress.lines(watch.take()))
+        lines = list(progress.lines(watch))
     assert [(done, line["loss"]) for done, line in lines] == [(3, 1.0), (6, 4.0)]
     assert lines[1][1]["learning_rate"] == pytest.approx(0.5)
     assert all(0 <= line["outside_step"] <= 1 and line["samples_per_s"] > 0 for _, line in lines)
@@ -148,21 +147,22 @@ def test_idle_time_is_what_passes_between_steps():
     first, second = Coming(), Coming()
     with contextlib.closing(StepWatch()) as watch:
         watch.before_step()
-        assert watch.take().idle_s > 0
+        assert watch.idle_s > 0
+        watch.idle_s = 0.0
         watch.after_step(0, {}, StepReport({"loss": first}, np.ones(1)))
         watch.before_step()  # while the first one runs
         watch.after_step(1, {}, StepReport({"loss": second}, np.ones(1)))
         first.told.set()
         watch.before_step()  # while the second one runs
-        assert watch.take().idle_s == 0.0
+        assert watch.idle_s == 0.0
         watch.after_step(2, {}, report(1.0))
         second.told.set()
         watch.read()
         with watch.paused():
             pass
-        watch.take()
+        watch.idle_s = 0.0
         watch.before_step()
-        assert watch.take().idle_s > 0
+        assert watch.idle_s > 0
 
 
 def test_what_goes_wrong_with_a_step_reaches_the_loop():

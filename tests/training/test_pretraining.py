@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax import cli
-from mixformer_jax.convert.autoencoders import autoencoder_to_mae, load_autoencoder
+from mixformer_jax.convert.pretrained import autoencoder_to_mae, load_autoencoder
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import load_weights
 from mixformer_jax.media.images import read_image
@@ -20,7 +20,7 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.objective import Objective
-from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment, pretrain
+from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
 
 
 def main(arguments):
@@ -109,7 +109,7 @@ def lines_of(folder):
 @pytest.fixture(scope="module")
 def pretrained(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "trackmae"
-    pretrain(trackmae(root), out)
+    train(trackmae(root), out)
     return out
 
 
@@ -196,7 +196,7 @@ def test_a_broken_photograph_ends_no_pretraining(root, tmp_path, caplog):
     config["autoencoder"]["num_templates"] = 0
     config["images"] = {"root": str(images), "validation_root": str(images)}
     with caplog.at_level(logging.WARNING):
-        assert pretrain(config, tmp_path / "run").is_file()
+        assert train(config, tmp_path / "run").is_file()
     assert "replaced a sample: " in caplog.text and "00000003.jpg" in caplog.text
 
 

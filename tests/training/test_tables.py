@@ -134,6 +134,9 @@ def reduced(model: MixFormerConfig) -> MixFormerConfig:
         small |= {"early_widths": (8,) * early, "patch_size": 4 * 2**early}
     elif model.patch_embed == "convmae":  # its own stages take longest to compile; test_sharding.py has them
         small |= {"patch_embed": "linear", "early_widths": (), "early_depths": (), "drop_path": 0.0}
+    is_about_blocks = model.attention == "symmetric" or model.projection_norm == "layer"
+    if model.backbone == "cvt" and is_about_blocks and not model.context_augment_layers:
+        small |= {"head": "query"}  # corner heads take longer; rows that are about other things have them
     if model.mixed_blocks is not None or model.head == "query":
         small |= {"projection": "linear"}  # depth-wise ones take longest to compile; other rows have them
     if model.mixed_blocks:

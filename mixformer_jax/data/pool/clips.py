@@ -25,8 +25,7 @@ LEAST_BOXED = 0.2  # share of a clip's frames with a box
 def rendered_clips(pool: ImagePool, count: int, seed: int = 0) -> Dataset:
     """`count` sequences `rendered_clip_0`, ...; the same ones for the same seed.
 
-    Raises:
-        ValueError: the pool has no photograph with an instance mask.
+    Raises ValueError where no photograph of the pool has an instance mask.
     """
     if not pool.cutouts:
         raise ValueError(

@@ -131,15 +131,10 @@ class DeviceRandom(Random):
 
 
 class About(NamedTuple):
-    """How a sample came about.
+    """How a sample came about."""
 
-    Attributes:
-        source: its number among `sources_of`.
-        served: whether one of the candidates could serve; if not, the first one was rendered.
-    """
-
-    source: Int[Array, "*batch"]
-    served: Bool[Array, "*batch"]
+    source: Int[Array, "*batch"]  # its number among `sources_of`
+    served: Bool[Array, "*batch"]  # whether one of the candidates could serve; if not, the first one was rendered
 
 
 class DeviceSamples:
@@ -152,8 +147,7 @@ class DeviceSamples:
     def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
         """`names` are those of the arrays wanted; None for all.
 
-        Raises:
-            ValueError: no material for a source of the mix, or more than a device can number.
+        Raises ValueError where a source of the mix has no material, or more than a device can number.
         """
         pool = TrackingSamples(material, config, seed).pool
         assert pool is not None  # as `DataConfig` demands
@@ -180,16 +174,15 @@ class DeviceSamples:
             for row in range(len(numbers))
         ]
 
-    def check(self, resident: DevicePool) -> None:
-        """Draws samples without rendering them.
-
-        Raises:
-            ValueError: a source whose candidates too often cannot serve.
-        """
+    def about(self, resident: DevicePool) -> About:
+        """How the first `CHECKED` samples come about; they are drawn and not rendered."""
         numbers = jnp.arange(CHECKED, dtype=jnp.uint32)
         draw = jax.jit(lambda pool: self._inspect(pool, numbers)[1])
-        about = draw.lower(resident).compile()(resident)
-        source, served = np.asarray(about.source), np.asarray(about.served)
+        return draw.lower(resident).compile()(resident)
+
+    def check(self, resident: DevicePool) -> None:
+        """Looks at `about`; ValueError for a source whose candidates too often cannot serve."""
+        source, served = map(np.asarray, self.about(resident))
         for number, name in enumerate(sources_of(self.config)):
             of_source = served[source == number]
             if len(of_source) and np.mean(~of_source) > MAX_UNSERVED:

@@ -25,17 +25,11 @@ MAX_PIXELS = 2**31 - 1  # positions in the row of pixels are 32-bit integers
 
 
 class Images(NamedTuple):
-    """Pyramids of pictures, one after the other in one row of pixels, so that nothing is padded.
+    """Pyramids of pictures, one after the other in one row of pixels, so that nothing is padded."""
 
-    Attributes:
-        pixels: R + 256 G + 256^2 B + 256^3 alpha; alpha is 255 where a picture has none.
-        offset: where a level begins. A picture with fewer levels repeats its last one.
-        width_height: of every level.
-    """
-
-    pixels: UInt32[Numbers, " pixels"]
-    offset: Int32[Numbers, "images levels"]
-    width_height: Int32[Numbers, "images levels 2"]
+    pixels: UInt32[Numbers, " pixels"]  # R + 256 G + 256^2 B + 256^3 alpha; alpha is 255 where a picture has none
+    offset: Int32[Numbers, "images levels"]  # where a level begins. A picture with fewer levels repeats its last one.
+    width_height: Int32[Numbers, "images levels 2"]  # of every level
 
 
 class DevicePool(NamedTuple):
@@ -54,11 +48,7 @@ class DevicePool(NamedTuple):
 
     @classmethod
     def of(cls, pool: HostPool) -> DevicePool:
-        """As numpy arrays.
-
-        Raises:
-            ValueError: more pixels than positions.
-        """
+        """As numpy arrays; ValueError for more pixels than positions."""
         return cls(
             jax.tree.map(lambda table: table.astype(np.float32) if table.dtype == float else table, pool.tables),
             packed_images(pool.pictures),
@@ -94,11 +84,7 @@ class DevicePool(NamedTuple):
 
 
 def packed_images(pyramids: Sequence[Sequence[np.ndarray]]) -> Images:
-    """All pictures in one row of pixels.
-
-    Raises:
-        ValueError: more pixels than positions.
-    """
+    """All pictures in one row of pixels; ValueError for more pixels than positions."""
     depth = max((len(levels) for levels in pyramids), default=1)
     total = sum(level.shape[0] * level.shape[1] for levels in pyramids for level in levels)
     if total > MAX_PIXELS:

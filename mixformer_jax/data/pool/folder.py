@@ -86,8 +86,7 @@ def is_pool_folder(root: str | Path) -> bool:
 def clip_names(root: str | Path) -> list[str]:
     """The sequences of a pool, packed or not; none where it has no videos.
 
-    Raises:
-        DatasetError: a packed one that is damaged or of another version.
+    Raises DatasetError for a packed one that is damaged or of another version.
     """
     root = Path(root)
     if is_pool_folder(root):
@@ -100,8 +99,7 @@ def write_pool_folder(
 ) -> PoolReport:
     """Reads ROOT/videos and ROOT/images, whichever are there, and puts the folder OUT in place at once.
 
-    Raises:
-        DatasetError: OUT is there already, or ROOT has nothing to read.
+    Raises DatasetError where OUT is there already, or ROOT has nothing to read.
     """
     config, root, out = config or PoolFolderConfig(), Path(root), Path(out)
     if out.exists():

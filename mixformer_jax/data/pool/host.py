@@ -19,7 +19,6 @@ from mixformer_jax.data.pool.scenes import (
     draw_kind,
     draw_labelled,
     draw_texture_picture,
-    sources_of,
 )
 from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.views import map_points, warp
@@ -35,11 +34,7 @@ class PoolSource:
     """
 
     def __init__(self, name: str, pool: HostPool, config: DataConfig) -> None:
-        """Checks that there is something for negative samples.
-
-        Raises:
-            ValueError: they are asked for, and all targets are of one scene.
-        """
+        """Raises ValueError where negative samples are asked for, and all targets are of one scene."""
         tables = pool.tables
         origins = {
             "video": tables.clip_origin,
@@ -61,11 +56,7 @@ class PoolSource:
         return draw_kind(Random(rng), self.config.positive_share, self.name == "video")
 
     def draw_scene(self, rng: np.random.Generator, kind: int = TARGET) -> Scene:
-        """What a sample shows.
-
-        Raises:
-            UnusableSampleError: what was drawn does not serve.
-        """
+        """What a sample shows; UnusableSampleError where what was drawn does not serve."""
         draw = SCENES[self.name]
         return draw_labelled(
             Random(rng), lambda random, beside: draw(random, self.pool, self.config, beside), kind, self.config
@@ -105,17 +96,8 @@ class PoolSource:
         return paste(canvas, cutout, picture.matrix, layer.light, picture.finer)
 
 
-def pool_sources(pool: HostPool, config: DataConfig) -> dict[str, PoolSource]:
-    """The sources of the mix, by name."""
-    return {name: PoolSource(name, pool, config) for name in sources_of(config)}
-
-
 def paste(
-    canvas: UInt8[np.ndarray, "s s 3"],
-    cutout: CutOut,
-    matrix: Float[np.ndarray, "2 3"],
-    light: Light,
-    finer: int = 0,
+    canvas: UInt8[np.ndarray, "s s 3"], cutout: CutOut, matrix: Float[np.ndarray, "2 3"], light: Light, finer: int = 0
 ) -> UInt8[np.ndarray, "s s"]:
     """Blend a cut-out into `canvas` in place and return its alpha on the whole canvas."""
     size = canvas.shape[0]

@@ -81,11 +81,7 @@ class VideoPool:
 
 
 def chosen_names(place: Path, names: list[str], include: Collection[str] | None, exclude: Collection[str]) -> list[str]:
-    """The sequences to take out of those that are there.
-
-    Raises:
-        ValueError: a name that does not exist.
-    """
+    """The sequences to take out of those that are there; ValueError for a name that does not exist."""
     unknown = sorted((set(include or ()) | set(exclude)) - set(names))
     if unknown:
         raise ValueError(f"{place} has no sequence named {unknown}; it has {sorted(names)}")
@@ -199,10 +195,7 @@ def _pool_photo(item: tuple[int, Path]) -> tuple[tuple[np.ndarray, ...], list[Cu
 
 
 def cut_out(
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: UInt8[np.ndarray, "h w"],
-    photo: int,
-    source: str,
+    image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], photo: int, source: str
 ) -> CutOut | None:
     """The largest connected part of a 0/1 mask as a cut-out, or None where it makes a poor target: too small or large,
     thin, in several parts, or cut by the image's border."""

@@ -214,9 +214,7 @@ def draw_kind(random: Random, positive_share: float | None, is_video: Any) -> An
 
     def in_own_crop() -> Any:
         return random.choose(
-            is_video,
-            lambda: random.choose(random.chance(0.5), lambda: BESIDE, lambda: ELSEWHERE),
-            lambda: ELSEWHERE,
+            is_video, lambda: random.choose(random.chance(0.5), lambda: BESIDE, lambda: ELSEWHERE), lambda: ELSEWHERE
         )
 
     def negative() -> Any:

@@ -72,11 +72,7 @@ class HostPool:
     """
 
     def __init__(self, videos: VideoPool | None, images: ImagePool | None, config: DataConfig) -> None:
-        """Builds the tables.
-
-        Raises:
-            ValueError: no material for a source of the mix.
-        """
+        """Builds the tables; ValueError where a source of the mix has no material."""
         mix, synthetic = config.mix, config.synthetic
         if mix.video > 0 and videos is None:
             raise ValueError("the mix asks for video pairs, but no videos are loaded")

@@ -1,0 +1,114 @@
+"""Benchmarks with a second stream of images beside colour: DepthTrack (depth), LasHeR and RGBT234 (thermal).
+
+Their frames have six channels: RGB, then the second stream as `media.images.read_depth` gives it. Who reads colour
+alone takes the first three.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from mixformer_jax.datasets import layout
+from mixformer_jax.datasets.layout import SequenceFiles
+from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.media.images import SourceError, read_depth
+
+# Of thermal sequences, of which LasHeR's `init.txt` is what trackers are started and scored by.
+THERMAL_TRUTHS = {"lasher": ("init.txt", "visible.txt"), "rgbt234": ("visible.txt", "init.txt")}
+
+
+@dataclass(frozen=True)
+class DepthFrames:
+    """Frames of the second stream alone, three channels."""
+
+    images: ImageFrames
+
+    def path(self, index: int) -> Path:
+        return self.images.path(index)
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return read_depth(self.path(index))
+
+
+@dataclass(frozen=True)
+class TwoStreamFrames:
+    """Colour frames, and those of the second stream behind them."""
+
+    colour: ImageFrames
+    second: DepthFrames
+
+    def path(self, index: int) -> Path:
+        return self.colour.path(index)
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 6"]:
+        colour, second = self.colour(index), self.second(index)
+        if colour.shape != second.shape:
+            sizes = [f"{each.shape[1]} x {each.shape[0]}" for each in (second, colour)]
+            raise SourceError(f"{self.second.path(index)}: {sizes[0]} pixels; {self.path(index)} has {sizes[1]}")
+        return np.concatenate([colour, second], axis=2)
+
+
+Frames = ImageFrames | DepthFrames | TwoStreamFrames | MissingFrames
+
+
+def two_streams(colour: ImageFrames | MissingFrames, second: ImageFrames | MissingFrames) -> Frames:
+    """Frames of both streams; of the second one alone without colour, and MissingFrames without the second one."""
+    if isinstance(second, MissingFrames):
+        return colour if isinstance(colour, MissingFrames) else second
+    beside = DepthFrames(second)
+    return beside if isinstance(colour, MissingFrames) else TwoStreamFrames(colour, beside)
+
+
+def read_depthtrack(root: Path, split: str | None = None) -> Dataset:
+    """DepthTrack (Yan et al. 2021, https://github.com/xiaozai/DeT), its training or its test set.
+
+    adapter01_indoor/color/00000001.jpg ...     frames
+    adapter01_indoor/depth/00000001.png ...     millimetres, 16 bits
+    adapter01_indoor/groundtruth.txt            x,y,w,h a line; nan,nan,nan,nan where the target is absent
+    """
+    names = [name for name in layout.sub_folders(root) if _has_any(root / name, ("groundtruth.txt", "color"))]
+    return Dataset("depthtrack", root, names, functools.partial(_read_depthtrack_sequence, root))
+
+
+def _read_depthtrack_sequence(root: Path, name: str) -> TrackingSequence:
+    folder = root / name
+    files = SequenceFiles(folder, folder / "groundtruth.txt", folder / "color", "%08d.jpg")
+    return _read_pair("depthtrack", name, files, folder / "depth", "%08d.png")
+
+
+def read_thermal(dataset: str, root: Path, split: str | None = None) -> Dataset:
+    """LasHeR (Li et al. 2022, https://github.com/BUGPLEASEOUT/LasHeR; the folder of its training or test set is a
+    root) and RGBT234 (Li et al. 2019): colour and thermal images that lie over each other.
+
+        2girl/visible/v000000.jpg ...       frames, taken in the natural order of their names
+        2girl/infrared/i000000.jpg ...      as many
+        2girl/init.txt, visible.txt, infrared.txt   x,y,w,h a line
+
+    The boxes are LasHeR's of init.txt; RGBT234's of visible.txt, for whose images it has boxes of their own.
+    """
+    parts = (*THERMAL_TRUTHS[dataset], "visible")
+    names = [name for name in layout.sub_folders(root) if _has_any(root / name, parts)]
+    return Dataset(dataset, root, names, functools.partial(_read_thermal_sequence, dataset, root))
+
+
+def _read_thermal_sequence(dataset: str, root: Path, name: str) -> TrackingSequence:
+    folder, truths = root / name, THERMAL_TRUTHS[dataset]
+    truth = next((folder / file for file in truths if (folder / file).is_file()), folder / truths[0])
+    files = SequenceFiles(folder, truth, folder / "visible", "%06d.jpg", is_listed=True)
+    return _read_pair(dataset, name, files, folder / "infrared", files.pattern)
+
+
+def _has_any(folder: Path, parts: Sequence[str]) -> bool:
+    return any((folder / part).exists() for part in parts)
+
+
+def _read_pair(dataset: str, name: str, files: SequenceFiles, second: Path, pattern: str) -> TrackingSequence:
+    sequence = layout.read_sequence(dataset, name, files)
+    if not isinstance(sequence.frame, ImageFrames):
+        return sequence
+    beside = layout.find_frames(replace(files, frames=second, pattern=pattern), len(sequence))
+    return replace(sequence, frame=two_streams(sequence.frame, beside))

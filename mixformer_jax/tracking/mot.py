@@ -1,0 +1,398 @@
+"""Many objects: tracks begin at detections, MixFormer looks for those that detections leave in doubt. Not in the paper.
+
+A frame, in `MotTracker.step`:
+
+1. Each object is expected where its motion leads it.
+2. A detection that overlaps with one object alone, and that object with it alone, is that object's.
+3. The others (missed by the detector, or in a crowd) are looked for by the network, in one batched step; at most
+   `searches` of them, those first that have no detection. A box that scores well is a better guess of where the
+   object is than its motion.
+4. The remaining detections go to the remaining objects by the largest sum of overlaps. What nobody claims is a new
+   object, shown from the second detection on.
+5. An object without a detection goes on where the network found it, or else by its motion, unseen; it ends after
+   `end_after` frames without a detection, or after as many as it had detections.
+
+Templates are the object's first detection, and the last one that stood clear of all other objects: crops are kept, and
+encoded when the object is looked for. The network runs with 1, 2, 4, 6, 8, 12, ... 32 rows, so objects come and go
+without another program.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float64, Int64, UInt8
+
+from mixformer_jax.boxes import iou_matrix
+from mixformer_jax.crops import context_crop
+from mixformer_jax.datasets.detections import Detections
+from mixformer_jax.media.sources import Frame
+from mixformer_jax.models.backbone import TemplateCache
+from mixformer_jax.tracking.association import (
+    SPEED_DECAY,
+    best_pairs,
+    corrected_boxes,
+    expected_boxes,
+    others_overlap,
+    sure_pairs,
+)
+from mixformer_jax.tracking.narrowing import narrowed
+from mixformer_jax.tracking.step import TrackState, clip_margins, encode_templates, start_from_crops, step_from_crops
+from mixformer_jax.tracking.tracker import Tracked, Tracker
+from mixformer_jax.typed_settings import ConfigError, Count, NaturalNumber, Share, ShareAboveZero, TypedSettings
+
+MOST_ROWS = 32  # of one call of the network
+CLEAR_BELOW = 0.2  # overlap of an object with any other on a frame that may give its template
+_NOT_YET = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class MotSettings(TypedSettings):
+    """How tracks begin, go on and end.
+
+    Attributes:
+        min_score: detections below this score are ignored.
+        birth_score: an object begins at a detection with at least this score.
+        search_all: the network looks for every object on every frame, whatever the detections say.
+        searches: at most so many objects are looked for on a frame; None: all that are in doubt.
+        search_share: side of what is looked at over that of the tracker's search region; see `narrowing`.
+        sure_above: overlap of a detection with where its object is expected that leaves no doubt,
+        beside_below: if neither overlaps with another one by this much.
+        match_above: least overlap of a detection with an object that it is given to.
+        keep_above: least score of the network for a box that counts without a detection.
+        found_near: least overlap of such a box with where its object is expected.
+        end_after: frames without a detection after which an object ends; sooner if it had fewer detections.
+        confirm_after: detections before an object is shown; those of the first frame are shown at once.
+        hide_above: an object without a detection that overlaps so much with one that has one is hidden behind it.
+    """
+
+    min_score: float = 0.1
+    birth_score: float = 0.5
+    search_all: bool = False
+    searches: NaturalNumber | None = None
+    search_share: ShareAboveZero = 0.5
+    sure_above: Share = 0.5
+    beside_below: Share = 0.5
+    match_above: Share = 0.3
+    keep_above: Share = 0.35
+    found_near: Share = 0.3
+    end_after: Count = 30
+    confirm_after: Count = 2
+    hide_above: Share = 0.5
+
+    section = "mot"
+
+
+class Objects(NamedTuple):
+    """Objects that are followed, a row each, on the host."""
+
+    numbers: Int64[np.ndarray, " n"]  # no number is given twice
+    boxes_xywh: Float64[np.ndarray, "n 4"]  # pixels
+    speeds: Float64[np.ndarray, "n 2"]  # of the centres, pixels a frame
+    scores: Float64[np.ndarray, " n"]  # of the detection, or of what the network found
+    hits: Int64[np.ndarray, " n"]  # frames with a detection
+    measured: Int64[np.ndarray, " n"]  # frames with a detection or something that the network found
+    unseen: Int64[np.ndarray, " n"]  # frames since the last detection
+    is_confirmed: Bool[np.ndarray, " n"]
+    is_shown: Bool[np.ndarray, " n"]  # whether the box is an answer
+    crops: UInt8[np.ndarray, "n 2 T T 3"]  # templates: the first one, and the last clear one
+    cut_at: Int64[np.ndarray, " n"]  # frame of the last one
+
+    def take(self, rows: Any) -> "Objects":
+        """Some of them."""
+        return Objects(*(column[rows] for column in self))
+
+
+class MotState(NamedTuple):
+    """State between two frames; `encoded` has templates' caches by number, and is made again where it is missing."""
+
+    objects: Objects
+    frame_index: int
+    next_number: int
+    encoded: dict[int, tuple[int, TemplateCache | None]]  # and the frame at which the crop was cut
+
+
+class Searched(NamedTuple):
+    """What the network found of some objects."""
+
+    rows: Int64[np.ndarray, " k"]
+    boxes_xywh: Float64[np.ndarray, "k 4"]
+    scores: Float64[np.ndarray, " k"]
+
+
+class MotTracker:
+    """Follows many objects through a video; holds nothing that changes.
+
+        state = tracker.start()
+        state, tracked = tracker.step(state, frame, detections)
+
+    `tracked.numbers` says whose the boxes are.
+    """
+
+    def __init__(self, tracker: Tracker, settings: MotSettings | None = None) -> None:
+        # Detections find what is lost, and boxes are smoothed after they are matched.
+        online = min(1, tracker.settings.num_online_templates)
+        self.settings = MotSettings() if settings is None else settings
+        narrow = narrowed(tracker, self.settings.search_share)
+        self.tracker = narrow.with_settings(num_online_templates=online, redetect_every=0, size_smoothing=0.0)
+        if not tracker.config.is_cacheable:
+            raise ConfigError(f"{tracker.config.name} cannot keep encoded templates, which many objects need")
+        size = tracker.config.template_size
+        blank = np.zeros((1, size, size, 3), np.uint8), np.ones((1, 4), np.float32)
+        parts = self.tracker.model, self.tracker.settings, self.tracker.variables
+        self._blank = start_from_crops(*parts, *jax.device_put(blank, self.tracker.device))
+
+    has_scores = True
+
+    def start(self) -> MotState:
+        """Before the first frame."""
+        return MotState(_no_objects(self.tracker.config.template_size), 0, 0, {})
+
+    def step(self, state: MotState, frame: Frame, detections: Detections) -> tuple[MotState, Tracked]:
+        """Who is where on the next frame."""
+        settings, objects = self.settings, state.objects
+        usable = detections.scores >= settings.min_score
+        boxes_xywh, scores = detections.boxes_xywh[usable], detections.scores[usable]
+        expected_xywh = expected_boxes(objects.boxes_xywh, objects.speeds)
+        overlaps = iou_matrix(expected_xywh, boxes_xywh)
+        rows, columns = sure_pairs(overlaps, settings.sure_above, settings.beside_below)
+        is_sure = np.zeros(len(objects.numbers), bool)
+        is_sure[rows] = True
+
+        wanted = self._in_doubt(objects, is_sure, overlaps)
+        state, searched = self._search(state, frame, expected_xywh, wanted)
+        guess_xywh = expected_xywh.copy()
+        around = iou_matrix(searched.boxes_xywh, expected_xywh[searched.rows]).diagonal()
+        found = (searched.scores >= settings.keep_above) & (around >= settings.found_near)
+        found_rows = searched.rows[found]
+        guess_xywh[found_rows] = searched.boxes_xywh[found]
+
+        owner = np.full(len(scores), _NOT_YET)
+        owner[columns] = rows
+        rest, free = np.flatnonzero(~is_sure), np.flatnonzero(owner == _NOT_YET)
+        weights = (0.5 + 0.5 * np.clip(scores[free], 0, 1))[None]
+        more, less = best_pairs(iou_matrix(guess_xywh[rest], boxes_xywh[free]), weights, settings.match_above)
+        owner[free[less]] = rest[more]
+
+        objects = self._moved(objects, expected_xywh, guess_xywh, searched, found_rows, boxes_xywh, scores, owner)
+        objects = _ended(objects, settings, frame.shape[:2])
+        objects = self._with_clear_crops(objects, frame, state.frame_index)
+        born = _births(objects, boxes_xywh, scores, owner, settings)
+        objects = self._begun(objects, state, frame, boxes_xywh[born], scores[born])
+        encoded = {number: state.encoded[number] for number in objects.numbers.tolist() if number in state.encoded}
+        state = MotState(objects, state.frame_index + 1, state.next_number + int(born.sum()), encoded)
+        shown = objects.take(objects.is_shown)
+        return state, Tracked(shown.boxes_xywh, shown.scores, shown.unseen > 0, shown.numbers)
+
+    def _in_doubt(
+        self, objects: Objects, is_sure: Bool[np.ndarray, " n"], overlaps: Float64[np.ndarray, "n m"]
+    ) -> Int64[np.ndarray, " k"]:
+        """Whom to look for. Whoever is not confirmed needs a detection for that, and most of them are none."""
+        settings = self.settings
+        wanted = np.flatnonzero(objects.is_confirmed & (settings.search_all | ~is_sure))
+        # First those without a detection, which are lost otherwise, and of these those that were seen last.
+        has_some = overlaps[wanted].max(axis=1, initial=0.0) >= settings.match_above
+        order = np.lexsort((objects.numbers[wanted], objects.unseen[wanted], has_some))
+        return np.asarray(wanted[order][: settings.searches], np.int64)
+
+    def _search(
+        self, state: MotState, frame: Frame, expected_xywh: Float64[np.ndarray, "n 4"], wanted: Int64[np.ndarray, " k"]
+    ) -> tuple[MotState, Searched]:
+        """Looks for objects around where they are expected."""
+        objects = state.objects
+        if len(wanted) == 0:
+            return state, Searched(wanted, np.zeros((0, 4)), np.zeros(0))
+        encoded = dict(state.encoded)
+        for row in wanted.tolist():
+            number, cut_at = int(objects.numbers[row]), int(objects.cut_at[row])
+            if number not in encoded or encoded[number][0] != cut_at:
+                encoded[number] = cut_at, self._encode(objects.crops[row])
+        parts = []
+        for first in range(0, len(wanted), MOST_ROWS):
+            some = wanted[first : first + MOST_ROWS]
+            caches = [encoded[number][1] for number in objects.numbers[some].tolist()]
+            parts.append(self._locate(caches, frame, expected_xywh[some]))
+        boxes_xywh, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return state._replace(encoded=encoded), Searched(wanted, boxes_xywh, scores)
+
+    def _encode(self, crops: UInt8[np.ndarray, "2 T T 3"]) -> TemplateCache | None:
+        tracker = self.tracker
+        templates = jax.device_put(crops[None, : tracker.settings.num_slots], tracker.device)
+        return encode_templates(tracker.model, tracker.settings, tracker.variables, templates, self._blank.filled)
+
+    def _locate(
+        self, caches: list[TemplateCache | None], frame: Frame, around_xywh: Float64[np.ndarray, "k 4"]
+    ) -> tuple[Float64[np.ndarray, "k 4"], Float64[np.ndarray, " k"]]:
+        """Boxes and scores; without a score module all score 0, and only detections tell who is there."""
+        tracker, count = self.tracker, len(caches)
+        padding = num_rows(count) - count
+        around_xywh = np.pad(around_xywh, ((0, padding), (0, 0)), mode="edge")
+        margins = clip_margins(tracker.settings, around_xywh.astype(np.float32))
+        arrays = around_xywh.astype(np.float32), margins
+        state = _rows_of(self._blank, (*caches, *caches[:1] * padding), *jax.device_put(arrays, tracker.device))
+        factor, size = tracker.settings.search_factor, tracker.config.search_size
+        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in around_xywh[:count]]
+        pixels = np.zeros((len(around_xywh), size, size, 3), np.uint8)
+        scales = np.ones(len(around_xywh), np.float32)
+        for row, crop in enumerate(crops):
+            pixels[row], scales[row] = crop.pixels, crop.scale
+        frame_size = np.array(frame.shape[:2], np.int32)
+        parts = tracker.model, tracker.settings, tracker.variables
+        _, prediction = step_from_crops(*parts, state, pixels, scales, frame_size, look=_nowhere)
+        boxes_xywh, scores = jax.device_get((prediction.boxes_xywh, prediction.scores))
+        scores = np.zeros(count) if scores is None else scores[:count].astype(np.float64)
+        return boxes_xywh[:count].astype(np.float64), scores
+
+    def _moved(
+        self,
+        objects: Objects,
+        expected_xywh: Float64[np.ndarray, "n 4"],
+        guess_xywh: Float64[np.ndarray, "n 4"],
+        searched: Searched,
+        found_rows: Int64[np.ndarray, " found"],
+        boxes_xywh: Float64[np.ndarray, "m 4"],
+        scores: Float64[np.ndarray, " m"],
+        owner: Int64[np.ndarray, " m"],
+    ) -> Objects:
+        """The objects where they were detected, found, or expected."""
+        n = len(objects.numbers)
+        columns = np.flatnonzero(owner != _NOT_YET)
+        rows = owner[columns]
+        is_detected, is_found, is_searched = (np.zeros(n, bool) for _ in range(3))
+        is_detected[rows], is_found[found_rows], is_searched[searched.rows] = True, True, True
+        measured_xywh = guess_xywh.copy()
+        measured_xywh[rows] = boxes_xywh[columns]
+        both = is_detected & is_found
+        measured_xywh[both] = _between(measured_xywh[both], guess_xywh[both])
+        # Who is found where somebody else was detected is behind that one, or was taken for it.
+        overlaps = iou_matrix(measured_xywh, measured_xywh)
+        is_other = is_detected[None] & ~np.eye(n, dtype=bool)
+        is_found &= is_detected | (
+            others_overlap(overlaps, np.broadcast_to(is_other, (n, n))) < self.settings.hide_above
+        )
+        is_measured = is_detected | is_found
+        times = objects.measured + is_measured
+        corrected, speeds = corrected_boxes(expected_xywh, objects.speeds, measured_xywh, np.maximum(times, 1))
+        hits = objects.hits + is_detected
+        is_confirmed = objects.is_confirmed | (hits >= self.settings.confirm_after)
+        new_scores = objects.scores.copy()
+        found_scores = np.zeros(n)
+        found_scores[searched.rows] = searched.scores
+        new_scores[is_found] = found_scores[is_found]
+        new_scores[rows] = scores[columns]
+        return objects._replace(
+            boxes_xywh=np.where(is_measured[:, None], corrected, expected_xywh),
+            speeds=np.where(is_measured[:, None], speeds, SPEED_DECAY * objects.speeds),
+            scores=new_scores,
+            hits=hits,
+            measured=times,
+            unseen=np.where(is_detected, 0, objects.unseen + 1),
+            is_confirmed=is_confirmed,
+            # Who could not be looked for is where it is expected, for the one frame that detectors miss at random.
+            is_shown=is_confirmed & (is_measured | (~is_searched & (objects.unseen == 0))),
+        )
+
+    def _with_clear_crops(self, objects: Objects, frame: Frame, frame_index: int) -> Objects:
+        """New last templates of objects whose detection stands clear, where the last one is old."""
+        old = frame_index - objects.cut_at >= self.tracker.settings.update_interval
+        due = np.flatnonzero(old & (objects.unseen == 0))
+        if len(due) == 0:
+            return objects
+        overlaps = iou_matrix(objects.boxes_xywh[due], objects.boxes_xywh)
+        is_other = objects.numbers[due][:, None] != objects.numbers[None]
+        due = due[others_overlap(overlaps, is_other) < CLEAR_BELOW]
+        crops, cut_at = objects.crops.copy(), objects.cut_at.copy()
+        crops[due, 1] = self._template_crops(frame, objects.boxes_xywh[due])
+        cut_at[due] = frame_index
+        return objects._replace(crops=crops, cut_at=cut_at)
+
+    def _template_crops(self, frame: Frame, boxes_xywh: Float64[np.ndarray, "k 4"]) -> UInt8[np.ndarray, "k T T 3"]:
+        return self.tracker.template_crops(dict.fromkeys(range(len(boxes_xywh)), frame), boxes_xywh)
+
+    def _begun(
+        self,
+        objects: Objects,
+        state: MotState,
+        frame: Frame,
+        boxes_xywh: Float64[np.ndarray, "k 4"],
+        scores: Float64[np.ndarray, " k"],
+    ) -> Objects:
+        """With objects that begin at detections."""
+        k = len(boxes_xywh)
+        if k == 0:
+            return objects
+        is_first = state.frame_index == 0 or self.settings.confirm_after == 1
+        ones, crops = np.ones(k, np.int64), self._template_crops(frame, boxes_xywh)
+        new = Objects(
+            *(state.next_number + np.arange(k), boxes_xywh, np.zeros((k, 2)), scores, ones, ones, 0 * ones),
+            *(np.full(k, is_first), np.full(k, is_first), np.stack([crops, crops], axis=1), ones * state.frame_index),
+        )
+        return Objects(*(np.concatenate(each) for each in zip(objects, new, strict=True)))
+
+
+def num_rows(count: int) -> int:
+    """Rows of the program that looks for so many objects: 1, 2, 4, 6, 8, or a multiple of 4."""
+    step = 2 if count <= 8 else 4
+    return 1 if count == 1 else -(-count // step) * step
+
+
+def _nowhere(_boxes_xywh: Any) -> Any:
+    raise AssertionError("a tracker without redetect_every looks nowhere else")
+
+
+@jax.jit
+def _rows_of(
+    blank: TrackState,
+    caches: tuple[TemplateCache | None, ...],
+    around_xywh: Float[Array, "k 4"],
+    margins: Float[Array, " k"],
+) -> TrackState:
+    """A state of several objects that is about to look around some boxes."""
+    cache = jax.tree.map(lambda *each: jnp.concatenate(each), *caches)
+    counters = TrackState._fields.index("frame_index")
+    many = (jax.tree.map(lambda one: jnp.repeat(one, len(caches), axis=0), part) for part in blank[:counters])
+    state = TrackState(*many, *blank[counters:])
+    return state._replace(boxes_xywh=around_xywh, clip_margins=margins, cache=cache)
+
+
+def _no_objects(template_size: int) -> Objects:
+    whole, flags = np.zeros(0, np.int64), np.zeros(0, bool)
+    crops = np.zeros((0, 2, template_size, template_size, 3), np.uint8)
+    boxes, speeds = np.zeros((0, 4)), np.zeros((0, 2))
+    return Objects(whole, boxes, speeds, np.zeros(0), whole, whole, whole, flags, flags, crops, whole)
+
+
+def _between(
+    detected_xywh: Float64[np.ndarray, "k 4"], found_xywh: Float64[np.ndarray, "k 4"]
+) -> Float64[np.ndarray, "k 4"]:
+    """Where detector and network agree on an object, the mean of their boxes: their errors have little in common."""
+    return (detected_xywh + found_xywh) / 2
+
+
+def _ended(objects: Objects, settings: MotSettings, frame_size: tuple[int, int]) -> Objects:
+    """Without those that were not detected for too long, or left the frame."""
+    centres = objects.boxes_xywh[:, :2] + objects.boxes_xywh[:, 2:] / 2
+    inside = ((centres >= 0) & (centres < frame_size[::-1])).all(axis=1)
+    patience = np.minimum(objects.hits, settings.end_after)
+    return objects.take((objects.unseen == 0) | (inside & (objects.unseen <= patience)))
+
+
+def _births(
+    objects: Objects,
+    boxes_xywh: Float64[np.ndarray, "m 4"],
+    scores: Float64[np.ndarray, " m"],
+    owner: Int64[np.ndarray, " m"],
+    settings: MotSettings,
+) -> Bool[np.ndarray, " m"]:
+    """Detections at which an object begins: nobody's, sure enough, and not on an object that is there."""
+    born = (owner == _NOT_YET) & (scores >= settings.birth_score)
+    overlaps = iou_matrix(boxes_xywh, objects.boxes_xywh)
+    born &= others_overlap(overlaps, np.ones_like(overlaps, bool)) < settings.match_above
+    # Of two that overlap, which detectors leave now and then, the surer one.
+    among = iou_matrix(boxes_xywh, boxes_xywh)
+    for row in np.argsort(-scores, kind="stable").tolist():
+        if born[row]:
+            born &= (among[row] < settings.hide_above) | (np.arange(len(born)) == row)
+    return born
