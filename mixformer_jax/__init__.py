@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixformer_jax.tracking.tracker import load as load
 
 __version__ = "0.1.0"
+DEFAULT_MASKS = "mixvit_tiny_masks"  # the embedded masks; known to the help without NumPy
 __all__ = ["__version__", "load"]
 
 

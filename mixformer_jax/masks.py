@@ -8,8 +8,6 @@ from jaxtyping import Bool, Float64, Int64
 
 FrameMask = Bool[np.ndarray, "height width"]
 
-DEFAULT_MASKS = "mixvit_tiny_masks"  # the embedded weights of masks
-
 
 def mask_box_xywh(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "4"]:
     """The tightest box around a mask's pixels, x, y, w, h; ValueError where it has none."""

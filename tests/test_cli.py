@@ -377,11 +377,16 @@ def test_train_hands_config_and_folder_on(capsys, tmp_path, monkeypatch):
     from mixformer_jax.training import loop
 
     seen = []
-    monkeypatch.setattr(loop, "train", lambda config, out: seen.append((config, out)) or out / "model.safetensors")
+
+    def record(objective, out):
+        seen.append((objective.experiment.train, out))
+        return out / "model.safetensors"
+
+    monkeypatch.setattr(loop, "run", record)
     config = Path(__file__).parents[1] / "configs" / "mixvit_tiny.py"
-    status, out, _ = run(capsys, "train", "--config", config, "--config.train.steps=4", "--config.train.seed=2")
+    status, out, _ = run(capsys, "train", "--config", config, "--config.train.steps=400", "--config.train.seed=2")
     assert status == 0 and str(Path("runs/mixvit_tiny/model.safetensors")) in out
-    assert (seen[0][0]["train"]["steps"], seen[0][0]["train"]["seed"]) == (4, 2)
+    assert (seen[0][0].steps, seen[0][0].seed) == (400, 2)
     run(capsys, "train", "--config", config, "--out", tmp_path)
     assert seen[1][1] == tmp_path
     assert "did you mean train.steps" in fails(capsys, "train", "--config", config, "--config.train.stpes=4")

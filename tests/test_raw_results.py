@@ -36,6 +36,16 @@ def test_tables_are_made_again(name, shared_data, tmp_path, capsys):
     assert found == rows
 
 
+def test_the_table_of_long_clips_is_made_again(tmp_path, capsys):
+    with tarfile.open(RESULTS / "long_clips.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    arguments = ["--dataset", "votlt", "--root", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert cli.main(["report", *arguments]) == 0
+    found = [line.split() for line in capsys.readouterr().out.splitlines()[2:5]]
+    table = (RESULTS / "README.md").read_text().partition("| long_clips |")[2].partition("\n\n")[0]
+    assert found == [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+
+
 def test_logs_of_the_trainings():
     with tarfile.open(RESULTS / "trainings.tar.gz") as archive:
         lines = archive.extractfile("boxes_1.metrics.jsonl").read().decode().splitlines()

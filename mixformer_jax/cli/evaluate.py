@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli import report
 from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
@@ -26,7 +27,7 @@ from mixformer_jax.evaluation.trackers import (
     settings_on,
 )
 from mixformer_jax.evaluation.workers import Alone, Workers
-from mixformer_jax.masks import DEFAULT_MASKS, fit_to_frame, mask_box_xywh
+from mixformer_jax.masks import fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import read_depth, read_image
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.signals import Stopped, StopSignals

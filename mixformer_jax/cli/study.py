@@ -111,10 +111,6 @@ def add_study(parser: Parser) -> None:
     )
 
 
-def _tables() -> list[str]:
-    return [name for name, path in project_configs().items() if path.parent == CONFIGS / "tables"]
-
-
 def _table(text: str) -> str:
     """`3` -> `table3`; a type for argparse."""
     return f"table{text}" if text.isdigit() else text
@@ -127,7 +123,8 @@ def _add_list(parser: Parser) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """Lists rows."""
-    for table in args.tables or _tables():
+    tables = [name for name, path in project_configs().items() if path.parent == CONFIGS / "tables"]
+    for table in args.tables or tables:
         study = load_study(table)
         lines = [("--config", "", "AUC", "GFLOP", "EFLOP", "starts from", "scored with")]
         for name, row in study.rows.items():

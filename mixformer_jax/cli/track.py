@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli.console import (
     Parser,
     UsageError,
@@ -21,7 +22,6 @@ from mixformer_jax.cli.console import (
 )
 from mixformer_jax.config_files import TRACKER_PREFIX
 from mixformer_jax.files import NameTakenError, is_taken
-from mixformer_jax.masks import DEFAULT_MASKS
 from mixformer_jax.signals import Stopped
 
 if TYPE_CHECKING:

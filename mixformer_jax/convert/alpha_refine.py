@@ -32,7 +32,7 @@ from mixformer_jax.convert.names import (
     zeros,
 )
 from mixformer_jax.convert.pretrained import Initialisation
-from mixformer_jax.convert.torch_files import OfficialState, is_torch_file, read_official, safetensors_format
+from mixformer_jax.convert.torch_files import OfficialState, is_official, read_official
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
@@ -96,7 +96,7 @@ def read_alpha_refine(path: str | Path) -> AlphaRefineWeights:
     `.pth` without PyTorch.
     """
     path = Path(path)
-    if path.is_file() and (is_torch_file(path) or not (safetensors_format(path) or "").startswith("mixformer_jax")):
+    if path.is_file() and is_official(path):
         found = from_official(path, read_official(path))
         return found._replace(variables=jax.tree.map(np.array, found.variables))  # the file may change meanwhile
     return load_alpha_refine(path)

@@ -170,7 +170,7 @@ def read_weights(path: str | Path) -> Weights:
     installed; and for what `convert` would refuse.
     """
     path = Path(path)
-    if not path.is_file() or not _is_official(path):
+    if not path.is_file() or not torch_files.is_official(path):
         return load_weights(path)
     try:
         state = torch_files.read_official(path)
@@ -269,11 +269,6 @@ def _write_official(target: Path, tensors: State, is_torch: bool) -> str:
         items = ((name, tensors.pop(name)) for name in list(tensors))
     torch_files.write_torch(target, items)
     return "official PyTorch file"
-
-
-def _is_official(path: Path) -> bool:
-    # Headers of all our files have a format that begins so.
-    return torch_files.is_torch_file(path) or not (torch_files.safetensors_format(path) or "").startswith(FORMAT)
 
 
 def _shortened(names: tuple[str, ...], limit: int = 6) -> str:

@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401 (of JAX; makes bfloat16 a type that NumPy and saf
 import numpy as np
 from safetensors import safe_open
 
-from mixformer_jax.convert.weights import WeightsError, readable, to_safetensors
+from mixformer_jax.convert.weights import FORMAT, WeightsError, readable, to_safetensors
 from mixformer_jax.files import write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
@@ -122,6 +122,16 @@ def is_torch_file(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(16)
     return _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES))
+
+
+def is_official(path: Path) -> bool:
+    """Whether a file is none of ours, whose headers have a format that begins with `FORMAT`."""
+    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
+
+
+def is_ours(format_name: str, path: Path) -> bool:
+    """Whether this is a file of ours of this format; WeightsError for a .safetensors file that cannot be read."""
+    return path.suffix == ".safetensors" and safetensors_format(path) == format_name
 
 
 def safetensors_format(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from mixformer_jax.boxes import cxcywh_to_xywh, xywh_to_cxcywh
 # A box is followed by a line through its past centres, and its size by a mean of the past ones: with the gains of a
 # least-squares fit while the past is short (Brookner, Tracking and Kalman Filtering Made Easy, 1998, section 1.2.10),
 # and with these from then on.
-CENTRE_GAIN, SPEED_GAIN, SIZE_GAIN = 0.6, 0.2, 0.3
+CENTRE_GAIN, SPEED_GAIN, SIZE_GAIN = 0.5, 0.15, 0.2
 # What is left of the speed after a frame on which an object was not seen.
 SPEED_DECAY = 0.9
 

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Float64, UInt8
 
+from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.boxes import xywh_to_xyxy
 from mixformer_jax.convert.alpha_refine import read_alpha_refine
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.mask_decoder import MASK_DECODER_FORMAT, load_mask_decoder
-from mixformer_jax.convert.torch_files import safetensors_format
+from mixformer_jax.convert.torch_files import is_ours
 from mixformer_jax.crops import box_in_stretched_crop, normalise, paste_map, stretched_crop, stretched_rectangle
-from mixformer_jax.masks import DEFAULT_MASKS
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import MixFormerConfig
@@ -172,7 +172,7 @@ def load_segmenter(
         WeightsError: no such file, one of another kind, or PyTorch is missing for it; a decoder's tracker is missing.
     """
     path = find_weights(weights)
-    if path.suffix == ".safetensors" and safetensors_format(path) == MASK_DECODER_FORMAT:
+    if is_ours(MASK_DECODER_FORMAT, path):
         decoder = load_mask_decoder(path)
         return DecoderSegmenter(decoder.config, decoder.tracker, decoder.variables, settings, device)
     found = read_alpha_refine(path)

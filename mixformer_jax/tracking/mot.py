@@ -5,16 +5,16 @@ A frame, in `MotTracker.step`:
 1. Each object is expected where its motion leads it.
 2. A detection that overlaps with one object alone, and that object with it alone, is that object's.
 3. The others (missed by the detector, or in a crowd) are looked for by the network, in one batched step; at most
-   `searches` of them, those first that were seen last. A box that scores well is a better guess of where the object
-   is than its motion.
+   `searches` of them, those first that have no detection. A box that scores well is a better guess of where the
+   object is than its motion.
 4. The remaining detections go to the remaining objects by the largest sum of overlaps. What nobody claims is a new
    object, shown from the second detection on.
 5. An object without a detection goes on where the network found it, or else by its motion, unseen; it ends after
    `end_after` frames without a detection, or after as many as it had detections.
 
 Templates are the object's first detection, and the last one that stood clear of all other objects: crops are kept, and
-encoded when the object is looked for. The network runs with 1, 2, 4, 8, 12, ... rows, so objects come and go without
-another program.
+encoded when the object is looked for. The network runs with 1, 2, 4, 6, 8, 12, ... 32 rows, so objects come and go
+without another program.
 """
 
 import dataclasses
@@ -38,11 +38,13 @@ from mixformer_jax.tracking.association import (
     others_overlap,
     sure_pairs,
 )
+from mixformer_jax.tracking.narrowing import narrowed
 from mixformer_jax.tracking.step import TrackState, clip_margins, encode_templates, start_from_crops, step_from_crops
 from mixformer_jax.tracking.tracker import Tracked, Tracker
-from mixformer_jax.typed_settings import ConfigError, Count, NaturalNumber, Share, TypedSettings
+from mixformer_jax.typed_settings import ConfigError, Count, NaturalNumber, Share, ShareAboveZero, TypedSettings
 
 MOST_ROWS = 32  # of one call of the network
+CLEAR_BELOW = 0.2  # overlap of an object with any other on a frame that may give its template
 _NOT_YET = -1
 
 
@@ -55,6 +57,7 @@ class MotSettings(TypedSettings):
         birth_score: an object begins at a detection with at least this score.
         search_all: the network looks for every object on every frame, whatever the detections say.
         searches: at most so many objects are looked for on a frame; None: all that are in doubt.
+        search_share: side of what is looked at over that of the tracker's search region; see `narrowing`.
         sure_above: overlap of a detection with where its object is expected that leaves no doubt,
         beside_below: if neither overlaps with another one by this much.
         match_above: least overlap of a detection with an object that it is given to.
@@ -69,10 +72,11 @@ class MotSettings(TypedSettings):
     birth_score: float = 0.5
     search_all: bool = False
     searches: NaturalNumber | None = None
+    search_share: ShareAboveZero = 0.5
     sure_above: Share = 0.5
-    beside_below: Share = 0.2
+    beside_below: Share = 0.5
     match_above: Share = 0.3
-    keep_above: Share = 0.5
+    keep_above: Share = 0.35
     found_near: Share = 0.3
     end_after: Count = 30
     confirm_after: Count = 2
@@ -130,10 +134,11 @@ class MotTracker:
     def __init__(self, tracker: Tracker, settings: MotSettings | None = None) -> None:
         # Detections find what is lost, and boxes are smoothed after they are matched.
         online = min(1, tracker.settings.num_online_templates)
-        self.tracker = tracker.with_settings(num_online_templates=online, redetect_every=0, size_smoothing=0.0)
+        self.settings = MotSettings() if settings is None else settings
+        narrow = narrowed(tracker, self.settings.search_share)
+        self.tracker = narrow.with_settings(num_online_templates=online, redetect_every=0, size_smoothing=0.0)
         if not tracker.config.is_cacheable:
             raise ConfigError(f"{tracker.config.name} cannot keep encoded templates, which many objects need")
-        self.settings = MotSettings() if settings is None else settings
         size = tracker.config.template_size
         blank = np.zeros((1, size, size, 3), np.uint8), np.ones((1, 4), np.float32)
         parts = self.tracker.model, self.tracker.settings, self.tracker.variables
@@ -156,7 +161,8 @@ class MotTracker:
         is_sure = np.zeros(len(objects.numbers), bool)
         is_sure[rows] = True
 
-        state, searched = self._search(state, frame, expected_xywh, is_sure)
+        wanted = self._in_doubt(objects, is_sure, overlaps)
+        state, searched = self._search(state, frame, expected_xywh, wanted)
         guess_xywh = expected_xywh.copy()
         around = iou_matrix(searched.boxes_xywh, expected_xywh[searched.rows]).diagonal()
         found = (searched.scores >= settings.keep_above) & (around >= settings.found_near)
@@ -180,13 +186,22 @@ class MotTracker:
         shown = objects.take(objects.is_shown)
         return state, Tracked(shown.boxes_xywh, shown.scores, shown.unseen > 0, shown.numbers)
 
+    def _in_doubt(
+        self, objects: Objects, is_sure: Bool[np.ndarray, " n"], overlaps: Float64[np.ndarray, "n m"]
+    ) -> Int64[np.ndarray, " k"]:
+        """Whom to look for. Whoever is not confirmed needs a detection for that, and most of them are none."""
+        settings = self.settings
+        wanted = np.flatnonzero(objects.is_confirmed & (settings.search_all | ~is_sure))
+        # First those without a detection, which are lost otherwise, and of these those that were seen last.
+        has_some = overlaps[wanted].max(axis=1, initial=0.0) >= settings.match_above
+        order = np.lexsort((objects.numbers[wanted], objects.unseen[wanted], has_some))
+        return np.asarray(wanted[order][: settings.searches], np.int64)
+
     def _search(
-        self, state: MotState, frame: Frame, expected_xywh: Float64[np.ndarray, "n 4"], is_sure: Bool[np.ndarray, " n"]
+        self, state: MotState, frame: Frame, expected_xywh: Float64[np.ndarray, "n 4"], wanted: Int64[np.ndarray, " k"]
     ) -> tuple[MotState, Searched]:
-        """Looks for the objects in doubt around where they are expected."""
-        settings, objects = self.settings, state.objects
-        wanted = np.arange(len(is_sure)) if settings.search_all else np.flatnonzero(~is_sure)
-        wanted = wanted[np.lexsort((objects.numbers[wanted], objects.unseen[wanted]))][: settings.searches]
+        """Looks for objects around where they are expected."""
+        objects = state.objects
         if len(wanted) == 0:
             return state, Searched(wanted, np.zeros((0, 4)), np.zeros(0))
         encoded = dict(state.encoded)
@@ -287,7 +302,7 @@ class MotTracker:
             return objects
         overlaps = iou_matrix(objects.boxes_xywh[due], objects.boxes_xywh)
         is_other = objects.numbers[due][:, None] != objects.numbers[None]
-        due = due[others_overlap(overlaps, is_other) < self.settings.beside_below]
+        due = due[others_overlap(overlaps, is_other) < CLEAR_BELOW]
         crops, cut_at = objects.crops.copy(), objects.cut_at.copy()
         crops[due, 1] = self._template_crops(frame, objects.boxes_xywh[due])
         cut_at[due] = frame_index
@@ -318,8 +333,9 @@ class MotTracker:
 
 
 def num_rows(count: int) -> int:
-    """Rows of the program that looks for so many objects: 1, 2, or a multiple of 4."""
-    return count if count <= 2 else -(-count // 4) * 4
+    """Rows of the program that looks for so many objects: 1, 2, 4, 6, 8, or a multiple of 4."""
+    step = 2 if count <= 8 else 4
+    return 1 if count == 1 else -(-count // step) * step
 
 
 def _nowhere(_boxes_xywh: Any) -> Any:

@@ -31,7 +31,7 @@ from mixformer_jax.convert.mask_decoder import (
     shapes_of_masks,
 )
 from mixformer_jax.convert.pretrained import Initialisation
-from mixformer_jax.convert.torch_files import read_official
+from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.crops import normalise
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
@@ -43,7 +43,6 @@ from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.losses import dice_losses, mask_losses
 from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
 from mixformer_jax.training.sheets import mask_sheet
-from mixformer_jax.training.start import is_ours
 
 NETWORKS = {kind.section: kind for kind in (AlphaRefineConfig, MaskDecoderConfig)}
 """By section of a config, by which it is told from a tracker's."""

@@ -22,6 +22,7 @@ from mixformer_jax.convert.pretrained import (
     shapes_of_autoencoder,
     start_from_mae,
 )
+from mixformer_jax.convert.torch_files import is_ours
 from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
@@ -39,7 +40,6 @@ from mixformer_jax.training.experiment import RunConfig, data_section
 from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
 from mixformer_jax.training.sheets import reconstruction_sheet
-from mixformer_jax.training.start import is_ours
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.pretrained import AUTOENCODER_FORMAT, Initialisation, hand_over, init_from, load_autoencoder
-from mixformer_jax.convert.torch_files import safetensors_format
+from mixformer_jax.convert.torch_files import is_ours
 from mixformer_jax.convert.weights import (
     FORMAT,
     Shapes,
@@ -102,11 +102,6 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
     if missing:
         raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
     return start
-
-
-def is_ours(format_name: str, path: Path) -> bool:
-    """Whether this is a file of ours of this format; WeightsError for a .safetensors file that cannot be read."""
-    return path.suffix == ".safetensors" and safetensors_format(path) == format_name
 
 
 def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:

@@ -104,7 +104,8 @@ class BoxStage(_TrackingStage):
 
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
         prediction, boxes_cxcywh = self._predict(variables, batch), jnp.asarray(batch["box_cxcywh"])
-        overlaps = _overlaps(prediction, boxes_cxcywh)
+        target_xyxy = jnp.clip(cxcywh_to_xyxy(boxes_cxcywh), 0.0, 1.0)
+        overlaps = iou(cxcywh_to_xyxy(prediction.boxes_cxcywh), target_xyxy)
 
         def loss_of_one(prediction: Prediction, box_cxcywh: Array) -> Array:
             one = jax.tree.map(lambda x: x[None], prediction)
@@ -170,8 +171,3 @@ def tracking_loss(
         loss = loss + config.corner_weight * corner
         metrics = {**metrics, "loss": loss, "loss_corner": corner}
     return loss, metrics
-
-
-def _overlaps(prediction: Prediction, boxes_cxcywh: Float[Array, "b 4"]) -> Float[Array, " b"]:
-    target_xyxy = jnp.clip(cxcywh_to_xyxy(boxes_cxcywh), 0.0, 1.0)
-    return iou(cxcywh_to_xyxy(prediction.boxes_cxcywh), target_xyxy)

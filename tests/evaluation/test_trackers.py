@@ -1,12 +1,15 @@
 """What the user typed, as a tracker that is ready, with a record of what it was."""
 
 import pickle
+import sys
 import types
 
+import cv2
 import numpy as np
 import pytest
 
 import mixformer_jax
+from mixformer_jax import cli
 from mixformer_jax.evaluation.trackers import (
     DEFAULT_BATCH,
     FirstBoxTracker,
@@ -17,6 +20,7 @@ from mixformer_jax.evaluation.trackers import (
 )
 from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes, OneLane
+from tests.depth_scenes import render
 
 
 def test_first_box_needs_no_model():
@@ -162,3 +166,59 @@ def test_the_digest_is_of_what_the_weights_are(tmp_path):
     (folder / "model.safetensors").write_bytes(b"tuesday")
     assert weights_digest(str(folder)) != before
     assert weights_digest("mixvit_tiny") == weights_digest(None) != before
+
+
+class Recorder(FirstBoxTracker):
+    """Keeps the frames."""
+
+    def start(self, frame, box_xywh):
+        return np.array(box_xywh)
+
+    def step(self, state, frame):
+        self.seen.append(frame)
+        return super().step(state, frame)
+
+
+class Toolkit:
+    """The protocol's server, as far as our adapter asks: two frames of two channels, then the end."""
+
+    def __init__(self, formats, images, channels, tracker_name):
+        self.channels, self.answers = channels, []
+        Toolkit.last = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def wait(self):
+        kind = ("initialize", "frame", "quit")[len(self.answers)]
+        image = {name: types.SimpleNamespace(path=lambda name=name: Toolkit.paths[name]) for name in self.channels}
+        region = types.SimpleNamespace(type="rectangle", bounds=lambda: (20.0, 24.0, 15.0, 15.0))
+        return types.SimpleNamespace(type=kind, image=image, objects=[(region, {})])
+
+    def status(self, objects):
+        self.answers.append(objects)
+
+
+CHANNELS = {"rgb": ["color"], "rgbd": ["color", "depth"], "depth": ["depth"]}
+
+
+@pytest.mark.parametrize("given", CHANNELS)
+def test_the_toolkits_channels_become_one_frame(monkeypatch, tmp_path, given):
+    shot, channels = render(0), CHANNELS[given]
+    Toolkit.paths = {name: str(tmp_path / f"{name}.png") for name in ("color", "depth")}
+    cv2.imwrite(Toolkit.paths["color"], shot.colour[..., ::-1])
+    cv2.imwrite(Toolkit.paths["depth"], shot.depth_mm)
+    kinds = types.SimpleNamespace(INITIALIZE="initialize", FRAME="frame")
+    create = types.SimpleNamespace(create=lambda *values: values)
+    protocol = {"Server": Toolkit, "TraxStatus": kinds, "Rectangle": create, "Image": types.SimpleNamespace(PATH=0)}
+    protocol["Region"] = types.SimpleNamespace(RECTANGLE="rectangle", MASK="mask")
+    monkeypatch.setitem(sys.modules, "trax", types.SimpleNamespace(**protocol))
+    monkeypatch.setattr("mixformer_jax.evaluation.trackers.FirstBoxTracker", Recorder)
+    Recorder.seen = []
+    assert cli.main(["toolkit", "vot", "--tracker", "first-box", "--channels", given]) == 0
+    first = 3 if given == "depth" else 0
+    np.testing.assert_array_equal(Recorder.seen[0], shot.frame[..., first : first + 3 * len(channels)])
+    assert Toolkit.last.channels == channels and len(Toolkit.last.answers) == 2

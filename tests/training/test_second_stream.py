@@ -10,6 +10,7 @@ import pytest
 from mixformer_jax import cli
 from mixformer_jax.config_files import load_config
 from mixformer_jax.convert.weights import WeightsError, save_weights
+from mixformer_jax.export.export import tracking_functions
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.reports.benchmarks import vot_report
@@ -27,7 +28,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "mixvit_tiny_rgbd.py"
 SMALL = {
     "search_size": 64,
     "template_size": 32,
-    "width": 24,
+    "width": 48,
     "depth": 1,
     "num_heads": 2,
     "mlp_ratio": 2,
@@ -44,7 +45,8 @@ def values(shapes, seed=0):
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
     """A model of colour alone, its variables, and their file."""
-    config = MixFormerConfig.from_dict({**SMALL, "name": "colour", "head_norm": "frozen", "score_heads": 2})
+    model = {"name": "colour", "patch_embed": "convolutional", "head_norm": "frozen", "score_heads": 2}
+    config = MixFormerConfig.from_dict({**SMALL, **model})
     variables = values(variable_shapes(build_model(config)))
     path = tmp_path_factory.mktemp("colour") / "model.safetensors"
     save_weights(path, variables, config, SETTINGS)
@@ -80,6 +82,8 @@ def test_from_colours_weights_come_colours_boxes(colour):
     with pytest.raises(ValueError, match=r"shape \(72, 96, 3\); expected uint8 of shape \(height, width, 6\)"):
         both.start(frames[0, ..., :3], shots[0].box_xywh)
 
+    templates, search = (function.inputs for function in tracking_functions(both, 1))
+    assert (templates["templates"].shape, search["search"].shape) == ((1, 2, 32, 32, 6), (1, 64, 64, 6))
     # And of factors that are not: the tracker sees depth, in lanes as well.
     start.variables["params"]["backbone"]["second_scale"] += 0.5
     both = Tracker(added, SETTINGS, start.variables)
@@ -118,7 +122,8 @@ def test_starts_that_are_refused(colour, tmp_path):
     assert not start_from(path, alone, ()).fresh
     concatenated = dataclasses.replace(config, second_stream="concatenated")
     start = start_from(path, concatenated, ())
-    embeds = [start.variables["params"]["backbone"][name]["proj"]["kernel"] for name in ("patch_embed", "second_embed")]
+    backbone = start.variables["params"]["backbone"]
+    embeds = (backbone[name]["patchify"]["proj"]["kernel"] for name in ("patch_embed", "second_embed"))
     np.testing.assert_array_equal(*embeds)
     other = tmp_path / "other.safetensors"
     save_weights(other, start.variables, concatenated, TrackerConfig())
