@@ -88,7 +88,7 @@ def test_the_commands(tmp_path, capsys):
     assert main(["data", "pack", str(tmp_path / "in"), str(tmp_path / "again"), *arguments[1:]]) == 1
     assert "two/00000001.jpg: the file is empty" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path / "in"), "--dataset", "got", "--workers", "1"]) == 2
-    assert "known are: coco, coco_video, cvat, dtb70, folder, got10k" in capsys.readouterr().err
+    assert "known are: coco, coco_video, cvat, depthtrack, dtb70, folder, got10k" in capsys.readouterr().err
 
 
 CONFIG = """

@@ -7,7 +7,6 @@ import json
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -184,18 +183,18 @@ def test_an_upload_is_a_label_and_bytes(served, videos):
         assert answer.headers["content-disposition"] == 'attachment; filename="a_b_boxes.csv"'
 
 
-def test_what_a_session_held_goes_with_its_connection(served, box):
+def test_what_a_session_held_goes_with_its_connection(served, box, tmp_path, monkeypatch):
     """Its thread, its folder, its frames; also where the page goes in the middle of writing."""
-    folders = set(Path(tempfile.gettempdir()).glob("mixformer_page_*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with served.page() as page:
         page.open()
         page.do("add", box=box.tolist(), frame=0)
         page.play_to_the_end()
         page.do("write")
         (held,) = served.server.sessions.values()
-        assert set(Path(tempfile.gettempdir()).glob("mixformer_page_*")) > folders
+        assert list(tmp_path.glob("mixformer_page_*"))
     held.join(30.0)
     wait_until(lambda: not served.server.sessions)
-    assert set(Path(tempfile.gettempdir()).glob("mixformer_page_*")) == folders
+    assert not list(tmp_path.iterdir())
     assert not [thread for thread in threading.enumerate() if thread.name == "session"]
     assert served.ask("GET", f"{page.path}/boxes.csv").status == 404
