@@ -23,7 +23,15 @@ from mixformer_jax.convert.names import (
     variables_to_official,
 )
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
-from mixformer_jax.convert.weights import FORMAT, Weights, WeightsError, check_finite, load_weights, save_weights
+from mixformer_jax.convert.weights import (
+    FORMAT,
+    Weights,
+    WeightsError,
+    check_finite,
+    load_weights,
+    save_weights,
+    what_of,
+)
 from mixformer_jax.extras import DISTRIBUTION, install_line
 from mixformer_jax.models.alpha_refine import AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
@@ -131,6 +139,10 @@ def convert(
         raise WeightsError(f"{target}: source and target are one file; give another name to the target")
     kind = torch_files.safetensors_format(source) if source.suffix == ".safetensors" else None
     from_ours = kind in (FORMAT, alpha_refine.ALPHA_REFINE_FORMAT)
+    if kind is not None and kind.startswith(FORMAT) and not from_ours:
+        raise WeightsError(
+            f"{source}: weights of {what_of(kind)}, which official files do not have; nothing to convert"
+        )
     if from_ours and not (is_torch or official):
         raise WeightsError(
             f"{source}: already in this project's format; for official names, give a target that ends in .pth, or "

@@ -138,7 +138,10 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
     with readable(path), safe_open(path, framework="numpy") as file:
         header = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if header.get("format") != format_name:
+    found_format = header.get("format", "")
+    if found_format != format_name:
+        if found_format.startswith(FORMAT):
+            raise WeightsError(f"{path}: weights of {what_of(found_format)}; expected {wanted}")
         some = ", ".join(sorted(tensors)[:3])
         raise WeightsError(
             f"{path}: a .safetensors file of another program (its tensors: {some}, ...); expected {wanted}"
@@ -158,6 +161,12 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
         {name: value for name, value in widened.items() if name not in carried},
         {name.removeprefix(CARRIED_PREFIX): widened[name] for name in widened if name in carried},
     )
+
+
+def what_of(format_name: str) -> str:
+    """What a file of one of our formats has, for messages: `a tracker`, `a mask decoder`."""
+    kind = format_name.removeprefix(FORMAT).strip("_").replace("_", " ") or "tracker"
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 @contextlib.contextmanager

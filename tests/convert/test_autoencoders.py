@@ -50,7 +50,7 @@ def test_files(tmp_path):
     found = load_autoencoder(path)
     assert found.config == SMALL and not found.carried
     jax.tree.map(np.testing.assert_array_equal, found.variables, variables)
-    with pytest.raises(WeightsError, match="of another program"):
+    with pytest.raises(WeightsError, match="weights of an autoencoder; expected weights written by"):
         load_weights(path)
     save_weights(path, init_variables(build_model(VIT), jax.random.key(0)), VIT, TrackerConfig())
     with pytest.raises(WeightsError, match="expected a masked autoencoder as a pre-training run writes it"):

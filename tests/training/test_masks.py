@@ -10,6 +10,7 @@ import pytest
 
 from mixformer_jax import cli
 from mixformer_jax.convert.alpha_refine import load_alpha_refine, save_alpha_refine
+from mixformer_jax.convert.convert import convert, find_weights, read_weights
 from mixformer_jax.convert.mask_decoder import load_mask_decoder
 from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples, read_labels
@@ -312,3 +313,13 @@ def test_regions_of_coco(tmp_path):
         MaskSamples(config, SIZE, 0)
     with pytest.raises(ConfigError, match="of the photographs under"):
         MaskDataConfig(videos="v", coco="c")
+
+
+def test_messages_name_the_kind_of_our_files(tmp_path):
+    with pytest.raises(WeightsError, match="weights of a tracker; expected weights of"):
+        load_segmenter("mixvit_tiny")
+    with pytest.raises(WeightsError, match="weights of a mask decoder; expected weights written by"):
+        read_weights(find_weights("mixvit_tiny_masks"))
+    for name in ("masks.pth", "masks.safetensors"):
+        with pytest.raises(WeightsError, match="weights of a mask decoder, which official files do not have"):
+            convert("mixvit_tiny_masks", tmp_path / name)
