@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mixformer_jax.datasets import layout
+from mixformer_jax.datasets.groundtruth import LengthError
 from mixformer_jax.datasets.layout import SequenceFiles
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.media.images import SourceError, read_depth
@@ -110,5 +111,11 @@ def _read_pair(dataset: str, name: str, files: SequenceFiles, second: Path, patt
     sequence = layout.read_sequence(dataset, name, files)
     if not isinstance(sequence.frame, ImageFrames):
         return sequence
-    beside = layout.find_frames(replace(files, frames=second, pattern=pattern), len(sequence))
+    try:
+        beside = layout.find_frames(replace(files, frames=second, pattern=pattern), len(sequence))
+    except LengthError as error:
+        found = len(layout.image_names(second))
+        raise LengthError(
+            f"{second}: {found} images; expected {len(sequence)}, one for every frame in {files.frames}"
+        ) from error
     return replace(sequence, frame=two_streams(sequence.frame, beside))

@@ -46,6 +46,9 @@ def test_depth_of_another_size_or_missing(tmp_path):
     sequence.frame(0)
     with pytest.raises(SourceError, match=r"depth/00000002\.png: 7 x 5 pixels; .*color/00000002\.jpg has 96 x 72"):
         sequence.frame(1)
+    (root / "scene0/depth/00000003.png").unlink()
+    with pytest.raises(DatasetError, match=r"scene0/depth: 2 images; expected 3, one for every frame in .*color"):
+        list(open_dataset("depthtrack", root))
     for path in (root / "scene0/depth").iterdir():
         path.unlink()
     (sequence,) = open_dataset("depthtrack", root)
