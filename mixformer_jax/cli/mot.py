@@ -65,7 +65,12 @@ def add_mot(parser: Parser) -> None:
 
 
 def _searches(text: str) -> int | str:
-    return text if text in ("all", "0") else positive(text)
+    if text in ("all", "0"):
+        return text
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, or all, got {text!r}") from None
 
 
 def _number(text: str) -> float:
@@ -97,7 +102,9 @@ def run_mot(args: argparse.Namespace) -> int:
         raise UsageError("--score scores results that are there: --detections, --out and --video are for tracking")
     videos = _videos(args)
     # Read before anything is tracked.
-    truths = {video.name: read_truth(video.groundtruth, video.name) for video in videos if video.groundtruth}
+    truths = {
+        video.name: read_truth(video.groundtruth, video.name, video.num_frames) for video in videos if video.groundtruth
+    }
     if args.score is not None:
         results = _read_results(args, truths)
     else:
@@ -111,6 +118,7 @@ def run_mot(args: argparse.Namespace) -> int:
 
 
 def _videos(args: argparse.Namespace) -> list[_Video]:
+    from mixformer_jax.datasets.detections import is_detector
     from mixformer_jax.datasets.mot_files import read_seqinfo
     from mixformer_jax.datasets.mot_sequences import mot_sequences
     from mixformer_jax.media.video import open_source
@@ -128,6 +136,12 @@ def _videos(args: argparse.Namespace) -> list[_Video]:
         detections = sequence.detections if named is None else named
         if named is not None and (sequence.folder / named).is_file():
             detections = sequence.folder / named
+        is_shared = Path(named or "").is_absolute() or detections == named
+        if named is not None and is_shared and len(sequences) > 1 and not is_detector(named):
+            raise UsageError(
+                f"--detections {named}: not in {sequence.folder}, and one file cannot be of {len(sequences)} "
+                "sequences; put a file of that name into each of their folders"
+            )
         # Who scores needs no frames.
         length = read_seqinfo(sequence.folder).length if args.score else sequence.open().num_frames
         truth = args.groundtruth or sequence.groundtruth
@@ -164,6 +178,9 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
     from mixformer_jax.tracking.mot_record import record_objects
     from mixformer_jax.tracking.resume import RunState, resume_path
 
+    def is_done(rows: Path) -> bool:
+        return rows.exists() and not resume_path(rows).exists()
+
     folder = (args.out or Path(f"{_name(args, videos)}_mot")).expanduser()
     settings = _settings(args)
     listed = []
@@ -174,7 +191,10 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
             )
         given = str(video.detections), video.num_frames, video.name, video.origin, args.categories
         listed.append(open_detections(*given))
-        for path in (folder / f"{video.name}.txt", folder / f"{video.name}.mp4")[: 1 + args.video]:
+        rows, drawn = folder / f"{video.name}.txt", folder / f"{video.name}.mp4"
+        if args.resume and args.video and is_done(rows) and not drawn.exists():
+            raise UsageError(f"{rows} is done, without --video; for {drawn} give another --out, or only --overwrite")
+        for path in (rows, drawn)[: 1 + args.video]:
             if is_taken(path) and not (args.overwrite or args.resume):
                 raise UsageError(
                     f"{path}: there already, or being written; give another --out, --overwrite or --resume"
@@ -182,8 +202,8 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
     tracker = MotTracker(load_model(args), settings)
     results: dict[str, MotRows] = {}
     for video, detections in zip(videos, listed, strict=True):
-        path, drawn = folder / f"{video.name}.txt", folder / f"{video.name}.mp4" if args.video else None
-        if args.resume and path.exists() and not resume_path(path).exists():
+        path = folder / f"{video.name}.txt"
+        if args.resume and is_done(path):
             results[video.name] = read_mot_rows(path, "results")
             continue
         options = {"progress": not args.quiet, "overwrite": args.overwrite, "resume": args.resume}
@@ -192,7 +212,10 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
                 raise UsageError(f"{source.name} is live: its detections come from a detector, module:function")
             run_state = None if source.is_live else RunState(resume_path(path))
             recording = record_objects(
-                tracker, source, detections, path, drawn, origin=video.origin, run_state=run_state, **options
+                *(tracker, source, detections, path, folder / f"{video.name}.mp4" if args.video else None),
+                origin=video.origin,
+                run_state=run_state,
+                **options,
             )
         status = _report(recording, video.name, path, args.quiet)
         if status:
@@ -209,7 +232,7 @@ def _report(recording: "MotRecording", name: str, path: Path, quiet: bool) -> in
     """Says what was tracked; the status tells whether it reached the end."""
     rate = "" if math.isnan(recording.tracking_fps) else f", {recording.tracking_fps:.1f} FPS tracking"
     earlier = f", {recording.resumed} of them by the run that was interrupted" if recording.resumed else ""
-    files = f"{path}" if recording.num_objects else "no file, as nothing was detected twice"
+    files = f"{path}" if recording.num_objects else f"{path}, without rows, as nothing was detected twice"
     files += "" if recording.video is None else f" and {recording.video}"
     if not quiet:
         print(

@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from mixformer_jax.datasets.coco_video import ORDER
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.json_places import Place, read_json
-from mixformer_jax.datasets.mot_files import check_frames, read_mot_rows
+from mixformer_jax.datasets.mot_files import LEAST_SIDE, MOST_PIXELS, check_frames, read_mot_rows
 from mixformer_jax.media.images import natural_order
 from mixformer_jax.media.sources import Frame, TimedFrame
 
@@ -66,8 +66,8 @@ class CalledDetector:
         self.about, self._detect = name, detect
 
     def __call__(self, frame: TimedFrame) -> Detections:
-        """What it finds; DatasetError where that is no boxes and scores."""
-        return checked_detections(self._detect(frame.pixels), f"{self.about}, frame {frame.number}")
+        """What it finds; DatasetError where that is no boxes and scores. It may write into what it gets, a copy."""
+        return checked_detections(self._detect(frame.pixels.copy()), f"{self.about}, frame {frame.number}")
 
 
 def checked_detections(answer: Any, where: str) -> Detections:
@@ -82,10 +82,16 @@ def checked_detections(answer: Any, where: str) -> Detections:
         return NOTHING
     if boxes_xywh.ndim != 2 or boxes_xywh.shape[1] != 4 or scores.shape != boxes_xywh.shape[:1]:
         raise DatasetError(f"{where}: boxes of shape {boxes_xywh.shape} and scores of {scores.shape}; {expected}")
-    wrong = ~np.isfinite(boxes_xywh).all(axis=1) | ~np.isfinite(scores) | (boxes_xywh[:, 2:] <= 0).any(axis=1)
+    in_reach = (np.abs(boxes_xywh) <= MOST_PIXELS).all(axis=1)  # NaN is not
+    wrong = ~in_reach | ~np.isfinite(scores) | (boxes_xywh[:, 2:] < LEAST_SIDE).any(axis=1)
     for row in np.flatnonzero(wrong)[:1].tolist():
         raise DatasetError(f"{where}: box {boxes_xywh[row].tolist()} with score {scores[row]:g}; {expected}")
     return Detections(boxes_xywh, scores)
+
+
+def is_detector(named: str) -> bool:
+    """Whether that is `module:function`, and no file."""
+    return not Path(named).expanduser().exists() and bool(re.fullmatch(r"[A-Za-z_][\w.]*:\w+", named))
 
 
 def open_detections(
@@ -104,7 +110,7 @@ def open_detections(
         DatasetError: a file that cannot be read, frames beyond the video, or no detection at all; no such detector.
     """
     path = Path(named).expanduser()
-    if not path.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:\w+", named):
+    if is_detector(named):
         return CalledDetector(named, find_detector(named))
     if path.suffix.lower() == ".json":
         by_frame = read_coco_detections(path, num_frames, place, categories)
@@ -195,8 +201,8 @@ def _frame_number(image_id: Place, numbers: dict[int, int] | None, num_frames: i
 
 def _box(bbox: Place) -> list[float]:
     values = [each.number() for each in bbox.items()]
-    if len(values) != 4 or min(values[2:]) <= 0:
-        raise bbox.error("x, y, width and height, the last two above 0")
+    if len(values) != 4 or min(values[2:]) < LEAST_SIDE or max(map(abs, values)) > MOST_PIXELS:
+        raise bbox.error(f"x, y, width and height, the last two above 0, all below {MOST_PIXELS:g}")
     return values
 
 

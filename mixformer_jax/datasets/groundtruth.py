@@ -119,7 +119,7 @@ def read_text(path: Path, kind: str) -> str:
         # utf-8-sig: annotation tools on Windows put a byte order mark before the first number.
         return path.read_text(encoding="utf-8-sig").rstrip()
     except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file; the {kind} is missing") from None
+        raise DatasetError(f"{path}: no such file; expected the {kind}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: cannot read the {kind} as text: {error}") from error
 

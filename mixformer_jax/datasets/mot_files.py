@@ -19,6 +19,9 @@ from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, pars
 
 GROUNDTRUTH, DETECTIONS, SEQINFO = Path("gt", "gt.txt"), Path("det", "det.txt"), "seqinfo.ini"
 LEAST_COLUMNS, MOST_COLUMNS = 6, 10
+# Pixels: sides of a box that can be cut out and written, and how far it may lie off.
+LEAST_SIDE, MOST_PIXELS = 1e-3, 1e9
+_MOST_COUNTED = 2.0**53  # above it floats skip whole numbers
 COLUMNS = {
     "ground truth": "frame,track,x,y,w,h,considered,class,visibility",
     "detections": "frame,-1,x,y,w,h,score",
@@ -61,6 +64,8 @@ def read_mot_rows(path: Path, kind: Kind) -> MotRows:
         np.where(np.isnan(column), default, column) for column, default in zip(table[:, 6:9].T, (1, 0, 1), strict=True)
     )
     _check(path, table, lines, kind)
+    if kind != "ground truth" or (label != np.floor(label)).any():  # places in the world, of MOT15
+        label = np.zeros(len(table))
     ids = table[:, 1] if kind != "detections" else np.full(len(table), -1)
     frames, ids, classes = (column.astype(np.int64) for column in (table[:, 0], ids, label))
     found = MotRows(path, lines, frames, ids, table[:, 2:6], score, classes, visibility)
@@ -92,10 +97,13 @@ def _check(path: Path, table: np.ndarray, lines: np.ndarray, kind: Kind) -> None
     """Raises DatasetError for the first row that cannot be one."""
     frames, ids, extents = table[:, 0], table[:, 1], table[:, 4:6]
     has_ids = kind != "detections"
-    no_frame = (frames < 1) | (frames != np.floor(frames))
-    no_id = has_ids & ((ids < 0) | (ids != np.floor(ids)))
-    no_extent = (extents < 0).any(axis=1) if has_ids else (extents <= 0).any(axis=1)
-    for row in np.flatnonzero(no_frame | no_id | no_extent)[:1].tolist():
+    no_frame = (frames < 1) | _uncounted(frames)
+    no_id = has_ids & ((ids < 0) | _uncounted(ids))
+    no_extent = (extents < 0).any(axis=1) if has_ids else (extents < LEAST_SIDE).any(axis=1)
+    too_far = (np.abs(table[:, 2:6]) > MOST_PIXELS).any(axis=1)
+    # Of ten columns the eighth may be a place in the world.
+    no_class = (kind == "ground truth") & np.isnan(table[:, 9]) & ~np.isnan(table[:, 7]) & _uncounted(table[:, 7])
+    for row in np.flatnonzero(no_frame | no_id | no_extent | too_far | no_class)[:1].tolist():
         where, shown = f"{path}, line {lines[row]}", ",".join(f"{value:g}" for value in table[row, :6])
         if no_frame[row]:
             raise DatasetError(f"{where}: the first column is the frame, counted from 1; found {frames[row]:g}")
@@ -103,8 +111,17 @@ def _check(path: Path, table: np.ndarray, lines: np.ndarray, kind: Kind) -> None
             raise DatasetError(
                 f"{where}: the second column is the number of the track, found {ids[row]:g}; det.txt has none"
             )
+        if no_class[row]:
+            raise DatasetError(f"{where}: the eighth column is the number of the class, found {table[row, 7]:g}")
         what = "negative width or height" if has_ids else "a detection without width or height"
+        if too_far[row]:
+            what = f"more than {MOST_PIXELS:g} pixels"
         raise DatasetError(f"{where}: {what} in {shown}; columns are {COLUMNS[kind]}")
+
+
+def _uncounted(values: np.ndarray) -> np.ndarray:
+    """Which are no whole numbers, or too large to tell from the next one."""
+    return np.asarray((values != np.floor(values)) | (np.abs(values) > _MOST_COUNTED))
 
 
 def _check_once(rows: MotRows) -> None:
@@ -147,7 +164,7 @@ def read_seqinfo(folder: Path) -> SeqInfo:
     except (configparser.Error, ValueError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         raise DatasetError(f"{path}: {said}; expected [Sequence] with imDir, frameRate and seqLength") from error
-    if fps <= 0:
+    if fps <= 0 or fps == math.inf:
         raise DatasetError(f"{path}: frameRate is {fps:g}; expected frames a second, or no such line")
     return SeqInfo(images, None if math.isnan(fps) else fps, length, (height, width) if height and width else None)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mixformer_jax.boxes import iou_matrix
+from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.mot_files import MotRows, check_frames, read_mot_rows
 from mixformer_jax.evaluation.mot_metrics import CLEAR_THRESHOLD, MEASURES, MotCounts, MotFrame, count, measures, total
 from mixformer_jax.text_tables import aligned
@@ -28,17 +29,25 @@ class MotTruth(NamedTuple):
     distractors: tuple[int, ...] | None  # None: rows that are flagged count, whatever their class
 
 
-def read_truth(path: Path, sequence: str) -> MotTruth:
+def read_truth(path: Path, sequence: str, num_frames: int | None = None) -> MotTruth:
     """The ground truth of a sequence.
 
     Its classes are those of MOTChallenge where there are any from 1 on, unless a labels.txt beside it, as CVAT writes,
     says that they are others; MOT15 has none.
 
     Raises:
-        DatasetError: as `read_mot_rows`.
+        DatasetError: as `read_mot_rows`; rows beyond `num_frames`, where that is known; classes without a pedestrian.
     """
     rows = read_mot_rows(path, "ground truth")
+    if num_frames is not None:
+        check_frames(rows, num_frames, sequence)
     has_classes = bool((rows.classes >= 1).any()) and not path.with_name("labels.txt").exists()
+    if has_classes and not (rows.classes == PEDESTRIAN).any():
+        found = ", ".join(map(str, np.unique(rows.classes).tolist()))
+        raise DatasetError(
+            f"{path}: of its classes ({found}) none is {PEDESTRIAN}, MOTChallenge's pedestrians, so that no object "
+            "counts; if they are classes of your own, put a labels.txt beside it, and all count"
+        )
     return MotTruth(rows, (MOT20_DISTRACTORS if "MOT20" in sequence else DISTRACTORS) if has_classes else None)
 
 
@@ -71,10 +80,12 @@ def _on_distractors(overlaps: np.ndarray, is_distractor: np.ndarray) -> np.ndarr
 
 
 def _by_frame(*frames: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    """Rows of each file on each frame, from the first frame to the last that has any."""
-    last = max((int(each.max()) for each in frames if len(each)), default=0)
+    """Rows of each file on each frame that has any, in their order."""
+    numbers = np.unique(np.concatenate(frames))
     orders = [np.argsort(each, kind="stable") for each in frames]
-    ends = [np.searchsorted(each[order], np.arange(1, last + 2)) for each, order in zip(frames, orders, strict=True)]
+    ends = [
+        [*np.searchsorted(each[order], numbers).tolist(), len(each)] for each, order in zip(frames, orders, strict=True)
+    ]
     parts = [
         [order[first:end] for first, end in itertools.pairwise(end_of)]
         for order, end_of in zip(orders, ends, strict=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mixformer_jax.datasets.detections import DetectionsLike
 from mixformer_jax.datasets.mot_files import MotRows
+from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
@@ -71,7 +72,7 @@ def record_objects(
         tracker: follows.
         source: the video.
         detections: by frame.
-        results: file to write; left out where no object is ever shown.
+        results: file to write; it may have no rows.
         video: file to write: each frame with boxes, dashed where no detection supports them. None: none.
         origin: from which pixels count in the file.
         progress: a bar on stderr, where that is a terminal.
@@ -132,15 +133,15 @@ def record_objects(
             with keeping:
                 files.write(found)
                 if writer is not None:
-                    drawn = annotate(frame.pixels, frame.number - 1, found)
+                    drawn = annotate(frame.pixels, frame.number - 1, found, lost_word="undetected")
                     writer.write(drawn, abs(frame.seconds - first.seconds))
                 shown.append(found)
                 state = following
                 save(now=False)
             bar.update()
 
+        frame: TimedFrame | None = first
         try:
-            frame: TimedFrame | None = first
             for found in earlier:
                 check()
                 if frame is None:
@@ -157,8 +158,12 @@ def record_objects(
                 frame = next(frames, None)
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
-            save(now=True)
+        finally:
+            if frame is not None:  # not at the end; a detector may have raised
+                save(now=True)
 
+    if stopped_by is None and not any(len(found.boxes_xywh) for found in shown):
+        write_atomically(results, "")
     if run_state is not None and stopped_by is None:
         run_state.discard()  # now that the files have their names
     seconds = math.fsum(step_seconds[1:])

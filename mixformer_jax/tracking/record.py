@@ -228,12 +228,16 @@ def record(
 
 
 def annotate(
-    frame: Frame, index: int, found: Tracked, groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None
+    frame: Frame,
+    index: int,
+    found: Tracked,
+    groundtruth_xywh: Float64[np.ndarray, "m 4"] | None = None,
+    lost_word: str = "lost",
 ) -> Frame:
     """A copy of frame `index` (shown counted from 1) with the tracker's boxes and masks over the thinner ground truth.
 
     Several targets have colours and numbers of their own, and those that come and go keep theirs (`Tracked.numbers`).
-    The box of a target that counts as lost is dashed.
+    The box of a target that counts as lost is dashed, and `lost_word` stands beside it.
     """
     if groundtruth_xywh is not None and index < len(groundtruth_xywh):
         frame = draw_box(frame, groundtruth_xywh[index], GROUND_TRUTH, thickness=1)
@@ -244,7 +248,7 @@ def annotate(
         words = [str(target + 1) if several else f"frame {index + 1}"]
         if found.scores is not None:
             words.append(f"{'' if several else 'score '}{found.scores[row]:.2f}")
-        words += ["lost"] if is_lost else []
+        words += [lost_word] if is_lost else []
         if found.masks is not None:
             frame = draw_mask(frame, found.masks[row], target_colour(target))
         frame = draw_box(frame, box_xywh, target_colour(target), "  ".join(words), dashed=is_lost)

@@ -44,6 +44,9 @@ def test_rows_of_mot(tmp_path):
         ("1,-1,1,2,3,4,nan\n", "line 1: expected the numbers"),
         ("1,-1,1,2,3\n", "line 1: expected the numbers .* found '1,-1,1,2,3'"),
         ("0,-1,1,2,3,4,0.9\n", "line 1: the first column is the frame, counted from 1; found 0"),
+        ("1e300,-1,1,2,3,4,0.9\n", "line 1: the first column is the frame, counted from 1; found 1e.300"),
+        ("1,-1,1,2,3,1e200,0.9\n", "line 1: more than 1e.09 pixels in 1,-1,1,2,3,1e.200"),
+        ("1,-1,1,2,1e-200,4,0.9\n", "line 1: a detection without width or height"),
         ("1,-1,1,2,0,4,0.9\n", "line 1: a detection without width or height in 1,-1,1,2,0,4"),
         ("1,-1,1,2,3,4,1\n7,-1,1,2,3,4,1\n", "line 2: a box on frame 7, but walk has 6 frames"),
         ("\n", "det.txt: holds no detection"),
@@ -80,6 +83,7 @@ def test_results_of_coco(tmp_path):
     [
         ([RESULTS[0] | {"image_id": 0}], r"\[0\].image_id: expected the number of a frame, from 1 to 6, as walk has"),
         ([RESULTS[0], RESULTS[1] | {"bbox": [1, 2, 3]}], r"\[1\].bbox: expected x, y, width and height"),
+        ([RESULTS[1] | {"bbox": [1e200, 2, 3, 4]}], r"bbox: expected x, y, width and height, .*, all below 1e.09"),
         ({"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": []}, "an image for each of the 6 frames"),
         ([], "holds no detection"),
         ({"annotations": 1}, "top: expected a list"),
@@ -90,7 +94,13 @@ def test_faults_of_coco_are_told_by_place(tmp_path, content, message):
 
 
 def test_a_detector(monkeypatch):
-    answers = {"found": ([[1, 2, 3, 4]], [0.5]), "nobody": ([], []), "flat": ([[1, 2, 3, 0]], [1]), "wrong": 3}
+    answers = {
+        "found": ([[1, 2, 3, 4]], [0.5]),
+        "nobody": ([], []),
+        "flat": ([[1, 2, 3, 0]], [1]),
+        "far": ([[1e200, 2, 3, 4]], [1]),
+        "wrong": 3,
+    }
     module = types.ModuleType("someones.detector")
     for name, answer in answers.items():
         setattr(module, name, lambda frame, answer=answer: answer)
@@ -102,6 +112,8 @@ def test_a_detector(monkeypatch):
         DatasetError, match=r"someones.detector:flat, frame 4: box .* with score 1; expected boxes_xywh"
     ):
         at(open_detections("someones.detector:flat", None, "walk"), 4)
+    with pytest.raises(DatasetError, match=r"frame 2: box .*; expected boxes_xywh"):
+        at(open_detections("someones.detector:far", None, "walk"), 2)
     with pytest.raises(DatasetError, match=r"frame 1: .*; expected boxes_xywh"):
         at(open_detections("someones.detector:wrong", None, "walk"), 1)
     with pytest.raises(DatasetError, match="has no function 'other'"):

@@ -133,7 +133,7 @@ def test_dtb70(tmp_path):
     with pytest.raises(DatasetError, match=r"no DTB70 sequences; expected Animal1/groundtruth_rect\.txt"):
         open_dataset("dtb70", tmp_path / "Animal1")
     write_frames(tmp_path / "Tree1" / "img", "%05d.jpg", range(1, 3))
-    with pytest.raises(DatasetError, match=r"Tree1/groundtruth_rect\.txt: no such file; the ground truth is missing"):
+    with pytest.raises(DatasetError, match=r"Tree1/groundtruth_rect\.txt: no such file; expected the ground truth"):
         open_dataset("dtb70", tmp_path)[2]
     with pytest.raises(DatasetError, match="dtb70 has no splits"):
         open_dataset("dtb70", tmp_path, split="test")

@@ -153,3 +153,18 @@ def test_results_beyond_the_video(tmp_path):
     truth, results = read_truth(tmp_path / "gt.txt", "walk"), read_mot_rows(tmp_path / "out.txt", "results")
     with pytest.raises(DatasetError, match=r"out.txt, line 2: a box on frame 4, but walk has 3 frames"):
         score_results({"walk": truth}, {"walk": results}, {"walk": 3})
+
+
+def test_frames_far_apart_take_no_memory(tmp_path):
+    write(tmp_path / "gt.txt", [[1, 1, 0, 0, 9, 9]])
+    write(tmp_path / "out.txt", [[1, 5, 0, 0, 9, 9, 1], [10**12, 5, 0, 0, 9, 9, 1]])
+    truth, results = read_truth(tmp_path / "gt.txt", "walk"), read_mot_rows(tmp_path / "out.txt", "results")
+    assert [len(frame.found) for frame in frames_of(truth, results)] == [1, 1]
+
+
+def test_classes_without_pedestrians_are_told(tmp_path):
+    write(tmp_path / "gt.txt", [[1, 1, 0, 0, 9, 9, 1, 3, 1]])
+    with pytest.raises(DatasetError, match=r"of its classes \(3\) none is 1, .* labels.txt"):
+        read_truth(tmp_path / "gt.txt", "cars")
+    write(tmp_path / "gt.txt", [[1, 1, 0, 0, 9, 9, 1, 3.5, 1.25, 0]])
+    assert read_truth(tmp_path / "gt.txt", "world").distractors is None, "ten columns: places in the world"

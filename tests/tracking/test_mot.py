@@ -1,11 +1,13 @@
 """Many objects: who is who, who begins and ends, and what the network is asked."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mixformer_jax.boxes import iou_matrix
 from mixformer_jax.cli import main
-from mixformer_jax.datasets.detections import NOTHING, Detections, ListedDetections
+from mixformer_jax.datasets.detections import NOTHING, CalledDetector, Detections, ListedDetections
 from mixformer_jax.datasets.mot_files import read_mot_rows
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import ArrayFrames
@@ -267,13 +269,62 @@ def test_the_command_tracks_and_scores_a_folder(sequences, capsys):
         (["MOT", "--groundtruth", "gt.txt"], "MOT has 2 sequences"),
         (["MOT", "--score", "tracks", "--video"], "--score scores results that are there"),
         (["MOT/train/b", "--score", "tracks"], "there is no ground truth"),
-        (["MOT", "--score", "tracks"], "tracks/a.txt: no such file; the results is missing"),
+        (["MOT", "--score", "tracks"], "tracks/a.txt: no such file; expected the results"),
         (["MOT/train/a/img1", "--detections", "nobody.here:detect"], "No module named 'nobody'"),
         (["MOT/train/a/img1", "--detections", "det.txt"], "det.txt: no such file"),
+        (["MOT", "--detections", "a.txt"], "--detections a.txt: not in MOT/train/b, and one file cannot be of 2"),
+        (["MOT", "--searches", "-1"], "expected a whole number from 0 on, or all, got '-1'"),
+        (["MOT/train/b", "--groundtruth", "late.txt"], "late.txt, line 1: a box on frame 9, but b has 6 frames"),
         (["MOT", "--birth-score", "much"], "expected a number, got 'much'"),
         (["MOT/train/a", "--detections", "det/det.txt", "--categories", "1"], "categories are those of COCO's"),
     ],
 )
 def test_what_the_command_cannot_do_is_told(sequences, capsys, arguments, message):
+    (sequences / "train" / "a" / "a.txt").write_text("1,-1,5,5,10,8\n")
+    Path("late.txt").write_text("9,1,5,5,10,8,1,1,1\n")
     assert main(["mot", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_where_nothing_is_followed_earlier_tracks_do_not_stay(sequences, capsys):
+    """A file without rows takes their place, by which the scores that follow are the run's own."""
+    command = ["mot", "MOT/train/a", "--searches", "0", "--out", "tracks"]
+    assert main(command) == 0
+    assert main([*command, "--overwrite", "--min-score", "2"]) == 0
+    assert "without rows" in (told := capsys.readouterr().out)
+    assert Path("tracks/a.txt").read_text() == ""
+    assert main(["mot", "MOT/train/a", "--score", "tracks"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == told.splitlines()[-1]
+
+
+def test_what_is_done_has_no_video(sequences, capsys):
+    command = ["mot", "MOT/train/a", "--searches", "0", "--out", "tracks"]
+    assert main(command) == 0
+    assert main([*command, "--resume", "--video"]) == 2
+    assert "a.txt is done, without --video" in capsys.readouterr().err
+
+
+def test_a_detector_that_raises_loses_no_frame(following, tmp_path):
+    """And one that draws into its frame draws into a copy."""
+    frames, path = np.full((5, 100, 200, 3), 9, np.uint8), tmp_path / "tracks.txt"
+    breaks_at = [4]
+
+    def detect(frame):
+        assert frame.min() == 9
+        frame[:] = 0
+        breaks_at[0] -= 1
+        if breaks_at[0] == 0:
+            raise RuntimeError("out of memory")
+        return [[5, 5, 20, 20]], [0.9]
+
+    def run():
+        about = RunState(resume.resume_path(path))
+        return record_objects(
+            following(), ArrayFrames(frames), CalledDetector("a:b", detect), path, run_state=about, resume=True
+        )
+
+    with pytest.raises(RuntimeError):
+        run()
+    recording = run()
+    assert (recording.resumed, recording.num_frames, recording.num_objects) == (3, 5, 1)
+    assert frames.min() == 9
