@@ -136,7 +136,8 @@ class MotTracker:
         online = min(1, tracker.settings.num_online_templates)
         self.settings = MotSettings() if settings is None else settings
         narrow = narrowed(tracker, self.settings.search_share)
-        self.tracker = narrow.with_settings(num_online_templates=online, redetect_every=0, size_smoothing=0.0)
+        alone = {"redetect_every": 0, "long_term": False, "size_smoothing": 0.0}
+        self.tracker = narrow.with_settings(num_online_templates=online, **alone)
         if not tracker.config.is_cacheable:
             raise ConfigError(f"{tracker.config.name} cannot keep encoded templates, which many objects need")
         size = tracker.config.template_size

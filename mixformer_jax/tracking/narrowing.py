@@ -17,7 +17,8 @@ def narrowed(tracker: Tracker, share: float) -> Tracker:
     table the middle is kept; convolutional backbones have none.
 
     Raises:
-        ConfigError: of a model with MAE's decoder, whose positions count from the region's corner.
+        ConfigError: of a model with MAE's decoder, whose positions count from the region's corner; a region that would
+            be smaller than the target.
     """
     config, settings = tracker.config, tracker.settings
     cut = round(config.search_grid * (1 - share) / 2)  # tokens on each side
@@ -26,6 +27,13 @@ def narrowed(tracker: Tracker, share: float) -> Tracker:
         return tracker
     if config.decoder_blocks:
         raise ConfigError(f"{config.name} has decoder_blocks, and its search region cannot be narrowed")
+    factor = settings.search_factor * grid / config.search_grid
+    if factor < 1:
+        least = config.search_grid / grid
+        raise ConfigError(
+            f"tracker.search_factor is {settings.search_factor:g}, of which the middle {grid / config.search_grid:.2g} "
+            f"is searched, less than the target; expected at least {least:.3g}"
+        )
     changes: dict[str, object] = {"search_size": grid * config.patch_size}
     variables = tracker.variables
     if config.backbone == "vit":
@@ -39,7 +47,6 @@ def narrowed(tracker: Tracker, share: float) -> Tracker:
         middle = table[cut : cut + grid, cut : cut + grid].reshape(grid**2, -1)
         backbone["search_positions"] = {"table": middle}
         variables = variables | {"params": variables["params"] | {"backbone": backbone}}
-    factor = settings.search_factor * grid / config.search_grid
     return Tracker(
         dataclasses.replace(config, **changes),  # type: ignore[arg-type]
         dataclasses.replace(settings, search_factor=factor),

@@ -2,8 +2,7 @@
 
 The targets' sizes change slowly, so that a box of quite another size than the last good one scores 0: it makes a target
 lost, is no online template, and is not what was looked for. A zoom or a cut changes them at once: where the tracker
-finds the target of another size within a frame or two of a good box, and goes on to score well, the size is believed;
-later it takes more frames in a row.
+finds the target of another size within a frame or two of a good box, and goes on to score well, the size is believed.
 
 While a target is lost, the tracker goes on around its last box, and every so many frames (`TrackerConfig.look_every`)
 it also looks at the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers
@@ -31,7 +30,6 @@ MOST_COLUMNS, MOST_ROWS = 5, 4
 SIZE_CHANGE, SIZE_CHANGE_A_FRAME = 1.6, 1.005
 # Unless so many frames in a row have scored well, with at most so many others between them and the last good one.
 BELIEVED_AFTER, MOST_BETWEEN = 4, 2
-BELIEVED_ANYWAY_AFTER = 8  # frames in a row, whatever was before them
 
 
 class Redetection(NamedTuple):
@@ -92,8 +90,7 @@ def judge_sizes(
 ) -> tuple[Redetection, Float[Array, " n"]]:
     """The scores of what was found around the last boxes, by `plausible_scores` unless their sizes are believed."""
     in_a_row = jnp.where(scores > settings.redetect_above, redetection.in_a_row + 1, 0)
-    followed = redetection.since_good + 1 - in_a_row <= MOST_BETWEEN
-    believed = in_a_row >= jnp.where(followed, BELIEVED_AFTER, BELIEVED_ANYWAY_AFTER)
+    believed = (in_a_row >= BELIEVED_AFTER) & (redetection.since_good + 1 - in_a_row <= MOST_BETWEEN)
     plausible = plausible_scores(redetection, boxes_xywh, scores, frame_size, margins)
     return redetection._replace(in_a_row=in_a_row), jnp.where(believed, scores, plausible)
 

@@ -180,6 +180,14 @@ def test_settings_that_cannot_be():
         MotSettings(searches=-1)
 
 
+def test_settings_of_one_target_have_no_say(loop):
+    """Nothing looks elsewhere, or lowers the scores of what no detection supports."""
+    settings = [MotTracker(loop.tracker(**each)).tracker.settings for each in ({"long_term": True}, {})]
+    assert settings[0] == settings[1] and settings[0].look_every == 0
+    with pytest.raises(ConfigError, match=r"tracker.search_factor is 1, .* expected at least 3"):
+        MotTracker(loop.tracker(search_factor=1.0))
+
+
 def wandering(loop):
     """Detections of one or two objects on the loop's frames; on every third frame none."""
     boxes = [np.asarray(loop.box_xywh, np.float64) + np.array([shift, 0, 0, 0]) for shift in (0, 40)]
