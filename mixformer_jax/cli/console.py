@@ -127,14 +127,23 @@ def add_model_arguments(parser: argparse.ArgumentParser, with_sizes: bool = Fals
         group.add_argument("--model", metavar="NAME", help=sizes_help)
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    """The tracker that the arguments of `add_model_arguments` name, with the settings that the user changes."""
+def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
+    """The tracker that the arguments of `add_model_arguments` name, with the settings that the user changes.
+
+    UsageError for a model of two streams where frames have colour alone.
+    """
     if getattr(args, "model", None) is None:
         tracker = for_the_user(ValueError, mixformer_jax.load, args.weights, device=args.device, dtype=args.dtype)
     else:
         from mixformer_jax.tracking.tracker import Tracker
 
         tracker = for_the_user(ValueError, Tracker.random, args.model, args.device, dtype=args.dtype)
+    if colour_alone and tracker.config.streams == "both":
+        name = getattr(args, "model", None) or args.weights
+        raise UsageError(
+            f"{name}: a model of two streams, RGB and a second one, and here frames have RGB alone; mixformer evaluate "
+            "tracks data sets of both, Tracker.step frames of six channels"
+        )
     if not args.overrides:
         return tracker
     return tracker.with_settings(**parse_overrides(args.overrides, tracker.settings.to_dict(), TRACKER_PREFIX))

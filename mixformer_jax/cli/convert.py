@@ -62,7 +62,7 @@ def run_export(args: argparse.Namespace) -> int:
         raise UsageError("--platforms goes with --format stablehlo; an ONNX file runs wherever its runtime does")
     platforms = PLATFORMS if args.platforms is None else tuple(args.platforms.split(","))
     check_format(args.format, args.dtype, platforms)
-    tracker = load_model(args)
+    tracker = load_model(args, colour_alone=False)
     with timed(f"exporting {tracker.config.name}"):
         files = export(tracker, args.out.expanduser(), args.format, args.targets, platforms, args.overwrite)
     sizes = [("model", tracker.config.name), ("targets", str(args.targets))]

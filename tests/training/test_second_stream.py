@@ -96,7 +96,7 @@ def test_from_colours_weights_come_colours_boxes(colour):
         np.testing.assert_allclose(tracked[1].box_xywh, found[index - 1, :4], atol=1e-2)
 
 
-def test_evaluate_follows_both_streams_or_colour_alone(colour, tmp_path):
+def test_evaluate_follows_both_streams_or_colour_alone(colour, tmp_path, capsys):
     config, _variables, path = colour
     root, results = write_depthtrack(tmp_path / "workspace", frames=6), tmp_path / "results"
     (root / "list.txt").write_text("scene0\n")
@@ -111,6 +111,9 @@ def test_evaluate_follows_both_streams_or_colour_alone(colour, tmp_path):
             assert cli.main(["evaluate", *where, "--weights", str(weights), "--tracker-name", name]) == 0
         colours, boths = ((results / dataset / name / file).read_text() for name in ("colour", "both"))
         assert colours == boths and len(set(colours.split())) > 2
+    capsys.readouterr()
+    assert cli.main(["track", str(root / "scene0/color"), "--box", "5,5,20,20", "--weights", str(both)]) == 2
+    assert "both.safetensors: a model of two streams, RGB and a second one" in capsys.readouterr().err
     report = vot_report(root, results / "vot_rgbd", ["both"], benchmark="vot_rgbd")
     names = [table.name for table in report.tables]
     assert names[:3] == ["overall", "published_vot_rgbd2022", "published_vot_d2022"]
