@@ -39,7 +39,6 @@ from eval.turns import Arguments, Parts, bench_parser, run_bench, time_in_turns,
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positives
 from mixformer_jax.cli.demo import render_demo_clip
-from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
@@ -47,6 +46,7 @@ from mixformer_jax.data.pairs import usable_frames
 from mixformer_jax.data.pipeline import batches
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import open_dataset
+from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.views import CropConfig
 
 CROPS = CropConfig(

@@ -28,7 +28,7 @@ from eval.turns import Arguments, Parts, bench_parser, published_peak, run_bench
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 from mixformer_jax.convert.names import variables_to_official
-from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD
+from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.planning.profile import module_of
 from mixformer_jax.planning.record import PlannedExperiment, count_model_flops, planned_type, with_train
 from mixformer_jax.training.experiment import Experiment

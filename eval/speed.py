@@ -28,10 +28,10 @@ from eval import turns
 from eval.bench_step import random_variables
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import UsageError, add_model_arguments, positives, read_size
-from mixformer_jax.crops import normalise
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
+from mixformer_jax.pixels import normalise
 from mixformer_jax.planning.profile import profile_model
 from mixformer_jax.tracking.step import encode_templates, scan_frames
 from mixformer_jax.tracking.tracker import Tracker

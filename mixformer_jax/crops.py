@@ -19,10 +19,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int32, UInt8
 
 from mixformer_jax.boxes import Array, cxcywh_to_xywh, namespace, xywh_to_cxcywh
-from mixformer_jax.pixels import IMAGENET_MEAN as IMAGENET_MEAN
-from mixformer_jax.pixels import IMAGENET_STD as IMAGENET_STD
-from mixformer_jax.pixels import denormalise as denormalise
-from mixformer_jax.pixels import normalise as normalise
 
 # A square whose side is above this, and above twice the frame's, is not made: its crop is sampled from the frame.
 MAX_SQUARE = 4096

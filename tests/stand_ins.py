@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
+from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.tracker import Tracked
 
 HEIGHT, WIDTH, SIDE = 60, 90, 12
@@ -38,6 +39,7 @@ class RedTracker:
     """Boxes the red pixels; state is the number of frames seen. May be told to press Ctrl-C for the user."""
 
     has_scores = False
+    config = size_config("mixvit_nano")
 
     def __init__(self, interrupt_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
         self.interrupt_at, self.error = interrupt_at, error

@@ -21,6 +21,7 @@ from mixformer_jax.media.decoders import open_decoder
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import open_source
+from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.tracker import Tracked
 from tests.clips import write_clip
 from tests.test_video import numbers, picture
@@ -187,6 +188,7 @@ class Standing:
     """A tracker whose target stays where it is."""
 
     has_scores = False
+    config = size_config("mixvit_nano")
 
     def start(self, frame, boxes_xywh):
         return boxes_xywh

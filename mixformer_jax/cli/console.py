@@ -138,8 +138,7 @@ def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
         from mixformer_jax.tracking.tracker import Tracker
 
         tracker = for_the_user(ValueError, Tracker.random, args.model, args.device, dtype=args.dtype)
-    config = getattr(tracker, "config", None)  # other trackers than ours may have none
-    if colour_alone and config is not None and config.streams == "both":
+    if colour_alone and tracker.config.streams == "both":
         name = getattr(args, "model", None) or args.weights
         raise UsageError(
             f"{name}: a model of two streams, RGB and a second one, and here frames have RGB alone; mixformer evaluate "

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import mixformer_jax
-from mixformer_jax.crops import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mixformer_jax.files import NameTakenError, is_taken, write_atomically
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.mixformer import Prediction, build_model
+from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
 from mixformer_jax.tracking.step import Variables
 from mixformer_jax.tracking.tracker import Tracker
 from mixformer_jax.typed_settings import ConfigError

@@ -283,7 +283,7 @@ class MaskHead(nn.Module):
 
 
 class AlphaRefine(nn.Module):
-    """The network. Images come in normalised (`crops.normalise`), NHWC float32; it computes in float32."""
+    """The network. Images come in normalised (`pixels.normalise`), NHWC float32; it computes in float32."""
 
     config: AlphaRefineConfig
 

@@ -179,7 +179,7 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder and decoder: variables `params/backbone` as trackers have them, `params/decoder`, maybe a class token.
 
-    Images come in normalised (`crops.normalise`), NHWC float32. `remat` and `residual_dtype`: see `Backbone`.
+    Images come in normalised (`pixels.normalise`), NHWC float32. `remat` and `residual_dtype`: see `Backbone`.
     """
 
     config: AutoencoderConfig

@@ -90,7 +90,7 @@ class MaskDecoder(nn.Module):
 
 
 class TokenMasks(nn.Module):
-    """The tracker's backbone, frozen, and the decoder. Images come in normalised (`crops.normalise`), NHWC float32."""
+    """The tracker's backbone, frozen, and the decoder. Images come in normalised (`pixels.normalise`), NHWC float32."""
 
     tracker: MixFormerConfig
     config: MaskDecoderConfig

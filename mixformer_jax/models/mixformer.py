@@ -58,7 +58,7 @@ class Prediction(NamedTuple):
 
 
 class MixFormer(nn.Module):
-    """The end-to-end tracker of the paper's section 3. Images come in normalised (`crops.normalise`), NHWC float32.
+    """The end-to-end tracker of the paper's section 3. Images come in normalised (`pixels.normalise`), NHWC float32.
 
     In tracking, a forward pass is `encode_templates`, then `locate`; in training, and for models whose templates depend
     on the search region (`config.is_cacheable` is False), the joint call.

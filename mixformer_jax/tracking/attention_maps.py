@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xyxy
-from mixformer_jax.crops import context_crop, normalise
+from mixformer_jax.crops import context_crop
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.mixformer import MixFormer
+from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.step import TrackState, Variables
 from mixformer_jax.tracking.tracker import Tracker
 

@@ -45,7 +45,7 @@ from mixformer_jax.typed_settings import ConfigError, Count, NaturalNumber, Shar
 
 MOST_ROWS = 32  # of one call of the network
 CLEAR_BELOW = 0.2  # overlap of an object with any other on a frame that may give its template
-_NOT_YET = -1
+_NOBODY = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +170,9 @@ class MotTracker:
         found_rows = searched.rows[found]
         guess_xywh[found_rows] = searched.boxes_xywh[found]
 
-        owner = np.full(len(scores), _NOT_YET)
+        owner = np.full(len(scores), _NOBODY)
         owner[columns] = rows
-        rest, free = np.flatnonzero(~is_sure), np.flatnonzero(owner == _NOT_YET)
+        rest, free = np.flatnonzero(~is_sure), np.flatnonzero(owner == _NOBODY)
         weights = (0.5 + 0.5 * np.clip(scores[free], 0, 1))[None]
         more, less = best_pairs(iou_matrix(guess_xywh[rest], boxes_xywh[free]), weights, settings.match_above)
         owner[free[less]] = rest[more]
@@ -259,14 +259,15 @@ class MotTracker:
     ) -> Objects:
         """The objects where they were detected, found, or expected."""
         n = len(objects.numbers)
-        columns = np.flatnonzero(owner != _NOT_YET)
+        columns = np.flatnonzero(owner != _NOBODY)
         rows = owner[columns]
         is_detected, is_found, is_searched = (np.zeros(n, bool) for _ in range(3))
         is_detected[rows], is_found[found_rows], is_searched[searched.rows] = True, True, True
         measured_xywh = guess_xywh.copy()
         measured_xywh[rows] = boxes_xywh[columns]
         both = is_detected & is_found
-        measured_xywh[both] = _between(measured_xywh[both], guess_xywh[both])
+        # The errors of detector and network have little in common.
+        measured_xywh[both] = (measured_xywh[both] + guess_xywh[both]) / 2
         # Who is found where somebody else was detected is behind that one, or was taken for it.
         overlaps = iou_matrix(measured_xywh, measured_xywh)
         is_other = is_detected[None] & ~np.eye(n, dtype=bool)
@@ -365,13 +366,6 @@ def _no_objects(template_size: int) -> Objects:
     return Objects(whole, boxes, speeds, np.zeros(0), whole, whole, whole, flags, flags, crops, whole)
 
 
-def _between(
-    detected_xywh: Float64[np.ndarray, "k 4"], found_xywh: Float64[np.ndarray, "k 4"]
-) -> Float64[np.ndarray, "k 4"]:
-    """Where detector and network agree on an object, the mean of their boxes: their errors have little in common."""
-    return (detected_xywh + found_xywh) / 2
-
-
 def _ended(objects: Objects, settings: MotSettings, frame_size: tuple[int, int]) -> Objects:
     """Without those that were not detected for too long, or left the frame."""
     centres = objects.boxes_xywh[:, :2] + objects.boxes_xywh[:, 2:] / 2
@@ -388,7 +382,7 @@ def _births(
     settings: MotSettings,
 ) -> Bool[np.ndarray, " m"]:
     """Detections at which an object begins: nobody's, sure enough, and not on an object that is there."""
-    born = (owner == _NOT_YET) & (scores >= settings.birth_score)
+    born = (owner == _NOBODY) & (scores >= settings.birth_score)
     overlaps = iou_matrix(boxes_xywh, objects.boxes_xywh)
     born &= others_overlap(overlaps, np.ones_like(overlaps, bool)) < settings.match_above
     # Of two that overlap, which detectors leave now and then, the surer one.

@@ -17,10 +17,11 @@ from jaxtyping import Array, Bool, Float, Int32, Int64, UInt8
 
 from mixformer_jax.boxes import Array as EitherArray
 from mixformer_jax.boxes import clip_box_xywh, namespace
-from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame, normalise
+from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
+from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.redetection import (
     Located,
     Redetection,

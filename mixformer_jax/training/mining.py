@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from mixformer_jax.boxes import clip_box_xywh, cxcywh_to_xyxy, iou, xywh_to_cxcywh, xywh_to_xyxy
 from mixformer_jax.convert.weights import Weights
-from mixformer_jax.crops import context_crop, crop_box_to_frame, frame_box_to_crop, normalise
+from mixformer_jax.crops import context_crop, crop_box_to_frame, frame_box_to_crop
 from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.models.mixformer import build_model
+from mixformer_jax.pixels import normalise
 
 CONDITIONS = ("natural", "moved", "drifted", "foreign", "erased", "covered")
 """What is done to the tracker: nothing; its box is moved off the target now and then, and found crops are wider; the

@@ -23,7 +23,6 @@ from mixformer_jax.convert.pretrained import (
     start_from_mae,
 )
 from mixformer_jax.convert.torch_files import is_ours
-from mixformer_jax.crops import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.single_images import CentreCrops, ImageSamples, ImagesConfig, open_images
 from mixformer_jax.models.autoencoder import (
@@ -36,6 +35,7 @@ from mixformer_jax.models.autoencoder import (
 )
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_from_mapping
 from mixformer_jax.models.layers import Masking
+from mixformer_jax.pixels import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.training.experiment import RunConfig, data_section
 from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 from mixformer_jax.boxes import cxcywh_to_xywh, cxcywh_to_xyxy, iou
 from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.weights import save_weights
-from mixformer_jax.crops import normalise
 from mixformer_jax.data.pipeline import Samples
 from mixformer_jax.models.mixformer import MixFormer, Prediction, build_model
+from mixformer_jax.pixels import normalise
 from mixformer_jax.training.experiment import Experiment, TrainConfig
 from mixformer_jax.training.losses import box_loss, corner_cross_entropy, score_losses
 from mixformer_jax.training.objective import Batch, Group, Objective, Variables

@@ -7,6 +7,7 @@ import pytest
 import mixformer_jax
 from mixformer_jax import cli
 from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, Failure, find_failures, render_demo_clip
+from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 
@@ -30,6 +31,8 @@ def test_failures_are_the_stretches_that_are_not_boxed(overlaps, expected):
 
 class Lagging(Tracker):
     """Stays where the target was first, and finds it again on the clip's last frame."""
+
+    config = size_config("mixvit_nano")
 
     def __init__(self, weights, device=None, dtype=None):
         self.boxes_xywh = render_demo_clip(0).boxes_xywh

@@ -20,13 +20,13 @@ from eval.bench_step import random_variables
 from mixformer_jax import cli
 from mixformer_jax.boxes import iou, xywh_to_xyxy
 from mixformer_jax.cli.demo import render_demo_clip
-from mixformer_jax.crops import normalise
 from mixformer_jax.export import onnx_graph
 from mixformer_jax.export.export import Function, export, tracking_functions
 from mixformer_jax.files import NameTakenError
 from mixformer_jax.media.video import VideoWriter
 from mixformer_jax.models import attention
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
+from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.tracker import Tracker
 
 VIT = MixFormerConfig(

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixformer_jax.crops import normalise
 from mixformer_jax.models.mixformer import build_model
+from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.step import track_sequence
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

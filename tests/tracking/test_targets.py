@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixformer_jax.crops import context_crop, normalise
+from mixformer_jax.crops import context_crop
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
+from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.step import (
     _find,
     encode_templates,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.crops import denormalise, normalise
+from mixformer_jax.pixels import denormalise, normalise
 from mixformer_jax.training.sheets import GREY, WHITE, reconstruction_sheet
 
 
