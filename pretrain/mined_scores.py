@@ -21,7 +21,7 @@ from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 # Chosen on the held-out sequences and on rendered clips, see docs/default_tracker.md.
 TRACKER: dict[str, Any] = {
     "search_factor": 4.0,
-    "num_online_templates": 2,
+    "num_online_templates": 1,
     "update_interval": 25,
     "clip_share": 0.5,
     "candidate_above": 0.8,
