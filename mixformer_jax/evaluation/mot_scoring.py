@@ -106,14 +106,13 @@ def score_results(
     """Counts by sequence.
 
     Raises:
-        DatasetError: rows on frames that a sequence does not have, where its number of frames is known.
+        DatasetError: results on frames that a sequence does not have, where its number of frames is known.
     """
     counts = {}
     for name, truth in truths.items():
         length = num_frames.get(name)
         if length is not None:
-            for rows in (truth.rows, results[name]):
-                check_frames(rows, length, name)
+            check_frames(results[name], length, name)
         counts[name] = count(frames_of(truth, results[name]))
     return counts
 

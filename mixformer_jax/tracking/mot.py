@@ -145,8 +145,6 @@ class MotTracker:
         parts = self.tracker.model, self.tracker.settings, self.tracker.variables
         self._blank = start_from_crops(*parts, *jax.device_put(blank, self.tracker.device))
 
-    has_scores = True
-
     def start(self) -> MotState:
         """Before the first frame."""
         return MotState(_no_objects(self.tracker.config.template_size), 0, 0, {})
