@@ -54,6 +54,20 @@ def test_links_between_pages_lead_somewhere():
     assert len(pages) > 10 and broken == []
 
 
+def test_pages_of_the_site_link_to_pages_of_the_site():
+    """What lies outside docs/ and is linked from there has a place in the site, see docs/hooks.py."""
+    hooks = (REPOSITORY / "docs" / "hooks.py").read_text(encoding="utf-8")
+    outside = set(re.findall(r'^    "([\w./]+)": "[\w./]+",$', hooks, flags=re.MULTILINE))
+    pages = [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / name for name in outside if name.endswith(".md"))]
+    linked = {
+        (page.parent / target).resolve().relative_to(REPOSITORY).as_posix(): page.name
+        for page in pages
+        for target in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    }
+    assert len(outside) > 5 and len(linked) > 20
+    assert {target: page for target, page in linked.items() if not target.startswith("docs/")}.keys() <= outside
+
+
 def test_navigation_has_every_page_of_docs():
     navigation = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r": (\w+\.md)$", navigation, flags=re.MULTILINE))
