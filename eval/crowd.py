@@ -39,8 +39,7 @@ ONE_BASED = np.array([1, 1, 0, 0])  # MOTChallenge counts pixels from 1
 class Crowd(Sequence):
     """Frames of a scene, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
 
-    Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+    Raises ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
 
     def __init__(self, num_objects: int = 20, num_frames: int = 150, seed: int = 0) -> None:

@@ -100,8 +100,7 @@ def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
-    from mixformer_jax.media.selection import SelectedFrames
-    from mixformer_jax.media.video import open_source, prepare_output
+    from mixformer_jax.media.video import SelectedFrames, open_source, prepare_output
     from mixformer_jax.tracking.record import record
     from mixformer_jax.tracking.resume import RunState, resume_path
 

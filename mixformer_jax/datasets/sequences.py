@@ -10,13 +10,12 @@ from typing import NamedTuple
 from mixformer_jax.datasets import large_scale, second_stream, small_scale
 from mixformer_jax.datasets.coco_video import is_coco, read_coco_video
 from mixformer_jax.datasets.cvat import cvat_files, read_cvat
-from mixformer_jax.datasets.frame_parts import read_packed, read_packed_elsewhere
+from mixformer_jax.datasets.frame_parts import is_remote, read_packed, read_packed_elsewhere
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
 from mixformer_jax.datasets.label_studio import is_label_studio, read_label_studio
 from mixformer_jax.datasets.layout import GROUNDTRUTH, check_listed, read_folder
 from mixformer_jax.datasets.mot import mot_folders, read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import LONG_TERM, read_vot
 
@@ -149,8 +148,7 @@ EXPECTED = (
 def annotation_kind(root: str | Path) -> str:
     """The reader of one's own annotated videos: one of KINDS.
 
-    Raises:
-        DatasetError: no such folder, none of the kinds, or several.
+    Raises DatasetError: no such folder, none of the kinds, or several.
     """
     root = Path(root)
     if not root.is_dir():

@@ -138,8 +138,7 @@ def sequence_of(name: str, video: str, footage: Footage, track: Track, where: st
         track: the target's boxes.
         where: of the track, for messages: file, and line or path in it.
 
-    Raises:
-        DatasetError: boxes on frames that the video does not have, or none on those that it has.
+    Raises DatasetError: boxes on frames that the video does not have, or none on those that it has.
     """
     last = int(track.keys[track.is_seen].max()) if track.is_seen.any() else -1
     if len(footage.numbers) and last > footage.numbers[-1]:

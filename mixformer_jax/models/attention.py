@@ -166,8 +166,7 @@ def choose_kernel(
         platform: cpu, gpu or tpu; None for that of the mesh in whose context this is traced, or JAX's default.
         width, num_heads, tokens: of the attention.
 
-    Raises:
-        ConfigError: a kernel that cannot run there, or not in this type.
+    Raises ConfigError: a kernel that cannot run there, or not in this type.
     """
     if platform is None:
         mesh = jax.sharding.get_abstract_mesh()

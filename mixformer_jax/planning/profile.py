@@ -53,8 +53,7 @@ def count_macs(program: ClosedJaxpr) -> Counter[str]:
     multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
     it is long, a kernel as often as its grid has places, and of alternatives (one a platform) the last one counts.
 
-    Raises:
-        NotImplementedError: for a loop whose length is not known.
+    Raises NotImplementedError: for a loop whose length is not known.
     """
     counts = Counter[str]()
     for scope, equation, times in _equations(program.jaxpr, "", 1):
