@@ -136,14 +136,7 @@ class Crowd(Sequence):
             path = folder / "img1" / f"{index + 1:06d}.jpg"
             cv2.imwrite(str(path), cv2.cvtColor(self[index], cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
         truth = self.truth
-        columns = (
-            truth.frames,
-            truth.ids,
-            truth.boxes_xywh + ONE_BASED,
-            truth.scores,
-            truth.classes,
-            truth.visibility,
-        )
+        columns = (truth.frames, truth.ids, truth.boxes_xywh + ONE_BASED, truth.scores, truth.classes, truth.visibility)
         _write_rows(folder / GROUNDTRUTH, np.column_stack(columns))
         detected = [
             np.column_stack([np.full(len(scores), number), np.full(len(scores), -1), boxes + ONE_BASED, scores])

@@ -16,11 +16,10 @@ import pytest
 
 import mixformer_jax
 from mixformer_jax import cli
-from mixformer_jax.media import live
 from mixformer_jax.media.decoders import open_decoder
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.video import SelectedFrames, open_source
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 from mixformer_jax.tracking.tracker import Tracked
 from tests.clips import write_clip
 from tests.test_video import numbers, picture

@@ -156,7 +156,7 @@ def _segmenter(args: argparse.Namespace, device: Any) -> "Segmenter":
 
 def _stream_lines(source: "FrameSource", count: int) -> list[tuple[str, str]]:
     """What a live source dropped."""
-    from mixformer_jax.media.live import LiveSource
+    from mixformer_jax.media.sources import LiveSource
 
     if not isinstance(source, LiveSource):
         return []

@@ -344,15 +344,10 @@ def is_remote(root: str | Path) -> bool:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A folder elsewhere, and its copy here.
+    """A folder elsewhere, and its copy here."""
 
-    Attributes:
-        address: such as gs://bucket/packed/got10k.
-        local: the folder of the copies.
-    """
-
-    address: str
-    local: Path
+    address: str  # such as gs://bucket/packed/got10k
+    local: Path  # the folder of the copies
 
     def fetch(self, name: str) -> Path:
         """The copy of a file, made now if it is not there; processes wait for one another.

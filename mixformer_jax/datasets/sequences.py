@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from mixformer_jax.datasets import large_scale, second_stream, small_scale
-from mixformer_jax.datasets.coco_video import is_coco, read_coco_video
+from mixformer_jax.datasets.coco_video import is_coco, json_files, read_coco_video
 from mixformer_jax.datasets.cvat import cvat_files, read_cvat
 from mixformer_jax.datasets.frame_parts import is_remote, read_packed, read_packed_elsewhere
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
@@ -159,7 +159,7 @@ def annotation_kind(root: str | Path) -> str:
         ("folder", [*root.glob(GROUNDTRUTH), *sorted(root.glob(f"*/{GROUNDTRUTH}"))]),
         ("cvat", cvat_files(root)),
         ("mot", mot_folders(root)),
-        *((kind, [path]) for path in _json_files(root) if (kind := _kind_of_json(path)) is not None),
+        *((kind, [path]) for path in json_files(root) if (kind := _kind_of_json(path)) is not None),
     ):
         if paths:
             found.setdefault(kind, paths[0])
@@ -171,12 +171,6 @@ def annotation_kind(root: str | Path) -> str:
         listed = ", ".join(f"{kind} ({path})" for kind, path in found.items())
         raise DatasetError(f"{root}: annotations of several kinds: {listed}; say which: --dataset {' or '.join(found)}")
     return next(iter(found))
-
-
-def _json_files(root: Path) -> list[Path]:
-    return [
-        path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern)) if path.is_file()
-    ]
 
 
 def _kind_of_json(path: Path) -> str | None:

@@ -102,9 +102,7 @@ def _higher_bytes(image: UInt16[np.ndarray, "height width 3"], name: str) -> Ima
 
 
 def decode_image(
-    data: bytes,
-    name: str,
-    of_16_bits: Callable[[UInt16[np.ndarray, "height width 3"], str], Image] = _higher_bytes,
+    data: bytes, name: str, of_16_bits: Callable[[UInt16[np.ndarray, "height width 3"], str], Image] = _higher_bytes
 ) -> Image:
     """The image in an encoded file's bytes, as `read_image`; `name` says in messages which file it is.
 

@@ -23,12 +23,15 @@ from jaxtyping import UInt8
 from mixformer_jax.files import Part
 from mixformer_jax.media.decoders import Decoder, ffmpeg_location, find_pyav, is_address, open_decoder
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError
-from mixformer_jax.media.live import RECONNECTS, Camera, LiveSource, LiveStream
 from mixformer_jax.media.sources import (
+    RECONNECTS,
     ArrayFrames,
+    Camera,
     Frame,
     FrameSource,
     ImageFiles,
+    LiveSource,
+    LiveStream,
     TimedFrame,
     checked_size,
     folder_images,
@@ -212,16 +215,14 @@ class VideoFile(FrameSource):
 
 
 def open_source(
-    source: str | Path | int | np.ndarray | Sequence[np.ndarray],
-    live: bool | None = None,
-    reconnects: int = RECONNECTS,
+    source: str | Path | int | np.ndarray | Sequence[np.ndarray], live: bool | None = None, reconnects: int = RECONNECTS
 ) -> FrameSource:
     """Opens a video file, an address, images, a camera, or frames in memory.
 
     Args:
         source: a path or an address of a video (`https://...`, `rtsp://...`, `rtmp://...`); a folder of images, or a
             pattern such as `frames/%06d.jpg`; a camera, 0 or "0" (unless a file or folder has that name); arrays.
-        live: of an address, whether only the newest frame counts (see `media.live`). None: where it has no end.
+        live: of an address, whether only the newest frame counts (see `media.sources`). None: where it has no end.
         reconnects: how often a live stream that broke off is opened again without a frame.
 
     Raises SourceError: the first frame cannot be had.
@@ -283,7 +284,7 @@ def prepare_output(path: str | Path, is_folder: bool = False) -> Path:
 
 
 class VideoWriter:
-    """Writes RGB frames to a video file (.mp4: see `encoders`; .avi: Motion JPEG), as a context manager.
+    """Writes RGB frames to a video file (.mp4: H.264 where there is an encoder, else MPEG-4 part 2; .avi: Motion JPEG), as a context manager.
 
     Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception or Ctrl-C
     inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd frames get their last

@@ -319,13 +319,7 @@ class MixedAttentionBlock(nn.Module):
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
     def advance(
-        self,
-        tokens: Tokens,
-        queries: Float[Array, "b heads n d"],
-        seen: KeysValues,
-        key_mask: KeyMask,
-        *,
-        train: bool,
+        self, tokens: Tokens, queries: Float[Array, "b heads n d"], seen: KeysValues, key_mask: KeyMask, *, train: bool
     ) -> Tokens:
         """The second half: the tokens of `project` after attention to all keys and values seen, and the MLP."""
         return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)

@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from mixformer_jax.convert.names import count_parameters
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
-from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.config import STUDIES, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model
-from mixformer_jax.models.sizes import STUDIES, size_config
 from mixformer_jax.text_tables import aligned
 
 KERNEL = "pallas_call"

@@ -17,9 +17,8 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.masks import encode_rle
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
-from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.checks import check_boxes, checked_frame, warn_of_small_targets
 from mixformer_jax.tracking.masks import Segmenter, load_segmenter
 from mixformer_jax.tracking.step import (

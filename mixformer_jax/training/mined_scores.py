@@ -34,9 +34,9 @@ from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import whole_file
+from mixformer_jax.models.config import with_score
 from mixformer_jax.models.heads import ScorePrediction
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.models.sizes import with_score
 from mixformer_jax.training.mining import (
     AS_IN_USE,
     FOREIGN,
