@@ -21,8 +21,7 @@ from eval.crowd import Crowd
 from eval.turns import Arguments, Parts, bench_parser, run_bench, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.cli.console import WEIGHTS, positive, positives
-from mixformer_jax.evaluation.mot_metrics import MotCounts, count, measures, total
-from mixformer_jax.evaluation.mot_scoring import MotTruth, frames_of
+from mixformer_jax.evaluation.mot_scoring import MotCounts, MotTruth, count, frames_of, measures, total
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.tracking.mot import MotSettings, MotState, MotTracker

@@ -23,7 +23,7 @@ from jaxtyping import Float64, UInt8
 from mixformer_jax.cli.console import positive
 from mixformer_jax.cli.demo import NOISE, Cutout, Placed, cut_out, paste, photograph_folder, similarity
 from mixformer_jax.datasets.detections import Detections
-from mixformer_jax.datasets.mot_files import DETECTIONS, GROUNDTRUTH, SEQINFO, MotRows
+from mixformer_jax.datasets.mot import DETECTIONS, GROUNDTRUTH, SEQINFO, MotRows
 from mixformer_jax.media.images import read_image
 
 HEIGHT, WIDTH, FPS = 540, 960, 30.0

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from mixformer_jax.media.encoders import CODECS, EncodingError, open_encoder
 from mixformer_jax.media.images import SourceError, read_image
 from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import (
+    CODECS,
     ArrayFrames,
+    EncodingError,
     OutputError,
     VideoWriter,
+    open_encoder,
     open_source,
     prepare_output,
     telling_name,
@@ -122,7 +124,7 @@ def test_what_is_written_where(tmp_path, pyav, monkeypatch):
     assert (codec("a.mp4"), codec("a.avi")) == ("H.264", "Motion JPEG")
     with pytest.raises(EncodingError, match="libx264 cannot encode 65x48 at 25 Hz"):
         open_encoder(tmp_path / "odd.mp4", 25.0, (48, 65))
-    monkeypatch.setattr("mixformer_jax.media.encoders._H264_ENCODER", "libx264-that-was-left-out")
+    monkeypatch.setattr("mixformer_jax.media.video._H264_ENCODER", "libx264-that-was-left-out")
     assert codec("a.mp4") == "MPEG-4 part 2"
 
 

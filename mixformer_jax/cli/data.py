@@ -46,8 +46,7 @@ def _add_dataset(parser: Parser) -> None:
 
 
 def _open(args: argparse.Namespace) -> Any:
-    from mixformer_jax.datasets.annotated import annotation_kind
-    from mixformer_jax.datasets.sequences import open_dataset
+    from mixformer_jax.datasets.sequences import annotation_kind, open_dataset
 
     return open_dataset(args.dataset or annotation_kind(args.root), args.root, args.split, args.list_file)
 

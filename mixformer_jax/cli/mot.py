@@ -21,7 +21,7 @@ from mixformer_jax.files import is_taken
 from mixformer_jax.signals import Stopped
 
 if TYPE_CHECKING:
-    from mixformer_jax.datasets.mot_files import MotRows
+    from mixformer_jax.datasets.mot import MotRows
     from mixformer_jax.evaluation.mot_scoring import MotTruth
     from mixformer_jax.media.sources import FrameSource
     from mixformer_jax.tracking.mot import MotSettings
@@ -119,8 +119,7 @@ def run_mot(args: argparse.Namespace) -> int:
 
 def _videos(args: argparse.Namespace) -> list[_Video]:
     from mixformer_jax.datasets.detections import is_detector
-    from mixformer_jax.datasets.mot_files import read_seqinfo
-    from mixformer_jax.datasets.mot_sequences import mot_sequences
+    from mixformer_jax.datasets.mot import mot_sequences, read_seqinfo
     from mixformer_jax.media.video import open_source
 
     root = Path(args.source).expanduser()
@@ -150,7 +149,7 @@ def _videos(args: argparse.Namespace) -> list[_Video]:
 
 
 def _read_results(args: argparse.Namespace, truths: dict[str, "MotTruth"]) -> dict[str, "MotRows"]:
-    from mixformer_jax.datasets.mot_files import read_mot_rows
+    from mixformer_jax.datasets.mot import read_mot_rows
 
     if not truths:
         raise UsageError("--score: there is no ground truth; expected gt/gt.txt in each sequence, or --groundtruth GT")
@@ -173,7 +172,7 @@ def _settings(args: argparse.Namespace) -> "MotSettings":
 def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str, "MotRows"], int]:
     """Rows by video, and the exit status if it is to end here."""
     from mixformer_jax.datasets.detections import ListedDetections, open_detections
-    from mixformer_jax.datasets.mot_files import read_mot_rows
+    from mixformer_jax.datasets.mot import read_mot_rows
     from mixformer_jax.tracking.mot import MotTracker
     from mixformer_jax.tracking.mot_record import record_objects
     from mixformer_jax.tracking.resume import RunState, resume_path

@@ -3,6 +3,9 @@
 import argparse
 import itertools
 import math
+import os
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,8 +110,6 @@ def run_track(args: argparse.Namespace) -> int:
         part = (args.start, args.end, args.stride, args.backward)
         source = for_the_user(ValueError, SelectedFrames, opened, *part)
         if args.select:
-            from mixformer_jax.cli.select import select_boxes
-
             args.box = select_boxes(source)
         boxes_xywh = np.stack([read_box(text, source.size) for text in args.box])
         outputs = _outputs(args, source.name)
@@ -226,7 +227,7 @@ def report_recording(recording: "Recording", more: Sequence[tuple[str, str]] = (
 
 
 def _summary(recording: "Recording") -> list[tuple[str, str]]:
-    from mixformer_jax.media.encoders import H264, h264_library
+    from mixformer_jax.media.video import H264, h264_library
 
     count, speed = len(recording.boxes_xywh), "too few frames to tell"
     if math.isfinite(recording.tracking_fps):
@@ -244,3 +245,32 @@ def _summary(recording: "Recording") -> list[tuple[str, str]]:
     if recording.mask_images is not None:
         lines.append(("masks", f"{recording.mask_images}/"))
     return lines
+
+
+_TITLE = "Draw a box, then Space or Enter; again for each further target; Esc ends"
+_WINDOWS_NEEDED = "--select needs {}; or give --box X,Y,W,H"
+
+
+def select_boxes(source: "FrameSource") -> list[str]:
+    """The boxes that a user draws on the first frame, as --box takes them.
+
+    Raises UsageError where this OpenCV or this computer has no windows, or nothing was drawn.
+    """
+    import cv2
+
+    if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
+        lacks = "an OpenCV with windows: pip uninstall opencv-python-headless, then pip install opencv-python"
+        raise UsageError(_WINDOWS_NEEDED.format(lacks))
+    # Qt would end the process.
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UsageError(_WINDOWS_NEEDED.format("a screen, and neither DISPLAY nor WAYLAND_DISPLAY is set"))
+    frame = cv2.cvtColor(source.peek().pixels, cv2.COLOR_RGB2BGR)
+    try:
+        boxes_xywh = cv2.selectROIs(_TITLE, frame, showCrosshair=False)
+        cv2.destroyAllWindows()
+    except cv2.error as error:
+        raise UsageError(_WINDOWS_NEEDED.format(f"a window, which OpenCV cannot open: {error.err}")) from error
+    drawn = [",".join(map(str, map(int, box))) for box in boxes_xywh if min(box[2:]) > 0]
+    if not drawn:
+        raise UsageError("--select: no box was drawn")
+    return drawn

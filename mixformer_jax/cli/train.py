@@ -154,8 +154,7 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from mixformer_jax.datasets.annotated import annotation_kind
-    from mixformer_jax.datasets.sequences import open_dataset
+    from mixformer_jax.datasets.sequences import annotation_kind, open_dataset
     from mixformer_jax.text_tables import aligned
     from mixformer_jax.tracking.tracker import find_device
     from mixformer_jax.training.experiment import Experiment

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.json_places import Place, read_json
+from mixformer_jax.datasets.groundtruth import DatasetError, Place, read_json
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import Footage, Target, Track, dataset_of, plain_name, sequence_of, turned_bounds
 from mixformer_jax.media.images import natural_order

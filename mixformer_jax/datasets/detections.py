@@ -17,9 +17,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from mixformer_jax.datasets.coco_video import ORDER
-from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.json_places import Place, read_json
-from mixformer_jax.datasets.mot_files import LEAST_SIDE, MOST_PIXELS, check_frames, read_mot_rows
+from mixformer_jax.datasets.groundtruth import DatasetError, Place, read_json
+from mixformer_jax.datasets.mot import LEAST_SIDE, MOST_PIXELS, check_frames, read_mot_rows
 from mixformer_jax.media.images import natural_order
 from mixformer_jax.media.sources import Frame, TimedFrame
 

@@ -9,8 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
-from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.json_places import Place, read_json
+from mixformer_jax.datasets.groundtruth import DatasetError, Place, read_json
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     VIDEO_SUFFIXES,

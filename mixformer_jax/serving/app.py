@@ -27,8 +27,7 @@ from mixformer_jax.media.decoders import find_pyav
 from mixformer_jax.media.sources import TimedFrame
 from mixformer_jax.serving.following import Following, overlay, overlay_choices
 from mixformer_jax.serving.session import MOST_TARGETS, Session, Shared, TooMuchError
-from mixformer_jax.serving.uploads import UploadError, discard, list_videos, receive_upload
-from mixformer_jax.serving.web import Guard
+from mixformer_jax.serving.web import Guard, UploadError, discard, list_videos, receive_upload
 from mixformer_jax.tracking.result_files import csv_line
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracker
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mixformer_jax.datasets.detections import DetectionsLike
-from mixformer_jax.datasets.mot_files import MotRows
+from mixformer_jax.datasets.mot import MotRows
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import FrameSource, TimedFrame

@@ -5,8 +5,7 @@ import json
 import cv2
 import numpy as np
 
-from mixformer_jax.datasets.annotated import annotation_kind
-from mixformer_jax.datasets.sequences import open_dataset
+from mixformer_jax.datasets.sequences import annotation_kind, open_dataset
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 12
 NAN = [np.nan] * 4

@@ -9,7 +9,7 @@ import pytest
 
 from mixformer_jax.datasets.detections import NOTHING, open_detections
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.mot_sequences import mot_sequences
+from mixformer_jax.datasets.mot import mot_sequences
 from mixformer_jax.media.sources import TimedFrame
 from tests.datasets.exports import MOT, write_mot
 

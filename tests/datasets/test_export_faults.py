@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mixformer_jax.datasets.annotated import annotation_kind
-from mixformer_jax.datasets.sequences import DatasetError, open_dataset
+from mixformer_jax.datasets.sequences import DatasetError, annotation_kind, open_dataset
 from mixformer_jax.media.images import SourceError
 from tests.datasets.exports import (
     MOT,

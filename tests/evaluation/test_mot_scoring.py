@@ -10,9 +10,17 @@ import pytest
 
 from mixformer_jax.boxes import iou_matrix
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.mot_files import read_mot_rows
-from mixformer_jax.evaluation.mot_metrics import MotFrame, count, measures, total
-from mixformer_jax.evaluation.mot_scoring import frames_of, read_truth, score_results, score_table
+from mixformer_jax.datasets.mot import read_mot_rows
+from mixformer_jax.evaluation.mot_scoring import (
+    MotFrame,
+    count,
+    frames_of,
+    measures,
+    read_truth,
+    score_results,
+    score_table,
+    total,
+)
 
 NUM_FRAMES = 25
 

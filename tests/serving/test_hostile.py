@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from mixformer_jax.serving import uploads, web
+from mixformer_jax.serving import web
 from mixformer_jax.serving.app import Limits
 from mixformer_jax.serving.web import COOKIE
 from tests.serving.conftest import wait_until
@@ -120,7 +120,7 @@ def test_nothing_outside_is_opened(start, videos):
 
 
 def test_uploads_are_bounded_and_videos(served, videos, monkeypatch):
-    monkeypatch.setattr(uploads, "IDLE_S", 0.3)
+    monkeypatch.setattr(web, "IDLE_S", 0.3)
     with served.page() as page:
         (session,) = served.server.sessions.values()
 

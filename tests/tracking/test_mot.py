@@ -8,14 +8,21 @@ import pytest
 from mixformer_jax.boxes import iou_matrix
 from mixformer_jax.cli import main
 from mixformer_jax.datasets.detections import NOTHING, CalledDetector, Detections, ListedDetections
-from mixformer_jax.datasets.mot_files import read_mot_rows
+from mixformer_jax.datasets.mot import read_mot_rows
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.media.sources import ArrayFrames
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.tracking import resume
-from mixformer_jax.tracking.association import best_pairs, corrected_boxes, expected_boxes, sure_pairs
-from mixformer_jax.tracking.mot import MotSettings, MotTracker, num_rows
+from mixformer_jax.tracking.mot import (
+    MotSettings,
+    MotTracker,
+    best_pairs,
+    corrected_boxes,
+    expected_boxes,
+    num_rows,
+    sure_pairs,
+)
 from mixformer_jax.tracking.mot_record import record_objects
 from mixformer_jax.tracking.narrowing import narrowed
 from mixformer_jax.tracking.resume import RunState
