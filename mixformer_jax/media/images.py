@@ -1,7 +1,9 @@
 """Images: read whole or not at all, listed in the order in which they are frames, written, and drawn on."""
 
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +22,11 @@ FAR_MM = 10_000  # depth beyond is all the same
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill); all else is a marker.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+
+# Bytes of a PNG's signature and first chunk; and the chunk of text that images of labels have behind it.
+_PNG_HEAD = 33
+_LABELS_TEXT = b"tEXtSoftware\0mixformer_jax labels"
+_LABELS_MARK = struct.pack(f">I{len(_LABELS_TEXT)}sI", len(_LABELS_TEXT) - 4, _LABELS_TEXT, zlib.crc32(_LABELS_TEXT))
 
 # Chosen to differ from each other and from most scenes; each line also gets a dark rim.
 TARGET: Colour = (80, 255, 60)
@@ -174,8 +181,18 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def write_labels(path: Path, labels: UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]) -> None:
-    """Writes a grey PNG whose values are numbers of regions; the file appears whole or not at all."""
-    write_atomically(path, cv2.imencode(".png", labels)[1].tobytes())
+    """Writes a grey PNG whose values are numbers of regions; the file appears whole or not at all.
+
+    It says of itself that it is one, see `is_labels`.
+    """
+    png = cv2.imencode(".png", labels)[1].tobytes()
+    write_atomically(path, png[:_PNG_HEAD] + _LABELS_MARK + png[_PNG_HEAD:])
+
+
+def is_labels(path: Path) -> bool:
+    """Whether `write_labels` made an image."""
+    with path.open("rb") as file:
+        return file.read(_PNG_HEAD + len(_LABELS_MARK))[_PNG_HEAD:] == _LABELS_MARK
 
 
 def target_colour(index: int) -> Colour:

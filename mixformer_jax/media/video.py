@@ -284,7 +284,7 @@ def prepare_output(path: str | Path, is_folder: bool = False) -> Path:
 
 
 class VideoWriter:
-    """Writes RGB frames to a video file (.mp4: H.264 where there is an encoder, else MPEG-4 part 2; .avi: Motion JPEG), as a context manager.
+    """Writes RGB frames to a video file (.mp4: H.264, without PyAV MPEG-4; .avi: Motion JPEG), as a context manager.
 
     Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception or Ctrl-C
     inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd frames get their last

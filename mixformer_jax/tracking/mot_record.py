@@ -22,7 +22,7 @@ from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.mot import MotState, MotTracker, Objects
 from mixformer_jax.tracking.record import STOP_S, Progress, annotate, rate, replayed
 from mixformer_jax.tracking.result_files import ResultFiles, format_box
-from mixformer_jax.tracking.resume import RunState, describe_run
+from mixformer_jax.tracking.resume import RunState, describe_files, describe_run
 from mixformer_jax.tracking.tracker import Tracked
 
 
@@ -93,6 +93,7 @@ def record_objects(
     saved = None
     if run_state is not None:
         about = describe_run(tracker.tracker, source, first, np.zeros((0, 4)))
+        about |= describe_files(run_state.path, video)
         about |= {"detections": detections.about, "objects": json.dumps(tracker.settings.to_dict())}
         run_state.describe(about)
         saved = run_state.read() if resume else None

@@ -19,7 +19,7 @@ from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.result_files import MaskFolder, ResultFiles
-from mixformer_jax.tracking.resume import RunState, describe_run, restored, run_arrays, run_of
+from mixformer_jax.tracking.resume import RunState, describe_files, describe_run, restored, run_arrays, run_of
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
@@ -146,7 +146,7 @@ def record(
     Raises:
         ValueError: a box is unusable (from `tracker.start`). Nothing is left behind.
         SourceError: there is no first frame.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or `mask_images` holds what is no mask.
         NameTakenError: a file is there, or another run is writing it.
         ResumeError: `run_state` is of another run.
     """
@@ -158,7 +158,8 @@ def record(
         raise SourceError(f"{source.name}: there is no frame")
     saved = None
     if run_state is not None:
-        run_state.describe(describe_run(tracker, source, first, boxes_xywh))
+        about = describe_run(tracker, source, first, boxes_xywh)
+        run_state.describe(about | describe_files(run_state.path, video, mask_images))
         saved = run_state.read() if resume else None
     earlier, leaves = run_of(saved) if saved else ([], {})
     overwrite = overwrite or saved is not None

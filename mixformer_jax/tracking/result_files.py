@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mixformer_jax.files import NameTakenError, Part, named_errors, write_atomically
-from mixformer_jax.media.images import write_labels
-from mixformer_jax.media.video import prepare_output
+from mixformer_jax.media.images import is_labels, write_labels
+from mixformer_jax.media.video import OutputError, prepare_output
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracked
 
 RECORD_SUFFIXES = (".csv", ".json", ".jsonl")
@@ -126,21 +126,28 @@ class MaskFolder:
     0 is the background, n target n; where masks overlap the later target's counts. A context manager; a folder in which
     nothing was written goes at the end.
 
-    Raises NameTakenError: on entering: it is there and not to be overwritten.
+    Raises:
+        OutputError: it is to be overwritten, and holds frames, or other numbered images that are no masks.
+        NameTakenError: on entering: it is there and not to be overwritten.
     """
 
     def __init__(self, path: Path, overwrite: bool = False) -> None:
         self.path, self._overwrite = path, overwrite
+        strangers = sorted(image.name for image in self._numbered() if not is_labels(image)) if overwrite else []
+        if strangers:
+            raise OutputError(f"{path}: holds {strangers[0]}, which is no mask of an earlier run; name another folder")
 
     def __enter__(self) -> "MaskFolder":
         try:
             self.path.mkdir(exist_ok=self._overwrite)
         except FileExistsError:
             raise NameTakenError(f"{self.path}: is there already; name another folder, or --overwrite") from None
-        for path in self.path.glob("[0-9]*.png"):  # of an earlier run, which may have been longer
-            if re.fullmatch(r"\d{8,}\.png", path.name):
-                path.unlink()
+        for image in self._numbered():  # of an earlier run, which may have been longer
+            image.unlink()
         return self
+
+    def _numbered(self) -> list[Path]:
+        return [image for image in self.path.glob("[0-9]*.png") if re.fullmatch(r"\d{8,}\.png", image.name)]
 
     def __exit__(self, *exception: object) -> None:
         if not any(self.path.iterdir()):

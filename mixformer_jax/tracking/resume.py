@@ -7,6 +7,7 @@ run that nothing interrupted.
 import hashlib
 import io
 import json
+import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,13 @@ def describe_run(
         masks = tracker.segmenter
         about["masks"] = None if masks is None else [_digest(masks.variables), masks.settings.to_dict()]
     return {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
+
+
+def describe_files(state: Path, *files: Path | None) -> dict[str, str]:
+    """A run's files beside its results, seen from the folder of its state: going on replaces these and no others."""
+    folder = state.absolute().parent
+    names = [None if file is None else os.path.relpath(file.absolute(), folder) for file in files]
+    return {"output files": json.dumps(names)}
 
 
 def _digest(variables: Any) -> str:

@@ -138,6 +138,11 @@ class Tracker:
     ) -> None:
         if settings.long_term and not model.score_heads:
             raise ConfigError(f"long_term needs a model that gives scores, one with _online; {model.name} gives none")
+        if segmenter is not None and model.streams == "second":
+            raise ConfigError(
+                f"masks are found in colour, and {model.name} reads the second stream alone (second_stream is "
+                f"{model.second_stream!r}); leave them out"
+            )
         self.settings, self.segmenter = settings, segmenter
         self.device = jax.devices()[0] if device is None else device
         self.model = build_model(model, platform=self.device.platform)
@@ -286,11 +291,16 @@ class Tracker:
         """Masks of the targets that are followed, at their boxes on a frame; None without `with_masks`."""
         if self.segmenter is None:
             return None
-        targets = state.mask_targets
-        if state.targets is not None:
-            rows = live_rows(state)
-            targets = jax.tree.map(lambda many: many[rows], targets)
-        return self.segmenter.segment(targets, frame[..., :3], boxes_xywh)
+        colour, targets, count = frame[..., :3], state.mask_targets, len(boxes_xywh)
+        if state.targets is None:
+            return self.segmenter.segment(targets, colour, boxes_xywh)
+        if count == 0:
+            return np.zeros((0, *frame.shape[:2]), bool)
+        # As many as the state has rows, for which a program is compiled: targets stand in for the free ones.
+        chosen = np.resize(np.arange(count), len(state.boxes_xywh))
+        rows = live_rows(state)[chosen]
+        targets = jax.tree.map(lambda many: many[rows], targets)
+        return self.segmenter.segment(targets, colour, boxes_xywh[chosen])[:count]
 
     def track(
         self, source: str | Path | int | np.ndarray | Sequence[np.ndarray] | FrameSource, boxes_xywh: Any
@@ -328,7 +338,8 @@ class Tracker:
         if len(rows) == 0:
             nothing = np.zeros(0)
             scores, lost = (nothing, nothing.astype(bool)) if self.has_scores else (None, None)
-            return state, Tracked(np.zeros((0, 4)), scores, lost, nothing.astype(np.int64))
+            none, numbers = np.zeros((0, 4)), nothing.astype(np.int64)
+            return state, Tracked(none, scores, lost, numbers, masks=self.segment(state, frame, none))
         state = without_free_looks(state)
         state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
