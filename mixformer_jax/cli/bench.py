@@ -40,7 +40,6 @@ class Timing(NamedTuple):
     warm_up_s: float  # `start` and the first steps, compilation included
 
     def cells(self, date: datetime.date) -> tuple[str, ...]:
-        """A row of `COLUMNS`."""
         parts = (self.decode_ms, self.crop_ms, self.model_ms, self.rest_ms)
         return (
             *(date.isoformat(), self.model, self.dtype, self.device, f"{self.size[1]}x{self.size[0]}"),

@@ -83,7 +83,6 @@ def _label(region: Place) -> str:
 
 
 def _address(task: Place) -> Place:
-    """The address of the task's video."""
     data = task["data"]
     if not isinstance(data.value, dict):
         raise data.error("an object with the address of a video")

@@ -223,8 +223,6 @@ def mot_folders(root: Path) -> list[Path]:
 
 
 class _Rows(NamedTuple):
-    """The rows of one target."""
-
     line: int  # of the first
     boxes_xywh: dict[int, list[float]]  # by frame, from 0
     hidden: set[int]  # frames on which it is not in view

@@ -58,8 +58,6 @@ def plan(
 
     Args:
         config: as `train` or `pretrain` takes it; its mesh and batch size do not count.
-        topology: such as `v5e:16x16` or `h100:8`.
-        global_batch: samples a step, over all chips.
         mesh: chips along data, fsdp and tensor; None proposes one.
         quick: see `plan_tpu`; on paper it makes no difference.
         stage: wraps each part of the work, for somebody who wants to show progress.

@@ -31,20 +31,7 @@ def long_term_report(
     worst: int = 3,
     chosen: Sequence[str] | None = None,
 ) -> Report:
-    """F, precision and recall of the experiment `longterm` of a workspace.
-
-    Args:
-        benchmark: the reader's name.
-        root: the workspace, or its folder of sequences.
-        results_dir: holds <tracker>/longterm/<sequence>/...
-        trackers: default: all that have such results.
-        sequences: of which the `worst` ones of each tracker are drawn; None for no pictures.
-        chosen: names of the sequences that are scored; default: all.
-
-    Raises:
-        DatasetError, ResultsError: files that are missing, or are not what VOT has.
-        SourceError: a frame of a worst sequence cannot be read.
-    """
+    """F, precision and recall of the experiment `longterm`; arguments and errors as `benchmarks.vot_report`."""
     results_dir, annotated = Path(results_dir), read_sequences(root, chosen)
     names = [sequence.name for sequence in annotated]
     scores = {

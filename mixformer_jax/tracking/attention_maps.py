@@ -122,11 +122,7 @@ def attention_maps(
     Of several online templates the newest is taken. Only the area of its box in its crop is known: the box given with
     its view is a square in the middle.
 
-    Args:
-        template_xyxy: the target's box in the initial template, normalised.
-        blocks: see `choose_blocks`.
-
-    Raises ConfigError: as `choose_blocks`.
+    `template_xyxy` is the target's box in the initial template, normalised. `blocks` and ConfigError: `choose_blocks`.
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
