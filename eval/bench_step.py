@@ -30,9 +30,8 @@ from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.extras import is_not_installed
-from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
+from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.sizes import size_config
 
 ONLINE_TEMPLATES = (1, 3)
 # What rounding may do to a box, as a share of the search crop, and to a score's logit.

@@ -45,9 +45,8 @@ def load_config(
         overrides: see `parse_overrides`; `None` is none where that is the default.
         defaults: settings that the file may leave out, see `default_settings`.
 
-    Raises:
-        ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
-            (the closest known ones are named), or a value of another type.
+    Raises ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
+    (the closest known ones are named), or a value of another type.
     """
     file, row = split_row(path)
     found = find_config(file)
@@ -109,8 +108,7 @@ def parse_overrides(overrides: Iterable[str], settings: Mapping[str, Any], prefi
         settings: present values by dotted name.
         prefix: what stands before the names, such as `--config.`.
 
-    Raises:
-        ConfigError: an unknown setting (the closest known ones are named), or a value of another type.
+    Raises ConfigError: an unknown setting (the closest known ones are named), or a value of another type.
     """
     values = {}
     for override in overrides:

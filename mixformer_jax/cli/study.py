@@ -22,7 +22,6 @@ from mixformer_jax.config_files import (
     load_study,
     project_configs,
 )
-from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.files import write_atomically
 from mixformer_jax.reports.studies import SAMPLES, Study, StudyRow, draw_study, study_markdown
 from mixformer_jax.signals import Stopped, StopSignals, check
@@ -394,6 +393,7 @@ def _cannot_be_made_small(setup: Setup, names: Sequence[str]) -> dict[str, str]:
 
 def _refuse_what_is_missing(setup: Setup, names: Sequence[str], overrides: Sequence[str]) -> None:
     """UsageError before anything is trained."""
+    from mixformer_jax.datasets.frame_parts import is_remote
     from mixformer_jax.training.experiment import Experiment
 
     needed = [setup.test_root] if setup.train_root is None else [setup.test_root, setup.train_root]

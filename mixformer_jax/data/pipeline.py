@@ -134,8 +134,7 @@ def batches(
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
         process_count: of a distributed run.
 
-    Raises:
-        ValueError: numbers that do not go together.
+    Raises ValueError: numbers that do not go together.
     """
     if batch_size < 1 or start_step < 0:
         raise ValueError(f"batch_size {batch_size} must be at least 1 and start_step {start_step} at least 0")

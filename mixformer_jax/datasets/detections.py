@@ -105,8 +105,7 @@ def open_detections(
         origin: pixels of the file count from it (MOT rows of MOTChallenge's own sets: 1).
         categories: of COCO, to take; none: all.
 
-    Raises:
-        DatasetError: a file that cannot be read, frames beyond the video, or no detection at all; no such detector.
+    Raises DatasetError: a file that cannot be read, frames beyond the video, or no detection at all; no such detector.
     """
     path = Path(named).expanduser()
     if is_detector(named):

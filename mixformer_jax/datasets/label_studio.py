@@ -39,7 +39,7 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
     of its project: where its `framesCount` is not the video's, frames are found by time.
     """
     targets = []
-    files = label_studio_files(root)
+    files = [path for path in sorted(root.glob("*.json")) if path.is_file() and is_label_studio(read_json(path).value)]
     for file in files:
         tasks = list(read_json(file).items())
         for task in tasks:
@@ -55,11 +55,6 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
             f"{root}: no regions of the type {REGION}; expected Label Studio's export of annotated videos"
         )
     return dataset_of("label_studio", root, targets)
-
-
-def label_studio_files(root: Path) -> list[Path]:
-    """The JSON files of a folder that may be Label Studio's."""
-    return [path for path in sorted(root.glob("*.json")) if path.is_file() and is_label_studio(read_json(path).value)]
 
 
 def is_label_studio(content: Any) -> bool:

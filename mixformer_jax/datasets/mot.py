@@ -69,8 +69,7 @@ class MotRows(NamedTuple):
 def read_mot_rows(path: Path, kind: Kind) -> MotRows:
     """A file's rows; it may have none.
 
-    Raises:
-        DatasetError: a line that is no row of this kind, or a second box of a track on a frame; it names the line.
+    Raises DatasetError: a line that is no row of this kind, or a second box of a track on a frame; it names the line.
     """
     text = read_text(path, kind)
     table = parse_table(text.encode(), tuple(range(LEAST_COLUMNS, MOST_COLUMNS + 1)))

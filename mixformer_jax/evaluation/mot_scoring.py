@@ -310,8 +310,7 @@ def score_results(
 ) -> dict[str, MotCounts]:
     """Counts by sequence.
 
-    Raises:
-        DatasetError: results on frames that a sequence does not have, where its number of frames is known.
+    Raises DatasetError: results on frames that a sequence does not have, where its number of frames is known.
     """
     counts = {}
     for name, truth in truths.items():

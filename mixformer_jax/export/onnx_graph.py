@@ -42,8 +42,7 @@ class _Value(NamedTuple):
 def onnx_bytes(tracker: Tracker, function: Function) -> bytes:
     """A function of a tracker as an ONNX file, with the weights inside.
 
-    Raises:
-        ExportError: an operation that has no translation here, or more than a file can hold.
+    Raises ExportError: an operation that has no translation here, or more than a file can hold.
     """
     variables, inputs, shapes = tracker.variables, function.inputs, function.outputs
     with nn.intercept_methods(_name_layer_norms):

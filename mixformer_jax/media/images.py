@@ -57,8 +57,7 @@ def _is_listed(path: Path) -> bool:
 def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order of their names (frame2 before frame10), hidden ones left out.
 
-    Raises:
-        SourceError: two images differ in their suffix only, so one of them would be a frame too many.
+    Raises SourceError: two images differ in their suffix only, so one of them would be a frame too many.
     """
     paths = sorted(filter(_is_listed, folder.iterdir()), key=natural_order)
     by_stem: dict[str, Path] = {}
@@ -79,8 +78,7 @@ def read_image(path: str | Path) -> Image:
 
     A warning, once a folder, says where that leaves next to nothing.
 
-    Raises:
-        SourceError: the file is missing, is no image, or ends early.
+    Raises SourceError: the file is missing, is no image, or ends early.
     """
     return decode_image(_read_bytes(Path(path)), str(path))
 
@@ -250,8 +248,7 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Frames of one size in rows of `columns`, with `gap` white pixels between; missing cells are white.
 
-    Raises:
-        ValueError: no frames, or frames of different sizes.
+    Raises ValueError: no frames, or frames of different sizes.
     """
     if not frames or len({frame.shape for frame in frames}) != 1:
         raise ValueError(f"a sheet needs frames of one size, got {[frame.shape for frame in frames]}")

@@ -166,8 +166,7 @@ def choose_kernel(
         platform: cpu, gpu or tpu; None for that of the mesh in whose context this is traced, or JAX's default.
         width, num_heads, tokens: of the attention.
 
-    Raises:
-        ConfigError: a kernel that cannot run there, or not in this type.
+    Raises ConfigError: a kernel that cannot run there, or not in this type.
     """
     if platform is None:
         mesh = jax.sharding.get_abstract_mesh()
@@ -320,13 +319,7 @@ class MixedAttentionBlock(nn.Module):
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
     def advance(
-        self,
-        tokens: Tokens,
-        queries: Float[Array, "b heads n d"],
-        seen: KeysValues,
-        key_mask: KeyMask,
-        *,
-        train: bool,
+        self, tokens: Tokens, queries: Float[Array, "b heads n d"], seen: KeysValues, key_mask: KeyMask, *, train: bool
     ) -> Tokens:
         """The second half: the tokens of `project` after attention to all keys and values seen, and the MLP."""
         return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)

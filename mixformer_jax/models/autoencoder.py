@@ -204,8 +204,7 @@ class Autoencoder(nn.Module):
             templates: fully visible crops of the same targets, `num_templates` of them.
             train: whether stochastic depth draws.
 
-        Raises:
-            ConfigError: another number of templates than the config's.
+        Raises ConfigError: another number of templates than the config's.
         """
         given = 0 if templates is None else templates.shape[1]
         if given != self.config.num_templates:

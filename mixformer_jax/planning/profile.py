@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from mixformer_jax.convert.names import count_parameters
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
-from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.config import STUDIES, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model
-from mixformer_jax.models.sizes import STUDIES, size_config
 from mixformer_jax.text_tables import aligned
 
 KERNEL = "pallas_call"
@@ -53,8 +52,7 @@ def count_macs(program: ClosedJaxpr) -> Counter[str]:
     multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
     it is long, a kernel as often as its grid has places, and of alternatives (one a platform) the last one counts.
 
-    Raises:
-        NotImplementedError: for a loop whose length is not known.
+    Raises NotImplementedError: for a loop whose length is not known.
     """
     counts = Counter[str]()
     for scope, equation, times in _equations(program.jaxpr, "", 1):

@@ -84,8 +84,7 @@ def choose_blocks(config: MixFormerConfig, blocks: Sequence[str] | None = None) 
 
     These are every k-th and the last mixing block of the last stage and after: for MixCvT those of Fig. 8.
 
-    Raises:
-        ConfigError: a block that does not exist or does not mix, or a model without any.
+    Raises ConfigError: a block that does not exist or does not mix, or a model without any.
     """
     mixing = mixing_blocks(config)
     if not mixing:
@@ -127,8 +126,7 @@ def attention_maps(
         template_xyxy: the target's box in the initial template, normalised.
         blocks: see `choose_blocks`.
 
-    Raises:
-        ConfigError: as `choose_blocks`.
+    Raises ConfigError: as `choose_blocks`.
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)

@@ -113,8 +113,7 @@ class Lanes:
     def step(self, state: TrackState, frames: Mapping[int, Any]) -> tuple[TrackState, dict[int, Tracked]]:
         """Finds the targets on the next frames of some lanes; a lane without a frame must be started anew.
 
-        Raises:
-            LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
+        Raises LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
         """
         model, settings, variables = self.tracker.model, self.tracker.settings, self.tracker.variables
         config, size = self.tracker.config, self.tracker.config.search_size

@@ -1,9 +1,10 @@
 """Following many objects through a source, and leaving MOTChallenge's rows and the annotated video as it goes."""
 
 import contextlib
+import functools
+import itertools
 import json
 import math
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from mixformer_jax.media.sources import FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.mot import MotState, MotTracker, Objects
-from mixformer_jax.tracking.record import STOP_S, annotate
+from mixformer_jax.tracking.record import STOP_S, Progress, annotate, rate, replayed
 from mixformer_jax.tracking.result_files import ResultFiles, format_box
 from mixformer_jax.tracking.resume import RunState, describe_files, describe_run
 from mixformer_jax.tracking.tracker import Tracked
@@ -69,9 +70,6 @@ def record_objects(
     A source that breaks off and Ctrl-C end it early, as in `record.record`.
 
     Args:
-        tracker: follows.
-        source: the video.
-        detections: by frame.
         results: file to write; it may have no rows.
         video: file to write: each frame with boxes, dashed where no detection supports them. None: none.
         origin: from which pixels count in the file.
@@ -101,27 +99,14 @@ def record_objects(
         saved = run_state.read() if resume else None
     state, earlier = (tracker.start(), []) if not saved else _loaded(saved)
     overwrite = overwrite or saved is not None
-
-    shown: list[Tracked] = []
     step_seconds: list[float] = []
     stopped_by: SourceError | KeyboardInterrupt | None = None
-    keeping = threading.Lock()
-
-    def save(now: bool) -> None:
-        if run_state is not None and len(shown) > len(earlier):
-            run_state.write(lambda: _arrays(state, shown), now)
-
-    def finish() -> str:
-        keeping.acquire(timeout=STOP_S)  # and never given back
-        if writer is not None:
-            writer.close()
-        files.__exit__()
-        save(now=True)
-        return f"the {len(shown)} frames tracked until then are in {results}" if shown else ""
-
+    is_at_end = False
     files = MotResultFile(results, origin, overwrite)
     writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
-    with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+    draw = functools.partial(annotate, lost_word="undetected")
+    progressed = Progress(files, writer, draw, run_state, len(earlier), _arrays)
+    with saving(STOP_S, progressed.finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         stack.enter_context(files)
         if run_state is not None and not earlier:
             run_state.begin()
@@ -129,45 +114,33 @@ def record_objects(
             tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
         )
 
-        def keep(frame: TimedFrame, found: Tracked, following: MotState) -> None:
-            nonlocal state
-            with keeping:
-                files.write(found)
-                if writer is not None:
-                    drawn = annotate(frame.pixels, frame.number - 1, found, lost_word="undetected")
-                    writer.write(drawn, abs(frame.seconds - first.seconds))
-                shown.append(found)
-                state = following
-                save(now=False)
+        def keep(frame: TimedFrame, found: Tracked, state: MotState) -> None:
+            progressed.keep(frame, frame.seconds - first.seconds, found, state)
             bar.update()
 
-        frame: TimedFrame | None = first
+        frames = itertools.chain([first], frames)
         try:
-            for found in earlier:
-                check()
-                if frame is None:
-                    raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
+            for frame, found in replayed(source, frames, earlier):
                 keep(frame, found, state)
-                frame = next(frames, None)
-            while frame is not None:
+            for frame in frames:
                 check()
                 detected = detections(frame)
                 before = time.perf_counter()
-                following, found = tracker.step(state, frame.pixels, detected)
+                state, found = tracker.step(state, frame.pixels, detected)
                 step_seconds.append(time.perf_counter() - before)
-                keep(frame, found._replace(frame=frame.number, time=frame.seconds), following)
-                frame = next(frames, None)
+                keep(frame, found._replace(frame=frame.number, time=frame.seconds), state)
+            is_at_end = True
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
         finally:
-            if frame is not None:  # not at the end; a detector may have raised
-                save(now=True)
+            if not is_at_end:  # a detector may have raised
+                progressed.save(now=True)
 
+    shown = progressed.results
     if stopped_by is None and not any(len(found.boxes_xywh) for found in shown):
         write_atomically(results, "")
     if run_state is not None and stopped_by is None:
         run_state.discard()  # now that the files have their names
-    seconds = math.fsum(step_seconds[1:])
     rows = result_rows(results, shown, origin)
     return MotRecording(
         rows=rows,
@@ -175,7 +148,7 @@ def record_objects(
         num_objects=len(np.unique(rows.ids)),
         resumed=len(earlier),
         video=video,
-        tracking_fps=(len(step_seconds) - 1) / seconds if seconds else math.nan,
+        tracking_fps=rate(len(step_seconds) - 1, math.fsum(step_seconds[1:])),
         stopped_by=stopped_by,
     )
 

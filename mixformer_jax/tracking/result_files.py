@@ -49,9 +49,8 @@ class ResultFiles:
     They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
     written so far. When the context ends, for whatever reason, they get their names.
 
-    Raises:
-        NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
-            made.
+    Raises NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
+    made.
     """
 
     def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
@@ -86,8 +85,7 @@ class ResultFiles:
     def write(self, found: Tracked) -> None:
         """The targets on one frame, on disk when this returns.
 
-        Raises:
-            OSError: a full disk; it names the file, which keeps its whole lines.
+        Raises OSError: a full disk; it names the file, which keeps its whole lines.
         """
         if self._format == ".txt":
             for target in range(len(self._files)):

@@ -17,9 +17,8 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.masks import encode_rle
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
-from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.checks import check_boxes, checked_frame, warn_of_small_targets
 from mixformer_jax.tracking.masks import Segmenter, load_segmenter
 from mixformer_jax.tracking.step import (
@@ -177,8 +176,7 @@ class Tracker:
     def with_settings(self, **changes: Any) -> "Tracker":
         """The same weights, tracking otherwise: `tracker.with_settings(search_factor=5.05)`.
 
-        Raises:
-            ConfigError: unknown settings (the closest known ones are named), or values that cannot work.
+        Raises ConfigError: unknown settings (the closest known ones are named), or values that cannot work.
         """
         settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
@@ -190,8 +188,7 @@ class Tracker:
             masks: the embedded weights; a weights file of a mask decoder or of Alpha-Refine, ours or an official
                 checkpoint; or a segmenter.
 
-        Raises:
-            WeightsError: as `masks.load_segmenter`.
+        Raises WeightsError: as `masks.load_segmenter`.
         """
         segmenter = load_segmenter(masks, self.device) if isinstance(masks, (str, Path)) else masks
         return Tracker(self.config, self.settings, self.variables, self.device, segmenter)
@@ -204,8 +201,7 @@ class Tracker:
                 a second stream [height, width, 6], RGB and behind it that stream; others take RGB from such a frame.
             boxes_xywh: one box x, y, w, h in pixels, or [n, 4] of them; each must overlap the frame.
 
-        Raises:
-            ValueError: the frame is no RGB image of bytes, or a box is unusable.
+        Raises ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
@@ -229,8 +225,7 @@ class Tracker:
             The state, and the numbers of the new targets: they stay with them (`Tracked.numbers`) and are never given
             again. Those of `start` are 0, 1, ...
 
-        Raises:
-            ValueError: as `start`.
+        Raises ValueError: as `start`.
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
@@ -243,8 +238,7 @@ class Tracker:
     def replace(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
         """Corrects a target: it begins anew from a box on the frame of the last step, and keeps its number.
 
-        Raises:
-            ValueError: as `start`, or the target is not followed.
+        Raises ValueError: as `start`, or the target is not followed.
         """
         row_of(state, target)
         frame = checked_frame(frame, self.config.streams)
@@ -255,8 +249,7 @@ class Tracker:
 
         It takes an online slot; when the user's templates fill all of them, the newest is replaced.
 
-        Raises:
-            ValueError: as `start`, the target is not followed, or the tracker has no online slots.
+        Raises ValueError: as `start`, the target is not followed, or the tracker has no online slots.
         """
         settings, row = self.settings, row_of(state, target)
         if settings.num_online_templates == 0:
@@ -440,8 +433,7 @@ def check_dtype(dtype: object) -> None:
 def find_device(name: str | None) -> jax.Device:
     """A device by kind (`cpu`, `gpu`, `cuda`, `rocm`, `tpu`), the first or `cuda:1`; None: JAX's default.
 
-    Raises:
-        ValueError: there is none.
+    Raises ValueError: there is none.
     """
     if name is None:
         return jax.devices()[0]

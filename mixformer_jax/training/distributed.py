@@ -46,8 +46,7 @@ def connect(settings: RunConfig) -> None:
     JAX's service aborts a process that has not heard of another for twice `train.peer_timeout_s`: only where
     `PeerWatch` could not tell. Its preemption service stays off: it takes SIGTERM from `signals`, and knows no SIGINT.
 
-    Raises:
-        ConfigError: the other processes cannot be found, or not reached.
+    Raises ConfigError: the other processes cannot be found, or not reached.
     """
     if not settings.distributed:
         return
@@ -302,8 +301,7 @@ def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
     Returns:
         Indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
 
-    Raises:
-        ConfigError: GPUs that do not divide among the processes of the node.
+    Raises ConfigError: GPUs that do not divide among the processes of the node.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environ:
         return None
