@@ -128,8 +128,10 @@ def _misnumbered(colour: ImageFrames, second: ImageFrames) -> tuple[Fault, ...]:
     """Where frames that are paired in their order do not have the same numbers: one of them may be missing."""
     if isinstance(colour.names, NumberedNames):
         return ()
-    numbers = [[int(re.sub(r"\D", "", name) or 0) for name in frames.names] for frames in (colour, second)]
-    shifts = np.subtract(*numbers)
+    ours, theirs = (
+        np.array([int(re.sub(r"\D", "", name) or 0) for name in frames.names]) for frames in (colour, second)
+    )
+    shifts = ours - theirs
     if (shifts == shifts[0]).all():
         return ()
     index = int(np.flatnonzero(shifts != shifts[0])[0])
