@@ -203,7 +203,7 @@ def run_vot(args: argparse.Namespace) -> int:
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return 0
             streams = [
-                (read_image if channel == "color" else read_depth)(Path(request.image[channel].path()))
+                (read_depth if channel == "depth" else read_image)(Path(request.image[channel].path()))
                 for channel in channels
             ]
             frame = np.concatenate(streams, axis=2)

@@ -308,6 +308,11 @@ def _score_file(path: Path, benchmark: str, sequence: TrackingSequence, rules: O
     boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
     try:
         errors = metrics.frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
+        if rules.better_of_two:
+            if sequence.thermal_xywh is None:
+                raise ValueError("no thermal annotation, which these rules need: infrared.txt beside visible.txt")
+            thermal = metrics.frame_errors(boxes_xywh, sequence.thermal_xywh, sequence.visible, rules)
+            errors = metrics.better_errors(errors, thermal)
         return metrics.sequence_curves(errors, rules), errors.average_overlap
     except ValueError as error:
         known = known_length(benchmark, sequence, len(boxes_xywh))

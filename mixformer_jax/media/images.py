@@ -4,7 +4,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -84,9 +84,12 @@ def read_image(path: str | Path) -> Image:
 
 
 def read_depth(path: str | Path) -> Image:
-    """A depth map of 16 bits, in millimetres, as three equal channels of `depth_bytes`; images of bytes, such as
-    thermal ones, as they are. SourceError as `read_image`."""
-    return decode_image(_read_bytes(Path(path)), str(path), lambda depth, _name: depth_bytes(depth))
+    """A depth map of 16 bits, in millimetres, as three equal channels of `depth_bytes`; images of bytes as they are.
+
+    Raises:
+        SourceError: as `read_image`, or numbers of another type, such as metres in float32.
+    """
+    return decode_image(_read_bytes(Path(path)), str(path), is_depth=True)
 
 
 def depth_bytes(depth: UInt16[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
@@ -108,13 +111,8 @@ def _higher_bytes(image: UInt16[np.ndarray, "height width 3"], name: str) -> Ima
     return np.right_shift(image, 8).astype(np.uint8)
 
 
-def decode_image(
-    data: bytes, name: str, of_16_bits: Callable[[UInt16[np.ndarray, "height width 3"], str], Image] = _higher_bytes
-) -> Image:
-    """The image in an encoded file's bytes, as `read_image`; `name` says in messages which file it is.
-
-    `of_16_bits` makes bytes of wider images.
-    """
+def decode_image(data: bytes, name: str, is_depth: bool = False) -> Image:
+    """The image in a file's bytes, as `read_image` or `read_depth`; `name` says in messages which file it is."""
     if not data:
         raise SourceError(f"{name}: the file is empty")
     # Some JPEG decoders fill what is missing with grey and only warn.
@@ -124,8 +122,10 @@ def decode_image(
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if image is not None and image.dtype == np.uint16:
-            image = of_16_bits(image, name)
+            image = depth_bytes(image) if is_depth else _higher_bytes(image, name)
         elif image is not None and image.dtype != np.uint8:
+            if is_depth:
+                raise SourceError(f"{name}: depth in {image.dtype}; expected millimetres in 16 bits, 0 where unknown")
             image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise SourceError(f"{name}: cannot be decoded as an image: {error}") from error
