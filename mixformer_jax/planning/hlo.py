@@ -9,7 +9,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -323,18 +323,38 @@ def _hbm_bytes(instruction: Instruction, computation: Computation, computations:
         # A kernel that is given an array several times reads its parts.
         read_bytes = sum(_hbm(_arrays_of(name, computation)) for name in dict.fromkeys(instruction.operands))
         return read_bytes + (_hbm(instruction.arrays) if not opcode.endswith("-start") else 0)
-    parameters = _parameters(inside)
-    total = _hbm(instruction.arrays)
-    root = next((inner for inner in inside.values() if inner.is_root), None)
-    updated = root is not None and root.opcode == "dynamic-update-slice"
-    if root is not None and updated:
-        total = sum(array.padded_bytes for array in _arrays_of(root.operands[1], inside)) if total else 0
+    parameters, total = _parameters(inside), 0
+    updates: set[str] = set()
+    for array, (output, home) in zip(instruction.arrays, _outputs(inside, computations), strict=True):
+        written: tuple[ArrayShape, ...] = (array,)
+        if output.opcode == "dynamic-update-slice":
+            updates.add(output.name)
+            written = _arrays_of(output.operands[1], home)
+        total += sum(part.padded_bytes for part in written) if array.in_hbm else 0
     for place, name in enumerate(instruction.operands):
         whole = _hbm(_arrays_of(name, computation))
         if whole and place in parameters:
-            whole = min(whole, _read_of(parameters[place], inside, root if updated else None))
+            whole = min(whole, _read_of(parameters[place], inside, updates, computations))
         total += whole
     return total
+
+
+def _outputs(inside: Computation, computations: Mapping[str, Computation]) -> list[tuple[Instruction, Computation]]:
+    """What makes the results of a fusion, and where it stands: behind views, and in a fusion inside of this one."""
+    root = next(inner for inner in inside.values() if inner.is_root)
+    if root.opcode != "tuple" and len(root.arrays) != 1:
+        return [(root, inside)] * len(root.arrays)
+    found = []
+    for output in [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]:
+        home = inside
+        while output.opcode in ("bitcast", "fusion") and len(output.arrays) == 1:
+            if output.opcode == "bitcast":
+                output = home[output.operands[0]]
+            else:
+                home = computations[output.called["calls"]]
+                output = next(inner for inner in home.values() if inner.is_root)
+        found.append((output, home))
+    return found
 
 
 def _scope(instruction: Instruction, computation: Computation) -> str:
@@ -370,16 +390,23 @@ def _parameters(inside: Computation) -> dict[int, str]:
     return places
 
 
-def _read_of(parameter: str, inside: Computation, updated: Instruction | None) -> int:
-    """What a fusion reads of an operand: where only slices of it are used, those."""
-    users = [inner for inner in inside.values() if parameter in inner.operands]
+def _read_of(
+    parameter: str, inside: Computation, updates: Collection[str], computations: Mapping[str, Computation]
+) -> int:
+    """What a fusion reads of an operand: slices where only those are used, and nothing of what it updates in place."""
     total = 0
-    for user in users:
-        if updated is not None and user.name == updated.name and user.operands[0] == parameter:
-            continue  # written in place
-        if user.opcode not in ("slice", "dynamic-slice", "gather") or user.operands[0] != parameter:
+    for user in (inside[name] for name in dict.fromkeys(inside.readers.get(parameter, ()))):
+        only = user.operands.index(parameter) == 0 and user.operands.count(parameter) == 1
+        if user.opcode == "bitcast" and not user.is_root:
+            total += _read_of(user.name, inside, updates, computations)
+        elif user.opcode == "fusion":
+            within = computations[user.called["calls"]]
+            names = [_parameters(within)[place] for place, name in enumerate(user.operands) if name == parameter]
+            total += sum(_read_of(name, within, updates, computations) for name in names)
+        elif user.opcode in ("slice", "dynamic-slice", "gather") and only:
+            total += sum(array.padded_bytes for array in user.arrays)
+        elif user.name not in updates or not only:
             return sum(array.padded_bytes for array in inside[parameter].arrays)
-        total += sum(array.padded_bytes for array in user.arrays)
     return total
 
 

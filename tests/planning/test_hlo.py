@@ -208,6 +208,45 @@ ENTRY %main (a: f32[64,128]) -> f32[64,128] {
     assert read_program(text).hbm_bytes == (part + part) + (part + part)
 
 
+def test_slices_count_behind_views_and_in_fusions_inside_of_fusions():
+    text = """%inner (p: f32[4,8,128], i: s32[]) -> f32[8,128] {
+  %p = f32[4,8,128]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[]{:T(128)S(2)} parameter(1)
+  %v = f32[4,8,128]{2,1,0:T(8,128)} bitcast(%p)
+  %s = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%v, %i), dynamic_slice_sizes={1,8,128}
+  ROOT %r = f32[8,128]{1,0:T(8,128)} bitcast(%s)
+}
+
+%whole (p.1: f32[8,128]) -> f32[1024] {
+  %p.1 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %r.1 = f32[1024]{0:T(1024)} bitcast(%p.1)
+}
+
+%outer (q: f32[4,8,128], i.1: s32[], u: f32[8,128]) -> (f32[8,128], f32[4,8,128]) {
+  %q = f32[4,8,128]{2,1,0:T(8,128)} parameter(0)
+  %i.1 = s32[]{:T(128)S(2)} parameter(1)
+  %u = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %f = f32[8,128]{1,0:T(8,128)} fusion(%q, %i.1), kind=kLoop, calls=%inner
+  %g = f32[1024]{0:T(1024)} fusion(%u), kind=kLoop, calls=%whole
+  %d = f32[8,128]{1,0:T(8,128)} add(%f, %g)
+  %n = f32[1,8,128]{2,1,0:T(8,128)} bitcast(%d)
+  %w = f32[4,8,128]{2,1,0:T(8,128)} dynamic-update-slice(%q, %n, %i.1)
+  %b = f32[4,8,128]{2,1,0:T(8,128)} bitcast(%w)
+  ROOT %t = (f32[8,128]{1,0:T(8,128)}, f32[4,8,128]{2,1,0:T(8,128)}) tuple(%d, %b)
+}
+
+ENTRY %main (a: f32[4,8,128]) -> (f32[8,128], f32[4,8,128]) {
+  %a = f32[4,8,128]{2,1,0:T(8,128)} parameter(0)
+  %i.2 = s32[]{:T(128)S(2)} parameter(1)
+  %c = f32[8,128]{1,0:T(8,128)} parameter(2)
+  ROOT %h = (f32[8,128]{1,0:T(8,128)}, f32[4,8,128]{2,1,0:T(8,128)}) fusion(%a, %i.2, %c), kind=kLoop, calls=%outer
+}
+"""
+    part = 8 * 128 * 4
+    # Read: a slice, and the other operand. Written: the sum, and the same in place.
+    assert read_program(text).hbm_bytes == 2 * part + 2 * part
+
+
 def test_an_estimate_that_xla_does_not_have_is_none():
     line = (
         "ROOT %b = f32[8]{0:T(128)} negate(%a), backend_config="
