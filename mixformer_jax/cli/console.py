@@ -138,8 +138,8 @@ def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
     if colour_alone and tracker.config.streams == "both":
         name = getattr(args, "model", None) or args.weights
         raise UsageError(
-            f"{name}: a model of two streams, RGB and a second one, and here frames have RGB alone; mixformer evaluate "
-            "tracks data sets of both, Tracker.step frames of six channels"
+            f"{name}: a model of two streams, RGB and a second one, and here frames have RGB alone; mixformer track "
+            "--second takes both, mixformer evaluate data sets of both, Tracker.step frames of six channels"
         )
     if not args.overrides:
         return tracker

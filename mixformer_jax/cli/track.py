@@ -1,6 +1,7 @@
 """`mixformer track`: from a video and boxes in its first frame to boxes and an annotated video."""
 
 import argparse
+import contextlib
 import itertools
 import math
 import os
@@ -42,6 +43,8 @@ NAME_boxes.txt; NAME_boxes_1.txt, NAME_boxes_2.txt, ... for several targets)"""
 START = "the frame in which the boxes are, counted from 1 (default: the first; with --backward the last)"
 END = "the last frame to track (default: the source's last; with --backward its first)"
 STRIDE = """only every N-th frame is tracked, drawn and written; the video keeps its speed (default: 1, every frame)"""
+SECOND = """for models of two streams: depth or thermal images that lie over SOURCE's, as many and of their size; a \
+video, a folder or frames/%%06d.png, in which 16 bits are depth in millimetres"""
 LIVE = """whether only the newest frame of an address counts, and those that came while the one before was tracked are \
 dropped (default: of what has no end); cameras are live"""
 RECONNECTS = "how often a live stream that broke off is opened again without a frame (default: %(default)s)"
@@ -58,6 +61,7 @@ def add_track(parser: Parser) -> None:
     parser.describe(run_track, example, f"{example} --tracker.search_factor=5", overrides=TRACKER_PREFIX)
     # Optional for argparse alone: a `--masks` before it takes it for its own, see `_check_arguments`.
     parser.add_argument("source", nargs="?", metavar="SOURCE", help=SOURCE)
+    parser.add_argument("--second", metavar="SOURCE", help=SECOND)
     box_help = "the target in the first frame, in pixels; again for each further target"
     parser.add_argument("--box", action="append", metavar="X,Y,W,H", help=box_help)
     parser.add_argument("--select", action="store_true", help="draw the boxes with the mouse")
@@ -99,12 +103,17 @@ def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
+    from mixformer_jax.media.images import read_depth
+    from mixformer_jax.media.second_stream import TwoStreams
     from mixformer_jax.media.video import SelectedFrames, open_source, prepare_output
     from mixformer_jax.tracking.record import record
     from mixformer_jax.tracking.resume import RunState, resume_path
 
     _check_arguments(args)
-    with open_source(args.source, args.live, args.reconnects) as opened:
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_source(args.source, args.live, args.reconnects))
+        if args.second is not None:
+            opened = TwoStreams(opened, stack.enter_context(open_source(args.second, read=read_depth)))
         part = (args.start, args.end, args.stride, args.backward)
         source = for_the_user(ValueError, SelectedFrames, opened, *part)
         if args.select:
@@ -115,7 +124,10 @@ def run_track(args: argparse.Namespace) -> int:
             prepare_output(path)
         if args.resume and source.is_live:
             raise UsageError(f"--resume: {args.source} is live, and cannot be gone back to")
-        tracker = load_model(args)
+        tracker = load_model(args, colour_alone=args.second is None)
+        if args.second is not None and tracker.config.streams == "colour":
+            name = args.weights or "the default tracker"
+            raise UsageError(f"--second: {name} reads RGB alone; give --weights of a model of two streams")
         if args.masks is not None:
             tracker = tracker.with_masks(_segmenter(args, tracker.device))
         options = {"progress": not args.quiet, "overwrite": args.overwrite, "resume": args.resume}
@@ -184,7 +196,7 @@ def _outputs(args: argparse.Namespace, name: str) -> Outputs:
         has_images = args.masks is not None and boxes.suffix.lower() not in (".json", ".jsonl")
         images = args.mask_images or (Path(f"{stem}_masks") if has_images else None)
         outputs = (*texts, *filter(None, (video, images)))
-        _check_distinct(args.source, outputs)
+        _check_distinct([args.source, args.second], outputs)
         if is_unfinished := resume_path(boxes.expanduser()).exists():
             unfinished = video, boxes, images
         taken = {path for path in outputs if not args.overwrite and is_taken(path.expanduser())}
@@ -200,11 +212,11 @@ def _outputs(args: argparse.Namespace, name: str) -> Outputs:
     return video, boxes, images
 
 
-def _check_distinct(source: str, outputs: Sequence[Path]) -> None:
-    """An output must not overwrite the input, or another output."""
+def _check_distinct(sources: Sequence[str | None], outputs: Sequence[Path]) -> None:
+    """An output must not overwrite an input, or another output."""
     from mixformer_jax.media.decoders import is_address
 
-    paths = [*([] if is_address(source) else [Path(source)]), *outputs]
+    paths = [*(Path(source) for source in sources if source is not None and not is_address(source)), *outputs]
     if len({path.expanduser().resolve() for path in paths}) < len(paths):
         listed = ", ".join(map(str, paths))
         raise UsageError(f"{listed} must be different files: see --out, --boxes and --mask-images")
@@ -262,7 +274,7 @@ def select_boxes(source: "FrameSource") -> list[str]:
     # Qt would end the process.
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise UsageError(_WINDOWS_NEEDED.format("a screen, and neither DISPLAY nor WAYLAND_DISPLAY is set"))
-    frame = cv2.cvtColor(source.peek().pixels, cv2.COLOR_RGB2BGR)
+    frame = cv2.cvtColor(source.peek().pixels[..., :3], cv2.COLOR_RGB2BGR)
     try:
         boxes_xywh = cv2.selectROIs(_TITLE, frame, showCrosshair=False)
         cv2.destroyAllWindows()

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -131,15 +131,15 @@ class _IndexedFrames(FrameSource):
 
 
 class ImageFiles(_IndexedFrames):
-    """Images on disk, in the given order."""
+    """Images on disk, in the given order; `read` is `read_image` or `read_depth`."""
 
-    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+    def __init__(self, name: str, paths: Sequence[Path], read: Callable[[Path], Frame] = read_image) -> None:
         self.name, self.paths, self.fps, self.num_frames = name, paths, DEFAULT_FPS, len(paths)
-        first = read_image(paths[0])
+        self._read, first = read, read(paths[0])
         self.size = (first.shape[0], first.shape[1])
 
     def _pixels(self, index: int) -> Frame:
-        return checked_size(read_image(self.paths[index]), self.size, str(self.paths[index]), index + 1)
+        return checked_size(self._read(self.paths[index]), self.size, str(self.paths[index]), index + 1)
 
 
 class ArrayFrames(_IndexedFrames):

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from types import ModuleType, TracebackType
@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 
 from mixformer_jax.files import Part
 from mixformer_jax.media.decoders import Decoder, ffmpeg_location, find_pyav, is_address, open_decoder
-from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError
+from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
 from mixformer_jax.media.sources import (
     RECONNECTS,
     ArrayFrames,
@@ -212,7 +212,10 @@ class VideoFile(FrameSource):
 
 
 def open_source(
-    source: str | Path | int | np.ndarray | Sequence[np.ndarray], live: bool | None = None, reconnects: int = RECONNECTS
+    source: str | Path | int | np.ndarray | Sequence[np.ndarray],
+    live: bool | None = None,
+    reconnects: int = RECONNECTS,
+    read: Callable[[Path], Frame] = read_image,
 ) -> FrameSource:
     """Opens a video file, an address, images, a camera, or frames in memory.
 
@@ -221,6 +224,7 @@ def open_source(
             pattern such as `frames/%06d.jpg`; a camera, 0 or "0" (unless a file or folder has that name); arrays.
         live: of an address, whether only the newest frame counts (see `media.sources`). None: where it has no end.
         reconnects: how often a live stream that broke off is opened again without a frame.
+        read: what reads an image of a folder or pattern: `read_image`, or `read_depth` for a second stream.
 
     Raises SourceError: the first frame cannot be had.
     """
@@ -235,12 +239,12 @@ def open_source(
         return LiveStream(name, decoder, reconnects) if is_live else VideoFile(name, decoder)
     path = Path(source).expanduser()
     if path.is_dir():
-        return ImageFiles(telling_name(path), folder_images(path))
+        return ImageFiles(telling_name(path), folder_images(path), read)
     if not path.exists():
         if str(source).isdecimal():
             return Camera(int(str(source)))
         if is_pattern(path):
-            return ImageFiles(telling_name(without_number(path)), pattern_images(path))
+            return ImageFiles(telling_name(without_number(path)), pattern_images(path), read)
         raise SourceError(
             f"{path}: does not exist; expected a video, images (a folder, or %06d.jpg) or a camera number"
         )

@@ -76,7 +76,8 @@ class Progress:
             if self.images is not None:
                 self.images.write(found)
             if self.writer is not None:
-                self.writer.write(self.draw(frame.pixels, frame.number - 1, found), abs(seconds))
+                colour = frame.pixels[..., :3]
+                self.writer.write(self.draw(colour, frame.number - 1, found), abs(seconds))
             self.results.append(found._replace(masks=None))  # masks of a long video would fill the memory
             self.state = state
             self.save(now=False)

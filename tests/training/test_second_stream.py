@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from mixformer_jax import cli
 from mixformer_jax.config_files import load_config
 from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.export.export import tracking_functions
+from mixformer_jax.media.images import read_depth, read_image
+from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.reports.benchmarks import vot_report
@@ -124,6 +127,51 @@ def test_evaluate_follows_both_streams_or_colour_alone(colour, tmp_path, capsys)
     report = vot_report(root, results / "vot_rgbd", ["both"], benchmark="vot_rgbd")
     names = [table.name for table in report.tables]
     assert names[:3] == ["overall", "published_vot_rgbd2022", "published_vot_d2022"]
+
+
+def test_track_reads_a_second_source_in_step(colour, tmp_path, capsys):
+    config, _variables, path = colour
+    folder, weights = write_depthtrack(tmp_path, frames=6) / "scene0", tmp_path / "both.safetensors"
+    both = dataclasses.replace(config, second_stream="added")
+    variables = start_from(path, both, ()).variables
+    variables["params"]["backbone"]["second_scale"] += 0.5
+    save_weights(weights, variables, both, SETTINGS)
+    # Colour from its files: JPEG changes it.
+    frames = [
+        np.concatenate([read_image(each), read_depth(folder / f"depth/{each.stem}.png")], axis=2)
+        for each in sorted((folder / "color").iterdir())
+    ]
+    boxes, box_xywh = tmp_path / "boxes.txt", render(0).box_xywh
+    tracker = Tracker(both, SETTINGS, variables)
+
+    def track(*more, weights=weights):
+        sources = [folder / "color", "--second", folder / "depth", "--box", ",".join(map(str, box_xywh))]
+        options = ["--weights", weights, "--boxes", boxes, "--overwrite", "--quiet", *more]
+        return cli.main(["track", *map(str, sources + options)])
+
+    def found():
+        return np.loadtxt(boxes, delimiter=",")[1:, :5]
+
+    damaged = folder / "depth/00000004.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    assert track("--out", tmp_path / "out.avi") == 2
+    assert "00000004.png" in capsys.readouterr().err and len(found()) == 2
+    damaged.write_bytes(whole)
+    assert track("--out", tmp_path / "out.avi", "--resume") == 0
+    np.testing.assert_allclose(found(), followed(tracker, frames, box_xywh), atol=1e-3)
+    assert len(list(open_source(tmp_path / "out.avi"))) == 6
+    assert track("--no-video", "--start", 5, "--end", 1, "--stride", 2, "--backward") == 0
+    np.testing.assert_allclose(found(), followed(tracker, frames[4::-2], box_xywh), atol=1e-3)
+
+    assert track(weights=path) == 2
+    assert "reads RGB alone" in capsys.readouterr().err
+    (folder / "depth/00000006.png").unlink()
+    assert track() == 2
+    assert "has 5 frames, and scene0 6; expected as many" in capsys.readouterr().err
+    cv2.imwrite(str(folder / "depth/00000001.png"), np.zeros((8, 8), np.uint16))
+    assert track() == 2
+    assert "has 8x8 pixels, and scene0 96x72" in capsys.readouterr().err
 
 
 def test_starts_that_are_refused(colour, tmp_path):
