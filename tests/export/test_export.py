@@ -44,7 +44,10 @@ CVT = dataclasses.replace(
     early_depths=(1, 1),
     early_heads=(1, 2),
 )
-SYMMETRIC = dataclasses.replace(CVT, name="symmetric", attention="symmetric", head="query", score_heads=0)
+SYMMETRIC = dataclasses.replace(
+    CVT, name="symmetric", attention="symmetric", head="query", score_heads=0, second_stream="added"
+)
+TWO_STREAMS = dataclasses.replace(VIT, name="two", depth=1, second_stream="concatenated", colour_map=True)
 SHALLOW = dataclasses.replace(
     VIT, name="shallow", patch_embed="convolutional", cross_attention_blocks=1, mixed_blocks=1, layer_scale=True
 )
@@ -59,8 +62,9 @@ def tracker_of(config, online=2):
 def inputs_of(tracker, targets):
     rng = np.random.default_rng(0)
     config, slots = tracker.config, tracker.settings.num_slots
-    templates = rng.integers(0, 256, (targets, slots, *[config.template_size] * 2, 3), np.uint8)
-    search = rng.integers(0, 256, (targets, *[config.search_size] * 2, 3), np.uint8)
+    templates = rng.integers(0, 256, (targets, slots, *[config.template_size] * 2, config.channels), np.uint8)
+    search = rng.integers(0, 256, (targets, *[config.search_size] * 2, config.channels), np.uint8)
+    templates[:, :, :16, :, 3:] = search[:, 40:, :, 3:] = 0  # of a second stream: nothing measured
     return templates, search, np.arange(slots) < rng.integers(1, slots + 1, (targets, 1))
 
 
@@ -91,7 +95,7 @@ def same(ours, theirs):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("config", [VIT, CONVMAE, CVT, SYMMETRIC, SHALLOW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [VIT, CONVMAE, CVT, SYMMETRIC, TWO_STREAMS, SHALLOW], ids=lambda config: config.name)
 def test_every_family_is_the_same_in_onnxruntime(config, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "CPU_MAP_BYTES", 2**14)  # attention in parts, which only CPUs do
     tracker = tracker_of(config)
