@@ -126,9 +126,8 @@ def attention_maps(
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
-    modules = tuple(
-        (name, module, _scale(tracker, module)) for name in chosen for module in [_module_name(config, name)]
-    )
+    names = [_module_name(config, name) for name in chosen]
+    modules = tuple((name, module, _scale(tracker, module)) for name, module in zip(chosen, names, strict=True))
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
     boxes_cxcywh, scores, weights = jax.device_get(
@@ -165,9 +164,7 @@ def _attend(
     filled: Bool[Array, "1 slots"],
 ) -> tuple[Any, ...]:
     """Boxes, scores, and weights by block; `modules` are the blocks' names, their modules and scales."""
-    prediction, sown = model.apply(
-        variables, normalise(templates), normalise(search), filled, mutable=["intermediates"]
-    )
+    found, sown = model.apply(variables, normalise(templates), normalise(search), filled, mutable=["intermediates"])
     weights = {}
     for name, module, scale in modules:
         asked = sown["intermediates"]["backbone"][module]["attention"]
@@ -177,7 +174,7 @@ def _attend(
         _side, slot_keys, _own = _layout(model.config, shape, filled.shape[1], is_cross=len(steps) == 1)
         mask = jnp.repeat(filled[0], slot_keys)
         weights[name] = [_mean_weights(queries, keys, scale, mask) for queries, keys in steps]
-    return prediction.boxes_cxcywh, prediction.scores_within(corner_entropy), weights
+    return found.boxes_cxcywh, found.scores_within(corner_entropy), weights
 
 
 def template_box_xyxy(tracker: Tracker, box_xywh: Float[np.ndarray, "4"]) -> Box:
