@@ -46,7 +46,7 @@ def track(folder: Path, frames: Iterator[np.ndarray], box: np.ndarray) -> Iterat
         streak = streak + 1 if (score > rules["found_above"] if is_lost else score < rules["lost_below"]) else 0
         if streak == rules["found_after" if is_lost else "lost_after"]:
             is_lost, streak = not is_lost, 0
-        if spread and (number == 1 or (not is_lost and score > rules["candidate_above"])):
+        if spread and (number == 1 or (not is_lost and score > record["entropy_above"])):
             usual = spread[0] if number == 1 else usual + np.float32(record["entropy_rate"]) * (spread[0] - usual)
         if score > max(best := best * rules["max_score_decay"], rules["candidate_above"]):
             best, candidate = score, crop(frame, "template")[0]

@@ -16,7 +16,7 @@ from mixformer_jax.files import NameTakenError, is_taken, write_atomically
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.mixformer import Prediction, build_model
 from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
-from mixformer_jax.tracking.scores import ENTROPY_RATE
+from mixformer_jax.tracking.scores import ENTROPY_ABOVE, ENTROPY_RATE
 from mixformer_jax.tracking.step import Variables
 from mixformer_jax.tracking.tracker import Tracker
 from mixformer_jax.typed_settings import ConfigError
@@ -196,6 +196,7 @@ def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
         "normalisation": {"where": INSIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "boxes_cxcywh": BOXES,
         "tracker": tracker.settings.to_dict(),
+        "entropy_above": ENTROPY_ABOVE,
         "entropy_rate": ENTROPY_RATE,
     }
 

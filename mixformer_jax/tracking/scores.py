@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt8
 from mixformer_jax.models.config import TrackerConfig
 
 NO_SCORE = -1.0  # below every score: whatever passes `candidate_above` first is the best so far
-ENTROPY_RATE = 0.05  # at which a frame that scores well changes what is usual
+ENTROPY_ABOVE, ENTROPY_RATE = 0.9, 0.05  # frames with scores above the first change what is usual, at this rate
 
 
 class ScoreMemory(NamedTuple):
@@ -72,10 +72,8 @@ def entropy_limit(settings: TrackerConfig, memory: ScoreMemory | None) -> Float[
     return memory.usual_entropy + settings.entropy_margin if memory is not None and settings.entropy_margin else None
 
 
-def learn_entropy(
-    settings: TrackerConfig, memory: ScoreMemory, scores: Float[Array, " n"], entropy: Float[Array, " n"]
-) -> ScoreMemory:
-    """What is usual: the first frame's, and from there on the average over frames that score as candidates must."""
-    usual, counts = memory.usual_entropy, ~memory.lost & (scores > settings.candidate_above)
+def learn_entropy(memory: ScoreMemory, scores: Float[Array, " n"], entropy: Float[Array, " n"]) -> ScoreMemory:
+    """What is usual: the first frame's, and from there on a moving average over frames that score well."""
+    usual, counts = memory.usual_entropy, ~memory.lost & (scores > ENTROPY_ABOVE)
     learnt = jnp.where(counts, usual + ENTROPY_RATE * (entropy - usual), usual)
     return memory._replace(usual_entropy=jnp.where(jnp.isinf(usual), entropy, learnt))

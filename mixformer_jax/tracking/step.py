@@ -254,7 +254,7 @@ def _apply_rules(
         redetection = plan_look(settings, redetection, boxes_xywh, lost, frame_size)
         scores = jnp.where(lost, scores * settings.lost_below, scores) if settings.long_term else scores
     if near.entropy is not None:
-        memory = learn_entropy(settings, memory, scores, near.entropy)
+        memory = learn_entropy(memory, scores, near.entropy)
     prediction = TrackPrediction(boxes_xywh, boxes_cxcywh, scores, is_candidate, memory.lost)
     return prediction, _Changed(frame_index, memory.best, memory.streak, memory.usual_entropy, redetection)
 

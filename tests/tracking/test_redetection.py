@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixformer_jax.models.config import ConfigError, TrackerConfig
+from mixformer_jax.tracking import scores as score_rules
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.redetection import (
     Located,
@@ -253,8 +254,9 @@ def test_widely_spread_corners_lower_the_score(loop):
     np.testing.assert_allclose(odds[2] / odds[1], np.exp(0.5), rtol=1e-3)
 
 
-def test_what_is_usual_comes_with_the_first_frame_and_follows_good_ones(loop):
-    tracker = loop.tracker(entropy_margin=0.5, candidate_above=0.0)
+def test_what_is_usual_comes_with_the_first_frame_and_follows_good_ones(loop, monkeypatch):
+    monkeypatch.setattr(score_rules, "ENTROPY_ABOVE", 0.0)
+    tracker = loop.tracker(entropy_margin=0.5)
     state, tracked = tracker.step(tracker.start(loop.frames[0], loop.box_xywh), loop.frames[1])
     plain = loop.tracker().step(loop.tracker().start(loop.frames[0], loop.box_xywh), loop.frames[1])[1]
     assert tracked.score == plain.score and np.isfinite(state.memory.usual_entropy).all()
