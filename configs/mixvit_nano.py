@@ -10,7 +10,7 @@ start at random, and the corner maps' cross entropy beside the paper's losses. N
 
 from ml_collections import ConfigDict
 
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 
 # Sequences that show one scene.
 GROUPS = (

@@ -11,7 +11,7 @@ Scores, hardware and hours are in the model card, mixformer_jax/assets/mixvit_ti
 from mixvit_nano import get_config as nano
 from ml_collections import ConfigDict
 
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 
 
 def get_config() -> ConfigDict:

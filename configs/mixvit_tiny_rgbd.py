@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 
 
 def get_config() -> ConfigDict:

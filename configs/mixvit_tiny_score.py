@@ -9,7 +9,7 @@ samples than the paper's, and a higher rate with cosine decay: the module is sma
 from mixvit_tiny import get_config as stage_one
 from ml_collections import ConfigDict
 
-from mixformer_jax.models.sizes import size_config, with_score
+from mixformer_jax.models.config import size_config, with_score
 
 
 def get_config() -> ConfigDict:

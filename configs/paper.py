@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mixformer_jax.data.augment import AugmentConfig
-from mixformer_jax.models.sizes import size_config, with_score
+from mixformer_jax.models.config import size_config, with_score
 
 SAMPLES_PER_EPOCH = 60_000
 DATASETS = {
@@ -41,7 +41,7 @@ def box_stage(
     """Stage 1: 500 epochs, the rate divided by ten after 400.
 
     Args:
-        size: of the model, see `mixformer_jax.models.sizes`.
+        size: of the model, see `mixformer_jax.models.config`.
         name: of the model, where it is not the size's.
         init: pre-trained backbone; None: from scratch.
         batch_size, learning_rate, iou_loss: see `TrainConfig`.

@@ -31,28 +31,17 @@ COLUMNS = ("part", "model", "what", "time", "rate", "time over ours", "more")
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A program of `eval`, and which columns of its table are those of this one.
+    """A program of `eval`, and which columns of its table are those of this one."""
 
-    Attributes:
-        program: module.
-        options, small: its arguments; with `--small` those too, or in their place.
-        what: column with what is timed.
-        time: column and unit.
-        rate: column and unit.
-        ratio: column that compares with ours.
-        more: columns worth a look.
-        variables: of the environment.
-    """
-
-    program: str
-    options: tuple[str, ...]
-    small: tuple[str, ...]
-    what: str
-    time: tuple[str, str] = ("ms", "ms")
-    rate: tuple[str, str] | None = None
-    ratio: str | None = None
-    more: tuple[str, ...] = ()
-    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    program: str  # module
+    options: tuple[str, ...]  # its arguments
+    small: tuple[str, ...]  # with `--small` those too, or in their place
+    what: str  # column with what is timed
+    time: tuple[str, str] = ("ms", "ms")  # column and unit
+    rate: tuple[str, str] | None = None  # column and unit
+    ratio: str | None = None  # column that compares with ours
+    more: tuple[str, ...] = ()  # columns worth a look
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the environment
 
     def row(self, name: str, cells: Mapping[str, str]) -> tuple[str, ...]:
         """A row of the table out of one of the program's."""

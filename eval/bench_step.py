@@ -30,9 +30,8 @@ from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.extras import is_not_installed
-from mixformer_jax.models.config import ComputeDtype, MixFormerConfig
+from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.sizes import size_config
 
 ONLINE_TEMPLATES = (1, 3)
 # What rounding may do to a box, as a share of the search crop, and to a score's logit.
@@ -233,7 +232,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(args: Arguments) -> Parts:
-    """A part of `run_bench` for each model."""
     dtype: ComputeDtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     print(f"{device_name(jax.devices()[0])}; {num_cores()} threads; {versions()}; {WARM_UP_CALLS} calls of warm-up")
     if absent := missing_torch():

@@ -39,8 +39,7 @@ ONE_BASED = np.array([1, 1, 0, 0])  # MOTChallenge counts pixels from 1
 class Crowd(Sequence):
     """Frames of a scene, rendered when they are asked for; uint8 RGB, HEIGHT x WIDTH.
 
-    Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+    Raises ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
 
     def __init__(self, num_objects: int = 20, num_frames: int = 150, seed: int = 0) -> None:
@@ -137,14 +136,7 @@ class Crowd(Sequence):
             path = folder / "img1" / f"{index + 1:06d}.jpg"
             cv2.imwrite(str(path), cv2.cvtColor(self[index], cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95])
         truth = self.truth
-        columns = (
-            truth.frames,
-            truth.ids,
-            truth.boxes_xywh + ONE_BASED,
-            truth.scores,
-            truth.classes,
-            truth.visibility,
-        )
+        columns = (truth.frames, truth.ids, truth.boxes_xywh + ONE_BASED, truth.scores, truth.classes, truth.visibility)
         _write_rows(folder / GROUNDTRUTH, np.column_stack(columns))
         detected = [
             np.column_stack([np.full(len(scores), number), np.full(len(scores), -1), boxes + ONE_BASED, scores])

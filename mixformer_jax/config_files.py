@@ -45,9 +45,8 @@ def load_config(
         overrides: see `parse_overrides`; `None` is none where that is the default.
         defaults: settings that the file may leave out, see `default_settings`.
 
-    Raises:
-        ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
-            (the closest known ones are named), or a value of another type.
+    Raises ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
+    (the closest known ones are named), or a value of another type.
     """
     file, row = split_row(path)
     found = find_config(file)
@@ -102,15 +101,11 @@ def project_configs() -> dict[str, Path]:
 
 
 def parse_overrides(overrides: Iterable[str], settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """New values of settings by dotted name; the last one of a name counts.
+    """New values of `settings` by dotted name, out of texts like `--config.train.steps=100` behind the `prefix`.
 
-    Args:
-        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces.
-        settings: present values by dotted name.
-        prefix: what stands before the names, such as `--config.`.
+    The last one of a name counts. A value takes the type of the one that it replaces.
 
-    Raises:
-        ConfigError: an unknown setting (the closest known ones are named), or a value of another type.
+    Raises ConfigError: an unknown setting (the closest known ones are named), or a value of another type.
     """
     values = {}
     for override in overrides:

@@ -46,9 +46,8 @@ def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, 
     The frame is RGB, or two streams of three channels each; the box, in its pixels, may stick out of it. `factor` is
     the side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
 
-    Raises:
-        ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to count
-            its pixels.
+    Raises ValueError: a NaN or infinite box, no area, too small a box for a crop of one pixel, or too large a one to
+    count its pixels.
     """
     x, y, w, h = box_xywh.tolist()
     cannot = f"cannot crop around box x, y, w, h = ({x:g}, {y:g}, {w:g}, {h:g})"

@@ -100,13 +100,9 @@ class TypedSettings:
 def dataclass_from_mapping(record_type: type[Record], values: Any, section: str = "") -> Record:
     """Builds a settings record, sections within it included; lists count as tuples.
 
-    Args:
-        record_type: a `TypedSettings`.
-        values: a mapping by name.
-        section: where the values stand, such as `data.mix`, for messages.
+    `section` says in messages where the values stand, such as `data.mix`.
 
-    Raises:
-        ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, or refused values.
+    Raises ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, or refused values.
     """
     fields = dataclasses.fields(record_type)  # type: ignore[arg-type]
     known, title = [field.name for field in fields], section or record_type.__name__

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 from mixformer_jax.tracking.tracker import Tracked
 
 HEIGHT, WIDTH, SIDE = 60, 90, 12

@@ -16,12 +16,11 @@ import pytest
 
 import mixformer_jax
 from mixformer_jax import cli
-from mixformer_jax.media import live
+from mixformer_jax.media import sources
 from mixformer_jax.media.decoders import open_decoder
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.selection import SelectedFrames
-from mixformer_jax.media.video import open_source
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.media.video import SelectedFrames, open_source
+from mixformer_jax.models.config import size_config
 from mixformer_jax.tracking.tracker import Tracked
 from tests.clips import write_clip
 from tests.test_video import numbers, picture
@@ -107,7 +106,7 @@ def server(tmp_path, pyav, monkeypatch):
         clip = clip_bytes
         answers = itertools.repeat(True)
 
-    monkeypatch.setattr(live, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(sources, "FIRST_WAIT_S", 0.01)
     serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=serving.serve_forever)
     thread.start()

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mixformer_jax.media.images import SourceError, read_image
-from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.video import (
     CODECS,
     ArrayFrames,
     EncodingError,
     OutputError,
+    SelectedFrames,
     VideoWriter,
     open_encoder,
     open_source,

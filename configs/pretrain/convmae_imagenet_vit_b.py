@@ -11,7 +11,7 @@ Not run at this size yet.
 from ml_collections import ConfigDict
 from recipe import IMAGENET_IMAGES, imagenet, mae_schedule
 
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ Not run at this size yet.
 from ml_collections import ConfigDict
 from recipe import KEPT, mae_schedule, tracking_data
 
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 
 
 def get_config() -> ConfigDict:

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 from paper import box_stage, score_stage
 
 from mixformer_jax.config_files import load_config
-from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, size_config
 from mixformer_jax.reports.studies import Study, StudyRow
 
 CVT_1K, CVT_22K = "pretrained/CvT-21-384x384-IN-1k.pth", "pretrained/CvT-21-384x384-IN-22k.pth"

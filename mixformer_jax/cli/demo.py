@@ -59,8 +59,7 @@ class DemoClip(Sequence):
 
     Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
 
-    Raises:
-        ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+    Raises ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
     """
 
     fps = FPS

@@ -8,10 +8,9 @@ from typing import get_args
 
 from mixformer_jax.cli.console import Parser, UsageError
 from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
-from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.evaluation.evaluation_servers import TEST_SEQUENCES, pack_results
 from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
-from mixformer_jax.evaluation.results import LAYOUTS, printable
+from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, printable
 from mixformer_jax.evaluation.scoring import SequenceNames, find_results
 from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
 from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report
@@ -35,7 +34,6 @@ def add_dataset(parser: Parser) -> None:
 
 
 def add_report(parser: Parser) -> None:
-    """The arguments of `mixformer report`."""
     parser.describe(
         run_report,
         "--dataset folder --root DATA --results results/ --out report/",
@@ -81,12 +79,13 @@ def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, di
     trackers = args.trackers.split(",") if args.trackers else None
     # Pictures are for the page alone.
     worst = args.worst if args.out else 0
-    if LAYOUTS.get(args.dataset) in ("vot", "votlt"):
+    layout = LAYOUTS.get(args.dataset, "pytracking")
+    if layout in EXPERIMENTS:
         shown = open_dataset(args.dataset, args.root, args.split, args.list) if worst or args.list else None
         # The names alone: scoring needs no frames.
         chosen = list(shown.keys) if args.list and shown is not None else None
         drawn = shown if worst else None
-        if args.dataset in LONG_TERM:
+        if layout != "vot":
             return long_term_report(args.dataset, args.root, args.results, trackers, drawn, worst, chosen), {}
         options = (trackers, tuple(args.eao_interval), drawn, worst, chosen, args.dataset)
         return vot_report(args.root, args.results, *options), {}
@@ -131,7 +130,6 @@ def add_pack(parser: Parser) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    """Writes the archive."""
     try:
         pack = pack_results(args.dataset, args.results, open_dataset(args.dataset, args.root, args.split), args.out)
     except (ValueError, OSError) as error:

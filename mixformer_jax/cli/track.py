@@ -54,7 +54,6 @@ where there is none"""
 
 
 def add_track(parser: Parser) -> None:
-    """The arguments of `mixformer track`."""
     example = "my.mp4 --box 120,80,60,90"
     parser.describe(run_track, example, f"{example} --tracker.search_factor=5", overrides=TRACKER_PREFIX)
     # Optional for argparse alone: a `--masks` before it takes it for its own, see `_check_arguments`.
@@ -100,8 +99,7 @@ def run_track(args: argparse.Namespace) -> int:
     """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
-    from mixformer_jax.media.selection import SelectedFrames
-    from mixformer_jax.media.video import open_source, prepare_output
+    from mixformer_jax.media.video import SelectedFrames, open_source, prepare_output
     from mixformer_jax.tracking.record import record
     from mixformer_jax.tracking.resume import RunState, resume_path
 
@@ -157,7 +155,7 @@ def _segmenter(args: argparse.Namespace, device: Any) -> "Segmenter":
 
 def _stream_lines(source: "FrameSource", count: int) -> list[tuple[str, str]]:
     """What a live source dropped."""
-    from mixformer_jax.media.live import LiveSource
+    from mixformer_jax.media.sources import LiveSource
 
     if not isinstance(source, LiveSource):
         return []

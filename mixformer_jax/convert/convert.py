@@ -34,9 +34,8 @@ from mixformer_jax.convert.weights import (
 )
 from mixformer_jax.extras import DISTRIBUTION, install_line
 from mixformer_jax.models.alpha_refine import AlphaRefineConfig
-from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import SIZES, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.layers import sincos_positions
-from mixformer_jax.models.sizes import SIZES
 
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
 DEFAULT_WEIGHTS = "mixvit_tiny"

@@ -73,9 +73,8 @@ def save_mask_decoder(path: str | Path, variables: Mapping[str, Any], config: Ma
 def load_mask_decoder(path: str | Path) -> MaskDecoderWeights:
     """Reads such a file, and the backbone of the tracker that it names.
 
-    Raises:
-        WeightsError: no such file, another kind of file, tensors that are not the decoder's, or a tracker that is not
-            there, or not the one that it was trained on.
+    Raises WeightsError: no such file, another kind of file, tensors that are not the decoder's, or a tracker that is
+    not there, or not the one that it was trained on.
     """
     path = Path(path)
     content = read_variables(path, MASK_DECODER_FORMAT, "weights of a mask decoder")

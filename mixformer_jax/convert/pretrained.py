@@ -216,7 +216,7 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
 
     Raises WeightsError for an encoder of another kind, or without something that is needed; all is listed.
     """
-    theirs = _flat(variables)
+    theirs = flatten(variables)
     expected = {
         name: shape
         for name, shape in expected_shapes(target).items()
@@ -253,8 +253,8 @@ def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisatio
 
     Raises WeightsError as `hand_over`.
     """
-    theirs, expected = _flat(found.variables), shapes_of_autoencoder(config)
-    values = _flat(hand_over(found.variables, found.config, config.encoder).variables)
+    theirs, expected = flatten(found.variables), shapes_of_autoencoder(config)
+    values = flatten(hand_over(found.variables, found.config, config.encoder).variables)
     for part in ("params/class_token", "params/decoder/"):
         wanted = {name: shape for name, shape in expected.items() if name.startswith(part)}
         if wanted == {name: value.shape for name, value in theirs.items() if name.startswith(part)} and (
@@ -266,7 +266,8 @@ def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisatio
     return Initialisation.of(values, expected, (name for name in theirs if name not in values))
 
 
-def _flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Variables on the host, by path."""
     return {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
 
 
@@ -372,7 +373,7 @@ def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: Autoen
     if not config.class_token:
         del variables["params"]["class_token"]
         ignored += ("cls_token",)
-    return Initialisation.of(_flat(variables), shapes_of_autoencoder(config), ignored)
+    return Initialisation.of(flatten(variables), shapes_of_autoencoder(config), ignored)
 
 
 def _is_sincos(table: np.ndarray) -> bool:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from mixformer_jax.data.pairs import absent_frames, centre_box, usable_frames
 from mixformer_jax.datasets.frame_parts import (
     PACKING,
-    Rectangle,
+    FrameArea,
     StoredPart,
     encode_annotations,
     encode_fault,
@@ -82,8 +82,7 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     What cannot be read is noted in its place, so that training meets it as it does in the folders. `workers` are
     processes.
 
-    Raises:
-        DatasetError: `out` holds another data set, or one packed in another way, or is no folder of this machine.
+    Raises DatasetError: `out` holds another data set, or one packed in another way, or is no folder of this machine.
     """
     if is_mangled_address(out):
         raise DatasetError(
@@ -96,7 +95,7 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     ranges = [(number, *shards[number][:2]) for number in todo]
     reports: list[PackReport] = []
     total = sum(shards[number][2] for number in todo)
-    with tqdm(total=total, unit=" frames", desc="packing", disable=None if progress else True, mininterval=1) as bar:
+    with tqdm(total=total, unit=" frames", desc="packing", disable=not progress or None, mininterval=1) as bar:
         for report in _run(job, ranges, workers):
             reports.append(report)
             bar.update(report.frames)
@@ -125,9 +124,7 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
             raise DatasetError(f"{out} holds something else; give another folder, or undo: {'; '.join(different)}")
         return [tuple(shard) for shard in there["shards"]]
     shards, first, frames = [], 0, 0
-    keys = tqdm(
-        range(len(dataset)), unit=" sequences", desc="planning", disable=None if progress else True, mininterval=1
-    )
+    keys = tqdm(range(len(dataset)), unit=" sequences", desc="planning", disable=not progress or None, mininterval=1)
     for index in keys:
         frames += _length(dataset, index)
         if frames >= config.frames_per_shard or index == len(dataset) - 1:
@@ -220,8 +217,7 @@ def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Itera
 def pack_frame(pixels: UInt8[np.ndarray, "h w c"], boxes_xywh: Float[np.ndarray, "*n 4"], config: PackConfig) -> bytes:
     """The record of one frame: its pieces around a box, or around each of several.
 
-    Raises:
-        DatasetError: a frame with a second stream.
+    Raises DatasetError: a frame with a second stream.
     """
     if pixels.shape[2] != 3:
         raise DatasetError("frames with a second stream are not packed: train on the data set as it is published")
@@ -243,7 +239,7 @@ def _pieces(
         half = context * side / 2 + MARGIN
         left, top = max(0, math.floor(x + w / 2 - half)), max(0, math.floor(y + h / 2 - half))
         right, bottom = min(width, math.ceil(x + w / 2 + half)), min(height, math.ceil(y + h / 2 + half))
-        covers = Rectangle(left, top, right - left, bottom - top)
+        covers = FrameArea(left, top, right - left, bottom - top)
         if min(covers.width, covers.height) <= 0 or (parts and parts[-1].covers == covers):
             continue
         piece = pixels[top:bottom, left:right]

@@ -208,8 +208,7 @@ class SequencePairs:
 def _streams(pixels: np.ndarray, streams: Streams, sequence: TrackingSequence) -> np.ndarray:
     """The wanted channels of a crop; where there is colour alone, nothing was measured in the second stream.
 
-    Raises:
-        DatasetError: the second stream is asked for by itself, and there is none.
+    Raises DatasetError: the second stream is asked for by itself, and there is none.
     """
     if pixels.shape[2] == 3 and streams == "both":
         pixels = np.concatenate([pixels, np.zeros_like(pixels)], axis=2)
@@ -259,8 +258,7 @@ def draw_frames(
         template's side.
     trident_pro: likewise, and online templates need not have the target in view (`usable`), but a box (`known`).
 
-    Raises:
-        UnusableSampleError: no such frames.
+    Raises UnusableSampleError: no such frames.
     """
     visible = np.flatnonzero(usable)
     if scheme == "causal":

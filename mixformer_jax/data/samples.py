@@ -18,9 +18,8 @@ from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
 from mixformer_jax.data.pool.host import PoolSource, draw_texture
-from mixformer_jax.data.pool.pool import ImagePool, VideoPool
+from mixformer_jax.data.pool.pool import HostPool, ImagePool, VideoPool
 from mixformer_jax.data.pool.scenes import sources_of
-from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.datasets.frame_parts import is_packed
 from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError

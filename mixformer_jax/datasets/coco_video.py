@@ -45,7 +45,7 @@ def read_coco_video(root: Path, split: str | None = None) -> Dataset:
     Without `video_id` the images of one folder are a video; without numbers of frames they are ordered by their names.
     """
     targets = []
-    for file in coco_files(root):
+    for file in [path for path in json_files(root) if is_coco(read_json(path).value)]:
         content = read_json(file)
         videos, places = _read_videos(content, root)
         for (video, track), boxes in _read_boxes(content, places).items():
@@ -56,10 +56,10 @@ def read_coco_video(root: Path, split: str | None = None) -> Dataset:
     return dataset_of("coco_video", root, targets)
 
 
-def coco_files(root: Path) -> list[Path]:
-    """The JSON files of a folder that may be COCO's."""
+def json_files(root: Path) -> list[Path]:
+    """The JSON files of a folder and of its `annotations`."""
     files = [path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern))]
-    return [path for path in files if path.is_file() and is_coco(read_json(path).value)]
+    return [path for path in files if path.is_file()]
 
 
 def is_coco(content: Any) -> bool:

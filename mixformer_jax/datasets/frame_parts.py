@@ -6,13 +6,18 @@ is decoded. Both give the same crop. A packed data set is a folder of ArrayRecor
     packing.json                    how it was packed, and which sequences each shard holds
     shard-00000.array_record        for each sequence: a record of its annotations, then one for each frame
     shard-00000.json                names of its sequences and where they begin; written last
+
+In a bucket (gs://, s3://, whatever fsspec opens) a shard is copied whole to the user's cache when it is first needed,
+once a machine, and read from there: ArrayRecord reads at random, and a crop needs a few kilobytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
+import re
 import struct
 import threading
 from collections.abc import Sequence
@@ -22,17 +27,18 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Float, Float32, UInt8
 
 from mixformer_jax.crops import resize_streams
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.datasets.remote import Bucket, is_remote, open_bucket
+from mixformer_jax.files import user_cache, whole_file
 from mixformer_jax.media.images import SourceError, decode_image
 from mixformer_jax.views import CENTRED, Placement, UnusableSampleError
 
 
-class Rectangle(NamedTuple):
+class FrameArea(NamedTuple):
     """A part of a frame in frame pixels, which may reach beyond it."""
 
     left: float
@@ -45,7 +51,7 @@ class FramePart(NamedTuple):
     """A decoded part of a frame, which may be shrunk."""
 
     pixels: UInt8[np.ndarray, "h w c"]
-    covers: Rectangle  # whole frame pixels, inside the frame
+    covers: FrameArea  # whole frame pixels, inside the frame
 
 
 @runtime_checkable
@@ -57,7 +63,7 @@ class Frame(Protocol):
         """Height and width of the whole frame."""
         ...
 
-    def part(self, needed: Rectangle) -> FramePart:
+    def part(self, needed: FrameArea) -> FramePart:
         """A part that shows `needed`, as far as that lies in the frame and is stored."""
         ...
 
@@ -66,9 +72,9 @@ class WholeFrame:
     def __init__(self, pixels: UInt8[np.ndarray, "h w c"]) -> None:
         self.pixels, self.size = pixels, (pixels.shape[0], pixels.shape[1])
 
-    def part(self, needed: Rectangle) -> FramePart:
+    def part(self, needed: FrameArea) -> FramePart:
         """The whole frame."""
-        return FramePart(self.pixels, Rectangle(0, 0, self.size[1], self.size[0]))
+        return FramePart(self.pixels, FrameArea(0, 0, self.size[1], self.size[0]))
 
 
 def open_frame(sequence: TrackingSequence, index: int) -> Frame:
@@ -79,7 +85,7 @@ def open_frame(sequence: TrackingSequence, index: int) -> Frame:
 
 def context_rectangle(
     box_xywh: Float[np.ndarray, "4"], factor: float, placement: Placement = CENTRED, aspect: float = 1.0
-) -> Rectangle:
+) -> FrameArea:
     """What a crop shows: the square that the tracker cuts around a box, moved and zoomed by `placement`.
 
     The side is `ceil(sqrt(w * h) * zoom * factor)` whole pixels, and the corner is rounded (see `crops.context_crop`).
@@ -93,10 +99,10 @@ def context_rectangle(
     width, height = math.ceil(side * factor / stretch), math.ceil(side * factor * stretch)
     centre_x = x + 0.5 * w + placement.offset_xy[0] * side / stretch
     centre_y = y + 0.5 * h + placement.offset_xy[1] * side * stretch
-    return Rectangle(round(centre_x - width * 0.5), round(centre_y - height * 0.5), width, height)
+    return FrameArea(round(centre_x - width * 0.5), round(centre_y - height * 0.5), width, height)
 
 
-def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray, "{size} {size} c"], Rectangle]:
+def cut(frame: Frame, rectangle: FrameArea, size: int) -> tuple[UInt8[np.ndarray, "{size} {size} c"], FrameArea]:
     """The pixels of a rectangle at `size` x `size`, and the rectangle that they show.
 
     That differs for a shrunk part, of which whole pixels are cut. As in the tracker, everything outside the frame is
@@ -119,7 +125,7 @@ def cut(frame: Frame, rectangle: Rectangle, size: int) -> tuple[UInt8[np.ndarray
         if row_from < row_to and column_from < column_to:
             canvas[row_from - top : row_to - top, column_from - left : column_to - left] = window
         window = canvas
-    shown = Rectangle(covers.left + left / scale_x, covers.top + top / scale_y, width / scale_x, height / scale_y)
+    shown = FrameArea(covers.left + left / scale_x, covers.top + top / scale_y, width / scale_x, height / scale_y)
     return resize_streams(window, size), shown
 
 
@@ -130,14 +136,14 @@ def _in_part(start: float | int, length: float | int, scale: float) -> tuple[int
     return round(start * scale), max(1, round(length * scale))
 
 
-def box_within(box_xywh: Float[np.ndarray, "4"], rectangle: Rectangle) -> Float32[np.ndarray, "4"]:
+def box_within(box_xywh: Float[np.ndarray, "4"], rectangle: FrameArea) -> Float32[np.ndarray, "4"]:
     """A box on the frame -> cx, cy, w, h as fractions of a rectangle."""
     x, y, w, h = box_xywh.tolist()
     centre_x, centre_y = (x + w / 2 - rectangle.left) / rectangle.width, (y + h / 2 - rectangle.top) / rectangle.height
     return np.array([centre_x, centre_y, w / rectangle.width, h / rectangle.height], np.float32)
 
 
-def shows_frame(frame_size: tuple[int, int], rectangle: Rectangle, least: float) -> bool:
+def shows_frame(frame_size: tuple[int, int], rectangle: FrameArea, least: float) -> bool:
     """Whether at least a fraction `least` of a rectangle's width, and of its height, lies in the frame."""
     height, width = frame_size
     across = min(rectangle.left + rectangle.width, width - 1) - max(rectangle.left, 0)
@@ -154,7 +160,7 @@ PART = struct.Struct("<iiIII")
 class StoredPart(NamedTuple):
     """An encoded part of a frame."""
 
-    covers: Rectangle
+    covers: FrameArea
     image: bytes
 
 
@@ -235,11 +241,11 @@ class PackedFrame:
         self._parts: list[StoredPart] = []
         start = HEADER.size + count * PART.size
         for *covers, length in PART.iter_unpack(record[HEADER.size : start]):
-            self._parts.append(StoredPart(Rectangle(*covers), record[start : start + length]))
+            self._parts.append(StoredPart(FrameArea(*covers), record[start : start + length]))
             start += length
         self._decoded: dict[int, FramePart] = {}
 
-    def part(self, needed: Rectangle) -> FramePart:
+    def part(self, needed: FrameArea) -> FramePart:
         """The first part that shows as much of `needed` as any; smaller parts come first."""
         if not self._parts:
             raise UnusableSampleError(f"{self.name}: nothing around the target was packed")
@@ -262,7 +268,7 @@ class PackedFrame:
         return self._decoded[number]
 
 
-def _overlap(a: Rectangle, b: Rectangle) -> float:
+def _overlap(a: FrameArea, b: FrameArea) -> float:
     """Area that two rectangles have in common."""
     width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
     height = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
@@ -326,3 +332,65 @@ class PackedFrames:
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         return self.open(index).whole()
+
+
+PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
+
+
+def is_remote(root: str | Path) -> bool:
+    """Whether this is an address, such as gs://bucket/folder."""
+    return re.match(r"\w+://", str(root)) is not None
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A folder elsewhere, and its copy here."""
+
+    address: str  # such as gs://bucket/packed/got10k
+    local: Path  # the folder of the copies
+
+    def fetch(self, name: str) -> Path:
+        """The copy of a file, made now if it is not there; processes wait for one another.
+
+        Raises DatasetError: no such file, or nothing that opens such addresses is installed.
+        """
+        path = self.local / name
+        if not path.is_file():
+            self.local.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(f".{name}.lock")):
+                if not path.is_file():
+                    with whole_file(path) as unfinished:
+                        system, place = _file_system(self.address)
+                        _named(self.address, name, system.get_file, f"{place}/{name}", str(unfinished))
+        return path
+
+
+def open_bucket(address: str, described_by: str) -> Bucket:
+    """The folder at an address; what its file `described_by` says tells copies of one version from another's."""
+    address = address.rstrip("/")
+    system, place = _file_system(address)
+    description = _named(address, described_by, system.cat_file, f"{place}/{described_by}")
+    version = hashlib.sha256(address.encode() + description).hexdigest()[:16]
+    return Bucket(address, user_cache() / "buckets" / version)
+
+
+def _named(address: str, name: str, read: Any, *arguments: str) -> Any:
+    try:
+        return read(*arguments)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{address}/{name}: no such file; expected what `mixformer data pack` wrote") from error
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    kind = address.partition("://")[0]
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(address)
+    except ImportError as error:
+        package = PACKAGES.get(kind)
+        install = f"pip install {package}" if package else str(error)
+        raise DatasetError(f"{address}: nothing here opens {kind}:// addresses: {install}") from error
+    except ValueError as error:
+        known = ", ".join(sorted(PACKAGES))
+        raise DatasetError(f"{address}: {error}; known are file, memory, {known} and others of fsspec's") from error

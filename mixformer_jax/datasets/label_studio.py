@@ -39,7 +39,7 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
     of its project: where its `framesCount` is not the video's, frames are found by time.
     """
     targets = []
-    files = label_studio_files(root)
+    files = [path for path in sorted(root.glob("*.json")) if path.is_file() and is_label_studio(read_json(path).value)]
     for file in files:
         tasks = list(read_json(file).items())
         for task in tasks:
@@ -55,11 +55,6 @@ def read_label_studio(root: Path, split: str | None = None) -> Dataset:
             f"{root}: no regions of the type {REGION}; expected Label Studio's export of annotated videos"
         )
     return dataset_of("label_studio", root, targets)
-
-
-def label_studio_files(root: Path) -> list[Path]:
-    """The JSON files of a folder that may be Label Studio's."""
-    return [path for path in sorted(root.glob("*.json")) if path.is_file() and is_label_studio(read_json(path).value)]
 
 
 def is_label_studio(content: Any) -> bool:
@@ -88,13 +83,10 @@ def _label(region: Place) -> str:
 
 
 def _address(task: Place) -> Place:
-    """The address of the task's video."""
     data = task["data"]
     if not isinstance(data.value, dict):
         raise data.error("an object with the address of a video")
-    texts = [
-        Place(data.file, f"{data.path}.{key}", value) for key, value in data.value.items() if isinstance(value, str)
-    ]
+    texts = [Place(data.file, f"{data.path}.{key}", text) for key, text in data.value.items() if isinstance(text, str)]
     films = [each for each in texts if Path(each.value).suffix.lower() in VIDEO_SUFFIXES]
     named = [each for each in texts if each.path.endswith(".video")] or films or texts
     if not named:

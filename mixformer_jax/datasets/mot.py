@@ -69,8 +69,7 @@ class MotRows(NamedTuple):
 def read_mot_rows(path: Path, kind: Kind) -> MotRows:
     """A file's rows; it may have none.
 
-    Raises:
-        DatasetError: a line that is no row of this kind, or a second box of a track on a frame; it names the line.
+    Raises DatasetError: a line that is no row of this kind, or a second box of a track on a frame; it names the line.
     """
     text = read_text(path, kind)
     table = parse_table(text.encode(), tuple(range(LEAST_COLUMNS, MOST_COLUMNS + 1)))
@@ -218,14 +217,10 @@ def read_mot(root: Path, split: str | None = None) -> Dataset:
 
 def mot_folders(root: Path) -> list[Path]:
     """Folders below the root that hold gt/gt.txt."""
-    return [
-        path.parent.parent for pattern in ("", "*/", "*/*/") for path in sorted(root.glob(f"{pattern}{GROUNDTRUTH}"))
-    ]
+    return [path.parent.parent for depth in ("", "*/", "*/*/") for path in sorted(root.glob(f"{depth}{GROUNDTRUTH}"))]
 
 
 class _Rows(NamedTuple):
-    """The rows of one target."""
-
     line: int  # of the first
     boxes_xywh: dict[int, list[float]]  # by frame, from 0
     hidden: set[int]  # frames on which it is not in view

@@ -109,6 +109,7 @@ class TrackingSequence:
     is_still: bool = False  # one image, the same in every frame, whose targets are the rows of `boxes_xywh`
     faults: tuple[Fault, ...] = ()  # of its annotations, which can be used all the same; `Dataset` warns of them
     video: str | None = None  # the same for targets of one video; None: it is the only one
+    thermal_xywh: Float64[np.ndarray, "n 4"] | None = None  # as `boxes_xywh`, of RGBT234's thermal images
 
     def __len__(self) -> int:
         return len(self.boxes_xywh)

@@ -1,10 +1,11 @@
 """Benchmarks with a second stream of images beside colour: DepthTrack (depth), LasHeR and RGBT234 (thermal).
 
-Their frames have six channels: RGB, then the second stream as `media.images.read_depth` gives it. Who reads colour
-alone takes the first three.
+Their frames have six channels: RGB, then depth as `media.images.read_depth` gives it, or a thermal image. Who reads
+colour alone takes the first three.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mixformer_jax.datasets import layout
-from mixformer_jax.datasets.groundtruth import LengthError
+from mixformer_jax.datasets.groundtruth import LengthError, read_groundtruth
 from mixformer_jax.datasets.layout import SequenceFiles
-from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, NumberedNames, TrackingSequence
 from mixformer_jax.media.images import SourceError, read_depth
 
 # Of thermal sequences, of which LasHeR's `init.txt` is what trackers are started and scored by.
@@ -23,13 +24,8 @@ THERMAL_TRUTHS = {"lasher": ("init.txt", "visible.txt"), "rgbt234": ("visible.tx
 
 
 @dataclass(frozen=True)
-class DepthFrames:
-    """Frames of the second stream alone, three channels."""
-
-    images: ImageFrames
-
-    def path(self, index: int) -> Path:
-        return self.images.path(index)
+class DepthFrames(ImageFrames):
+    """Frames of depth alone, three channels."""
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         return read_depth(self.path(index))
@@ -40,7 +36,7 @@ class TwoStreamFrames:
     """Colour frames, and those of the second stream behind them."""
 
     colour: ImageFrames
-    second: DepthFrames
+    second: ImageFrames  # DepthFrames, or thermal images, which are images as any other
 
     def path(self, index: int) -> Path:
         return self.colour.path(index)
@@ -53,15 +49,16 @@ class TwoStreamFrames:
         return np.concatenate([colour, second], axis=2)
 
 
-Frames = ImageFrames | DepthFrames | TwoStreamFrames | MissingFrames
+Frames = ImageFrames | TwoStreamFrames | MissingFrames
 
 
-def two_streams(colour: ImageFrames | MissingFrames, second: ImageFrames | MissingFrames) -> Frames:
+def two_streams(colour: ImageFrames | MissingFrames, second: ImageFrames | MissingFrames, is_depth: bool) -> Frames:
     """Frames of both streams; of the second one alone without colour, and MissingFrames without the second one."""
     if isinstance(second, MissingFrames):
         return colour if isinstance(colour, MissingFrames) else second
-    beside = DepthFrames(second)
-    return beside if isinstance(colour, MissingFrames) else TwoStreamFrames(colour, beside)
+    if is_depth:
+        second = DepthFrames(second.folder, second.names)
+    return second if isinstance(colour, MissingFrames) else TwoStreamFrames(colour, second)
 
 
 def read_depthtrack(root: Path, split: str | None = None) -> Dataset:
@@ -89,7 +86,8 @@ def read_thermal(dataset: str, root: Path, split: str | None = None) -> Dataset:
         2girl/infrared/i000000.jpg ...      as many
         2girl/init.txt, visible.txt, infrared.txt   x,y,w,h a line
 
-    The boxes are LasHeR's of init.txt; RGBT234's of visible.txt, for whose images it has boxes of their own.
+    The boxes are LasHeR's of init.txt; RGBT234's of visible.txt, and `thermal_xywh` those of infrared.txt, where that
+    is there.
     """
     parts = (*THERMAL_TRUTHS[dataset], "visible")
     names = [name for name in layout.sub_folders(root) if _has_any(root / name, parts)]
@@ -100,7 +98,10 @@ def _read_thermal_sequence(dataset: str, root: Path, name: str) -> TrackingSeque
     folder, truths = root / name, THERMAL_TRUTHS[dataset]
     truth = next((folder / file for file in truths if (folder / file).is_file()), folder / truths[0])
     files = SequenceFiles(folder, truth, folder / "visible", "%06d.jpg", is_listed=True)
-    return _read_pair(dataset, name, files, folder / "infrared", files.pattern)
+    sequence, thermal = _read_pair(dataset, name, files, folder / "infrared", files.pattern), folder / "infrared.txt"
+    if dataset != "rgbt234" or not thermal.is_file():
+        return sequence
+    return replace(sequence, thermal_xywh=read_groundtruth(thermal, len(sequence), published=True))
 
 
 def _has_any(folder: Path, parts: Sequence[str]) -> bool:
@@ -118,4 +119,21 @@ def _read_pair(dataset: str, name: str, files: SequenceFiles, second: Path, patt
         raise LengthError(
             f"{second}: {found} images; expected {len(sequence)}, one for every frame in {files.frames}"
         ) from error
-    return replace(sequence, frame=two_streams(sequence.frame, beside))
+    faults = sequence.faults + (() if isinstance(beside, MissingFrames) else _misnumbered(sequence.frame, beside))
+    frame = two_streams(sequence.frame, beside, is_depth=dataset == "depthtrack")
+    return replace(sequence, frame=frame, faults=faults)
+
+
+def _misnumbered(colour: ImageFrames, second: ImageFrames) -> tuple[Fault, ...]:
+    """Where frames that are paired in their order do not have the same numbers: one of them may be missing."""
+    if isinstance(colour.names, NumberedNames):
+        return ()
+    ours, theirs = (
+        np.array([int(re.sub(r"\D", "", name) or 0) for name in frames.names]) for frames in (colour, second)
+    )
+    shifts = ours - theirs
+    if (shifts == shifts[0]).all():
+        return ()
+    index = int(np.flatnonzero(shifts != shifts[0])[0])
+    what = f"{second.names[index]} is paired with {colour.names[index]}: frames are missing, or not numbered alike"
+    return (Fault("frame numbers", str(second.folder), what),)

@@ -8,15 +8,14 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from mixformer_jax.datasets import large_scale, second_stream, small_scale
-from mixformer_jax.datasets.coco_video import is_coco, read_coco_video
+from mixformer_jax.datasets.coco_video import is_coco, json_files, read_coco_video
 from mixformer_jax.datasets.cvat import cvat_files, read_cvat
-from mixformer_jax.datasets.frame_parts import read_packed, read_packed_elsewhere
+from mixformer_jax.datasets.frame_parts import is_remote, read_packed, read_packed_elsewhere
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
 from mixformer_jax.datasets.label_studio import is_label_studio, read_label_studio
 from mixformer_jax.datasets.layout import GROUNDTRUTH, check_listed, read_folder
 from mixformer_jax.datasets.mot import mot_folders, read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
-from mixformer_jax.datasets.remote import is_remote
 from mixformer_jax.datasets.stills import COCO_SPLITS, read_coco, read_tfds
 from mixformer_jax.datasets.vot import LONG_TERM, read_vot
 
@@ -149,8 +148,7 @@ EXPECTED = (
 def annotation_kind(root: str | Path) -> str:
     """The reader of one's own annotated videos: one of KINDS.
 
-    Raises:
-        DatasetError: no such folder, none of the kinds, or several.
+    Raises DatasetError: no such folder, none of the kinds, or several.
     """
     root = Path(root)
     if not root.is_dir():
@@ -161,7 +159,7 @@ def annotation_kind(root: str | Path) -> str:
         ("folder", [*root.glob(GROUNDTRUTH), *sorted(root.glob(f"*/{GROUNDTRUTH}"))]),
         ("cvat", cvat_files(root)),
         ("mot", mot_folders(root)),
-        *((kind, [path]) for path in _json_files(root) if (kind := _kind_of_json(path)) is not None),
+        *((kind, [path]) for path in json_files(root) if (kind := _kind_of_json(path)) is not None),
     ):
         if paths:
             found.setdefault(kind, paths[0])
@@ -173,12 +171,6 @@ def annotation_kind(root: str | Path) -> str:
         listed = ", ".join(f"{kind} ({path})" for kind, path in found.items())
         raise DatasetError(f"{root}: annotations of several kinds: {listed}; say which: --dataset {' or '.join(found)}")
     return next(iter(found))
-
-
-def _json_files(root: Path) -> list[Path]:
-    return [
-        path for pattern in ("*.json", "annotations/*.json") for path in sorted(root.glob(pattern)) if path.is_file()
-    ]
 
 
 def _kind_of_json(path: Path) -> str | None:

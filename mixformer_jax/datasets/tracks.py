@@ -29,18 +29,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One target in key frames; between two of them its box moves linearly.
+    """One target in key frames; between two of them its box moves linearly."""
 
-    Attributes:
-        keys: numbers of the key frames, ascending, counted from 0.
-        boxes_xywh: pixels.
-        is_seen: whether the target is in view in the key frame itself.
-        goes_on: whether it is in view from there to the next one; after the last one, to the end of the video.
-    """
-
-    keys: Float64[np.ndarray, " k"]
-    boxes_xywh: Float64[np.ndarray, "k 4"]
-    is_seen: Bool[np.ndarray, " k"]
+    keys: Float64[np.ndarray, " k"]  # numbers of the key frames, ascending, counted from 0
+    boxes_xywh: Float64[np.ndarray, "k 4"]  # pixels
+    is_seen: Bool[np.ndarray, " k"]  # whether the target is in view in the key frame itself
+    # Whether it is in view from there to the next one; after the last one, to the end of the video.
     goes_on: Bool[np.ndarray, " k"]
 
     @classmethod
@@ -64,21 +58,13 @@ class Track:
 
 
 class Footage(NamedTuple):
-    """The frames of an annotated video.
+    """The frames of an annotated video."""
 
-    Attributes:
-        place: the video file, or the folder of its frames.
-        frame: as in `TrackingSequence`, by position in `numbers`.
-        numbers: of the frames in the export, ascending.
-        fps: of the video.
-        size: height and width; None of images, which are read when they are needed.
-    """
-
-    place: Path
-    frame: ImageFrames | VideoFrames | MissingFrames
-    numbers: Int64[np.ndarray, " n"]
-    fps: float = DEFAULT_FPS
-    size: tuple[int, int] | None = None
+    place: Path  # the video file, or the folder of its frames
+    frame: ImageFrames | VideoFrames | MissingFrames  # as in `TrackingSequence`, by position in `numbers`
+    numbers: Int64[np.ndarray, " n"]  # of the frames in the export, ascending
+    fps: float = DEFAULT_FPS  # of the video
+    size: tuple[int, int] | None = None  # height and width; None of images, which are read when they are needed
 
     def part(self, first: int, end: int) -> ImageFrames | VideoFrames | MissingFrames:
         """The frames at positions `first` to `end - 1`."""
@@ -129,17 +115,9 @@ def image_footage(folder: Path) -> Footage | None:
 
 
 def sequence_of(name: str, video: str, footage: Footage, track: Track, where: str) -> TrackingSequence:
-    """A target from its first frame in view to its last one.
+    """A target from its first frame in view to its last one; `where` is the track's place in its file, for messages.
 
-    Args:
-        name: of the sequence.
-        video: sequences of one video share it.
-        footage: the video's frames.
-        track: the target's boxes.
-        where: of the track, for messages: file, and line or path in it.
-
-    Raises:
-        DatasetError: boxes on frames that the video does not have, or none on those that it has.
+    Raises DatasetError: boxes on frames that the video does not have, or none on those that it has.
     """
     last = int(track.keys[track.is_seen].max()) if track.is_seen.any() else -1
     if len(footage.numbers) and last > footage.numbers[-1]:

@@ -98,6 +98,7 @@ class Metadata(NamedTuple):
     width: int | None
     height: int | None
     second: str  # pattern of the images of a second stream
+    second_is_depth: bool  # or thermal
 
 
 def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset:
@@ -133,7 +134,9 @@ def _read_sequence(root: Path, dataset: str, name: str) -> TrackingSequence:
         return find_frames(SequenceFiles(folder, metadata.groundtruth, folder / images, pattern), len(lines))
 
     colour = find(metadata.frames)
-    frames: Frames = two_streams(colour, find(metadata.second)) if dataset == "vot_rgbd" else colour
+    frames: Frames = colour
+    if dataset == "vot_rgbd":
+        frames = two_streams(colour, find(metadata.second), metadata.second_is_depth)
     tags = sorted([*folder.glob("*.tag"), *folder.glob("*.label")])
     # Some published tags end before the last frame.
     attributes = tuple(path.stem for path in tags if read_labels(path)[: len(lines)].any()) if tags else None
@@ -162,7 +165,8 @@ def read_metadata(folder: Path) -> Metadata:
     groundtruth = _find_groundtruth(folder, settings.get("groundtruth", "groundtruth.txt"))
     colour = _frame_pattern(folder, settings.get("channels.color", settings.get("channels.default")))
     second = _checked_pattern(folder, settings.get("channels.depth", settings.get("channels.ir", DEFAULT_DEPTH)))
-    return Metadata(groundtruth, colour, fps, length, width, height, second)
+    is_depth = "channels.depth" in settings or "channels.ir" not in settings
+    return Metadata(groundtruth, colour, fps, length, width, height, second, is_depth)
 
 
 def _find_groundtruth(folder: Path, named: str) -> Path:

@@ -50,6 +50,8 @@ class OpeRules:
     norm_error: Literal["separate", "clamped"] = "separate"
     thresholds: Literal["blocks", "linspace"] = "blocks"  # i * 0.05 and i * 0.01, which differ in the last bit
     norm_score: Literal["at 0.2", "mean"] = "at 0.2"  # P_norm: one point of its curve, or the mean over 0..0.5
+    # Of each frame the better of the errors towards two ground truths: of the visible and of the thermal images.
+    better_of_two: bool = False
     drop_zero_curves: bool = False  # sequences whose curve is all zero leave the benchmark's mean of that curve
 
 
@@ -58,16 +60,19 @@ _PLAIN = OpeRules()
 _LASOT = OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True)
 # pytracking has no rules for UAV20L and UAV123@10fps, which are annotated as UAV123.
 _UAV = OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
-# No toolkit scores a user's folder so, nor DepthTrack: absent targets are misses in all three curves, as in LaSOT.
+# Li et al. 2019: MPR and MSR, by the visible and the thermal annotation of each frame.
+_RGBT234 = OpeRules(better_of_two=True)
+# No toolkit scores a user's folder so: absent targets are misses in all three curves, as in LaSOT.
 _FOLDER = OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False)
 
 BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
     {
         **dict.fromkeys(("dtb70", "got10k", "lasot_ext", "lasot_extension_subset", "nfs"), _PLAIN),
         **dict.fromkeys(("otb", "otb100", "tnl2k", "trackingnet"), _PLAIN),
-        **dict.fromkeys(("lasher", "rgbt234"), _PLAIN),
+        "lasher": _PLAIN,
+        "rgbt234": _RGBT234,
         **dict.fromkeys(("uav", "uav123", "uav123_10fps", "uav20l"), _UAV),
-        **dict.fromkeys(("folder", "coco_video", "cvat", "depthtrack", "label_studio", "mot"), _FOLDER),
+        **dict.fromkeys(("folder", "coco_video", "cvat", "label_studio", "mot"), _FOLDER),
         "lasot": _LASOT,
     }
 )
@@ -124,9 +129,10 @@ def describe_rules(rules: OpeRules) -> str:
     present = {"area": "w > 0 and h > 0", "positive": "x, y, w and h > 0", "any": "wherever a box is given"}
     frames = "valid frames only" if rules.exclude_invalid_frames else "all frames"
     norm = "at 0.20" if rules.norm_score == "at 0.2" else "mean over 0..0.5"
+    truth = "; of each frame the better of two annotations: AUC is MSR, P is MPR" if rules.better_of_two else ""
     return (
         f"{rules.rule_set} rules: target present where {present[rules.validity]}; rates over {frames}; P_norm {norm}; "
-        "first frame counted"
+        f"first frame counted{truth}"
     )
 
 
@@ -291,6 +297,21 @@ def frame_errors(
         center[~visible] = np.inf
         norm_center[~visible] = np.inf
     return FrameErrors(overlap, center, norm_center, valid)
+
+
+def better_errors(one: FrameErrors, other: FrameErrors) -> FrameErrors:
+    """The better errors of each frame towards two ground truths; those towards the only one that has a target."""
+
+    def better(pick: np.ufunc, name: str) -> Float64[np.ndarray, " n"]:
+        ours, theirs = getattr(one, name), getattr(other, name)
+        return np.where(one.valid & other.valid, pick(ours, theirs), np.where(one.valid, ours, theirs))
+
+    return FrameErrors(
+        overlap=better(np.maximum, "overlap"),
+        center=better(np.minimum, "center"),
+        norm_center=better(np.minimum, "norm_center"),
+        valid=one.valid | other.valid,
+    )
 
 
 def sequence_curves(errors: FrameErrors, rules: OpeRules) -> Curves:

@@ -39,10 +39,20 @@ SIDE_FILES = ("_time", "_score")
 # Keys of run.json in which runs of one folder may differ, see `claim_folder`.
 ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "decoder", "resumed_with")
 
-Layout = Literal["pytracking", "got10k", "vot", "votlt"]
+Layout = Literal["pytracking", "got10k", "vot", "votlt", "votrgbd"]
+# Of the VOT toolkit's layouts the experiment, as its stacks name them: short term, long term, and RGB-D until 2021.
+EXPERIMENTS: Mapping[Layout, str] = MappingProxyType(
+    {"vot": "baseline", "votlt": "longterm", "votrgbd": "rgbd-unsupervised"}
+)
 # By the data set's reader, where the layout is not pytracking's.
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {"got10k": "got10k", "vot": "vot", "vot_rgbd": "vot", **dict.fromkeys(LONG_TERM, "votlt")}
+    {
+        "got10k": "got10k",
+        "vot": "vot",
+        "vot_rgbd": "vot",
+        "depthtrack": "votrgbd",
+        **dict.fromkeys(LONG_TERM, "votlt"),
+    }
 )
 
 
@@ -89,9 +99,9 @@ def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 
     a run of VOT starts.
     """
     column, ends = None, (".txt", "_time.txt", "_score.txt")
-    if layout in ("vot", "votlt"):
-        experiment, run = ("baseline", f"{anchor:08d}") if layout == "vot" else ("longterm", f"{repetition + 1:03d}")
-        stem = folder / experiment / sequence / f"{sequence}_{run}"
+    if layout in EXPERIMENTS:
+        run = f"{anchor:08d}" if layout == "vot" else f"{repetition + 1:03d}"
+        stem = folder / EXPERIMENTS[layout] / sequence / f"{sequence}_{run}"
         ends = (".txt", "_time.value", "_confidence.value")
     elif layout == "got10k":
         stem, column = folder / sequence / sequence, repetition
@@ -99,7 +109,7 @@ def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 
     else:
         stem = folder / sequence
     boxes, times, scores = (stem.with_name(stem.name + end) for end in ends)
-    return ResultPaths(boxes, times, scores, column, starts_with_code=layout in ("vot", "votlt"))
+    return ResultPaths(boxes, times, scores, column, starts_with_code=layout in EXPERIMENTS)
 
 
 def read_bytes(path: Path, kind: str, expected: str = "") -> bytes:

@@ -136,7 +136,7 @@ def run_dataset(
     if repetitions < 1:
         raise ValueError(f"{repetitions} repetitions; expected at least 1")
     layout = results.LAYOUTS.get(dataset, "pytracking")
-    if layout in ("vot", "votlt") and repetitions > 1:
+    if layout in results.EXPERIMENTS and repetitions > 1:
         raise ValueError(f"{repetitions} repetitions; VOT runs from every anchor once, and long videos once through")
     folders = [Path(out_dir) / folder for folder in results.tracker_folders(layout, tracker_name, repetitions)]
     readable, failures = _read(dataset, sequences)

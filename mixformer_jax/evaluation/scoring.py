@@ -255,9 +255,7 @@ def score_results(
     """
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
-    with tqdm(
-        total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=None if progress else True
-    ) as bar:
+    with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress or None) as bar:
         scored = [_score_tracker(tracker, benchmark, sequences, rules, bar) for tracker in files]
     scored.sort(key=lambda scores: -scores.headline["AUC"])
     return OpeScores(benchmark, rules, names, tuple(scored))
@@ -308,6 +306,11 @@ def _score_file(path: Path, benchmark: str, sequence: TrackingSequence, rules: O
     boxes_xywh = read_boxes(path, "keep" if rules.unusable_boxes == "repeat" else "error")
     try:
         errors = metrics.frame_errors(boxes_xywh, sequence.boxes_xywh, sequence.visible, rules)
+        if rules.better_of_two:
+            if sequence.thermal_xywh is None:
+                raise ValueError("no thermal annotation, which these rules need: infrared.txt beside visible.txt")
+            thermal = metrics.frame_errors(boxes_xywh, sequence.thermal_xywh, sequence.visible, rules)
+            errors = metrics.better_errors(errors, thermal)
         return metrics.sequence_curves(errors, rules), errors.average_overlap
     except ValueError as error:
         known = known_length(benchmark, sequence, len(boxes_xywh))

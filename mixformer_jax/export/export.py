@@ -116,16 +116,8 @@ def export(
 ) -> list[Path]:
     """Writes `encode_templates.FORMAT`, `locate.FORMAT` (see `tracking_functions`) and, last, `FORMAT.json`.
 
-    Args:
-        tracker: in the compute type that the functions shall have.
-        folder: made where it is not there.
-        format: `stablehlo` for `jax.export`, or `onnx`.
-        targets: rows of every input.
-        platforms: that programs of `stablehlo` are lowered for.
-        overwrite: replace files of these names.
-
-    Returns:
-        The files.
+    The functions have the tracker's compute type, and a row a target in every input; programs of `stablehlo` (for
+    `jax.export`) are lowered for the `platforms`. The folder is made where it is not there. Returns the files.
 
     Raises:
         NameTakenError: a file is there already.

@@ -42,8 +42,7 @@ class _Value(NamedTuple):
 def onnx_bytes(tracker: Tracker, function: Function) -> bytes:
     """A function of a tracker as an ONNX file, with the weights inside.
 
-    Raises:
-        ExportError: an operation that has no translation here, or more than a file can hold.
+    Raises ExportError: an operation that has no translation here, or more than a file can hold.
     """
     variables, inputs, shapes = tracker.variables, function.inputs, function.outputs
     with nn.intercept_methods(_name_layer_norms):
@@ -171,9 +170,7 @@ class _Graph:
             return values
         if kind in ("reshape", "squeeze", "broadcast_in_dim"):
             return [self._reshaped(kind, values[0], shapes[0], result.shape, params)]
-        known = [
-            np.broadcast_to(x.known, shape) for x, shape in zip(values, shapes, strict=True) if x.known is not None
-        ]
+        known = [np.broadcast_to(x.known, size) for x, size in zip(values, shapes, strict=True) if x.known is not None]
         if len(known) == len(values):
             found = eqn.primitive.bind(*known, **params)
             return [_Value(x.shape, np.asarray(x)) for x in (found if eqn.primitive.multiple_results else [found])]

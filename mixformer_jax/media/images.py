@@ -1,8 +1,10 @@
 """Images: read whole or not at all, listed in the order in which they are frames, written, and drawn on."""
 
 import re
+import struct
 import warnings
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -20,6 +22,11 @@ FAR_MM = 10_000  # depth beyond is all the same
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 # In entropy-coded data 0xff is followed by 0x00 (a plain 0xff), D0-D7 (restart) or 0xff (fill); all else is a marker.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+
+# Bytes of a PNG's signature and first chunk; and the chunk of text that images of labels have behind it.
+_PNG_HEAD = 33
+_LABELS_TEXT = b"tEXtSoftware\0mixformer_jax labels"
+_LABELS_MARK = struct.pack(f">I{len(_LABELS_TEXT)}sI", len(_LABELS_TEXT) - 4, _LABELS_TEXT, zlib.crc32(_LABELS_TEXT))
 
 # Chosen to differ from each other and from most scenes; each line also gets a dark rim.
 TARGET: Colour = (80, 255, 60)
@@ -50,8 +57,7 @@ def _is_listed(path: Path) -> bool:
 def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order of their names (frame2 before frame10), hidden ones left out.
 
-    Raises:
-        SourceError: two images differ in their suffix only, so one of them would be a frame too many.
+    Raises SourceError: two images differ in their suffix only, so one of them would be a frame too many.
     """
     paths = sorted(filter(_is_listed, folder.iterdir()), key=natural_order)
     by_stem: dict[str, Path] = {}
@@ -72,16 +78,18 @@ def read_image(path: str | Path) -> Image:
 
     A warning, once a folder, says where that leaves next to nothing.
 
-    Raises:
-        SourceError: the file is missing, is no image, or ends early.
+    Raises SourceError: the file is missing, is no image, or ends early.
     """
     return decode_image(_read_bytes(Path(path)), str(path))
 
 
 def read_depth(path: str | Path) -> Image:
-    """A depth map of 16 bits, in millimetres, as three equal channels of `depth_bytes`; images of bytes, such as
-    thermal ones, as they are. SourceError as `read_image`."""
-    return decode_image(_read_bytes(Path(path)), str(path), lambda depth, _name: depth_bytes(depth))
+    """A depth map of 16 bits, in millimetres, as three equal channels of `depth_bytes`; images of bytes as they are.
+
+    Raises:
+        SourceError: as `read_image`, or numbers of another type, such as metres in float32.
+    """
+    return decode_image(_read_bytes(Path(path)), str(path), is_depth=True)
 
 
 def depth_bytes(depth: UInt16[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
@@ -103,15 +111,8 @@ def _higher_bytes(image: UInt16[np.ndarray, "height width 3"], name: str) -> Ima
     return np.right_shift(image, 8).astype(np.uint8)
 
 
-def decode_image(
-    data: bytes,
-    name: str,
-    of_16_bits: Callable[[UInt16[np.ndarray, "height width 3"], str], Image] = _higher_bytes,
-) -> Image:
-    """The image in an encoded file's bytes, as `read_image`; `name` says in messages which file it is.
-
-    `of_16_bits` makes bytes of wider images.
-    """
+def decode_image(data: bytes, name: str, is_depth: bool = False) -> Image:
+    """The image in a file's bytes, as `read_image` or `read_depth`; `name` says in messages which file it is."""
     if not data:
         raise SourceError(f"{name}: the file is empty")
     # Some JPEG decoders fill what is missing with grey and only warn.
@@ -121,8 +122,10 @@ def decode_image(
     try:
         image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         if image is not None and image.dtype == np.uint16:
-            image = of_16_bits(image, name)
+            image = depth_bytes(image) if is_depth else _higher_bytes(image, name)
         elif image is not None and image.dtype != np.uint8:
+            if is_depth:
+                raise SourceError(f"{name}: depth in {image.dtype}; expected millimetres in 16 bits, 0 where unknown")
             image = cv2.imdecode(buffer, cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise SourceError(f"{name}: cannot be decoded as an image: {error}") from error
@@ -178,8 +181,18 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def write_labels(path: Path, labels: UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]) -> None:
-    """Writes a grey PNG whose values are numbers of regions; the file appears whole or not at all."""
-    write_atomically(path, cv2.imencode(".png", labels)[1].tobytes())
+    """Writes a grey PNG whose values are numbers of regions; the file appears whole or not at all.
+
+    It says of itself that it is one, see `is_labels`.
+    """
+    png = cv2.imencode(".png", labels)[1].tobytes()
+    write_atomically(path, png[:_PNG_HEAD] + _LABELS_MARK + png[_PNG_HEAD:])
+
+
+def is_labels(path: Path) -> bool:
+    """Whether `write_labels` made an image."""
+    with path.open("rb") as file:
+        return file.read(_PNG_HEAD + len(_LABELS_MARK))[_PNG_HEAD:] == _LABELS_MARK
 
 
 def target_colour(index: int) -> Colour:
@@ -235,8 +248,7 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Frames of one size in rows of `columns`, with `gap` white pixels between; missing cells are white.
 
-    Raises:
-        ValueError: no frames, or frames of different sizes.
+    Raises ValueError: no frames, or frames of different sizes.
     """
     if not frames or len({frame.shape for frame in frames}) != 1:
         raise ValueError(f"a sheet needs frames of one size, got {[frame.shape for frame in frames]}")

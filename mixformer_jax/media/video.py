@@ -23,12 +23,15 @@ from jaxtyping import UInt8
 from mixformer_jax.files import Part
 from mixformer_jax.media.decoders import Decoder, ffmpeg_location, find_pyav, is_address, open_decoder
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError
-from mixformer_jax.media.live import RECONNECTS, Camera, LiveStream
 from mixformer_jax.media.sources import (
+    RECONNECTS,
     ArrayFrames,
+    Camera,
     Frame,
     FrameSource,
     ImageFiles,
+    LiveSource,
+    LiveStream,
     TimedFrame,
     checked_size,
     folder_images,
@@ -99,11 +102,9 @@ class OpenCVEncoder(Encoder):
             raise EncodingError(f"OpenCV cannot encode {size[1]}x{size[0]} at {fps:g} Hz here")
 
     def write(self, frame: UInt8[np.ndarray, "height width 3"], seconds: float | None) -> None:
-        """See `Encoder`."""
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """See `Encoder`."""
         self._writer.release()
 
 
@@ -144,7 +145,6 @@ class H264Encoder(Encoder):
         self._mux(picture)
 
     def close(self) -> None:
-        """See `Encoder`."""
         try:
             self._mux(None)
         finally:
@@ -212,20 +212,17 @@ class VideoFile(FrameSource):
 
 
 def open_source(
-    source: str | Path | int | np.ndarray | Sequence[np.ndarray],
-    live: bool | None = None,
-    reconnects: int = RECONNECTS,
+    source: str | Path | int | np.ndarray | Sequence[np.ndarray], live: bool | None = None, reconnects: int = RECONNECTS
 ) -> FrameSource:
     """Opens a video file, an address, images, a camera, or frames in memory.
 
     Args:
         source: a path or an address of a video (`https://...`, `rtsp://...`, `rtmp://...`); a folder of images, or a
             pattern such as `frames/%06d.jpg`; a camera, 0 or "0" (unless a file or folder has that name); arrays.
-        live: of an address, whether only the newest frame counts (see `media.live`). None: where it has no end.
+        live: of an address, whether only the newest frame counts (see `media.sources`). None: where it has no end.
         reconnects: how often a live stream that broke off is opened again without a frame.
 
-    Raises:
-        SourceError: the first frame cannot be had.
+    Raises SourceError: the first frame cannot be had.
     """
     if isinstance(source, (int, np.integer)):
         return Camera(int(source))
@@ -284,7 +281,7 @@ def prepare_output(path: str | Path, is_folder: bool = False) -> Path:
 
 
 class VideoWriter:
-    """Writes RGB frames to a video file (.mp4: see `encoders`; .avi: Motion JPEG), as a context manager.
+    """Writes RGB frames to a video file (.mp4: H.264, without PyAV MPEG-4; .avi: Motion JPEG), as a context manager.
 
     Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception or Ctrl-C
     inside the `with` closes it too, so that what was written stays. Codecs want even sizes: odd frames get their last
@@ -332,8 +329,7 @@ class VideoWriter:
     def close(self) -> None:
         """Finishes the file and gives it its name; errors as in `files.Part`.
 
-        Raises:
-            OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
+        Raises OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
         """
         if not self._is_open:
             return
@@ -361,3 +357,78 @@ class VideoWriter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class SelectedFrames(FrameSource):
+    """Frames of another source, with their indices and times there.
+
+    Args:
+        source: where they are from; closed with this.
+        start: the first of them, counted from 1; None: the source's first, or going backward its last.
+        end: the last of them; None: the source's last, or going backward its first.
+        stride: only every so many frames, counted from `start`. The rate is divided by it.
+        backward: from `start` down to `end`.
+
+    Raises ValueError: numbers that leave nothing, or what a live source cannot do.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        start: int | None = None,
+        end: int | None = None,
+        stride: int = 1,
+        backward: bool = False,
+    ) -> None:
+        if min(stride, 1 if start is None else start, 1 if end is None else end) < 1:
+            raise ValueError(f"start {start}, end {end} and stride {stride} must be 1 or more")
+        if start is not None and end is not None and (start < end if backward else start > end):
+            way = "before end, which backward is not before it" if backward else "after end"
+            raise ValueError(f"start {start} is {way} ({end})")
+        if source.is_live and backward:
+            raise ValueError(f"{source.name} is live, and frames that are to come cannot be had backward")
+        self._source, self._start, self._end, self._stride, self._backward = source, start, end, stride, backward
+        self.name, self.size, self.is_live = source.name, source.size, source.is_live
+        self.fps = source.fps / stride
+        self.num_frames = None if source.num_frames is None else len(self._numbers(source.num_frames))
+
+    def _numbers(self, num_frames: int) -> range:
+        if self._backward:
+            start = num_frames if self._start is None else min(self._start, num_frames)
+            return range(start, (self._end or 1) - 1, -self._stride)
+        end = num_frames if self._end is None else min(self._end, num_frames)
+        return range(self._start or 1, end + 1, self._stride)
+
+    def timed(self) -> Iterator[TimedFrame]:
+        if self._backward:
+            end, frame = self._end or 1, None
+            for frame in self._source.backward(self._start, end, self._stride):
+                yield frame
+            if frame is None:
+                raise SourceError(f"{self.name}: there is no frame {end}")
+            return
+        start = wanted = self._start or 1
+        number = 0
+        for frame in self._source.timed():
+            number = frame.number
+            if self._end is not None and number > self._end:
+                return
+            if number >= wanted:  # a live source may have dropped the very one
+                yield frame
+                wanted = number + self._stride
+            if number == self._end:
+                return
+        if number < start:
+            raise SourceError(f"{self.name}: there is no frame {start}; it has {number}")
+
+    def peek(self) -> TimedFrame:
+        frame = super().peek()
+        if isinstance(self._source, LiveSource):
+            self._source.put_back(frame)
+        return frame
+
+    def part(self) -> tuple[int, int | None, int, bool]:
+        return self._start or (0 if self._backward else 1), self._end, self._stride, self._backward
+
+    def close(self) -> None:
+        self._source.close()

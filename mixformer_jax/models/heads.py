@@ -201,10 +201,7 @@ class ScorePrediction(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        search: Float[Array, "b h w c"],
-        template: Float[Array, "b th tw c"],
-        boxes_xyxy: Float[Array, "b 4"],
+        self, search: Float[Array, "b h w c"], template: Float[Array, "b th tw c"], boxes_xyxy: Float[Array, "b 4"]
     ) -> Float[Array, " b"]:
         """Confidence logits of boxes normalised to the search crop, from features of it and of the initial template.
 
@@ -264,10 +261,7 @@ class ContextAugment(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        templates: Float[Array, "b slots th tw c"],
-        search: Float[Array, "b h w c"],
-        filled: Filled,
+        self, templates: Float[Array, "b slots th tw c"], search: Float[Array, "b h w c"], filled: Filled
     ) -> Float[Array, "b h w c"]:
         slots, grid = templates.shape[1:3]
         reduce = nn.Dense(FUSION_WIDTH, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL, name="reduce")

@@ -165,10 +165,7 @@ def depthwise_kernel(module: nn.Module, size: int, channels: int) -> Float[Array
 
 @functools.partial(jax.jit, static_argnames="stride", inline=True)  # traced once for all layers of one shape
 def depthwise_convolution(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array | np.ndarray, "k l c"],
-    stride: int,
-    masking: Masking | None = None,
+    x: Float[Array, "b h w c"], kernel: Float[Array | np.ndarray, "k l c"], stride: int, masking: Masking | None = None
 ) -> Float[Array, "b out_h out_w c"]:
     """A convolution of every channel by itself, padded by half a window, as the sum of shifted images that it is.
 

@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from mixformer_jax.convert.names import count_parameters
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
-from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.config import STUDIES, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model
-from mixformer_jax.models.sizes import STUDIES, size_config
 from mixformer_jax.text_tables import aligned
 
 KERNEL = "pallas_call"
@@ -53,8 +52,7 @@ def count_macs(program: ClosedJaxpr) -> Counter[str]:
     multiplications of depth-wise convolutions, which are written as sums of shifted images. A scan counts as often as
     it is long, a kernel as often as its grid has places, and of alternatives (one a platform) the last one counts.
 
-    Raises:
-        NotImplementedError: for a loop whose length is not known.
+    Raises NotImplementedError: for a loop whose length is not known.
     """
     counts = Counter[str]()
     for scope, equation, times in _equations(program.jaxpr, "", 1):
@@ -205,7 +203,7 @@ def profile_models(names: Iterable[str], templates: int | None = None, progress:
         ValueError: fewer than one template.
     """
     configs = [size_config(name) for name in names]
-    bar = tqdm(configs, desc="profile", unit="model", disable=None if progress else True, leave=False)
+    bar = tqdm(configs, desc="profile", unit="model", disable=not progress or None, leave=False)
     return [profile_model(config, templates) for config in bar]
 
 
@@ -232,9 +230,7 @@ def profile_model(config: MixFormerConfig, templates: int | None = None) -> Prof
     else:
         frame = _by_part(count_macs(jax.make_jaxpr(model.apply)(variables, crops, region)))
     parameters = _by_part({name: math.prod(shape) for name, shape in shapes.items() if name.startswith("params/")})
-    backbone, head, score = (
-        Cost(parameters[part], encoding[part], frame[part]) for part in ("backbone", "head", "score")
-    )
+    backbone, head, score = (Cost(parameters[key], encoding[key], frame[key]) for key in ("backbone", "head", "score"))
     return Profile(config, templates, backbone, head, score, _official_parameters(config))
 
 

@@ -26,23 +26,15 @@ MOST_MOVERS = 12  # lines of a plan
 
 
 class Memory(NamedTuple):
-    """Bytes of one chip.
+    """Bytes of one chip."""
 
-    Attributes:
-        parameters, optimizer, rest: the state: parameters; the optimizer's moments; statistics, averages, counters.
-        batch: the chip's samples.
-        temporaries: activations kept for the gradient, gradients, and what single operations need.
-        code: the program.
-        limit: what a program may have.
-    """
-
-    parameters: int
-    optimizer: int
-    rest: int
-    batch: int
-    temporaries: int
-    code: int
-    limit: float
+    parameters: int  # of the state
+    optimizer: int  # its moments
+    rest: int  # of the state: statistics, averages, counters
+    batch: int  # the chip's samples
+    temporaries: int  # activations kept for the gradient, gradients, and what single operations need
+    code: int  # the program
+    limit: float  # what a program may have
 
     @property
     def state(self) -> int:
@@ -232,9 +224,8 @@ def program_alone(experiment: PlannedExperiment) -> TrainProgram:
     settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
     model = dataclasses.replace(experiment.model, attention_kernel="xla")
     if isinstance(experiment, PretrainExperiment):
-        experiment = dataclasses.replace(
-            experiment, autoencoder=dataclasses.replace(experiment.autoencoder, model=model)
-        )
+        autoencoder = dataclasses.replace(experiment.autoencoder, model=model)
+        experiment = dataclasses.replace(experiment, autoencoder=autoencoder)
     else:
         experiment = dataclasses.replace(experiment, model=model)
     return train_program(objective_of(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))

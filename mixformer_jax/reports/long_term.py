@@ -1,4 +1,4 @@
-"""The report of VOT's long-term challenges."""
+"""The report of VOT's long-term challenges, and of DepthTrack, which is scored as they are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +7,12 @@ import numpy as np
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation import vot_longterm
-from mixformer_jax.evaluation.results import ResultsError
+from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, ResultsError
 from mixformer_jax.evaluation.vot import read_run, read_sequences
 from mixformer_jax.evaluation.vot_regions import bounding_box
 from mixformer_jax.reports import report as reports
 from mixformer_jax.reports.report import Figure, Report, Strip
 
-EXPERIMENT = "longterm"  # its name in the challenges' stacks
 RULES = (
     f"vot-toolkit: Pr and Re at the threshold of confidence at which F is largest, of {vot_longterm.RESOLUTION} that "
     "part the frames of all sequences evenly; means over sequences, and F of these means",
@@ -31,25 +30,16 @@ def long_term_report(
     worst: int = 3,
     chosen: Sequence[str] | None = None,
 ) -> Report:
-    """F, precision and recall of the experiment `longterm` of a workspace.
+    """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`.
 
-    Args:
-        benchmark: the reader's name.
-        root: the workspace, or its folder of sequences.
-        results_dir: holds <tracker>/longterm/<sequence>/...
-        trackers: default: all that have such results.
-        sequences: of which the `worst` ones of each tracker are drawn; None for no pictures.
-        chosen: names of the sequences that are scored; default: all.
-
-    Raises:
-        DatasetError, ResultsError: files that are missing, or are not what VOT has.
-        SourceError: a frame of a worst sequence cannot be read.
+    Arguments and errors are those of `benchmarks.vot_report`.
     """
     results_dir, annotated = Path(results_dir), read_sequences(root, chosen)
+    experiment = EXPERIMENTS[LAYOUTS[benchmark]]
     names = [sequence.name for sequence in annotated]
     scores = {
-        name: vot_longterm.score_long_term(results_dir / name / EXPERIMENT, annotated)
-        for name in (_trackers(results_dir) if trackers is None else trackers)
+        name: vot_longterm.score_long_term(results_dir / name / experiment, annotated)
+        for name in (_trackers(results_dir, experiment) if trackers is None else trackers)
     }
     scores = dict(sorted(scores.items(), key=lambda item: -item[1].headline["F"]))
     headlines = {name: score.headline for name, score in scores.items()}
@@ -58,7 +48,7 @@ def long_term_report(
     if sequences is not None:
 
         def boxes_of(name: str, position: int) -> np.ndarray:
-            truth, folder = annotated[position], results_dir / name / EXPERIMENT / names[position]
+            truth, folder = annotated[position], results_dir / name / experiment / names[position]
             regions = read_run(folder, f"{truth.name}_001", len(truth.groundtruth))
             return np.stack([bounding_box(region) for region in regions])
 
@@ -91,11 +81,11 @@ def long_term_report(
     )
 
 
-def _trackers(results_dir: Path) -> list[str]:
+def _trackers(results_dir: Path, experiment: str) -> list[str]:
     folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
-    names = [folder.name for folder in folders if (folder / EXPERIMENT).is_dir()]
+    names = [folder.name for folder in folders if (folder / experiment).is_dir()]
     if not names:
-        raise ResultsError(f"{results_dir}: no results of long videos; expected <tracker>/{EXPERIMENT}/<sequence>/...")
+        raise ResultsError(f"{results_dir}: no results of long videos; expected <tracker>/{experiment}/<sequence>/...")
     return names
 
 

@@ -19,29 +19,21 @@ OPERATIONS_PER_MAC = 6
 
 @dataclasses.dataclass(frozen=True)
 class StudyRow:
-    """One row of a study.
+    """One row of a study."""
 
-    Attributes:
-        title: what sets it apart.
-        model: size or study model, see `mixformer_jax.models.sizes`.
-        auc: on LaSOT in the paper, percent; None: the paper has no number.
-        gflops: 10^9 multiply-accumulates of a search region and the templates it is tracked with, as the paper counts.
-        train_gflops: the same with the two templates of the trainings.
-        init: weights that the training starts from; None: scratch. `runs/NAME` is what the config NAME pre-trains.
-        online: it is tracked with online templates; else with the first one alone, whatever it was trained with.
-        weights_of: the row whose trained weights it tracks with, or goes on from; None: its own training.
-        scores: the score module is trained on them, as stage 2.
-    """
-
-    title: str
-    model: str
-    auc: float | None
+    title: str  # what sets it apart
+    model: str  # size or study model, see `mixformer_jax.models.config`
+    auc: float | None  # on LaSOT in the paper, percent; None: the paper has no number
+    # 10^9 multiply-accumulates of a search region and the templates it is tracked with, as the paper counts.
     gflops: float
-    train_gflops: float
+    train_gflops: float  # the same with the two templates of the trainings
+    # Weights that the training starts from; None: scratch. `runs/NAME` is what the config NAME pre-trains.
     init: str | None = None
+    # It is tracked with online templates; else with the first one alone, whatever it was trained with.
     online: bool = False
+    # The row whose trained weights it tracks with, or goes on from; None: its own training.
     weights_of: str | None = None
-    scores: bool = False
+    scores: bool = False  # the score module is trained on them, as stage 2
 
     @property
     def tracker(self) -> dict[str, int]:
@@ -56,22 +48,16 @@ class StudyRow:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A table of the paper.
+    """A table of the paper."""
 
-    Attributes:
-        title: for readers.
-        rows: by the name that `--config TABLE:ROW` takes.
-        stand_ins: what small scales start from in the place of a row's `init`: a config of a small pre-training, or
-            None for scratch. A row whose `init` is not here cannot be made small.
-        keep: settings of the model that small scales keep, beside those that they always do, since the study is
-            about them.
-        pretraining_changes: settings of the small pre-trainings that these rows need.
-    """
-
-    title: str
-    rows: Mapping[str, StudyRow]
+    title: str  # for readers
+    rows: Mapping[str, StudyRow]  # by the name that `--config TABLE:ROW` takes
+    # What small scales start from in the place of a row's `init`: a config of a small pre-training, or None for
+    # scratch. A row whose `init` is not here cannot be made small.
     stand_ins: Mapping[str | None, str | None] = dataclasses.field(default_factory=lambda: {None: None})
+    # Settings of the model that small scales keep, beside those that they always do, since the study is about them.
     keep: tuple[str, ...] = ()
+    # Settings of the small pre-trainings that these rows need.
     pretraining_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -96,13 +82,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def study_markdown(study: Study, aucs: Mapping[str, Sequence[float]], skipped: Mapping[str, str]) -> str:
-    """The rows' AUC beside the paper's, as a Markdown table.
-
-    Args:
-        study: of the rows.
-        aucs: percent, a value a seed, by row; the seeds are the same in all rows.
-        skipped: why there are none, by row.
-    """
+    """The rows' AUC (percent, a value a seed) beside the paper's in Markdown; `skipped` says why a row has none."""
     first = next(iter(aucs), None)
     header = ["row", "", "AUC here", "by seed", f"against {first}", "AUC in the paper", f"against {first}"]
     reference = study.rows[first].auc if first is not None else None

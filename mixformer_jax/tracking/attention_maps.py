@@ -85,8 +85,7 @@ def choose_blocks(config: MixFormerConfig, blocks: Sequence[str] | None = None) 
 
     These are every k-th and the last mixing block of the last stage and after: for MixCvT those of Fig. 8.
 
-    Raises:
-        ConfigError: a block that does not exist or does not mix, or a model without any.
+    Raises ConfigError: a block that does not exist or does not mix, or a model without any.
     """
     mixing = mixing_blocks(config)
     if not mixing:
@@ -124,18 +123,12 @@ def attention_maps(
     Of several online templates the newest is taken. Only the area of its box in its crop is known: the box given with
     its view is a square in the middle.
 
-    Args:
-        template_xyxy: the target's box in the initial template, normalised.
-        blocks: see `choose_blocks`.
-
-    Raises:
-        ConfigError: as `choose_blocks`.
+    `template_xyxy` is the target's box in the initial template, normalised. `blocks` and ConfigError: `choose_blocks`.
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
-    modules = tuple(
-        (name, module, _scale(tracker, module)) for name in chosen for module in [_module_name(config, name)]
-    )
+    names = [_module_name(config, name) for name in chosen]
+    modules = tuple((name, module, _scale(tracker, module)) for name, module in zip(chosen, names, strict=True))
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
     boxes_cxcywh, scores, weights = jax.device_get(
@@ -172,9 +165,7 @@ def _attend(
     limit: Float[Array, "1"] | None,
 ) -> tuple[Any, ...]:
     """Boxes, scores, and weights by block; `modules` are the blocks' names, their modules and scales."""
-    prediction, sown = model.apply(
-        variables, normalise(templates), normalise(search), filled, mutable=["intermediates"]
-    )
+    found, sown = model.apply(variables, normalise(templates), normalise(search), filled, mutable=["intermediates"])
     weights = {}
     for name, module, scale in modules:
         asked = sown["intermediates"]["backbone"][module]["attention"]
@@ -184,7 +175,7 @@ def _attend(
         _side, slot_keys, _own = _layout(model.config, shape, filled.shape[1], is_cross=len(steps) == 1)
         mask = jnp.repeat(filled[0], slot_keys)
         weights[name] = [_mean_weights(queries, keys, scale, mask) for queries, keys in steps]
-    return prediction.boxes_cxcywh, prediction.scores_within(limit), weights
+    return found.boxes_cxcywh, found.scores_within(limit), weights
 
 
 def template_box_xyxy(tracker: Tracker, box_xywh: Float[np.ndarray, "4"]) -> Box:

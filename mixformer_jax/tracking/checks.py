@@ -54,9 +54,8 @@ def warn_of_small_targets(settings: TrackerConfig, boxes_xywh: Float64[np.ndarra
 def checked_frame(frame: Any, streams: Streams = "colour") -> Frame:
     """What a tracker reads of a frame that a user gave, as an array: of RGB, or of RGB and a second stream behind it.
 
-    Raises:
-        ValueError: no array of bytes, no lists of whole numbers from 0 to 255, no PIL image of mode RGB, no pixels, or
-            RGB alone for a tracker of two streams.
+    Raises ValueError: no array of bytes, no lists of whole numbers from 0 to 255, no PIL image of mode RGB, no pixels,
+    or RGB alone for a tracker of two streams.
     """
     expected = "expected uint8 RGB of shape (height, width, 3)"
     if streams == "both":

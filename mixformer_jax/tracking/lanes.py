@@ -113,8 +113,7 @@ class Lanes:
     def step(self, state: TrackState, frames: Mapping[int, Any]) -> tuple[TrackState, dict[int, Tracked]]:
         """Finds the targets on the next frames of some lanes; a lane without a frame must be started anew.
 
-        Raises:
-            LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
+        Raises LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
         """
         model, settings, variables = self.tracker.model, self.tracker.settings, self.tracker.variables
         config, size = self.tracker.config, self.tracker.config.search_size
@@ -164,14 +163,12 @@ class Lanes:
             found[lane] = Tracked(boxes_xywh[own], of_scores, of_lost, masks=masks)
         return state, found
 
-    def _refresh(
-        self, state: TrackState, lane: int, frame: Frame, boxes_xywh: Float64[np.ndarray, "1 4"]
-    ) -> TrackState:
+    def _refresh(self, state: TrackState, lane: int, frame: Frame, box_xywh: Float64[np.ndarray, "1 4"]) -> TrackState:
         """As for a single target, so that templates do not depend on which other lanes are due."""
         tracker, single = self.tracker, _take(state, lane)
         single = refresh_templates(
             *(tracker.model, tracker.settings, tracker.variables, single),
-            lambda _all: tracker.template_crops({0: frame}, boxes_xywh),
+            lambda _all: tracker.template_crops({0: frame}, box_xywh),
         )
         return _put(state, lane, single)
 

@@ -1,9 +1,10 @@
 """Following many objects through a source, and leaving MOTChallenge's rows and the annotated video as it goes."""
 
 import contextlib
+import functools
+import itertools
 import json
 import math
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,9 @@ from mixformer_jax.media.sources import FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.mot import MotState, MotTracker, Objects
-from mixformer_jax.tracking.record import STOP_S, annotate
+from mixformer_jax.tracking.record import STOP_S, Progress, annotate, rate, replayed
 from mixformer_jax.tracking.result_files import ResultFiles, format_box
-from mixformer_jax.tracking.resume import RunState, describe_run
+from mixformer_jax.tracking.resume import RunState, describe_files, describe_run
 from mixformer_jax.tracking.tracker import Tracked
 
 
@@ -45,7 +46,6 @@ class MotResultFile(ResultFiles):
         self._corner = np.array([origin, origin, 0, 0])
 
     def write(self, found: Tracked) -> None:
-        """See `ResultFiles.write`."""
         assert found.numbers is not None and found.scores is not None
         rows = zip(found.numbers, found.boxes_xywh + self._corner, found.scores, strict=True)
         lines = (f"{found.frame},{number + 1},{format_box(box)},{score:.4f},-1,-1,-1\n" for number, box, score in rows)
@@ -66,26 +66,9 @@ def record_objects(
 ) -> MotRecording:
     """Follows what is detected to the end of the source.
 
-    A source that breaks off and Ctrl-C end it early, as in `record.record`.
-
-    Args:
-        tracker: follows.
-        source: the video.
-        detections: by frame.
-        results: file to write; it may have no rows.
-        video: file to write: each frame with boxes, dashed where no detection supports them. None: none.
-        origin: from which pixels count in the file.
-        progress: a bar on stderr, where that is a terminal.
-        overwrite: replace files that are there.
-        resume: go on with the interrupted run that `run_state` is of, and replace its files; begin where there is none.
-        run_state: where the run keeps what it needs to go on; removed at the end of the source.
-
-    Raises:
-        SourceError: there is no first frame.
-        OutputError: a file cannot be written.
-        NameTakenError: a file is there, or another run is writing it.
-        ResumeError: `run_state` is of another run.
-        ValueError: a detector's answer that is none.
+    How it ends, goes on and fails: see `record.record`. In the file `results`, which may have no rows, pixels count
+    from `origin`; in the video boxes are dashed where no detection supports them. ValueError: a detector's answer that
+    is none.
     """
     results = prepare_output(results)
     frames = source.timed()
@@ -95,78 +78,54 @@ def record_objects(
     saved = None
     if run_state is not None:
         about = describe_run(tracker.tracker, source, first, np.zeros((0, 4)))
+        about |= describe_files(run_state.path, video)
         about |= {"detections": detections.about, "objects": json.dumps(tracker.settings.to_dict())}
         run_state.describe(about)
         saved = run_state.read() if resume else None
     state, earlier = (tracker.start(), []) if not saved else _loaded(saved)
     overwrite = overwrite or saved is not None
-
-    shown: list[Tracked] = []
     step_seconds: list[float] = []
     stopped_by: SourceError | KeyboardInterrupt | None = None
-    keeping = threading.Lock()
-
-    def save(now: bool) -> None:
-        if run_state is not None and len(shown) > len(earlier):
-            run_state.write(lambda: _arrays(state, shown), now)
-
-    def finish() -> str:
-        keeping.acquire(timeout=STOP_S)  # and never given back
-        if writer is not None:
-            writer.close()
-        files.__exit__()
-        save(now=True)
-        return f"the {len(shown)} frames tracked until then are in {results}" if shown else ""
-
+    is_at_end = False
     files = MotResultFile(results, origin, overwrite)
     writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
-    with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+    draw = functools.partial(annotate, lost_word="undetected")
+    progressed = Progress(files, writer, draw, run_state, len(earlier), _arrays)
+    with saving(STOP_S, progressed.finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         stack.enter_context(files)
         if run_state is not None and not earlier:
             run_state.begin()
         bar = stack.enter_context(
-            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
+            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=not progress or None)
         )
 
-        def keep(frame: TimedFrame, found: Tracked, following: MotState) -> None:
-            nonlocal state
-            with keeping:
-                files.write(found)
-                if writer is not None:
-                    drawn = annotate(frame.pixels, frame.number - 1, found, lost_word="undetected")
-                    writer.write(drawn, abs(frame.seconds - first.seconds))
-                shown.append(found)
-                state = following
-                save(now=False)
+        def keep(frame: TimedFrame, found: Tracked, state: MotState) -> None:
+            progressed.keep(frame, frame.seconds - first.seconds, found, state)
             bar.update()
 
-        frame: TimedFrame | None = first
+        frames = itertools.chain([first], frames)
         try:
-            for found in earlier:
-                check()
-                if frame is None:
-                    raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
+            for frame, found in replayed(source, frames, earlier):
                 keep(frame, found, state)
-                frame = next(frames, None)
-            while frame is not None:
+            for frame in frames:
                 check()
                 detected = detections(frame)
                 before = time.perf_counter()
-                following, found = tracker.step(state, frame.pixels, detected)
+                state, found = tracker.step(state, frame.pixels, detected)
                 step_seconds.append(time.perf_counter() - before)
-                keep(frame, found._replace(frame=frame.number, time=frame.seconds), following)
-                frame = next(frames, None)
+                keep(frame, found._replace(frame=frame.number, time=frame.seconds), state)
+            is_at_end = True
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
         finally:
-            if frame is not None:  # not at the end; a detector may have raised
-                save(now=True)
+            if not is_at_end:  # a detector may have raised
+                progressed.save(now=True)
 
+    shown = progressed.results
     if stopped_by is None and not any(len(found.boxes_xywh) for found in shown):
         write_atomically(results, "")
     if run_state is not None and stopped_by is None:
         run_state.discard()  # now that the files have their names
-    seconds = math.fsum(step_seconds[1:])
     rows = result_rows(results, shown, origin)
     return MotRecording(
         rows=rows,
@@ -174,7 +133,7 @@ def record_objects(
         num_objects=len(np.unique(rows.ids)),
         resumed=len(earlier),
         video=video,
-        tracking_fps=(len(step_seconds) - 1) / seconds if seconds else math.nan,
+        tracking_fps=rate(len(step_seconds) - 1, math.fsum(step_seconds[1:])),
         stopped_by=stopped_by,
     )
 

@@ -16,9 +16,8 @@ def narrowed(tracker: Tracker, share: float) -> Tracker:
     For targets whose place is nearly known: a box that reaches out of the region is not found whole. Of the position
     table the middle is kept; convolutional backbones have none.
 
-    Raises:
-        ConfigError: of a model with MAE's decoder, whose positions count from the region's corner; a region that would
-            be smaller than the target.
+    Raises ConfigError: of a model with MAE's decoder, whose positions count from the region's corner; a region that
+    would be smaller than the target.
     """
     config, settings = tracker.config, tracker.settings
     cut = round(config.search_grid * (1 - share) / 2)  # tokens on each side

@@ -1,9 +1,12 @@
 """Following targets through a source, and leaving the annotated video and the boxes on disk as it goes."""
 
 import contextlib
+import dataclasses
+import functools
 import math
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +19,7 @@ from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
 from mixformer_jax.tracking.result_files import MaskFolder, ResultFiles
-from mixformer_jax.tracking.resume import RunState, describe_run, restored
+from mixformer_jax.tracking.resume import RunState, describe_files, describe_run, restored, run_arrays, run_of
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
@@ -51,6 +54,66 @@ class Recording(NamedTuple):
     stopped_by: SourceError | KeyboardInterrupt | None  # why it ended before the source did
 
 
+@dataclasses.dataclass
+class Progress:
+    """Results on disk as they come, with what a later run needs to go on."""
+
+    files: ResultFiles
+    writer: VideoWriter | None
+    draw: Callable[[Frame, int, Tracked], Frame]  # as `annotate`
+    run_state: RunState | None
+    least: int  # more results than these are worth saving
+    arrays: Callable[[Any, list[Tracked]], Mapping[str, Any]]  # what `run_state` keeps of `state` and `results`
+    images: MaskFolder | None = None
+    state: Any = None  # belongs to the last result
+    results: list[Tracked] = dataclasses.field(default_factory=list)
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def keep(self, frame: TimedFrame, seconds: float, found: Tracked, state: Any) -> None:
+        """What was found on a frame, so many seconds from the first, and the state behind it."""
+        with self.lock:
+            self.files.write(found)
+            if self.images is not None:
+                self.images.write(found)
+            if self.writer is not None:
+                self.writer.write(self.draw(frame.pixels, frame.number - 1, found), abs(seconds))
+            self.results.append(found._replace(masks=None))  # masks of a long video would fill the memory
+            self.state = state
+            self.save(now=False)
+
+    def save(self, now: bool) -> None:
+        """For a later run."""
+        if self.run_state is not None and len(self.results) > self.least:
+            self.run_state.write(lambda: self.arrays(self.state, self.results), now)
+
+    def finish(self) -> str:
+        """Ends the files from another thread, whatever the loop is doing; see `StopSignals.saving`."""
+        self.lock.acquire(timeout=STOP_S)  # and never given back
+        if self.writer is not None:
+            self.writer.close()
+        self.files.__exit__()
+        self.save(now=True)
+        kept = ", ".join(map(str, self.files.paths)) + (f" and {self.writer.path}" if self.writer is not None else "")
+        return f"the {len(self.results)} frames tracked until then are in {kept}" if self.results else ""
+
+
+def replayed(
+    source: FrameSource, frames: Iterator[TimedFrame], earlier: Sequence[Tracked]
+) -> Iterator[tuple[TimedFrame, Tracked]]:
+    """The next frames of a source with what an earlier run found on them; SourceError where there are fewer."""
+    for found in earlier:
+        check()
+        frame = next(frames, None)
+        if frame is None:
+            raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
+        yield frame, found
+
+
+def rate(count: int, seconds: float) -> float:
+    """So many a second; NaN where none was measured."""
+    return count / seconds if count > 0 and seconds > 0 else math.nan
+
+
 def record(
     tracker: MultiTrackerLike,
     source: FrameSource,
@@ -83,7 +146,7 @@ def record(
     Raises:
         ValueError: a box is unusable (from `tracker.start`). Nothing is left behind.
         SourceError: there is no first frame.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or `mask_images` holds what is no mask.
         NameTakenError: a file is there, or another run is writing it.
         ResumeError: `run_state` is of another run.
     """
@@ -95,32 +158,21 @@ def record(
         raise SourceError(f"{source.name}: there is no frame")
     saved = None
     if run_state is not None:
-        run_state.describe(describe_run(tracker, source, first, boxes_xywh))
-        saved = run_state.load() if resume else None
-    earlier = [] if saved is None else saved.results
+        about = describe_run(tracker, source, first, boxes_xywh)
+        run_state.describe(about | describe_files(run_state.path, video, mask_images))
+        saved = run_state.read() if resume else None
+    earlier, leaves = run_of(saved) if saved else ([], {})
     overwrite = overwrite or saved is not None
 
-    results: list[Tracked] = []
     step_seconds: list[float] = []
     warm_at = finished_at = math.nan
     stopped_by: SourceError | KeyboardInterrupt | None = None
-    keeping = threading.Lock()
     is_begun = False
-    latest: Any = None  # the state that belongs to the last result
 
     def finish() -> str:
-        keeping.acquire(timeout=STOP_S)  # and never given back
-        if writer is not None:
-            writer.close()
-        files.__exit__()
-        save(now=True)
+        told = progressed.finish()
         forget()
-        kept = ", ".join(map(str, files.paths)) + ("" if video is None else f" and {video}")
-        return f"the {len(results)} frames tracked until then are in {kept}" if results else ""
-
-    def save(now: bool) -> None:
-        if run_state is not None and len(results) > max(1, len(earlier)):
-            run_state.save(latest, results, now)
+        return told
 
     def begin() -> None:
         """Once a file is this run's alone. Who is killed from here on leaves files, and this tells whose they are."""
@@ -130,20 +182,22 @@ def record(
             is_begun = True
 
     def forget() -> None:
-        if run_state is not None and is_begun and not results:  # nothing to go on with
+        if run_state is not None and is_begun and not progressed.results:  # nothing to go on with
             run_state.discard()
 
     files = ResultFiles(boxes, len(boxes_xywh), overwrite)
     writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
     images = None if mask_images is None else MaskFolder(mask_images, overwrite)
+    draw = functools.partial(annotate, groundtruth_xywh=groundtruth_xywh)
+    progressed = Progress(files, writer, draw, run_state, max(1, len(earlier)), run_arrays, images)
     with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         stack.callback(forget)
         if writer is not None:
             begin()
         started = time.perf_counter()
         state = tracker.start(first.pixels, boxes_xywh)
-        if saved is not None and earlier:
-            state = restored(tracker, state, saved.state)
+        if earlier:
+            state = restored(tracker, state, leaves)
         start_s = time.perf_counter() - started
 
         stack.enter_context(files)
@@ -151,7 +205,7 @@ def record(
         if writer is None:
             begin()
         bar = stack.enter_context(
-            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
+            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=not progress or None)
         )
 
         def segmented(frame: TimedFrame, found: Tracked, state: Any) -> Tracked:
@@ -161,22 +215,11 @@ def record(
             return found._replace(masks=tracker.segment(state, frame.pixels, found.boxes_xywh))
 
         def keep(frame: TimedFrame, found: Tracked, state: Any) -> None:
-            nonlocal latest
             # Copies: a view keeps alive, or changes with, what the tracker made it of.
             scores, lost = (None if x is None else np.array(x) for x in (found.scores, found.lost))
             boxes_xywh = np.array(found.boxes_xywh, np.float64)
-            kept = Tracked(boxes_xywh, scores, lost, frame=frame.number, time=frame.seconds)
-            shown = kept._replace(masks=found.masks)  # masks of a long video would fill the memory
-            with keeping:
-                files.write(shown)
-                if images is not None:
-                    images.write(shown)
-                if writer is not None:
-                    drawn = annotate(frame.pixels, frame.number - 1, shown, groundtruth_xywh)
-                    writer.write(drawn, abs(frame.seconds - first.seconds))
-                results.append(kept)
-                latest = state
-                save(now=False)
+            kept = Tracked(boxes_xywh, scores, lost, frame=frame.number, time=frame.seconds, masks=found.masks)
+            progressed.keep(frame, frame.seconds - first.seconds, kept, state)
             bar.update()
 
         try:
@@ -184,11 +227,7 @@ def record(
             certain = (np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)) if tracker.has_scores else ()
             given = Tracked(boxes_xywh, *certain)
             keep(first, segmented(first, earlier[0] if earlier else given, state), state)
-            for found in earlier[1:]:
-                check()
-                frame = next(frames, None)
-                if frame is None:
-                    raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
+            for frame, found in replayed(source, frames, earlier[1:]):
                 keep(frame, segmented(frame, found, state), state)
             for frame in frames:
                 check()
@@ -201,17 +240,14 @@ def record(
                     warm_at = finished_at
         except (SourceError, KeyboardInterrupt) as reason:
             stopped_by = reason
-            save(now=True)
+            progressed.save(now=True)
 
     if run_state is not None and stopped_by is None:
         run_state.discard()  # now that the files have their names
+    results = progressed.results
     lost = None if results[0].lost is None else np.stack([found.lost for found in results if found.lost is not None])
     warm_up_s = start_s + step_seconds[0] if step_seconds else math.nan
     count = len(step_seconds) - 1
-
-    def rate(seconds: float) -> float:
-        return count / seconds if count > 0 and seconds > 0 else math.nan
-
     return Recording(
         boxes_xywh=np.stack([found.boxes_xywh for found in results]),
         lost=lost,
@@ -221,8 +257,8 @@ def record(
         mask_images=mask_images,
         resumed=len(earlier),
         warm_up_s=warm_up_s,
-        tracking_fps=rate(math.fsum(step_seconds[1:])),
-        overall_fps=rate(finished_at - warm_at),
+        tracking_fps=rate(count, math.fsum(step_seconds[1:])),
+        overall_fps=rate(count, finished_at - warm_at),
         stopped_by=stopped_by,
     )
 

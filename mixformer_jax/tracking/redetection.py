@@ -122,8 +122,6 @@ def choose_boxes(
     """Chooses between what was found around the last boxes and elsewhere; `plan_look` must follow.
 
     Args:
-        settings: of the tracker.
-        redetection: before this frame.
         before_xywh: the targets' boxes before this frame.
         near: around these, with scores by `judge_sizes`.
         elsewhere: around `redetection.look_xywh`; counts for targets that look alone.

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mixformer_jax.files import NameTakenError, Part, named_errors, write_atomically
-from mixformer_jax.media.images import write_labels
-from mixformer_jax.media.video import prepare_output
+from mixformer_jax.media.images import is_labels, write_labels
+from mixformer_jax.media.video import OutputError, prepare_output
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracked
 
 RECORD_SUFFIXES = (".csv", ".json", ".jsonl")
@@ -49,9 +49,8 @@ class ResultFiles:
     They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
     written so far. When the context ends, for whatever reason, they get their names.
 
-    Raises:
-        NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
-            made.
+    Raises NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
+    made.
     """
 
     def __init__(self, path: Path, num_targets: int, overwrite: bool = False) -> None:
@@ -86,8 +85,7 @@ class ResultFiles:
     def write(self, found: Tracked) -> None:
         """The targets on one frame, on disk when this returns.
 
-        Raises:
-            OSError: a full disk; it names the file, which keeps its whole lines.
+        Raises OSError: a full disk; it names the file, which keeps its whole lines.
         """
         if self._format == ".txt":
             for target in range(len(self._files)):
@@ -129,21 +127,27 @@ class MaskFolder:
     nothing was written goes at the end.
 
     Raises:
+        OutputError: it is to be overwritten, and holds frames, or other numbered images that are no masks.
         NameTakenError: on entering: it is there and not to be overwritten.
     """
 
     def __init__(self, path: Path, overwrite: bool = False) -> None:
         self.path, self._overwrite = path, overwrite
+        strangers = sorted(image.name for image in self._numbered() if not is_labels(image)) if overwrite else []
+        if strangers:
+            raise OutputError(f"{path}: holds {strangers[0]}, which is no mask of an earlier run; name another folder")
 
     def __enter__(self) -> "MaskFolder":
         try:
             self.path.mkdir(exist_ok=self._overwrite)
         except FileExistsError:
             raise NameTakenError(f"{self.path}: is there already; name another folder, or --overwrite") from None
-        for path in self.path.glob("[0-9]*.png"):  # of an earlier run, which may have been longer
-            if re.fullmatch(r"\d{8,}\.png", path.name):
-                path.unlink()
+        for image in self._numbered():  # of an earlier run, which may have been longer
+            image.unlink()
         return self
+
+    def _numbered(self) -> list[Path]:
+        return [image for image in self.path.glob("[0-9]*.png") if re.fullmatch(r"\d{8,}\.png", image.name)]
 
     def __exit__(self, *exception: object) -> None:
         if not any(self.path.iterdir()):

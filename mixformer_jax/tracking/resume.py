@@ -7,11 +7,12 @@ run that nothing interrupted.
 import hashlib
 import io
 import json
+import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,13 +31,6 @@ _VERSION = 1
 
 class ResumeError(ValueError):
     """A run that cannot go on as it was asked to."""
-
-
-class Saved(NamedTuple):
-    """A run up to its last frame that was saved."""
-
-    results: list[Tracked]  # a frame each, with number and time
-    state: Mapping[str, np.ndarray]  # leaves of the tracker's state, see `restored`
 
 
 def resume_path(boxes: Path) -> Path:
@@ -60,6 +54,13 @@ def describe_run(
     return {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
 
 
+def describe_files(state: Path, *files: Path | None) -> dict[str, str]:
+    """A run's files beside its results, seen from the folder of its state: going on replaces these and no others."""
+    folder = state.absolute().parent
+    names = [None if file is None else os.path.relpath(file.absolute(), folder) for file in files]
+    return {"output files": json.dumps(names)}
+
+
 def _digest(variables: Any) -> str:
     digest = hashlib.sha256()
     for path, value in jax.tree_util.tree_leaves_with_path(variables):
@@ -69,7 +70,7 @@ def _digest(variables: Any) -> str:
 
 
 class RunState:
-    """The file of a run; `save` is called after every frame, and writes when it is time."""
+    """The file of a run; `write` is called after every frame, and writes when it is time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -84,24 +85,10 @@ class RunState:
         """Says whose the files are that a run makes, before there is a result."""
         self._write({})
 
-    def load(self) -> Saved | None:
-        """What is there; None where nothing is. Errors as `read`."""
-        arrays = self.read()
-        if not arrays:
-            return None if arrays is None else Saved([], {})
-        has_scores, results = bool(arrays["has_scores"]), []
-        names = ("boxes", "scores", "lost", "frame", "time")
-        for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
-            result = Tracked(boxes, frame=int(frame), time=float(seconds))
-            results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
-        state = {name.removeprefix("state"): value for name, value in arrays.items() if name.startswith("state")}
-        return Saved(results, state)
-
     def read(self) -> dict[str, np.ndarray] | None:
         """The arrays that are there, none from before the first result; None where nothing is.
 
-        Raises:
-            ResumeError: it is of another run, or damaged; the message says what differs.
+        Raises ResumeError: it is of another run, or damaged; the message says what differs.
         """
         if not self.path.exists():
             return None
@@ -119,22 +106,6 @@ class RunState:
                 "give those again, or begin again without --resume"
             )
         return arrays
-
-    def save(self, state: Any, results: Sequence[Tracked], now: bool = False) -> None:
-        """Writes the file where `now` or the time since the last one says so."""
-        n = len(results[0].boxes_xywh)
-
-        def arrays() -> dict[str, Any]:
-            return {f"state{name}": value for name, value in _leaves(state).items()} | {
-                "boxes": np.stack([found.boxes_xywh for found in results]),
-                "has_scores": results[0].scores is not None,
-                "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
-                "lost": np.stack([np.zeros(n, bool) if found.lost is None else found.lost for found in results]),
-                "frame": np.array([found.frame for found in results]),
-                "time": np.array([found.time for found in results], np.float64),
-            }
-
-        self.write(arrays, now)
 
     def write(self, arrays: Callable[[], Mapping[str, Any]], now: bool = False) -> None:
         """Writes these arrays, whole or not at all, where `now` or the time since the last one says so."""
@@ -155,6 +126,29 @@ class RunState:
         self.path.unlink(missing_ok=True)
 
 
+def run_arrays(state: Any, results: Sequence[Tracked]) -> dict[str, Any]:
+    """A tracker's state after the last of its results, and these, a frame each with number and time."""
+    n = len(results[0].boxes_xywh)
+    return {f"state{name}": value for name, value in _leaves(state).items()} | {
+        "boxes": np.stack([found.boxes_xywh for found in results]),
+        "has_scores": results[0].scores is not None,
+        "scores": np.stack([np.zeros(n) if found.scores is None else found.scores for found in results]),
+        "lost": np.stack([np.zeros(n, bool) if found.lost is None else found.lost for found in results]),
+        "frame": np.array([found.frame for found in results]),
+        "time": np.array([found.time for found in results], np.float64),
+    }
+
+
+def run_of(arrays: Mapping[str, np.ndarray]) -> tuple[list[Tracked], dict[str, np.ndarray]]:
+    """The results of `run_arrays`, and the leaves of the state, see `restored`."""
+    has_scores, results = bool(arrays["has_scores"]), []
+    names = ("boxes", "scores", "lost", "frame", "time")
+    for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
+        result = Tracked(boxes, frame=int(frame), time=float(seconds))
+        results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
+    return results, {name.removeprefix("state"): arrays[name] for name in arrays if name.startswith("state")}
+
+
 def _leaves(state: Any) -> dict[str, np.ndarray]:
     """By path. Encoded templates, which are large, can be made again."""
     if isinstance(state, TrackState):
@@ -166,8 +160,7 @@ def _leaves(state: Any) -> dict[str, np.ndarray]:
 def restored(tracker: Any, like: Any, leaves: Mapping[str, np.ndarray]) -> Any:
     """A saved state on the tracker's device; `like` is one of the same run, of which each leaf is replaced.
 
-    Raises:
-        ResumeError: the leaves are of a state of another form.
+    Raises ResumeError: the leaves are of a state of another form.
     """
     like = like._replace(cache=None) if isinstance(like, TrackState) else like
     with_leaves, tree = jax.tree_util.tree_flatten_with_path(like)

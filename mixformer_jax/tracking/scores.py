@@ -43,11 +43,9 @@ def select(
 
 
 @jax.jit
-def keep_candidates(
-    memory: ScoreMemory, crops: UInt8[Array, "n T T c"], is_candidate: Bool[Array, " n"]
-) -> ScoreMemory:
-    """Takes the crops of the targets for which `is_candidate` holds."""
-    return memory._replace(candidates=jnp.where(is_candidate[:, None, None, None], crops, memory.candidates))
+def keep_candidates(memory: ScoreMemory, crops: UInt8[Array, "n T T c"], is_chosen: Bool[Array, " n"]) -> ScoreMemory:
+    """Takes the crops of the targets for which `is_chosen` holds."""
+    return memory._replace(candidates=jnp.where(is_chosen[:, None, None, None], crops, memory.candidates))
 
 
 @jax.jit

@@ -343,8 +343,7 @@ def refresh_templates(
     are lost and looked for keep theirs. A new interval begins: the best score is forgotten, and the initial template is
     the candidate. The first `pinned` online slots are left alone.
 
-    Raises:
-        ValueError: the tracker has no online slots.
+    Raises ValueError: the tracker has no online slots.
     """
     if settings.num_online_templates == 0:
         raise ValueError("this tracker has no online template slots (num_online_templates is 0)")

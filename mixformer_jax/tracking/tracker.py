@@ -17,9 +17,8 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.masks import encode_rle
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
-from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.checks import check_boxes, checked_frame, warn_of_small_targets
 from mixformer_jax.tracking.masks import Segmenter, load_segmenter
 from mixformer_jax.tracking.step import (
@@ -139,6 +138,11 @@ class Tracker:
     ) -> None:
         if settings.long_term and not model.score_heads:
             raise ConfigError(f"long_term needs a model that gives scores, one with _online; {model.name} gives none")
+        if segmenter is not None and model.streams == "second":
+            raise ConfigError(
+                f"masks are found in colour, and {model.name} reads the second stream alone (second_stream is "
+                f"{model.second_stream!r}); leave them out"
+            )
         self.settings, self.segmenter = settings, segmenter
         self.device = jax.devices()[0] if device is None else device
         self.model = build_model(model, platform=self.device.platform)
@@ -172,21 +176,16 @@ class Tracker:
     def with_settings(self, **changes: Any) -> "Tracker":
         """The same weights, tracking otherwise: `tracker.with_settings(search_factor=5.05)`.
 
-        Raises:
-            ConfigError: unknown settings (the closest known ones are named), or values that cannot work.
+        Raises ConfigError: unknown settings (the closest known ones are named), or values that cannot work.
         """
         settings = TrackerConfig.from_dict(self.settings.to_dict() | changes)
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
 
     def with_masks(self, masks: str | Path | Segmenter = DEFAULT_MASKS) -> "Tracker":
-        """The same tracker, whose answers have masks, too.
+        """The same tracker, whose answers have masks, too; WeightsError as `masks.load_segmenter`.
 
-        Args:
-            masks: the embedded weights; a weights file of a mask decoder or of Alpha-Refine, ours or an official
-                checkpoint; or a segmenter.
-
-        Raises:
-            WeightsError: as `masks.load_segmenter`.
+        `masks` are the embedded weights, a weights file of a mask decoder or of Alpha-Refine, ours or an official
+        checkpoint, or a segmenter.
         """
         segmenter = load_segmenter(masks, self.device) if isinstance(masks, (str, Path)) else masks
         return Tracker(self.config, self.settings, self.variables, self.device, segmenter)
@@ -199,8 +198,7 @@ class Tracker:
                 a second stream [height, width, 6], RGB and behind it that stream; others take RGB from such a frame.
             boxes_xywh: one box x, y, w, h in pixels, or [n, 4] of them; each must overlap the frame.
 
-        Raises:
-            ValueError: the frame is no RGB image of bytes, or a box is unusable.
+        Raises ValueError: the frame is no RGB image of bytes, or a box is unusable.
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
@@ -224,8 +222,7 @@ class Tracker:
             The state, and the numbers of the new targets: they stay with them (`Tracked.numbers`) and are never given
             again. Those of `start` are 0, 1, ...
 
-        Raises:
-            ValueError: as `start`.
+        Raises ValueError: as `start`.
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
@@ -238,8 +235,7 @@ class Tracker:
     def replace(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
         """Corrects a target: it begins anew from a box on the frame of the last step, and keeps its number.
 
-        Raises:
-            ValueError: as `start`, or the target is not followed.
+        Raises ValueError: as `start`, or the target is not followed.
         """
         row_of(state, target)
         frame = checked_frame(frame, self.config.streams)
@@ -250,8 +246,7 @@ class Tracker:
 
         It takes an online slot; when the user's templates fill all of them, the newest is replaced.
 
-        Raises:
-            ValueError: as `start`, the target is not followed, or the tracker has no online slots.
+        Raises ValueError: as `start`, the target is not followed, or the tracker has no online slots.
         """
         settings, row = self.settings, row_of(state, target)
         if settings.num_online_templates == 0:
@@ -293,11 +288,16 @@ class Tracker:
         """Masks of the targets that are followed, at their boxes on a frame; None without `with_masks`."""
         if self.segmenter is None:
             return None
-        targets = state.mask_targets
-        if state.targets is not None:
-            rows = live_rows(state)
-            targets = jax.tree.map(lambda many: many[rows], targets)
-        return self.segmenter.segment(targets, frame[..., :3], boxes_xywh)
+        colour, targets, count = frame[..., :3], state.mask_targets, len(boxes_xywh)
+        if state.targets is None:
+            return self.segmenter.segment(targets, colour, boxes_xywh)
+        if count == 0:
+            return np.zeros((0, *frame.shape[:2]), bool)
+        # As many as the state has rows, for which a program is compiled: targets stand in for the free ones.
+        chosen = np.resize(np.arange(count), len(state.boxes_xywh))
+        rows = live_rows(state)[chosen]
+        targets = jax.tree.map(lambda many: many[rows], targets)
+        return self.segmenter.segment(targets, colour, boxes_xywh[chosen])[:count]
 
     def track(
         self, source: str | Path | int | np.ndarray | Sequence[np.ndarray] | FrameSource, boxes_xywh: Any
@@ -335,7 +335,8 @@ class Tracker:
         if len(rows) == 0:
             nothing = np.zeros(0)
             scores, lost = (nothing, nothing.astype(bool)) if self.has_scores else (None, None)
-            return state, Tracked(np.zeros((0, 4)), scores, lost, nothing.astype(np.int64))
+            none, numbers = np.zeros((0, 4)), nothing.astype(np.int64)
+            return state, Tracked(none, scores, lost, numbers, masks=self.segment(state, frame, none))
         state = without_free_looks(state)
         state, prediction = self.locate(state, self.search_crops(state, frame), frame)
         boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
@@ -429,8 +430,7 @@ def check_dtype(dtype: object) -> None:
 def find_device(name: str | None) -> jax.Device:
     """A device by kind (`cpu`, `gpu`, `cuda`, `rocm`, `tpu`), the first or `cuda:1`; None: JAX's default.
 
-    Raises:
-        ValueError: there is none.
+    Raises ValueError: there is none.
     """
     if name is None:
         return jax.devices()[0]

@@ -100,8 +100,7 @@ class Checkpoints:
         JSON, for people and programs that find the folder. The best checkpoint has most of `best`; None where it was
         not measured.
 
-        Raises:
-            CheckpointError: this one or the one before could not be written.
+        Raises CheckpointError: this one or the one before could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -127,9 +126,8 @@ class Checkpoints:
         Damaged ones are named in warnings, and the one before is tried. Once one was read they get other names, for
         the run will come to their steps again.
 
-        Raises:
-            CheckpointError: a checkpoint that cannot be read for another reason than damage, one of another
-                experiment, or none but damaged ones. Nothing has changed.
+        Raises CheckpointError: a checkpoint that cannot be read for another reason than damage, one of another
+        experiment, or none but damaged ones. Nothing has changed.
         """
         found: Restored | None = None
         damaged: dict[int, str] = {}

@@ -31,9 +31,7 @@ from mixformer_jax.training.experiment import RunConfig
 OWN_FAILURE_S = 5
 _FAILURE_MS = 3000 * OWN_FAILURE_S  # and so long for the others to end, too
 _BEAT_MS = 1000
-_FAILED, _ALIVE, _END, _PROCESSES, _PORT = (
-    f"mixformer/{name}" for name in ("failed", "alive", "end", "processes", "port")
-)
+_FAILED, _ALIVE, _END, _PROCESSES, _PORT = (f"mixformer/{x}" for x in ("failed", "alive", "end", "processes", "port"))
 
 
 class LostPeerError(RuntimeError):
@@ -46,8 +44,7 @@ def connect(settings: RunConfig) -> None:
     JAX's service aborts a process that has not heard of another for twice `train.peer_timeout_s`: only where
     `PeerWatch` could not tell. Its preemption service stays off: it takes SIGTERM from `signals`, and knows no SIGINT.
 
-    Raises:
-        ConfigError: the other processes cannot be found, or not reached.
+    Raises ConfigError: the other processes cannot be found, or not reached.
     """
     if not settings.distributed:
         return
@@ -302,8 +299,7 @@ def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
     Returns:
         Indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
 
-    Raises:
-        ConfigError: GPUs that do not divide among the processes of the node.
+    Raises ConfigError: GPUs that do not divide among the processes of the node.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environ:
         return None

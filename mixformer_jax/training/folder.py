@@ -95,8 +95,7 @@ def check_folder(folder: Path, experiment: Any) -> None:
     Settings that one of two versions of this program does not have make no difference: what it lacks has its default
     value here, or is of no more use.
 
-    Raises:
-        TrainingError: another experiment's folder, or one that cannot be read.
+    Raises TrainingError: another experiment's folder, or one that cannot be read.
     """
     path = folder / CONFIG_NAME
     try:

@@ -42,8 +42,7 @@ def box_loss(
       The loss, and its metrics: "loss", "loss_iou" and "loss_l1" (both before weighting), "iou" (mean).
       L1 is the mean over batch and corners (xyxy).
 
-    Raises:
-      ValueError: another `iou_kind`.
+    Raises ValueError: another `iou_kind`.
     """
     pred_xyxy = cxcywh_to_xyxy(pred_cxcywh.astype(jnp.float32))
     target_xyxy = jnp.clip(xywh_to_xyxy(target_xywh.astype(jnp.float32)), 0, 1)

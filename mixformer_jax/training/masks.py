@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.convert.alpha_refine import (
     ALPHA_REFINE_FORMAT,
+    AlphaRefineWeights,
     init_resnet,
     is_alpha_refine,
     read_alpha_refine,
@@ -25,12 +26,13 @@ from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.mask_decoder import (
     BACKBONE,
     Backbone,
+    MaskDecoderWeights,
     load_mask_decoder,
     read_backbone,
     save_mask_decoder,
     shapes_of_masks,
 )
-from mixformer_jax.convert.pretrained import Initialisation
+from mixformer_jax.convert.pretrained import Initialisation, flatten
 from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
@@ -180,10 +182,7 @@ class AlphaRefineObjective(MaskObjective):
         if not is_ours(ALPHA_REFINE_FORMAT, path) and not is_alpha_refine(read_official(path).tensors):
             return init_resnet(path, config)
         found = read_alpha_refine(path)
-        if dataclasses.replace(found.config, name=config.name) != config:
-            raise WeightsError(f"{path}: a mask network of other sizes: {found.config}; expected {config}")
-        values = {name: np.asarray(value) for name, value in flatten_dict(found.variables, sep="/").items()}
-        return Initialisation.of(values, shapes_of_alpha_refine(config), ())
+        return _whole(f"{path}: a mask network", found, config, shapes_of_alpha_refine(config))
 
     def export(self, path: Path, variables: Variables) -> None:
         save_alpha_refine(path, variables, self._config)
@@ -227,13 +226,22 @@ class DecoderObjective(MaskObjective):
         """Another decoder on the same backbone."""
         path, config = find_weights(source), self._config
         found = load_mask_decoder(path)
-        if dataclasses.replace(found.config, name=config.name) != config:
-            raise WeightsError(f"{path}: a mask decoder of other sizes: {found.config}; expected {config}")
-        values = {name: np.asarray(value) for name, value in flatten_dict(found.variables, sep="/").items()}
-        return Initialisation.of(values, shapes_of_masks(found.tracker, config), ())
+        return _whole(f"{path}: a mask decoder", found, config, shapes_of_masks(found.tracker, config))
 
     def export(self, path: Path, variables: Variables) -> None:
         save_mask_decoder(path, variables, self._config)
+
+
+def _whole(
+    what: str,
+    found: AlphaRefineWeights | MaskDecoderWeights,
+    config: AlphaRefineConfig | MaskDecoderConfig,
+    expected: Iterable[str],
+) -> Initialisation:
+    """All of another network, which must have the same sizes."""
+    if dataclasses.replace(found.config, name=config.name) != config:
+        raise WeightsError(f"{what} of other sizes: {found.config}; expected {config}")
+    return Initialisation.of(flatten(found.variables), expected, ())
 
 
 def _is_inside(logits: Float[Array, "b s s"]) -> Bool[Array, "b s s"]:

@@ -34,9 +34,9 @@ from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import whole_file
+from mixformer_jax.models.config import with_score
 from mixformer_jax.models.heads import ScorePrediction
 from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.models.sizes import with_score
 from mixformer_jax.training.mining import (
     AS_IN_USE,
     FOREIGN,
@@ -73,9 +73,8 @@ def mine_all(
     What is in the folder already, a file a sequence, for these weights, `steps` (frames a condition) and `seed`, is not
     mined again. Sequences of one of the `groups` show one scene: their targets are never "another target".
 
-    Raises:
-        DatasetError: all sequences show one scene, so that none has another target; a sequence has no box that can be
-            used; a file of samples cannot be read.
+    Raises DatasetError: all sequences show one scene, so that none has another target; a sequence has no box that can
+    be used; a file of samples cannot be read.
     """
     path = find_weights(source)
     network, digest = Network(load_weights(path)), _digest(path)
@@ -169,8 +168,7 @@ def train_scores(
     The tracker `source` mined them from real sequences (one scene of five is left out; `groups` are sequences of one
     scene), from rendered clips and from photographs; of the last two there may be none.
 
-    Raises:
-        CalibrationError: of `calibration`, on the scenes that were left out.
+    Raises CalibrationError: of `calibration`, on the scenes that were left out.
     """
     weights = load_weights(find_weights(source))
     model = weights.model if weights.model.score_heads else with_score(weights.model)
@@ -200,8 +198,7 @@ def recalibrated(weights: Weights, videos: Mapping[str, Mined], groups: Sequence
 
     `videos` is what it finds in real sequences; each scene, a group of them, has the same weight.
 
-    Raises:
-        CalibrationError: of `calibration`.
+    Raises CalibrationError: of `calibration`.
     """
     module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
     params, samples = weights.variables["params"]["score"], join(list(videos.values()))
@@ -330,8 +327,7 @@ def calibration(
     Platt scaling, with his targets, which are not quite 0 and 1 so that separable samples have an answer as well. A box
     counts as much as its weight.
 
-    Raises:
-        CalibrationError: no box is clearly right or wrong, or the fit has not converged.
+    Raises CalibrationError: no box is clearly right or wrong, or the fit has not converged.
     """
     counted = _is_clear(overlaps) & (weights > 0)
     if not counted.any():

@@ -46,8 +46,7 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     One of the counts along the axes may be -1, for as many as there are. A single process may use fewer devices than it
     has.
 
-    Raises:
-        ConfigError: a shape that the devices do not allow.
+    Raises ConfigError: a shape that the devices do not allow.
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
@@ -132,8 +131,7 @@ def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, int]:
 
     Processes that share samples (a `tensor` axis across them) load the same part.
 
-    Raises:
-        ConfigError: a batch that the mesh does not divide, or a mesh that scatters a process's rows.
+    Raises ConfigError: a batch that the mesh does not divide, or a mesh that scatters a process's rows.
     """
     parts = batch_axis_size(mesh)
     if batch_size % parts:
@@ -172,8 +170,7 @@ def to_devices(samples: Samples, mesh: Mesh, batch_size: int) -> ToDevices:
 
     For `DeviceSamples` every device of the mesh gets the whole pool now, and then renders its own samples.
 
-    Raises:
-        ValueError: a pool that does not suit the config, see `DeviceSamples.check`.
+    Raises ValueError: a pool that does not suit the config, see `DeviceSamples.check`.
     """
     if not isinstance(samples, DeviceSamples):
         return lambda batch: put_batch(batch, mesh)

@@ -84,9 +84,8 @@ def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[
     tables are resized where the crops have another size. From a model of RGB alone, the embedding of a second stream
     starts as RGB's own, and its factors at zero.
 
-    Raises:
-        WeightsError: a source that cannot be read, another backbone, or one that lacks a part other than those of
-            `may_be_fresh`: all names that are missing or misshapen in one error.
+    Raises WeightsError: a source that cannot be read, another backbone, or one that lacks a part other than those of
+    `may_be_fresh`: all names that are missing or misshapen in one error.
     """
     path = find_weights(source)
     if is_ours(FORMAT, path):
@@ -117,9 +116,8 @@ def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
 
     variables = replaced(state.variables)
     model_state = {name: value for name, value in variables.items() if name != "params"}
-    return state._replace(
-        params=variables["params"], model_state=model_state, ema=replaced(state.ema) if state.ema else {}
-    )
+    ema = replaced(state.ema) if state.ema else {}
+    return state._replace(params=variables["params"], model_state=model_state, ema=ema)
 
 
 def _report(source: str, start: Initialisation) -> str:

@@ -8,8 +8,7 @@ import pytest
 
 from mixformer_jax.convert.convert import Hints, infer_config
 from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.sizes import SIZES
+from mixformer_jax.models.config import SIZES, MixFormerConfig
 from tests.convert.layouts import read_layout
 
 TINY = Hints(num_heads=3, score_heads=3)

@@ -19,8 +19,7 @@ from mixformer_jax.convert.pretrained import (
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.autoencoder import AutoencoderConfig
-from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import MixFormerConfig, size_config
 from tests.convert.layouts import autoencoder_from_mae
 
 CONFIG = AutoencoderConfig(

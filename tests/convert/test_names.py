@@ -17,9 +17,8 @@ from mixformer_jax.convert.names import (
     variables_to_official,
 )
 from mixformer_jax.convert.weights import WeightsError, expected_shapes
-from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.config import SIZES, MixFormerConfig, size_config
 from mixformer_jax.models.layers import sincos_positions
-from mixformer_jax.models.sizes import SIZES, size_config
 from tests.convert.layouts import (
     ALL_LAYOUTS,
     BASELINES,

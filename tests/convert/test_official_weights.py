@@ -10,8 +10,7 @@ import mixformer_jax
 from mixformer_jax.convert.convert import Hints, convert, read_weights, variant_words
 from mixformer_jax.convert.torch_files import write_official_safetensors, write_torch
 from mixformer_jax.convert.weights import WeightsError, load_weights, save_weights
-from mixformer_jax.models.config import ConfigError
-from mixformer_jax.models.sizes import SIZES
+from mixformer_jax.models.config import SIZES, ConfigError
 from mixformer_jax.tracking.tracker import check_dtype
 from tests.convert.layouts import random_state, read_shallow_layout
 

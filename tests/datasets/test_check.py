@@ -93,7 +93,7 @@ def test_the_commands(tmp_path, capsys):
 
 CONFIG = """
 from ml_collections import ConfigDict
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 
 def get_config():
     config = ConfigDict()

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from mixformer_jax.crops import context_crop
 from mixformer_jax.data.packing import PackConfig, pack_frame
 from mixformer_jax.datasets.frame_parts import (
+    FrameArea,
     FramePart,
     PackedFrame,
-    Rectangle,
     WholeFrame,
     box_within,
     context_rectangle,
@@ -50,7 +50,7 @@ def test_lossless_parts_give_the_crop_of_the_whole_frame(box_xywh, placement, as
 @given(boxes, placements)
 def test_shrunk_parts_show_nearly_what_was_asked_for(box_xywh, placement):
     rectangle = context_rectangle(box_xywh, 4.5, placement)
-    part = FramePart(PIXELS[::2, ::2], Rectangle(0, 0, 80, 60))
+    part = FramePart(PIXELS[::2, ::2], FrameArea(0, 0, 80, 60))
 
     class Half(WholeFrame):
         def part(self, needed):
@@ -97,6 +97,6 @@ def test_no_crop_around_a_box_without_area(box_xywh):
 
 
 def test_a_crop_must_show_some_of_the_frame():
-    assert shows_frame((60, 80), Rectangle(-30, 10, 40, 40), 0.25)
-    assert not shows_frame((60, 80), Rectangle(-31, 10, 40, 40), 0.25)
-    assert not shows_frame((60, 80), Rectangle(0, 70, 40, 40), 0.1)
+    assert shows_frame((60, 80), FrameArea(-30, 10, 40, 40), 0.25)
+    assert not shows_frame((60, 80), FrameArea(-31, 10, 40, 40), 0.25)
+    assert not shows_frame((60, 80), FrameArea(0, 70, 40, 40), 0.1)

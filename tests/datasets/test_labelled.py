@@ -12,9 +12,8 @@ from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig, held_out
 from mixformer_jax.data.pool.host import PoolSource
-from mixformer_jax.data.pool.pool import Clip, CutOut, ImagePool, VideoPool, cut_out
+from mixformer_jax.data.pool.pool import Clip, CutOut, HostPool, ImagePool, VideoPool, cut_out
 from mixformer_jax.data.pool.scenes import BESIDE, ELSEWHERE, OTHER, SCENES
-from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.views import CropConfig, UnusableSampleError, pyramid
 

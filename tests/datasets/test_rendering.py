@@ -20,9 +20,8 @@ from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig
 from mixformer_jax.data.pool import device, device_pixels
 from mixformer_jax.data.pool.device import DeviceRandom, DeviceSamples, inspector
 from mixformer_jax.data.pool.device_pixels import DevicePool, packed_images
-from mixformer_jax.data.pool.pool import Clip, ImagePool, VideoPool, cut_out
+from mixformer_jax.data.pool.pool import Clip, HostPool, ImagePool, VideoPool, cut_out
 from mixformer_jax.data.pool.scenes import sources_of
-from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.views import CropConfig, pyramid
 

@@ -12,9 +12,8 @@ from mixformer_jax.data.augment import AugmentConfig, Random, draw_crop_look, dr
 from mixformer_jax.data.config import DataConfig, SyntheticConfig
 from mixformer_jax.data.pool.device import DeviceRandom
 from mixformer_jax.data.pool.device_pixels import DevicePool
-from mixformer_jax.data.pool.pool import Clip, ImagePool, VideoPool, cut_out
+from mixformer_jax.data.pool.pool import Clip, HostPool, ImagePool, VideoPool, cut_out
 from mixformer_jax.data.pool.scenes import SCENES, draw_kind
-from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.views import CropConfig, UnusableSampleError, pyramid
 
 COUNT = 2000

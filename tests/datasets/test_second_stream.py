@@ -39,6 +39,23 @@ def test_depthtrack(depthtrack):
     np.testing.assert_array_equal(sequence.boxes_xywh[3], shot.box_xywh)
 
 
+def test_depth_in_metres_is_refused(tmp_path):
+    path = tmp_path / "metres.tiff"
+    cv2.imwrite(str(path), np.full((4, 5, 3), 2.2, np.float32))
+    with pytest.raises(SourceError, match=r"metres\.tiff: depth in float32; expected millimetres in 16 bits"):
+        read_depth(path)
+
+
+def test_thermal_images_of_16_bits_are_no_millimetres(tmp_path):
+    root = write_depthtrack(tmp_path, frames=2)
+    raw = np.full((72, 96), 0x5A00, np.uint16)
+    for index in (1, 2):
+        cv2.imwrite(str(root / f"scene0/depth/{index:08d}.png"), raw)
+    (root / "scene0/sequence").write_text("channels.color=color/%08d.jpg\nchannels.ir=depth/%08d.png\n")
+    (sequence,) = open_dataset("vot_rgbd", root)
+    assert (sequence.frame(0)[..., 3:] == 0x5A).all()
+
+
 def test_depth_of_another_size_or_missing(tmp_path):
     root = write_depthtrack(tmp_path, frames=3)
     cv2.imwrite(str(root / "scene0/depth/00000002.png"), np.zeros((5, 7), np.uint16))
@@ -67,9 +84,22 @@ def test_thermal(tmp_path, reader, names):
             cv2.imwrite(str(folder / part / (names.format(index).replace("v", letter) + ".png")), image[..., ::-1])
     for number, file in enumerate(("init.txt", "visible.txt")):
         (folder / file).write_text("".join(f"{index},{number},10,20\n" for index in range(3)))
+    (folder / "infrared.txt").write_text("".join(f"{index},2,10,20\n" for index in range(3)))
     (sequence,) = open_dataset(reader, tmp_path)
     np.testing.assert_array_equal(sequence.frame(2), shots[2].frame)
     assert sequence.boxes_xywh[0].tolist() == [0, 0 if reader == "lasher" else 1, 10, 20]
+    if reader == "lasher":
+        assert sequence.thermal_xywh is None and sequence.faults == ()
+    else:
+        assert sequence.thermal_xywh[1].tolist() == [1, 2, 10, 20]
+    # One thermal image is missing, and another one is too many.
+    gone, *_, last = sorted((folder / "infrared").iterdir())
+    last.with_name(last.name.replace("2", "3")).write_bytes(last.read_bytes())
+    gone.unlink()
+    assert open_dataset(reader, tmp_path)[0].faults == (), "numbered from another number on"
+    last.rename(last.with_name(last.name.replace("2", "7")))
+    (fault,) = open_dataset(reader, tmp_path)[0].faults
+    assert "paired with" in fault.what and fault.where.endswith("infrared")
 
 
 def test_vot_rgbd(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import mixformer_jax
 from mixformer_jax import cli
 from mixformer_jax.cli.demo import HEIGHT, NUM_FRAMES, WIDTH, Failure, find_failures, render_demo_clip
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 

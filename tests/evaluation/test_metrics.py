@@ -158,7 +158,12 @@ def test_absent_targets_of_a_folder_are_misses_like_lasots_invisible_frames(vali
 
 
 def test_every_reader_has_rules():
-    assert set(READERS) - set(BENCHMARK_RULES) == {"vot", "vot_rgbd", *LONG_TERM}  # VOT has measures of its own
+    assert set(READERS) - set(BENCHMARK_RULES) == {
+        "vot",
+        "vot_rgbd",
+        "depthtrack",
+        *LONG_TERM,
+    }  # VOT has measures of its own
     with pytest.raises(ValueError, match=r"'lassot'.*known: .*lasot"):
         benchmark_rules("lassot")
 

@@ -134,3 +134,31 @@ def test_no_results_at_all(results, tmp_path):
         list_trackers(tmp_path / "empty", NAMES)
     with pytest.raises(ResultsError, match="no such folder"):
         list_trackers(tmp_path / "gone", NAMES)
+
+
+def test_rgbt234_takes_the_better_annotation_of_each_frame(tmp_path):
+    """MPR and MSR (Li et al. 2019): the smaller distance, and the larger overlap, frame by frame."""
+    folder, results = tmp_path / "data" / "car", tmp_path / "results"
+    for part in ("visible", "infrared"):
+        (folder / part).mkdir(parents=True)
+    visible = ["0,0,10,10", "0,0,10,10", "0,0,10,10", "0,0,0,0", "0,0,0,0"]
+    infrared = ["5,0,10,10", "50,0,10,10", "5,0,10,10", "5,0,10,10", "0,0,0,0"]
+    (folder / "visible.txt").write_text("\n".join(visible))
+    (folder / "infrared.txt").write_text("\n".join(infrared))
+    (results / "still").mkdir(parents=True)
+    boxes = ["0,0,10,10", "0,0,10,10", "5,0,10,10", "30,0,10,10", "5,0,10,10"]
+    (results / "still" / "car.txt").write_text("\n".join(boxes))
+
+    def score(rule_set="mixformer"):
+        sequences = open_dataset("rgbt234", tmp_path / "data")
+        rules = benchmark_rules("rgbt234", rule_set)
+        return score_results(find_results(results, ["car"]), "rgbt234", sequences, rules).trackers[0]
+
+    # Perfect by either, by the visible one, by the thermal one; a miss 25 pixels off the only one; and no target.
+    assert score().headline["AUC"] == pytest.approx(100 * 20 / 21 * 3 / 5)
+    assert score().headline["P"] == pytest.approx(100 * 3 / 5)
+    assert score().average_overlap[0] == pytest.approx(3 / 4)
+    assert score("got10k-toolkit").headline["AUC"] < 100 * 20 / 21 * 3 / 5, "which has one annotation"
+    (folder / "infrared.txt").unlink()
+    with pytest.raises(ResultsError, match=r"no thermal annotation, which these rules need: infrared\.txt"):
+        score()

@@ -6,8 +6,7 @@ import pytest
 
 from mixformer_jax.datasets.sequences import READERS
 from mixformer_jax.evaluation.trackers import read_benchmark_settings, settings_on
-from mixformer_jax.models.config import ConfigError
-from mixformer_jax.models.sizes import SIZES
+from mixformer_jax.models.config import SIZES, ConfigError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "configs" / "benchmarks.toml"
 

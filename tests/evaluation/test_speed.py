@@ -6,7 +6,7 @@ import pytest
 
 from eval import speed
 from eval.turns import PUBLISHED, published_peak
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import size_config
 from mixformer_jax.planning.profile import profile_model
 
 

@@ -20,10 +20,9 @@ from mixformer_jax.models.autoencoder import (
     reconstruction_losses,
     unpatchify,
 )
-from mixformer_jax.models.config import ConfigError, MixFormerConfig
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, size_config
 from mixformer_jax.models.layers import random_masking
 from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
-from mixformer_jax.models.sizes import size_config
 from tests.convert.layouts import autoencoder_from_mae
 
 TOLERANCE = 1e-4

@@ -4,9 +4,8 @@ import re
 import jax
 import pytest
 
-from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import SIZES, STUDIES, ConfigError, MixFormerConfig, TrackerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.sizes import SIZES, STUDIES, size_config
 
 
 @functools.cache

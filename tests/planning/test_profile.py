@@ -14,11 +14,10 @@ from flax import linen as nn
 from mixformer_jax import cli
 from mixformer_jax.config_files import load_config, load_study
 from mixformer_jax.models.attention import attend, query_chunks
-from mixformer_jax.models.config import ConfigError, MixFormerConfig
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, size_config
 from mixformer_jax.models.cvt import DepthwiseProjection
 from mixformer_jax.models.layers import DepthwiseConv
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.planning.profile import PAPER, Cost, Profile, count_macs, profile_model, profile_models, tables
 from mixformer_jax.reports.studies import OPERATIONS_PER_MAC
 from mixformer_jax.training.experiment import Experiment

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mixformer_jax.media.live import LiveSource
+from mixformer_jax.media.sources import LiveSource
 from mixformer_jax.media.video import open_source
 from mixformer_jax.serving import session
 from tests.serving.conftest import wait_until

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from mixformer_jax.boxes import cxcywh_to_xyxy
 from mixformer_jax.crops import context_crop
 from mixformer_jax.models import attention
-from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.attention_maps import (
     attention_maps,

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.models.config import TrackerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
-from mixformer_jax.models.sizes import size_config
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.step import _find, _locate, start_from_crops
 from mixformer_jax.tracking.tracker import Tracker

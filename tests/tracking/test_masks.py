@@ -1,6 +1,8 @@
 """Masks beside boxes: the official loop's numbers, and what `mixformer track --masks` leaves."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -16,9 +18,11 @@ from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.crops import box_in_stretched_crop, paste_map, stretched_crop, stretched_rectangle
 from mixformer_jax.masks import decode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import draw_mask, read_image
+from mixformer_jax.models.config import ConfigError
 from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.masks import AlphaRefineSegmenter, MaskSettings, Segmenter, load_segmenter
+from mixformer_jax.tracking.tracker import Tracked, Tracker
 from tests.stand_ins import box_mask, mask_iou
 
 
@@ -70,11 +74,13 @@ class FilledBoxes:
 
     variables: tuple[()] = ()
     settings = MaskSettings()
+    asked = 0  # boxes at once
 
     def start(self, frame, boxes_xywh):
         return jnp.asarray(boxes_xywh[:, :1])
 
     def segment(self, targets, frame, boxes_xywh):
+        self.asked = len(boxes_xywh)
         masks = np.stack([box_mask(box_xywh, frame.shape[:2]) for box_xywh in boxes_xywh])
         masks[:, :, 0] = np.arange(frame.shape[0]) == np.round(np.asarray(targets))
         return masks
@@ -106,17 +112,30 @@ def test_answers_carry_masks_and_boxes_do_not_change(golden_loop, quick_compilat
     state, numbers = tracker.add(state, frames[0], loop.box_xywh + 4.0)
     state, both = tracker.step(state, frames[1])
     check(both, start_x, start_x + 4)
+    # Of three targets a fourth row is free: no program is compiled for three.
+    of_three, _ = tracker.add(state, frames[1], loop.box_xywh + 6.0)
+    boxes_xywh = np.stack([*both.boxes_xywh, loop.box_xywh + 6.0])
+    three = Tracked(boxes_xywh, masks=tracker.segment(of_three, frames[1], boxes_xywh))
+    check(three, start_x, start_x + 4, start_x + 6)
+    assert segmenter.asked == 4
     state, alone = tracker.step(tracker.remove(state, 0), frames[2])
     assert alone.numbers.tolist() == numbers.tolist()
     check(alone, start_x + 4)
     _, none = tracker.step(tracker.remove(state, int(numbers[0])), frames[2])
-    assert none.masks is None
+    check(none)
 
     lanes = Lanes(tracker, 2)
     state = lanes.start(None, 1, frames[0], loop.box_xywh)
     state, found = lanes.step(lanes.start(state, 0, frames[0], loop.box_xywh + 4.0), {0: frames[1], 1: frames[1]})
     check(found[0], start_x + 4)
     check(found[1], start_x)
+
+
+def test_masks_of_the_second_stream_alone_are_refused(golden_loop):
+    tracker = golden_loop("vit", "plain").tracker()
+    alone = dataclasses.replace(tracker.config, second_stream="alone")
+    with pytest.raises(ConfigError, match=r"masks are found in colour, and .* reads the second stream alone"):
+        Tracker(alone, tracker.settings, tracker.variables).with_masks(FilledBoxes())
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +176,18 @@ def test_track_draws_and_writes_masks(clip, weights, tmp_path, monkeypatch):
     assert len(list((tmp_path / "ball_masks").iterdir())) == 3
 
 
-def test_an_interrupted_run_goes_on_to_the_same_masks(clip, weights, tmp_path, monkeypatch):
+def test_a_folder_of_frames_is_not_overwritten(clip, weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(clip, "frames")
+    options = ("--no-video", "--mask-images", "frames", "--overwrite")
+    assert track(Path("frames/%08d.png"), weights, *options) == 2
+    assert "frames: holds 00000001.png, which is no mask of an earlier run" in capsys.readouterr().err
+    for path in clip.iterdir():
+        assert (tmp_path / "frames" / path.name).read_bytes() == path.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_masks(clip, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert track(clip, weights, "--no-video", "--boxes", "whole.json", "--mask-images", "whole") == 0
     broken = tmp_path / "broken"
@@ -170,6 +200,10 @@ def test_an_interrupted_run_goes_on_to_the_same_masks(clip, weights, tmp_path, m
     assert len(list((tmp_path / "part").iterdir())) == 3
     (broken / "00000004.png").write_bytes((clip / "00000004.png").read_bytes())
     assert track(broken, weights, *options, "--resume", "--mask-threshold", "0.5") == 2, "masks of other settings"
+    Path("other.mp4").write_text("somebody else's")
+    assert track(broken, weights, *options[1:-1], "whole", "--out", "other.mp4", "--resume") == 2
+    assert "part.json.resume: is of a run with other output files" in capsys.readouterr().err
+    assert len(list((tmp_path / "whole").iterdir())) == 6 and Path("other.mp4").read_text() == "somebody else's"
     assert track(broken, weights, *options, "--resume") == 0
     assert (tmp_path / "part.json").read_text() == (tmp_path / "whole.json").read_text()
     for path in sorted((tmp_path / "whole").iterdir()):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, SourceError, target_colour
-from mixformer_jax.media.selection import SelectedFrames
-from mixformer_jax.media.video import OutputError, open_source
+from mixformer_jax.media.video import OutputError, SelectedFrames, open_source
 from mixformer_jax.tracking.record import annotate, record
 from mixformer_jax.tracking.result_files import format_box, write_boxes
 from mixformer_jax.tracking.tracker import Tracked

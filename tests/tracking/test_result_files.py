@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.sources import ArrayFrames
+from mixformer_jax.media.video import SelectedFrames
 from mixformer_jax.tracking.record import record
 from mixformer_jax.tracking.result_files import ResultFiles
 from mixformer_jax.tracking.tracker import RECORD_FIELDS, Tracked

@@ -8,8 +8,8 @@ import pytest
 
 from mixformer_jax.files import part_path
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.sources import ArrayFrames
+from mixformer_jax.media.video import SelectedFrames
 from mixformer_jax.tracking import resume
 from mixformer_jax.tracking.record import record
 from mixformer_jax.tracking.resume import ResumeError, RunState

@@ -18,8 +18,8 @@ from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.selection import SelectedFrames
 from mixformer_jax.media.sources import ArrayFrames
+from mixformer_jax.media.video import SelectedFrames
 from mixformer_jax.models.config import ConfigError, TrackerConfig
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.step import clip_margins

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mixformer_jax.config_files import load_config
-from mixformer_jax.models.sizes import SIZES
+from mixformer_jax.models.config import SIZES
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import learning_rate_schedule
 from mixformer_jax.training.supervised import tracking_objective

@@ -1,6 +1,7 @@
 """Training with a second stream: the start from colour's weights, some steps, and the same step on any mesh."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -105,13 +106,19 @@ def test_evaluate_follows_both_streams_or_colour_alone(colour, tmp_path, capsys)
     both = tmp_path / "both.safetensors"
     start = start_from(path, dataclasses.replace(config, second_stream="added"), ())
     save_weights(both, start.variables, dataclasses.replace(config, second_stream="added"), SETTINGS)
-    for dataset, file in (("depthtrack", "scene0.txt"), ("vot_rgbd", "baseline/scene0/scene0_00000002.txt")):
+    long = "rgbd-unsupervised/scene0/scene0_001"
+    for dataset, file in (("depthtrack", f"{long}.txt"), ("vot_rgbd", "baseline/scene0/scene0_00000002.txt")):
         where = ["--dataset", dataset, "--root", str(root), "--out", str(results / dataset)]
         for name, weights in (("colour", path), ("both", both)):
             assert cli.main(["evaluate", *where, "--weights", str(weights), "--tracker-name", name]) == 0
         colours, boths = ((results / dataset / name / file).read_text() for name in ("colour", "both"))
         assert colours == boths and len(set(colours.split())) > 2
+    # DepthTrack has the long-term measures of VOT: by the confidence of every frame.
+    assert (results / "depthtrack/both" / f"{long}_confidence.value").is_file()
+    where = ["--root", str(root), "--results", str(results / "depthtrack"), "--out", str(tmp_path / "report")]
     capsys.readouterr()
+    assert cli.main(["report", "--dataset", "depthtrack", *where, "--worst", "1"]) == 0
+    assert re.search(r"tracker +F +Pr +Re", capsys.readouterr().out)
     assert cli.main(["track", str(root / "scene0/color"), "--box", "5,5,20,20", "--weights", str(both)]) == 2
     assert "both.safetensors: a model of two streams, RGB and a second one" in capsys.readouterr().err
     report = vot_report(root, results / "vot_rgbd", ["both"], benchmark="vot_rgbd")

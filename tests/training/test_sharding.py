@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from mixformer_jax.models.config import ConfigError
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import ConfigError, size_config
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh, partition_spec, process_rows

@@ -9,8 +9,7 @@ from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.convert.torch_files import write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError, load_weights
-from mixformer_jax.models.config import ConfigError
-from mixformer_jax.models.sizes import size_config
+from mixformer_jax.models.config import ConfigError, size_config
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.program import train_program

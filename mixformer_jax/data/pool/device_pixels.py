@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray, UInt32
 
 from mixformer_jax.data.augment import AugmentConfig, Light, Quality
-from mixformer_jax.data.pool.tables import HostPool, Numbers, Tables
+from mixformer_jax.data.pool.pool import HostPool, Numbers, Tables
 from mixformer_jax.views import CENTRED, Placement, View
 
 CHANNELS = 4
@@ -33,18 +33,12 @@ class Images(NamedTuple):
 
 
 class DevicePool(NamedTuple):
-    """The material as arrays alone, so that a device holds it and draws from it by itself.
+    """The material as arrays alone, so that a device holds it and draws from it by itself."""
 
-    Attributes:
-        tables: its numbers.
-        images: all pictures.
-        outline_xy, pasted_outline_xy: hulls of the cut-outs; short ones repeat their last point.
-    """
-
-    tables: Tables
-    images: Images
-    outline_xy: Float32[Numbers, "cutouts points 2"]
-    pasted_outline_xy: Float32[Numbers, "cutouts points 2"]
+    tables: Tables  # its numbers
+    images: Images  # all pictures
+    outline_xy: Float32[Numbers, "cutouts points 2"]  # hulls of the cut-outs; short ones repeat their last point
+    pasted_outline_xy: Float32[Numbers, "cutouts points 2"]  # likewise
 
     @classmethod
     def of(cls, pool: HostPool) -> DevicePool:

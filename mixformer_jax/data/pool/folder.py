@@ -39,25 +39,18 @@ SHARD_BYTES = 12 * 2**20
 
 @dataclass(frozen=True)
 class PoolFolderConfig:
-    """What is kept.
+    """What is kept."""
 
-    Attributes:
-        target_side: video frames are shrunk until sqrt(w * h) of the target is at most this; crops of 128 pixels with a
-            factor of 4 show 32.
-        context: side of what is kept around the target, in sides of the target; crops that are not zoomed need their
-            factor plus the centre jitter.
-        max_frames: of a clip, evenly in time.
-        photo_side: photographs are shrunk until their longer side is at most this.
-        cutout_side: cut-outs likewise, sqrt(w * h) of their outline.
-        quality: of the WebP pictures, 1 to 100.
-    """
-
+    # Video frames are shrunk until sqrt(w * h) of the target is at most this; crops of 128 pixels with a factor of 4
+    # show 32.
     target_side: float = 40.0
+    # Side of what is kept around the target, in sides of the target; crops that are not zoomed need their factor plus
+    # the centre jitter.
     context: float = 10.0
-    max_frames: int = 96
-    photo_side: int = 256
-    cutout_side: float = 64.0
-    quality: int = 70
+    max_frames: int = 96  # of a clip, evenly in time
+    photo_side: int = 256  # photographs are shrunk until their longer side is at most this
+    cutout_side: float = 64.0  # cut-outs likewise, sqrt(w * h) of their outline
+    quality: int = 70  # of the WebP pictures, 1 to 100
 
     def __post_init__(self) -> None:
         if min(self.target_side, self.cutout_side, self.photo_side) < 16 or self.context < 2 or self.max_frames < 2:

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 from mixformer_jax.data.augment import Light, Random, relight
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.data.pool.pool import CutOut
+from mixformer_jax.data.pool.pool import CutOut, HostPool
 from mixformer_jax.data.pool.scenes import (
     KINDS,
     SCENES,
@@ -20,7 +20,6 @@ from mixformer_jax.data.pool.scenes import (
     draw_labelled,
     draw_texture_picture,
 )
-from mixformer_jax.data.pool.tables import HostPool
 from mixformer_jax.views import map_points, warp
 
 KIND_NAMES = dict(zip(KINDS, ("target", "other", "elsewhere", "beside"), strict=True))

@@ -15,7 +15,7 @@ import numpy as np
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.augment import Light, Random, draw_light, draw_placement
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.data.pool.tables import Folders, Tables
+from mixformer_jax.data.pool.pool import Folders, Tables
 from mixformer_jax.views import CENTRED, CropConfig, Placement
 
 MIN_TEXTURE = 8.0  # deviation of a region in grey levels; sky and walls have less, and nothing to recognise
@@ -49,28 +49,17 @@ class Pasted(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A sample without its pixels. Several of a kind are a list on the host, and stacked on the device.
+    """A sample without its pixels. Several of a kind are a list on the host, and stacked on the device."""
 
-    Attributes:
-        box_cxcywh: of the target in the search crop.
-        template_base, search_base: what fills the crops; of the templates one for each slot.
-        origin: what it shows: a clip's group, or a photograph.
-        extent: width and height of the picture in the search crop; 0 where all of the crop shows something.
-        template_target: cut-outs on the templates.
-        search_pasted: cut-outs on the search crop from the lowest to the highest, which is the target.
-        occluder: at most one cut-out over the target, left out if it hides too much.
-        distractors_cxcywh: boxes of the other objects in the search crop.
-    """
-
-    box_cxcywh: Any
-    template_base: Any
-    search_base: Picture
-    origin: Any
-    extent: Any
-    template_target: Any = None
-    search_pasted: Any = None
-    occluder: Any = None
-    distractors_cxcywh: Any = None
+    box_cxcywh: Any  # of the target in the search crop
+    template_base: Any  # what fills the templates, one for each slot
+    search_base: Picture  # what fills the search crop
+    origin: Any  # what it shows: a clip's group, or a photograph
+    extent: Any  # width and height of the picture in the search crop; 0 where all of the crop shows something
+    template_target: Any = None  # cut-outs on the templates
+    search_pasted: Any = None  # cut-outs on the search crop from the lowest to the highest, which is the target
+    occluder: Any = None  # at most one cut-out over the target, left out if it hides too much
+    distractors_cxcywh: Any = None  # boxes of the other objects in the search crop
 
 
 def video_scene(random: Random, pool: Any, config: DataConfig, beside: Any) -> Scene:
