@@ -93,7 +93,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(args: Arguments) -> Parts:
-    """The one part of `run_bench`."""
     cv2.setNumThreads(1)
     if args.pool is not None:
         yield POOL_COLUMNS, of_a_pool(args.pool, args.batch, args.workers or (1, 2)), None

@@ -123,7 +123,6 @@ def least_seconds(
 def bench(
     tracker: Tracker, objects: Sequence[int], ways: Sequence[str], num_frames: int, seeds: int, num_turns: int
 ) -> list[tuple[str, ...]]:
-    """Rows of the table."""
     scenes = {number: [render(number, num_frames, seed) for seed in range(seeds)] for number in objects}
     contenders = [Contender(number, way, CountingTracker(tracker, WAYS[way])) for number in objects for way in ways]
     # Every program is compiled in these.

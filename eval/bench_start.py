@@ -55,7 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(args: Arguments) -> Parts:
-    """The one part of `run_bench`."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         frames = folder / "frames"

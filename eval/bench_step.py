@@ -232,7 +232,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(args: Arguments) -> Parts:
-    """A part of `run_bench` for each model."""
     dtype: ComputeDtype = args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     print(f"{device_name(jax.devices()[0])}; {num_cores()} threads; {versions()}; {WARM_UP_CALLS} calls of warm-up")
     if absent := missing_torch():

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixformer_jax.models.config import ConfigError
+from mixformer_jax.typed_settings import ConfigError
 
 CONFIG_PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."
@@ -101,12 +101,9 @@ def project_configs() -> dict[str, Path]:
 
 
 def parse_overrides(overrides: Iterable[str], settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """New values of settings by dotted name; the last one of a name counts.
+    """New values of `settings` by dotted name, out of texts like `--config.train.steps=100` behind the `prefix`.
 
-    Args:
-        overrides: texts like `--config.train.steps=100`. The value takes the type of the setting it replaces.
-        settings: present values by dotted name.
-        prefix: what stands before the names, such as `--config.`.
+    The last one of a name counts. A value takes the type of the one that it replaces.
 
     Raises ConfigError: an unknown setting (the closest known ones are named), or a value of another type.
     """

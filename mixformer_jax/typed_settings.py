@@ -100,10 +100,7 @@ class TypedSettings:
 def dataclass_from_mapping(record_type: type[Record], values: Any, section: str = "") -> Record:
     """Builds a settings record, sections within it included; lists count as tuples.
 
-    Args:
-        record_type: a `TypedSettings`.
-        values: a mapping by name.
-        section: where the values stand, such as `data.mix`, for messages.
+    `section` says in messages where the values stand, such as `data.mix`.
 
     Raises ConfigError: no mapping, unknown keys (the closest known ones are named), missing ones, or refused values.
     """

@@ -40,7 +40,6 @@ class Timing(NamedTuple):
     warm_up_s: float  # `start` and the first steps, compilation included
 
     def cells(self, date: datetime.date) -> tuple[str, ...]:
-        """A row of `COLUMNS`."""
         parts = (self.decode_ms, self.crop_ms, self.model_ms, self.rest_ms)
         return (
             *(date.isoformat(), self.model, self.dtype, self.device, f"{self.size[1]}x{self.size[0]}"),
@@ -83,9 +82,7 @@ def measure(
             state, _tracked = tracker.step(state, next(frames))
         warm_up_s = time.perf_counter() - began
 
-        for index in tqdm(
-            range(num_frames), unit=" frames", desc=tracker.config.name, disable=None if progress else True
-        ):
+        for index in tqdm(range(num_frames), unit=" frames", desc=tracker.config.name, disable=not progress or None):
             before = time.perf_counter()
             frame = next(frames)
             seconds[index, 0] = time.perf_counter() - before

@@ -68,7 +68,6 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises `UsageError`."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -99,12 +98,10 @@ def positives(text: str) -> tuple[int, ...]:
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --config."""
     parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --device."""
     device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
     parser.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
 

@@ -9,7 +9,6 @@ from mixformer_jax.config_files import TRACKER_PREFIX
 
 
 def add_convert(parser: Parser) -> None:
-    """The arguments of `mixformer convert`."""
     parser.describe(run_convert, "mixformer_vit_base.pth.tar mixvit_b.safetensors", "runs/mixvit_tiny mine.pth.tar")
     parser.add_argument("source", type=Path, metavar="IN", help="weights, or the folder of a training run")
     parser.add_argument("target", type=Path, metavar="OUT", help="ends in .safetensors, .pth or .pth.tar")
@@ -26,7 +25,6 @@ def add_convert(parser: Parser) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Converts one file."""
     from mixformer_jax.convert.convert import Hints, convert
 
     hints = Hints(args.num_heads, args.early_heads, args.score_heads, args.search_size, args.template_size, args.name)
@@ -39,7 +37,6 @@ PLATFORMS = "of stablehlo: what the functions can run on, of cpu, cuda, rocm and
 
 
 def add_export(parser: Parser) -> None:
-    """The arguments of `mixformer export`."""
     example = "--format onnx --out exported"
     parser.describe(
         run_export, example, f"{example} --weights mixvit_b.safetensors --targets 4", overrides=TRACKER_PREFIX
@@ -55,7 +52,6 @@ def add_export(parser: Parser) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    """Writes the files."""
     from mixformer_jax.export.export import PLATFORMS, check_format, export
 
     if args.platforms is not None and args.format == "onnx":

@@ -23,7 +23,6 @@ POOL = {
 
 
 def add_data(parser: Parser) -> None:
-    """The commands of `mixformer data`."""
     commands = {
         "check": ("Look at every annotation and frame of a data set; the status tells of faults.", _add_check),
         "pack": ("Cut what training can see of a data set, once, into shards that are fast to read.", _add_pack),
@@ -112,7 +111,6 @@ def _add_pool(parser: Parser) -> None:
 
 
 def run_pool(args: argparse.Namespace) -> int:
-    """Writes a pool folder."""
     from mixformer_jax.data.pool.folder import PoolFolderConfig, write_pool_folder
 
     config = PoolFolderConfig(**{name: getattr(args, name) for name in POOL})
@@ -139,7 +137,6 @@ def _add_show(parser: Parser) -> None:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """Draws training samples."""
     from mixformer_jax.data.pool.device import DeviceSamples
     from mixformer_jax.data.samples import contact_sheet
     from mixformer_jax.media.images import write_image

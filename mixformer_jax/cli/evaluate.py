@@ -43,7 +43,6 @@ finished sequences are not run again. The exit status is 1 when a sequence faile
 
 
 def add_evaluate(parser: Parser) -> None:
-    """The arguments of `mixformer evaluate`."""
     parser.describe(
         run_evaluate,
         "--dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/",
@@ -173,7 +172,6 @@ BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "
 
 
 def add_toolkit(parser: Parser) -> None:
-    """The commands of `mixformer toolkit`."""
     commands = {
         "vot": ("Serve the VOT toolkit.", _add_vot),
         "got10k": ("Run an experiment of the got10k toolkit: GOT-10k, OTB, UAV123, LaSOT, ...", _add_got10k),

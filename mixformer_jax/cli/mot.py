@@ -41,7 +41,6 @@ RESUME = "go on with an interrupted run; sequences whose results are there are d
 
 
 def add_mot(parser: Parser) -> None:
-    """The arguments of `mixformer mot`."""
     examples = ("street.mp4 --detections det.txt --video", "MOT17 --out tracks/", "MOT17 --score tracks/")
     parser.describe(run_mot, *examples, overrides=TRACKER_PREFIX, about=ABOUT)
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)

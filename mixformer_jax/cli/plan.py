@@ -12,7 +12,6 @@ from mixformer_jax.files import write_atomically
 
 
 def add_plan(parser: Parser) -> None:
-    """The arguments of `mixformer plan`."""
     example = "--config mixvit_b --topology v5e:4x4 --global-batch 256"
     parser.describe(run_plan, example, overrides=CONFIG_PREFIX)
     add_config_argument(parser)
@@ -51,7 +50,6 @@ def run_plan(args: argparse.Namespace) -> int:
 
 
 def add_profile(parser: Parser) -> None:
-    """The arguments of `mixformer profile`."""
     parser.describe(run_profile, "mixvit_b mixcvt")
     names_help = "a size or study model, see docs/models.md (default: all of the paper's Tables 1 to 3)"
     parser.add_argument("names", nargs="*", metavar="NAME", help=names_help)
@@ -60,7 +58,6 @@ def add_profile(parser: Parser) -> None:
 
 
 def run_profile(args: argparse.Namespace) -> int:
-    """Counts what models cost."""
     from mixformer_jax.planning.profile import PAPER, profile_models, tables
 
     print(tables(profile_models(args.names or PAPER, args.templates, progress=True)), end="")

@@ -34,7 +34,6 @@ def add_dataset(parser: Parser) -> None:
 
 
 def add_report(parser: Parser) -> None:
-    """The arguments of `mixformer report`."""
     parser.describe(
         run_report,
         "--dataset folder --root DATA --results results/ --out report/",
@@ -131,7 +130,6 @@ def add_pack(parser: Parser) -> None:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    """Writes the archive."""
     try:
         pack = pack_results(args.dataset, args.results, open_dataset(args.dataset, args.root, args.split), args.out)
     except (ValueError, OSError) as error:

@@ -23,7 +23,6 @@ STOP_S = 8.0
 
 
 def add_serve(parser: Parser) -> None:
-    """The arguments of `mixformer serve`."""
     parser.describe(run_serve, "--folder videos", "--host 0.0.0.0 --port 8000", overrides=TRACKER_PREFIX, about=ABOUT)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: any free one (default: %(default)s)")
@@ -43,7 +42,6 @@ def add_serve(parser: Parser) -> None:
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Serves until it is interrupted."""
     from mixformer_jax.serving.app import Limits, Server
     from mixformer_jax.serving.web import bind, serve
 

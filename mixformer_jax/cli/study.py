@@ -100,7 +100,6 @@ FOR_PRETRAININGS = ("data.", "train.workers=", "train.mesh=")
 
 
 def add_study(parser: Parser) -> None:
-    """The commands of `mixformer study`."""
     parser.add_commands(
         {
             "list": ("Say which config is which row of the paper, its number there, and what it takes.", _add_list),
@@ -121,7 +120,6 @@ def _add_list(parser: Parser) -> None:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Lists rows."""
     tables = [name for name, path in project_configs().items() if path.parent == CONFIGS / "tables"]
     for table in args.tables or tables:
         study = load_study(table)
@@ -149,7 +147,6 @@ def _add_plan(parser: Parser) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> int:
-    """Prints hours."""
     from mixformer_jax.planning.hardware import parse_topology
 
     if not 0 < args.mfu <= 1:
@@ -237,7 +234,6 @@ class Setup:
 
 
 def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
-    """Runs a pre-training."""
     changes = {} if setup.pretraining_steps is None else _length(setup.pretraining_steps)
     if setup.scale != FULL:
         changes |= setup.study.pretraining_changes
@@ -246,7 +242,6 @@ def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
 
 
 def train_row(programs: Programs, setup: Setup, name: str, seed: int) -> None:
-    """Runs the training of a row."""
     row = setup.study.rows[name]
     changes: dict[str, Any] = {"train.seed": seed}
     if setup.steps is not None:
@@ -355,9 +350,7 @@ def write_study(setup: Setup, seeds: Sequence[int], kept: Sequence[str], skipped
     """Scores the rows and writes table, numbers and picture; returns the table."""
     found = {name: [score(setup, name, seed) for seed in seeds] for name in kept}
     aucs = {name: [each["AUC"] for each in runs] for name, runs in found.items()}
-    lengths = {
-        key: value for key, value in (("steps", setup.steps), ("pre-training", setup.pretraining_steps)) if value
-    }
+    lengths = {key: n for key, n in (("steps", setup.steps), ("pre-training", setup.pretraining_steps)) if n}
     changed = "".join(f", {key} {value}" for key, value in lengths.items())
     note = (
         f"{setup.study.title}\n\nScale {setup.scale}{changed}; seeds {', '.join(map(str, seeds))}; AUC in percent on "

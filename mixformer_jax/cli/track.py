@@ -54,7 +54,6 @@ where there is none"""
 
 
 def add_track(parser: Parser) -> None:
-    """The arguments of `mixformer track`."""
     example = "my.mp4 --box 120,80,60,90"
     parser.describe(run_track, example, f"{example} --tracker.search_factor=5", overrides=TRACKER_PREFIX)
     # Optional for argparse alone: a `--masks` before it takes it for its own, see `_check_arguments`.

@@ -38,14 +38,12 @@ COPY = "`mixformer configs show NAME > mine.py` gives a copy to start from; --co
 
 
 def add_train(parser: Parser) -> None:
-    """The arguments of `mixformer train`."""
     example = "--config mixvit_tiny --out runs/mine --config.train.steps=100"
     parser.describe(run_train, example, overrides=CONFIG_PREFIX)
     _add_run(parser)
 
 
 def add_pretrain(parser: Parser) -> None:
-    """The arguments of `mixformer pretrain`."""
     example = "--config trackmae_vit_b --out runs/trackmae_vit_b"
     parser.describe(run_pretrain, example, overrides=CONFIG_PREFIX, about=PRETRAIN)
     _add_run(parser)
@@ -72,7 +70,6 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
-    """Pre-trains one autoencoder."""
     return _train(args, is_pretraining=True)
 
 
@@ -89,14 +86,12 @@ def _train(args: argparse.Namespace, is_pretraining: bool) -> int:
 
 
 def add_configs(parser: Parser) -> None:
-    """The arguments of `mixformer configs`."""
     parser.describe(run_configs, "", "show mixvit_b", about=COPY)
     parser.add_argument("action", nargs="?", choices=("show",), help="print the file of one config")
     parser.add_argument("name", nargs="?", metavar="NAME", help="which, for show")
 
 
 def run_configs(args: argparse.Namespace) -> int:
-    """Lists the configs, or prints one."""
     if args.action is not None:
         if args.name is None:
             raise UsageError("show needs the NAME of a config; see mixformer configs")
@@ -127,7 +122,6 @@ it was stopped."""
 
 
 def add_finetune(parser: Parser) -> None:
-    """The arguments of `mixformer finetune`."""
     examples = ("my_videos --out runs/mine", "cvat_export --weights mixvit_b.pth.tar --out runs/mine --held-out walk2")
     parser.describe(run_finetune, *examples, overrides=CONFIG_PREFIX, about=TUNING)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of the annotated videos")

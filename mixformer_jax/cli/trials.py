@@ -31,7 +31,6 @@ of those that are off (IoU below a tenth, or no target in sight), and of the goo
 
 
 def add_attention(parser: Parser) -> None:
-    """The arguments of `mixformer attention`."""
     example = "my.mp4 --box 120,80,60,90 --frame 50 --tracker.num_online_templates=1"
     parser.describe(run_attention, example, overrides=TRACKER_PREFIX)
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
@@ -71,7 +70,6 @@ def run_attention(args: argparse.Namespace) -> int:
 
 
 def add_demo(parser: Parser) -> None:
-    """The arguments of `mixformer demo`."""
     parser.describe(run_demo, "--out demo_output")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
@@ -93,7 +91,6 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def add_failures(parser: Parser) -> None:
-    """The arguments of `mixformer failures`."""
     parser.describe(run_failures, "--out failures.png", about=FAILURES)
     parser.add_argument("--seeds", type=positive, default=6, metavar="N", help="clips: seeds 0 to N - 1 (6)")
     parser.add_argument("--rows", type=positive, default=4, metavar="N", help="moments to show (4)")
@@ -103,7 +100,6 @@ def add_failures(parser: Parser) -> None:
 
 
 def run_failures(args: argparse.Namespace) -> int:
-    """Writes one sheet."""
     from mixformer_jax.cli.demo import draw_failures
 
     draw_failures(load_model(args), args.out, args.seeds, args.rows, args.absences)
@@ -111,7 +107,6 @@ def run_failures(args: argparse.Namespace) -> int:
 
 
 def add_bench(parser: Parser) -> None:
-    """The arguments of `mixformer bench`."""
     parser.describe(run_bench, "--model mixvit_b --frames 50")
     add_model_arguments(parser, with_sizes=True)
     parser.add_argument("--frames", type=positive, default=100, metavar="N", help="default: %(default)s")
@@ -137,7 +132,6 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def add_doctor(parser: Parser) -> None:
-    """The arguments of `mixformer doctor`."""
     parser.describe(run_doctor, "--device cpu")
     add_device_argument(parser)
 

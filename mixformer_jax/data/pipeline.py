@@ -124,15 +124,12 @@ def batches(
     render, see `one_opencv_thread`.
 
     Args:
-        samples: by index.
         batch_size: of the whole batch, over all processes.
-        start_step: number of the first batch.
         num_threads: loader threads; 0 loads synchronously.
         prefetch: batches that are made ahead.
         workers: in place of `num_threads`: loader processes for `HostSamples`, else loader threads. Processes
             read the arrays of `samples`, a whole pool, where this one has put them (`Shared`).
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
-        process_count: of a distributed run.
 
     Raises ValueError: numbers that do not go together.
     """

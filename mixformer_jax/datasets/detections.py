@@ -98,12 +98,8 @@ def open_detections(
 ) -> DetectionsLike:
     """Detections that a user named: a file of MOT rows, a `.json` file of COCO's, or a detector `module:function`.
 
-    Args:
-        named: the path, or the detector.
-        num_frames: of the video; None where it does not say.
-        place: the video, for messages.
-        origin: pixels of the file count from it (MOT rows of MOTChallenge's own sets: 1).
-        categories: of COCO, to take; none: all.
+    `num_frames` are those of the video `place`, None where it does not say. Pixels of the file count from `origin` (MOT
+    rows of MOTChallenge's own sets: 1). `categories` are those of COCO to take; none: all.
 
     Raises DatasetError: a file that cannot be read, frames beyond the video, or no detection at all; no such detector.
     """

@@ -83,13 +83,10 @@ def _label(region: Place) -> str:
 
 
 def _address(task: Place) -> Place:
-    """The address of the task's video."""
     data = task["data"]
     if not isinstance(data.value, dict):
         raise data.error("an object with the address of a video")
-    texts = [
-        Place(data.file, f"{data.path}.{key}", value) for key, value in data.value.items() if isinstance(value, str)
-    ]
+    texts = [Place(data.file, f"{data.path}.{key}", text) for key, text in data.value.items() if isinstance(text, str)]
     films = [each for each in texts if Path(each.value).suffix.lower() in VIDEO_SUFFIXES]
     named = [each for each in texts if each.path.endswith(".video")] or films or texts
     if not named:

@@ -115,14 +115,7 @@ def image_footage(folder: Path) -> Footage | None:
 
 
 def sequence_of(name: str, video: str, footage: Footage, track: Track, where: str) -> TrackingSequence:
-    """A target from its first frame in view to its last one.
-
-    Args:
-        name: of the sequence.
-        video: sequences of one video share it.
-        footage: the video's frames.
-        track: the target's boxes.
-        where: of the track, for messages: file, and line or path in it.
+    """A target from its first frame in view to its last one; `where` is the track's place in its file, for messages.
 
     Raises DatasetError: boxes on frames that the video does not have, or none on those that it has.
     """

@@ -71,9 +71,7 @@ class LaneLoop:
     something that is no box, or gives scores for some frames only; the others go on. Times are those inside the
     tracker, without decoding; the first is that of `start`. A step of several lanes counts for each in equal parts.
 
-    Args:
-        next_job: gives a job for a free lane; None when there are no more.
-        on_frames: called with a number of frames after they were tracked.
+    `next_job` gives a job for a free lane, None when there are no more; `on_frames` gets numbers of tracked frames.
     """
 
     def __init__(
@@ -196,8 +194,6 @@ def explain(error: BaseException, is_foreseen: bool = False) -> tuple[str, str]:
 
 
 class _Running:
-    """A sequence in a lane."""
-
     def __init__(self, job: Job) -> None:
         self.job = job
         self.frames = frames_ahead(job.sequence.frames())

@@ -171,9 +171,7 @@ class _Graph:
             return values
         if kind in ("reshape", "squeeze", "broadcast_in_dim"):
             return [self._reshaped(kind, values[0], shapes[0], result.shape, params)]
-        known = [
-            np.broadcast_to(x.known, shape) for x, shape in zip(values, shapes, strict=True) if x.known is not None
-        ]
+        known = [np.broadcast_to(x.known, size) for x, size in zip(values, shapes, strict=True) if x.known is not None]
         if len(known) == len(values):
             found = eqn.primitive.bind(*known, **params)
             return [_Value(x.shape, np.asarray(x)) for x in (found if eqn.primitive.multiple_results else [found])]

@@ -283,7 +283,6 @@ class OpenCVDecoder(Decoder):
                 self._ask(witness, 1)
 
     def frames(self) -> Iterator[tuple[Frame, float]]:
-        """See `Decoder`."""
         with ExitStack() as stack:
             capture = self._open()
             stack.callback(capture.release)

@@ -118,7 +118,6 @@ class _IndexedFrames(FrameSource):
         """The frame of an index, counted from 0; of the source's size."""
 
     def timed(self) -> Iterator[TimedFrame]:
-        """See `FrameSource`."""
         return (self._frame(number) for number in range(1, self.num_frames + 1))
 
     def backward(self, start: int | None, end: int, stride: int) -> Iterator[TimedFrame]:
@@ -270,7 +269,6 @@ class LiveSource(FrameSource):
             yield frame
 
     def peek(self) -> TimedFrame:
-        """See `FrameSource`."""
         frame = super().peek()
         self.put_back(frame)
         return frame

@@ -102,11 +102,9 @@ class OpenCVEncoder(Encoder):
             raise EncodingError(f"OpenCV cannot encode {size[1]}x{size[0]} at {fps:g} Hz here")
 
     def write(self, frame: UInt8[np.ndarray, "height width 3"], seconds: float | None) -> None:
-        """See `Encoder`."""
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
-        """See `Encoder`."""
         self._writer.release()
 
 
@@ -147,7 +145,6 @@ class H264Encoder(Encoder):
         self._mux(picture)
 
     def close(self) -> None:
-        """See `Encoder`."""
         try:
             self._mux(None)
         finally:
@@ -403,7 +400,6 @@ class SelectedFrames(FrameSource):
         return range(self._start or 1, end + 1, self._stride)
 
     def timed(self) -> Iterator[TimedFrame]:
-        """See `FrameSource`."""
         if self._backward:
             end, frame = self._end or 1, None
             for frame in self._source.backward(self._start, end, self._stride):
@@ -426,16 +422,13 @@ class SelectedFrames(FrameSource):
             raise SourceError(f"{self.name}: there is no frame {start}; it has {number}")
 
     def peek(self) -> TimedFrame:
-        """See `FrameSource`."""
         frame = super().peek()
         if isinstance(self._source, LiveSource):
             self._source.put_back(frame)
         return frame
 
     def part(self) -> tuple[int, int | None, int, bool]:
-        """See `FrameSource`."""
         return self._start or (0 if self._backward else 1), self._end, self._stride, self._backward
 
     def close(self) -> None:
-        """See `FrameSource`."""
         self._source.close()

@@ -158,13 +158,10 @@ def attend_fused(
 def choose_kernel(
     asked: AttentionKernel, dtype: ComputeDtype, platform: str | None, width: int, num_heads: int, tokens: int = 0
 ) -> AttentionKernel:
-    """The kernel for attention of some size; `tokens` are those of both streams, in training.
+    """The kernel for attention of some size, where `MixFormerConfig.attention_kernel` asks for one.
 
-    Args:
-        asked: `MixFormerConfig.attention_kernel`.
-        dtype: compute type.
-        platform: cpu, gpu or tpu; None for that of the mesh in whose context this is traced, or JAX's default.
-        width, num_heads, tokens: of the attention.
+    `tokens` are those of both streams, in training. No platform (cpu, gpu or tpu): that of the mesh in whose context
+    this is traced, or JAX's default.
 
     Raises ConfigError: a kernel that cannot run there, or not in this type.
     """

@@ -198,11 +198,8 @@ class Autoencoder(nn.Module):
     ) -> Reconstruction:
         """Reconstructs masked search regions, or single images.
 
-        Args:
-            search: the images that are masked; the encoder sees the visible cells of them alone.
-            masking: which; see `draw_masking` and `random_masking`.
-            templates: fully visible crops of the same targets, `num_templates` of them.
-            train: whether stochastic depth draws.
+        Of the `search` images the encoder sees the visible cells alone; `templates` are fully visible crops of the same
+        targets. In training stochastic depth draws.
 
         Raises ConfigError: another number of templates than the config's.
         """

@@ -58,8 +58,6 @@ def plan(
 
     Args:
         config: as `train` or `pretrain` takes it; its mesh and batch size do not count.
-        topology: such as `v5e:16x16` or `h100:8`.
-        global_batch: samples a step, over all chips.
         mesh: chips along data, fsdp and tensor; None proposes one.
         quick: see `plan_tpu`; on paper it makes no difference.
         stage: wraps each part of the work, for somebody who wants to show progress.
@@ -190,9 +188,7 @@ def from_compiler(
     The FLOPs are one chip's: the model's alone, and those of kernels, which XLA neither counts nor estimates.
     """
     shape = tuple(mesh.shape[axis] for axis in AXES)
-    batch = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in program.batch.values()
-    )
+    batch = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in program.batch.values())
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     code = stats.generated_code_size_in_bytes
     memory = memory_of(program.state, batch, shape, topology, stats.temp_size_in_bytes, code)

@@ -317,8 +317,7 @@ def vot_report(
 
     Args:
         root: the workspace, or its folder of sequences.
-        results_dir: holds <tracker>/<experiment>/<sequence>/...
-        trackers: default: all that have results of either experiment.
+        results_dir: holds <tracker>/<experiment>/<sequence>/...; default: all trackers with results of either.
         interval: lengths over which EAO is averaged; VOT2020 to VOT2022 have 115, 755.
         sequences: of which the `worst` ones of each tracker are drawn; None for no pictures.
         chosen: names of the sequences that are scored; default: all.

@@ -32,17 +32,7 @@ def long_term_report(
 ) -> Report:
     """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`.
 
-    Args:
-        benchmark: the reader's name.
-        root: the workspace, or its folder of sequences.
-        results_dir: holds <tracker>/<experiment>/<sequence>/...
-        trackers: default: all that have such results.
-        sequences: of which the `worst` ones of each tracker are drawn; None for no pictures.
-        chosen: names of the sequences that are scored; default: all.
-
-    Raises:
-        DatasetError, ResultsError: files that are missing, or are not what VOT has.
-        SourceError: a frame of a worst sequence cannot be read.
+    Arguments and errors are those of `benchmarks.vot_report`.
     """
     results_dir, annotated = Path(results_dir), read_sequences(root, chosen)
     experiment = EXPERIMENTS[LAYOUTS[benchmark]]

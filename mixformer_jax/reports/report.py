@@ -320,10 +320,8 @@ def worst_strips(
 ) -> tuple[Strip, ...]:
     """The `count` worst sequences of every tracker, the worst first; without frames, a strip has none.
 
-    Args:
-        scores: by tracker and sequence; higher is better, and NaN is left out.
-        number: the scores' name, such as AUC.
-        boxes_of: from a tracker and the position of a sequence to its boxes, xywh in pixels, one a frame.
+    Of the `scores`, by tracker, higher is better and NaN is left out; `number` is their name, such as AUC. `boxes_of`
+    takes a tracker and the position of a sequence, and gives its boxes, xywh in pixels, one a frame.
 
     Raises SourceError for a frame that cannot be read.
     """

@@ -82,13 +82,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def study_markdown(study: Study, aucs: Mapping[str, Sequence[float]], skipped: Mapping[str, str]) -> str:
-    """The rows' AUC beside the paper's, as a Markdown table.
-
-    Args:
-        study: of the rows.
-        aucs: percent, a value a seed, by row; the seeds are the same in all rows.
-        skipped: why there are none, by row.
-    """
+    """The rows' AUC (percent, a value a seed) beside the paper's in Markdown; `skipped` says why a row has none."""
     first = next(iter(aucs), None)
     header = ["row", "", "AUC here", "by seed", f"against {first}", "AUC in the paper", f"against {first}"]
     reference = study.rows[first].auc if first is not None else None

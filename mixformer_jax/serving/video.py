@@ -56,7 +56,6 @@ class FileFrames(Frames):
         self._recent: deque[TimedFrame] = deque(maxlen=max(2, recent_bytes // (3 * math.prod(source.size))))
 
     def get(self, index: int) -> TimedFrame:
-        """See `Frames`."""
         with self._lock:
             recent = self._recent
             if recent and index + 1 < recent[0].number:
@@ -75,7 +74,6 @@ class FileFrames(Frames):
         return FileFrames(self._source, 0)
 
     def close(self) -> None:
-        """See `Frames`."""
         with self._lock:
             self._pass = iter(())
             self._recent.clear()
@@ -114,7 +112,6 @@ class KeptFrames(Frames):
         return self.num_frames - 1
 
     def get(self, index: int) -> TimedFrame:
-        """See `Frames`."""
         with self._lock:
             kept = self._kept[index]
             self._file.seek(kept.start)
@@ -126,7 +123,6 @@ class KeptFrames(Frames):
         return self
 
     def close(self) -> None:
-        """See `Frames`."""
         with self._lock:
             self._file.close()
 

@@ -46,7 +46,6 @@ class MotResultFile(ResultFiles):
         self._corner = np.array([origin, origin, 0, 0])
 
     def write(self, found: Tracked) -> None:
-        """See `ResultFiles.write`."""
         assert found.numbers is not None and found.scores is not None
         rows = zip(found.numbers, found.boxes_xywh + self._corner, found.scores, strict=True)
         lines = (f"{found.frame},{number + 1},{format_box(box)},{score:.4f},-1,-1,-1\n" for number, box, score in rows)
@@ -67,23 +66,9 @@ def record_objects(
 ) -> MotRecording:
     """Follows what is detected to the end of the source.
 
-    A source that breaks off and Ctrl-C end it early, as in `record.record`.
-
-    Args:
-        results: file to write; it may have no rows.
-        video: file to write: each frame with boxes, dashed where no detection supports them. None: none.
-        origin: from which pixels count in the file.
-        progress: a bar on stderr, where that is a terminal.
-        overwrite: replace files that are there.
-        resume: go on with the interrupted run that `run_state` is of, and replace its files; begin where there is none.
-        run_state: where the run keeps what it needs to go on; removed at the end of the source.
-
-    Raises:
-        SourceError: there is no first frame.
-        OutputError: a file cannot be written.
-        NameTakenError: a file is there, or another run is writing it.
-        ResumeError: `run_state` is of another run.
-        ValueError: a detector's answer that is none.
+    How it ends, goes on and fails: see `record.record`. In the file `results`, which may have no rows, pixels count
+    from `origin`; in the video boxes are dashed where no detection supports them. ValueError: a detector's answer that
+    is none.
     """
     results = prepare_output(results)
     frames = source.timed()
@@ -111,7 +96,7 @@ def record_objects(
         if run_state is not None and not earlier:
             run_state.begin()
         bar = stack.enter_context(
-            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
+            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=not progress or None)
         )
 
         def keep(frame: TimedFrame, found: Tracked, state: MotState) -> None:

@@ -182,13 +182,10 @@ class Tracker:
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
 
     def with_masks(self, masks: str | Path | Segmenter = DEFAULT_MASKS) -> "Tracker":
-        """The same tracker, whose answers have masks, too.
+        """The same tracker, whose answers have masks, too; WeightsError as `masks.load_segmenter`.
 
-        Args:
-            masks: the embedded weights; a weights file of a mask decoder or of Alpha-Refine, ours or an official
-                checkpoint; or a segmenter.
-
-        Raises WeightsError: as `masks.load_segmenter`.
+        `masks` are the embedded weights, a weights file of a mask decoder or of Alpha-Refine, ours or an official
+        checkpoint, or a segmenter.
         """
         segmenter = load_segmenter(masks, self.device) if isinstance(masks, (str, Path)) else masks
         return Tracker(self.config, self.settings, self.variables, self.device, segmenter)
