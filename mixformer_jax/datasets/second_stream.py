@@ -74,8 +74,9 @@ def read_depthtrack(root: Path, split: str | None = None) -> Dataset:
     adapter01_indoor/depth/00000001.png ...     millimetres, 16 bits
     adapter01_indoor/groundtruth.txt            x,y,w,h a line; nan,nan,nan,nan where the target is absent
     """
-    names = [name for name in layout.sub_folders(root) if _has_any(root / name, ("groundtruth.txt", "color"))]
-    return Dataset("depthtrack", root, names, functools.partial(_read_depthtrack_sequence, root))
+    folder = root / "sequences" if (root / "sequences").is_dir() else root  # of a workspace of the VOT toolkit
+    names = [name for name in layout.sub_folders(folder) if _has_any(folder / name, ("groundtruth.txt", "color"))]
+    return Dataset("depthtrack", root, names, functools.partial(_read_depthtrack_sequence, folder))
 
 
 def _read_depthtrack_sequence(root: Path, name: str) -> TrackingSequence:

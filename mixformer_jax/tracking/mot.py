@@ -124,6 +124,8 @@ class MotTracker:
     """
 
     def __init__(self, tracker: Tracker, settings: MotSettings | None = None) -> None:
+        if tracker.config.streams == "both":
+            raise ConfigError(f"{tracker.config.name} reads two streams, and many objects are followed in one")
         # Detections find what is lost, and boxes are smoothed after they are matched.
         online = min(1, tracker.settings.num_online_templates)
         self.settings = MotSettings() if settings is None else settings
