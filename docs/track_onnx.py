@@ -13,7 +13,7 @@ import onnxruntime
 def track(folder: Path, frames: Iterator[np.ndarray], box: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
     """The target's box and score on each RGB frame after the first, on which x, y, w, h in pixels mark it."""
     record = json.loads((folder / "onnx.json").read_text())
-    rules, slots, (names, _) = record["tracker"], record["template_slots"], record["functions"].values()
+    rules, slots, (names, located) = record["tracker"], record["template_slots"], record["functions"].values()
     encode, locate = (onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in record["functions"])
 
     def crop(frame: np.ndarray, kind: str) -> tuple[np.ndarray, int]:  # a square around the box, and its side
@@ -31,13 +31,14 @@ def track(folder: Path, frames: Iterator[np.ndarray], box: np.ndarray) -> Iterat
     extent, most = np.array((first := next(frames)).shape[1::-1], np.float32), rules["clip_margin"]
     margin = np.float32(np.clip((rules["clip_share"] or np.inf) * min(box[2:]), min(1, most), most))
     given = {"templates": np.stack([crop(first, "template")[0]] * slots)[None], "filled": np.arange(slots)[None] < 2}
-    box, cache, is_lost, streak = np.asarray(box, np.float32), {}, False, 0
+    box, cache, is_lost, streak, usual = np.asarray(box, np.float32), {}, False, 0, np.float32(np.inf)
     for number, frame in enumerate(frames, 1):
         if not cache:  # the templates are new
             outputs = encode.run(list(names["outputs"]), {name: given[name] for name in names["inputs"]})
             cache, candidate, best = dict(zip(names["outputs"], outputs, strict=True)), given["templates"][0, 0], -1.0
         search, side = crop(frame, "search")
-        (found, *_), (score, *_) = locate.run(["boxes_cxcywh", "scores"], {"search": search[None], **cache})
+        inputs = {"search": search[None], "entropy_limit": usual[None] + np.float32(rules["entropy_margin"]), **cache}
+        found, *spread, score = (each[0] for each in locate.run(None, {key: inputs[key] for key in located["inputs"]}))
         corner = (found[:2] - found[2:] / 2) * np.float32(side) + (box[:2] + box[2:] / 2 - np.float32(side / 2))
         near, share = clip(corner, found[2:] * np.float32(side)), 0 if is_lost else rules["size_smoothing"]
         sides = box[2:] ** share * near[2:] ** (1 - share)
@@ -45,6 +46,8 @@ def track(folder: Path, frames: Iterator[np.ndarray], box: np.ndarray) -> Iterat
         streak = streak + 1 if (score > rules["found_above"] if is_lost else score < rules["lost_below"]) else 0
         if streak == rules["found_after" if is_lost else "lost_after"]:
             is_lost, streak = not is_lost, 0
+        if spread and (number == 1 or (not is_lost and score > record["entropy_above"])):
+            usual = spread[0] if number == 1 else usual + np.float32(record["entropy_rate"]) * (spread[0] - usual)
         if score > max(best := best * rules["max_score_decay"], rules["candidate_above"]):
             best, candidate = score, crop(frame, "template")[0]
         if slots > 1 and number % rules["update_interval"] == 0:

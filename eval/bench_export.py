@@ -46,10 +46,12 @@ def find_tracker(name: str) -> Tracker:
 
 
 def random_bytes(function: Function) -> Arrays:
-    """Crops of noise, and every slot filled, for the inputs that are no cache."""
+    """Crops of noise, every slot filled and an entropy limit of 1, for the inputs that are no cache."""
     rng = np.random.default_rng(0)
     return {
-        name: rng.integers(0, 256, shape.shape, np.uint8) if shape.dtype == np.uint8 else np.ones(shape.shape, bool)
+        name: rng.integers(0, 256, shape.shape, np.uint8)
+        if shape.dtype == np.uint8
+        else np.ones(shape.shape, shape.dtype)
         for name, shape in function.inputs.items()
         if not name.startswith("cache_")
     }

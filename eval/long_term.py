@@ -111,9 +111,7 @@ def study_table(scores: Mapping[str, LongTermScores], clips: Sequence[TrackingSe
         numbers = (f"{100 * value:.1f}" for value in score.headline.values())
         by_clip = 100 * score.by_sequence["F"]
         gain = interval((by_clip - 100 * scores[first].by_sequence["F"]).tolist())
-        lines.append(
-            [name, *numbers, ", ".join(f"{each:.1f}" for each in by_clip), "-" if name == first else str(gain)]
-        )
+        lines.append([name, *numbers, ", ".join(f"{x:.1f}" for x in by_clip), "-" if name == first else str(gain)])
     about = (
         f"{len(clips)} rendered clips of {len(clips[0]):,} frames; the target is away on {away:.0%} of them. In "
         "percent; after ±: half of a 95% interval over clips (Student's t).\n"

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixformer_jax.models.config import ConfigError
+from mixformer_jax.typed_settings import ConfigError
 
 CONFIG_PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."

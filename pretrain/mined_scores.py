@@ -32,7 +32,7 @@ TRACKER: dict[str, Any] = {
     "found_after": 3,
     "redetect_every": 1,
     "redetect_above": 0.7,
-    "corner_entropy": 6.0,
+    "entropy_margin": 1.5,
 }
 
 # How photographs are paired, beside what the config's `data` says: 38 of 100 pairs show another target.

@@ -105,9 +105,7 @@ def attention_sheet(
     box = check_box_xywh(box_xywh, source.size)
     state, count = None, 0
     first = itertools.islice(source, frame_number)
-    with tqdm(
-        first, total=frame_number, unit=" frames", desc=source.name, disable=None if progress else True
-    ) as frames:
+    with tqdm(first, total=frame_number, unit=" frames", desc=source.name, disable=not progress or None) as frames:
         for count, frame in enumerate(frames, 1):
             if state is None:
                 state = tracker.start(frame, box)

@@ -82,9 +82,7 @@ def measure(
             state, _tracked = tracker.step(state, next(frames))
         warm_up_s = time.perf_counter() - began
 
-        for index in tqdm(
-            range(num_frames), unit=" frames", desc=tracker.config.name, disable=None if progress else True
-        ):
+        for index in tqdm(range(num_frames), unit=" frames", desc=tracker.config.name, disable=not progress or None):
             before = time.perf_counter()
             frame = next(frames)
             seconds[index, 0] = time.perf_counter() - before

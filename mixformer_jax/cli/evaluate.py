@@ -13,6 +13,7 @@ from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli import report
 from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
+from mixformer_jax.datasets.second_stream import in_one_frame
 from mixformer_jax.datasets.sequences import Dataset, open_dataset
 from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.evaluation.results import LAYOUTS
@@ -194,6 +195,8 @@ def run_vot(args: argparse.Namespace) -> int:
     import trax
 
     opened, channels = _open_alone(args, args.dataset, sys.stderr), CHANNELS[args.channels]
+    if (opened.streams == "both" and len(channels) == 1) or (opened.streams == "second" and channels == ("color",)):
+        raise UsageError(f"--channels {args.channels}: the model reads a second stream; give --channels rgbd, or rgbt")
     formats = [trax.Region.RECTANGLE] + ([] if args.masks is None else [trax.Region.MASK])
     server = trax.Server(formats, [trax.Image.PATH], list(channels), tracker_name=opened.name)
     state: Any = None
@@ -202,11 +205,10 @@ def run_vot(args: argparse.Namespace) -> int:
             request = server.wait()
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return 0
-            streams = [
-                (read_depth if channel == "depth" else read_image)(Path(request.image[channel].path()))
-                for channel in channels
-            ]
-            frame = np.concatenate(streams, axis=2)
+            paths = {channel: Path(request.image[channel].path()) for channel in channels}
+            frame = in_one_frame(
+                {path: (read_depth if channel == "depth" else read_image)(path) for channel, path in paths.items()}
+            )
             if request.type == trax.TraxStatus.INITIALIZE:
                 region, score = request.objects[0][0], None
                 state = opened.lanes.start(state, 0, frame, _given_box(region, frame.shape[:2]))
@@ -228,7 +230,12 @@ def _given_box(region: Any, frame_size: tuple[int, int]) -> list[float]:
 
     if region.type != trax.Region.MASK:
         return list(region.bounds())
-    return mask_box_xywh(fit_to_frame(region.array(normalize=True) > 0, frame_size)).tolist()
+    mask = fit_to_frame(region.array(normalize=True) > 0, frame_size)
+    if not mask.any():
+        raise UsageError(
+            "the mask of the first frame has no pixel inside the frame, so there is no target to begin with"
+        )
+    return mask_box_xywh(mask).tolist()
 
 
 def _add_got10k(parser: Parser) -> None:

@@ -81,9 +81,10 @@ def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, di
     worst = args.worst if args.out else 0
     layout = LAYOUTS.get(args.dataset, "pytracking")
     if layout in EXPERIMENTS:
-        shown = open_dataset(args.dataset, args.root, args.split, args.list) if worst or args.list else None
-        # The names alone: scoring needs no frames.
-        chosen = list(shown.keys) if args.list and shown is not None else None
+        # The names alone: scoring needs no frames. DepthTrack's reader takes folders, and no list.
+        is_chosen = args.list or layout == "votrgbd"
+        shown = open_dataset(args.dataset, args.root, args.split, args.list) if worst or is_chosen else None
+        chosen = list(shown.keys) if is_chosen and shown is not None else None
         drawn = shown if worst else None
         if layout != "vot":
             return long_term_report(args.dataset, args.root, args.results, trackers, drawn, worst, chosen), {}

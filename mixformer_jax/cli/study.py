@@ -350,9 +350,7 @@ def write_study(setup: Setup, seeds: Sequence[int], kept: Sequence[str], skipped
     """Scores the rows and writes table, numbers and picture; returns the table."""
     found = {name: [score(setup, name, seed) for seed in seeds] for name in kept}
     aucs = {name: [each["AUC"] for each in runs] for name, runs in found.items()}
-    lengths = {
-        key: value for key, value in (("steps", setup.steps), ("pre-training", setup.pretraining_steps)) if value
-    }
+    lengths = {key: n for key, n in (("steps", setup.steps), ("pre-training", setup.pretraining_steps)) if n}
     changed = "".join(f", {key} {value}" for key, value in lengths.items())
     note = (
         f"{setup.study.title}\n\nScale {setup.scale}{changed}; seeds {', '.join(map(str, seeds))}; AUC in percent on "

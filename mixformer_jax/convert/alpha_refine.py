@@ -84,9 +84,8 @@ def load_alpha_refine(path: str | Path) -> AlphaRefineWeights:
     path = Path(path)
     content = read_variables(path, ALPHA_REFINE_FORMAT, "weights of Alpha-Refine's mask network")
     config = content.settings(path, AlphaRefineConfig)
-    return AlphaRefineWeights(
-        content.variables(path, config.name, shapes_of_alpha_refine(config)), config, content.carried
-    )
+    variables = content.variables(path, config.name, shapes_of_alpha_refine(config))
+    return AlphaRefineWeights(variables, config, content.carried)
 
 
 def read_alpha_refine(path: str | Path) -> AlphaRefineWeights:

@@ -95,7 +95,7 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     ranges = [(number, *shards[number][:2]) for number in todo]
     reports: list[PackReport] = []
     total = sum(shards[number][2] for number in todo)
-    with tqdm(total=total, unit=" frames", desc="packing", disable=None if progress else True, mininterval=1) as bar:
+    with tqdm(total=total, unit=" frames", desc="packing", disable=not progress or None, mininterval=1) as bar:
         for report in _run(job, ranges, workers):
             reports.append(report)
             bar.update(report.frames)
@@ -124,9 +124,7 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
             raise DatasetError(f"{out} holds something else; give another folder, or undo: {'; '.join(different)}")
         return [tuple(shard) for shard in there["shards"]]
     shards, first, frames = [], 0, 0
-    keys = tqdm(
-        range(len(dataset)), unit=" sequences", desc="planning", disable=None if progress else True, mininterval=1
-    )
+    keys = tqdm(range(len(dataset)), unit=" sequences", desc="planning", disable=not progress or None, mininterval=1)
     for index in keys:
         frames += _length(dataset, index)
         if frames >= config.frames_per_shard or index == len(dataset) - 1:

@@ -58,9 +58,7 @@ def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) ->
     chunk = STILL_CHUNK if len(dataset) > 1 and _is_still(dataset) else VIDEO_CHUNK
     ranges = [range(first, min(first + chunk, len(dataset))) for first in range(0, len(dataset), chunk)]
     total, run = CheckReport(), cast(Any, map)
-    bar = tqdm(
-        total=len(dataset), unit=" sequences", desc="checking", disable=None if progress else True, mininterval=1
-    )
+    bar = tqdm(total=len(dataset), unit=" sequences", desc="checking", disable=not progress or None, mininterval=1)
     with bar, contextlib.ExitStack() as stack:
         if workers > 1 and len(ranges) > 1:
             context = multiprocessing.get_context("spawn")

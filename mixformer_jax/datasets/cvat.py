@@ -267,10 +267,8 @@ def _footage(file: Path, task: _Task, track: _CvatTrack, is_only: bool) -> Foota
         stop = last if task.stop_frame is None else task.stop_frame
         called = f" {task.source}" if task.source else ""
         pictures = "images/" if is_only else f"{task.name or 'TASK'}/ with its images alone"
-        reason = (
-            f"{file.parent}: neither the annotated video{called} nor {pictures} is there; put it beside {file.name}"
-        )
-        return Footage(file, MissingFrames(reason), np.arange(max(stop, last) + 1))
+        lack = f"{file.parent}: neither the annotated video{called} nor {pictures} is there; put it beside {file.name}"
+        return Footage(file, MissingFrames(lack), np.arange(max(stop, last) + 1))
     footage = video_footage(path)
     end = len(footage.numbers) if task.stop_frame is None else min(task.stop_frame + 1, len(footage.numbers))
     return footage._replace(numbers=footage.numbers[:end])

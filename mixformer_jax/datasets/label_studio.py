@@ -86,9 +86,7 @@ def _address(task: Place) -> Place:
     data = task["data"]
     if not isinstance(data.value, dict):
         raise data.error("an object with the address of a video")
-    texts = [
-        Place(data.file, f"{data.path}.{key}", value) for key, value in data.value.items() if isinstance(value, str)
-    ]
+    texts = [Place(data.file, f"{data.path}.{key}", text) for key, text in data.value.items() if isinstance(text, str)]
     films = [each for each in texts if Path(each.value).suffix.lower() in VIDEO_SUFFIXES]
     named = [each for each in texts if each.path.endswith(".video")] or films or texts
     if not named:

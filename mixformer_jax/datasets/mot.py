@@ -217,9 +217,7 @@ def read_mot(root: Path, split: str | None = None) -> Dataset:
 
 def mot_folders(root: Path) -> list[Path]:
     """Folders below the root that hold gt/gt.txt."""
-    return [
-        path.parent.parent for pattern in ("", "*/", "*/*/") for path in sorted(root.glob(f"{pattern}{GROUNDTRUTH}"))
-    ]
+    return [path.parent.parent for depth in ("", "*/", "*/*/") for path in sorted(root.glob(f"{depth}{GROUNDTRUTH}"))]
 
 
 class _Rows(NamedTuple):

@@ -6,7 +6,7 @@ colour alone takes the first three.
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,11 +42,17 @@ class TwoStreamFrames:
         return self.colour.path(index)
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 6"]:
-        colour, second = self.colour(index), self.second(index)
-        if colour.shape != second.shape:
-            sizes = [f"{each.shape[1]} x {each.shape[0]}" for each in (second, colour)]
-            raise SourceError(f"{self.second.path(index)}: {sizes[0]} pixels; {self.path(index)} has {sizes[1]}")
-        return np.concatenate([colour, second], axis=2)
+        return in_one_frame({frames.path(index): frames(index) for frames in (self.colour, self.second)})
+
+
+def in_one_frame(images: Mapping[Path, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h w channels"]:
+    """Images of the streams of a frame, by their files, behind each other; SourceError where their sizes differ."""
+    sizes = {path: f"{image.shape[1]} x {image.shape[0]}" for path, image in images.items()}
+    first, *others = sizes
+    for path in others:
+        if sizes[path] != sizes[first]:
+            raise SourceError(f"{path}: {sizes[path]} pixels; {first} has {sizes[first]}")
+    return np.concatenate(list(images.values()), axis=2)
 
 
 Frames = ImageFrames | TwoStreamFrames | MissingFrames
@@ -68,8 +74,9 @@ def read_depthtrack(root: Path, split: str | None = None) -> Dataset:
     adapter01_indoor/depth/00000001.png ...     millimetres, 16 bits
     adapter01_indoor/groundtruth.txt            x,y,w,h a line; nan,nan,nan,nan where the target is absent
     """
-    names = [name for name in layout.sub_folders(root) if _has_any(root / name, ("groundtruth.txt", "color"))]
-    return Dataset("depthtrack", root, names, functools.partial(_read_depthtrack_sequence, root))
+    folder = root / "sequences" if (root / "sequences").is_dir() else root  # of a workspace of the VOT toolkit
+    names = [name for name in layout.sub_folders(folder) if _has_any(folder / name, ("groundtruth.txt", "color"))]
+    return Dataset("depthtrack", root, names, functools.partial(_read_depthtrack_sequence, folder))
 
 
 def _read_depthtrack_sequence(root: Path, name: str) -> TrackingSequence:

@@ -268,9 +268,7 @@ def frames_of(truth: MotTruth, results: MotRows) -> list[MotFrame]:
             kept[_on_distractors(overlaps, np.isin(rows.classes[of_truth], distractors))] = False
         counted = counts[of_truth]
         parts.append((of_truth[counted], of_results[kept], overlaps[counted][:, kept]))
-    targets, found = (
-        _from_zero(ids, [part[side] for part in parts]) for side, ids in enumerate((rows.ids, results.ids))
-    )
+    targets, found = (_from_zero(ids, [part[at] for part in parts]) for at, ids in enumerate((rows.ids, results.ids)))
     return [MotFrame(ours, theirs, part[2]) for ours, theirs, part in zip(targets, found, parts, strict=True)]
 
 

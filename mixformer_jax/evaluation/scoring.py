@@ -255,9 +255,7 @@ def score_results(
     """
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
-    with tqdm(
-        total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=None if progress else True
-    ) as bar:
+    with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress or None) as bar:
         scored = [_score_tracker(tracker, benchmark, sequences, rules, bar) for tracker in files]
     scored.sort(key=lambda scores: -scores.headline["AUC"])
     return OpeScores(benchmark, rules, names, tuple(scored))

@@ -31,6 +31,7 @@ from mixformer_jax.media.decoders import decoder_name, find_pyav
 from mixformer_jax.media.video import Frame
 from mixformer_jax.models.config import ComputeDtype, ConfigError, TrackerConfig, dataclass_from_mapping
 from mixformer_jax.tracking.lanes import Lanes, LanesLike, OneLane
+from mixformer_jax.typed_settings import Streams
 
 # Tracker settings by model and benchmark, as in `configs/benchmarks.toml`.
 BenchmarkSettings = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -119,6 +120,7 @@ class OpenedTracker(NamedTuple):
     name: str  # default name of its results' folder
     settings: dict[str, Any]  # what decides its results, see `results.claim_folder`
     about: Mapping[str, Any] = MappingProxyType({})  # model, table of settings, hardware, versions, decoders
+    streams: Streams = "colour"  # what it reads of frames with a second stream
 
     def warm_up(self) -> None:
         """Compiles the programs, so that no sequence's times include it."""
@@ -194,7 +196,7 @@ class TrackerChoice:
             "decoder": decoders(),
         }
         lanes = OneLane(tracker) if batch == 1 else Lanes(tracker, batch)
-        return OpenedTracker(lanes, results_name(self.weights), settings, about)
+        return OpenedTracker(lanes, results_name(self.weights), settings, about, tracker.config.streams)
 
 
 def announce(choice: TrackerChoice, settings: Mapping[str, Any], about: Mapping[str, Any]) -> str:

@@ -83,14 +83,12 @@ def f_score(precision: Float64[np.ndarray, " n"], recall: Float64[np.ndarray, " 
     return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
 
 
-def confidence_thresholds(
-    confidences: Float[np.ndarray, " n"], resolution: int = RESOLUTION
-) -> Float64[np.ndarray, " t"]:
+def confidence_thresholds(confidences: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " t"]:
     """Infinity, confidences that part all frames of all sequences into equal shares, and minus infinity.
 
-    Where there are fewer than `resolution` - 1 frames, every confidence is a threshold.
+    Where there are fewer than `RESOLUTION` - 1 frames, every confidence is a threshold.
     """
-    ranked, inner = np.sort(confidences)[::-1], resolution - 2
+    ranked, inner = np.sort(confidences)[::-1], RESOLUTION - 2
     if len(ranked) > inner:
         step = len(ranked) // inner
         ranked = ranked[np.round(np.linspace(step, len(ranked) - step, num=inner)).astype(int)]

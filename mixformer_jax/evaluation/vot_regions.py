@@ -150,7 +150,7 @@ def region_overlaps(
             overlaps[index] = _overlap(one, other, size)
     if boxes:
         pairs = np.array(boxes)
-        overlaps[chosen] = _rectangle_overlaps(pairs[:, 0], pairs[:, 1], size)
+        overlaps[chosen] = _box_overlaps(pairs[:, 0], pairs[:, 1], size)
     return overlaps
 
 
@@ -252,9 +252,7 @@ def _draw_polygon(points: Float64[np.ndarray, "n 2"], canvas: Bool[np.ndarray, "
     return changes[:, :-1].cumsum(1) > 0
 
 
-def _rectangle_overlaps(
-    first: np.ndarray, second: np.ndarray, size: tuple[int, int] | None
-) -> Float64[np.ndarray, " n"]:
+def _box_overlaps(first: np.ndarray, second: np.ndarray, size: tuple[int, int] | None) -> Float64[np.ndarray, " n"]:
     """`_overlap` for rectangles [n, 4] without drawing them."""
     ends = [_rectangle_ends(boxes) for boxes in (first, second)]
     low = np.minimum(ends[0][0], ends[1][0])

@@ -16,6 +16,7 @@ from mixformer_jax.files import NameTakenError, is_taken, write_atomically
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.mixformer import Prediction, build_model
 from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD, normalise
+from mixformer_jax.tracking.scores import ENTROPY_ABOVE, ENTROPY_RATE
 from mixformer_jax.tracking.step import Variables
 from mixformer_jax.tracking.tracker import Tracker
 from mixformer_jax.typed_settings import ConfigError
@@ -39,7 +40,9 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
     `encode_templates` takes `templates`, uint8 RGB crops [targets, slots, T, T, 3], and for trackers with more than one
     online template `filled`, bool [targets, slots]: which slots hold one. All that it gives goes into `locate`, with
     `search`, uint8 RGB crops [targets, S, S, 3]. That gives `boxes_cxcywh`, float32 [targets, 4], normalised to the
-    search crops, and for models with a score prediction module `scores`, float32 [targets] in [0, 1].
+    search crops, and for models with a score prediction module `scores`, float32 [targets] in [0, 1]. Where the
+    tracker has an `entropy_margin`, they fall above `entropy_limit`, float32 [targets] in nats, an input; and
+    `corner_entropy`, float32 [targets] in nats, is an output, of which `tracking.scores` makes the next limit.
 
     A model whose templates depend on the search region encodes nothing: its `encode_templates` gives what it takes.
     Crops of a model with a second stream have its three channels behind RGB.
@@ -71,12 +74,19 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
         else:
             templates, filled = normalise(cache["templates"]), cache.get("filled")
             found = cast(Prediction, model.apply(variables, templates, search, filled))
-        answer = {"boxes_cxcywh": found.boxes_cxcywh}
-        scores = found.scores_within(tracker.settings.corner_entropy)
-        return answer if scores is None else {**answer, "scores": scores}
+        limit = inputs.get("entropy_limit")
+        entropy = None if limit is None else found.corner_entropy
+        answer = {
+            "boxes_cxcywh": found.boxes_cxcywh,
+            "scores": found.scores_within(limit),
+            "corner_entropy": entropy,
+        }
+        return {name: value for name, value in answer.items() if value is not None}
 
     cache = dict(zip(names, (shape for _path, shape in cached), strict=True))
     search = {"search": _bytes(targets, config.search_size, channels=config.channels)}
+    if tracker.settings.entropy_margin and config.score_heads:
+        search["entropy_limit"] = jax.ShapeDtypeStruct((targets,), jnp.float32)
     return tuple(
         Function(call.__name__, call, shapes, jax.eval_shape(call, tracker.variables, shapes))
         for call, shapes in ((encode_templates, inputs), (locate, search | cache))
@@ -178,6 +188,8 @@ def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
         "normalisation": {"where": INSIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
         "boxes_cxcywh": BOXES,
         "tracker": tracker.settings.to_dict(),
+        "entropy_above": ENTROPY_ABOVE,
+        "entropy_rate": ENTROPY_RATE,
     }
 
 

@@ -110,9 +110,10 @@ _ELEMENTWISE = {
     "neg": "Neg",
     "erf": "Erf",
     "logistic": "Sigmoid",
+    "and": "And",
 }
 # ... and those that take more than one, or go by another name.
-_ALSO_ELEMENTWISE = ("select_n", "square", "rsqrt", "convert_element_type")
+_ALSO_ELEMENTWISE = ("select_n", "square", "rsqrt", "convert_element_type", "round")
 # Operations that are a call of another jaxpr, and the parameter that holds it.
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
 
@@ -170,9 +171,7 @@ class _Graph:
             return values
         if kind in ("reshape", "squeeze", "broadcast_in_dim"):
             return [self._reshaped(kind, values[0], shapes[0], result.shape, params)]
-        known = [
-            np.broadcast_to(x.known, shape) for x, shape in zip(values, shapes, strict=True) if x.known is not None
-        ]
+        known = [np.broadcast_to(x.known, size) for x, size in zip(values, shapes, strict=True) if x.known is not None]
         if len(known) == len(values):
             found = eqn.primitive.bind(*known, **params)
             return [_Value(x.shape, np.asarray(x)) for x in (found if eqn.primitive.multiple_results else [found])]
@@ -222,6 +221,8 @@ class _Graph:
                 return self._node("Where", [predicate, if_true, if_false])
             case "square":
                 return self._node("Mul", names * 2)
+            case "round":  # half to even, as `rint`: the only rounding of our models
+                return self._node("Round", names)
             case "rsqrt":
                 return self._node("Reciprocal", [self._node("Sqrt", names)])
             case "convert_element_type":
@@ -305,6 +306,19 @@ class _Graph:
 
     def _reduce_max(self, names: list[str], _shapes: Any, params: Mapping[str, Any]) -> str:
         return self._node("ReduceMax", [names[0], self._integers(params["axes"])], keepdims=0)
+
+    def _reduce_or(self, names: list[str], shapes: Any, params: Mapping[str, Any]) -> str:
+        numbers = self._node("Cast", names, to=_element(np.int32))
+        return self._node("Cast", [self._reduce_max([numbers], shapes, params)], to=_element(np.bool_))
+
+    def _gather(self, names: list[str], shapes: Any, params: Mapping[str, Any]) -> str:
+        """Rows of a table, by an index each."""
+        numbers, rank = params["dimension_numbers"], len(shapes[1])
+        rows = (numbers.start_index_map, numbers.collapsed_slice_dims, numbers.offset_dims) == ((0,), (0,), (rank - 1,))
+        if len(shapes[0]) != 2 or not rows or params["slice_sizes"] != (1, shapes[0][1]):
+            raise ExportError("gathering anything but whole rows of a table has no translation to ONNX here")
+        index = self._node("Squeeze", [names[1], self._integers([rank - 1])])
+        return self._node("Gather", [names[0], index], axis=0)
 
     def _dot_general(self, names: list[str], shapes: Any, params: Mapping[str, Any]) -> str:
         """A product of matrices over batch axes: axes are brought into order, and joined where there are several."""

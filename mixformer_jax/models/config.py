@@ -258,7 +258,7 @@ class TrackerConfig(TypedSettings):
     """How a tracker cuts its crops, renews its templates, and tells that it lost a target.
 
     Scores, and what depends on them (`candidate_above`, `max_score_decay`, `lost_*`, `found_*`, `redetect_*`,
-    `corner_entropy`, `long_term`), are those of models with a score prediction module. Losing and finding are not in
+    `entropy_margin`, `long_term`), are those of models with a score prediction module. Losing and finding are not in
     the paper, and change no box without `redetect_every` or `long_term`.
 
     Attributes:
@@ -280,9 +280,9 @@ class TrackerConfig(TypedSettings):
         redetect_every: while a target is lost, every so many frames another search crop looks elsewhere in the frame,
             see `tracking/redetection.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
-        corner_entropy: entropy of both corner maps together, in nats, above which scores fall: their odds are divided
-            by the exponential of the excess, that is by how many times more places the corners may be at; 0: never, as
-            in the paper. For corner heads.
+        entropy_margin: nats by which the entropy of both corner maps together may be above what is usual for the
+            target before its score falls: the odds are divided by the exponential of the excess, that is by how many
+            times more places the corners may be at; 0: never, as in the paper. For corner heads.
         long_term: for videos in which the target goes and comes back: a lost one is looked for (`redetect_every`, or
             every frame where that is 0), and its score is multiplied by `lost_below`, so that scores tell whether the
             target is there.
@@ -303,7 +303,7 @@ class TrackerConfig(TypedSettings):
     found_after: Count = 2
     redetect_every: Annotated[int, Range(0, 1000)] = 0
     redetect_above: Share = 0.6
-    corner_entropy: Annotated[float, Range(0.0, 100.0)] = 0.0
+    entropy_margin: Annotated[float, Range(0.0, 100.0)] = 0.0
     long_term: bool = False
     size_smoothing: Annotated[float, Range(0.0, 0.9)] = 0.0
 

@@ -45,7 +45,12 @@ class MaskDecoderConfig(TypedSettings):
     depth: Annotated[int, Range(1, 16)] = 1
 
     def check_tracker(self, tracker: MixFormerConfig) -> None:
-        """Raises ConfigError for a tracker whose patches cannot be halved so often."""
+        """Raises ConfigError for a tracker that reads more than colour, or whose patches cannot be halved so often."""
+        if tracker.streams != "colour":
+            raise ConfigError(
+                f"masks are found in colour, and {tracker.name} reads a second stream (second_stream is "
+                f"{tracker.second_stream!r}); name a tracker of colour as mask_decoder.tracker"
+            )
         halvings = len(self.widths) - 1
         if halvings < 1 or tracker.patch_size % 2**halvings:
             raise ConfigError(

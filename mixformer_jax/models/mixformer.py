@@ -43,18 +43,18 @@ class Prediction(NamedTuple):
             return None
         return map_entropy(self.top_left_logits) + map_entropy(self.bottom_right_logits)
 
-    def scores_within(self, corner_entropy: float) -> Float[Array, " b"] | None:
-        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this. Not in the
-        paper. 0: the scores as they are.
+    def scores_within(self, entropy_limit: Float[Array, " b"] | None) -> Float[Array, " b"] | None:
+        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this, in nats.
+        Not in the paper. None: the scores as they are.
 
         Raises:
             ConfigError: the head has no corners.
         """
-        if not corner_entropy or self.score_logits is None:
+        if entropy_limit is None or self.score_logits is None:
             return self.scores
         if self.corner_entropy is None:
-            raise ConfigError(f"corner_entropy is {corner_entropy:g}, and the query head has no corners; expected 0")
-        return jax.nn.sigmoid(self.score_logits - jnp.maximum(self.corner_entropy - corner_entropy, 0))
+            raise ConfigError("entropy_margin is for corner heads, and the query head has no corners; expected 0")
+        return jax.nn.sigmoid(self.score_logits - jnp.maximum(self.corner_entropy - entropy_limit, 0))
 
 
 class MixFormer(nn.Module):

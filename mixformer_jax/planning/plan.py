@@ -188,9 +188,7 @@ def from_compiler(
     The FLOPs are one chip's: the model's alone, and those of kernels, which XLA neither counts nor estimates.
     """
     shape = tuple(mesh.shape[axis] for axis in AXES)
-    batch = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in program.batch.values()
-    )
+    batch = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in program.batch.values())
     kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     code = stats.generated_code_size_in_bytes
     memory = memory_of(program.state, batch, shape, topology, stats.temp_size_in_bytes, code)

@@ -203,7 +203,7 @@ def profile_models(names: Iterable[str], templates: int | None = None, progress:
         ValueError: fewer than one template.
     """
     configs = [size_config(name) for name in names]
-    bar = tqdm(configs, desc="profile", unit="model", disable=None if progress else True, leave=False)
+    bar = tqdm(configs, desc="profile", unit="model", disable=not progress or None, leave=False)
     return [profile_model(config, templates) for config in bar]
 
 
@@ -230,9 +230,7 @@ def profile_model(config: MixFormerConfig, templates: int | None = None) -> Prof
     else:
         frame = _by_part(count_macs(jax.make_jaxpr(model.apply)(variables, crops, region)))
     parameters = _by_part({name: math.prod(shape) for name, shape in shapes.items() if name.startswith("params/")})
-    backbone, head, score = (
-        Cost(parameters[part], encoding[part], frame[part]) for part in ("backbone", "head", "score")
-    )
+    backbone, head, score = (Cost(parameters[key], encoding[key], frame[key]) for key in ("backbone", "head", "score"))
     return Profile(config, templates, backbone, head, score, _official_parameters(config))
 
 

@@ -224,9 +224,8 @@ def program_alone(experiment: PlannedExperiment) -> TrainProgram:
     settings = dataclasses.replace(experiment.train, batch_size=experiment.train.accumulate)
     model = dataclasses.replace(experiment.model, attention_kernel="xla")
     if isinstance(experiment, PretrainExperiment):
-        experiment = dataclasses.replace(
-            experiment, autoencoder=dataclasses.replace(experiment.autoencoder, model=model)
-        )
+        autoencoder = dataclasses.replace(experiment.autoencoder, model=model)
+        experiment = dataclasses.replace(experiment, autoencoder=autoencoder)
     else:
         experiment = dataclasses.replace(experiment, model=model)
     return train_program(objective_of(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))

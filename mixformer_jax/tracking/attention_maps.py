@@ -21,6 +21,7 @@ from mixformer_jax.crops import context_crop
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.mixformer import MixFormer
 from mixformer_jax.pixels import normalise
+from mixformer_jax.tracking.scores import entropy_limit
 from mixformer_jax.tracking.step import TrackState, Variables
 from mixformer_jax.tracking.tracker import Tracker
 
@@ -126,15 +127,14 @@ def attention_maps(
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
-    modules = tuple(
-        (name, module, _scale(tracker, module)) for name in chosen for module in [_module_name(config, name)]
-    )
+    names = [_module_name(config, name) for name in chosen]
+    modules = tuple((name, module, _scale(tracker, module)) for name, module in zip(chosen, names, strict=True))
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
     boxes_cxcywh, scores, weights = jax.device_get(
         _attend(
-            *(tracker.model, modules, settings.corner_entropy, tracker.variables),
-            *(state.templates, crop[None], state.filled),
+            *(tracker.model, modules, tracker.variables, state.templates, crop[None], state.filled),
+            entropy_limit(settings, state.memory),
         )
     )
     templates = np.asarray(state.templates)[0]
@@ -154,20 +154,18 @@ def attention_maps(
     return AttentionMaps(views, chosen, by_kind, None if scores is None else float(scores[0]))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "modules", "corner_entropy"))
+@functools.partial(jax.jit, static_argnames=("model", "modules"))
 def _attend(
     model: MixFormer,
     modules: tuple[tuple[str, str, float], ...],
-    corner_entropy: float,
     variables: Variables,
     templates: UInt8[Array, "1 slots T T 3"],
     search: UInt8[Array, "1 S S 3"],
     filled: Bool[Array, "1 slots"],
+    limit: Float[Array, "1"] | None,
 ) -> tuple[Any, ...]:
     """Boxes, scores, and weights by block; `modules` are the blocks' names, their modules and scales."""
-    prediction, sown = model.apply(
-        variables, normalise(templates), normalise(search), filled, mutable=["intermediates"]
-    )
+    found, sown = model.apply(variables, normalise(templates), normalise(search), filled, mutable=["intermediates"])
     weights = {}
     for name, module, scale in modules:
         asked = sown["intermediates"]["backbone"][module]["attention"]
@@ -177,7 +175,7 @@ def _attend(
         _side, slot_keys, _own = _layout(model.config, shape, filled.shape[1], is_cross=len(steps) == 1)
         mask = jnp.repeat(filled[0], slot_keys)
         weights[name] = [_mean_weights(queries, keys, scale, mask) for queries, keys in steps]
-    return prediction.boxes_cxcywh, prediction.scores_within(corner_entropy), weights
+    return found.boxes_cxcywh, found.scores_within(limit), weights
 
 
 def template_box_xyxy(tracker: Tracker, box_xywh: Float[np.ndarray, "4"]) -> Box:

@@ -163,14 +163,12 @@ class Lanes:
             found[lane] = Tracked(boxes_xywh[own], of_scores, of_lost, masks=masks)
         return state, found
 
-    def _refresh(
-        self, state: TrackState, lane: int, frame: Frame, boxes_xywh: Float64[np.ndarray, "1 4"]
-    ) -> TrackState:
+    def _refresh(self, state: TrackState, lane: int, frame: Frame, box_xywh: Float64[np.ndarray, "1 4"]) -> TrackState:
         """As for a single target, so that templates do not depend on which other lanes are due."""
         tracker, single = self.tracker, _take(state, lane)
         single = refresh_templates(
             *(tracker.model, tracker.settings, tracker.variables, single),
-            lambda _all: tracker.template_crops({0: frame}, boxes_xywh),
+            lambda _all: tracker.template_crops({0: frame}, box_xywh),
         )
         return _put(state, lane, single)
 

@@ -124,6 +124,8 @@ class MotTracker:
     """
 
     def __init__(self, tracker: Tracker, settings: MotSettings | None = None) -> None:
+        if tracker.config.streams == "both":
+            raise ConfigError(f"{tracker.config.name} reads two streams, and many objects are followed in one")
         # Detections find what is lost, and boxes are smoothed after they are matched.
         online = min(1, tracker.settings.num_online_templates)
         self.settings = MotSettings() if settings is None else settings
@@ -261,9 +263,7 @@ class MotTracker:
         # Who is found where somebody else was detected is behind that one, or was taken for it.
         overlaps = iou_matrix(measured_xywh, measured_xywh)
         is_other = is_detected[None] & ~np.eye(n, dtype=bool)
-        is_found &= is_detected | (
-            others_overlap(overlaps, np.broadcast_to(is_other, (n, n))) < self.settings.hide_above
-        )
+        is_found &= is_detected | (others_overlap(overlaps, is_other) < self.settings.hide_above)
         is_measured = is_detected | is_found
         times = objects.measured + is_measured
         corrected, speeds = corrected_boxes(expected_xywh, objects.speeds, measured_xywh, np.maximum(times, 1))
@@ -440,8 +440,6 @@ def best_pairs(
     return rows[chosen].astype(np.int64), columns[chosen].astype(np.int64)
 
 
-def others_overlap(
-    overlaps: Float64[np.ndarray, "n m"], is_other: Bool[np.ndarray, "n m"]
-) -> Float64[np.ndarray, " n"]:
+def others_overlap(overlaps: Float64[np.ndarray, "n m"], other: Bool[np.ndarray, "n m"]) -> Float64[np.ndarray, " n"]:
     """The largest overlap of each row with a column that is another; 0 where there is none."""
-    return np.max(np.where(is_other, overlaps, 0.0), axis=1, initial=0.0)
+    return np.max(np.where(other, overlaps, 0.0), axis=1, initial=0.0)

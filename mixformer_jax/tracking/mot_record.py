@@ -96,7 +96,7 @@ def record_objects(
         if run_state is not None and not earlier:
             run_state.begin()
         bar = stack.enter_context(
-            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
+            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=not progress or None)
         )
 
         def keep(frame: TimedFrame, found: Tracked, state: MotState) -> None:

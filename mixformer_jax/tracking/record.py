@@ -206,7 +206,7 @@ def record(
         if writer is None:
             begin()
         bar = stack.enter_context(
-            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=None if progress else True)
+            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=not progress or None)
         )
 
         def segmented(frame: TimedFrame, found: Tracked, state: Any) -> Tracked:

@@ -2,7 +2,8 @@
 
 The targets' sizes change slowly, so that a box of quite another size than the last good one scores 0: it makes a target
 lost, is no online template, and is not what was looked for. A zoom or a cut changes them at once: where the tracker
-finds the target of another size within a frame or two of a good box, and goes on to score well, the size is believed.
+finds the target of another size within a frame or two of a good box, and goes on to score well, the size is believed;
+so is one that scores well for longer.
 
 While a target is lost, the tracker goes on around its last box, and every so many frames (`TrackerConfig.look_every`)
 it also looks at the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers
@@ -28,8 +29,9 @@ MOST_COLUMNS, MOST_ROWS = 5, 4
 # A box is not the target's if its size (square root of its area) differs from the last good one's by more than this
 # factor, which grows with every frame since then.
 SIZE_CHANGE, SIZE_CHANGE_A_FRAME = 1.6, 1.005
-# Unless so many frames in a row have scored well, with at most so many others between them and the last good one.
-BELIEVED_AFTER, MOST_BETWEEN = 4, 2
+# Unless so many frames in a row have scored well, with at most so many others between them and the last good one; or,
+# whatever came before, as many as the last number says.
+BELIEVED_AFTER, MOST_BETWEEN, BELIEVED_IN_ANY_CASE = 4, 2, 8
 
 
 class Redetection(NamedTuple):
@@ -57,6 +59,7 @@ class Located(NamedTuple):
 
     boxes_xywh: Float[Array, "n 4"]
     scores: Float[Array, " n"] | None  # None for models without a score prediction module
+    entropy: Float[Array, " n"] | None = None  # of their corner maps, in nats; None for query heads
 
 
 def plausible_scores(
@@ -91,6 +94,7 @@ def judge_sizes(
     """The scores of what was found around the last boxes, by `plausible_scores` unless their sizes are believed."""
     in_a_row = jnp.where(scores > settings.redetect_above, redetection.in_a_row + 1, 0)
     believed = (in_a_row >= BELIEVED_AFTER) & (redetection.since_good + 1 - in_a_row <= MOST_BETWEEN)
+    believed |= in_a_row >= BELIEVED_IN_ANY_CASE
     plausible = plausible_scores(redetection, boxes_xywh, scores, frame_size, margins)
     return redetection._replace(in_a_row=in_a_row), jnp.where(believed, scores, plausible)
 

@@ -30,21 +30,20 @@ from mixformer_jax.tracking.redetection import (
     plan_look,
     start_redetection,
 )
-
-NO_SCORE = -1.0  # below every score: whatever passes `candidate_above` first is the best so far
+from mixformer_jax.tracking.scores import (
+    ScoreMemory,
+    entropy_limit,
+    forget_candidates,
+    keep_candidates,
+    learn_entropy,
+    select,
+    start_memory,
+    watch,
+)
 
 Variables = dict[str, Any]
 AnyArray = np.ndarray | Array
 jit_static = functools.partial(jax.jit, static_argnames=("model", "settings"))
-
-
-class ScoreMemory(NamedTuple):
-    """What past scores have left behind, for models with a score prediction module."""
-
-    best: Float[Array, " n"]  # since the last refresh, decayed; NO_SCORE before the first candidate
-    candidates: UInt8[Array, "n T T c"]  # the crops that were scored so, or the initial templates
-    lost: Bool[Array, " n"]  # whether the targets count as lost
-    streak: Int32[Array, " n"]  # frames in a row that spoke against `lost`
 
 
 class Targets(NamedTuple):
@@ -81,54 +80,6 @@ class TrackPrediction(NamedTuple):
     scores: Float[Array, "*t n"] | None  # confidence in [0, 1]
     is_candidate: Bool[Array, "*t n"] | None  # whether this crop is the best for an online template so far
     lost: Bool[Array, "*t n"] | None  # whether the target counts as lost (not in the paper)
-
-
-# Rules on scores, target by target.
-
-
-def start_memory(initial_templates: UInt8[Array, "n T T c"]) -> ScoreMemory:
-    """Before the first score. The initial template is the candidate until a better one comes."""
-    n = len(initial_templates)
-    best, lost, streak = jnp.full((n,), NO_SCORE, jnp.float32), jnp.zeros((n,), bool), jnp.zeros((n,), jnp.int32)
-    return ScoreMemory(best, initial_templates, lost, streak)
-
-
-def select(
-    settings: TrackerConfig, memory: ScoreMemory, scores: Float[Array, " n"]
-) -> tuple[ScoreMemory, Bool[Array, " n"]]:
-    """Which targets' crops on this frame become their candidates (the paper, section 3.5).
-
-    A score must be above `candidate_above` and above the best since the last refresh, which first decays by
-    `max_score_decay`. The result's `best` counts on the crop: give it to `keep_candidates`.
-    """
-    best = memory.best * settings.max_score_decay
-    is_candidate = (scores > settings.candidate_above) & (scores > best)
-    return memory._replace(best=jnp.where(is_candidate, scores, best)), is_candidate
-
-
-@jax.jit
-def keep_candidates(
-    memory: ScoreMemory, crops: UInt8[Array, "n T T c"], is_candidate: Bool[Array, " n"]
-) -> ScoreMemory:
-    """Takes the crops of the targets for which `is_candidate` holds."""
-    return memory._replace(candidates=jnp.where(is_candidate[:, None, None, None], crops, memory.candidates))
-
-
-@jax.jit
-def forget_candidates(memory: ScoreMemory, templates: UInt8[Array, "n slots T T c"]) -> ScoreMemory:
-    """After a refresh: an interval in which nothing scores above `candidate_above` ends with the initial template."""
-    return memory._replace(best=jnp.full_like(memory.best, NO_SCORE), candidates=templates[:, 0])
-
-
-def watch(settings: TrackerConfig, memory: ScoreMemory, scores: Float[Array, " n"]) -> ScoreMemory:
-    """Whether targets count as lost, with hysteresis. Not in the paper.
-
-    `lost_after` frames in a row below `lost_below` lose a target, `found_after` in a row above `found_above` find it.
-    """
-    against = jnp.where(memory.lost, scores > settings.found_above, scores < settings.lost_below)
-    streak = jnp.where(against, memory.streak + 1, 0)
-    turns = streak >= jnp.where(memory.lost, settings.found_after, settings.lost_after)
-    return memory._replace(lost=memory.lost ^ turns, streak=jnp.where(turns, 0, streak))
 
 
 def clip_margins(settings: TrackerConfig, boxes_xywh: Float[EitherArray, "n 4"]) -> Float[EitherArray, " n"]:
@@ -228,7 +179,9 @@ def step_from_crops(
         prediction, changed = _apply_rules(settings, state, near, boxes_cxcywh, elsewhere, frame_size)
     memory = state.memory
     if memory is not None and prediction.lost is not None:
-        memory = memory._replace(best=changed.best, lost=prediction.lost, streak=changed.streak)
+        memory = memory._replace(
+            best=changed.best, lost=prediction.lost, streak=changed.streak, usual_entropy=changed.usual_entropy
+        )
     return state._replace(
         boxes_xywh=prediction.boxes_xywh,
         memory=memory,
@@ -243,6 +196,7 @@ class _Changed(NamedTuple):
     frame_index: Int32[Array, "*each"]
     best: Float[Array, " n"] | None = None
     streak: Int32[Array, " n"] | None = None
+    usual_entropy: Float[Array, " n"] | None = None
     redetection: Redetection | None = None
 
 
@@ -265,7 +219,9 @@ def _locate(
         found = cast(Prediction, model.apply(variables, state.cache, normalise(crops), method="locate"))
     boxes_xywh = crop_box_to_frame(found.boxes_cxcywh, around_xywh, scales, model.config.search_size)
     boxes_xywh = clip_box_xywh(boxes_xywh, frame_size[..., 0], frame_size[..., 1], state.clip_margins)
-    return Located(boxes_xywh, found.scores_within(settings.corner_entropy)), found.boxes_cxcywh
+    scores = found.scores_within(entropy_limit(settings, state.memory))
+    entropy = found.corner_entropy if settings.entropy_margin else None
+    return Located(boxes_xywh, scores, entropy), found.boxes_cxcywh
 
 
 @functools.partial(jax.jit, static_argnames="settings")
@@ -297,8 +253,10 @@ def _apply_rules(
         memory = memory._replace(best=best, lost=lost, streak=jnp.where(tried, 0, memory.streak))
         redetection = plan_look(settings, redetection, boxes_xywh, lost, frame_size)
         scores = jnp.where(lost, scores * settings.lost_below, scores) if settings.long_term else scores
+    if near.entropy is not None:
+        memory = learn_entropy(memory, scores, near.entropy)
     prediction = TrackPrediction(boxes_xywh, boxes_cxcywh, scores, is_candidate, memory.lost)
-    return prediction, _Changed(frame_index, memory.best, memory.streak, redetection)
+    return prediction, _Changed(frame_index, memory.best, memory.streak, memory.usual_entropy, redetection)
 
 
 def _smoothed(

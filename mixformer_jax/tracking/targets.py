@@ -76,10 +76,8 @@ def add_targets(
     if needed > len(state.boxes_xywh):
         state = _in_rows(state, live, _power_of_two(needed))
     numbers = targets_of(state).next_number + np.arange(len(newcomers))
-    for row, number, newcomer in zip(
-        np.flatnonzero(~is_live(state)).tolist(), numbers.tolist(), newcomers, strict=False
-    ):
-        state = _begin(state, row, number, newcomer)
+    for row, number, new in zip(np.flatnonzero(~is_live(state)).tolist(), numbers.tolist(), newcomers, strict=False):
+        state = _begin(state, row, number, new)
         state = state._replace(targets=targets_of(state)._replace(next_number=number + 1))
     return state, numbers
 

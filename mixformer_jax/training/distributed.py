@@ -31,9 +31,7 @@ from mixformer_jax.training.experiment import RunConfig
 OWN_FAILURE_S = 5
 _FAILURE_MS = 3000 * OWN_FAILURE_S  # and so long for the others to end, too
 _BEAT_MS = 1000
-_FAILED, _ALIVE, _END, _PROCESSES, _PORT = (
-    f"mixformer/{name}" for name in ("failed", "alive", "end", "processes", "port")
-)
+_FAILED, _ALIVE, _END, _PROCESSES, _PORT = (f"mixformer/{x}" for x in ("failed", "alive", "end", "processes", "port"))
 
 
 class LostPeerError(RuntimeError):

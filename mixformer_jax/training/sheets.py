@@ -39,9 +39,7 @@ def prediction_sheet(
         cells.append(np.pad(cell, ((0, 2), (0, 2), (0, 0)), constant_values=64))
     while len(cells) % columns:
         cells.append(np.zeros_like(cells[0]))
-    return np.concatenate(
-        [np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)], axis=0
-    )
+    return np.concatenate([np.concatenate(cells[i : i + columns], axis=1) for i in range(0, len(cells), columns)])
 
 
 def _outline(image: np.ndarray, box_cxcywh: Float[np.ndarray, "4"], colour: tuple[int, int, int]) -> None:

@@ -116,9 +116,8 @@ def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
 
     variables = replaced(state.variables)
     model_state = {name: value for name, value in variables.items() if name != "params"}
-    return state._replace(
-        params=variables["params"], model_state=model_state, ema=replaced(state.ema) if state.ema else {}
-    )
+    ema = replaced(state.ema) if state.ema else {}
+    return state._replace(params=variables["params"], model_state=model_state, ema=ema)
 
 
 def _report(source: str, start: Initialisation) -> str:

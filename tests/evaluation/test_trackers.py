@@ -10,9 +10,12 @@ import pytest
 
 import mixformer_jax
 from mixformer_jax import cli
+from mixformer_jax.cli.console import UsageError
+from mixformer_jax.cli.evaluate import _given_box
 from mixformer_jax.evaluation.trackers import (
     DEFAULT_BATCH,
     FirstBoxTracker,
+    OpenedTracker,
     TrackerChoice,
     announce,
     results_name,
@@ -45,7 +48,7 @@ class Loaded(FirstBoxTracker):
     device = types.SimpleNamespace(platform="cpu", device_kind="abacus")
 
     def __init__(self, dtype, settings):
-        self.config = types.SimpleNamespace(name="mixvit_b", dtype=dtype)
+        self.config = types.SimpleNamespace(name="mixvit_b", dtype=dtype, streams="colour")
         self.settings = settings
         self.frames = []
 
@@ -206,7 +209,7 @@ CHANNELS = {"rgb": ["color"], "rgbd": ["color", "depth"], "depth": ["depth"]}
 
 
 @pytest.mark.parametrize("given", CHANNELS)
-def test_the_toolkits_channels_become_one_frame(monkeypatch, tmp_path, given):
+def test_the_toolkits_channels_become_one_frame(monkeypatch, tmp_path, capsys, given):
     shot, channels = render(0), CHANNELS[given]
     Toolkit.paths = {name: str(tmp_path / f"{name}.png") for name in ("color", "depth")}
     cv2.imwrite(Toolkit.paths["color"], shot.colour[..., ::-1])
@@ -222,3 +225,26 @@ def test_the_toolkits_channels_become_one_frame(monkeypatch, tmp_path, given):
     first = 3 if given == "depth" else 0
     np.testing.assert_array_equal(Recorder.seen[0], shot.frame[..., first : first + 3 * len(channels)])
     assert Toolkit.last.channels == channels and len(Toolkit.last.answers) == 2
+    if given == "rgbd":
+        cv2.imwrite(Toolkit.paths["depth"], shot.depth_mm[:50])
+        assert cli.main(["toolkit", "vot", "--tracker", "first-box", "--channels", given]) == 2
+        assert "depth.png: 96 x 50 pixels; " in capsys.readouterr().err
+        return
+    # What a model of two streams cannot read is refused before the toolkit waits for it.
+    for streams, refused in (("both", given != "rgbd"), ("second", given == "rgb")):
+        opened = OpenedTracker(OneLane(Recorder()), "opened", {"tracker": "first-box"}, streams=streams)
+        monkeypatch.setattr(TrackerChoice, "open", lambda _choice, opened=opened: opened)
+        status = cli.main(["toolkit", "vot", "--tracker", "first-box", "--channels", given])
+        assert status == (2 if refused else 0)
+        assert not refused or "the model reads a second stream; give --channels rgbd" in capsys.readouterr().err
+
+
+def test_a_first_mask_without_a_pixel_is_refused(monkeypatch):
+    kinds = types.SimpleNamespace(MASK="mask")
+    monkeypatch.setitem(sys.modules, "trax", types.SimpleNamespace(Region=kinds))
+    mask = np.zeros((6, 8), np.uint8)
+    region = types.SimpleNamespace(type="mask", array=lambda normalize: mask)
+    with pytest.raises(UsageError, match="the mask of the first frame has no pixel inside the frame"):
+        _given_box(region, (4, 5))
+    mask[2:4, 3:] = 1
+    assert _given_box(region, (4, 5)) == [3, 2, 2, 2]

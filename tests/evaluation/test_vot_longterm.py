@@ -30,6 +30,7 @@ from mixformer_jax.evaluation.vot_longterm import (
 from mixformer_jax.reports.long_term import long_term_report
 from mixformer_jax.reports.report import report_json
 from mixformer_jax.tracking.lanes import OneLane
+from tests.depth_scenes import write_depthtrack
 from tests.evaluation.test_vot_toolkit import CURRENT, REPOSITORY, TOOLKIT, _need, _toolkit
 
 # Frames of the sequences in the order in which they are shown, and when nothing is to be seen. `box` alone has so many
@@ -232,3 +233,28 @@ def test_the_study_on_rendered_clips(tmp_path):
     assert rows["never_looks"][2:4] == ["45.0", "90.0"]
     assert rows["long_term"][1:4] == ["94.7", "100.0", "90.0"] and rows["long_term"][5].endswith("± 0.0")
     assert run_study(tmp_path, clips, opened) == table == (tmp_path / "long_term.md").read_text()
+
+
+def test_depthtrack_has_the_same_measures(tmp_path, capsys):
+    """In a workspace of the toolkit, whose list has another order than the folders."""
+    write_depthtrack(tmp_path / "sequences", (0, 1), frames=5)
+    (tmp_path / "sequences" / "list.txt").write_text("scene1\nscene0\n")
+    truth = tmp_path / "sequences" / "scene1" / "groundtruth.txt"
+    truth.write_text("\n".join(truth.read_text().splitlines()[:3] + ["nan,nan,nan,nan"] * 2))
+    where = ["--dataset", "depthtrack", "--root", str(tmp_path)]
+    results = tmp_path / "results"
+    assert cli.main(["evaluate", *where, "--tracker", "first-box", "--out", str(results)]) == 0
+    (results / "first-box" / "rgbd-unsupervised" / "scene0" / "scene0_001_confidence.value").write_text(
+        "\n9\n8\n7\n6\n"
+    )
+    report = [*where, "--results", str(results), "--worst", "1", "--out", str(tmp_path / "report")]
+    assert cli.main(["report", *report]) == 0
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert found["sequences"] == ["scene0", "scene1"]
+    assert "first-box on scene1" in (tmp_path / "report" / "index.html").read_text(), "the worse one"
+
+    shutil.copytree(results / "first-box" / "rgbd-unsupervised", results / "first-box" / "longterm")
+    toolkits = long_term_report("votlt", tmp_path, results).numbers["trackers"]["first-box"]
+    ours = found["trackers"]["first-box"]
+    assert 0 < ours["F"] < 1
+    assert {name: ours[name] for name in ("F", "Pr", "Re")} == {name: toolkits[name] for name in ("F", "Pr", "Re")}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
@@ -44,23 +45,29 @@ CVT = dataclasses.replace(
     early_depths=(1, 1),
     early_heads=(1, 2),
 )
-SYMMETRIC = dataclasses.replace(CVT, name="symmetric", attention="symmetric", head="query", score_heads=0)
+SYMMETRIC = dataclasses.replace(
+    CVT, name="symmetric", attention="symmetric", head="query", score_heads=0, second_stream="added"
+)
+TWO_STREAMS = dataclasses.replace(VIT, name="two", depth=1, second_stream="concatenated", colour_map=True)
 SHALLOW = dataclasses.replace(
     VIT, name="shallow", patch_embed="convolutional", cross_attention_blocks=1, mixed_blocks=1, layer_scale=True
 )
 
 
+OUTPUTS = "boxes_cxcywh", "scores", "corner_entropy"
+
+
 def tracker_of(config, online=2):
-    corner_entropy = 0.0 if config.head == "query" else 10.0  # a little below that of a pyramidal head's maps
-    settings = TrackerConfig(num_online_templates=online, corner_entropy=corner_entropy)
+    settings = TrackerConfig(num_online_templates=online, entropy_margin=0.0 if config.head == "query" else 1.5)
     return Tracker(config, settings, random_variables(config))
 
 
 def inputs_of(tracker, targets):
     rng = np.random.default_rng(0)
     config, slots = tracker.config, tracker.settings.num_slots
-    templates = rng.integers(0, 256, (targets, slots, *[config.template_size] * 2, 3), np.uint8)
-    search = rng.integers(0, 256, (targets, *[config.search_size] * 2, 3), np.uint8)
+    templates = rng.integers(0, 256, (targets, slots, *[config.template_size] * 2, config.channels), np.uint8)
+    search = rng.integers(0, 256, (targets, *[config.search_size] * 2, config.channels), np.uint8)
+    templates[:, :, :16, :, 3:] = search[:, 40:, :, 3:] = 0  # of a second stream: nothing measured
     return templates, search, np.arange(slots) < rng.integers(1, slots + 1, (targets, 1))
 
 
@@ -68,21 +75,29 @@ def model_answer(tracker, templates, search, filled):
     """What our own model finds: boxes, and scores where it has them."""
     filled = filled if tracker.settings.num_online_templates > 1 else None
     found = jax.jit(tracker.model.apply)(tracker.variables, normalise(templates), normalise(search), filled)
-    scores = found.scores_within(tracker.settings.corner_entropy)
-    return [np.asarray(x) for x in (found.boxes_cxcywh, scores) if x is not None]
+    if tracker.settings.entropy_margin:
+        found = found.boxes_cxcywh, found.scores_within(jnp.asarray(limits(len(search)))), found.corner_entropy
+    else:
+        found = found.boxes_cxcywh, found.scores
+    return [np.asarray(x) for x in found if x is not None]
+
+
+def limits(targets):
+    """A little below the entropy of a pyramidal head's maps."""
+    return np.full(targets, 10, np.float32)
 
 
 def exported_answer(folder, templates, search, filled):
     """The same by onnxruntime, from the files alone."""
     record = json.loads((folder / "onnx.json").read_text())
-    given = {"templates": templates, "search": search, "filled": filled}
+    given = {"templates": templates, "search": search, "filled": filled, "entropy_limit": limits(len(search))}
     for function in record["functions"].values():
         session = onnxruntime.InferenceSession(folder / function["file"])
         outputs = session.run(list(function["outputs"]), {name: given[name] for name in function["inputs"]})
         for (name, described), output in zip(function["outputs"].items(), outputs, strict=True):
             assert (output.shape, output.dtype) == (tuple(described["shape"]), described["dtype"])
             given[name] = output
-    return [given[name] for name in ("boxes_cxcywh", "scores") if name in given]
+    return [given[name] for name in OUTPUTS if name in given]
 
 
 def same(ours, theirs):
@@ -91,7 +106,7 @@ def same(ours, theirs):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("config", [VIT, CONVMAE, CVT, SYMMETRIC, SHALLOW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [VIT, CONVMAE, CVT, SYMMETRIC, TWO_STREAMS, SHALLOW], ids=lambda config: config.name)
 def test_every_family_is_the_same_in_onnxruntime(config, tmp_path, monkeypatch):
     monkeypatch.setattr(attention, "CPU_MAP_BYTES", 2**14)  # attention in parts, which only CPUs do
     tracker = tracker_of(config)
@@ -124,7 +139,7 @@ def test_the_example_tracks_as_the_default_does(exported):
         np.testing.assert_allclose(box_xywh, tracked.box_xywh, atol=0.05, rtol=0)
         assert abs(score - tracked.score) < 1e-4
     assert index == 60 and int(state.num_refreshes) == 2
-    assert len(Path(track_onnx.__file__).read_text().splitlines()) <= 60
+    assert len(Path(track_onnx.__file__).read_text().splitlines()) <= 63
 
 
 def test_the_example_is_a_program(exported, tmp_path, monkeypatch, capsys):
@@ -142,6 +157,7 @@ def test_the_example_is_a_program(exported, tmp_path, monkeypatch, capsys):
 ALONE = """
 import sys
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 folder, given = sys.argv[1], dict(np.load(sys.argv[2]))
@@ -151,7 +167,7 @@ for name in ("encode_templates", "locate"):
     assert exported.platforms == ("cpu", "tpu"), exported.platforms
     names = jax.tree.unflatten(exported.in_tree, range(len(exported.in_avals)))[0][0]
     given.update(exported.call({name: given[name] for name in names}))
-np.savez(sys.argv[3], given["boxes_cxcywh"], given["scores"])
+np.savez(sys.argv[3], given["boxes_cxcywh"], given["scores"], given["corner_entropy"])
 assert not {"mixformer_jax", "flax"} & {name.partition(".")[0] for name in sys.modules}
 """
 
@@ -160,7 +176,8 @@ def test_stablehlo_needs_nothing_but_jax(tmp_path):
     tracker = tracker_of(VIT)
     export(tracker, tmp_path, "stablehlo", targets=2, platforms=("cpu", "tpu"))
     templates, search, filled = inputs_of(tracker, 2)
-    np.savez(tmp_path / "in.npz", templates=templates, search=search, filled=filled)
+    inputs = {"templates": templates, "search": search, "filled": filled, "entropy_limit": limits(2)}
+    np.savez(tmp_path / "in.npz", **inputs)
     arguments = [str(tmp_path / name) for name in ("", "in.npz", "out.npz")]
     subprocess.run([sys.executable, "-c", ALONE, *arguments], check=True, cwd=tmp_path)
     with np.load(tmp_path / "out.npz") as found:
@@ -177,8 +194,8 @@ def test_stablehlo_may_compute_in_bfloat16(tmp_path):
     )
     cache = encode({"templates": templates})
     assert cache["cache_blocks_0_keys"].dtype == "bfloat16"
-    found = locate({"search": search, **cache})
-    for name, ours in zip(("boxes_cxcywh", "scores"), model_answer(tracker, templates, search, filled), strict=True):
+    found = locate({"search": search, "entropy_limit": limits(1), **cache})
+    for name, ours in zip(OUTPUTS, model_answer(tracker, templates, search, filled), strict=True):
         assert found[name].dtype == "float32"
         np.testing.assert_allclose(found[name], ours, atol=2e-2, rtol=0)
 
@@ -192,7 +209,7 @@ def test_the_record_says_what_a_program_must_know(exported):
         tracker.config.template_size,
     )
     encode, locate = record["functions"].values()
-    assert set(locate["inputs"]) == {"search", *encode["outputs"]} and "templates" in encode["inputs"]
+    assert set(locate["inputs"]) == {"search", "entropy_limit", *encode["outputs"]} and "templates" in encode["inputs"]
     assert record["opset"] == onnx_graph.OPSET and record["normalisation"]["mean"] == [0.485, 0.456, 0.406]
 
 

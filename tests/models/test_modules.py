@@ -254,9 +254,9 @@ def test_odds_are_divided_by_how_much_wider_the_corners_are_spread():
     top_left, bottom_right = jnp.zeros((2, 4, 4)), jnp.zeros((2, 4, 4)).at[0, 1, 2].set(99.0)
     found = Prediction(jnp.zeros((2, 4)), top_left, bottom_right, jnp.zeros((2, 1, 1, 1)), jnp.array([2.0, -1.0]))
     np.testing.assert_allclose(found.corner_entropy, np.log([16, 16 * 16]), rtol=1e-5)
-    for enough in (0.0, 6.0):
+    for enough in (None, jnp.full(2, 6.0), jnp.full(2, jnp.inf)):
         np.testing.assert_array_equal(found.scores_within(enough), found.scores)
     logits = [2.0, -1.0 - (np.log(256) - 3)]  # the first one's corners are within three nats
-    np.testing.assert_allclose(found.scores_within(3.0), jax.nn.sigmoid(jnp.array(logits)), rtol=1e-4)
-    with pytest.raises(ConfigError, match="corner_entropy is 3, and the query head has no corners"):
-        found._replace(top_left_logits=None).scores_within(3.0)
+    np.testing.assert_allclose(found.scores_within(jnp.array([2.8, 3.0])), jax.nn.sigmoid(jnp.array(logits)), rtol=1e-4)
+    with pytest.raises(ConfigError, match="entropy_margin is for corner heads, and the query head has no corners"):
+        found._replace(top_left_logits=None).scores_within(jnp.full(2, 3.0))

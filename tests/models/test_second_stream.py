@@ -1,6 +1,7 @@
 """Models with a second stream: how it enters, which of its tokens count, and what is refused."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,31 @@ def test_where_nothing_is_measured_the_boxes_are_those_of_colour_alone(concatena
     alone = plain(of_colour, normalise(templates[..., :3]), normalise(search[..., :3]), filled)
     np.testing.assert_allclose(found.boxes_cxcywh, alone.boxes_cxcywh, atol=1e-6)
     np.testing.assert_allclose(found.features, alone.features, atol=1e-4)
+
+
+def test_a_regression_token_reads_an_added_stream():
+    """The query head has no maps of its own: depth reaches it through attention alone."""
+    model = build_model(dataclasses.replace(SMALL, head="query", second_stream="added"))
+    noise = np.random.default_rng(0)
+    variables = jax.eval_shape(model.initial_values, jax.random.key(0))
+    variables = jax.tree.map(lambda x: noise.normal(0, 0.1, x.shape).astype(np.float32), variables)
+    templates, search = normalise(images((1, 1, 32, 32, 6))), normalise(images((1, 64, 64, 6), 1))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def found(params, templates, search):
+        whole = model.apply({**variables, "params": params}, templates, search, None)
+        cache = model.apply({**variables, "params": params}, templates, None, method="encode_templates")
+        cached = model.apply({**variables, "params": params}, cache, search, method="locate")
+        return whole.boxes_cxcywh.sum(), (whole.boxes_cxcywh, cached.boxes_cxcywh)
+
+    (_, boxes), slopes = found(variables["params"], templates, search)
+    np.testing.assert_allclose(*boxes, atol=1e-5)
+    other = np.concatenate([search[..., :3], -search[..., 3:]], axis=-1)
+    (_, otherwise), _ = found(variables["params"], templates, other)
+    assert np.abs(otherwise[0] - boxes[0]).max() > 1e-6
+    for name in ("second_scale", "second_embed"):
+        assert all(np.abs(slope).max() > 1e-7 for slope in jax.tree.leaves(slopes["backbone"][name])), name
 
 
 def test_what_counts_as_measured():

@@ -155,7 +155,8 @@ def test_cross_attention_blocks_see_templates_alone():
 def test_views_and_score():
     config = dataclasses.replace(VIT, depth=1, score_heads=3)
     tracker, state, frame = make(config, 1)
-    tracker = tracker.with_settings(corner_entropy=0.1)
+    tracker = tracker.with_settings(entropy_margin=0.1)
+    state = state._replace(memory=state.memory._replace(usual_entropy=jnp.zeros(1)))
     maps = attention_maps(tracker, state, frame, BOX)
     crops = tracker.search_crops(state, frame)
     prediction = tracker.locate(state, crops, frame)[1]

@@ -1,5 +1,6 @@
 """Many objects: who is who, who begins and ends, and what the network is asked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from mixformer_jax.tracking.mot_record import record_objects
 from mixformer_jax.tracking.narrowing import narrowed
 from mixformer_jax.tracking.resume import RunState
 from mixformer_jax.tracking.step import _find
+from mixformer_jax.tracking.tracker import Tracker
 from tests.datasets.exports import write_mot
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -193,6 +195,10 @@ def test_settings_of_one_target_have_no_say(loop):
     assert settings[0] == settings[1] and settings[0].look_every == 0
     with pytest.raises(ConfigError, match=r"tracker.search_factor is 1, .* expected at least 3"):
         MotTracker(loop.tracker(search_factor=1.0))
+    tracker = loop.tracker()
+    both = Tracker(replace(tracker.config, second_stream="added"), tracker.settings, tracker.variables)
+    with pytest.raises(ConfigError, match="reads two streams, and many objects are followed in one"):
+        MotTracker(both)
 
 
 def wandering(loop):

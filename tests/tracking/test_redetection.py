@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixformer_jax.models.config import ConfigError, TrackerConfig
+from mixformer_jax.tracking import scores as score_rules
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.redetection import (
     Located,
@@ -101,7 +102,7 @@ def test_a_box_of_another_size_is_not_the_target():
         ([0.1, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9], 5),  # two frames until the crop suits the new size
         ([0.9, 0.9, 0.9, 0.4, 0.9, 0.9, 0.9, 0.9, 0.9], None),  # not in a row
         ([0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], None),  # found only after it had been lost
-        ([0.1, 0.1, 0.1] + [0.9] * 9, None),  # ... however long it is followed
+        ([0.1, 0.1, 0.1] + [0.9] * 9, 10),  # ... unless it is followed for long
     ],
 )
 def test_a_size_that_is_found_at_once_and_stays_is_believed(scores, believed_at, is_lost):
@@ -243,12 +244,27 @@ def test_smoothed_sizes_lie_between(loop):
 
 def test_widely_spread_corners_lower_the_score(loop):
     odds = []
-    for corner_entropy in (0.0, 1.0, 1.5, 100.0):
-        tracker = loop.tracker(corner_entropy=corner_entropy)
-        score = tracker.step(tracker.start(loop.frames[0], loop.box_xywh), loop.frames[1])[1].score
+    for entropy_margin in (0.0, 1.0, 1.5, 100.0):
+        tracker = loop.tracker(entropy_margin=entropy_margin)
+        state = tracker.start(loop.frames[0], loop.box_xywh)
+        state = state._replace(memory=state.memory._replace(usual_entropy=jnp.zeros(1)))
+        score = tracker.step(state, loop.frames[1])[1].score
         odds.append(score / (1 - score))
     assert odds[0] == odds[3] > odds[2]
     np.testing.assert_allclose(odds[2] / odds[1], np.exp(0.5), rtol=1e-3)
+
+
+def test_what_is_usual_comes_with_the_first_frame_and_follows_good_ones(loop, monkeypatch):
+    monkeypatch.setattr(score_rules, "ENTROPY_ABOVE", 0.0)
+    tracker = loop.tracker(entropy_margin=0.5)
+    state, tracked = tracker.step(tracker.start(loop.frames[0], loop.box_xywh), loop.frames[1])
+    plain = loop.tracker().step(loop.tracker().start(loop.frames[0], loop.box_xywh), loop.frames[1])[1]
+    assert tracked.score == plain.score and np.isfinite(state.memory.usual_entropy).all()
+    low = state._replace(memory=state.memory._replace(usual_entropy=jnp.ones(1)))
+    after = float(tracker.step(low, loop.frames[2])[0].memory.usual_entropy[0])
+    assert 1 < after < 1 + 0.05 * 2 * np.log(tracker.config.search_size**2)
+    lost = low._replace(memory=low.memory._replace(lost=jnp.ones(1, bool)))
+    assert float(tracker.step(lost, loop.frames[2])[0].memory.usual_entropy[0]) == 1
 
 
 @pytest.mark.parametrize("redetect_every", [0, 1])

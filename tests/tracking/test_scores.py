@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.models.config import ConfigError, TrackerConfig
-from mixformer_jax.tracking.step import forget_candidates, keep_candidates, select, start_memory, watch
+from mixformer_jax.tracking.scores import forget_candidates, keep_candidates, select, start_memory, watch
 
 
 def crops(*values):

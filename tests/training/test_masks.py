@@ -17,6 +17,7 @@ from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples, read_la
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.masks import encode_rle, mask_box_xywh
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
+from mixformer_jax.models.mask_decoder import MaskDecoderConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.tracking.masks import DecoderSegmenter, load_segmenter
 from mixformer_jax.training.experiment import RunConfig
@@ -245,6 +246,9 @@ def test_a_decoder_learns_on_a_frozen_backbone(root, tracker, tmp_path):
     deeper["mask_decoder"]["widths"] = (8,) * 7
     with pytest.raises(ConfigError, match="widths has 7 grids; expected 2 or more, each halving the 16 pixels"):
         mask_objective(MaskExperiment.from_mapping(deeper)).batch_shapes(1)
+    for kind in ("added", "alone"):
+        with pytest.raises(ConfigError, match=f"masks are found in colour, and depth .*'{kind}'"):
+            MaskDecoderConfig().check_tracker(MixFormerConfig(name="depth", second_stream=kind))
 
     tracker.write_bytes(tracker.with_stem("other").read_bytes())
     with pytest.raises(WeightsError, match="trained on another backbone"):
