@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from mixformer_jax.media.images import SourceError
-from mixformer_jax.media.sources import FrameSource, ImageFiles, TimedFrame
-from mixformer_jax.media.video import MISSING_FRAMES
+from mixformer_jax.media.sources import FrameSource, TimedFrame
+from mixformer_jax.media.video import MISSING_FRAMES, VideoFile
 
 
 class TwoStreams(FrameSource):
@@ -32,7 +32,7 @@ class TwoStreams(FrameSource):
                 "one size that lie over each other"
             )
         if colour.num_frames is not None and second.num_frames is not None:
-            counted = all(isinstance(source, ImageFiles) for source in (colour, second))
+            counted = not any(isinstance(source, VideoFile) for source in (colour, second))
             if abs(colour.num_frames - second.num_frames) > (0 if counted else MISSING_FRAMES):
                 raise SourceError(
                     f"the second stream, {second.name}, has {second.num_frames} frames, and {colour.name} "

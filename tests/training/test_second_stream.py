@@ -14,7 +14,7 @@ from mixformer_jax.config_files import load_config
 from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.export.export import tracking_functions
 from mixformer_jax.media.images import read_depth, read_image
-from mixformer_jax.media.video import open_source
+from mixformer_jax.media.video import VideoWriter, open_source
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.reports.benchmarks import vot_report
@@ -144,8 +144,8 @@ def test_track_reads_a_second_source_in_step(colour, tmp_path, capsys):
     boxes, box_xywh = tmp_path / "boxes.txt", render(0).box_xywh
     tracker = Tracker(both, SETTINGS, variables)
 
-    def track(*more, weights=weights):
-        sources = [folder / "color", "--second", folder / "depth", "--box", ",".join(map(str, box_xywh))]
+    def track(*more, weights=weights, sources=(folder / "color", "--second", folder / "depth")):
+        sources = [*sources, "--box", ",".join(map(str, box_xywh))]
         options = ["--weights", weights, "--boxes", boxes, "--overwrite", "--quiet", *more]
         return cli.main(["track", *map(str, sources + options)])
 
@@ -164,6 +164,18 @@ def test_track_reads_a_second_source_in_step(colour, tmp_path, capsys):
     assert track("--no-video", "--start", 5, "--end", 1, "--stride", 2, "--backward") == 0
     np.testing.assert_allclose(found(), followed(tracker, frames[4::-2], box_xywh), atol=1e-3)
 
+    alone = dataclasses.replace(config, second_stream="alone")
+    variables = start_from(path, alone, ()).variables
+    save_weights(tmp_path / "alone.safetensors", variables, alone, SETTINGS)
+    assert track("--no-video", weights=tmp_path / "alone.safetensors") == 0
+    np.testing.assert_allclose(found(), followed(Tracker(alone, SETTINGS, variables), frames, box_xywh), atol=1e-3)
+
+    with VideoWriter(tmp_path / "short.avi", 30, (72, 96)) as writer:
+        for frame in frames[:5]:
+            writer.write(frame[..., 3:])
+    assert track("--no-video", sources=[folder / "color", "--second", tmp_path / "short.avi"]) == 2
+    assert "frame 6 would be beside the end of the second stream, short" in capsys.readouterr().err
+    assert len(found()) == 4
     assert track(weights=path) == 2
     assert "reads RGB alone" in capsys.readouterr().err
     (folder / "depth/00000006.png").unlink()
