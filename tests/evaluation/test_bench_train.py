@@ -40,6 +40,7 @@ def test_rows_of_both_stages_of_training(tmp_path, capsys, monkeypatch):
 def test_time_by_module():
     # In a process of its own, as users start it: the profiler's traces depend on what else a process has done.
     command = [sys.executable, "-m", "eval.bench_train", "--configs", "mixvit_b", "--batch", "2", "--modules", *TINY]
+    command += ["--config.model.head=query", "--config.model.head_norm=frozen"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
     assert "module: backward mlp  ms: " in run.stdout and "module: forward attention  ms: " in run.stdout

@@ -43,10 +43,8 @@ def test_the_shipped_size_is_small():
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
-        # Table 3
-        *(("sam21_cam1", 37.35), ("sam21_cam3", 40.92), ("sam21_transt4", 49.75), ("sam20_mam1", 35.57)),
-        *(("sam15_mam6", 35.67), ("sam10_mam11", 35.77), ("sam5_mam16", 35.87), ("mixcvt_symmetric", 35.97)),
-        ("mixcvt_symmetric_query", 31.46),
+        # Table 3; its other rows are in tests/planning/test_profile.py, which counts their operations, too
+        *(("sam21_cam1", 37.35), ("sam20_mam1", 35.57), ("sam5_mam16", 35.87), ("mixcvt_symmetric", 35.97)),
         # Tables 1 and 2
         *(("mixcvt", 35.61), ("mixcvt_l", 183.89), ("mixvit_b", 97.0), ("mixvit_l", 318.0)),
         *(("mixvit_b_convmae", 96.0), ("mixvit_l_convmae", 286.0)),

@@ -61,7 +61,7 @@ def test_unknown_keys_are_errors(config):
 
 
 def test_a_small_model_learns_eight_samples_by_heart(config):
-    config["model"] |= {"width": 48, "mlp_ratio": 4, "depth": 2, "head": "corner_pyramid", "head_width": 16}
+    config["model"] |= {"width": 48, "mlp_ratio": 4, "head": "corner_pyramid", "head_width": 16}
     config["tracker"]["num_online_templates"] = 0
     config["train"] |= {"batch_size": 8, "steps": 150, "learning_rate": 4e-3, "warmup_steps": 20, "schedule": "cosine"}
     experiment = Experiment.from_mapping(config)
