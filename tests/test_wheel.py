@@ -76,7 +76,16 @@ def test_configs_have_names(installed, tmp_path):
     # It imports what it shares with the others, wherever it lies.
     (tmp_path / "mine.py").write_text(shown)
     for config in (tmp_path / "mine.py", "mixvit_b"):
-        asked = ("--config", config, "--topology", "h100:8", "--global-batch", 256, "--config.model.depth=1", "--config.model.head=query")
+        asked = (
+            "--config",
+            config,
+            "--topology",
+            "h100:8",
+            "--global-batch",
+            256,
+            "--config.model.depth=1",
+            "--config.model.head=query",
+        )
         assert "8 chips" in installed("plan", *asked)
 
 

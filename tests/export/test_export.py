@@ -33,10 +33,13 @@ from mixformer_jax.tracking.tracker import Tracker
 VIT = MixFormerConfig(
     "vit", search_size=64, template_size=32, width=32, depth=2, num_heads=2, head_width=16, score_heads=2
 )
-CONVMAE = dataclasses.replace(VIT, name="convmae", patch_embed="convmae", early_widths=(8, 16), early_depths=(1, 1))
+CONVMAE = dataclasses.replace(
+    VIT, name="convmae", depth=1, patch_embed="convmae", early_widths=(8, 16), early_depths=(1, 1)
+)
 CVT = dataclasses.replace(
     VIT,
     name="cvt",
+    depth=1,
     backbone="cvt",
     projection="depthwise",
     head="corner",

@@ -40,7 +40,7 @@ VIT = MixFormerConfig(
     head_width=16,
 )
 CONVMAE = dataclasses.replace(VIT, patch_embed="convmae", early_widths=(8, 12), early_depths=(1, 1))
-SMALL = {"decoder_depth": 2, "decoder_width": 16, "decoder_heads": 2}
+SMALL = {"decoder_depth": 1, "decoder_width": 16, "decoder_heads": 2}
 CONFIGS = {
     "mae": AutoencoderConfig(VIT, **SMALL),
     "mae_class_token": AutoencoderConfig(VIT, class_token=True, **SMALL),
