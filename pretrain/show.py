@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float64, UInt8
 
@@ -75,7 +76,7 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
         batch["templates"] = np.tile(template, (len(search), slots, 1, 1, 1))
     # No samples and no schedule are needed here.
     objective = MaskedPretraining(PretrainExperiment(found.config, None, None, RunConfig()))
-    shown = {name: np.asarray(value) for name, value in objective.show(found.variables, batch).items()}
+    shown = {name: np.asarray(value) for name, value in jax.jit(objective.show)(found.variables, batch).items()}
     return objective.draw(batch, shown)
 
 

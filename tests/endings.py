@@ -107,7 +107,7 @@ def try_track(folder: Path, rng: random.Random, limit_s: float) -> tuple[list[st
                 writer.write(frame)
     box = ",".join(f"{number:g}" for number in square_boxes(1)[0])
     program = Program(folder, "track", clip, "--box", box)
-    alive_s = _wait(program, rng, lambda: _lines(folder / "clip_boxes.txt"))
+    alive_s = _wait(program, rng, lambda: _lines(folder / "clip_boxes.txt.part"))
     program.tell(signal.SIGINT)
     ended = program.end(limit_s)
     wrong = complaints(ended, signal.SIGINT, alive_s)

@@ -17,10 +17,11 @@ from tests.training.test_survival import config_file
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-# Runs the commands that come as lines; imports once.
+# Runs the commands that come as lines; imports once. The demo clip is short: all of it is tracked in test_demo.py.
 PROGRAM = """
 import contextlib, io, json, sys
-from mixformer_jax.cli import main
+from mixformer_jax.cli import demo, main
+demo.NUM_FRAMES = 60
 for line in sys.stdin:
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):

@@ -23,7 +23,11 @@ TINY = [
 def test_rows_of_both_stages_of_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_train, "missing_torch", lambda: "left out")
     table = tmp_path / "benchmarks.md"
-    for config, options in (("mixvit_b", TINY), ("trackmae_tiny", ["--config.autoencoder.model.depth=1"])):
+    pretraining = [
+        option.replace("config.model", "config.autoencoder.model") for option in TINY if "head_w" not in option
+    ]
+    pretraining += ["--config.autoencoder.decoder_depth=1", "--config.autoencoder.decoder_width=32"]
+    for config, options in (("mixvit_b", TINY), ("trackmae_tiny", pretraining)):
         asked = ["--configs", config, "--batch", "2", "--turns", "1", "--append", str(table)]
         assert bench_train.main([*asked, *options]) == 0
     assert "no comparison with PyTorch: left out" in capsys.readouterr().out

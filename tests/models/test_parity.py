@@ -93,8 +93,8 @@ def test_joint_call_as_users_compile_it(golden, golden_model, file):
     check_prediction(joint(variables, templates, nhwc(arrays["in/search"])), features, arrays, "train")
 
 
-@pytest.mark.parametrize("name", ["cache1", "cache3"])
-@pytest.mark.parametrize("file", FILES)
+# Of the two builds of a family with scores or without, one has one online template and the other three.
+@pytest.mark.parametrize(("file", "name"), [*zip(FILES, ("cache1", "cache3") * 6, strict=True)])
 def test_cached_call(golden, golden_model, file, name):
     arrays = golden(file)
     model, variables = golden_model(arrays)

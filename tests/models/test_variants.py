@@ -20,7 +20,7 @@ VIT = MixFormerConfig(
     search_size=32,
     template_size=16,
     width=48,
-    depth=3,
+    depth=2,
     num_heads=3,
     drop_path=0.0,
     head="corner",
@@ -56,7 +56,7 @@ VARIANTS = {
     ),
     "cvt_layer_norm": dataclasses.replace(CVT, projection_norm="layer"),
     "vit_query": dataclasses.replace(VIT, head="query"),
-    "vit_decoder": dataclasses.replace(VIT, decoder_blocks=2, head="query"),
+    "vit_decoder": dataclasses.replace(VIT, depth=3, decoder_blocks=2, head="query"),
     "vit_layer_scale": dataclasses.replace(VIT, layer_scale=True, mixed_blocks=1),
 }
 

@@ -237,7 +237,7 @@ def test_a_decoder_learns_on_a_frozen_backbone(root, tracker, tmp_path):
     objective = mask_objective(MaskExperiment.from_mapping(decoder_settings(root, tracker)))
     start = objective.start_from(out)
     assert not start.fresh
-    backbone = objective.init(jax.random.key(1))["params"]["backbone"]
+    backbone = jax.jit(objective.init)(jax.random.key(1))["params"]["backbone"]
     jax.tree.map(np.testing.assert_array_equal, backbone, found.variables["params"]["backbone"])
     deeper = decoder_settings(root, tracker)
     deeper["mask_decoder"]["depth"] = 2
