@@ -45,15 +45,11 @@ class Prediction(NamedTuple):
 
     def scores_within(self, entropy_limit: Float[Array, " b"] | None) -> Float[Array, " b"] | None:
         """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this, in nats.
-        Not in the paper. None: the scores as they are.
-
-        Raises:
-            ConfigError: the head has no corners.
+        Not in the paper. For corner heads. None: the scores as they are.
         """
         if entropy_limit is None or self.score_logits is None:
             return self.scores
-        if self.corner_entropy is None:
-            raise ConfigError("entropy_margin is for corner heads, and the query head has no corners; expected 0")
+        assert self.corner_entropy is not None  # `Tracker` refuses others
         return jax.nn.sigmoid(self.score_logits - jnp.maximum(self.corner_entropy - entropy_limit, 0))
 
 

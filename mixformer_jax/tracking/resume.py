@@ -26,7 +26,7 @@ from mixformer_jax.tracking.tracker import Tracked, Tracker
 # A state is saved so often, but saving takes no more than a hundredth of the time.
 SAVE_EVERY_S = 5.0
 _LEAST_SHARE = 100
-_VERSION = 1
+_VERSION = 2  # of what a state holds: its fields, and the settings it goes by
 
 
 class ResumeError(ValueError):

@@ -138,6 +138,11 @@ class Tracker:
     ) -> None:
         if settings.long_term and not model.score_heads:
             raise ConfigError(f"long_term needs a model that gives scores, one with _online; {model.name} gives none")
+        if settings.entropy_margin and model.head == "query":
+            raise ConfigError(
+                f"entropy_margin is {settings.entropy_margin:g}, and {model.name} has a query head, without corners; "
+                "expected 0"
+            )
         if segmenter is not None and model.streams == "second":
             raise ConfigError(
                 f"masks are found in colour, and {model.name} reads the second stream alone (second_stream is "

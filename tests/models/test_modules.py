@@ -11,7 +11,6 @@ from einops import rearrange
 from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.models.attention import Grid, MixedAttention, MixedAttentionBlock
-from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.cvt import ConvEmbed, WideMixedAttention
 from mixformer_jax.models.heads import CornerHead, ScorePrediction, map_entropy, precise_roi_pool
 from mixformer_jax.models.layers import ConvNormRelu, depthwise_convolution
@@ -258,5 +257,3 @@ def test_odds_are_divided_by_how_much_wider_the_corners_are_spread():
         np.testing.assert_array_equal(found.scores_within(enough), found.scores)
     logits = [2.0, -1.0 - (np.log(256) - 3)]  # the first one's corners are within three nats
     np.testing.assert_allclose(found.scores_within(jnp.array([2.8, 3.0])), jax.nn.sigmoid(jnp.array(logits)), rtol=1e-4)
-    with pytest.raises(ConfigError, match="entropy_margin is for corner heads, and the query head has no corners"):
-        found._replace(top_left_logits=None).scores_within(jnp.full(2, 3.0))

@@ -1,5 +1,6 @@
 """Lost targets are looked for over the whole frame."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixformer_jax.models.config import ConfigError, TrackerConfig
+from mixformer_jax.models.config import ConfigError, TrackerConfig, size_config
 from mixformer_jax.tracking import scores as score_rules
 from mixformer_jax.tracking.lanes import Lanes
 from mixformer_jax.tracking.redetection import (
@@ -22,6 +23,7 @@ from mixformer_jax.tracking.redetection import (
     start_redetection,
 )
 from mixformer_jax.tracking.step import scan_frames
+from mixformer_jax.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -297,6 +299,12 @@ def test_any_model_with_scores_follows_long_videos(golden_loop, family):
     np.testing.assert_array_equal(boxes, long_boxes)
     assert lost == long_lost and any(lost) and looks == long_looks and any(looks)
     np.testing.assert_allclose(long_scores, np.where(lost, lost_below, 1.0) * scores, rtol=1e-6)
+
+
+def test_a_query_head_has_no_corners():
+    config = dataclasses.replace(size_config("mixvit_tiny_online"), head="query")
+    with pytest.raises(ConfigError, match="entropy_margin is 1, and mixvit_tiny_online has a query head"):
+        Tracker(config, TrackerConfig(entropy_margin=1.0), {})
 
 
 def test_a_model_without_scores_cannot_follow_long_videos(golden_loop):

@@ -117,6 +117,15 @@ def test_another_run_is_not_gone_on_with(tmp_path, tracker):
         )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     path = tmp_path / "out.jsonl.resume"
+    # As a version wrote it that had another setting, and no usual entropy: nothing that a user gives makes up for that.
+    arrays = dict(np.load(path))
+    about = json.loads(str(arrays.pop("about")))
+    settings = json.dumps(json.loads(about["settings"]) | {"corner_entropy": 0.0}, sort_keys=True)
+    del arrays["state.memory.usual_entropy"]
+    with path.open("wb") as file:
+        np.savez(file, about=json.dumps(about | {"version": 1, "settings": settings}), **arrays)
+    with pytest.raises(ResumeError, match="another version of this program; remove it and begin again"):
+        run(tmp_path, tracker, clip, resume=True)
     path.write_bytes(path.read_bytes()[:900])
     with pytest.raises(ResumeError, match="cannot be read"):
         run(tmp_path, tracker, clip, resume=True)
