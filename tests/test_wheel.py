@@ -17,7 +17,7 @@ from tests.training.test_survival import config_file
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-# Runs the commands that come as lines; imports once. The demo clip is short: all of it is tracked in test_demo.py.
+# Runs the commands that come as lines; imports once. The demo clip is short: all of it is tracked in test_tracker.py.
 PROGRAM = """
 import contextlib, io, json, sys
 from mixformer_jax.cli import demo, main
