@@ -48,6 +48,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     }.items():
         os.environ[_name.upper()] = str(_value)
         jax.config.update(_name, _value)
+    # Programs of one device are kept whole (mixformer_jax/kept_programs.py); here are eight.
+    os.environ["MIXFORMER_PROGRAMS"] = _COMPILED
+    (Path(_COMPILED) / "accepted").touch()
 
 # Before anything imports mixformer_jax: every annotated shape and dtype is checked at run time.
 check_shapes("mixformer_jax")

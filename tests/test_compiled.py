@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from mixformer_jax.cli import compiled
+from mixformer_jax.kept_programs import FOLDER_VARIABLE
 
 # Compiles one program as a command does, and tells how many programs came out of the cache.
 PROGRAM = """
@@ -31,6 +32,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", "")  # so that what the call sets is undone
         monkeypatch.delenv(f"JAX_COMPILATION_CACHE_{name}")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "")
+    monkeypatch.setenv(FOLDER_VARIABLE, "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiled.atexit, "register", lambda *_: None)
     return tmp_path / "mixformer_jax" / "compiled"
@@ -54,7 +56,7 @@ def test_a_second_process_finds_the_programs_of_the_first(tmp_path: Path) -> Non
 def test_the_folder_is_bounded_and_named_after_the_machine(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = compiled.keep_compiled_programs()
     assert folder is not None and folder.parent == fresh
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == os.environ[FOLDER_VARIABLE] == str(folder)
     assert int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]) == compiled.MAX_BYTES
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setattr(compiled, "_cpu", lambda: "another processor")

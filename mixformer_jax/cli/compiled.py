@@ -1,4 +1,4 @@
-"""Compiled programs that outlive the process: JAX's persistent compilation cache, as commands use it."""
+"""Compiled programs that outlive the process: JAX's persistent compilation cache, and `kept_programs`."""
 
 import atexit
 import contextlib
@@ -51,6 +51,7 @@ def keep_compiled_programs() -> Path | None:
         JAX_COMPILATION_CACHE_DIR=str(folder),
         JAX_COMPILATION_CACHE_MAX_SIZE=str(MAX_BYTES),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+        MIXFORMER_PROGRAMS=str(folder),
     )
     if not (folder / "accepted").exists():
         atexit.register(_try_loading, folder)

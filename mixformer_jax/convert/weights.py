@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
 from mixformer_jax.files import write_atomically
+from mixformer_jax.kept_programs import kept
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
 from mixformer_jax.typed_settings import TypedSettings
@@ -181,7 +182,7 @@ def readable(path: Path) -> Iterator[None]:
 @functools.lru_cache(maxsize=64)  # tracing a large model takes seconds
 def expected_shapes(model: MixFormerConfig) -> Shapes:
     """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
-    return shapes_of(variable_shapes(build_model(model)))
+    return MappingProxyType(kept("shapes", repr(model), lambda: dict(shapes_of(variable_shapes(build_model(model))))))
 
 
 def shapes_of(variables: Mapping[str, Any]) -> Shapes:

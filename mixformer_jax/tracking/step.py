@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int32, Int64, UInt8
 from mixformer_jax.boxes import Array as EitherArray
 from mixformer_jax.boxes import clip_box_xywh, namespace
 from mixformer_jax.crops import context_crop_on_device, crop_box_to_frame
+from mixformer_jax.kept_programs import KeptJit
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
@@ -44,6 +45,9 @@ from mixformer_jax.tracking.scores import (
 Variables = dict[str, Any]
 AnyArray = np.ndarray | Array
 jit_static = functools.partial(jax.jit, static_argnames=("model", "settings"))
+# For the programs that the host calls on every frame: model and settings are the first arguments, or the settings.
+kept_static = functools.partial(KeptJit, static=2)
+kept_rules = functools.partial(KeptJit, static=1)
 
 
 class Targets(NamedTuple):
@@ -102,7 +106,7 @@ def _mask(settings: TrackerConfig, filled: Bool[Array, "n slots"]) -> Bool[Array
     return filled if settings.num_online_templates > 1 else None
 
 
-@jit_static
+@kept_static
 def encode_templates(
     model: MixFormer,
     settings: TrackerConfig,
@@ -117,7 +121,7 @@ def encode_templates(
     return cast(TemplateCache, cache)
 
 
-@jit_static
+@kept_static
 def _first_state(
     model: MixFormer, settings: TrackerConfig, crops: UInt8[Array, "n T T c"], boxes_xywh: Float[Array, "n 4"]
 ) -> TrackState:
@@ -200,7 +204,7 @@ class _Changed(NamedTuple):
     redetection: Redetection | None = None
 
 
-@jit_static
+@kept_static
 def _locate(
     model: MixFormer,
     settings: TrackerConfig,
@@ -224,7 +228,7 @@ def _locate(
     return Located(boxes_xywh, scores, entropy), found.boxes_cxcywh
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@kept_rules
 def _apply_rules(
     settings: TrackerConfig,
     state: TrackState,
@@ -270,7 +274,7 @@ def _smoothed(
     return smooth_xywh if state.memory is None else jnp.where(state.memory.lost[:, None], boxes_xywh, smooth_xywh)
 
 
-@jit_static
+@kept_static
 def _find(
     model: MixFormer,
     settings: TrackerConfig,
@@ -357,7 +361,7 @@ def refresh_templates(
     return state._replace(templates=templates, filled=filled, cache=cache, memory=memory, num_refreshes=num_refreshes)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
+@kept_rules
 def _replace_template(
     settings: TrackerConfig,
     templates: UInt8[Array, "n slots T T c"],

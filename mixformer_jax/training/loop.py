@@ -6,7 +6,7 @@ One loop for every objective (`objective.py`), on one device or many, in one pro
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
         check_folder(out, experiment)
         compiling = None
         if max(checkpoints.steps(), default=0) < settings.steps:
-            compiling = _in_thread(program.step.lower(program.state, program.batch))
+            compiling = _in_thread(program.step.find(program.state, program.batch))
 
         # --- start ---
         state, first_step, data_state, origin = first_state(objective, program, checkpoints)
@@ -148,7 +148,7 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
         stream.start()
         validation = Validation(objective, settings, program, part)
         # Where the newest checkpoint cannot be restored, there is more to do than it seemed.
-        compiling = compiling or _in_thread(program.step.lower(program.state, program.batch))
+        compiling = compiling or _in_thread(program.step.find(program.state, program.batch))
         step_program, seconds = compiling.result()
         tell(f"{len(mesh.devices.flat)} devices {dict(mesh.shape)}; compiled in {seconds:.1f} s")
 
@@ -225,12 +225,12 @@ def tell(message: str) -> None:
         tqdm.write(message)
 
 
-def _in_thread(lowered: jax.stages.Lowered) -> Future[tuple[jax.stages.Compiled, float]]:
+def _in_thread(compile_it: Callable[[], jax.stages.Compiled]) -> Future[tuple[jax.stages.Compiled, float]]:
     """A program being compiled, and the seconds that it takes."""
 
     def compiled() -> tuple[jax.stages.Compiled, float]:
         began = time.perf_counter()
-        return lowered.compile(), time.perf_counter() - began
+        return compile_it(), time.perf_counter() - began
 
     thread = ThreadPoolExecutor(1, "compile")
     compiling = thread.submit(compiled)

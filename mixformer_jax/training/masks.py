@@ -208,6 +208,10 @@ class DecoderObjective(MaskObjective):
     def crop_size(self) -> int:
         return self._backbone.tracker.search_size
 
+    @property
+    def identity(self) -> None:
+        """The backbone comes from a file."""
+
     def init(self, key: PRNGKeyArray) -> Variables:
         fresh = flatten_dict(self.model.initial_values(key), sep="/")
         trained = {name: jnp.asarray(value) for name, value in self._backbone.values.items()}

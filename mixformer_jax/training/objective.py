@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.data.pipeline import Samples
+from mixformer_jax.kept_programs import described, is_ours
 
 Variables = dict[str, Any]
 """A model's collections: `params`, and those that no gradient changes (`batch_stats`, `constants`)."""
@@ -38,6 +39,11 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def model(self) -> Any:
         """What is trained."""
+
+    @property
+    def identity(self) -> str | None:
+        """Tells apart objectives whose traced functions differ; None where the settings do not decide them."""
+        return described(self) if is_ours(self) else None
 
     def init(self, key: PRNGKeyArray) -> Variables:
         """Fresh variables; traced, so that they are made where a mesh wants them."""

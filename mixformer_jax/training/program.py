@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, PRNGKeyArray, PyTree, UInt32
 
+from mixformer_jax.kept_programs import KeptJit, kept
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.objective import Batch, Objective, Variables
@@ -196,9 +197,9 @@ class TrainProgram(NamedTuple):
 
     mesh: Mesh  # where it runs
     init: Any  # `key -> state`, every array made where it lives
-    step: Any  # `state, batch -> state, report`. The old state's buffers are given up.
-    evaluate: Any  # `variables, batch, weights -> sums` of every metric; weight 0 leaves a sample out
-    show: Any  # `variables, batch -> what to draw`, whole on every process
+    step: KeptJit  # `state, batch -> state, report`. The old state's buffers are given up.
+    evaluate: KeptJit  # `variables, batch, weights -> sums` of every metric; weight 0 leaves a sample out
+    show: KeptJit  # `variables, batch -> what to draw`, whole on every process
     state: TrainState  # the state as abstract arrays with shardings
     batch: dict[str, jax.ShapeDtypeStruct]  # a global batch of `train.batch_size` samples, likewise.
 
@@ -215,8 +216,13 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
             f"{settings.accumulate} for each of {batch_axis_size(mesh)} devices (data x fsdp)"
         )
     optimizer = make_optimizer(settings, objective)
-    start = functools.partial(new_train_state, objective, optimizer, settings.ema_decay)
-    shapes = jax.eval_shape(start, jax.random.key(settings.seed))
+
+    @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and its values
+    def start(key: PRNGKeyArray) -> TrainState:
+        return new_train_state(objective, optimizer, settings.ema_decay, key)
+
+    identity = objective.identity
+    shapes = kept("train_state", identity, lambda: jax.eval_shape(start, jax.random.key(settings.seed)))
     shardings = tree_shardings(shapes, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, BATCH)
@@ -242,14 +248,15 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
     step = make_train_step(objective, optimizer, gather, settings.ema_decay, settings.accumulate)
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
     quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    program = functools.partial(KeptJit, identity=identity)
     return TrainProgram(
         mesh=mesh,
         init=jax.jit(start, out_shardings=shardings, compiler_options=quick),
-        step=jax.jit(
+        step=program(
             on_mesh(step), in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
         ),
-        evaluate=jax.jit(on_mesh(sums), in_shardings=(shipped, batch_shardings, split), out_shardings=whole),
-        show=jax.jit(on_mesh(objective.show), in_shardings=(shipped, batch_shardings), out_shardings=whole),
+        evaluate=program(on_mesh(sums), in_shardings=(shipped, batch_shardings, split), out_shardings=whole),
+        show=program(on_mesh(objective.show), in_shardings=(shipped, batch_shardings), out_shardings=whole),
         state=with_shardings(shapes, shardings),
         batch=with_shardings(batch, batch_shardings),
     )

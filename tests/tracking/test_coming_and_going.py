@@ -145,7 +145,7 @@ def test_eight_at_random_take_five_programs_and_no_more_memory(loop, either_trac
     """Programs with the network in them: a step for 1, 2, 4 and 8 rows, and the encoding of one target's templates."""
     tracker, rng, frames = either_tracker, np.random.default_rng(0), loop.frames
     network = _find if tracker.settings.redetect_every == 0 else _locate
-    compiled = [program._cache_size() for program in (network, encode_templates)]
+    compiled = [program.jitted._cache_size() for program in (network, encode_templates)]
     state, held = None, []
     for turn in range(60):
         frame = frames[turn % len(frames)]
@@ -164,7 +164,8 @@ def test_eight_at_random_take_five_programs_and_no_more_memory(loop, either_trac
             gc.collect()
             held.append(len(jax.live_arrays()))
     steps, encodings = (
-        program._cache_size() - before for program, before in zip((network, encode_templates), compiled, strict=True)
+        program.jitted._cache_size() - before
+        for program, before in zip((network, encode_templates), compiled, strict=True)
     )
     assert steps <= 4 and encodings <= 1
     assert max(held) - min(held) < 5, "arrays that somebody still holds"

@@ -49,9 +49,9 @@ def test_videos_in_lanes_go_where_each_goes_alone(golden_loop, family, name):
         (loop.frames[3:20], shifted),
         (loop.frames[:3], shifted),
     ]
-    compiled = _find._cache_size()
+    compiled = _find.jitted._cache_size()
     together = follow_in_lanes(Lanes(tracker, 3), videos)
-    assert _find._cache_size() == compiled + 1, "one program for the whole run"
+    assert _find.jitted._cache_size() == compiled + 1, "one program for the whole run"
     for video, found in zip(videos, together, strict=True):
         alone = follow_alone(tracker, *video)
         assert len(found) == len(alone)

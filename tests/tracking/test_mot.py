@@ -148,13 +148,13 @@ def test_the_network_goes_on_where_nothing_is_detected(loop, following):
 def test_as_many_as_there_are_in_few_programs(loop, following):
     """Whoever is looked for beside an object, its box is the same; objects that come and go compile nothing anew."""
     tracker, rng = following(MotSettings(search_all=True, confirm_after=1)), np.random.default_rng(0)
-    before, found = _find._cache_size(), {}
+    before, found = _find.jitted._cache_size(), {}
     boxes = rng.uniform([0, 0, 20, 20], [60, 40, 30, 30], (6, 4))
     for count in (2, 5, 3, 6, 4):
         state, _ = tracker.step(tracker.start(), loop.frames[0], detected(*boxes[:count]))
         _, searched = tracker._search(state, loop.frames[1], state.objects.boxes_xywh, np.arange(count))
         found[count] = dict(zip(searched.rows.tolist(), searched.boxes_xywh, strict=True))
-    assert _find._cache_size() - before <= 3, "2, 4 and 6 rows"
+    assert _find.jitted._cache_size() - before <= 3, "2, 4 and 6 rows"
     for count, boxes_xywh in found.items():
         np.testing.assert_allclose(
             [boxes_xywh[row] for row in range(count)], [found[6][r] for r in range(count)], atol=1e-2

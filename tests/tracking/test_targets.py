@@ -107,16 +107,16 @@ def test_a_step_copies_nothing_that_it_does_not_change(loop, boxes_xywh):
 def test_nothing_is_compiled_again(loop, boxes_xywh):
     """Whatever the target, the size of the frame, and the number of filled slots."""
     tracker = loop.tracker(num_online_templates=3, update_interval=2)
-    compiled = [program._cache_size() for program in (_find, encode_templates)]
+    compiled = [program.jitted._cache_size() for program in (_find, encode_templates)]
     for box_xywh, frames in ((boxes_xywh[0], loop.frames[:10]), (boxes_xywh[2], loop.frames[:3, :80, :100])):
         state = tracker.start(frames[0], box_xywh)
         for frame in frames[1:]:
             state, _ = tracker.step(state, frame)
     assert state.filled.tolist() == [[True, True, True, False]], "1, 2 and 3 slots were in use"
-    more = [program._cache_size() for program in (_find, encode_templates)]
+    more = [program.jitted._cache_size() for program in (_find, encode_templates)]
     assert more == [compiled[0] + 1, compiled[1] + 1]
     state, _ = tracker.step(tracker.start(loop.frames[0], boxes_xywh[:2]), loop.frames[1])
-    assert _find._cache_size() == more[0] + 1, "two targets are another program"
+    assert _find.jitted._cache_size() == more[0] + 1, "two targets are another program"
 
 
 def test_slots_fill_up_then_the_oldest_goes(golden_loop):

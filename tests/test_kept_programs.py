@@ -1,0 +1,118 @@
+"""Programs that are loaded in place of being traced."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mixformer_jax import kept_programs
+
+# Says what was traced, and what came out.
+PROGRAM = """
+import json
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mixformer_jax.kept_programs import KeptJit, kept
+from mixformer_jax.models.config import TrackerConfig
+
+traced = []
+
+def scaled(settings, tree, y):
+    traced.append("scaled")
+    return {"sum": tree["x"] * settings.search_factor + y, "none": None}
+
+def taken(x):
+    traced.append("taken")
+    return x + 1
+
+def singular(x):
+    traced.append("singular")
+    return jnp.linalg.svd(x, compute_uv=False)
+
+def foreign(settings, x):
+    traced.append("foreign")
+    return x * settings
+
+def made():
+    traced.append("made")
+    return {"shape": (3, 4)}
+
+scaled, foreign = KeptJit(scaled, static=1), KeptJit(foreign, static=1)
+taken, singular = KeptJit(taken, donate_argnums=0), KeptJit(singular)
+unknown = KeptJit(lambda x: traced.append("unknown") or x * 2, identity=None)
+near, far = TrackerConfig(search_factor=3.0), TrackerConfig(search_factor=4.0)
+x, y = jnp.arange(3.0), np.ones(3, np.float32)
+given = jnp.zeros(4)
+results = [
+    *(scaled(near, {"x": x}, y)["sum"], scaled(far, {"x": x}, y)["sum"], scaled(near, {"x": x}, y)["sum"]),
+    *(scaled(near, {"x": x[:2]}, y[:2])["sum"], scaled(near, {"x": x}, 1.0)["sum"], scaled(near, {"x": x}, 1)["sum"]),
+    *(taken(given), singular(jnp.diag(x)), foreign(2, x), unknown(x), kept("made", "1", made)["shape"]),
+]
+alone = list(traced)
+mapped = jax.vmap(lambda x: scaled(near, {"x": x}, x)["sum"])(jnp.arange(4.0))
+print(json.dumps({
+    "traced": alone,
+    "results": [np.asarray(each).tolist() for each in [*results, mapped]],
+    "given_up": given.is_deleted(),
+}))
+"""
+ALWAYS = ["singular", "foreign", "unknown"]
+
+
+def _run(folder: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, kept_programs.FOLDER_VARIABLE: str(folder)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
+
+
+def test_a_second_process_traces_nothing_and_finds_the_same(tmp_path: Path) -> None:
+    (tmp_path / kept_programs.ACCEPTED).touch()
+    first = _run(tmp_path)
+    # By types and settings: twice two sizes, and numbers of Python that are no arrays.
+    assert first["traced"].count("scaled") == 5 and {"taken", "made", *ALWAYS} <= set(first["traced"])
+    assert first["results"][:3] == [[1, 4, 7], [1, 5, 9], [1, 4, 7]] and first["given_up"]
+    second = _run(tmp_path)
+    assert second["traced"] == ALWAYS, "calls of LAPACK, settings of others' classes, closures that nobody describes"
+    assert second["results"] == first["results"] and second["given_up"]
+
+    # Half a file is made anew, and its folder may be one where XLA has not shown yet that it loads what it saves.
+    (program,) = tmp_path.glob("taken-*.program")
+    program.write_bytes(program.read_bytes()[:-1])
+    third = _run(tmp_path)
+    assert third["traced"] == ["taken", *ALWAYS] and third["results"] == first["results"]
+    (tmp_path / kept_programs.ACCEPTED).unlink()
+    assert _run(tmp_path)["traced"] == first["traced"]
+
+
+def test_a_change_of_the_source_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    block = tmp_path / "models" / "block.py"
+    monkeypatch.setattr(kept_programs, "__file__", str(tmp_path / "kept_programs.py"))
+    keys = []
+    for source in ("x = 1", "x = 2", "x = 1"):
+        block.write_text(source)
+        kept_programs._surroundings.cache_clear()
+        keys.append(kept_programs._key("step"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    keys.append(kept_programs._key("step"))
+    assert keys[0] == keys[2] and len(set(keys)) == 3
+    kept_programs._surroundings.cache_clear()
+
+
+def test_the_folder_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / kept_programs.ACCEPTED).touch()
+    monkeypatch.setattr(kept_programs, "MAX_BYTES", 250)
+    for time, name in enumerate("abc"):
+        kept_programs._write(tmp_path / f"{name}.program", b"12345678" * 8)  # 96 bytes with the digest
+        os.utime(tmp_path / f"{name}.program", (time, time))
+        assert kept_programs._read(tmp_path / "a.program") is not None, "the one that is used"
+    assert sorted(path.stem for path in tmp_path.glob("*.program")) == ["a", "c"]
