@@ -66,6 +66,9 @@ _of_step = functools.partial(Part, what="step", ratio="time over ours")
 training = functools.partial(_of_step, rate=("samples/s", "samples/s"), more=("MFU", "temporary GB"))
 tracking = functools.partial(_of_step, rate=("boxes/s", "boxes/s"), more=("dtype", "online"))
 SMALL_STEP = ("--batch", "2", "--turns", "1")
+SMALL_AUTOENCODER = tuple(
+    f"--config.autoencoder.model.{each}" for each in ("depth=1", "patch_embed=linear", "positions=sincos")
+)
 PARTS = {
     "stage 1": training("bench_train", ("--configs", "mixvit_b", "--turns", "8"), (*SMALL_STEP, *TINY)),
     "tracking": tracking(
@@ -74,7 +77,7 @@ PARTS = {
     "TrackMAE": training(
         "bench_train",
         ("--configs", "trackmae_vit_b", "--turns", "8"),
-        ("--configs", "trackmae_tiny", *SMALL_STEP, "--config.autoencoder.model.depth=1"),
+        ("--configs", "trackmae_tiny", *SMALL_STEP, *SMALL_AUTOENCODER),
     ),
     "32 targets": tracking(
         "bench_step",

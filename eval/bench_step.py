@@ -31,7 +31,7 @@ from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, size_config
-from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.models.mixformer import Model, build_model, variable_shapes
 
 ONLINE_TEMPLATES = (1, 3)
 # What rounding may do to a box, as a share of the search crop, and to a score's logit.
@@ -64,6 +64,11 @@ class Crops(NamedTuple):
 
 
 def random_variables(config: MixFormerConfig, seed: int = 0) -> dict[str, Any]:
+    """Random weights of a tracker, see `random_values`."""
+    return random_values(build_model(config), seed)
+
+
+def random_values(model: Model, seed: int = 0) -> dict[str, Any]:
     """Random weights that keep activations in range, with no two channels alike."""
     rng = np.random.default_rng(seed)
 
@@ -76,7 +81,7 @@ def random_variables(config: MixFormerConfig, seed: int = 0) -> dict[str, Any]:
                 return np.exp(np.float32(0.1) * noise)
         return np.float32(0.1) * noise
 
-    return jax.tree_util.tree_map_with_path(draw, variable_shapes(build_model(config)))
+    return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
 def random_crops(config: MixFormerConfig, num_online: int, targets: int) -> Crops:

@@ -5,8 +5,9 @@
     python -m eval.bench_train --configs mixvit_b --modules      # where the time goes, by module
 
 Ours is the program of `mixformer train` and `mixformer pretrain` on one device, with the same batch each step.
-PyTorch's is the peer of `torch_peer.py`, for stage 1: bfloat16 autocast, fused attention, `torch.compile`, fused AdamW,
-clipping, and GIoU in place of CIoU. MFU counts the model's own operations, without recomputed ones.
+PyTorch's is the peer of `torch_peer.py` for stage 1, and of `torch_autoencoder.py` for MAE and TrackMAE: bfloat16
+autocast, fused attention, `torch.compile`, fused AdamW, clipping, and GIoU in place of CIoU. MFU counts the model's own
+operations, without recomputed ones.
 """
 
 import dataclasses
@@ -23,16 +24,18 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from eval.bench_step import missing_torch, random_variables, versions
+from eval.bench_step import missing_torch, random_values, random_variables, versions
 from eval.turns import Arguments, Parts, bench_parser, published_peak, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
 from mixformer_jax.convert.names import variables_to_official
+from mixformer_jax.models.autoencoder import Autoencoder
 from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.planning.profile import module_of
 from mixformer_jax.planning.record import PlannedExperiment, count_model_flops, planned_type, with_train
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.loop import objective_of
+from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
 
@@ -86,24 +89,47 @@ def our_step(experiment: PlannedExperiment, batch: Batch) -> Ours:
         held["state"], report = compiled(held["state"], on_device)
         jax.block_until_ready(report)
 
-    return Ours(advance, compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes)
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None  # what XLA compiled tells both
+    return Ours(advance, text, memory.temp_size_in_bytes)
 
 
-def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
+def torch_step(experiment: PlannedExperiment, batch: Batch) -> Callable[[], None]:
     """The PyTorch peer's step in its fastest mode, on the kind of device that ours runs on."""
+    import torch
+
+    platform, train = "cuda" if jax.default_backend() == "gpu" else "cpu", experiment.train
+    if isinstance(experiment, Experiment):
+        peer, loss_of, given = _torch_boxes(experiment, batch, platform)
+    else:
+        peer, loss_of, given = _torch_autoencoder(experiment, batch, platform)
+    parameters = [parameter for parameter in peer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+    compiled = torch.compile(loss_of, mode="max-autotune-no-cudagraphs" if platform == "cuda" else None)
+
+    def advance() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        compiled(*given).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)
+        optimizer.step()
+        if platform == "cuda":
+            torch.cuda.synchronize()
+
+    return advance
+
+
+def _torch_boxes(experiment: Experiment, batch: Batch, platform: str) -> tuple[Any, Callable[..., Any], list[Any]]:
+    """Stage 1: the peer, its loss, and what that is given."""
     import torch
     from torch.nn import functional
 
     from eval.torch_peer import MixFormerPeer
 
-    platform = "cuda" if jax.default_backend() == "gpu" else "cpu"
     train, config = experiment.train, experiment.model
     peer = MixFormerPeer(config, fused_attention=True)
     weights = variables_to_official(random_variables(config), config)
     peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=True)
     peer = peer.to(platform).train()
-    parameters = [parameter for parameter in peer.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
     mean, deviation = (torch.tensor(each, device=platform).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
     templates = torch.from_numpy(rearrange(batch["templates"], "b s h w c -> b s c h w").copy()).to(platform)
     search = torch.from_numpy(rearrange(batch["search"], "b h w c -> b c h w").copy()).to(platform)
@@ -128,17 +154,39 @@ def torch_step(experiment: Experiment, batch: Batch) -> Callable[[], None]:
         overlap = generalised_iou(corners(boxes), corners(target))
         return train.l1_weight * functional.l1_loss(boxes, target) + train.iou_weight * (1 - overlap).mean()
 
-    compiled = torch.compile(loss_of, mode="max-autotune-no-cudagraphs" if platform == "cuda" else None)
+    return peer, loss_of, [templates, search]
 
-    def advance() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        compiled(templates, search).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, train.clip_norm)
-        optimizer.step()
-        if platform == "cuda":
-            torch.cuda.synchronize()
 
-    return advance
+def _torch_autoencoder(
+    experiment: PretrainExperiment, batch: Batch, platform: str
+) -> tuple[Any, Callable[..., Any], list[Any]]:
+    """MAE or TrackMAE, likewise."""
+    import torch
+
+    from eval.torch_autoencoder import AutoencoderPeer
+
+    config = experiment.autoencoder
+    peer = AutoencoderPeer(config)
+    peer.load_variables(random_values(Autoencoder(config)))
+    peer = peer.to(platform).train()
+    mean, deviation = (torch.tensor(each, device=platform) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    given = [torch.from_numpy(batch[name]).to(platform) for name in ("search", "templates") if name in batch]
+
+    def loss_of(*images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(platform, torch.bfloat16, enabled=config.model.dtype == "bfloat16"):
+            search, templates = [*((each / 255 - mean) / deviation for each in images), None][:2]
+            return peer.loss(search, templates)
+
+    return peer, loss_of, given
+
+
+def has_peer(experiment: PlannedExperiment) -> bool:
+    """Whether PyTorch's side of it is there."""
+    if isinstance(experiment, Experiment):
+        return experiment.train.stage == "box"
+    config, model = experiment.autoencoder, experiment.autoencoder.model
+    is_plain = (model.patch_embed, model.positions, model.attention) == ("linear", "sincos", "asymmetric")
+    return is_plain and not config.class_token and not model.layer_scale
 
 
 def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
@@ -196,7 +244,7 @@ def step_rows(experiment: PlannedExperiment, turns: int) -> list[list[str]]:
     batch = random_batch(experiment)
     ours = our_step(experiment, batch)
     calls: dict[str, Callable[[], object]] = {"ours": ours.advance}
-    if isinstance(experiment, Experiment) and experiment.train.stage == "box" and missing_torch() is None:
+    if has_peer(experiment) and missing_torch() is None:
         calls["PyTorch compiled, autocast, fused attention and AdamW"] = torch_step(experiment, batch)
     timed = time_in_turns(calls, turns, experiment.model.name, progress=sys.stderr.isatty())
     flops, samples = count_model_flops(experiment), experiment.train.batch_size
