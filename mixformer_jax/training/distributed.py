@@ -27,9 +27,10 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.signals import Stopped
 from mixformer_jax.training.experiment import RunConfig
 
-# After another's failure a process waits so long for its own: all may have met the same, and have their say.
-OWN_FAILURE_S = 5
-_FAILURE_MS = 3000 * OWN_FAILURE_S  # and so long for the others to end, too
+# After another's failure a process waits so long for its own: all may have met the same, and have their say. One that
+# writes the log's first line imports PyTorch meanwhile, where that is installed, for 3 to 10 seconds.
+OWN_FAILURE_S = 15
+_FAILURE_MS = 2000 * OWN_FAILURE_S  # and so long for the others to end, too
 _BEAT_MS = 1000
 _FAILED, _ALIVE, _END, _PROCESSES, _PORT = (f"mixformer/{x}" for x in ("failed", "alive", "end", "processes", "port"))
 
@@ -169,7 +170,7 @@ class PeerWatch:
         if self._client is not None:
             self._ended.set()
             self._tell("it was told to stop before it had trained a step")
-            self._part(_FAILURE_MS // 2)
+            self._part(_FAILURE_MS)
         return ""
 
     def __enter__(self) -> "PeerWatch":
