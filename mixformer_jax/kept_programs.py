@@ -3,6 +3,8 @@
 JAX's compilation cache saves compiling alone: to be found there, a program is traced and lowered first, which for a
 tracker takes longer than all imports. Here a program is found by what decides its trace: the source of this package,
 the versions of the libraries that trace it, JAX's settings, the function's static arguments, and types of the others.
+Where that has changed and the lowered program has not, it is found by its text, and not compiled again.
+
 For one CPU device; everywhere else, and where no folder is set, this is `jax.jit`.
 """
 
@@ -31,13 +33,19 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "einops", "numpy", "jaxtyping")
 # Settings of JAX that say where compiled programs are kept, and for how long.
 _CACHE_SETTINGS = ("cache", "jax_share_binary_between_hosts")
 _DIGEST_BYTES = hashlib.sha256().digest_size
+# What a file raises that is whole, and was written by something else.
+_UNREADABLE = (pickle.UnpicklingError, EOFError, TypeError, ValueError, AttributeError, ImportError)
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
+Program = jax.stages.Compiled
 
 
 class KeptJit:
     """`jax.jit` of a function whose compiled programs are kept, see the module; those with custom calls are not.
+
+    Settings of JAX that change while the process runs, and a number of Python in the place of an array of its type,
+    do not make another program.
 
     Args:
         function: all that it computes is decided by its arguments, the package's source, and `identity`.
@@ -53,14 +61,17 @@ class KeptJit:
         self._function, self._static, self._identity = function, static, identity
         self._options = {**options, "static_argnums": tuple(range(static))}
         self.jitted = jax.jit(function, **self._options)
-        self._programs: dict[Any, jax.stages.Compiled] = {}
-        self._newest: dict[Any, jax.stages.Compiled] = {}
+        self._programs: dict[Any, Program] = {}
+        # By static arguments, while the others have had the same types in all calls; else None.
+        self._only: dict[Any, Program | None] = {}
 
     def __call__(self, *args: Any) -> Any:
         static, given = args[: self._static], args[self._static :]
-        if self._newest and (newest := self._newest.get(static)) is not None:
-            with contextlib.suppress(TypeError):  # of other types, or tracers
-                return newest(*given)
+        if self._only and (only := self._only.get(static)) is not None:
+            try:
+                return only(*given)
+            except TypeError:  # of other types, or tracers
+                self._only[static] = None
         if self._folder(static) is None:
             return self.jitted(*args)
         leaves, tree = jax.tree.flatten(given)
@@ -70,10 +81,10 @@ class KeptJit:
         program = self._programs.get((static, tree, types))
         if program is None:
             program = self._programs[static, tree, types] = self.find(*args)()
-        self._newest[static] = program
+        self._only.setdefault(static, program)
         return program(*given)
 
-    def find(self, *args: Any) -> Callable[[], jax.stages.Compiled]:
+    def find(self, *args: Any) -> Callable[[], Program]:
         """A call that gives the program for arguments, which may be abstract: it loads or compiles, in any thread.
         Whatever has to be traced is traced before."""
         folder = self._folder(args[: self._static])
@@ -83,27 +94,31 @@ class KeptJit:
         static = map(described, args[: self._static])
         name = self._function.__qualname__.rpartition(".")[2]
         key = _key(f"{self._function.__module__}.{name}", self._identity, *static, tree, *map(_type_of, leaves))
-        path = folder / f"{name}-{key}.program"
-        if (content := _read(path)) is not None:
-            return lambda: serialize_executable.deserialize_and_load(*pickle.loads(content))
+        link = folder / f"{name}-{_key(_surroundings(), key)}.program"  # names the program's file
+        target = _read(link)
+        if target is not None and (path := folder / target.decode()).exists():
+            return lambda: _loaded(path) or self.jitted.lower(*args).compile()
 
         # What JAX's cache gives cannot be kept again: XLA leaves out functions. Under a new name it is not found there.
         def fresh(*args: Any) -> Any:
             return self._function(*args)
 
-        fresh.__name__ = f"{name}_{secrets.token_hex(4)}"
+        token = secrets.token_hex(8)
+        fresh.__name__ = f"{name}_{token}"
         lowered = jax.jit(fresh, **self._options).lower(*args)
+        text = lowered.as_text().replace(token, "")
         # What they call (LAPACK) is made ready as they are lowered, and a process that only loads them would crash.
-        calls_out = "custom_call" in lowered.as_text()
+        if "custom_call" in text:
+            return self.jitted.lower(*args).compile
+        path = folder / f"{name}-{_key(text, self._options.get('compiler_options'))}.program"
+        _write(link, path.name.encode())
 
-        def compiled() -> jax.stages.Compiled:
+        def compiled() -> Program:
+            if (kept := _loaded(path)) is not None:
+                return kept
             program = lowered.compile()
-            if calls_out:
-                return program
-            _write(path, pickle.dumps(serialize_executable.serialize(program)))
-            if cache := jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-                for entry in Path(cache).glob(f"jit_{fresh.__name__}-*"):
-                    entry.unlink(missing_ok=True)  # JAX would never find it
+            with contextlib.suppress(NotImplementedError):  # not of programs with large constants
+                _write(path, pickle.dumps(serialize_executable.serialize(program)))
             return program
 
         return compiled
@@ -125,9 +140,10 @@ def kept(name: str, identity: str | None, make: Callable[[], Value]) -> Value:
     folder = None if identity is None else _folder()
     if folder is None:
         return make()
-    path = folder / f"{name}-{_key(name, identity)}.program"
+    path = folder / f"{name}-{_key(_surroundings(), name, identity)}.program"
     if (content := _read(path)) is not None:
-        return pickle.loads(content)
+        with contextlib.suppress(*_UNREADABLE):
+            return pickle.loads(content)
     value = make()
     _write(path, pickle.dumps(value))
     return value
@@ -143,11 +159,24 @@ def described(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__} {value!r}"
 
 
+def _loaded(path: Path) -> Program | None:
+    """The program of a file; one that cannot be loaded goes."""
+    content = _read(path)
+    if content is None:
+        return None
+    try:
+        return serialize_executable.deserialize_and_load(*pickle.loads(content))
+    except (*_UNREADABLE, jax.errors.JaxRuntimeError) as error:
+        logger.warning("%s: cannot be loaded, and is compiled anew: %s", path, error)
+        path.unlink(missing_ok=True)
+        return None
+
+
 def _folder() -> Path | None:
-    folder = os.environ.get(FOLDER_VARIABLE)
+    folder, flags = os.environ.get(FOLDER_VARIABLE), os.environ.get("XLA_FLAGS", "").strip()
     if not folder or jax.default_backend() != "cpu" or jax.device_count() != 1:
         return None
-    return Path(folder)
+    return Path(folder) if flags.startswith("-") or not flags else None  # otherwise it names a file of flags
 
 
 def _type_of(leaf: Any) -> tuple[Any, ...]:
@@ -158,10 +187,12 @@ def _type_of(leaf: Any) -> tuple[Any, ...]:
 
 
 def _key(*parts: Any) -> str:
+    """Of these, and of what else decides what XLA makes of a program: it divides loops among the cores, too."""
     settings = {
         key: value for key, value in jax.config.values.items() if not any(word in key for word in _CACHE_SETTINGS)
     }
-    text = "\n".join([_surroundings(), os.environ.get("XLA_FLAGS", ""), repr(settings), *map(str, parts)])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = "\n".join([_version("jaxlib"), os.environ.get("XLA_FLAGS", ""), repr(settings), *map(str, (cores, *parts))])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -175,24 +206,30 @@ def _surroundings() -> str:
     return "\n".join([digest.hexdigest(), sys.version, *(f"{name} {_version(name)}" for name in _LIBRARIES)])
 
 
-def _version(library: str) -> str | None:
+def _version(library: str) -> str:
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:  # of an extra
-        return None
+        return "none"
 
 
 def _read(path: Path) -> bytes | None:
-    """What was written there, whole; None where nothing was, it is damaged, or XLA may not load what it saved."""
+    """What was written there, whole; None where nothing was, XLA may not load what it saved, or it is damaged: that
+    goes."""
     if not (path.parent / ACCEPTED).exists():
         return None
     try:
         content = path.read_bytes()
-        os.utime(path)  # the one used least recently goes first
     except OSError:
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # the one used least recently goes first
     digest, content = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
+    if hashlib.sha256(content).digest() == digest:
+        return content
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    return None
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -210,3 +247,7 @@ def _write(path: Path, content: bytes) -> None:
             excess -= size
     except OSError as error:
         logger.info("a compiled program is not kept: %s", error)
+
+
+if FOLDER_VARIABLE in os.environ:
+    _surroundings()  # now: files may change before the first program is asked for, and what is imported would not

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -118,5 +119,9 @@ def test_an_entry_that_was_never_finished_is_deleted(fresh: Path) -> None:
     (folder / "whole-atime").write_bytes(b"")
     for name in ("whole", "killed"):
         os.utime(folder / f"{name}-cache", (1, 1))
+    for name, seconds in ((".killed.program.7.part", 1), (".written.program.8.part", time.time())):
+        (folder / name).write_bytes(b"program")
+        os.utime(folder / name, (seconds, seconds))
     compiled.keep_compiled_programs()
+    assert [path.name for path in folder.glob(".*.part")] == [".written.program.8.part"]
     assert sorted(path.stem for path in folder.glob("*-cache")) == ["being-written-cache", "whole-cache"]

@@ -1,5 +1,6 @@
 """Programs that are loaded in place of being traced."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -42,6 +43,7 @@ def made():
     return {"shape": (3, 4)}
 
 scaled, foreign = KeptJit(scaled, static=1), KeptJit(foreign, static=1)
+again = KeptJit(taken, identity="another trace, the same program", donate_argnums=0)
 taken, singular = KeptJit(taken, donate_argnums=0), KeptJit(singular)
 unknown = KeptJit(lambda x: traced.append("unknown") or x * 2, identity=None)
 near, far = TrackerConfig(search_factor=3.0), TrackerConfig(search_factor=4.0)
@@ -50,7 +52,8 @@ given = jnp.zeros(4)
 results = [
     *(scaled(near, {"x": x}, y)["sum"], scaled(far, {"x": x}, y)["sum"], scaled(near, {"x": x}, y)["sum"]),
     *(scaled(near, {"x": x[:2]}, y[:2])["sum"], scaled(near, {"x": x}, 1.0)["sum"], scaled(near, {"x": x}, 1)["sum"]),
-    *(taken(given), singular(jnp.diag(x)), foreign(2, x), unknown(x), kept("made", "1", made)["shape"]),
+    *(taken(given), again(jnp.ones(4)), singular(jnp.diag(x)), foreign(2, x), unknown(x)),
+    kept("made", "1", made)["shape"],
 ]
 alone = list(traced)
 mapped = jax.vmap(lambda x: scaled(near, {"x": x}, x)["sum"])(jnp.arange(4.0))
@@ -60,7 +63,7 @@ print(json.dumps({
     "given_up": given.is_deleted(),
 }))
 """
-ALWAYS = ["singular", "foreign", "unknown"]
+ALWAYS = ["singular", "singular", "foreign", "unknown"]
 
 
 def _run(folder: Path) -> dict:
@@ -84,16 +87,22 @@ def test_a_second_process_traces_nothing_and_finds_the_same(tmp_path: Path) -> N
     assert second["traced"] == ALWAYS, "calls of LAPACK, settings of others' classes, closures that nobody describes"
     assert second["results"] == first["results"] and second["given_up"]
 
-    # Half a file is made anew, and its folder may be one where XLA has not shown yet that it loads what it saves.
-    (program,) = tmp_path.glob("taken-*.program")
-    program.write_bytes(program.read_bytes()[:-1])
-    third = _run(tmp_path)
-    assert third["traced"] == ["taken", *ALWAYS] and third["results"] == first["results"]
+    # One program, which two traces name. Half a file, and one of something else, are made anew.
+    names = {path.read_bytes()[32:] for path in tmp_path.glob("taken-*.program") if path.stat().st_size < 200}
+    (program,) = (tmp_path / name.decode() for name in names)
+    whole = program.read_bytes()
+    for content in (whole[:-1], hashlib.sha256(b"else").digest() + b"else"):
+        program.write_bytes(content)
+        third = _run(tmp_path)
+        assert third["traced"] == ["taken", "taken", *ALWAYS] and third["results"] == first["results"]
+    assert _run(tmp_path)["traced"] == ALWAYS
+
+    # A folder may be one where XLA has not shown yet that it loads what it saves.
     (tmp_path / kept_programs.ACCEPTED).unlink()
     assert _run(tmp_path)["traced"] == first["traced"]
 
 
-def test_a_change_of_the_source_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_source_flags_or_cores_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     block = tmp_path / "models" / "block.py"
     monkeypatch.setattr(kept_programs, "__file__", str(tmp_path / "kept_programs.py"))
@@ -101,10 +110,12 @@ def test_a_change_of_the_source_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     for source in ("x = 1", "x = 2", "x = 1"):
         block.write_text(source)
         kept_programs._surroundings.cache_clear()
-        keys.append(kept_programs._key("step"))
+        keys.append(kept_programs._key(kept_programs._surroundings()))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-    keys.append(kept_programs._key("step"))
-    assert keys[0] == keys[2] and len(set(keys)) == 3
+    keys.append(kept_programs._key(kept_programs._surroundings()))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    keys.append(kept_programs._key(kept_programs._surroundings()))
+    assert keys[0] == keys[2] and len(set(keys)) == 4
     kept_programs._surroundings.cache_clear()
 
 

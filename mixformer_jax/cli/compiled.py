@@ -71,9 +71,9 @@ def _cpu() -> str:
 def _drop_unfinished(folder: Path) -> None:
     """Deletes what a process was writing when it was killed: JAX never replaces it, and warns of it at every start.
 
-    JAX writes NAME-cache, then NAME-atime.
+    JAX writes NAME-cache, then NAME-atime; `kept_programs` writes .NAME.part.
     """
-    for entry in folder.glob("*-cache"):
+    for entry in (*folder.glob("*-cache"), *folder.glob(".*.part")):
         with contextlib.suppress(FileNotFoundError):  # another process may delete it first
             is_old = time.time() - entry.stat().st_mtime > _SECONDS_TO_WRITE
             if is_old and not entry.with_name(entry.name.removesuffix("cache") + "atime").exists():

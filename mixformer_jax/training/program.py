@@ -221,7 +221,7 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
     def start(key: PRNGKeyArray) -> TrainState:
         return new_train_state(objective, optimizer, settings.ema_decay, key)
 
-    identity = objective.identity
+    identity = None if objective.identity is None else f"{objective.identity} {settings}"
     shapes = kept("train_state", identity, lambda: jax.eval_shape(start, jax.random.key(settings.seed)))
     shardings = tree_shardings(shapes, mesh)
     whole = NamedSharding(mesh, PartitionSpec())
