@@ -110,7 +110,8 @@ class KeptJit:
         # What they call (LAPACK) is made ready as they are lowered, and a process that only loads them would crash.
         if "custom_call" in text:
             return self.jitted.lower(*args).compile
-        path = folder / f"{name}-{_key(text, self._options.get('compiler_options'))}.program"
+        about = text, lowered.args_info, lowered.out_info, self._options.get("compiler_options")
+        path = folder / f"{name}-{_key(*about)}.program"
         _write(link, path.name.encode())
 
         def compiled() -> Program:
