@@ -110,6 +110,7 @@ class KeptJit:
         # What they call (LAPACK) is made ready as they are lowered, and a process that only loads them would crash.
         if "custom_call" in text:
             return self.jitted.lower(*args).compile
+        # The text says nothing of arguments that are not used, nor of trees.
         about = text, lowered.args_info, lowered.out_info, self._options.get("compiler_options")
         path = folder / f"{name}-{_key(*about)}.program"
         _write(link, path.name.encode())

@@ -37,6 +37,10 @@ def listed():
         return [x + 1]
     return KeptJit(taken, identity="listed", donate_argnums=0)
 
+def doubled(tree):
+    traced.append("doubled")
+    return tree["x"] * 2
+
 def singular(x):
     traced.append("singular")
     return jnp.linalg.svd(x, compute_uv=False)
@@ -51,7 +55,7 @@ def made():
 
 scaled, foreign = KeptJit(scaled, static=1), KeptJit(foreign, static=1)
 again = KeptJit(taken, identity="another trace, the same program", donate_argnums=0)
-taken, singular = KeptJit(taken, donate_argnums=0), KeptJit(singular)
+taken, singular, doubled = KeptJit(taken, donate_argnums=0), KeptJit(singular), KeptJit(doubled)
 unknown = KeptJit(lambda x: traced.append("unknown") or x * 2, identity=None)
 near, far = TrackerConfig(search_factor=3.0), TrackerConfig(search_factor=4.0)
 x, y = jnp.arange(3.0), np.ones(3, np.float32)
@@ -60,7 +64,7 @@ results = [
     *(scaled(near, {"x": x}, y)["sum"], scaled(far, {"x": x}, y)["sum"], scaled(near, {"x": x}, y)["sum"]),
     *(scaled(near, {"x": x[:2]}, y[:2])["sum"], scaled(near, {"x": x}, 1.0)["sum"], scaled(near, {"x": x}, 1)["sum"]),
     *(taken(given), again(jnp.ones(4)), *listed()(jnp.ones(4)), singular(jnp.diag(x)), foreign(2, x), unknown(x)),
-    kept("made", "1", made)["shape"],
+    *(doubled({"x": x, "unused": None}), doubled({"x": x, "unused": y}), kept("made", "1", made)["shape"]),
 ]
 alone = list(traced)
 mapped = jax.vmap(lambda x: scaled(near, {"x": x}, x)["sum"])(jnp.arange(4.0))
