@@ -26,7 +26,7 @@ from jax.experimental import serialize_executable
 
 from mixformer_jax.files import whole_file
 
-FOLDER_VARIABLE = "MIXFORMER_PROGRAMS"
+FOLDER_VARIABLE = "MIXFORMER_PROGRAMS"  # set by cli/compiled.py, before JAX is imported
 ACCEPTED = "accepted"  # a file in that folder: XLA loads there what it saved
 MAX_BYTES = 2**30  # of a folder
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "einops", "numpy", "jaxtyping")
@@ -93,8 +93,8 @@ class KeptJit:
         leaves, tree = jax.tree.flatten(args[self._static :])
         static = map(described, args[: self._static])
         name = self._function.__qualname__.rpartition(".")[2]
-        key = _key(f"{self._function.__module__}.{name}", self._identity, *static, tree, *map(_type_of, leaves))
-        link = folder / f"{name}-{_key(_surroundings(), key)}.program"  # names the program's file
+        about = f"{self._function.__module__}.{name}", self._identity, *static, tree, *map(_type_of, leaves)
+        link = folder / f"{name}-{_key(_surroundings(), *about)}.program"  # names the program's file
         target = _read(link)
         if target is not None and (path := folder / target.decode()).exists():
             return lambda: _loaded(path) or self.jitted.lower(*args).compile()
@@ -111,8 +111,8 @@ class KeptJit:
         if "custom_call" in text:
             return self.jitted.lower(*args).compile
         # The text says nothing of arguments that are not used, nor of trees.
-        about = text, lowered.args_info, lowered.out_info, self._options.get("compiler_options")
-        path = folder / f"{name}-{_key(*about)}.program"
+        trees = lowered.args_info, lowered.out_info
+        path = folder / f"{name}-{_key(text, *trees, self._options.get('compiler_options'))}.program"
         _write(link, path.name.encode())
 
         def compiled() -> Program:
