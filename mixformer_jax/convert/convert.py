@@ -158,6 +158,8 @@ def find_weights(weights: str | Path | None) -> Path:
     Raises WeightsError where there is none.
     """
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
+    if weights == "":
+        raise WeightsError("the name of the weights is empty; expected a file, a run's folder, or embedded weights")
     if path.is_dir():
         if (path / RUN_WEIGHTS).is_file():
             return path / RUN_WEIGHTS

@@ -245,3 +245,5 @@ def read_json(path: Path) -> Place:
         return Place(path, "", json.loads(read_text(path, "annotation file")))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}, line {error.lineno}: no JSON ({error.msg}); export anew") from error
+    except RecursionError as error:
+        raise DatasetError(f"{path}: its lists and objects are nested too deep; export anew") from error

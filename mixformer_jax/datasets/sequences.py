@@ -177,6 +177,6 @@ def _kind_of_json(path: Path) -> str | None:
     """None for JSON of another kind; what is no JSON at all is taken to be meant."""
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: no JSON ({error}); export anew, or move it away") from error
     return "coco_video" if is_coco(content) else "label_studio" if is_label_studio(content) else None

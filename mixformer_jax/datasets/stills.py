@@ -109,7 +109,7 @@ def _parse_coco(annotations: Path) -> _CocoTable:
         image_of = np.array([rows[image] for image, _, _ in objects], np.int64)
         ids = np.array([number for _, number, _ in objects], np.int64)
         boxes_xywh = np.array([box for _, _, box in objects], np.float32).reshape(-1, 4)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{annotations}: not COCO's instances: {type(error).__name__}: {error}") from error
     if not len(ids):
         raise DatasetError(f"{annotations}: no objects")

@@ -66,10 +66,11 @@ class ResultFiles:
         try:
             for path in self.paths:
                 self._parts.append(Part(path, self._overwrite))
+            for part in self._parts:
+                self._files.append(part.path.open("w", encoding="ascii", newline="\n"))
         except BaseException:
             self.__exit__()
             raise
-        self._files = [part.path.open("w", encoding="ascii", newline="\n") for part in self._parts]
         return self
 
     def __exit__(self, *exception: object) -> None:

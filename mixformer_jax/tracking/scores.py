@@ -74,4 +74,5 @@ def learn_entropy(memory: ScoreMemory, scores: Float[Array, " n"], entropy: Floa
     """What is usual: the first frame's, and from there on a moving average over frames that score well."""
     usual, counts = memory.usual_entropy, ~memory.lost & (scores > ENTROPY_ABOVE)
     learnt = jnp.where(counts, usual + ENTROPY_RATE * (entropy - usual), usual)
-    return memory._replace(usual_entropy=jnp.where(jnp.isinf(usual), entropy, learnt))
+    first = jnp.where(jnp.isfinite(entropy), entropy, jnp.inf)
+    return memory._replace(usual_entropy=jnp.where(jnp.isinf(usual), first, learnt))

@@ -136,8 +136,12 @@ class Tracker:
         device: jax.Device | None = None,
         segmenter: Segmenter | None = None,
     ) -> None:
-        if settings.long_term and not model.score_heads:
-            raise ConfigError(f"long_term needs a model that gives scores, one with _online; {model.name} gives none")
+        needing_scores = [name for name in ("redetect_every", "entropy_margin", "long_term") if getattr(settings, name)]
+        if needing_scores and not model.score_heads:
+            raise ConfigError(
+                f"{', '.join(needing_scores)}: for models that give scores, those with _online; {model.name} gives none; "
+                "leave it out"
+            )
         if settings.entropy_margin and model.head == "query":
             raise ConfigError(
                 f"entropy_margin is {settings.entropy_margin:g}, and {model.name} has a query head, without corners; "

@@ -159,6 +159,15 @@ def test_no_kind_and_several_kinds(tmp_path):
         annotation_kind(tmp_path)
 
 
+def test_json_that_is_nested_too_deep(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match=r"deep.json: no JSON"):
+        annotation_kind(tmp_path)
+    for kind in ("coco_video", "label_studio"):
+        with pytest.raises(DatasetError, match=r"deep.json: its lists and objects are nested too deep"):
+            open_dataset(kind, tmp_path)
+
+
 def test_each_export_of_a_folder_has_its_own_video(tmp_path):
     """One whose video is missing takes no other's."""
     for name in "ab":

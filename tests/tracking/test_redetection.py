@@ -307,6 +307,8 @@ def test_a_query_head_has_no_corners():
         Tracker(config, TrackerConfig(entropy_margin=1.0), {})
 
 
-def test_a_model_without_scores_cannot_follow_long_videos(golden_loop):
-    with pytest.raises(ConfigError, match="long_term needs a model that gives scores"):
-        golden_loop("vit", "plain").tracker(long_term=True)
+def test_what_scores_decide_needs_a_model_that_gives_them(golden_loop):
+    plain = golden_loop("vit", "plain")
+    for change in ({"long_term": True}, {"redetect_every": 2}, {"entropy_margin": 1.5}):
+        with pytest.raises(ConfigError, match=f"{next(iter(change))}: for models that give scores"):
+            plain.tracker(**change)

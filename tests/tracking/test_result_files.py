@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,3 +69,20 @@ def test_to_dict_is_what_files_have(tmp_path):
     renamed = found._replace(numbers=np.array([2, 5]))
     assert [record["target"] for record in renamed.records()] == [3, 6], "as of targets that come and go"
     assert Tracked(found.boxes_xywh).records()[0]["score"] is None
+
+
+def test_files_that_cannot_all_be_opened_leave_none(tmp_path, monkeypatch):
+    opened, open_file = [], Path.open
+
+    def open_one(path, mode="r", *others, **more):
+        if mode == "w":
+            if opened:
+                raise OSError("too many open files")
+            opened.append(open_file(path, mode, *others, **more))
+            return opened[0]
+        return open_file(path, mode, *others, **more)
+
+    monkeypatch.setattr(Path, "open", open_one)
+    with pytest.raises(OSError, match="too many open files"), ResultFiles(tmp_path / "boxes.txt", 2):
+        pass
+    assert opened[0].closed and not list(tmp_path.iterdir())

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from mixformer_jax.models.config import ConfigError, TrackerConfig
-from mixformer_jax.tracking.scores import forget_candidates, keep_candidates, select, start_memory, watch
+from mixformer_jax.tracking.scores import (
+    forget_candidates,
+    keep_candidates,
+    learn_entropy,
+    select,
+    start_memory,
+    watch,
+)
 
 
 def crops(*values):
@@ -78,6 +85,13 @@ def test_lost_after_some_low_scores_in_a_row_and_found_after_some_high_ones():
     # Scores on the thresholds count for neither side.
     assert lost([0.25] * 9, lost_below=0.25, lost_after=1) == [False] * 9
     assert lost([0.0, 0.5, 0.5], found_above=0.5, lost_after=1, found_after=1) == [True] * 3
+
+
+def test_an_entropy_that_is_not_finite_is_not_learnt():
+    memory = start_memory(jnp.zeros((2, 4, 4, 3), jnp.uint8))
+    for entropy in ([jnp.nan, 3.0], [4.0, 3.0]):
+        memory = learn_entropy(memory, jnp.array([0.5, 0.5]), jnp.array(entropy))
+    np.testing.assert_array_equal(memory.usual_entropy, [4.0, 3.0])
 
 
 def test_thresholds_that_cannot_work():

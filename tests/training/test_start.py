@@ -151,6 +151,8 @@ def test_what_does_not_fit_is_named(stage_one, tmp_path):
         objective().start_from(tmp_path)
     with pytest.raises(WeightsError, match="no such file, folder or embedded weights; embedded: mixvit_tiny"):
         objective().start_from(tmp_path / "missing.pth")
+    with pytest.raises(WeightsError, match="the name of the weights is empty"):
+        find_weights("")
 
 
 def test_embedded_weights_are_taken_by_their_name():
