@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.compilation import FLAGS
+
 # Before anything imports jax: tests run on the CPU unless the caller chose a platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -18,12 +20,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
 
-# Programs of tests run for moments, and optimising them takes longer. `make test XLA_FLAGS=` compiles them as users do.
-# One part a program: in thirty-two parts, for as many cores, it takes a sixth longer.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-)
+# `make test XLA_FLAGS=` compiles as users do.
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import hypothesis
 import jax

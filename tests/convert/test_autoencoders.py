@@ -16,6 +16,7 @@ from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.layers import Masking, resize_positions, sincos_positions
 from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
+from tests.compilation import QUICK
 
 VIT = MixFormerConfig(
     name="vit",
@@ -28,8 +29,9 @@ VIT = MixFormerConfig(
     head="corner",
     head_width=16,
 )
+
 SMALL = AutoencoderConfig(VIT, num_templates=2, decoder_depth=1, decoder_width=16, decoder_heads=2)
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def random_variables(config):

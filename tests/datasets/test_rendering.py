@@ -24,8 +24,9 @@ from mixformer_jax.data.pool.pool import Clip, HostPool, ImagePool, VideoPool, c
 from mixformer_jax.data.pool.scenes import sources_of
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.views import CropConfig, pyramid
+from tests.compilation import QUICK
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 CROPS = CropConfig(template_size=32, search_size=64, scale_jitter=0.2, centre_jitter=2.0)
 NONE = AugmentConfig.none()

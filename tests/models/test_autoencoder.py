@@ -23,10 +23,11 @@ from mixformer_jax.models.autoencoder import (
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, size_config
 from mixformer_jax.models.layers import random_masking
 from mixformer_jax.models.mixformer import build_model, init_variables, variable_shapes
+from tests.compilation import QUICK
 from tests.convert.layouts import autoencoder_from_mae
 
 TOLERANCE = 1e-4
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 VIT = MixFormerConfig(
     name="vit",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.layers import ConvPatchEmbed, DepthwiseConv, count_visible, random_masking
 from mixformer_jax.models.vit import ConvMaePatchEmbed
+from tests.compilation import QUICK
 
 
 @given(grid=st.integers(2, 9), ratio=st.floats(0.01, 0.99), seed=st.integers(0, 99))
@@ -54,7 +55,7 @@ def test_cells_go_out_and_come_back(grid, side, reach, seed):
     np.testing.assert_array_equal(np.take_along_axis(filled, np.asarray(masking.visible)[..., None], axis=1), tokens)
 
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 CONVMAE = MixFormerConfig(patch_embed="convmae", early_widths=(8, 12), early_depths=(1, 2), width=24, num_heads=2)
 

@@ -11,6 +11,7 @@ from einops import rearrange
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mixformer_jax.convert.names import variables_from_official
 from mixformer_jax.convert.weights import WeightsError
+from tests.compilation import AS_USERS
 
 FILES = [
     f"model/mixformer_{build}.npz"
@@ -87,8 +88,7 @@ def test_joint_call_as_users_compile_it(golden, golden_model, file):
     arrays = golden(f"model/mixformer_{file}.npz")
     model, variables = golden_model(arrays)
     templates = slots(arrays["in/template"], arrays["in/online_template"])
-    options = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-    joint = jax.jit(model.apply, compiler_options=options)
+    joint = jax.jit(model.apply, compiler_options=AS_USERS)
     features = cached_calls(model)[0](variables, templates).features
     check_prediction(joint(variables, templates, nhwc(arrays["in/search"])), features, arrays, "train")
 

@@ -13,6 +13,7 @@ from flax import traverse_util
 from mixformer_jax.models.attention import Grid
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.mixformer import build_model, variable_shapes
+from tests.compilation import QUICK
 
 VIT = MixFormerConfig(
     name="vit",
@@ -43,6 +44,7 @@ CVT = MixFormerConfig(
     head="corner",
     head_width=16,
 )
+
 VARIANTS = {
     "vit_symmetric": dataclasses.replace(VIT, attention="symmetric", score_heads=3),
     "cvt_symmetric": dataclasses.replace(CVT, attention="symmetric", mixed_blocks=2),
@@ -62,7 +64,7 @@ VARIANTS = {
 
 
 # These programs run a few times on small inputs: optimising them would take longer than it saves.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @functools.cache

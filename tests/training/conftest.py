@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.training import progress
+from tests.compilation import QUICK
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Imports once; every run is a fork of it, before JAX looks for devices. As in the tests' own process, tracing does not
@@ -121,8 +122,7 @@ def config(root):
 def quick_compilation(monkeypatch):
     """Programs that run a few steps are compiled in haste; rounding is no worse."""
     compile_well = jax.stages.Lowered.compile
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compile_well(self, options))
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compile_well(self, QUICK))
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,14 @@ from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
+from tests.compilation import QUICK
 
 
 def main(arguments):
     return cli.main(["pretrain", *arguments])
 
 
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 MODEL = {
     "name": "small",

@@ -16,6 +16,7 @@ from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
 from mixformer_jax.training.start import start_from
 from mixformer_jax.training.supervised import tracking_objective
+from tests.compilation import QUICK
 
 MODEL = {
     "name": "small",
@@ -33,8 +34,7 @@ SCORE = {"score_heads": 2, "head_norm": "frozen"}
 
 def quick(function):
     """Jitted, compiled in haste."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(function, compiler_options=options)
+    return jax.jit(function, compiler_options=QUICK)
 
 
 def config(root="nowhere", model=(), data=(), **train):
