@@ -40,6 +40,8 @@ BOOKKEEPING = (
     "argparse.Namespace",
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",  # as Python 3.13 writes it
+    "pathlib._local.WindowsPath",
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",

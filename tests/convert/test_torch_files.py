@@ -183,7 +183,11 @@ def test_files_under_names_of_another_kind(torch, tmp_path):
         read_official(tmp_path / "w.safetensors")
 
 
-def test_checkpoints_of_mae(torch, tmp_path):
+# Python 3.13 has its paths in another module than those before and after it.
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_checkpoints_of_mae(torch, tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, pathlib)
+    monkeypatch.setattr(type(pathlib.Path()), "__module__", module)
     arguments = argparse.Namespace(
         output_dir=pathlib.PurePosixPath("x"), lr=np.float32(0.1), data_path=pathlib.Path("y")
     )
