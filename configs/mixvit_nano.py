@@ -5,7 +5,8 @@
 Without `init` it trains from scratch. 3.6 M parameters, search crops of 128 and templates of 64 pixels, one template
 and one online template. The recipe departs from the paper's (section 4.1), which fine-tunes pre-trained backbones for
 500 epochs: one rate for backbone and head, cosine decay, a moving average, mimetic initialisation, position tables that
-start at random, and the corner maps' cross entropy beside the paper's losses. No weights of it are shipped.
+start at random, and the corner maps' cross entropy beside the paper's losses. The embedded weights `mixvit_nano`
+came from the default's, by the command in their model card, mixformer_jax/assets/mixvit_nano.md.
 """
 
 from ml_collections import ConfigDict

@@ -25,6 +25,7 @@ OUTSIDE = {
     "pretrain/pictures/mae_tiny.png": "pictures/mae_tiny.png",
     "pretrain/pictures/trackmae_tiny.png": "pictures/trackmae_tiny.png",
     "mixformer_jax/assets/mixvit_tiny.md": "mixvit_tiny.md",
+    "mixformer_jax/assets/mixvit_nano.md": "mixvit_nano.md",
     "mixformer_jax/assets/mixvit_tiny_masks.md": "mixvit_tiny_masks.md",
     "configs/benchmarks.toml": "benchmarks.toml",
     "LICENSE": "LICENSE.txt",

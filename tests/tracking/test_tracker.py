@@ -35,23 +35,26 @@ def overlaps(boxes_xywh, groundtruth_xywh):
     return iou(xywh_to_xyxy(boxes_xywh), xywh_to_xyxy(groundtruth_xywh))
 
 
-def test_the_default_fits_the_package():
-    path = find_weights(None)
-    assert path.stat().st_size < 12e6
+@pytest.mark.parametrize("name", ["mixvit_tiny", "mixvit_nano"])
+def test_embedded_trackers_fit_the_package(name):
+    path = find_weights(name)
+    assert path.stat().st_size < 9e6
     assert path.with_suffix(".md").is_file()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(mixformer_jax.load().variables["params"]))
-    assert parameters <= 6_000_000
+    tracker = mixformer_jax.load(name)
+    assert tracker.config.name == f"{name}_online"
+    assert sum(leaf.size for leaf in jax.tree.leaves(tracker.variables["params"])) <= 6_000_000
 
 
-def test_the_default_tracks_the_demo_clip(default):
-    clip = render_demo_clip()
-    state = default.start(clip[0], clip.boxes_xywh[0])
+@pytest.mark.parametrize(("name", "least"), [(None, 0.8), ("mixvit_nano", 0.7)])
+def test_embedded_trackers_follow_the_demo_clip(name, least):
+    tracker, clip = mixformer_jax.load(name), render_demo_clip()
+    state = tracker.start(clip[0], clip.boxes_xywh[0])
     found = []
     for index in range(1, len(clip)):
-        state, tracked = default.step(state, clip[index])
+        state, tracked = tracker.step(state, clip[index])
         assert tracked.score is not None and 0 <= tracked.score <= 1
         found.append(tracked.box_xywh)
-    assert overlaps(np.stack(found), clip.boxes_xywh[1:]).mean() > 0.8
+    assert overlaps(np.stack(found), clip.boxes_xywh[1:]).mean() > least
     assert int(state.num_refreshes) > 0  # online templates are on by default
 
 
