@@ -139,8 +139,7 @@ class Tracker:
         needing_scores = [name for name in ("redetect_every", "entropy_margin", "long_term") if getattr(settings, name)]
         if needing_scores and not model.score_heads:
             raise ConfigError(
-                f"{', '.join(needing_scores)}: for models that give scores, those with _online; {model.name} gives none; "
-                "leave it out"
+                f"{', '.join(needing_scores)}: for models that give scores, those with _online; {model.name} gives none"
             )
         if settings.entropy_margin and model.head == "query":
             raise ConfigError(

@@ -149,7 +149,9 @@ def test_what_does_not_fit_is_named(stage_one, tmp_path):
     assert {name.split("/")[1] for name in start.taken} == {"backbone"}
     with pytest.raises(WeightsError, match=r"a folder without model\.safetensors"):
         objective().start_from(tmp_path)
-    with pytest.raises(WeightsError, match="no such file, folder or embedded weights; embedded: mixvit_nano, mixvit_tiny, "):
+    with pytest.raises(
+        WeightsError, match="no such file, folder or embedded weights; embedded: mixvit_nano, mixvit_tiny, "
+    ):
         objective().start_from(tmp_path / "missing.pth")
     with pytest.raises(WeightsError, match="the name of the weights is empty"):
         find_weights("")
