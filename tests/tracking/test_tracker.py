@@ -189,7 +189,7 @@ def test_load_takes_names_files_and_run_folders(default, tmp_path):
     (tmp_path / "official" / "MixFormer_ep0500.pth.tar").touch()
     with pytest.raises(WeightsError, match=r"give the file itself, such as .*official/MixFormer_ep0500\.pth\.tar"):
         mixformer_jax.load(tmp_path / "official")
-    with pytest.raises(WeightsError, match="embedded: mixvit_tiny"):
+    with pytest.raises(WeightsError, match="embedded: mixvit_nano, mixvit_tiny"):
         mixformer_jax.load("mixvit_huge")
 
 
