@@ -115,7 +115,10 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
         **dataclasses.asdict(config),
     }
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DatasetError(f"{path}: damaged: {error}; give another folder") from error
         changed = [key for key in settings if there.get(key) != settings[key]]
         different = [f"{key}: {there.get(key)!r} there, {settings[key]!r} now" for key in changed]
         if changed == ["keys_sha256"]:

@@ -180,18 +180,19 @@ def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = No
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:
         shards = json.loads((root / PACKING).read_text(encoding="utf-8"))["shards"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{root / PACKING}: damaged: {error}") from error
     names = [f"{shard_name(number)}.json" for number in range(len(shards))]
     listings = [root / name if bucket is None else bucket.fetch(name) for name in names]
     missing = sum(not path.is_file() for path in listings)
     if missing:
         raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
-    places = {
-        name: (number, record)
-        for number, path in enumerate(listings)
-        for name, record in json.loads(path.read_text(encoding="utf-8"))
-    }
+    places: dict[str, tuple[int, int]] = {}
+    for number, path in enumerate(listings):
+        try:
+            places |= {name: (number, record) for name, record in json.loads(path.read_text(encoding="utf-8"))}
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{path}: damaged: {error}; delete it and pack again") from error
     return Dataset("packed", root, list(places), _Reader(root, places, bucket))
 
 

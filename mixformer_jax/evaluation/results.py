@@ -297,7 +297,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, 
         return
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ResultsError(f"{record}: not JSON ({error}); {mend}") from error
     if not isinstance(found, dict):
         raise ResultsError(f"{record}: no JSON object; {mend}")

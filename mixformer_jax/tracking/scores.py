@@ -72,7 +72,7 @@ def entropy_limit(settings: TrackerConfig, memory: ScoreMemory | None) -> Float[
 
 def learn_entropy(memory: ScoreMemory, scores: Float[Array, " n"], entropy: Float[Array, " n"]) -> ScoreMemory:
     """What is usual: the first frame's, and from there on a moving average over frames that score well."""
-    usual, counts = memory.usual_entropy, ~memory.lost & (scores > ENTROPY_ABOVE)
-    learnt = jnp.where(counts, usual + ENTROPY_RATE * (entropy - usual), usual)
-    first = jnp.where(jnp.isfinite(entropy), entropy, jnp.inf)
-    return memory._replace(usual_entropy=jnp.where(jnp.isinf(usual), first, learnt))
+    usual = memory.usual_entropy
+    is_first, scores_well = jnp.isinf(usual), ~memory.lost & (scores > ENTROPY_ABOVE)
+    learnt = jnp.where(is_first, entropy, usual + ENTROPY_RATE * (entropy - usual))
+    return memory._replace(usual_entropy=jnp.where((is_first | scores_well) & jnp.isfinite(entropy), learnt, usual))

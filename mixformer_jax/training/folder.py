@@ -100,7 +100,7 @@ def check_folder(folder: Path, experiment: Any) -> None:
     path = folder / CONFIG_NAME
     try:
         theirs = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise TrainingError(f"{path}: cannot be read ({error}); bring it back, or give a new --out") from error
     differences = [] if theirs is None else list(_differences(experiment, theirs, ()))
     if differences:

@@ -103,6 +103,12 @@ def test_packing_goes_on_where_it_stopped(root, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
     with pytest.raises(DatasetError, match=r"holds something else.*quality: 90 there, 50 now"):
         pack(dataset, tmp_path, PackConfig(frames_per_shard=10, quality=50))
+    for name in ("shard-00001.json", "packing.json"):
+        (tmp_path / name).write_text("[[1")
+        with pytest.raises(DatasetError, match=rf"{name}: damaged"):
+            open_dataset("packed", tmp_path)
+    with pytest.raises(DatasetError, match=r"packing\.json: damaged"):
+        pack(dataset, tmp_path, config)
 
 
 @pytest.mark.parametrize("others", [["one", "two", "four"], ["three", "two", "one"]])

@@ -343,6 +343,9 @@ def test_coco(tmp_path, monkeypatch):
     write(tmp_path / "annotations" / "instances_train2017.json", '{"images": []}')
     with pytest.raises(DatasetError, match="not COCO's instances: KeyError: 'annotations'"):
         open_dataset("coco", tmp_path)
+    write(tmp_path / "annotations" / "instances_train2017.json", "[" * 100_000)
+    with pytest.raises(DatasetError, match="not COCO's instances: RecursionError"):
+        open_dataset("coco", tmp_path)
     with pytest.raises(DatasetError, match=r"val2017: no such folder"):
         open_dataset("coco", tmp_path, split="val2017")
 

@@ -89,8 +89,8 @@ def test_lost_after_some_low_scores_in_a_row_and_found_after_some_high_ones():
 
 def test_an_entropy_that_is_not_finite_is_not_learnt():
     memory = start_memory(jnp.zeros((2, 4, 4, 3), jnp.uint8))
-    for entropy in ([jnp.nan, 3.0], [4.0, 3.0]):
-        memory = learn_entropy(memory, jnp.array([0.5, 0.5]), jnp.array(entropy))
+    for score, entropy in ((0.5, [jnp.nan, 3.0]), (0.5, [4.0, 9.0]), (0.95, [jnp.nan, jnp.inf])):
+        memory = learn_entropy(memory, jnp.full(2, score), jnp.array(entropy))
     np.testing.assert_array_equal(memory.usual_entropy, [4.0, 3.0])
 
 
