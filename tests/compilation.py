@@ -8,7 +8,9 @@ _HAS_CHOICE = tuple(int(part) for part in version("jaxlib").split(".")[:3]) < (0
 
 def _options(level: int, fusion_emitters: bool) -> dict[str, int | bool]:
     emitters = {"xla_cpu_use_fusion_emitters": fusion_emitters} if _HAS_CHOICE else {}
-    return {"xla_backend_optimization_level": level, **emitters}
+    # What tells LLVM's passes which arrays are apart: where none of them run, it is only written and read.
+    metadata = {f"xla_llvm_enable_{what}_metadata": level > 0 for what in ("noalias", "alias_scope", "invariant_load")}
+    return {"xla_backend_optimization_level": level, **emitters, **metadata}
 
 
 QUICK = _options(0, False)
