@@ -274,12 +274,9 @@ def frames_of(truth: MotTruth, results: MotRows) -> list[MotFrame]:
 
 def _on_distractors(overlaps: np.ndarray, is_distractor: np.ndarray) -> np.ndarray:
     """Results that stand for a distractor, in the assignment of all of a frame to all boxes of the ground truth."""
-    from scipy.optimize import linear_sum_assignment
-
-    epsilon = np.finfo(np.float64).eps
-    values = np.where(overlaps < CLEAR_THRESHOLD - epsilon, 0, overlaps)
-    rows, columns = linear_sum_assignment(values, maximize=True)
-    return np.asarray(columns[(values[rows, columns] > epsilon) & is_distractor[rows]])
+    values = np.where(overlaps < CLEAR_THRESHOLD - _EPSILON, 0, overlaps)
+    rows, columns = _assign(values)
+    return np.asarray(columns[(values[rows, columns] > _EPSILON) & is_distractor[rows]])
 
 
 def _by_frame(*frames: np.ndarray) -> list[tuple[np.ndarray, ...]]:

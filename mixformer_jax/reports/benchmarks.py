@@ -149,8 +149,8 @@ def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
     trackers = {}
     for tracker in scores.trackers:
         columns = {**tracker.by_sequence, "average_overlap": tracker.average_overlap}
-        by_sequence = reports.numbers_by_sequence(scores.sequences, columns)
-        trackers[tracker.name] = {**tracker.headline, "curves": tracker.overall._asdict(), "by_sequence": by_sequence}
+        curves_of = tracker.overall._asdict()
+        trackers[tracker.name] = reports.tracker_record(scores.sequences, tracker.headline, columns, curves=curves_of)
     return {
         "benchmark": scores.benchmark,
         "rules": dataclasses.asdict(scores.rules),
@@ -189,11 +189,8 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
             notes.append(f"{name}: no times for {len(missing)} sequences ({listed}), which have no part in its FPS")
         frames = np.array([len(overlaps) for overlaps in score.overlaps])
         columns = {**by_sequence[name], "toolkit_FPS": score.toolkit_fps, "frames": frames}
-        records[name] = {
-            **headlines[name],
-            "curves": {"success": score.success_curve},
-            "by_sequence": reports.numbers_by_sequence(names, columns),
-        }
+        success_curve = {"success": score.success_curve}
+        records[name] = reports.tracker_record(names, headlines[name], columns, curves=success_curve)
     success = {name: (headlines[name]["AO"], score.success_curve) for name, score in scores.items()}
     panel = reports.curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
     title = f"got10k, {len(sequences)} sequences"
@@ -274,11 +271,9 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
             "sequences": list(truth),
             "thresholds": servers.THRESHOLDS._asdict(),
             "trackers": {
-                name: {
-                    **headlines[name],
-                    "curves": means[name]._asdict(),
-                    "by_sequence": reports.numbers_by_sequence(list(truth), by_sequence[name]),
-                }
+                name: reports.tracker_record(
+                    list(truth), headlines[name], by_sequence[name], curves=means[name]._asdict()
+                )
                 for name in scores
             },
         },
@@ -332,7 +327,7 @@ def vot_report(
     names = [sequence.name for sequence in annotated]
     runs: dict[str, list[vot.SequenceRuns]] = {}
     whole: dict[str, list[float]] = {}
-    trackers = _vot_trackers(results_dir) if trackers is None else trackers
+    trackers = reports.trackers_in(results_dir, [ANCHORS, WHOLE], "VOT") if trackers is None else trackers
     for name in trackers:
         anchors, alone = results_dir / name / ANCHORS, results_dir / name / WHOLE
         if anchors.is_dir():
@@ -394,23 +389,11 @@ def vot_report(
             "eao_interval": interval,
             "sequences": names,
             "trackers": {
-                name: {
-                    **headlines[name],
-                    "eao_curve": eaos.get(name),
-                    "by_sequence": reports.numbers_by_sequence(names, numbers),
-                }
+                name: reports.tracker_record(names, headlines[name], numbers, eao_curve=eaos.get(name))
                 for name, numbers in by_sequence.items()
             },
         },
     )
-
-
-def _vot_trackers(results_dir: Path) -> list[str]:
-    folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
-    names = [f.name for f in folders if (f / ANCHORS).is_dir() or (f / WHOLE).is_dir()]
-    if not names:
-        raise ResultsError(f"{results_dir}: no results of VOT; expected <tracker>/{ANCHORS}/<sequence>/...")
-    return names
 
 
 def _run_boxes(results: Path, sequence: vot.VotSequence) -> Float64[np.ndarray, "n 4"]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation import vot_longterm
-from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, ResultsError
+from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS
 from mixformer_jax.evaluation.vot import read_run, read_sequences
 from mixformer_jax.evaluation.vot_regions import bounding_box
 from mixformer_jax.reports import report as reports
@@ -37,10 +37,8 @@ def long_term_report(
     results_dir, annotated = Path(results_dir), read_sequences(root, chosen)
     experiment = EXPERIMENTS[LAYOUTS[benchmark]]
     names = [sequence.name for sequence in annotated]
-    scores = {
-        name: vot_longterm.score_long_term(results_dir / name / experiment, annotated)
-        for name in (_trackers(results_dir, experiment) if trackers is None else trackers)
-    }
+    trackers = reports.trackers_in(results_dir, [experiment], "long videos") if trackers is None else trackers
+    scores = {name: vot_longterm.score_long_term(results_dir / name / experiment, annotated) for name in trackers}
     scores = dict(sorted(scores.items(), key=lambda item: -item[1].headline["F"]))
     headlines = {name: score.headline for name, score in scores.items()}
     by_sequence = {name: score.by_sequence for name, score in scores.items()}
@@ -69,24 +67,17 @@ def long_term_report(
             "rules": RULES,
             "sequences": names,
             "trackers": {
-                name: {
-                    **headlines[name],
-                    "thresholds": score.thresholds,
-                    "curves": {"F": score.f_score, "Pr": score.precision, "Re": score.recall},
-                    "by_sequence": reports.numbers_by_sequence(names, by_sequence[name]),
-                }
+                name: reports.tracker_record(
+                    names,
+                    headlines[name],
+                    by_sequence[name],
+                    thresholds=score.thresholds,
+                    curves={"F": score.f_score, "Pr": score.precision, "Re": score.recall},
+                )
                 for name, score in scores.items()
             },
         },
     )
-
-
-def _trackers(results_dir: Path, experiment: str) -> list[str]:
-    folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
-    names = [folder.name for folder in folders if (folder / experiment).is_dir()]
-    if not names:
-        raise ResultsError(f"{results_dir}: no results of long videos; expected <tracker>/{experiment}/<sequence>/...")
-    return names
 
 
 def _figure(benchmark: str, scores: dict[str, vot_longterm.LongTermScores]) -> Figure:

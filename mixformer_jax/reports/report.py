@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import Curves
-from mixformer_jax.evaluation.results import printable, read_boxes
+from mixformer_jax.evaluation.results import ResultsError, printable, read_boxes
 from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, draw_box, draw_caption
@@ -162,11 +162,25 @@ def sequence_tables(
     return tables
 
 
-def numbers_by_sequence(
-    sequences: Sequence[str], numbers: Mapping[str, Float[np.ndarray, " s"]]
-) -> dict[str, dict[str, float]]:
-    """One tracker's numbers by sequence and name, for JSON."""
-    return {name: {key: values[i].item() for key, values in numbers.items()} for i, name in enumerate(sequences)}
+def tracker_record(
+    sequences: Sequence[str],
+    headline: Mapping[str, float],
+    by_sequence: Mapping[str, Float[np.ndarray, " s"]],
+    **more: object,
+) -> dict[str, object]:
+    """One tracker's numbers for JSON: the headline, what there is beside it, and all numbers by sequence."""
+    by_name = {name: {key: values[i].item() for key, values in by_sequence.items()} for i, name in enumerate(sequences)}
+    return {**headline, **more, "by_sequence": by_name}
+
+
+def trackers_in(results_dir: Path, experiments: Sequence[str], benchmark: str) -> list[str]:
+    """The trackers of a VOT workspace with results of any of these experiments; ResultsError without one."""
+    folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
+    names = [folder.name for folder in folders if any((folder / each).is_dir() for each in experiments)]
+    if not names:
+        expected = f"<tracker>/{experiments[0]}/<sequence>/..."
+        raise ResultsError(f"{results_dir}: no results of {benchmark}; expected {expected}")
+    return names
 
 
 class Source(NamedTuple):
