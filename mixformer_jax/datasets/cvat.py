@@ -15,7 +15,8 @@ from xml.parsers import expat
 import numpy as np
 
 from mixformer_jax.datasets.groundtruth import DatasetError
-from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.layout import image_names
+from mixformer_jax.datasets.records import Dataset, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
     Target,
@@ -226,12 +227,12 @@ def _as_track(file: Path, track: _CvatTrack) -> Track:
 def _footage(file: Path, track: _CvatTrack, is_only: bool) -> Footage:
     task = track.task
     for folder in _image_folders(file.parent, task, is_only):
-        if folder.is_dir() and (images := image_footage(folder)) is not None:
-            assert isinstance(images.frame, ImageFrames)
-            numbers = [re.fullmatch(r"frame_(\d+)", Path(name).stem) for name in images.frame.names]
-            if all(numbers):  # numbered as in the video, of which it may have every second one
-                return images._replace(numbers=np.array([int(match[1]) for match in numbers if match]))
-            return images
+        if names := image_names(folder):
+            matches = [re.fullmatch(r"frame_(\d+)", Path(name).stem) for name in names]
+            footage = image_footage(folder, names)
+            if all(matches):  # numbered as in the video, of which it may have every second one
+                footage = footage._replace(numbers=np.array([int(match[1]) for match in matches if match]))
+            return footage
     path = find_video(file.parent, Path(task.source).name, is_only)
     last = max(box.frame for box in track.boxes)
     if path is None:

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
-from mixformer_jax.datasets.coco_video import ORDER
 from mixformer_jax.datasets.groundtruth import DatasetError, Place, read_json
+from mixformer_jax.datasets.json_exports import frame_order
 from mixformer_jax.datasets.mot import LEAST_SIDE, MOST_PIXELS, check_frames, read_mot_rows
-from mixformer_jax.media.images import natural_order
 from mixformer_jax.media.sources import Frame, TimedFrame
 
 Detector = Callable[[Frame], tuple[Any, Any]]
@@ -163,19 +162,13 @@ def read_coco_detections(
 
 def _numbers_of_images(images: Place, num_frames: int | None, place: str) -> dict[int, int]:
     """Numbers of frames by `id`."""
-    ordered, videos = [], set()
-    for image in images.items():
-        order = next((found.number() for key in ORDER if (found := image.get(key)) is not None), None)
-        named = natural_order(Path(image["file_name"].text())) if order is None else ()
-        video = image.get("video_id")
-        videos.add(None if video is None else video.whole())
-        ordered.append(((order is None, order or 0.0, named), image["id"].whole()))
+    ordered = sorted(images.items(), key=frame_order)
+    videos = {None if (video := image.get("video_id")) is None else video.whole() for image in ordered}
     if len(videos) > 1:
         raise images.error(f"the images of one video; they are of {len(videos)}")
     if num_frames is not None and len(ordered) != num_frames:
         raise images.error(f"an image for each of the {num_frames} frames of {place}, and there are {len(ordered)}")
-    ordered.sort(key=lambda each: each[0])
-    numbers = {image: number for number, (_, image) in enumerate(ordered, start=1)}
+    numbers = {image["id"].whole(): number for number, image in enumerate(ordered, start=1)}
     if len(numbers) < len(ordered):
         raise images.error("images with numbers of their own under id")
     return numbers

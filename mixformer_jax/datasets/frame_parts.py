@@ -169,13 +169,13 @@ def is_packed(root: str) -> bool:
     return is_remote(root) or (Path(root) / PACKING).is_file()
 
 
-def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = None) -> Dataset:
+def read_packed(root: str | Path, split: str | None = None) -> Dataset:
     """The sequences of a packed data set, in the original order; DatasetError where packing is not complete.
 
-    `root` is the folder, or where the files of a `bucket` are copied to.
+    `root` is a folder, or an address such as gs://bucket/folder, whose shards are copied here when they are needed.
     """
-    if bucket is not None:
-        bucket.fetch(PACKING)
+    bucket = open_bucket(str(root), PACKING) if is_remote(root) else None
+    root = Path(root) if bucket is None else bucket.fetch(PACKING).parent
     if not (root / PACKING).is_file():
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:
@@ -184,8 +184,7 @@ def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = No
         raise DatasetError(f"{root / PACKING}: damaged: {error}") from error
     names = [f"{shard_name(number)}.json" for number in range(len(shards))]
     listings = [root / name if bucket is None else bucket.fetch(name) for name in names]
-    missing = sum(not path.is_file() for path in listings)
-    if missing:
+    if missing := sum(not path.is_file() for path in listings):
         raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
     places: dict[str, tuple[int, int]] = {}
     for number, path in enumerate(listings):
@@ -194,12 +193,6 @@ def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = No
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{path}: damaged: {error}; delete it and pack again") from error
     return Dataset("packed", root, list(places), _Reader(root, places, bucket))
-
-
-def read_packed_elsewhere(address: str) -> Dataset:
-    """The same at an address such as gs://bucket/folder; shards are copied here when they are first needed."""
-    bucket = open_bucket(address, PACKING)
-    return read_packed(bucket.local, None, bucket)
 
 
 def shard_name(number: int) -> str:
@@ -383,14 +376,13 @@ def _named(address: str, name: str, read: Any, *arguments: str) -> Any:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
-    kind = address.partition("://")[0]
     try:
         from fsspec.core import url_to_fs
 
         return url_to_fs(address)
     except ImportError as error:
-        package = PACKAGES.get(kind)
-        install = f"pip install {package}" if package else str(error)
+        kind = address.partition("://")[0]
+        install = f"pip install {PACKAGES[kind]}" if kind in PACKAGES else str(error)
         raise DatasetError(f"{address}: nothing here opens {kind}:// addresses: {install}") from error
     except ValueError as error:
         known = ", ".join(sorted(PACKAGES))

@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,16 @@ class SequenceFiles:
     attribute_prefix: Sequence[str] = ()  # columns before them in some copies
 
 
-def read_sequence(dataset: str, name: str, files: SequenceFiles) -> TrackingSequence:
+def published(dataset: str, root: Path, keys: Sequence[str], files_of: Callable[[str], SequenceFiles]) -> Dataset:
+    """The data set whose sequences, each a key, have these files."""
+    return Dataset(dataset, root, keys, functools.partial(_read_published, dataset, files_of))
+
+
+def _read_published(dataset: str, files_of: Callable[[str], SequenceFiles], key: str) -> TrackingSequence:
+    return read_files(dataset, key.rpartition("/")[2], files_of(key))
+
+
+def read_files(dataset: str, name: str, files: SequenceFiles) -> TrackingSequence:
     """A sequence of a published data set, with faults of its rows.
 
     Raises DatasetError for files that are missing, not as expected, or of different lengths.
@@ -184,6 +193,11 @@ def sub_folders(folder: Path) -> list[str]:
     """Names of the sub-folders, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def sub_folders_with(folder: Path, *parts: str) -> list[str]:
+    """Those with any of these files or folders: frames alone count, as a forgotten ground truth shall be an error."""
+    return [name for name in sub_folders(folder) if any((folder / name / part).exists() for part in parts)]
 
 
 GROUNDTRUTH, VIDEO = "groundtruth.txt", "video.mp4"  # in plain folders

@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, parse_table, read_text
-from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.layout import image_names
+from mixformer_jax.datasets.records import Dataset, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
     Target,
@@ -169,6 +170,19 @@ class SeqInfo(NamedTuple):
     length: int | None = None  # frames
     size: tuple[int, int] | None = None  # height and width
 
+    def frames_at(self, folder: Path) -> Path | None:
+        """The folder of the sequence's images, or its video; None where neither is there."""
+        images = folder / self.images
+        return images if image_names(images) else find_video(folder, f"{folder.resolve().name}.mp4", True)
+
+    def check_length(self, folder: Path, num_frames: int | None, place: Path) -> None:
+        """Raises DatasetError unless `place` has as many frames as the file in the sequence's folder says."""
+        if self.length is not None and num_frames != self.length:
+            raise DatasetError(
+                f"{folder / SEQINFO}: seqLength is {self.length}, but {place} has {num_frames} frames; "
+                "unpack it anew, or mend seqLength"
+            )
+
 
 def read_seqinfo(folder: Path) -> SeqInfo:
     """The seqinfo.ini of a sequence; the defaults where there is none. DatasetError where it cannot be read."""
@@ -209,45 +223,32 @@ def read_mot(root: Path, split: str | None = None) -> Dataset:
         raise DatasetError(f"{root}: no {GROUNDTRUTH}; expected an export as MOT 1.1, unpacked")
     targets = []
     for folder in folders:
+        rows = read_mot_rows(folder / GROUNDTRUTH, "ground truth")
+        tracks = dict.fromkeys(rows.ids[rows.scores != 0].tolist())
+        if not tracks:
+            raise DatasetError(f"{rows.path}: no row with a target; expected {COLUMNS['ground truth']} a line")
         video = plain_name(folder.resolve().name)
-        for number, rows in _read_rows(folder).items():
-            targets.append(Target(video, str(number), functools.partial(_read, folder, number, rows)))
+        targets += [Target(video, str(number), functools.partial(_read, folder, rows, number)) for number in tracks]
     return dataset_of("mot", root, targets)
 
 
-def mot_folders(root: Path) -> list[Path]:
-    """Folders below the root that hold gt/gt.txt."""
-    return [path.parent.parent for depth in ("", "*/", "*/*/") for path in sorted(root.glob(f"{depth}{GROUNDTRUTH}"))]
+def mot_folders(root: Path, file: Path = GROUNDTRUTH) -> list[Path]:
+    """Folders that hold a file: the root, and up to two below it."""
+    paths = [path for depth in ("", "*/", "*/*/") for path in sorted(root.glob(f"{depth}{file}"))]
+    return [path.parents[len(file.parts) - 1] for path in paths]
 
 
-class _Rows(NamedTuple):
-    line: int  # of the first
-    boxes_xywh: dict[int, list[float]]  # by frame, from 0
-    hidden: set[int]  # frames on which it is not in view
-
-
-def _read_rows(folder: Path) -> dict[int, _Rows]:
-    is_challenge = has_seqinfo(folder)
-    rows = read_mot_rows(folder / GROUNDTRUTH, "ground truth")
-    boxes_xywh = rows.boxes_xywh - (1, 1, 0, 0) if is_challenge else rows.boxes_xywh
-    tracks: dict[int, _Rows] = {}
-    for row in np.flatnonzero(rows.scores != 0).tolist():
-        track = tracks.setdefault(int(rows.ids[row]), _Rows(int(rows.lines[row]), {}, set()))
-        frame = int(rows.frames[row]) - 1
-        track.boxes_xywh[frame] = boxes_xywh[row].tolist()
-        if is_challenge and rows.visibility[row] == 0:
-            track.hidden.add(frame)
-    if not tracks:
-        raise DatasetError(f"{rows.path}: no row with a target; expected {COLUMNS['ground truth']} a line")
-    return tracks
-
-
-def _read(folder: Path, number: int, rows: _Rows, name: str, video: str) -> TrackingSequence:
-    seen = {frame: box for frame, box in rows.boxes_xywh.items() if frame not in rows.hidden}
-    where = f"{folder / GROUNDTRUTH}, line {rows.line}, track {number}"
-    if not seen:
-        raise DatasetError(f"{where}: its visibility is 0 on all frames; leave the target out of the export")
-    return sequence_of(name, video, _footage(folder, max(rows.boxes_xywh)), Track.of_frames(seen), where)
+def _read(folder: Path, rows: MotRows, number: int, name: str, video: str) -> TrackingSequence:
+    mine = np.flatnonzero((rows.ids == number) & (rows.scores != 0))
+    where = f"{rows.where(mine[0])}, track {number}"
+    footage = _footage(folder, rows.frames[mine].max())
+    origin = 0.0
+    if has_seqinfo(folder):
+        origin, mine = 1.0, mine[rows.visibility[mine] != 0]
+        if not len(mine):
+            raise DatasetError(f"{where}: its visibility is 0 on all frames; leave the target out of the export")
+    track = Track.of_frames(rows.frames[mine] - 1, rows.boxes_xywh[mine] - (origin, origin, 0, 0))
+    return sequence_of(name, video, footage, track, where)
 
 
 def _check_numbers(folder: Path, names: Sequence[str]) -> None:
@@ -261,25 +262,22 @@ def _check_numbers(folder: Path, names: Sequence[str]) -> None:
             )
 
 
-def _footage(folder: Path, last: int) -> Footage:
-    images, fps, length, size = read_seqinfo(folder)
-    footage = image_footage(folder / images)
-    if footage is not None:
-        assert isinstance(footage.frame, ImageFrames)
-        _check_numbers(folder / images, footage.frame.names)
+def _footage(folder: Path, least: int) -> Footage:
+    """The frames of a sequence; as many as annotated, `least` or more, where they are missing."""
+    info = read_seqinfo(folder)
+    place = info.frames_at(folder)
+    if place is None:
+        reason = f"{folder}: neither {info.images}/ with images nor the annotated video; put one of them there"
+        return Footage(folder, MissingFrames(reason), np.arange(max(least, info.length or 0)))
+    if place.is_dir():
+        names = image_names(place)
+        _check_numbers(place, names)
+        footage = image_footage(place, names)
     else:
-        found = find_video(folder, f"{folder.resolve().name}.mp4", True)
-        if found is None:
-            reason = f"{folder}: neither {images}/ with images nor the annotated video; put one of them there"
-            return Footage(folder, MissingFrames(reason), np.arange(max(last + 1, length or 0)))
-        footage = video_footage(found)
-    if length is not None and length != len(footage.numbers):
-        raise DatasetError(
-            f"{folder / SEQINFO}: seqLength is {length}, but {footage.place} has {len(footage.numbers)} frames; "
-            "unpack it anew, or mend seqLength"
-        )
-    footage.require_size(size, f"{folder / SEQINFO}, imWidth and imHeight")
-    return footage if fps is None else footage._replace(fps=fps)
+        footage = video_footage(place)
+    info.check_length(folder, len(footage.numbers), place)
+    footage.require_size(info.size, f"{folder / SEQINFO}, imWidth and imHeight")
+    return footage if info.fps is None else footage._replace(fps=info.fps)
 
 
 class MotSequence(NamedTuple):
@@ -303,19 +301,12 @@ class MotSequence(NamedTuple):
             SourceError: they cannot be read.
         """
         info = read_seqinfo(self.folder)
-        place = self.folder / info.images
-        if not place.is_dir():
-            found = find_video(self.folder, f"{self.folder.resolve().name}.mp4", True)
-            if found is None:
-                raise DatasetError(f"{self.folder}: neither {info.images}/ with images nor a video; put it there")
-            place = found
+        place = info.frames_at(self.folder)
+        if place is None:
+            raise DatasetError(f"{self.folder}: neither {info.images}/ with images nor a video; put it there")
         source = open_source(place)
         source.name, source.fps = self.name, info.fps or source.fps
-        if info.length is not None and source.num_frames != info.length:
-            raise DatasetError(
-                f"{self.folder / SEQINFO}: seqLength is {info.length}, but {place} has {source.num_frames} frames; "
-                "unpack it anew, or mend seqLength"
-            )
+        info.check_length(self.folder, source.num_frames, place)
         if info.size is not None and source.size != info.size:
             (height, width), (told_height, told_width) = source.size, info.size
             raise DatasetError(
@@ -335,13 +326,7 @@ def mot_sequences(root: Path) -> list[MotSequence]:
 
     They come by name; none where the folder is of another kind. DatasetError for two of one name.
     """
-    marks = (DETECTIONS, GROUNDTRUTH, Path(SEQINFO))
-    folders = {
-        path.parents[len(mark.parts) - 1]
-        for mark in marks
-        for depth in ("", "*/", "*/*/")
-        for path in root.glob(f"{depth}{mark}")
-    }
+    folders = {folder for mark in (DETECTIONS, GROUNDTRUTH, Path(SEQINFO)) for folder in mot_folders(root, mark)}
     found: dict[str, MotSequence] = {}
     for folder in sorted(folders):
         files = (path if (path := folder / mark).is_file() else None for mark in (DETECTIONS, GROUNDTRUTH))

@@ -20,9 +20,9 @@ from mixformer_jax.datasets.groundtruth import (
     parse_numbers,
     read_attributes,
     read_groundtruth,
-    read_text,
+    read_lines,
 )
-from mixformer_jax.datasets.layout import SequenceFiles, read_table
+from mixformer_jax.datasets.layout import SequenceFiles, published, read_table
 from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.sources import DEFAULT_FPS
 
@@ -126,16 +126,13 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
     Animal1/img/00001.jpg ...               frames
     Animal1/groundtruth_rect.txt            x,y,w,h a line
     """
-    # Frames alone count: a forgotten ground truth shall be an error.
-    parts = ("groundtruth_rect.txt", "img")
-    names = [name for name in layout.sub_folders(root) if any((root / name / part).exists() for part in parts)]
-    return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
+    names = layout.sub_folders_with(root, "groundtruth_rect.txt", "img")
+    return published("dtb70", root, names, functools.partial(_dtb70_files, root))
 
 
-def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
+def _dtb70_files(root: Path, name: str) -> SequenceFiles:
     folder = root / name
-    files = SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
-    return layout.read_sequence("dtb70", name, files)
+    return SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
 
 
 def read_uav(dataset: str, root: Path, split: str | None = None) -> Dataset:
@@ -152,20 +149,20 @@ def read_uav(dataset: str, root: Path, split: str | None = None) -> Dataset:
     folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
     attributes = layout.find_attributes(folder / "att", names)
-    read = functools.partial(_read_uav_sequence, dataset, folder, root / "data_seq" / frames, step, attributes)
-    return Dataset(dataset, root, names, read)
+    has_parts = dataset != "uav20l"
+    files_of = functools.partial(_uav_files, folder, root / "data_seq" / frames, step, has_parts, attributes)
+    return published(dataset, root, names, files_of)
 
 
-def _read_uav_sequence(
-    dataset: str, boxes: Path, frames: Path, step: int, attributes: Mapping[str, Path], name: str
-) -> TrackingSequence:
-    # UAV20L has no parts. Parts end where their boxes end.
-    part = re.fullmatch(r"(.+)_(\d+)", name) if dataset != "uav20l" else None
+def _uav_files(
+    boxes: Path, frames: Path, step: int, has_parts: bool, attributes: Mapping[str, Path], name: str
+) -> SequenceFiles:
+    part = re.fullmatch(r"(.+)_(\d+)", name) if has_parts else None  # parts end where their boxes end
     folder, first = frames / name, 1
     if part:
         folder, starts = frames / part[1], read_table("uav123_parts.txt").get(part[1], [])
         first = dict(enumerate(map(int, starts), start=2)).get(int(part[2]), 1)
-    files = SequenceFiles(
+    return SequenceFiles(
         *(folder, boxes / f"{name}.txt", folder, "%06d.jpg"),
         # UAV123@10fps numbers every third frame anew.
         first=(first - 1) // step + 1,
@@ -174,7 +171,6 @@ def _read_uav_sequence(
         attributes=attributes.get(name),
         challenges=UAV_ATTRIBUTES,
     )
-    return layout.read_sequence(dataset, name, files)
 
 
 def read_nfs(root: Path, split: str | None = None) -> Dataset:
@@ -252,7 +248,7 @@ def _nfs_sequence(
 def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Boxes and flags of lost targets, in the order of the frames."""
     rows = []
-    for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, "ground truth"), start=1):
         try:
             rows.append(parse_numbers(" ".join(line.split()[1:7])))
             if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):
@@ -260,8 +256,6 @@ def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray
         except ValueError:
             expected = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
             raise DatasetError(f"{path}, line {number}: {expected}") from None
-    if not rows:
-        raise DatasetError(f"{path}: the ground truth is empty; expected one line for every frame")
     table = np.array(sorted(rows, key=lambda row: row[4]), np.float64)
     boxes_xywh = np.concatenate([table[:, :2], table[:, 2:4] - table[:, :2]], axis=1)
     return boxes_xywh, table[:, 5] != 0

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
 from mixformer_jax.datasets.groundtruth import DatasetError, has_target
-from mixformer_jax.datasets.layout import VIDEO, image_names
+from mixformer_jax.datasets.layout import VIDEO
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence, VideoFrames
 from mixformer_jax.media.sources import DEFAULT_FPS
 from mixformer_jax.media.video import open_source
@@ -38,11 +38,11 @@ class Track:
     goes_on: Bool[np.ndarray, " k"]
 
     @classmethod
-    def of_frames(cls, boxes_xywh: Mapping[int, Sequence[float]]) -> "Track":
-        """The track of boxes by frame; on all other frames the target is absent."""
-        keys = sorted(boxes_xywh)
-        boxes = np.array([boxes_xywh[key] for key in keys], np.float64).reshape(-1, 4)
-        return cls(np.array(keys, np.float64), boxes, np.ones(len(keys), bool), np.zeros(len(keys), bool))
+    def of_frames(cls, frames: Int64[np.ndarray, " k"], boxes_xywh: Float64[np.ndarray, "k 4"]) -> "Track":
+        """The track of boxes on frames of any order; on all other frames the target is absent."""
+        order = np.argsort(frames)
+        is_key = np.ones(len(order), bool)
+        return cls(frames[order].astype(np.float64), boxes_xywh[order], is_key, ~is_key)
 
     def at(self, frames: Float[np.ndarray, " n"] | Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 4"]:
         """Boxes on these frames, which may lie between two; NaN where the target is absent."""
@@ -108,10 +108,9 @@ def find_video(folder: Path, name: str, is_only: bool) -> Path | None:
     return videos[0] if len(videos) == 1 else None
 
 
-def image_footage(folder: Path) -> Footage | None:
-    """The images of a folder, in natural order, numbered from 0; None where there are none."""
-    names = image_names(folder)
-    return Footage(folder, ImageFrames(folder, names), np.arange(len(names))) if names else None
+def image_footage(folder: Path, names: Sequence[str]) -> Footage:
+    """Images of a folder, numbered from 0."""
+    return Footage(folder, ImageFrames(folder, names), np.arange(len(names)))
 
 
 def sequence_of(name: str, video: str, footage: Footage, track: Track, where: str) -> TrackingSequence:
