@@ -17,8 +17,7 @@ from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.images import SourceError
 
-# Sequences that a worker takes at once.
-VIDEO_CHUNK, STILL_CHUNK = 1, 200
+STILL_CHUNK = 200  # sequences that a worker takes at once, where videos go one by one
 
 Size = tuple[int, int]  # height and width
 
@@ -53,7 +52,9 @@ def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) ->
     the frame where the target is not marked as absent (but for the hidden boxes of test sets); frames that change their
     size. Those of `known_faults.tsv` are marked as known.
     """
-    chunk = STILL_CHUNK if len(dataset) > 1 and _is_still(dataset) else VIDEO_CHUNK
+    chunk = 1
+    with contextlib.suppress(DatasetError, SourceError):
+        chunk = STILL_CHUNK if dataset.read(dataset.keys[0]).is_still else 1
     ranges = [range(first, min(first + chunk, len(dataset))) for first in range(0, len(dataset), chunk)]
     total, run = CheckReport(), cast(Any, map)
     bar = tqdm(total=len(dataset), unit=" sequences", desc="checking", disable=not progress or None, mininterval=1)
@@ -66,13 +67,6 @@ def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) ->
             bar.update(report.sequences)
             bar.set_postfix(frames=total.frames, faults=len(total.faults))
     return total
-
-
-def _is_still(dataset: Dataset) -> bool:
-    try:
-        return dataset.read(dataset.keys[0]).is_still
-    except (DatasetError, SourceError):
-        return False
 
 
 def _check_range(dataset: Dataset, indices: range) -> CheckReport:
@@ -96,8 +90,8 @@ def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[str,
     reported = {fault.kind for fault in faults} & {"box empty"}
     frames = boxes = absent = 0
     first_size: Size | None = None
-    path_of = getattr(sequence.frame, "path", None)
-    has_paths = callable(path_of)
+    path_of: Any = getattr(sequence.frame, "path", None)
+    has_paths = callable(path_of)  # of videos, `path` is the file
     if isinstance(sequence.frame, MissingFrames):
         faults.append(Fault("image", "", sequence.frame.reason))
 

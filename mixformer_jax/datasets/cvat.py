@@ -6,7 +6,6 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
@@ -16,18 +15,17 @@ import numpy as np
 
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.layout import image_names
-from mixformer_jax.datasets.records import Dataset, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
     Target,
     Track,
     dataset_of,
     find_video,
-    image_footage,
+    footage_of,
     plain_name,
     sequence_of,
     turned_bounds,
-    video_footage,
 )
 
 LINE = "its line"  # an attribute of elements that no file can have
@@ -58,9 +56,9 @@ def read_cvat(root: Path, split: str | None = None) -> Dataset:
             name = plain_name(f"{track.label}_{track.id or number}")
             videos.append((video, file.parent))
             targets.append(Target(video, name, functools.partial(_read, file, track, is_only)))
-    folders = {name: {folder for other, folder in videos if other == name} for name, _ in videos}
+    folders = Counter(name for name, _ in set(videos))
     for number, (target, (name, folder)) in enumerate(zip(targets, videos, strict=True)):
-        if len(folders[name]) > 1:  # each export calls its video video.mp4
+        if folders[name] > 1:  # each export calls its video video.mp4
             targets[number] = target._replace(video=plain_name(f"{folder.resolve().name}_{name}"))
     return dataset_of("cvat", root, targets)
 
@@ -115,7 +113,11 @@ def _parse(file: Path) -> tuple[list[_CvatTrack], int]:
         identity, where = track.get("id", ""), f"{file}, line {track.get(LINE)}"
         boxes = [_box(file, box) for box in track.iter("box")]
         if boxes:
-            task = _task_of(tasks, track.get("task_id", ""), f"{where}: track {identity}")
+            number = track.get("task_id", "") if len(tasks) > 1 else next(iter(tasks), "")
+            if len(tasks) > 1 and number not in tasks:
+                told = f"track {identity} has the task_id {number!r}, but the tasks are {', '.join(tasks)}"
+                raise _error(file, track, told)
+            task = tasks.get(number, _Task())
             tracks.append(_CvatTrack(identity, track.get("label", "target"), task, where, boxes))
         else:
             logger.warning("%s: track %s has no boxes (polygons, points and masks are left out)", where, identity)
@@ -138,33 +140,23 @@ def _read_xml(file: Path) -> Element:
         with file.open("rb") as opened:
             parser.ParseFile(opened)
     except expat.ExpatError as error:
-        raise DatasetError(
-            f"{file}, line {error.lineno}: no XML ({expat.ErrorString(error.code)}); export and unpack anew"
-        ) from error
+        said = expat.ErrorString(error.code)
+        raise DatasetError(f"{file}, line {error.lineno}: no XML ({said}); export and unpack anew") from error
     except ValueError as error:  # of the parser, at the first line
         raise DatasetError(f"{file}, line 1: {error}; save it as UTF-8, or export anew") from error
     return tree.close()
 
 
 def _task(file: Path, task: Element, source: str) -> _Task:
-    found: dict[str, int | None] = {}
+    """`source` is what stands beside the task, for one that names none itself."""
+    numbers = []
     for name in ("stop_frame", "original_size/height", "original_size/width"):
         element = task.find(name)
-        text = "" if element is None else (element.text or "").strip()
-        found[name] = None if element is None or not text else _whole(file, element, element.tag, text)
-    stop_frame, height, width = found.values()
+        text = (element.text or "").strip() if element is not None else ""
+        numbers.append(_whole(file, element, element.tag, text) if element is not None and text else None)
+    stop_frame, height, width = numbers
     size = (height, width) if height and width else None
     return _Task(task.findtext("name", "").strip(), task.findtext("source", "").strip() or source, stop_frame, size)
-
-
-def _task_of(tasks: Mapping[str, _Task], number: str, track: str) -> _Task:
-    if len(tasks) <= 1:
-        return next(iter(tasks.values()), _Task())
-    if number not in tasks:
-        raise DatasetError(
-            f"{track} has the task_id {number!r}, but the tasks are {', '.join(tasks)}; export anew, or mend the line"
-        )
-    return tasks[number]
 
 
 def _box(file: Path, box: Element) -> _Box:
@@ -225,33 +217,22 @@ def _as_track(file: Path, track: _CvatTrack) -> Track:
 
 
 def _footage(file: Path, track: _CvatTrack, is_only: bool) -> Footage:
-    task = track.task
-    for folder in _image_folders(file.parent, task, is_only):
-        if names := image_names(folder):
-            matches = [re.fullmatch(r"frame_(\d+)", Path(name).stem) for name in names]
-            footage = image_footage(folder, names)
-            if all(matches):  # numbered as in the video, of which it may have every second one
-                footage = footage._replace(numbers=np.array([int(match[1]) for match in matches if match]))
-            return footage
-    path = find_video(file.parent, Path(task.source).name, is_only)
-    last = max(box.frame for box in track.boxes)
-    if path is None:
-        stop = last if task.stop_frame is None else task.stop_frame
+    folder, task = file.parent, track.task
+    names = [name for name in (task.name, task.source and plain_name(task.source)) if name]
+    folders = [place / name for place in (folder / "images", folder) for name in names]
+    if is_only:  # a project's images/ mixes the frames of its tasks
+        folders += [folder / "images", folder]
+    place = next(filter(image_names, folders), None) or find_video(folder, Path(task.source).name, is_only)
+    if place is None:
+        last = max(box.frame for box in track.boxes)
         called = f" {task.source}" if task.source else ""
         pictures = "images/" if is_only else f"{task.name or 'TASK'}/ with its images alone"
-        lack = f"{file.parent}: neither the annotated video{called} nor {pictures} is there; put it beside {file.name}"
-        return Footage(file, MissingFrames(lack), np.arange(max(stop, last) + 1))
-    footage = video_footage(path)
-    end = len(footage.numbers) if task.stop_frame is None else min(task.stop_frame + 1, len(footage.numbers))
-    return footage._replace(numbers=footage.numbers[:end])
-
-
-def _image_folders(folder: Path, task: _Task, is_only: bool) -> Iterator[Path]:
-    for place in (folder / "images", folder):
-        if task.name:
-            yield place / task.name
-        if task.source:
-            yield place / plain_name(task.source)
-    if is_only:  # a project's images/ mixes the frames of its tasks
-        yield folder / "images"
-        yield folder
+        lack = f"{folder}: neither the annotated video{called} nor {pictures} is there; put it beside {file.name}"
+        return Footage(file, MissingFrames(lack), np.arange(max(task.stop_frame or 0, last) + 1))
+    footage = footage_of(place)
+    if isinstance(footage.frame, ImageFrames):
+        # Numbered as in the video, of which it may have every second one.
+        matches = [re.fullmatch(r"frame_(\d+)", Path(name).stem) for name in footage.frame.names]
+        numbers = np.array([int(match[1]) for match in matches if match])
+        return footage._replace(numbers=numbers) if all(matches) else footage
+    return footage if task.stop_frame is None else footage._replace(numbers=footage.numbers[: task.stop_frame + 1])

@@ -1,14 +1,7 @@
 """Frames of which a crop decodes only a part, the crop itself, and data sets that `mixformer data pack` has packed.
 
 A frame on disk is decoded whole. A packed one has pieces of several sizes; the smallest that shows what the crop needs
-is decoded. Both give the same crop. A packed data set is a folder of ArrayRecord shards, written by `data.packing`:
-
-    packing.json                    how it was packed, and which sequences each shard holds
-    shard-00000.array_record        for each sequence: a record of its annotations, then one for each frame
-    shard-00000.json                names of its sequences and where they begin; written last
-
-In a bucket (gs://, s3://, whatever fsspec opens) a shard is copied whole to the user's cache when it is first needed,
-once a machine, and read from there: ArrayRecord reads at random, and a crop needs a few kilobytes.
+is decoded. Both give the same crop.
 """
 
 from __future__ import annotations
@@ -146,9 +139,14 @@ def box_within(box_xywh: Float[np.ndarray, "4"], rectangle: FrameArea) -> Float3
 def shows_frame(frame_size: tuple[int, int], rectangle: FrameArea, least: float) -> bool:
     """Whether at least a fraction `least` of a rectangle's width, and of its height, lies in the frame."""
     height, width = frame_size
-    across = min(rectangle.left + rectangle.width, width - 1) - max(rectangle.left, 0)
-    down = min(rectangle.top + rectangle.height, height - 1) - max(rectangle.top, 0)
+    across, down = _common(rectangle, FrameArea(0, 0, width - 1, height - 1))
     return across >= least * rectangle.width and down >= least * rectangle.height
+
+
+def _common(a: FrameArea, b: FrameArea) -> tuple[float, float]:
+    """Width and height of what two rectangles have in common; where that is nothing, one of them is not above 0."""
+    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
+    return width, min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
 
 
 PACKING = "packing.json"
@@ -170,9 +168,16 @@ def is_packed(root: str) -> bool:
 
 
 def read_packed(root: str | Path, split: str | None = None) -> Dataset:
-    """The sequences of a packed data set, in the original order; DatasetError where packing is not complete.
+    """The sequences of a data set that `data.packing` wrote, in the original order, from shards of ArrayRecord.
 
-    `root` is a folder, or an address such as gs://bucket/folder, whose shards are copied here when they are needed.
+        packing.json                    how it was packed, and which sequences each shard holds
+        shard-00000.array_record        for each sequence: a record of its annotations, then one for each frame
+        shard-00000.json                names of its sequences and where they begin; written last
+
+    `root` is a folder, or an address of fsspec's such as gs://bucket/folder. From there a shard is copied whole to the
+    user's cache when it is first needed, once a machine: ArrayRecord reads at random, and a crop needs a few kilobytes.
+
+    Raises DatasetError where packing is not complete.
     """
     bucket = open_bucket(str(root), PACKING) if is_remote(root) else None
     root = Path(root) if bucket is None else bucket.fetch(PACKING).parent
@@ -243,7 +248,7 @@ class PackedFrame:
         """The first part that shows as much of `needed` as any; smaller parts come first."""
         if not self._parts:
             raise UnusableSampleError(f"{self.name}: nothing around the target was packed")
-        shown = [_overlap(part.covers, needed) for part in self._parts]
+        shown = [math.prod(max(side, 0) for side in _common(part.covers, needed)) for part in self._parts]
         return self._decode(shown.index(max(shown)))
 
     def whole(self) -> UInt8[np.ndarray, "h w 3"]:
@@ -260,13 +265,6 @@ class PackedFrame:
             covers, image = self._parts[number]
             self._decoded[number] = FramePart(decode_image(image, f"{self.name}, part {number}"), covers)
         return self._decoded[number]
-
-
-def _overlap(a: FrameArea, b: FrameArea) -> float:
-    """Area that two rectangles have in common."""
-    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
-    height = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
-    return float(max(width, 0) * max(height, 0))
 
 
 class _Reader:

@@ -20,10 +20,10 @@ from mixformer_jax.datasets.tracks import (
     Track,
     dataset_of,
     find_video,
+    footage_of,
     plain_name,
     sequence_of,
     turned_bounds,
-    video_footage,
 )
 from mixformer_jax.media.images import natural_order
 from mixformer_jax.media.sources import DEFAULT_FPS
@@ -253,7 +253,7 @@ def _read_region(task: Place, region: Place, is_only: bool, name: str, video: st
             f"{address.file}, {address.path}: the annotated video {called} is not in {folder}, and coordinates are "
             "percent of its frames; put it there"
         )
-    footage = video_footage(path)
+    footage = footage_of(path)
     return sequence_of(name, video, footage, _key_frames(region["value"], footage), f"{region.file}, {region.path}")
 
 

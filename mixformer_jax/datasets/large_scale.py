@@ -1,7 +1,6 @@
 """Data sets with parts to train on: LaSOT, GOT-10k, TrackingNet, TNL2K; DepthTrack, LasHeR and, as LasHeR, RGBT234.
 
-Each is described as published, and with its evaluation toolkit's annotations where those are read. Frames of the last
-three have a second stream behind RGB: depth as `media.images.read_depth` gives it, or a thermal image.
+Frames of the last three have a second stream behind RGB: depth as `media.images.read_depth` gives it, or thermal.
 """
 
 import functools
@@ -15,7 +14,7 @@ import numpy as np
 
 from mixformer_jax.datasets import layout
 from mixformer_jax.datasets.groundtruth import DatasetError, LengthError, read_groundtruth, read_names, read_text
-from mixformer_jax.datasets.layout import PUBLISHED, SequenceFiles, published
+from mixformer_jax.datasets.layout import PUBLISHED, SequenceFiles, published_dataset
 from mixformer_jax.datasets.records import (
     Dataset,
     Fault,
@@ -39,6 +38,7 @@ LASOT_EXT_CLASSES = (
     *("misc", "opossum", "paddle", "raccoon", "rhino", "skatingshoe", "wingsuit"),
 )
 LASOT_PER_CLASS, LASOT_EXT_PER_CLASS = 20, 10
+LASOT_NAME = re.compile(r".+-\d+")  # class and number
 # Frames are published as they are annotated, at 10 Hz.
 GOT10K_FPS = 10.0
 GOT10K_TRAIN_LENGTH = 9335
@@ -66,43 +66,11 @@ def read_lasot(root: Path, split: str | None = None) -> Dataset:
     Or the evaluation toolkit's annotations, which can be scored: annos/airplane-1.txt, annos/absent/airplane-1.txt
     (0 or 1 a line), annos/att/airplane-1.txt.
     """
-    if split is None:
-        names = _lasot_present(root)
-    else:
+    names = None
+    if split is not None:
         listing = root / ("training_set.txt" if split == "train" else "testing_set.txt")
         names = read_names(listing) if listing.is_file() else _lasot_published(split)
     return _read_lasot("lasot", root, names, "no split, with a list of names if need be,")
-
-
-def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
-    """LaSOT-ext (Fan et al. 2021), 150 sequences, laid out as LaSOT."""
-    names = [f"{kind}-{number}" for kind in LASOT_EXT_CLASSES for number in range(1, LASOT_EXT_PER_CLASS + 1)]
-    return _read_lasot("lasot_ext", root, names, "the reader lasot, which takes what is there,")
-
-
-def _read_lasot(dataset: str, root: Path, names: list[str], mend: str) -> Dataset:
-    is_toolkit = not _lasot_folders(root) and (root / "annos").is_dir()
-    lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
-    layout.check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
-    attributes = layout.find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
-    return published(dataset, root, names, functools.partial(_lasot_files, root, is_toolkit, attributes))
-
-
-def _lasot_present(root: Path) -> list[str]:
-    """Names of the sequences by class and number, from the names of folders and files alone."""
-    names = _lasot_folders(root) or [path.stem for path in (root / "annos").glob("*.txt") if _is_lasot_name(path.stem)]
-    return sorted(names, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
-
-
-def _lasot_folders(root: Path) -> list[str]:
-    folders = layout.sub_folders(root)
-    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in layout.sub_folders(root / kind)]
-    return [name for name in (*folders, *in_classes) if _is_lasot_name(name)]
-
-
-def _is_lasot_name(folder: str) -> bool:
-    kind, dash, number = folder.rpartition("-")
-    return bool(kind and dash) and number.isdecimal()
 
 
 def _lasot_published(split: str) -> list[str]:
@@ -112,6 +80,28 @@ def _lasot_published(split: str) -> list[str]:
         for number in range(1, LASOT_PER_CLASS + 1)
         if (str(number) in of_test) == (split == "test")
     ]
+
+
+def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
+    """LaSOT-ext (Fan et al. 2021), 150 sequences, laid out as LaSOT."""
+    names = [f"{kind}-{number}" for kind in LASOT_EXT_CLASSES for number in range(1, LASOT_EXT_PER_CLASS + 1)]
+    return _read_lasot("lasot_ext", root, names, "the reader lasot, which takes what is there,")
+
+
+def _read_lasot(dataset: str, root: Path, names: list[str] | None, mend: str) -> Dataset:
+    """The sequences of these names, or all that are there, by the names of folders and files alone."""
+    folders = layout.sub_folders(root)
+    folders += [name for kind in folders if not LASOT_NAME.fullmatch(kind) for name in layout.sub_folders(root / kind)]
+    there = [name for name in folders if LASOT_NAME.fullmatch(name)]
+    is_toolkit = not there and (root / "annos").is_dir()
+    if is_toolkit:
+        there = [path.stem for path in (root / "annos").glob("*.txt") if LASOT_NAME.fullmatch(path.stem)]
+    if names is None:
+        names = sorted(there, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
+    lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
+    layout.check_listed(names, set(there), lack, f"; use {mend} for a part of the data set")
+    attributes = layout.find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
+    return published_dataset(dataset, root, names, functools.partial(_lasot_files, root, is_toolkit, attributes))
 
 
 def _lasot_files(root: Path, is_toolkit: bool, attributes: Mapping[str, Path], name: str) -> SequenceFiles:
@@ -143,12 +133,10 @@ def read_got10k(root: Path, split: str | None = None) -> Dataset:
 
     `visible` is absence.label == 0 and cover.label > 0, as in the official trainer; None without these files.
 
-    Args:
-        split: None for all (`train_full` of the official trainer, and the protocol that trains on GOT-10k alone).
-            `vottrain` (7,086) and `votval` (1,249) are the official trainer's parts of the train subset for training
-            and validation; both leave out 1,000 sequences on account of the VOT challenge. Their published lists count
-            the lines of list.txt from 0, the challenge's list names sequences, counted from 1. The trainer mixes the
-            two, and so does this reader, to train on the same sequences.
+    Without a split, all sequences (`train_full` of the official trainer). `vottrain` (7,086) and `votval` (1,249) are
+    the official trainer's parts of the train subset; both leave out 1,000 sequences on account of the VOT challenge.
+    Their published lists count the lines of list.txt from 0, the challenge's list counts from 1. The trainer mixes the
+    two, and so does this reader, to train on the same sequences.
     """
     listing = root / "list.txt"
     if listing.is_file():
@@ -161,19 +149,15 @@ def read_got10k(root: Path, split: str | None = None) -> Dataset:
         mend = f"give one subset as the root: {' or '.join(subsets)}" if subsets else "expected list.txt"
         raise DatasetError(f"{root}: no GOT-10k sequences; {mend}")
     if split is not None:
-        names = [names[position] for position in _got10k_positions(split, len(names), root)]
+        if len(names) != GOT10K_TRAIN_LENGTH:
+            of = f"the train subset with its {GOT10K_TRAIN_LENGTH} sequences"
+            raise DatasetError(f"{root}: split {split} is a part of {of}; here are {len(names)}")
+        positions = validation = read_numbers(PUBLISHED / "got10k_votval.txt")
+        if split == "vottrain":
+            left_out = {*validation, *read_numbers(PUBLISHED / "got10k_vot_exclude.txt")}
+            positions = [position for position in range(len(names)) if position not in left_out]
+        names = [names[position] for position in positions]
     return Dataset("got10k", root, names, functools.partial(_read_got10k_sequence, root))
-
-
-def _got10k_positions(split: str, count: int, root: Path) -> list[int]:
-    if count != GOT10K_TRAIN_LENGTH:
-        of = f"the train subset with its {GOT10K_TRAIN_LENGTH} sequences"
-        raise DatasetError(f"{root}: split {split} is a part of {of}; here are {count}")
-    validation = read_numbers(PUBLISHED / "got10k_votval.txt")
-    if split == "votval":
-        return validation
-    left_out = {*validation, *read_numbers(PUBLISHED / "got10k_vot_exclude.txt")}
-    return [position for position in range(count) if position not in left_out]
 
 
 def read_numbers(path: Path) -> list[int]:
@@ -214,9 +198,8 @@ def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
         TRAIN_0/anno/NAME.txt                   x,y,w,h a line; in TEST of the first frame only: NaN after it
         TRAIN_0/frames/NAME/0.jpg ...           frames, numbered from 0 without leading zeros
 
-    Args:
-        split: `train` for all chunks that are there (with all twelve the paper's 30,132 sequences), `test`, or the name
-            of one chunk. None: `train` if there is a chunk of it, else `test`.
+    `train` is all chunks that are there (with all twelve the paper's 30,132 sequences); `test`, or the name of a chunk,
+    is that one. Without a split, `train` if there is a chunk of it, else `test`.
     """
     chunks = [chunk for chunk in TRACKINGNET_CHUNKS if (root / chunk).is_dir()]
     if split in TRACKINGNET_CHUNKS:
@@ -228,9 +211,8 @@ def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
         folder = root / chunk / "anno"
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; expected the boxes of the chunk, NAME.txt")
-        files = (path for path in folder.iterdir() if path.suffix == ".txt" and not path.name.startswith("."))
-        keys += [f"{chunk}/{name}" for name in sorted(path.stem for path in files)]
-    return published("trackingnet", root, keys, functools.partial(_trackingnet_files, root))
+        keys += sorted(f"{chunk}/{path.stem}" for path in folder.glob("[!.]*.txt"))
+    return published_dataset("trackingnet", root, keys, functools.partial(_trackingnet_files, root))
 
 
 def _trackingnet_files(root: Path, key: str) -> SequenceFiles:
@@ -262,7 +244,7 @@ def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
     if split is not None and names and len(names) != TNL2K_SIZES[split]:
         logger.warning("%s: %d sequences; TNL2K's %s subset has %d", root, len(names), split, TNL2K_SIZES[split])
     attributes = layout.find_attributes(root / "annos" / "att", names)
-    return published("tnl2k", root, names, functools.partial(_tnl2k_files, root, folders, attributes))
+    return published_dataset("tnl2k", root, names, functools.partial(_tnl2k_files, root, folders, attributes))
 
 
 def _tnl2k_folders(root: Path, split: str | None) -> dict[str, Path]:
@@ -378,10 +360,8 @@ def _read_pair(dataset: str, name: str, files: SequenceFiles, second: Path, patt
     try:
         beside = layout.find_frames(replace(files, frames=second, pattern=pattern), len(sequence))
     except LengthError as error:
-        found = len(layout.image_names(second))
-        raise LengthError(
-            f"{second}: {found} images; expected {len(sequence)}, one for every frame in {files.frames}"
-        ) from error
+        found, expected = len(layout.image_names(second)), f"{len(sequence)}, one for every frame in {files.frames}"
+        raise LengthError(f"{second}: {found} images; expected {expected}") from error
     faults = sequence.faults + (() if isinstance(beside, MissingFrames) else _misnumbered(sequence.frame, beside))
     frame = two_streams(sequence.frame, beside, is_depth=dataset == "depthtrack")
     return replace(sequence, frame=frame, faults=faults)
@@ -391,10 +371,8 @@ def _misnumbered(colour: ImageFrames, second: ImageFrames) -> tuple[Fault, ...]:
     """Where frames that are paired in their order do not have the same numbers: one of them may be missing."""
     if isinstance(colour.names, NumberedNames):
         return ()
-    ours, theirs = (
-        np.array([int(re.sub(r"\D", "", name) or 0) for name in frames.names]) for frames in (colour, second)
-    )
-    shifts = ours - theirs
+    ours, theirs = ([int(re.sub(r"\D", "", name) or 0) for name in frames.names] for frames in (colour, second))
+    shifts = np.subtract(ours, theirs)
     if (shifts == shifts[0]).all():
         return ()
     index = int(np.flatnonzero(shifts != shifts[0])[0])

@@ -1,19 +1,11 @@
-"""MOTChallenge (MOT 1.1): its text files, sequences in its layout, and targets to train on; also as CVAT writes it.
-
-https://motchallenge.net/instructions. Ground truths, detections and results have a box a line, with its frame's number:
-
-    frame,id,x,y,w,h,score,class,visibility
-
-Frames count from 1. Columns behind the sixth may be missing, and mean something else in each kind: the seventh is a
-ground truth's flag of whether the row counts, and elsewhere the confidence. Pixels are left as they are in the file:
-MOTChallenge's own count from 1, those of most programs from 0; see `has_seqinfo`.
+"""MOTChallenge (MOT 1.1, https://motchallenge.net/instructions), also as CVAT writes it: its text files, sequences in
+its layout, and targets to train on.
 """
 
 import configparser
 import functools
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,17 +14,16 @@ from jaxtyping import Float64, Int64
 
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, parse_table, read_text
 from mixformer_jax.datasets.layout import image_names
-from mixformer_jax.datasets.records import Dataset, MissingFrames, TrackingSequence
+from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
     Target,
     Track,
     dataset_of,
     find_video,
-    image_footage,
+    footage_of,
     plain_name,
     sequence_of,
-    video_footage,
 )
 from mixformer_jax.media.sources import FrameSource
 from mixformer_jax.media.video import open_source
@@ -42,6 +33,7 @@ LEAST_COLUMNS, MOST_COLUMNS = 6, 10
 # Pixels: sides of a box that can be cut out and written, and how far it may lie off.
 LEAST_SIDE, MOST_PIXELS = 1e-3, 1e9
 _MOST_COUNTED = 2.0**53  # above it floats skip whole numbers
+# A box a line. Frames count from 1; columns behind the sixth may be missing.
 COLUMNS = {
     "ground truth": "frame,track,x,y,w,h,considered,class,visibility",
     "detections": "frame,-1,x,y,w,h,score",
@@ -68,7 +60,7 @@ class MotRows(NamedTuple):
 
 
 def read_mot_rows(path: Path, kind: Kind) -> MotRows:
-    """A file's rows; it may have none.
+    """A file's rows; it may have none. Pixels are left as they are: see `has_seqinfo` for whether they count from 1.
 
     Raises DatasetError: a line that is no row of this kind, or a second box of a track on a frame; it names the line.
     """
@@ -89,7 +81,12 @@ def read_mot_rows(path: Path, kind: Kind) -> MotRows:
     frames, ids, classes = (column.astype(np.int64) for column in (table[:, 0], ids, label))
     found = MotRows(path, lines, frames, ids, table[:, 2:6], score, classes, visibility)
     if kind != "detections":
-        _check_once(found)
+        order = np.lexsort((lines, ids, frames))
+        for place in np.flatnonzero((np.diff(frames[order]) == 0) & (np.diff(ids[order]) == 0))[:1].tolist():
+            row = int(order[place + 1])
+            raise DatasetError(
+                f"{found.where(row)}: a second box of track {ids[row]} on frame {frames[row]}; remove one"
+            )
     return found
 
 
@@ -141,16 +138,6 @@ def _check(path: Path, table: np.ndarray, lines: np.ndarray, kind: Kind) -> None
 def _uncounted(values: np.ndarray) -> np.ndarray:
     """Which are no whole numbers, or too large to tell from the next one."""
     return np.asarray((values != np.floor(values)) | (np.abs(values) > _MOST_COUNTED))
-
-
-def _check_once(rows: MotRows) -> None:
-    order = np.lexsort((rows.lines, rows.ids, rows.frames))
-    frames, ids = rows.frames[order], rows.ids[order]
-    for place in np.flatnonzero((frames[1:] == frames[:-1]) & (ids[1:] == ids[:-1]))[:1].tolist():
-        row = int(order[place + 1])
-        raise DatasetError(
-            f"{rows.where(row)}: a second box of track {rows.ids[row]} on frame {rows.frames[row]}; remove one"
-        )
 
 
 def check_frames(rows: MotRows, num_frames: int, place: str) -> None:
@@ -251,17 +238,6 @@ def _read(folder: Path, rows: MotRows, number: int, name: str, video: str) -> Tr
     return sequence_of(name, video, footage, track, where)
 
 
-def _check_numbers(folder: Path, names: Sequence[str]) -> None:
-    """Raises DatasetError where numbered images have gaps: all behind one would be taken for another frame."""
-    for before, after in itertools.pairwise(names):
-        numbers = [Path(name).stem for name in (before, after)]
-        if all(map(str.isdecimal, numbers)) and int(numbers[1]) != int(numbers[0]) + 1:
-            raise DatasetError(
-                f"{folder}: no image between {before} and {after}; lay the missing ones there, or number images and "
-                "frames without gaps"
-            )
-
-
 def _footage(folder: Path, least: int) -> Footage:
     """The frames of a sequence; as many as annotated, `least` or more, where they are missing."""
     info = read_seqinfo(folder)
@@ -269,12 +245,16 @@ def _footage(folder: Path, least: int) -> Footage:
     if place is None:
         reason = f"{folder}: neither {info.images}/ with images nor the annotated video; put one of them there"
         return Footage(folder, MissingFrames(reason), np.arange(max(least, info.length or 0)))
-    if place.is_dir():
-        names = image_names(place)
-        _check_numbers(place, names)
-        footage = image_footage(place, names)
-    else:
-        footage = video_footage(place)
+    footage = footage_of(place)
+    if isinstance(footage.frame, ImageFrames):
+        for before, after in itertools.pairwise(footage.frame.names):
+            numbers = [Path(name).stem for name in (before, after)]
+            # Images behind a gap would be taken for earlier frames.
+            if all(map(str.isdecimal, numbers)) and int(numbers[1]) != int(numbers[0]) + 1:
+                raise DatasetError(
+                    f"{place}: no image between {before} and {after}; lay the missing ones there, or number images and "
+                    "frames without gaps"
+                )
     info.check_length(folder, len(footage.numbers), place)
     footage.require_size(info.size, f"{folder / SEQINFO}, imWidth and imHeight")
     return footage if info.fps is None else footage._replace(fps=info.fps)

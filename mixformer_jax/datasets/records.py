@@ -161,7 +161,7 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
     def __getitem__(self, index: slice) -> "Dataset": ...
 
     def __getitem__(self, index: int | slice) -> "TrackingSequence | Dataset":
-        """A sequence, or the data set of a slice; DatasetError for files that are not what the reader expects."""
+        """A sequence, or the data set of a slice; errors as `read`."""
         return self.subset(self.keys[index]) if isinstance(index, slice) else self._kept(self.keys[index])
 
     def __iter__(self) -> Iterator[TrackingSequence]:
