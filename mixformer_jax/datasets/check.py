@@ -54,7 +54,7 @@ def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) ->
     """
     chunk = 1
     with contextlib.suppress(DatasetError, SourceError):
-        chunk = STILL_CHUNK if dataset.read(dataset.keys[0]).is_still else 1
+        chunk = STILL_CHUNK if len(dataset) > 1 and dataset.read(dataset.keys[0]).is_still else 1
     ranges = [range(first, min(first + chunk, len(dataset))) for first in range(0, len(dataset), chunk)]
     total, run = CheckReport(), cast(Any, map)
     bar = tqdm(total=len(dataset), unit=" sequences", desc="checking", disable=not progress or None, mininterval=1)

@@ -179,16 +179,15 @@ def read_packed(root: str | Path, split: str | None = None) -> Dataset:
 
     Raises DatasetError where packing is not complete.
     """
-    bucket = open_bucket(str(root), PACKING) if is_remote(root) else None
-    root = Path(root) if bucket is None else bucket.fetch(PACKING).parent
-    if not (root / PACKING).is_file():
+    folder = open_bucket(str(root)) if is_remote(root) else _Folder(Path(root))
+    root, packing = folder.local, folder.fetch(PACKING)
+    if not packing.is_file():
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:
-        shards = json.loads((root / PACKING).read_text(encoding="utf-8"))["shards"]
+        shards = json.loads(packing.read_text(encoding="utf-8"))["shards"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{root / PACKING}: damaged: {error}") from error
-    names = [f"{shard_name(number)}.json" for number in range(len(shards))]
-    listings = [root / name if bucket is None else bucket.fetch(name) for name in names]
+        raise DatasetError(f"{packing}: damaged: {error}") from error
+    listings = [folder.fetch(f"{shard_name(number)}.json") for number in range(len(shards))]
     if missing := sum(not path.is_file() for path in listings):
         raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
     places: dict[str, tuple[int, int]] = {}
@@ -197,7 +196,7 @@ def read_packed(root: str | Path, split: str | None = None) -> Dataset:
             places |= {name: (number, record) for name, record in json.loads(path.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{path}: damaged: {error}; delete it and pack again") from error
-    return Dataset("packed", root, list(places), _Reader(root, places, bucket))
+    return Dataset("packed", root, list(places), _Reader(folder, places))
 
 
 def shard_name(number: int) -> str:
@@ -270,13 +269,13 @@ class PackedFrame:
 class _Reader:
     """Reads records; every process opens shards for itself, on demand."""
 
-    def __init__(self, root: Path, places: dict[str, tuple[int, int]], bucket: Bucket | None) -> None:
-        self.root, self.places, self.bucket = root, places, bucket
+    def __init__(self, folder: _Folder, places: dict[str, tuple[int, int]]) -> None:
+        self.folder, self.places = folder, places
         self._open: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["_Reader"], tuple[Path, dict[str, tuple[int, int]], Bucket | None]]:
-        return _Reader, (self.root, self.places, self.bucket)
+    def __reduce__(self) -> tuple[type["_Reader"], tuple[_Folder, dict[str, tuple[int, int]]]]:
+        return _Reader, (self.folder, self.places)
 
     def __call__(self, key: str) -> TrackingSequence:
         shard, first = self.places[key]
@@ -287,7 +286,7 @@ class _Reader:
         with np.load(io.BytesIO(record), allow_pickle=False) as arrays:
             return TrackingSequence(
                 *(name, arrays["boxes_xywh"], PackedFrames(self, name, shard, first + 1)),
-                *(float(arrays["fps"]), self.root),
+                *(float(arrays["fps"]), self.folder.local),
                 visible=arrays.get("visible"),
                 attributes=tuple(arrays["attributes"].tolist()) if "attributes" in arrays else None,
                 is_still=bool(arrays["is_still"]),
@@ -299,8 +298,7 @@ class _Reader:
 
         with self._lock:
             if shard not in self._open:
-                name = f"{shard_name(shard)}.array_record"
-                path = self.root / name if self.bucket is None else self.bucket.fetch(name)
+                path = self.folder.fetch(f"{shard_name(shard)}.array_record")
                 if not path.is_file():
                     raise DatasetError(f"{path}: no such file; pack again")
                 # Access is random: no reading ahead.
@@ -320,7 +318,7 @@ class PackedFrames:
     def open(self, index: int) -> PackedFrame:
         """Frame `index`, to decode a part of it."""
         record = self.reader.read(self.shard, self.first + index)
-        return PackedFrame(record, f"{self.reader.root}, {self.name} frame {index}")
+        return PackedFrame(record, f"{self.reader.folder.local}, {self.name} frame {index}")
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         return self.open(index).whole()
@@ -335,19 +333,19 @@ def is_remote(root: str | Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A folder elsewhere, and its copy here."""
+class _Folder:
+    """A folder of this machine, or the copies here of one elsewhere."""
 
-    address: str  # such as gs://bucket/packed/got10k
-    local: Path  # the folder of the copies
+    local: Path
+    address: str | None = None  # such as gs://bucket/packed/got10k
 
     def fetch(self, name: str) -> Path:
-        """The copy of a file, made now if it is not there; processes wait for one another.
+        """A file, or its copy, made now if it is not there; processes wait for one another.
 
-        Raises DatasetError: no such file, or nothing that opens such addresses is installed.
+        Raises DatasetError: no such file elsewhere, or nothing that opens such addresses is installed.
         """
         path = self.local / name
-        if not path.is_file():
+        if self.address is not None and not path.is_file():
             self.local.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{name}.lock")):
                 if not path.is_file():
@@ -357,13 +355,13 @@ class Bucket:
         return path
 
 
-def open_bucket(address: str, described_by: str) -> Bucket:
-    """The folder at an address; what its file `described_by` says tells copies of one version from another's."""
+def open_bucket(address: str) -> _Folder:
+    """The folder at an address; what its PACKING says tells copies of one version from another's."""
     address = address.rstrip("/")
     system, place = _file_system(address)
-    description = _named(address, described_by, system.cat_file, f"{place}/{described_by}")
+    description = _named(address, PACKING, system.cat_file, f"{place}/{PACKING}")
     version = hashlib.sha256(address.encode() + description).hexdigest()[:16]
-    return Bucket(address, user_cache() / "buckets" / version)
+    return _Folder(user_cache() / "buckets" / version, address)
 
 
 def _named(address: str, name: str, read: Any, *arguments: str) -> Any:
