@@ -13,7 +13,7 @@ from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli import report
 from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
-from mixformer_jax.datasets.second_stream import in_one_frame
+from mixformer_jax.datasets.records import in_one_frame
 from mixformer_jax.datasets.sequences import Dataset, open_dataset
 from mixformer_jax.datasets.vot import LONG_TERM
 from mixformer_jax.evaluation.results import LAYOUTS

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -19,8 +17,7 @@ from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, Fault, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.images import SourceError
 
-# Sequences that a worker takes at once.
-VIDEO_CHUNK, STILL_CHUNK = 1, 200
+STILL_CHUNK = 200  # sequences that a worker takes at once, where videos go one by one
 
 Size = tuple[int, int]  # height and width
 
@@ -55,7 +52,9 @@ def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) ->
     the frame where the target is not marked as absent (but for the hidden boxes of test sets); frames that change their
     size. Those of `known_faults.tsv` are marked as known.
     """
-    chunk = STILL_CHUNK if len(dataset) > 1 and _is_still(dataset) else VIDEO_CHUNK
+    chunk = 1
+    with contextlib.suppress(DatasetError, SourceError):
+        chunk = STILL_CHUNK if len(dataset) > 1 and dataset.read(dataset.keys[0]).is_still else 1
     ranges = [range(first, min(first + chunk, len(dataset))) for first in range(0, len(dataset), chunk)]
     total, run = CheckReport(), cast(Any, map)
     bar = tqdm(total=len(dataset), unit=" sequences", desc="checking", disable=not progress or None, mininterval=1)
@@ -70,17 +69,10 @@ def check_dataset(dataset: Dataset, workers: int = 1, progress: bool = False) ->
     return total
 
 
-def _is_still(dataset: Dataset) -> bool:
-    try:
-        return dataset.read(dataset.keys[0]).is_still
-    except (DatasetError, SourceError):
-        return False
-
-
 def _check_range(dataset: Dataset, indices: range) -> CheckReport:
     cv2.setNumThreads(1)
     report = CheckReport()
-    decoded: dict[Path, Size] = {}
+    decoded: dict[str, Size] = {}
     for index in indices:
         try:
             sequence = dataset.read(dataset.keys[index])
@@ -91,29 +83,35 @@ def _check_range(dataset: Dataset, indices: range) -> CheckReport:
     return report
 
 
-def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path, Size]) -> CheckReport:
+def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[str, Size]) -> CheckReport:
+    """`decoded` keeps the size of the last frame: targets of one still share it."""
     faults = list(sequence.faults)
     # Readers of published data sets tell empty boxes themselves, with their lines.
     reported = {fault.kind for fault in faults} & {"box empty"}
     frames = boxes = absent = 0
     first_size: Size | None = None
-    path_of = getattr(sequence.frame, "path", None)
+    path_of: Any = getattr(sequence.frame, "path", None)
+    has_paths = callable(path_of)  # of videos, `path` is the file
     if isinstance(sequence.frame, MissingFrames):
         faults.append(Fault("image", "", sequence.frame.reason))
 
     def add(kind: str, what: str) -> None:
-        where = str(path_of(index)) if callable(path_of) else f"{sequence.root}, {sequence.name} frame {index}"
         faults.append(Fault(kind, where, what, known_fault(dataset, sequence.name, kind)))
 
     for index in range(len(sequence)):
         size = None
+        where = str(path_of(index)) if has_paths else f"{sequence.root}, {sequence.name} frame {index}"
         if sequence.has_frames:
+            image = where if has_paths or not sequence.is_still else sequence.name
             try:
-                size, is_new = _frame_size(sequence, index, path_of, decoded)
+                if image not in decoded:
+                    decoded.clear()  # objects are sorted by image: only the last one is needed
+                    decoded[image] = sequence.frame(index).shape[:2]
+                    frames += 1
             except (SourceError, DatasetError, IndexError) as error:
                 faults.append(Fault("image", "", str(error)))
                 continue
-            frames += is_new
+            size = decoded[image]
             first_size = first_size or size
             if size != first_size and "frame size" not in reported:
                 reported.add("frame size")
@@ -128,28 +126,12 @@ def _check_sequence(dataset: str, sequence: TrackingSequence, decoded: dict[Path
     return CheckReport(1, frames, boxes, absent, tuple(faults))
 
 
-def _frame_size(
-    sequence: TrackingSequence, index: int, path_of: Callable[[int], Path] | Any, decoded: dict[Path, Size]
-) -> tuple[Size, bool]:
-    """The size, and whether it was decoded anew: targets of one still share a frame."""
-    if not (sequence.is_still and callable(path_of)):
-        return sequence.frame(index).shape[:2], not sequence.is_still or index == 0
-    path = path_of(index)
-    is_new = path not in decoded
-    if is_new:
-        size = sequence.frame(index).shape[:2]
-        decoded.clear()  # objects are sorted by image: only the last one is needed
-        decoded[path] = size
-    return decoded[path], is_new
-
-
 def _box_kind(sequence: TrackingSequence, index: int, frame_size: Size | None) -> str:
     """`right`, `absent`, or the kind of fault."""
     x, y, w, h = sequence.boxes_xywh[index]
-    visible = None if sequence.visible is None else bool(sequence.visible[index])
     if np.isnan([x, y, w, h]).any():
-        return "box NaN" if visible else "absent"
-    if visible is False:
+        return "box NaN" if sequence.visible is not None and sequence.visible[index] else "absent"
+    if sequence.visible is not None and not sequence.visible[index]:
         return "absent"
     if w <= 0 or h <= 0:
         return "box empty"

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
-from mixformer_jax.datasets.coco_video import ORDER
 from mixformer_jax.datasets.groundtruth import DatasetError, Place, read_json
+from mixformer_jax.datasets.json_exports import frame_order
 from mixformer_jax.datasets.mot import LEAST_SIDE, MOST_PIXELS, check_frames, read_mot_rows
-from mixformer_jax.media.images import natural_order
 from mixformer_jax.media.sources import Frame, TimedFrame
 
 Detector = Callable[[Frame], tuple[Any, Any]]
@@ -66,26 +65,23 @@ class CalledDetector:
 
     def __call__(self, frame: TimedFrame) -> Detections:
         """What it finds; DatasetError where that is no boxes and scores. It may write into what it gets, a copy."""
-        return checked_detections(self._detect(frame.pixels.copy()), f"{self.about}, frame {frame.number}")
-
-
-def checked_detections(answer: Any, where: str) -> Detections:
-    """What a detector answered; DatasetError, which begins with `where`, for anything but boxes and scores."""
-    expected = "expected boxes_xywh [n, 4], all with width and height, and scores [n]"
-    try:
-        boxes, scores = answer
-        boxes_xywh, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{where}: {error}; {expected}") from error
-    if boxes_xywh.size == 0 and scores.size == 0:
-        return NOTHING
-    if boxes_xywh.ndim != 2 or boxes_xywh.shape[1] != 4 or scores.shape != boxes_xywh.shape[:1]:
-        raise DatasetError(f"{where}: boxes of shape {boxes_xywh.shape} and scores of {scores.shape}; {expected}")
-    in_reach = (np.abs(boxes_xywh) <= MOST_PIXELS).all(axis=1)  # NaN is not
-    wrong = ~in_reach | ~np.isfinite(scores) | (boxes_xywh[:, 2:] < LEAST_SIDE).any(axis=1)
-    for row in np.flatnonzero(wrong)[:1].tolist():
-        raise DatasetError(f"{where}: box {boxes_xywh[row].tolist()} with score {scores[row]:g}; {expected}")
-    return Detections(boxes_xywh, scores)
+        where = f"{self.about}, frame {frame.number}"
+        expected = "expected boxes_xywh [n, 4], all with width and height, and scores [n]"
+        answer = self._detect(frame.pixels.copy())
+        try:
+            boxes, scores = answer
+            boxes_xywh, scores = np.asarray(boxes, np.float64), np.asarray(scores, np.float64)
+        except (TypeError, ValueError) as error:
+            raise DatasetError(f"{where}: {error}; {expected}") from error
+        if boxes_xywh.size == 0 and scores.size == 0:
+            return NOTHING
+        if boxes_xywh.ndim != 2 or boxes_xywh.shape[1] != 4 or scores.shape != boxes_xywh.shape[:1]:
+            raise DatasetError(f"{where}: boxes of shape {boxes_xywh.shape} and scores of {scores.shape}; {expected}")
+        in_reach = (np.abs(boxes_xywh) <= MOST_PIXELS).all(axis=1)  # NaN is not
+        wrong = ~in_reach | ~np.isfinite(scores) | (boxes_xywh[:, 2:] < LEAST_SIDE).any(axis=1)
+        for row in np.flatnonzero(wrong)[:1].tolist():
+            raise DatasetError(f"{where}: box {boxes_xywh[row].tolist()} with score {scores[row]:g}; {expected}")
+        return Detections(boxes_xywh, scores)
 
 
 def is_detector(named: str) -> bool:
@@ -96,10 +92,10 @@ def is_detector(named: str) -> bool:
 def open_detections(
     named: str, num_frames: int | None, place: str, origin: float = 0.0, categories: Collection[int] = ()
 ) -> DetectionsLike:
-    """Detections that a user named: a file of MOT rows, a `.json` file of COCO's, or a detector `module:function`.
+    """Detections that a user named: MOTChallenge's det.txt, a `.json` file of COCO's, or a detector `module:function`.
 
-    `num_frames` are those of the video `place`, None where it does not say. Pixels of the file count from `origin` (MOT
-    rows of MOTChallenge's own sets: 1). `categories` are those of COCO to take; none: all.
+    `num_frames` are those of the video `place`, None where it does not say. Pixels of det.txt count from `origin`
+    (MOTChallenge's own sets: 1). `categories` are those of COCO to take; none: all.
 
     Raises DatasetError: a file that cannot be read, frames beyond the video, or no detection at all; no such detector.
     """
@@ -107,11 +103,14 @@ def open_detections(
     if is_detector(named):
         return CalledDetector(named, find_detector(named))
     if path.suffix.lower() == ".json":
-        by_frame = read_coco_detections(path, num_frames, place, categories)
+        by_frame = _read_coco(path, num_frames, place, categories)
     elif categories:
         raise DatasetError(f"{path}: categories are those of COCO's .json; rows of MOT have none")
     else:
-        by_frame = read_mot_detections(path, num_frames, place, origin)
+        rows = read_mot_rows(path, "detections")
+        if num_frames is not None:
+            check_frames(rows, num_frames, place)
+        by_frame = _by_frame(rows.frames, rows.boxes_xywh - (origin, origin, 0, 0), rows.scores)
     if not by_frame:
         raise DatasetError(f"{path}: holds no detection, and tracks begin at detections; give the detector's own file")
     return ListedDetections(by_frame)
@@ -131,21 +130,11 @@ def find_detector(named: str) -> Detector:
     return found
 
 
-def read_mot_detections(path: Path, num_frames: int | None, place: str, origin: float = 0.0) -> dict[int, Detections]:
-    """det.txt of MOTChallenge: frame,-1,x,y,w,h,score a line; errors as `open_detections`."""
-    rows = read_mot_rows(path, "detections")
-    if num_frames is not None:
-        check_frames(rows, num_frames, place)
-    return _by_frame(rows.frames, rows.boxes_xywh - (origin, origin, 0, 0), rows.scores)
-
-
-def read_coco_detections(
-    path: Path, num_frames: int | None, place: str, categories: Collection[int] = ()
-) -> dict[int, Detections]:
+def _read_coco(path: Path, num_frames: int | None, place: str, categories: Collection[int]) -> dict[int, Detections]:
     """COCO's results: a list of image_id, category_id, bbox and score; or `images`, and those under `annotations`.
 
     In a list alone `image_id` is the number of the frame, from 1. Of `images`, which must be those of one video, the
-    order of `frame_id` (or `frame_index`), else of the names says which frame is meant. Errors as `open_detections`.
+    order of `frame_id` (or `frame_index`), else of the names says which frame is meant.
     """
     content = read_json(path)
     images = content.get("images") if isinstance(content.value, dict) else None
@@ -155,7 +144,10 @@ def read_coco_detections(
         if categories and found["category_id"].whole() not in categories:
             continue
         frames.append(_frame_number(found["image_id"], numbers, num_frames, place))
-        boxes.append(_box(found["bbox"]))
+        box_xywh = [each.number() for each in found["bbox"].items()]
+        if len(box_xywh) != 4 or min(box_xywh[2:]) < LEAST_SIDE or max(map(abs, box_xywh)) > MOST_PIXELS:
+            raise found["bbox"].error(f"x, y, width and height, the last two above 0, all below {MOST_PIXELS:g}")
+        boxes.append(box_xywh)
         score = found.get("score")
         scores.append(1.0 if score is None else score.number())
     return _by_frame(np.array(frames, np.int64), np.array(boxes, np.float64).reshape(-1, 4), np.array(scores))
@@ -163,19 +155,13 @@ def read_coco_detections(
 
 def _numbers_of_images(images: Place, num_frames: int | None, place: str) -> dict[int, int]:
     """Numbers of frames by `id`."""
-    ordered, videos = [], set()
-    for image in images.items():
-        order = next((found.number() for key in ORDER if (found := image.get(key)) is not None), None)
-        named = natural_order(Path(image["file_name"].text())) if order is None else ()
-        video = image.get("video_id")
-        videos.add(None if video is None else video.whole())
-        ordered.append(((order is None, order or 0.0, named), image["id"].whole()))
+    ordered = sorted(images.items(), key=frame_order)
+    videos = {None if (video := image.get("video_id")) is None else video.whole() for image in ordered}
     if len(videos) > 1:
         raise images.error(f"the images of one video; they are of {len(videos)}")
     if num_frames is not None and len(ordered) != num_frames:
         raise images.error(f"an image for each of the {num_frames} frames of {place}, and there are {len(ordered)}")
-    ordered.sort(key=lambda each: each[0])
-    numbers = {image: number for number, (_, image) in enumerate(ordered, start=1)}
+    numbers = {image["id"].whole(): number for number, image in enumerate(ordered, start=1)}
     if len(numbers) < len(ordered):
         raise images.error("images with numbers of their own under id")
     return numbers
@@ -191,13 +177,6 @@ def _frame_number(image_id: Place, numbers: dict[int, int] | None, num_frames: i
         most = "" if num_frames is None else f" to {num_frames}, as {place} has"
         raise image_id.error(f"the number of a frame, from 1{most}; where ids are others, add the images")
     return value
-
-
-def _box(bbox: Place) -> list[float]:
-    values = [each.number() for each in bbox.items()]
-    if len(values) != 4 or min(values[2:]) < LEAST_SIDE or max(map(abs, values)) > MOST_PIXELS:
-        raise bbox.error(f"x, y, width and height, the last two above 0, all below {MOST_PIXELS:g}")
-    return values
 
 
 def _by_frame(frames: np.ndarray, boxes_xywh: np.ndarray, scores: np.ndarray) -> dict[int, Detections]:

@@ -1,14 +1,7 @@
 """Frames of which a crop decodes only a part, the crop itself, and data sets that `mixformer data pack` has packed.
 
 A frame on disk is decoded whole. A packed one has pieces of several sizes; the smallest that shows what the crop needs
-is decoded. Both give the same crop. A packed data set is a folder of ArrayRecord shards, written by `data.packing`:
-
-    packing.json                    how it was packed, and which sequences each shard holds
-    shard-00000.array_record        for each sequence: a record of its annotations, then one for each frame
-    shard-00000.json                names of its sequences and where they begin; written last
-
-In a bucket (gs://, s3://, whatever fsspec opens) a shard is copied whole to the user's cache when it is first needed,
-once a machine, and read from there: ArrayRecord reads at random, and a crop needs a few kilobytes.
+is decoded. Both give the same crop.
 """
 
 from __future__ import annotations
@@ -146,9 +139,14 @@ def box_within(box_xywh: Float[np.ndarray, "4"], rectangle: FrameArea) -> Float3
 def shows_frame(frame_size: tuple[int, int], rectangle: FrameArea, least: float) -> bool:
     """Whether at least a fraction `least` of a rectangle's width, and of its height, lies in the frame."""
     height, width = frame_size
-    across = min(rectangle.left + rectangle.width, width - 1) - max(rectangle.left, 0)
-    down = min(rectangle.top + rectangle.height, height - 1) - max(rectangle.top, 0)
+    across, down = _common(rectangle, FrameArea(0, 0, width - 1, height - 1))
     return across >= least * rectangle.width and down >= least * rectangle.height
+
+
+def _common(a: FrameArea, b: FrameArea) -> tuple[float, float]:
+    """Width and height of what two rectangles have in common; where that is nothing, one of them is not above 0."""
+    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
+    return width, min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
 
 
 PACKING = "packing.json"
@@ -169,23 +167,28 @@ def is_packed(root: str) -> bool:
     return is_remote(root) or (Path(root) / PACKING).is_file()
 
 
-def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = None) -> Dataset:
-    """The sequences of a packed data set, in the original order; DatasetError where packing is not complete.
+def read_packed(root: str | Path, split: str | None = None) -> Dataset:
+    """The sequences of a data set that `data.packing` wrote, in the original order, from shards of ArrayRecord.
 
-    `root` is the folder, or where the files of a `bucket` are copied to.
+        packing.json                    how it was packed, and which sequences each shard holds
+        shard-00000.array_record        for each sequence: a record of its annotations, then one for each frame
+        shard-00000.json                names of its sequences and where they begin; written last
+
+    `root` is a folder, or an address of fsspec's such as gs://bucket/folder. From there a shard is copied whole to the
+    user's cache when it is first needed, once a machine: ArrayRecord reads at random, and a crop needs a few kilobytes.
+
+    Raises DatasetError where packing is not complete.
     """
-    if bucket is not None:
-        bucket.fetch(PACKING)
-    if not (root / PACKING).is_file():
+    folder = open_bucket(str(root)) if is_remote(root) else _Folder(Path(root))
+    root, packing = folder.local, folder.fetch(PACKING)
+    if not packing.is_file():
         raise DatasetError(f"{root}: no {PACKING}; expected what `mixformer data pack` writes")
     try:
-        shards = json.loads((root / PACKING).read_text(encoding="utf-8"))["shards"]
+        shards = json.loads(packing.read_text(encoding="utf-8"))["shards"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{root / PACKING}: damaged: {error}") from error
-    names = [f"{shard_name(number)}.json" for number in range(len(shards))]
-    listings = [root / name if bucket is None else bucket.fetch(name) for name in names]
-    missing = sum(not path.is_file() for path in listings)
-    if missing:
+        raise DatasetError(f"{packing}: damaged: {error}") from error
+    listings = [folder.fetch(f"{shard_name(number)}.json") for number in range(len(shards))]
+    if missing := sum(not path.is_file() for path in listings):
         raise DatasetError(f"{root}: {missing} of {len(shards)} shards are missing; pack again, which adds them")
     places: dict[str, tuple[int, int]] = {}
     for number, path in enumerate(listings):
@@ -193,13 +196,7 @@ def read_packed(root: Path, split: str | None = None, bucket: Bucket | None = No
             places |= {name: (number, record) for name, record in json.loads(path.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise DatasetError(f"{path}: damaged: {error}; delete it and pack again") from error
-    return Dataset("packed", root, list(places), _Reader(root, places, bucket))
-
-
-def read_packed_elsewhere(address: str) -> Dataset:
-    """The same at an address such as gs://bucket/folder; shards are copied here when they are first needed."""
-    bucket = open_bucket(address, PACKING)
-    return read_packed(bucket.local, None, bucket)
+    return Dataset("packed", root, list(places), _Reader(folder, places))
 
 
 def shard_name(number: int) -> str:
@@ -250,7 +247,7 @@ class PackedFrame:
         """The first part that shows as much of `needed` as any; smaller parts come first."""
         if not self._parts:
             raise UnusableSampleError(f"{self.name}: nothing around the target was packed")
-        shown = [_overlap(part.covers, needed) for part in self._parts]
+        shown = [math.prod(max(side, 0) for side in _common(part.covers, needed)) for part in self._parts]
         return self._decode(shown.index(max(shown)))
 
     def whole(self) -> UInt8[np.ndarray, "h w 3"]:
@@ -269,23 +266,16 @@ class PackedFrame:
         return self._decoded[number]
 
 
-def _overlap(a: FrameArea, b: FrameArea) -> float:
-    """Area that two rectangles have in common."""
-    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
-    height = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
-    return float(max(width, 0) * max(height, 0))
-
-
 class _Reader:
     """Reads records; every process opens shards for itself, on demand."""
 
-    def __init__(self, root: Path, places: dict[str, tuple[int, int]], bucket: Bucket | None) -> None:
-        self.root, self.places, self.bucket = root, places, bucket
+    def __init__(self, folder: _Folder, places: dict[str, tuple[int, int]]) -> None:
+        self.folder, self.places = folder, places
         self._open: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type["_Reader"], tuple[Path, dict[str, tuple[int, int]], Bucket | None]]:
-        return _Reader, (self.root, self.places, self.bucket)
+    def __reduce__(self) -> tuple[type["_Reader"], tuple[_Folder, dict[str, tuple[int, int]]]]:
+        return _Reader, (self.folder, self.places)
 
     def __call__(self, key: str) -> TrackingSequence:
         shard, first = self.places[key]
@@ -296,7 +286,7 @@ class _Reader:
         with np.load(io.BytesIO(record), allow_pickle=False) as arrays:
             return TrackingSequence(
                 *(name, arrays["boxes_xywh"], PackedFrames(self, name, shard, first + 1)),
-                *(float(arrays["fps"]), self.root),
+                *(float(arrays["fps"]), self.folder.local),
                 visible=arrays.get("visible"),
                 attributes=tuple(arrays["attributes"].tolist()) if "attributes" in arrays else None,
                 is_still=bool(arrays["is_still"]),
@@ -308,8 +298,7 @@ class _Reader:
 
         with self._lock:
             if shard not in self._open:
-                name = f"{shard_name(shard)}.array_record"
-                path = self.root / name if self.bucket is None else self.bucket.fetch(name)
+                path = self.folder.fetch(f"{shard_name(shard)}.array_record")
                 if not path.is_file():
                     raise DatasetError(f"{path}: no such file; pack again")
                 # Access is random: no reading ahead.
@@ -329,7 +318,7 @@ class PackedFrames:
     def open(self, index: int) -> PackedFrame:
         """Frame `index`, to decode a part of it."""
         record = self.reader.read(self.shard, self.first + index)
-        return PackedFrame(record, f"{self.reader.root}, {self.name} frame {index}")
+        return PackedFrame(record, f"{self.reader.folder.local}, {self.name} frame {index}")
 
     def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         return self.open(index).whole()
@@ -344,19 +333,19 @@ def is_remote(root: str | Path) -> bool:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """A folder elsewhere, and its copy here."""
+class _Folder:
+    """A folder of this machine, or the copies here of one elsewhere."""
 
-    address: str  # such as gs://bucket/packed/got10k
-    local: Path  # the folder of the copies
+    local: Path
+    address: str | None = None  # such as gs://bucket/packed/got10k
 
     def fetch(self, name: str) -> Path:
-        """The copy of a file, made now if it is not there; processes wait for one another.
+        """A file, or its copy, made now if it is not there; processes wait for one another.
 
-        Raises DatasetError: no such file, or nothing that opens such addresses is installed.
+        Raises DatasetError: no such file elsewhere, or nothing that opens such addresses is installed.
         """
         path = self.local / name
-        if not path.is_file():
+        if self.address is not None and not path.is_file():
             self.local.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_name(f".{name}.lock")):
                 if not path.is_file():
@@ -366,13 +355,13 @@ class Bucket:
         return path
 
 
-def open_bucket(address: str, described_by: str) -> Bucket:
-    """The folder at an address; what its file `described_by` says tells copies of one version from another's."""
+def open_bucket(address: str) -> _Folder:
+    """The folder at an address; what its PACKING says tells copies of one version from another's."""
     address = address.rstrip("/")
     system, place = _file_system(address)
-    description = _named(address, described_by, system.cat_file, f"{place}/{described_by}")
+    description = _named(address, PACKING, system.cat_file, f"{place}/{PACKING}")
     version = hashlib.sha256(address.encode() + description).hexdigest()[:16]
-    return Bucket(address, user_cache() / "buckets" / version)
+    return _Folder(user_cache() / "buckets" / version, address)
 
 
 def _named(address: str, name: str, read: Any, *arguments: str) -> Any:
@@ -383,14 +372,13 @@ def _named(address: str, name: str, read: Any, *arguments: str) -> Any:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
-    kind = address.partition("://")[0]
     try:
         from fsspec.core import url_to_fs
 
         return url_to_fs(address)
     except ImportError as error:
-        package = PACKAGES.get(kind)
-        install = f"pip install {package}" if package else str(error)
+        kind = address.partition("://")[0]
+        install = f"pip install {PACKAGES[kind]}" if kind in PACKAGES else str(error)
         raise DatasetError(f"{address}: nothing here opens {kind}:// addresses: {install}") from error
     except ValueError as error:
         known = ", ".join(sorted(PACKAGES))

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +38,15 @@ def read_groundtruth(
     blank one before the end, or another length than `expected_length`.
     """
     path = Path(path)
-    text = read_text(path, "ground truth")
-    boxes_xywh = parse_table(text.encode(), (4,))
+    lines = read_lines(path, "ground truth")
+    boxes_xywh = parse_table("\n".join(lines).encode(), (4,))
     if boxes_xywh is None:
-        lines = _split_lines(text, path, "ground truth")
         boxes_xywh = np.array([_parse_box(line, f"{path}, line {i}") for i, line in enumerate(lines, 1)], np.float64)
     negative = np.flatnonzero((boxes_xywh[:, 2:] < 0).any(axis=1))
     if len(negative) and not published:
         raise DatasetError(
-            f"{path}, line {negative[0] + 1}: negative width or height in {text.splitlines()[negative[0]].strip()!r}; "
-            "columns are x,y,w,h and not corners"
+            f"{path}, line {negative[0] + 1}: negative width or height in {lines[negative[0]]!r}; columns are x,y,w,h "
+            "and not corners"
         )
     if expected_length is not None:
         check_length(path, len(boxes_xywh), expected_length)
@@ -73,7 +73,7 @@ def read_labels(path: str | Path, expected_length: int | None = None) -> Int64[n
     Raises DatasetError for a missing file, no integer, or another length than `expected_length`.
     """
     path = Path(path)
-    lines = _split_lines(read_text(path, "label file"), path, "label file")
+    lines = read_lines(path, "label file")
     words = lines if len(lines) > 1 else lines[0].split("," if "," in lines[0] else None)
     labels = []
     for number, word in enumerate(words, start=1):
@@ -110,9 +110,9 @@ def read_names(path: Path) -> list[str]:
     names = [line.strip() for line in read_text(path, "list").splitlines() if line.strip()]
     if not names:
         raise DatasetError(f"{path}: the list is empty; expected the names of sequences, one a line")
-    if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise DatasetError(f"{path}: {twice} is listed twice")
+    (most, count), *_ = Counter(names).most_common(1)
+    if count > 1:
+        raise DatasetError(f"{path}: {most} is listed twice")
     return names
 
 
@@ -127,12 +127,23 @@ def read_text(path: Path, kind: str) -> str:
         raise DatasetError(f"{path}: cannot read the {kind} as text: {error}") from error
 
 
+def read_lines(path: Path, kind: str) -> list[str]:
+    """The stripped lines of a text file; errors as `read_text`, and for an empty file."""
+    lines = [line.strip() for line in read_text(path, kind).splitlines()]
+    if not lines:
+        raise DatasetError(f"{path}: the {kind} is empty; expected one line for every frame")
+    return lines
+
+
+def shortened(text: str) -> str:
+    """What messages show of a text."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def parse_numbers(line: str, separator: str | None = None) -> list[float]:
     """Numbers separated by commas or, without those, by `separator` (white space); ValueError for anything else."""
-    # float() would read 1_0 as 10, and digits of other scripts.
-    if "_" in line or not line.isascii():
+    if "_" in line or not line.isascii():  # float() would read 1_0 as 10, and digits of other scripts
         raise ValueError(line)
-    # "1,,3,4" stays an error.
     return [float(cell) for cell in line.split("," if "," in line else separator)]
 
 
@@ -152,14 +163,6 @@ def parse_table(content: bytes, widths: tuple[int, ...]) -> Float64[np.ndarray, 
     # loadtxt skips blank lines.
     exact = len(numbers) == content.count(b"\n") + 1 and (not widths or numbers.shape[1] in widths)
     return numbers if exact and np.isfinite(numbers).all() else None
-
-
-def _split_lines(text: str, path: Path, kind: str) -> list[str]:
-    """Stripped lines; refuses an empty file."""
-    lines = [line.strip() for line in text.splitlines()]
-    if not lines:
-        raise DatasetError(f"{path}: the {kind} is empty; expected one line for every frame")
-    return lines
 
 
 def _parse_box(line: str, where: str) -> list[float]:
@@ -232,11 +235,8 @@ class Place:
 
     def error(self, expected: str) -> DatasetError:
         """What to raise where something else is expected here."""
-        shown = json.dumps(self.value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        return DatasetError(
-            f"{self.file}, {self.path or 'top'}: expected {expected}, found {shown}; export anew, or mend it"
-        )
+        where, found = f"{self.file}, {self.path or 'top'}", shortened(json.dumps(self.value))
+        return DatasetError(f"{where}: expected {expected}, found {found}; export anew, or mend it")
 
 
 def read_json(path: Path) -> Place:

@@ -1,19 +1,29 @@
-"""Large benchmarks with parts to train on: LaSOT, GOT-10k, TrackingNet, TNL2K.
+"""Data sets with parts to train on: LaSOT, GOT-10k, TrackingNet, TNL2K; DepthTrack, LasHeR and, as LasHeR, RGBT234.
 
-Each is described as published, and with its evaluation toolkit's annotations where those are read.
+Frames of the last three have a second stream behind RGB: depth as `media.images.read_depth` gives it, or thermal.
 """
 
-import dataclasses
 import functools
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from mixformer_jax.datasets import layout
-from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.layout import PUBLISHED, SequenceFiles
-from mixformer_jax.datasets.records import Dataset, TrackingSequence
+from mixformer_jax.datasets.groundtruth import DatasetError, LengthError, read_groundtruth, read_names, read_text
+from mixformer_jax.datasets.layout import PUBLISHED, SequenceFiles, published_dataset
+from mixformer_jax.datasets.records import (
+    Dataset,
+    Fault,
+    ImageFrames,
+    MissingFrames,
+    NumberedNames,
+    TrackingSequence,
+    two_streams,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +38,7 @@ LASOT_EXT_CLASSES = (
     *("misc", "opossum", "paddle", "raccoon", "rhino", "skatingshoe", "wingsuit"),
 )
 LASOT_PER_CLASS, LASOT_EXT_PER_CLASS = 20, 10
+LASOT_NAME = re.compile(r".+-\d+")  # class and number
 # Frames are published as they are annotated, at 10 Hz.
 GOT10K_FPS = 10.0
 GOT10K_TRAIN_LENGTH = 9335
@@ -37,6 +48,8 @@ TNL2K_SIZES = {"train": 1300, "test": 700}
 # Folders without sequences: the toolkit's, and its corrections of twelve ground truths.
 TNL2K_NO_SEQUENCES = ("annos", "revised_annotations", "sequence_evaluation_config")
 TNL2K_DEPTH = 3  # subset, part, sequence
+# Of thermal sequences, of which LasHeR's `init.txt` is what trackers are started and scored by.
+THERMAL_TRUTHS = {"lasher": ("init.txt", "visible.txt"), "rgbt234": ("visible.txt", "init.txt")}
 
 
 def read_lasot(root: Path, split: str | None = None) -> Dataset:
@@ -53,44 +66,11 @@ def read_lasot(root: Path, split: str | None = None) -> Dataset:
     Or the evaluation toolkit's annotations, which can be scored: annos/airplane-1.txt, annos/absent/airplane-1.txt
     (0 or 1 a line), annos/att/airplane-1.txt.
     """
-    if split is None:
-        names = _lasot_present(root)
-    else:
+    names = None
+    if split is not None:
         listing = root / ("training_set.txt" if split == "train" else "testing_set.txt")
         names = read_names(listing) if listing.is_file() else _lasot_published(split)
     return _read_lasot("lasot", root, names, "no split, with a list of names if need be,")
-
-
-def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
-    """LaSOT-ext (Fan et al. 2021), 150 sequences, laid out as LaSOT."""
-    names = [f"{kind}-{number}" for kind in LASOT_EXT_CLASSES for number in range(1, LASOT_EXT_PER_CLASS + 1)]
-    return _read_lasot("lasot_ext", root, names, "the reader lasot, which takes what is there,")
-
-
-def _read_lasot(dataset: str, root: Path, names: list[str], mend: str) -> Dataset:
-    is_toolkit = not _lasot_folders(root) and (root / "annos").is_dir()
-    lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
-    layout.check_listed(names, set(_lasot_present(root)), lack, f"; use {mend} for a part of the data set")
-    attributes = layout.find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
-    read = functools.partial(_read_lasot_sequence, dataset, root, is_toolkit, attributes)
-    return Dataset(dataset, root, names, read)
-
-
-def _lasot_present(root: Path) -> list[str]:
-    """Names of the sequences by class and number, from the names of folders and files alone."""
-    names = _lasot_folders(root) or [path.stem for path in (root / "annos").glob("*.txt") if _is_lasot_name(path.stem)]
-    return sorted(names, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
-
-
-def _lasot_folders(root: Path) -> list[str]:
-    folders = layout.sub_folders(root)
-    in_classes = [name for kind in folders if not _is_lasot_name(kind) for name in layout.sub_folders(root / kind)]
-    return [name for name in (*folders, *in_classes) if _is_lasot_name(name)]
-
-
-def _is_lasot_name(folder: str) -> bool:
-    kind, dash, number = folder.rpartition("-")
-    return bool(kind and dash) and number.isdecimal()
 
 
 def _lasot_published(split: str) -> list[str]:
@@ -102,24 +82,43 @@ def _lasot_published(split: str) -> list[str]:
     ]
 
 
-def _read_lasot_sequence(
-    dataset: str, root: Path, is_toolkit: bool, attributes: Mapping[str, Path], name: str
-) -> TrackingSequence:
+def read_lasot_ext(root: Path, split: str | None = None) -> Dataset:
+    """LaSOT-ext (Fan et al. 2021), 150 sequences, laid out as LaSOT."""
+    names = [f"{kind}-{number}" for kind in LASOT_EXT_CLASSES for number in range(1, LASOT_EXT_PER_CLASS + 1)]
+    return _read_lasot("lasot_ext", root, names, "the reader lasot, which takes what is there,")
+
+
+def _read_lasot(dataset: str, root: Path, names: list[str] | None, mend: str) -> Dataset:
+    """The sequences of these names, or all that are there, by the names of folders and files alone."""
+    folders = layout.sub_folders(root)
+    folders += [name for kind in folders if not LASOT_NAME.fullmatch(kind) for name in layout.sub_folders(root / kind)]
+    there = [name for name in folders if LASOT_NAME.fullmatch(name)]
+    is_toolkit = not there and (root / "annos").is_dir()
+    if is_toolkit:
+        there = [path.stem for path in (root / "annos").glob("*.txt") if LASOT_NAME.fullmatch(path.stem)]
+    if names is None:
+        names = sorted(there, key=lambda name: (name.rpartition("-")[0], int(name.rpartition("-")[2])))
+    lack = f"{root}: {{}} sequences have no {'file' if is_toolkit else 'folder'}"
+    layout.check_listed(names, set(there), lack, f"; use {mend} for a part of the data set")
+    attributes = layout.find_attributes(root / ("annos/att" if is_toolkit else "att"), names)
+    return published_dataset(dataset, root, names, functools.partial(_lasot_files, root, is_toolkit, attributes))
+
+
+def _lasot_files(root: Path, is_toolkit: bool, attributes: Mapping[str, Path], name: str) -> SequenceFiles:
     in_class = root / name.rpartition("-")[0] / name
     folder = in_class if in_class.is_dir() else root / name
     if is_toolkit:
-        annos = root / "annos"
-        place, groundtruth, absent = annos, annos / f"{name}.txt", [annos / "absent" / f"{name}.txt"]
+        place = root / "annos"
+        groundtruth, absent = place / f"{name}.txt", [place / "absent" / f"{name}.txt"]
     else:
         place, groundtruth = folder, folder / "groundtruth.txt"
         absent = [folder / "full_occlusion.txt", folder / "out_of_view.txt"]
-    files = SequenceFiles(
+    return SequenceFiles(
         *(place, groundtruth, folder / "img", "%08d.jpg"),
         absent=absent,
         attributes=attributes.get(name),
         challenges=LASOT_ATTRIBUTES,
     )
-    return layout.read_sequence(dataset, name, files)
 
 
 def read_got10k(root: Path, split: str | None = None) -> Dataset:
@@ -134,12 +133,10 @@ def read_got10k(root: Path, split: str | None = None) -> Dataset:
 
     `visible` is absence.label == 0 and cover.label > 0, as in the official trainer; None without these files.
 
-    Args:
-        split: None for all (`train_full` of the official trainer, and the protocol that trains on GOT-10k alone).
-            `vottrain` (7,086) and `votval` (1,249) are the official trainer's parts of the train subset for training
-            and validation; both leave out 1,000 sequences on account of the VOT challenge. Their published lists count
-            the lines of list.txt from 0, the challenge's list names sequences, counted from 1. The trainer mixes the
-            two, and so does this reader, to train on the same sequences.
+    Without a split, all sequences (`train_full` of the official trainer). `vottrain` (7,086) and `votval` (1,249) are
+    the official trainer's parts of the train subset; both leave out 1,000 sequences on account of the VOT challenge.
+    Their published lists count the lines of list.txt from 0, the challenge's list counts from 1. The trainer mixes the
+    two, and so does this reader, to train on the same sequences.
     """
     listing = root / "list.txt"
     if listing.is_file():
@@ -152,19 +149,15 @@ def read_got10k(root: Path, split: str | None = None) -> Dataset:
         mend = f"give one subset as the root: {' or '.join(subsets)}" if subsets else "expected list.txt"
         raise DatasetError(f"{root}: no GOT-10k sequences; {mend}")
     if split is not None:
-        names = [names[position] for position in _got10k_positions(split, len(names), root)]
+        if len(names) != GOT10K_TRAIN_LENGTH:
+            of = f"the train subset with its {GOT10K_TRAIN_LENGTH} sequences"
+            raise DatasetError(f"{root}: split {split} is a part of {of}; here are {len(names)}")
+        positions = validation = read_numbers(PUBLISHED / "got10k_votval.txt")
+        if split == "vottrain":
+            left_out = {*validation, *read_numbers(PUBLISHED / "got10k_vot_exclude.txt")}
+            positions = [position for position in range(len(names)) if position not in left_out]
+        names = [names[position] for position in positions]
     return Dataset("got10k", root, names, functools.partial(_read_got10k_sequence, root))
-
-
-def _got10k_positions(split: str, count: int, root: Path) -> list[int]:
-    if count != GOT10K_TRAIN_LENGTH:
-        of = f"the train subset with its {GOT10K_TRAIN_LENGTH} sequences"
-        raise DatasetError(f"{root}: split {split} is a part of {of}; here are {count}")
-    validation = read_numbers(PUBLISHED / "got10k_votval.txt")
-    if split == "votval":
-        return validation
-    left_out = {*validation, *read_numbers(PUBLISHED / "got10k_vot_exclude.txt")}
-    return [position for position in range(count) if position not in left_out]
 
 
 def read_numbers(path: Path) -> list[int]:
@@ -182,17 +175,13 @@ def _read_got10k_sequence(root: Path, name: str) -> TrackingSequence:
         absent=[absence],
         cover=folder / "cover.label",
     )
-    sequence = layout.read_sequence("got10k", name, files)
-    return dataclasses.replace(sequence, fps=_got10k_rate(folder / "meta_info.ini"))
+    return replace(layout.read_files("got10k", name, files), fps=_got10k_rate(folder / "meta_info.ini"))
 
 
 def _got10k_rate(path: Path) -> float:
     if not path.is_file():
         return GOT10K_FPS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: not a meta_info.ini: {error}") from error
+    text = read_text(path, "meta_info.ini")
     rate = re.search(r"^anno_fps\s*[:=]\s*(.*?)\s*$", text, re.MULTILINE)
     if rate is None:
         return GOT10K_FPS
@@ -209,9 +198,8 @@ def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
         TRAIN_0/anno/NAME.txt                   x,y,w,h a line; in TEST of the first frame only: NaN after it
         TRAIN_0/frames/NAME/0.jpg ...           frames, numbered from 0 without leading zeros
 
-    Args:
-        split: `train` for all chunks that are there (with all twelve the paper's 30,132 sequences), `test`, or the name
-            of one chunk. None: `train` if there is a chunk of it, else `test`.
+    `train` is all chunks that are there (with all twelve the paper's 30,132 sequences); `test`, or the name of a chunk,
+    is that one. Without a split, `train` if there is a chunk of it, else `test`.
     """
     chunks = [chunk for chunk in TRACKINGNET_CHUNKS if (root / chunk).is_dir()]
     if split in TRACKINGNET_CHUNKS:
@@ -223,17 +211,14 @@ def read_trackingnet(root: Path, split: str | None = None) -> Dataset:
         folder = root / chunk / "anno"
         if not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder; expected the boxes of the chunk, NAME.txt")
-        files = (path for path in folder.iterdir() if path.suffix == ".txt" and not path.name.startswith("."))
-        keys += [f"{chunk}/{name}" for name in sorted(path.stem for path in files)]
-    return Dataset("trackingnet", root, keys, functools.partial(_read_trackingnet_sequence, root))
+        keys += sorted(f"{chunk}/{path.stem}" for path in folder.glob("[!.]*.txt"))
+    return published_dataset("trackingnet", root, keys, functools.partial(_trackingnet_files, root))
 
 
-def _read_trackingnet_sequence(root: Path, key: str) -> TrackingSequence:
+def _trackingnet_files(root: Path, key: str) -> SequenceFiles:
     chunk, _, name = key.partition("/")
-    folder = root / chunk / "frames" / name
-    groundtruth = root / chunk / "anno" / f"{name}.txt"
-    files = SequenceFiles(folder, groundtruth, folder, "%d.jpg", first=0, is_hidden=chunk == "TEST")
-    return layout.read_sequence("trackingnet", name, files)
+    folder, groundtruth = root / chunk / "frames" / name, root / chunk / "anno" / f"{name}.txt"
+    return SequenceFiles(folder, groundtruth, folder, "%d.jpg", first=0, is_hidden=chunk == "TEST")
 
 
 def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
@@ -259,7 +244,7 @@ def read_tnl2k(root: Path, split: str | None = None) -> Dataset:
     if split is not None and names and len(names) != TNL2K_SIZES[split]:
         logger.warning("%s: %d sequences; TNL2K's %s subset has %d", root, len(names), split, TNL2K_SIZES[split])
     attributes = layout.find_attributes(root / "annos" / "att", names)
-    return Dataset("tnl2k", root, names, functools.partial(_read_tnl2k_sequence, root, folders, attributes))
+    return published_dataset("tnl2k", root, names, functools.partial(_tnl2k_files, root, folders, attributes))
 
 
 def _tnl2k_folders(root: Path, split: str | None) -> dict[str, Path]:
@@ -308,11 +293,9 @@ def _tnl2k_annotated(root: Path, split: str | None) -> list[str]:
     return listed
 
 
-def _read_tnl2k_sequence(
-    root: Path, folders: Mapping[str, Path], attributes: Mapping[str, Path], name: str
-) -> TrackingSequence:
+def _tnl2k_files(root: Path, folders: Mapping[str, Path], attributes: Mapping[str, Path], name: str) -> SequenceFiles:
     annos, folder = root / "annos", folders.get(name)
-    files = SequenceFiles(
+    return SequenceFiles(
         folder or root,
         folder / "groundtruth.txt" if folder else annos / "gt_rect" / f"{name}.txt",
         (folder or root / name) / "imgs",
@@ -324,4 +307,74 @@ def _read_tnl2k_sequence(
         challenges=TNL2K_ATTRIBUTES,
         attribute_prefix=["1"],
     )
-    return layout.read_sequence("tnl2k", name, files)
+
+
+def read_depthtrack(root: Path, split: str | None = None) -> Dataset:
+    """DepthTrack (Yan et al. 2021, https://github.com/xiaozai/DeT), its training or its test set.
+
+    adapter01_indoor/color/00000001.jpg ...     frames
+    adapter01_indoor/depth/00000001.png ...     millimetres, 16 bits
+    adapter01_indoor/groundtruth.txt            x,y,w,h a line; nan,nan,nan,nan where the target is absent
+    """
+    folder = root / "sequences" if (root / "sequences").is_dir() else root  # of a workspace of the VOT toolkit
+    names = layout.sub_folders_with(folder, "groundtruth.txt", "color")
+    return Dataset("depthtrack", root, names, functools.partial(_read_depthtrack_sequence, folder))
+
+
+def _read_depthtrack_sequence(root: Path, name: str) -> TrackingSequence:
+    folder = root / name
+    files = SequenceFiles(folder, folder / "groundtruth.txt", folder / "color", "%08d.jpg")
+    return _read_pair("depthtrack", name, files, folder / "depth", "%08d.png")
+
+
+def read_thermal(dataset: str, root: Path, split: str | None = None) -> Dataset:
+    """LasHeR (Li et al. 2022, https://github.com/BUGPLEASEOUT/LasHeR; the folder of its training or test set is a
+    root) and RGBT234 (Li et al. 2019): colour and thermal images that lie over each other.
+
+        2girl/visible/v000000.jpg ...       frames, taken in the natural order of their names
+        2girl/infrared/i000000.jpg ...      as many
+        2girl/init.txt, visible.txt, infrared.txt   x,y,w,h a line
+
+    The boxes are LasHeR's of init.txt; RGBT234's of visible.txt, and `thermal_xywh` those of infrared.txt, where that
+    is there.
+    """
+    names = layout.sub_folders_with(root, *THERMAL_TRUTHS[dataset], "visible")
+    return Dataset(dataset, root, names, functools.partial(_read_thermal_sequence, dataset, root))
+
+
+def _read_thermal_sequence(dataset: str, root: Path, name: str) -> TrackingSequence:
+    folder, truths = root / name, THERMAL_TRUTHS[dataset]
+    truth = next((folder / file for file in truths if (folder / file).is_file()), folder / truths[0])
+    files = SequenceFiles(folder, truth, folder / "visible", "%06d.jpg", is_listed=True)
+    sequence, thermal = _read_pair(dataset, name, files, folder / "infrared", files.pattern), folder / "infrared.txt"
+    if dataset != "rgbt234" or not thermal.is_file():
+        return sequence
+    return replace(sequence, thermal_xywh=read_groundtruth(thermal, len(sequence), published=True))
+
+
+def _read_pair(dataset: str, name: str, files: SequenceFiles, second: Path, pattern: str) -> TrackingSequence:
+    """A sequence with the images of its second stream, a folder."""
+    sequence = layout.read_files(dataset, name, files)
+    if not isinstance(sequence.frame, ImageFrames):
+        return sequence
+    try:
+        beside = layout.find_frames(replace(files, frames=second, pattern=pattern), len(sequence))
+    except LengthError as error:
+        found, expected = len(layout.image_names(second)), f"{len(sequence)}, one for every frame in {files.frames}"
+        raise LengthError(f"{second}: {found} images; expected {expected}") from error
+    faults = sequence.faults + (() if isinstance(beside, MissingFrames) else _misnumbered(sequence.frame, beside))
+    frame = two_streams(sequence.frame, beside, is_depth=dataset == "depthtrack")
+    return replace(sequence, frame=frame, faults=faults)
+
+
+def _misnumbered(colour: ImageFrames, second: ImageFrames) -> tuple[Fault, ...]:
+    """Where frames that are paired in their order do not have the same numbers: one of them may be missing."""
+    if isinstance(colour.names, NumberedNames):
+        return ()
+    ours, theirs = ([int(re.sub(r"\D", "", name) or 0) for name in frames.names] for frames in (colour, second))
+    shifts = np.subtract(ours, theirs)
+    if (shifts == shifts[0]).all():
+        return ()
+    index = int(np.flatnonzero(shifts != shifts[0])[0])
+    what = f"{second.names[index]} is paired with {colour.names[index]}: frames are missing, or not numbered alike"
+    return (Fault("frame numbers", str(second.folder), what),)

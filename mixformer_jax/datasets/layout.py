@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from mixformer_jax.media.sources import DEFAULT_FPS
 from mixformer_jax.media.video import open_source
 
 PUBLISHED = Path(__file__).parent / "published"
+SCORED_ALONE = "annotations alone can be scored, but neither tracked nor trained on"
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,18 @@ class SequenceFiles:
     attribute_prefix: Sequence[str] = ()  # columns before them in some copies
 
 
-def read_sequence(dataset: str, name: str, files: SequenceFiles) -> TrackingSequence:
+def published_dataset(
+    dataset: str, root: Path, keys: Sequence[str], files_of: Callable[[str], SequenceFiles]
+) -> Dataset:
+    """The data set whose sequences, each a key, have these files."""
+    return Dataset(dataset, root, keys, functools.partial(_read_sequence, dataset, files_of))
+
+
+def _read_sequence(dataset: str, files_of: Callable[[str], SequenceFiles], key: str) -> TrackingSequence:
+    return read_files(dataset, key.rpartition("/")[2], files_of(key))
+
+
+def read_files(dataset: str, name: str, files: SequenceFiles) -> TrackingSequence:
     """A sequence of a published data set, with faults of its rows.
 
     Raises DatasetError for files that are missing, not as expected, or of different lengths.
@@ -67,8 +79,15 @@ def read_sequence(dataset: str, name: str, files: SequenceFiles) -> TrackingSequ
     if files.is_hidden and len(boxes_xywh) == 1 and files.frames.is_dir():
         hidden = max(len(list_images(files.frames)), 1) - 1
         boxes_xywh = np.concatenate([boxes_xywh, np.full((hidden, 4), np.nan)])
-    frames = find_frames(files, len(boxes_xywh))
-    visible = _read_visible(files, boxes_xywh)
+    count = len(boxes_xywh)
+    frames = find_frames(files, count)
+    visible = has_target(boxes_xywh) if files.empty_is_absent else None
+    if any(path.is_file() for path in files.absent):
+        visible = np.ones(count, bool) if visible is None else visible
+        for path in files.absent:
+            visible &= read_labels(path, count) == 0
+        if files.cover is not None and files.cover.is_file():
+            visible &= read_labels(files.cover, count) > 0
     attributes = read_attributes(files.attributes, files.challenges, files.attribute_prefix)
     faults = row_faults(dataset, name, files.groundtruth, boxes_xywh, visible)
     return TrackingSequence(name, boxes_xywh, frames, files.fps, files.root, visible, attributes, faults=faults)
@@ -103,21 +122,7 @@ def image_names(folder: Path) -> tuple[str, ...]:
 def missing_frames(folder: Path, expected: str) -> MissingFrames:
     """The frames of a folder that has none; `expected` is for the message."""
     found = "no images there" if folder.is_dir() else "no such folder"
-    return MissingFrames(
-        f"{folder}: {found}; expected the frames {expected}; annotations alone can be scored, but neither tracked nor "
-        "trained on"
-    )
-
-
-def _read_visible(files: SequenceFiles, boxes_xywh: Float[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"] | None:
-    visible = has_target(boxes_xywh) if files.empty_is_absent else np.ones(len(boxes_xywh), bool)
-    if not any(path.is_file() for path in files.absent):
-        return visible if files.empty_is_absent else None
-    for path in files.absent:
-        visible &= read_labels(path, expected_length=len(boxes_xywh)) == 0
-    if files.cover is not None and files.cover.is_file():
-        visible &= read_labels(files.cover, expected_length=len(boxes_xywh)) > 0
-    return visible
+    return MissingFrames(f"{folder}: {found}; expected the frames {expected}; {SCORED_ALONE}")
 
 
 def row_faults(
@@ -158,12 +163,11 @@ def find_by_name(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
     Case is ignored, a target's number may follow `-`, `_` or `.`, and `_attribute` the name.
     """
-    there = {_plain_name(path.stem.removesuffix("_attribute")): path for path in sorted(folder.glob("*.txt"))}
-    return {name: there[_plain_name(name)] for name in names if _plain_name(name) in there}
-
-
-def _plain_name(name: str) -> str:
-    return name.lower().replace("-", "_").replace(".", "_")
+    alike = str.maketrans("-.", "__")
+    there = {
+        path.stem.removesuffix("_attribute").lower().translate(alike): path for path in sorted(folder.glob("*.txt"))
+    }
+    return {name: there[key] for name in names if (key := name.lower().translate(alike)) in there}
 
 
 def read_table(file: str) -> dict[str, list[str]]:
@@ -186,6 +190,11 @@ def sub_folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
+def sub_folders_with(folder: Path, *parts: str) -> list[str]:
+    """Those with any of these files or folders: frames alone count, as a forgotten ground truth shall be an error."""
+    return [name for name in sub_folders(folder) if any((folder / name / part).exists() for part in parts)]
+
+
 GROUNDTRUTH, VIDEO = "groundtruth.txt", "video.mp4"  # in plain folders
 
 
@@ -196,8 +205,7 @@ def read_folder(root: Path, split: str | None = None) -> Dataset:
     does not affect the others.
     """
     names = [] if (root / GROUNDTRUTH).is_file() else [n for n in sub_folders(root) if _looks_like_sequence(root / n)]
-    dead = sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists())
-    if dead:
+    if dead := sorted(path.name for path in root.iterdir() if path.is_symlink() and not path.exists()):
         logger.warning("%s: links to what is not there, left out: %s", root, ", ".join(dead))
     if not names and not _looks_like_sequence(root):
         deeper = sorted({path.parent.parent for path in root.glob(f"*/*/{GROUNDTRUTH}")})
@@ -226,11 +234,8 @@ def _read_folder_sequence(root: Path, name: str) -> TrackingSequence:
     if names:
         return TrackingSequence(name, boxes_xywh, ImageFrames(folder, names), DEFAULT_FPS, folder)
     if not video.is_file():
-        missing = MissingFrames(
-            f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}. A ground truth alone can be scored, "
-            "but neither tracked nor trained on"
-        )
-        return TrackingSequence(name, boxes_xywh, missing, DEFAULT_FPS, folder)
+        lack = f"{folder}: no frames; expected images (00000001.jpg, ...) or {VIDEO}; {SCORED_ALONE}"
+        return TrackingSequence(name, boxes_xywh, MissingFrames(lack), DEFAULT_FPS, folder)
     with open_source(video) as source:
         if source.num_frames != len(boxes_xywh):
             # The header may be wrong or silent about the count.

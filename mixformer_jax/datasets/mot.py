@@ -1,19 +1,11 @@
-"""MOTChallenge (MOT 1.1): its text files, sequences in its layout, and targets to train on; also as CVAT writes it.
-
-https://motchallenge.net/instructions. Ground truths, detections and results have a box a line, with its frame's number:
-
-    frame,id,x,y,w,h,score,class,visibility
-
-Frames count from 1. Columns behind the sixth may be missing, and mean something else in each kind: the seventh is a
-ground truth's flag of whether the row counts, and elsewhere the confidence. Pixels are left as they are in the file:
-MOTChallenge's own count from 1, those of most programs from 0; see `has_seqinfo`.
+"""MOTChallenge (MOT 1.1, https://motchallenge.net/instructions), also as CVAT writes it: its text files, sequences in
+its layout, and targets to train on.
 """
 
 import configparser
 import functools
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, parse_table, read_text
+from mixformer_jax.datasets.layout import image_names
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.tracks import (
     Footage,
@@ -28,10 +21,9 @@ from mixformer_jax.datasets.tracks import (
     Track,
     dataset_of,
     find_video,
-    image_footage,
+    footage_of,
     plain_name,
     sequence_of,
-    video_footage,
 )
 from mixformer_jax.media.sources import FrameSource
 from mixformer_jax.media.video import open_source
@@ -41,6 +33,7 @@ LEAST_COLUMNS, MOST_COLUMNS = 6, 10
 # Pixels: sides of a box that can be cut out and written, and how far it may lie off.
 LEAST_SIDE, MOST_PIXELS = 1e-3, 1e9
 _MOST_COUNTED = 2.0**53  # above it floats skip whole numbers
+# A box a line. Frames count from 1; columns behind the sixth may be missing.
 COLUMNS = {
     "ground truth": "frame,track,x,y,w,h,considered,class,visibility",
     "detections": "frame,-1,x,y,w,h,score",
@@ -67,7 +60,7 @@ class MotRows(NamedTuple):
 
 
 def read_mot_rows(path: Path, kind: Kind) -> MotRows:
-    """A file's rows; it may have none.
+    """A file's rows; it may have none. Pixels are left as they are: see `has_seqinfo` for whether they count from 1.
 
     Raises DatasetError: a line that is no row of this kind, or a second box of a track on a frame; it names the line.
     """
@@ -88,7 +81,12 @@ def read_mot_rows(path: Path, kind: Kind) -> MotRows:
     frames, ids, classes = (column.astype(np.int64) for column in (table[:, 0], ids, label))
     found = MotRows(path, lines, frames, ids, table[:, 2:6], score, classes, visibility)
     if kind != "detections":
-        _check_once(found)
+        order = np.lexsort((lines, ids, frames))
+        for place in np.flatnonzero((np.diff(frames[order]) == 0) & (np.diff(ids[order]) == 0))[:1].tolist():
+            row = int(order[place + 1])
+            raise DatasetError(
+                f"{found.where(row)}: a second box of track {ids[row]} on frame {frames[row]}; remove one"
+            )
     return found
 
 
@@ -142,16 +140,6 @@ def _uncounted(values: np.ndarray) -> np.ndarray:
     return np.asarray((values != np.floor(values)) | (np.abs(values) > _MOST_COUNTED))
 
 
-def _check_once(rows: MotRows) -> None:
-    order = np.lexsort((rows.lines, rows.ids, rows.frames))
-    frames, ids = rows.frames[order], rows.ids[order]
-    for place in np.flatnonzero((frames[1:] == frames[:-1]) & (ids[1:] == ids[:-1]))[:1].tolist():
-        row = int(order[place + 1])
-        raise DatasetError(
-            f"{rows.where(row)}: a second box of track {rows.ids[row]} on frame {rows.frames[row]}; remove one"
-        )
-
-
 def check_frames(rows: MotRows, num_frames: int, place: str) -> None:
     """Raises DatasetError for a row on a frame that `place`, a video of so many, does not have."""
     for row in np.flatnonzero(rows.frames > num_frames)[:1].tolist():
@@ -168,6 +156,19 @@ class SeqInfo(NamedTuple):
     fps: float | None = None
     length: int | None = None  # frames
     size: tuple[int, int] | None = None  # height and width
+
+    def frames_at(self, folder: Path) -> Path | None:
+        """The folder of the sequence's images, or its video; None where neither is there."""
+        images = folder / self.images
+        return images if image_names(images) else find_video(folder, f"{folder.resolve().name}.mp4", True)
+
+    def check_length(self, folder: Path, num_frames: int | None, place: Path) -> None:
+        """Raises DatasetError unless `place` has as many frames as the file in the sequence's folder says."""
+        if self.length is not None and num_frames != self.length:
+            raise DatasetError(
+                f"{folder / SEQINFO}: seqLength is {self.length}, but {place} has {num_frames} frames; "
+                "unpack it anew, or mend seqLength"
+            )
 
 
 def read_seqinfo(folder: Path) -> SeqInfo:
@@ -209,77 +210,54 @@ def read_mot(root: Path, split: str | None = None) -> Dataset:
         raise DatasetError(f"{root}: no {GROUNDTRUTH}; expected an export as MOT 1.1, unpacked")
     targets = []
     for folder in folders:
+        rows = read_mot_rows(folder / GROUNDTRUTH, "ground truth")
+        tracks = dict.fromkeys(rows.ids[rows.scores != 0].tolist())
+        if not tracks:
+            raise DatasetError(f"{rows.path}: no row with a target; expected {COLUMNS['ground truth']} a line")
         video = plain_name(folder.resolve().name)
-        for number, rows in _read_rows(folder).items():
-            targets.append(Target(video, str(number), functools.partial(_read, folder, number, rows)))
+        targets += [Target(video, str(number), functools.partial(_read, folder, rows, number)) for number in tracks]
     return dataset_of("mot", root, targets)
 
 
-def mot_folders(root: Path) -> list[Path]:
-    """Folders below the root that hold gt/gt.txt."""
-    return [path.parent.parent for depth in ("", "*/", "*/*/") for path in sorted(root.glob(f"{depth}{GROUNDTRUTH}"))]
+def mot_folders(root: Path, file: Path = GROUNDTRUTH) -> list[Path]:
+    """Folders that hold a file: the root, and up to two below it."""
+    paths = [path for depth in ("", "*/", "*/*/") for path in sorted(root.glob(f"{depth}{file}"))]
+    return [path.parents[len(file.parts) - 1] for path in paths]
 
 
-class _Rows(NamedTuple):
-    line: int  # of the first
-    boxes_xywh: dict[int, list[float]]  # by frame, from 0
-    hidden: set[int]  # frames on which it is not in view
+def _read(folder: Path, rows: MotRows, number: int, name: str, video: str) -> TrackingSequence:
+    mine = np.flatnonzero((rows.ids == number) & (rows.scores != 0))
+    where = f"{rows.where(mine[0])}, track {number}"
+    footage = _footage(folder, rows.frames[mine].max())
+    origin = 0.0
+    if has_seqinfo(folder):
+        origin, mine = 1.0, mine[rows.visibility[mine] != 0]
+        if not len(mine):
+            raise DatasetError(f"{where}: its visibility is 0 on all frames; leave the target out of the export")
+    track = Track.of_frames(rows.frames[mine] - 1, rows.boxes_xywh[mine] - (origin, origin, 0, 0))
+    return sequence_of(name, video, footage, track, where)
 
 
-def _read_rows(folder: Path) -> dict[int, _Rows]:
-    is_challenge = has_seqinfo(folder)
-    rows = read_mot_rows(folder / GROUNDTRUTH, "ground truth")
-    boxes_xywh = rows.boxes_xywh - (1, 1, 0, 0) if is_challenge else rows.boxes_xywh
-    tracks: dict[int, _Rows] = {}
-    for row in np.flatnonzero(rows.scores != 0).tolist():
-        track = tracks.setdefault(int(rows.ids[row]), _Rows(int(rows.lines[row]), {}, set()))
-        frame = int(rows.frames[row]) - 1
-        track.boxes_xywh[frame] = boxes_xywh[row].tolist()
-        if is_challenge and rows.visibility[row] == 0:
-            track.hidden.add(frame)
-    if not tracks:
-        raise DatasetError(f"{rows.path}: no row with a target; expected {COLUMNS['ground truth']} a line")
-    return tracks
-
-
-def _read(folder: Path, number: int, rows: _Rows, name: str, video: str) -> TrackingSequence:
-    seen = {frame: box for frame, box in rows.boxes_xywh.items() if frame not in rows.hidden}
-    where = f"{folder / GROUNDTRUTH}, line {rows.line}, track {number}"
-    if not seen:
-        raise DatasetError(f"{where}: its visibility is 0 on all frames; leave the target out of the export")
-    return sequence_of(name, video, _footage(folder, max(rows.boxes_xywh)), Track.of_frames(seen), where)
-
-
-def _check_numbers(folder: Path, names: Sequence[str]) -> None:
-    """Raises DatasetError where numbered images have gaps: all behind one would be taken for another frame."""
-    for before, after in itertools.pairwise(names):
-        numbers = [Path(name).stem for name in (before, after)]
-        if all(map(str.isdecimal, numbers)) and int(numbers[1]) != int(numbers[0]) + 1:
-            raise DatasetError(
-                f"{folder}: no image between {before} and {after}; lay the missing ones there, or number images and "
-                "frames without gaps"
-            )
-
-
-def _footage(folder: Path, last: int) -> Footage:
-    images, fps, length, size = read_seqinfo(folder)
-    footage = image_footage(folder / images)
-    if footage is not None:
-        assert isinstance(footage.frame, ImageFrames)
-        _check_numbers(folder / images, footage.frame.names)
-    else:
-        found = find_video(folder, f"{folder.resolve().name}.mp4", True)
-        if found is None:
-            reason = f"{folder}: neither {images}/ with images nor the annotated video; put one of them there"
-            return Footage(folder, MissingFrames(reason), np.arange(max(last + 1, length or 0)))
-        footage = video_footage(found)
-    if length is not None and length != len(footage.numbers):
-        raise DatasetError(
-            f"{folder / SEQINFO}: seqLength is {length}, but {footage.place} has {len(footage.numbers)} frames; "
-            "unpack it anew, or mend seqLength"
-        )
-    footage.require_size(size, f"{folder / SEQINFO}, imWidth and imHeight")
-    return footage if fps is None else footage._replace(fps=fps)
+def _footage(folder: Path, least: int) -> Footage:
+    """The frames of a sequence; as many as annotated, `least` or more, where they are missing."""
+    info = read_seqinfo(folder)
+    place = info.frames_at(folder)
+    if place is None:
+        reason = f"{folder}: neither {info.images}/ with images nor the annotated video; put one of them there"
+        return Footage(folder, MissingFrames(reason), np.arange(max(least, info.length or 0)))
+    footage = footage_of(place)
+    if isinstance(footage.frame, ImageFrames):
+        for before, after in itertools.pairwise(footage.frame.names):
+            numbers = [Path(name).stem for name in (before, after)]
+            # Images behind a gap would be taken for earlier frames.
+            if all(map(str.isdecimal, numbers)) and int(numbers[1]) != int(numbers[0]) + 1:
+                raise DatasetError(
+                    f"{place}: no image between {before} and {after}; lay the missing ones there, or number images and "
+                    "frames without gaps"
+                )
+    info.check_length(folder, len(footage.numbers), place)
+    footage.require_size(info.size, f"{folder / SEQINFO}, imWidth and imHeight")
+    return footage if info.fps is None else footage._replace(fps=info.fps)
 
 
 class MotSequence(NamedTuple):
@@ -303,19 +281,12 @@ class MotSequence(NamedTuple):
             SourceError: they cannot be read.
         """
         info = read_seqinfo(self.folder)
-        place = self.folder / info.images
-        if not place.is_dir():
-            found = find_video(self.folder, f"{self.folder.resolve().name}.mp4", True)
-            if found is None:
-                raise DatasetError(f"{self.folder}: neither {info.images}/ with images nor a video; put it there")
-            place = found
+        place = info.frames_at(self.folder)
+        if place is None:
+            raise DatasetError(f"{self.folder}: neither {info.images}/ with images nor a video; put it there")
         source = open_source(place)
         source.name, source.fps = self.name, info.fps or source.fps
-        if info.length is not None and source.num_frames != info.length:
-            raise DatasetError(
-                f"{self.folder / SEQINFO}: seqLength is {info.length}, but {place} has {source.num_frames} frames; "
-                "unpack it anew, or mend seqLength"
-            )
+        info.check_length(self.folder, source.num_frames, place)
         if info.size is not None and source.size != info.size:
             (height, width), (told_height, told_width) = source.size, info.size
             raise DatasetError(
@@ -335,13 +306,7 @@ def mot_sequences(root: Path) -> list[MotSequence]:
 
     They come by name; none where the folder is of another kind. DatasetError for two of one name.
     """
-    marks = (DETECTIONS, GROUNDTRUTH, Path(SEQINFO))
-    folders = {
-        path.parents[len(mark.parts) - 1]
-        for mark in marks
-        for depth in ("", "*/", "*/*/")
-        for path in root.glob(f"{depth}{mark}")
-    }
+    folders = {folder for mark in (DETECTIONS, GROUNDTRUTH, Path(SEQINFO)) for folder in mot_folders(root, mark)}
     found: dict[str, MotSequence] = {}
     for folder in sorted(folders):
         files = (path if (path := folder / mark).is_file() else None for mark in (DETECTIONS, GROUNDTRUTH))

@@ -1,8 +1,4 @@
-"""An annotated sequence with random access to its frames; data sets that read sequences on demand; known faults.
-
-Faults with which data sets are published stand in `published/known_faults.tsv`, with their sources. Others may lie in
-the copy of the data set at hand, such as an incomplete unpacking.
-"""
+"""An annotated sequence with random access to its frames; data sets that read sequences on demand; known faults."""
 
 import copy
 import csv
@@ -10,7 +6,7 @@ import functools
 import logging
 import threading
 from collections import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -19,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from mixformer_jax.datasets.groundtruth import DatasetError, LengthError, has_target
-from mixformer_jax.media.images import SourceError, read_image
+from mixformer_jax.media.images import SourceError, read_depth, read_image
 from mixformer_jax.media.video import FrameSource, open_source
 
 logger = logging.getLogger(__name__)
@@ -32,7 +28,7 @@ KEPT_SEQUENCES = 1200
 
 
 class KnownFault(NamedTuple):
-    """A fault of a data set as published."""
+    """A fault of a data set as published, a row of `published/known_faults.tsv`."""
 
     reader: str
     sequence: str  # its name, or ANY
@@ -60,12 +56,9 @@ KNOWN_FAULTS = _read_table()
 
 def known_fault(reader: str, sequence: str, kind: str, box_xywh: Sequence[float] | None = None) -> KnownFault | None:
     """The known fault that explains one; None where none does."""
-    box = None if box_xywh is None else tuple(map(float, box_xywh))
-    for known in KNOWN_FAULTS:
-        is_kind = (known.reader, known.kind) == (reader, kind)
-        if is_kind and known.sequence in (sequence, ANY) and known.box_xywh in (None, box):
-            return known
-    return None
+    box = None if box_xywh is None else tuple(box_xywh)
+    alike = (known for known in KNOWN_FAULTS if (known.reader, known.kind) == (reader, kind))
+    return next((each for each in alike if each.sequence in (sequence, ANY) and each.box_xywh in (None, box)), None)
 
 
 class Fault(NamedTuple):
@@ -77,8 +70,8 @@ class Fault(NamedTuple):
     known: KnownFault | None = None  # where it is published so
 
     def __str__(self) -> str:
-        parts = [self.kind, *([self.where] if self.where else []), self.what]
-        return ": ".join(parts) + (f"; {self.known}" if self.known else "")
+        said = ": ".join(filter(None, (self.kind, self.where, self.what)))
+        return f"{said}; {self.known}" if self.known else said
 
 
 @dataclass(frozen=True)
@@ -168,7 +161,7 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
     def __getitem__(self, index: slice) -> "Dataset": ...
 
     def __getitem__(self, index: int | slice) -> "TrackingSequence | Dataset":
-        """A sequence, or the data set of a slice; DatasetError for files that are not what the reader expects."""
+        """A sequence, or the data set of a slice; errors as `read`."""
         return self.subset(self.keys[index]) if isinstance(index, slice) else self._kept(self.keys[index])
 
     def __iter__(self) -> Iterator[TrackingSequence]:
@@ -191,13 +184,16 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
 
     def _read_and_warn(self, key: str) -> TrackingSequence:
         sequence = self.read(key)
+        faults = sequence.faults
         # Of several threads that read it at once, the one that sets the default warns.
-        if (
-            self._logged is not None
-            and sequence.faults
-            and self._logged.setdefault(key, sequence.faults) is sequence.faults
-        ):
-            _warn(sequence.faults)
+        if faults and self._logged is not None and self._logged.setdefault(key, faults) is faults:
+            for kind in dict.fromkeys(fault.kind for fault in faults):
+                first, *more = (fault for fault in faults if fault.kind == kind)
+                if len(more) >= SPELT_OUT:
+                    logger.warning("%s; and %d more rows like it", first, len(more))
+                    continue
+                for fault in (first, *more):
+                    logger.warning("%s", fault)
         return sequence
 
     def read_all(self) -> tuple[list[TrackingSequence], dict[str, str]]:
@@ -221,17 +217,6 @@ class Dataset(abc.Sequence):  # of TrackingSequence; as a type parameter, a run-
         vars(self).update(state, _logged=None, _kept=functools.lru_cache(state["_max_kept"])(self._read_and_warn))
 
 
-def _warn(faults: abc.Sequence[Fault]) -> None:
-    """Logs the faults of each kind: all, or of many the first and their number."""
-    for kind in dict.fromkeys(fault.kind for fault in faults):
-        alike = [fault for fault in faults if fault.kind == kind]
-        if len(alike) > SPELT_OUT:
-            logger.warning("%s; and %d more rows like it", alike[0], len(alike) - 1)
-            continue
-        for fault in alike:
-            logger.warning("%s", fault)
-
-
 @dataclass(frozen=True)
 class ImageFrames:
     """Frames in image files: `frames(i)` reads file i of `names` in `folder`."""
@@ -246,6 +231,50 @@ class ImageFrames:
         if not 0 <= index < len(self.names):
             raise IndexError(f"{self.folder}: frame {index} of {len(self.names)}")
         return read_image(self.path(index))
+
+
+@dataclass(frozen=True)
+class DepthFrames(ImageFrames):
+    """Frames of depth alone, three channels."""
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return read_depth(self.path(index))
+
+
+@dataclass(frozen=True)
+class TwoStreamFrames:
+    """Colour frames, and those of the second stream behind them: three more channels."""
+
+    colour: ImageFrames
+    second: ImageFrames  # DepthFrames, or thermal images, which are images as any other
+
+    def path(self, index: int) -> Path:
+        return self.colour.path(index)
+
+    def __call__(self, index: int) -> UInt8[np.ndarray, "h w 6"]:
+        return in_one_frame({frames.path(index): frames(index) for frames in (self.colour, self.second)})
+
+
+def in_one_frame(images: Mapping[Path, UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "h w channels"]:
+    """Images of the streams of a frame, by their files, behind each other; SourceError where their sizes differ."""
+    sizes = {path: f"{image.shape[1]} x {image.shape[0]}" for path, image in images.items()}
+    first, *others = sizes
+    for path in others:
+        if sizes[path] != sizes[first]:
+            raise SourceError(f"{path}: {sizes[path]} pixels; {first} has {sizes[first]}")
+    return np.concatenate(list(images.values()), axis=2)
+
+
+Frames = ImageFrames | TwoStreamFrames | MissingFrames
+
+
+def two_streams(colour: ImageFrames | MissingFrames, second: ImageFrames | MissingFrames, is_depth: bool) -> Frames:
+    """Frames of both streams; of the second one alone without colour, and MissingFrames without the second one."""
+    if isinstance(second, MissingFrames):
+        return colour if isinstance(colour, MissingFrames) else second
+    if is_depth:
+        second = DepthFrames(second.folder, second.names)
+    return second if isinstance(colour, MissingFrames) else TwoStreamFrames(colour, second)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,23 @@
 """The table of readers: opens a data set by name; and which reader a folder of annotated videos needs."""
 
-import functools
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from mixformer_jax.datasets import large_scale, second_stream, small_scale
-from mixformer_jax.datasets.coco_video import is_coco, json_files, read_coco_video
+from mixformer_jax.datasets import large_scale, small_scale
 from mixformer_jax.datasets.cvat import cvat_files, read_cvat
-from mixformer_jax.datasets.frame_parts import is_remote, read_packed, read_packed_elsewhere
+from mixformer_jax.datasets.frame_parts import is_remote, read_packed
 from mixformer_jax.datasets.groundtruth import DatasetError, read_names
-from mixformer_jax.datasets.label_studio import is_label_studio, read_label_studio
+from mixformer_jax.datasets.json_exports import (
+    is_coco,
+    is_label_studio,
+    json_files,
+    read_coco_video,
+    read_label_studio,
+)
 from mixformer_jax.datasets.layout import GROUNDTRUTH, check_listed, read_folder
 from mixformer_jax.datasets.mot import mot_folders, read_mot
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
@@ -36,41 +41,34 @@ READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "coco_video": Reader(read_coco_video, "COCO with tracks", "annotations/NAME.json"),
         "cvat": Reader(read_cvat, "CVAT", "annotations.xml"),
-        "depthtrack": Reader(second_stream.read_depthtrack, "DepthTrack", "NAME/color, NAME/depth, ..."),
+        "depthtrack": Reader(large_scale.read_depthtrack, "DepthTrack", "NAME/color, NAME/depth, ..."),
         "dtb70": Reader(small_scale.read_dtb70, "DTB70", "Animal1/groundtruth_rect.txt, ..."),
         "folder": Reader(read_folder, "plain", "SEQUENCE/groundtruth.txt, ..."),
         "got10k": Reader(large_scale.read_got10k, "GOT-10k", "list.txt", ("vottrain", "votval")),
         "label_studio": Reader(read_label_studio, "Label Studio", "NAME.json"),
-        "lasher": Reader(
-            functools.partial(second_stream.read_thermal, "lasher"), "LasHeR", "NAME/visible, NAME/infrared, ..."
-        ),
+        **{
+            name: Reader(partial(large_scale.read_thermal, name), title, "NAME/visible, NAME/infrared, ...")
+            for name, title in {"lasher": "LasHeR", "rgbt234": "RGBT234"}.items()
+        },
         "lasot": Reader(large_scale.read_lasot, "LaSOT", "airplane/airplane-1/groundtruth.txt, ...", ("train", "test")),
         "lasot_ext": Reader(large_scale.read_lasot_ext, "LaSOT-ext", "atv/atv-1/groundtruth.txt, ..."),
         "mot": Reader(read_mot, "MOT", "gt/gt.txt, or NAME/gt/gt.txt, ..."),
         "nfs": Reader(small_scale.read_nfs, "NfS", "NAME/30/NAME.txt, ... or sequences/NAME and anno"),
         "otb100": Reader(small_scale.read_otb100, "OTB", "Basketball/groundtruth_rect.txt, ..."),
-        "rgbt234": Reader(
-            functools.partial(second_stream.read_thermal, "rgbt234"), "RGBT234", "NAME/visible, NAME/infrared, ..."
-        ),
         "tnl2k": Reader(
-            large_scale.read_tnl2k,
-            "TNL2K",
-            "TNL2K_test_subset/NAME/groundtruth.txt, ...",
-            tuple(large_scale.TNL2K_SIZES),
+            *(large_scale.read_tnl2k, "TNL2K", "TNL2K_test_subset/NAME/groundtruth.txt, ..."),
+            splits=tuple(large_scale.TNL2K_SIZES),
         ),
         "trackingnet": Reader(
-            large_scale.read_trackingnet,
-            "TrackingNet",
-            "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt",
-            large_scale.TRACKINGNET_SPLITS,
+            *(large_scale.read_trackingnet, "TrackingNet", "TRAIN_0/anno/NAME.txt, ... or TEST/anno/NAME.txt"),
+            splits=large_scale.TRACKINGNET_SPLITS,
         ),
-        "uav123": Reader(functools.partial(small_scale.read_uav, "uav123"), "UAV123", "anno/UAV123/bike1.txt, ..."),
-        "uav123_10fps": Reader(
-            functools.partial(small_scale.read_uav, "uav123_10fps"), "UAV123@10fps", "anno/UAV123_10fps/bike1.txt, ..."
-        ),
-        "uav20l": Reader(functools.partial(small_scale.read_uav, "uav20l"), "UAV20L", "anno/UAV20L/bike1.txt, ..."),
         **{
-            name: Reader(functools.partial(read_vot, name=name), title, "sequences/list.txt and a folder for each name")
+            name: Reader(partial(small_scale.read_uav, name), title, f"anno/{title.replace('@', '_')}/bike1.txt, ...")
+            for name, title in {"uav123": "UAV123", "uav123_10fps": "UAV123@10fps", "uav20l": "UAV20L"}.items()
+        },
+        **{
+            name: Reader(partial(read_vot, name=name), title, "sequences/list.txt and a folder for each name")
             for name, title in {"vot": "VOT", "vot_rgbd": "VOT-RGBD", **dict.fromkeys(LONG_TERM, "VOT-LT")}.items()
         },
     }
@@ -101,26 +99,29 @@ def open_dataset(name: str, root: str | Path, split: str | None = None, list_fil
     reader = TRAINING_READERS.get(name)
     if reader is None:
         raise DatasetError(f"unknown data set {name!r}; known are: {', '.join(sorted(TRAINING_READERS))}")
-    if is_remote(root):
-        if name != "packed":
-            raise DatasetError(
-                f"{root}: {name} is read from folders of this machine; pack it (mixformer data pack), copy that "
-                "there, and read it with reader 'packed'"
-            )
-        elsewhere = read_packed_elsewhere(str(root))
-        return elsewhere if list_file is None else _choose(elsewhere, Path(list_file))
-    root = Path(root)
-    if not root.is_dir():
-        what = "is a file; unpack it and give the folder" if root.is_file() else "no such folder"
-        raise DatasetError(f"{root}: {what}; expected the root of a {name} data set")
-    if split is not None and reader.splits is not None and split not in reader.splits:
-        if not reader.splits:
-            raise DatasetError(f"{name} has no splits, but split {split!r} is asked for")
-        raise DatasetError(f"{name} has no split {split!r}; known are: {', '.join(reader.splits)}")
-    dataset = reader.read(root, split)
+    if not is_remote(root):
+        _require_folder(Path(root), f"; expected the root of a {name} data set")
+        if split is not None and reader.splits is not None and split not in reader.splits:
+            if not reader.splits:
+                raise DatasetError(f"{name} has no splits, but split {split!r} is asked for")
+            raise DatasetError(f"{name} has no split {split!r}; known are: {', '.join(reader.splits)}")
+        dataset = reader.read(Path(root), split)
+    elif name == "packed":
+        dataset = read_packed(root)
+    else:
+        raise DatasetError(
+            f"{root}: {name} is read from folders of this machine; pack it (mixformer data pack), copy that "
+            "there, and read it with reader 'packed'"
+        )
     if not dataset.keys:
         raise DatasetError(f"{root}: no {reader.title} sequences; expected {reader.expected}")
     return dataset if list_file is None else _choose(dataset, Path(list_file))
+
+
+def _require_folder(root: Path, expected: str) -> None:
+    if not root.is_dir():
+        what = "is a file; unpack it and give the folder" if root.is_file() else "no such folder"
+        raise DatasetError(f"{root}: {what}{expected}")
 
 
 def _choose(dataset: Dataset, list_file: Path) -> Dataset:
@@ -129,10 +130,8 @@ def _choose(dataset: Dataset, list_file: Path) -> Dataset:
     by_name = {key.rpartition("/")[2]: key for key in dataset.keys} | {key: key for key in dataset.keys}
     if all(line.isdecimal() for line in lines) and not all(line in by_name for line in lines):
         positions = [int(line) for line in lines]
-        if max(positions) >= len(dataset):
-            raise DatasetError(
-                f"{list_file}: position {max(positions)}, but {dataset.root} has {len(dataset)} sequences"
-            )
+        if (last := max(positions)) >= len(dataset):
+            raise DatasetError(f"{list_file}: position {last}, but {dataset.root} has {len(dataset)} sequences")
         return dataset.subset([dataset.keys[position] for position in positions])
     check_listed(lines, by_name, f"{list_file}: {{}} listed sequences are not in {dataset.root}")
     return dataset.subset([by_name[line] for line in lines])
@@ -151,9 +150,7 @@ def annotation_kind(root: str | Path) -> str:
     Raises DatasetError: no such folder, none of the kinds, or several.
     """
     root = Path(root)
-    if not root.is_dir():
-        what = "is a file; unpack it and give the folder" if root.is_file() else "no such folder"
-        raise DatasetError(f"{root}: {what}, with the videos in it; expected {EXPECTED}")
+    _require_folder(root, f", with the videos in it; expected {EXPECTED}")
     found: dict[str, Path] = {}
     for kind, paths in (
         ("folder", [*root.glob(GROUNDTRUTH), *sorted(root.glob(f"*/{GROUNDTRUTH}"))]),

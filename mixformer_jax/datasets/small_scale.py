@@ -1,7 +1,4 @@
-"""Benchmarks of about 100 short sequences, for tests only: OTB, NfS, UAV123, DTB70.
-
-Each is described as published, and as trackers' evaluation code has it where that differs.
-"""
+"""Benchmarks of about 100 short sequences, for tests only: OTB, NfS, UAV123, DTB70."""
 
 import functools
 import logging
@@ -20,9 +17,9 @@ from mixformer_jax.datasets.groundtruth import (
     parse_numbers,
     read_attributes,
     read_groundtruth,
-    read_text,
+    read_lines,
 )
-from mixformer_jax.datasets.layout import SequenceFiles, read_table
+from mixformer_jax.datasets.layout import SequenceFiles, published_dataset, read_table
 from mixformer_jax.datasets.records import Dataset, Fault, ImageFrames, MissingFrames, TrackingSequence, known_fault
 from mixformer_jax.media.sources import DEFAULT_FPS
 
@@ -96,8 +93,7 @@ def _otb_targets(folder: Path) -> dict[str, Path]:
 def _read_otb_sequence(
     root: Path, groundtruths: Mapping[str, Path], attributes: Mapping[str, Path], key: str
 ) -> TrackingSequence:
-    groundtruth = groundtruths[key]
-    name = key.partition("_")[0]
+    groundtruth, name = groundtruths[key], key.partition("_")[0]
     folder = root / name if groundtruth.parent == root / "anno" else groundtruth.parent
     images = folder / "img"
     boxes_xywh = read_groundtruth(groundtruth, published=True)
@@ -126,16 +122,13 @@ def read_dtb70(root: Path, split: str | None = None) -> Dataset:
     Animal1/img/00001.jpg ...               frames
     Animal1/groundtruth_rect.txt            x,y,w,h a line
     """
-    # Frames alone count: a forgotten ground truth shall be an error.
-    parts = ("groundtruth_rect.txt", "img")
-    names = [name for name in layout.sub_folders(root) if any((root / name / part).exists() for part in parts)]
-    return Dataset("dtb70", root, names, functools.partial(_read_dtb70_sequence, root))
+    names = layout.sub_folders_with(root, "groundtruth_rect.txt", "img")
+    return published_dataset("dtb70", root, names, functools.partial(_dtb70_files, root))
 
 
-def _read_dtb70_sequence(root: Path, name: str) -> TrackingSequence:
+def _dtb70_files(root: Path, name: str) -> SequenceFiles:
     folder = root / name
-    files = SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
-    return layout.read_sequence("dtb70", name, files)
+    return SequenceFiles(folder, folder / "groundtruth_rect.txt", folder / "img", "%05d.jpg")
 
 
 def read_uav(dataset: str, root: Path, split: str | None = None) -> Dataset:
@@ -152,20 +145,20 @@ def read_uav(dataset: str, root: Path, split: str | None = None) -> Dataset:
     folder = root / "anno" / boxes
     names = sorted(path.stem for path in folder.glob("*.txt"))
     attributes = layout.find_attributes(folder / "att", names)
-    read = functools.partial(_read_uav_sequence, dataset, folder, root / "data_seq" / frames, step, attributes)
-    return Dataset(dataset, root, names, read)
+    has_parts = dataset != "uav20l"
+    files_of = functools.partial(_uav_files, folder, root / "data_seq" / frames, step, has_parts, attributes)
+    return published_dataset(dataset, root, names, files_of)
 
 
-def _read_uav_sequence(
-    dataset: str, boxes: Path, frames: Path, step: int, attributes: Mapping[str, Path], name: str
-) -> TrackingSequence:
-    # UAV20L has no parts. Parts end where their boxes end.
-    part = re.fullmatch(r"(.+)_(\d+)", name) if dataset != "uav20l" else None
+def _uav_files(
+    boxes: Path, frames: Path, step: int, has_parts: bool, attributes: Mapping[str, Path], name: str
+) -> SequenceFiles:
+    part = re.fullmatch(r"(.+)_(\d+)", name) if has_parts else None  # parts end where their boxes end
     folder, first = frames / name, 1
     if part:
         folder, starts = frames / part[1], read_table("uav123_parts.txt").get(part[1], [])
         first = dict(enumerate(map(int, starts), start=2)).get(int(part[2]), 1)
-    files = SequenceFiles(
+    return SequenceFiles(
         *(folder, boxes / f"{name}.txt", folder, "%06d.jpg"),
         # UAV123@10fps numbers every third frame anew.
         first=(first - 1) // step + 1,
@@ -174,7 +167,6 @@ def _read_uav_sequence(
         attributes=attributes.get(name),
         challenges=UAV_ATTRIBUTES,
     )
-    return layout.read_sequence(dataset, name, files)
 
 
 def read_nfs(root: Path, split: str | None = None) -> Dataset:
@@ -191,42 +183,21 @@ def read_nfs(root: Path, split: str | None = None) -> Dataset:
     names = layout.sub_folders(root / "sequences") if (root / "sequences").is_dir() else []
     # Without frames, the annotations tell which sequences there are.
     names = names or sorted(path.stem.removeprefix("nfs_") for path in (root / "anno").glob("nfs_*.txt"))
-    read = _read_nfs_sequence
-    if not names:
-        names, read = [name for name in layout.sub_folders(root) if (root / name / "30").is_dir()], _read_vatic_sequence
-    return Dataset("nfs", root, names, functools.partial(read, root))
+    is_vatic = not names
+    if is_vatic:
+        names = [name for name in layout.sub_folders(root) if (root / name / "30").is_dir()]
+    return Dataset("nfs", root, names, functools.partial(_read_nfs_sequence, root, is_vatic))
 
 
-def _read_nfs_sequence(root: Path, name: str) -> TrackingSequence:
-    groundtruth = root / "anno" / f"nfs_{name}.txt"
-    boxes_xywh = read_groundtruth(groundtruth, published=True)
-    return _nfs_sequence(name, groundtruth, boxes_xywh, None, root / "sequences" / name)
-
-
-def _read_vatic_sequence(root: Path, name: str) -> TrackingSequence:
-    folder, groundtruth = root / name / "30" / name, root / name / "30" / f"{name}.txt"
-    boxes_xywh, lost = _read_vatic(groundtruth)
-    published = int(read_table("nfs_30.txt").get(name, ["0"])[0])
-    counts = [count for count in (len(layout.image_names(folder)), published) if count]
-    if not counts:
-        raise DatasetError(
-            f"{folder}: no frames, and {name} is no sequence of NfS, so {groundtruth} may have the boxes of 30 or of "
-            "240 frames a second"
-        )
-    # Some versions of 240 frames a second are a few frames longer or shorter.
-    steps = {step: min(abs(len(boxes_xywh[::step]) - count) for count in counts) for step in (1, NFS_RATE_RATIO)}
-    step = min(steps, key=steps.__getitem__)
-    return _nfs_sequence(name, groundtruth, boxes_xywh[::step], ~lost[::step], folder)
-
-
-def _nfs_sequence(
-    name: str,
-    groundtruth: Path,
-    boxes_xywh: Float64[np.ndarray, "n 4"],
-    visible: Bool[np.ndarray, " n"] | None,
-    folder: Path,
-) -> TrackingSequence:
+def _read_nfs_sequence(root: Path, is_vatic: bool, name: str) -> TrackingSequence:
     """The sequence as far as there are both frames and boxes."""
+    visible = None
+    if is_vatic:
+        folder, groundtruth = root / name / "30" / name, root / name / "30" / f"{name}.txt"
+        boxes_xywh, visible = _read_vatic(groundtruth, folder)
+    else:
+        folder, groundtruth = root / "sequences" / name, root / "anno" / f"nfs_{name}.txt"
+        boxes_xywh = read_groundtruth(groundtruth, published=True)
     images, num_boxes = layout.image_names(folder), len(boxes_xywh)
     faults: list[Fault] = []
     frames: ImageFrames | MissingFrames
@@ -249,19 +220,24 @@ def _nfs_sequence(
     return TrackingSequence(name, boxes_xywh, frames, DEFAULT_FPS, folder, visible, faults=tuple(faults))
 
 
-def _read_vatic(path: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
-    """Boxes and flags of lost targets, in the order of the frames."""
+def _read_vatic(path: Path, folder: Path) -> tuple[Float64[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
+    """Boxes, and whether the target is in view, of the frames in a folder."""
     rows = []
-    for number, line in enumerate(read_text(path, "ground truth").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, "ground truth"), start=1):
         try:
-            rows.append(parse_numbers(" ".join(line.split()[1:7])))
-            if len(rows[-1]) != 6 or not all(map(math.isfinite, rows[-1])):
-                raise ValueError(line)
+            row = parse_numbers(" ".join(line.split()[1:7]))
         except ValueError:
-            expected = f"expected id xmin ymin xmax ymax frame lost, found {line!r}"
-            raise DatasetError(f"{path}, line {number}: {expected}") from None
-    if not rows:
-        raise DatasetError(f"{path}: the ground truth is empty; expected one line for every frame")
+            row = []
+        if len(row) != 6 or not all(map(math.isfinite, row)):
+            raise DatasetError(f"{path}, line {number}: expected id xmin ymin xmax ymax frame lost, found {line!r}")
+        rows.append(row)
     table = np.array(sorted(rows, key=lambda row: row[4]), np.float64)
-    boxes_xywh = np.concatenate([table[:, :2], table[:, 2:4] - table[:, :2]], axis=1)
-    return boxes_xywh, table[:, 5] != 0
+    published = int(read_table("nfs_30.txt").get(folder.name, ["0"])[0])
+    counts = [count for count in (len(layout.image_names(folder)), published) if count]
+    if not counts:
+        doubt = f"so {path} may have the boxes of 30 or of 240 frames a second"
+        raise DatasetError(f"{folder}: no frames, and {folder.name} is no sequence of NfS, {doubt}")
+    # Some versions of 240 frames a second are a few frames longer or shorter.
+    steps = {step: min(abs(len(table[::step]) - count) for count in counts) for step in (1, NFS_RATE_RATIO)}
+    table = table[:: min(steps, key=steps.__getitem__)]
+    return np.concatenate([table[:, :2], table[:, 2:4] - table[:, :2]], axis=1), table[:, 5] == 0

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import operator
 import os
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, ImageFrames, TrackingSequence
-from mixformer_jax.files import whole_file
+from mixformer_jax.files import user_cache, whole_file
 from mixformer_jax.media.images import decode_image
 
 COCO_SPLITS = ("train2017", "val2017")
@@ -35,8 +36,7 @@ def read_coco(root: Path, split: str | None = None) -> Dataset:
         train2017/000000000009.jpg ...          or images/train2017
 
     Each object with an area that is no crowd is a still with one target, in the order of the images. Parsing the file
-    takes tens of seconds and gigabytes, so its boxes are cached beside the user's other caches ($XDG_CACHE_HOME or
-    ~/.cache, mixformer_jax), until the file changes.
+    takes tens of seconds and gigabytes, so its boxes are kept in the user's cache until the file changes.
     """
     split = split or COCO_SPLITS[0]
     annotations = root / "annotations" / f"instances_{split}.json"
@@ -72,7 +72,9 @@ def _read_coco_object(folder: Path, table: _CocoTable, order: Int64[np.ndarray, 
 
 
 def _read_coco_table(annotations: Path) -> _CocoTable:
-    cache = _cache_path(annotations)
+    state = annotations.stat()
+    key = hashlib.sha256(f"{annotations.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
+    cache = user_cache() / f"{annotations.stem}-{key}.npz"
     if cache.is_file():
         try:
             with np.load(cache, allow_pickle=False) as arrays:
@@ -88,27 +90,16 @@ def _read_coco_table(annotations: Path) -> _CocoTable:
     return table
 
 
-def _cache_path(annotations: Path) -> Path:
-    state = annotations.stat()
-    key = hashlib.sha256(f"{annotations.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "mixformer_jax" / f"{annotations.stem}-{key}.npz"
-
-
 def _parse_coco(annotations: Path) -> _CocoTable:
     try:
         content = json.loads(annotations.read_bytes())
         files = {image["id"]: image["file_name"] for image in content["images"]}
-        objects = [
-            (each["image_id"], each["id"], each["bbox"])
-            for each in content["annotations"]
-            if not each.get("iscrowd") and min(each["bbox"][2:]) > 0
-        ]
-        objects.sort(key=lambda each: each[:2])
+        kept = (each for each in content["annotations"] if not each.get("iscrowd") and min(each["bbox"][2:]) > 0)
+        objects = sorted(kept, key=operator.itemgetter("image_id", "id"))
         rows = {number: row for row, number in enumerate(files)}
-        image_of = np.array([rows[image] for image, _, _ in objects], np.int64)
-        ids = np.array([number for _, number, _ in objects], np.int64)
-        boxes_xywh = np.array([box for _, _, box in objects], np.float32).reshape(-1, 4)
+        image_of = np.array([rows[each["image_id"]] for each in objects], np.int64)
+        ids = np.array([each["id"] for each in objects], np.int64)
+        boxes_xywh = np.array([each["bbox"] for each in objects], np.float32).reshape(-1, 4)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"{annotations}: not COCO's instances: {type(error).__name__}: {error}") from error
     if not len(ids):
@@ -149,10 +140,9 @@ def _open_tfds(root: Path, split: str | None, needs: str) -> tuple[Any, "TfdsIma
         )
     import tensorflow_datasets as tfds
 
-    info = tfds.builder_from_directory(str(root)).info
-    if (split or DEFAULT_TFDS_SPLIT) not in info.splits:
-        known = ", ".join(sorted(info.splits))
-        raise DatasetError(f"{root}: has no split {split or DEFAULT_TFDS_SPLIT!r}; known are: {known}")
+    info, split = tfds.builder_from_directory(str(root)).info, split or DEFAULT_TFDS_SPLIT
+    if split not in info.splits:
+        raise DatasetError(f"{root}: has no split {split!r}; known are: {', '.join(sorted(info.splits))}")
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise DatasetError(
             f"{root}: its format is {info.file_format}; prepare it with file_format='array_record', "
@@ -161,7 +151,7 @@ def _open_tfds(root: Path, split: str | None, needs: str) -> tuple[Any, "TfdsIma
     images = _find_features(info.features, tfds.features.Image)
     if not images:
         raise DatasetError(f"{root}: needs {needs}; its features are {info.features}")
-    return info, TfdsImages(root, split or DEFAULT_TFDS_SPLIT, images[0])
+    return info, TfdsImages(root, split, images[0])
 
 
 def _find_features(features: Any, kind: type, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

@@ -1,14 +1,13 @@
-"""Targets of annotation exports: boxes in key frames, and what lies between them, as sequences.
+"""Targets of annotation exports, each a sequence from the first frame that shows it to the last one.
 
-A video of an export may show several targets. Each is a sequence of its own, from the first frame that shows it to the
-last; the sequences share the video's frames, and `TrackingSequence.video` says so.
+Those of one video share its frames, and `TrackingSequence.video`.
 """
 
-import logging
+import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +23,6 @@ from mixformer_jax.media.video import open_source
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, eq=False)
 class Track:
@@ -38,11 +35,11 @@ class Track:
     goes_on: Bool[np.ndarray, " k"]
 
     @classmethod
-    def of_frames(cls, boxes_xywh: Mapping[int, Sequence[float]]) -> "Track":
-        """The track of boxes by frame; on all other frames the target is absent."""
-        keys = sorted(boxes_xywh)
-        boxes = np.array([boxes_xywh[key] for key in keys], np.float64).reshape(-1, 4)
-        return cls(np.array(keys, np.float64), boxes, np.ones(len(keys), bool), np.zeros(len(keys), bool))
+    def of_frames(cls, frames: Int64[np.ndarray, " k"], boxes_xywh: Float64[np.ndarray, "k 4"]) -> "Track":
+        """The track of boxes on frames of any order; on all other frames the target is absent."""
+        order = np.argsort(frames)
+        is_key = np.ones(len(order), bool)
+        return cls(frames[order].astype(np.float64), boxes_xywh[order], is_key, ~is_key)
 
     def at(self, frames: Float[np.ndarray, " n"] | Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 4"]:
         """Boxes on these frames, which may lie between two; NaN where the target is absent."""
@@ -85,11 +82,14 @@ class Footage(NamedTuple):
             )
 
 
-def video_footage(path: Path) -> Footage:
-    """A video file; SourceError where it cannot be read."""
-    with open_source(path) as source:
+def footage_of(place: Path) -> Footage:
+    """A video file, or the images of a folder, numbered from 0; SourceError where they cannot be read."""
+    if place.is_dir():
+        names = image_names(place)
+        return Footage(place, ImageFrames(place, names), np.arange(len(names)))
+    with open_source(place) as source:
         count = source.num_frames if source.num_frames is not None else sum(1 for _ in source)
-        return Footage(path, VideoFrames(path), np.arange(count), source.fps, source.size)
+        return Footage(place, VideoFrames(place), np.arange(count), source.fps, source.size)
 
 
 def find_video(folder: Path, name: str, is_only: bool) -> Path | None:
@@ -102,16 +102,10 @@ def find_video(folder: Path, name: str, is_only: bool) -> Path | None:
             return place / name
     if not is_only:
         return None
-    videos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
     if (folder / VIDEO).is_file():
         return folder / VIDEO
+    videos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
     return videos[0] if len(videos) == 1 else None
-
-
-def image_footage(folder: Path) -> Footage | None:
-    """The images of a folder, in natural order, numbered from 0; None where there are none."""
-    names = image_names(folder)
-    return Footage(folder, ImageFrames(folder, names), np.arange(len(names))) if names else None
 
 
 def sequence_of(name: str, video: str, footage: Footage, track: Track, where: str) -> TrackingSequence:
@@ -145,9 +139,8 @@ class Target(NamedTuple):
     read: Callable[[str, str], TrackingSequence]  # of the sequence's name and the video's
 
 
-def dataset_of(kind: str, root: Path, targets: Iterable[Target]) -> Dataset:
+def dataset_of(kind: str, root: Path, targets: Sequence[Target]) -> Dataset:
     """The data set of targets: a sequence is called as its video where that shows one target, else VIDEO-TARGET."""
-    targets = list(targets)
     counts = Counter(target.video for target in targets)
     by_key: dict[str, Target] = {}
     for target in targets:
@@ -155,16 +148,11 @@ def dataset_of(kind: str, root: Path, targets: Iterable[Target]) -> Dataset:
         if key in by_key:
             raise DatasetError(f"{root}: two targets would be called {key}; give their videos names of their own")
         by_key[key] = target
-    return Dataset(kind, root, list(by_key), _Reading(by_key))
+    return Dataset(kind, root, list(by_key), functools.partial(_read_target, by_key))
 
 
-@dataclass(frozen=True)
-class _Reading:
-    targets: Mapping[str, Target]
-
-    def __call__(self, key: str) -> TrackingSequence:
-        target = self.targets[key]
-        return target.read(key, target.video)
+def _read_target(targets: Mapping[str, Target], key: str) -> TrackingSequence:
+    return targets[key].read(key, targets[key].video)
 
 
 def plain_name(text: str) -> str:

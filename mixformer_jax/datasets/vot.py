@@ -1,35 +1,4 @@
-"""VOT challenges (https://www.votchallenge.net), short term and long term, as in workspaces of the VOT toolkit.
-
-VOT2020 and VOT2022 have masks, earlier years polygons or rectangles, and the long-term challenges rectangles, with
-rows of nan where the target is absent:
-
-    sequences/                      or this folder itself
-        list.txt                    names of the sequences in order
-        agility/
-            sequence                channels.color=color/%08d.jpg, fps=30, length=100, ...
-            color/00000001.jpg ...
-            groundtruth.txt         a rectangle, polygon or mask a line
-            *.tag, *.label          0 or 1 a line for the challenges camera_motion, occlusion, ...
-
-VOT2013 to VOT2016 were published without the file `sequence`, with the frames beside the ground truth:
-
-    list.txt
-    bag/00000001.jpg ..., groundtruth.txt, camera_motion.label, ...
-
-VOT-RGBD2022 has a second channel beside colour, channels.depth=depth/%08d.png, VOT-RGBT channels.ir.
-
-VOTS, with several objects in a sequence and masks of what is to be ignored, is refused.
-
-A region is a line of text, or a record of a binary trajectory (`evaluation.vot_regions`):
-
-    0                       special code: 0 unknown, 1 initialisation, 2 failure
-    x,y,w,h                 rectangle, pixels
-    x1,y1,x2,y2,x3,y3,...   polygon of three points or more
-    mX,Y,W,H,r0,r1,...      mask: run lengths over the window of W x H pixels at X,Y, row by row, starting with zeros;
-                            empty where the window has no pixels, whatever the runs
-
-A line with nan is code 0.
-"""
+"""VOT challenges (https://www.votchallenge.net), short term and long term, as in workspaces of the VOT toolkit."""
 
 import dataclasses
 import functools
@@ -43,10 +12,24 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from mixformer_jax.boxes import MAX_PIXELS
-from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
+from mixformer_jax.datasets.groundtruth import (
+    DatasetError,
+    parse_numbers,
+    read_labels,
+    read_lines,
+    read_names,
+    read_text,
+    shortened,
+)
 from mixformer_jax.datasets.layout import SequenceFiles, check_listed, find_frames, row_faults, sub_folders
-from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
-from mixformer_jax.datasets.second_stream import Frames, two_streams
+from mixformer_jax.datasets.records import (
+    Dataset,
+    Frames,
+    ImageFrames,
+    MissingFrames,
+    TrackingSequence,
+    two_streams,
+)
 from mixformer_jax.masks import mask_box_xywh, run_lengths
 from mixformer_jax.media.sources import DEFAULT_FPS
 
@@ -102,9 +85,20 @@ class Metadata(NamedTuple):
 
 
 def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset:
-    """Sequences in the order of list.txt. `boxes_xywh` are the boxes around masks or polygons, NaN where there is none;
-    `attributes` the tags that any frame has. `name` is the reader's: the frames of vot_rgbd, for VOT-RGBD2022 and
-    VOT-D2022, have the second stream behind RGB, or alone where there is no colour (`second_stream`).
+    """A workspace, or its folder `sequences`.
+
+        list.txt                    names of the sequences in order
+        agility/sequence            channels.color=color/%08d.jpg, fps=30, length=100, ...; none until VOT2016
+        agility/color/00000001.jpg  frames; until VOT2016 beside the ground truth
+        agility/groundtruth.txt     a region a line, see `parse_region`: masks in VOT2020 and VOT2022, polygons or
+                                    rectangles before, rectangles and rows of nan in the long-term challenges
+        agility/*.tag, *.label      0 or 1 a line for the challenges camera_motion, occlusion, ...
+
+    `boxes_xywh` are the boxes around masks or polygons, NaN where there is none; `attributes` the tags that any frame
+    has. `name` is the reader's: the frames of vot_rgbd, for VOT-RGBD2022 and VOT-D2022, have the second stream behind
+    RGB, or alone where there is no colour (`two_streams`): channels.depth=depth/%08d.png, or channels.ir.
+
+    DatasetError for VOTS, with several objects in a sequence, or masks of what is to be ignored.
     """
     folder = root / "sequences" if (root / "sequences").is_dir() else root
     listing = folder / "list.txt"
@@ -119,9 +113,7 @@ def read_vot(root: Path, split: str | None = None, name: str = "vot") -> Dataset
 def _read_sequence(root: Path, dataset: str, name: str) -> TrackingSequence:
     folder = root / name
     metadata = read_metadata(folder)
-    lines = read_text(metadata.groundtruth, "ground truth").splitlines()
-    if not lines:
-        raise DatasetError(f"{metadata.groundtruth}: the ground truth is empty; expected one region for every frame")
+    lines = read_lines(metadata.groundtruth, "ground truth")
     boxes_xywh = np.empty((len(lines), 4))
     for row, line in enumerate(lines):
         try:
@@ -163,7 +155,11 @@ def read_metadata(folder: Path) -> Metadata:
         raise DatasetError(f"{path}: fps={settings['fps']}; expected a number") from None
     length, width, height = (int(settings[key]) if key in settings else None for key in ("length", "width", "height"))
     groundtruth = _find_groundtruth(folder, settings.get("groundtruth", "groundtruth.txt"))
-    colour = _frame_pattern(folder, settings.get("channels.color", settings.get("channels.default")))
+    if (colour := settings.get("channels.color", settings.get("channels.default"))) is None:
+        beside = next((end for end in (".jpg", ".png") if (folder / f"00000001{end}").is_file()), None)
+        colour = DEFAULT_CHANNEL if beside is None or (folder / "color").is_dir() else f"%08d{beside}"
+    else:
+        colour = _checked_pattern(folder, colour)
     second = _checked_pattern(folder, settings.get("channels.depth", settings.get("channels.ir", DEFAULT_DEPTH)))
     is_depth = "channels.depth" in settings or "channels.ir" not in settings
     return Metadata(groundtruth, colour, fps, length, width, height, second, is_depth)
@@ -186,15 +182,8 @@ def _find_groundtruth(folder: Path, named: str) -> Path:
     return files[0] if files else folder / named
 
 
-def _frame_pattern(folder: Path, channel: str | None) -> str:
-    """The pattern in `sequence`, or %08d.jpg in its folder; else frames lie in color/, or beside the ground truth."""
-    if channel is None:
-        beside = [suffix for suffix in (".jpg", ".png") if (folder / f"00000001{suffix}").is_file()]
-        return f"%08d{beside[0]}" if beside and not (folder / "color").is_dir() else DEFAULT_CHANNEL
-    return _checked_pattern(folder, channel)
-
-
 def _checked_pattern(folder: Path, channel: str) -> str:
+    """The pattern that `sequence` gives; of a folder alone, %08d.jpg in it."""
     channel = channel.replace("\\", "/")  # as the toolkit writes it on Windows
     if not PurePosixPath(channel).suffix:
         channel = f"{channel.rstrip('/')}/%08d.jpg"
@@ -206,14 +195,24 @@ def _checked_pattern(folder: Path, channel: str) -> str:
 
 
 def parse_region(text: str) -> Region:
-    """The region on one line of a file; ValueError says what was expected."""
+    """The region on one line of a file; a line with nan is code 0. ValueError says what was expected.
+
+    0                       special code: 0 unknown, 1 initialisation, 2 failure
+    x,y,w,h                 rectangle, pixels
+    x1,y1,x2,y2,x3,y3,...   polygon of three points or more
+    mX,Y,W,H,r0,r1,...      mask: run lengths over the window of W x H pixels at X,Y, row by row, starting with zeros;
+                            empty where the window has no pixels, whatever the runs
+    """
     text = text.strip()
     if text.startswith("m"):
-        return _parse_mask(text)
+        if re.fullmatch(r"m-?\d+,-?\d+,\d+(,\d+)+", text, re.ASCII) is None:
+            raise ValueError(f"expected a mask mX,Y,W,H,runs of whole numbers, found {shortened(text)!r}")
+        x, y, width, height, *runs = (int(cell) for cell in text[1:].split(","))
+        return mask_region(x, y, width, height, runs)
     try:
         numbers = parse_numbers(text, ",")
     except ValueError:
-        raise ValueError(f"expected numbers separated by commas, found {_short(text)}") from None
+        raise ValueError(f"expected numbers separated by commas, found {shortened(text)!r}") from None
     if len(numbers) == 1 and not math.isnan(numbers[0]):
         if numbers[0] not in (UNKNOWN, INITIALIZATION, FAILURE):
             raise ValueError(f"special code {text!r}; expected 0 unknown, 1 initialisation or 2 failure")
@@ -271,14 +270,3 @@ def region_box(region: Region) -> Float64[np.ndarray, "4"]:
             corner = (left + columns.min(), top + rows.min())
             return np.array([*corner, np.ptp(columns) + 1, np.ptp(rows) + 1], np.float64)
     return np.full(4, np.nan)
-
-
-def _parse_mask(text: str) -> Mask:
-    if re.fullmatch(r"m-?\d+,-?\d+,\d+(,\d+)+", text, re.ASCII) is None:
-        raise ValueError(f"expected a mask mX,Y,W,H,runs of whole numbers, found {_short(text)}")
-    x, y, width, height, *runs = (int(cell) for cell in text[1:].split(","))
-    return mask_region(x, y, width, height, runs)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
