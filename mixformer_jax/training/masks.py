@@ -10,8 +10,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, Shaped, UInt8
 
 from mixformer_jax.convert.alpha_refine import (
     ALPHA_REFINE_FORMAT,
@@ -36,15 +37,24 @@ from mixformer_jax.convert.pretrained import Initialisation, flatten
 from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
+from mixformer_jax.media.images import draw_mask
 from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
 from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
 from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.losses import dice_losses, mask_losses
-from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
-from mixformer_jax.training.sheets import mask_sheet
+from mixformer_jax.training.objective import (
+    FOUND,
+    MAX_SAMPLES,
+    TRUE,
+    Batch,
+    Group,
+    LossAndMore,
+    Objective,
+    Samples,
+    Variables,
+)
 
 NETWORKS = {kind.section: kind for kind in (AlphaRefineConfig, MaskDecoderConfig)}
 """By section of a config, by which it is told from a tracker's."""
@@ -112,9 +122,7 @@ class MaskObjective(Objective):
             "mask": jax.ShapeDtypeStruct((batch_size, size, size), jnp.uint8),
         }
 
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
         logits, updates = self.logits(variables, batch, train=True)
         mask = jnp.asarray(batch["mask"])
         loss = jnp.mean(self.losses(logits, mask))
@@ -146,7 +154,13 @@ class MaskObjective(Objective):
         return {"found": _is_inside(self.logits(variables, batch, train=False)[0])}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
-        return mask_sheet(batch["template"], batch["search"], batch["mask"] > 0, shown["found"])
+        """Up to 16 samples, a row each: template, search region, and on that the true mask (green) and the found (red)."""
+        rows = []
+        for index in range(min(MAX_SAMPLES, len(batch["search"]))):
+            image = batch["search"][index]
+            drawn = [draw_mask(image, batch["mask"][index] > 0, TRUE), draw_mask(image, shown["found"][index], FOUND)]
+            rows.append(np.concatenate([batch["template"][index], image, *drawn], axis=1))
+        return np.concatenate(rows, axis=0)
 
 
 class AlphaRefineObjective(MaskObjective):
@@ -234,6 +248,22 @@ class DecoderObjective(MaskObjective):
 
     def export(self, path: Path, variables: Variables) -> None:
         save_mask_decoder(path, variables, self._config)
+
+
+def mask_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) -> Float32[Array, " b"]:
+    """Binary cross entropy of a mask's logits, the mean over each sample's pixels; 1: the pixel is the target's."""
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), masks.astype(jnp.float32))
+    return jnp.mean(losses, axis=(1, 2))
+
+
+def dice_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) -> Float32[Array, " b"]:
+    """1 - Dice coefficient of the probabilities and each mask (Milletari et al. 2016), one pixel added to both sums.
+
+    Small targets count as much as large ones, which in the cross entropy of all pixels they do not.
+    """
+    found, masks = jax.nn.sigmoid(logits.astype(jnp.float32)), masks.astype(jnp.float32)
+    common, both = (jnp.sum(each, axis=(1, 2)) for each in (found * masks, found + masks))
+    return 1 - (2 * common + 1) / (both + 1)
 
 
 def _whole(

@@ -25,8 +25,15 @@ Variables = dict[str, Any]
 Batch = Mapping[str, Array | np.ndarray]
 """Arrays by name, samples along the first axis."""
 
+LossAndMore = tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]
+"""The loss of a batch, a mean over its samples; with it metrics for the log, among them `loss`, and new values of the
+collections that a forward pass changes (`batch_stats`)."""
+
 Group = Literal["backbone", "rest", "frozen"]
 """How a parameter trains: at the backbone's rate, at the full rate, or not at all."""
+
+MAX_SAMPLES = 16  # in a picture of `Objective.draw`
+TRUE, FOUND = (0, 255, 0), (255, 64, 64)  # RGB of what is annotated and of what the model finds there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +65,8 @@ class Objective(abc.ABC):
         return "rest"
 
     @abc.abstractmethod
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
-        """The loss of a batch, a mean over its samples; with it metrics for the log, among them `loss`, and new values
-        of the collections that a forward pass changes (`batch_stats`)."""
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
+        """See `LossAndMore`."""
 
     @abc.abstractmethod
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.pretrained import (
@@ -37,9 +38,11 @@ from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_
 from mixformer_jax.models.layers import Masking
 from mixformer_jax.pixels import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.training.experiment import RunConfig, data_section
-from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
+from mixformer_jax.training.objective import MAX_SAMPLES, Batch, Group, LossAndMore, Objective, Samples, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
-from mixformer_jax.training.sheets import reconstruction_sheet
+
+GREY, WHITE, INK = 128, 255, (40, 40, 40)
+_GAP, _LINE = 4, 18  # of a sheet, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +120,7 @@ class MaskedPretraining(Objective):
         frozen_table = path[-1] == "table" and self._config.model.positions == "interpolated_frozen"
         return "frozen" if frozen_table else "rest"
 
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
         mask_key, drop_key = jax.random.split(key)
         masking = draw_masking(self._config, mask_key, len(batch["search"]))
         search, found = self._reconstruct(variables, batch, masking, drop_key)
@@ -206,3 +207,33 @@ def _pixel_errors(
     hidden = masking.hidden.reshape(-1, masking.grid, masking.grid, 1).repeat(side, 1).repeat(side, 2)
     errors = ((found - search) * jnp.asarray(IMAGENET_STD)) ** 2
     return jnp.mean(errors, axis=(1, 2, 3), where=hidden)
+
+
+def reconstruction_sheet(
+    templates: UInt8[np.ndarray, "b slots T T 3"] | None,
+    search: UInt8[np.ndarray, "b S S 3"],
+    hidden: Bool[np.ndarray, "b cells"],
+    reconstructed: UInt8[np.ndarray, "b S S 3"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Up to 16 samples, a row each: templates (none of single images), masked search region, reconstruction, original.
+
+    `hidden` cells, row-major on a square grid, are shown grey, and predicted in what is `reconstructed`.
+    """
+    grid = round(hidden.shape[1] ** 0.5)
+    side = search.shape[1]
+    covered = hidden.reshape(-1, grid, grid, 1).repeat(side // grid, axis=1).repeat(side // grid, axis=2)
+    columns = {"masked": np.where(covered, np.uint8(GREY), search), "reconstruction": reconstructed, "original": search}
+    crops = [] if templates is None else list(templates.swapaxes(0, 1))
+    named = [*(("template", crop) for crop in crops), *columns.items()]
+    count = min(MAX_SAMPLES, len(search))
+    widths = [pictures.shape[2] for _, pictures in named]
+    sheet = np.full((_LINE + count * (side + _GAP), sum(widths) + _GAP * (len(widths) - 1), 3), WHITE, np.uint8)
+    left = 0
+    for name, pictures in named:
+        size = pictures.shape[1]
+        cv2.putText(sheet, name, (left, _LINE - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
+        for row in range(count):
+            top = _LINE + row * (side + _GAP)
+            sheet[top : top + size, left : left + size] = pictures[row]
+        left += size + _GAP
+    return sheet

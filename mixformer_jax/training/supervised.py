@@ -1,4 +1,5 @@
-"""The two stages of the paper's training (section 3.5) as objectives: boxes first, then the score module alone."""
+"""The two stages of the paper's training (section 3.5) as objectives, and their losses: boxes first, by L1 x 5 plus
+CIoU x 2 (MixViT) or GIoU x 2 (MixCvT), then the score module alone, by cross entropy."""
 
 import dataclasses
 import functools
@@ -7,22 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+import optax
+from einops import rearrange
+from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
-from mixformer_jax.boxes import cxcywh_to_xywh, cxcywh_to_xyxy, iou
+from mixformer_jax.boxes import ciou, cxcywh_to_xywh, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
 from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.weights import save_weights
 from mixformer_jax.data.pipeline import Samples
 from mixformer_jax.models.mixformer import MixFormer, Prediction, build_model
 from mixformer_jax.pixels import normalise
-from mixformer_jax.training.experiment import Experiment, TrainConfig
-from mixformer_jax.training.losses import box_loss, corner_cross_entropy, score_losses
-from mixformer_jax.training.objective import Batch, Group, Objective, Variables
+from mixformer_jax.training.experiment import Experiment, IouKind, TrainConfig
+from mixformer_jax.training.objective import FOUND, MAX_SAMPLES, TRUE, Batch, Group, LossAndMore, Objective, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
-from mixformer_jax.training.sheets import prediction_sheet
 from mixformer_jax.training.start import start_from
 
 
@@ -69,7 +71,26 @@ class _TrackingStage(Objective):
         return shown if prediction.scores is None else {**shown, "score": prediction.scores}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
-        return prediction_sheet(batch, shown)
+        """Up to 16 samples: the template in the corner of the search region, the true box green, the found one red.
+
+        Of two streams RGB is shown. The batch's `label` and the found `score` stand below, where there are such.
+        """
+        columns = 4
+        cells = []
+        for index in range(min(MAX_SAMPLES, len(batch["search"]))):
+            cell = batch["search"][index, ..., :3].copy()
+            template = batch["templates"][index, 0, ..., :3]
+            small = cv2.resize(template, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+            cell[: small.shape[0], : small.shape[1]] = small
+            _outline(cell, batch["box_cxcywh"][index], TRUE)
+            _outline(cell, shown["box_cxcywh"][index], FOUND)
+            words = [f"label {batch['label'][index]:.0f}"] if "label" in batch else []
+            words += [f"score {shown['score'][index]:.2f}"] if "score" in shown else []
+            at = (2, cell.shape[0] - 4)
+            cv2.putText(cell, " ".join(words), at, cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 0), 1, cv2.LINE_AA)
+            cells.append(np.pad(cell, ((0, 2), (0, 2), (0, 0)), constant_values=64))
+        cells += [np.zeros_like(cells[0])] * (-len(cells) % columns)
+        return rearrange(np.stack(cells), "(rows columns) h w rgb -> (rows h) (columns w) rgb", columns=columns)
 
     def export(self, path: Path, variables: Variables) -> None:
         save_weights(path, variables, self.experiment.model, self.experiment.tracker)
@@ -77,6 +98,12 @@ class _TrackingStage(Objective):
     def _predict(self, variables: Variables, batch: Batch, score_boxes_xyxy: Array | None = None) -> Prediction:
         templates, search = normalise(jnp.asarray(batch["templates"])), normalise(jnp.asarray(batch["search"]))
         return cast(Prediction, self.model.apply(variables, templates, search, None, score_boxes_xyxy))
+
+
+def _outline(image: np.ndarray, box_cxcywh: Float[np.ndarray, "4"], colour: tuple[int, int, int]) -> None:
+    cx, cy, w, h = (float(value) * image.shape[0] for value in box_cxcywh)
+    corners = [round(edge * 16) for edge in (cx - w / 2 - 0.5, cy - h / 2 - 0.5, cx + w / 2 - 0.5, cy + h / 2 - 0.5)]
+    cv2.rectangle(image, corners[:2], corners[2:], colour, 1, cv2.LINE_AA, shift=4)
 
 
 class BoxStage(_TrackingStage):
@@ -88,9 +115,7 @@ class BoxStage(_TrackingStage):
             return "frozen"
         return "backbone" if path[0] == "backbone" else "rest"
 
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
         prediction, updates = self.model.apply(
             variables,
             normalise(jnp.asarray(batch["templates"])),
@@ -134,9 +159,7 @@ class ScoreStage(_TrackingStage):
     def group(self, path: tuple[str, ...]) -> Group:
         return "rest" if path[0] == "score" else "frozen"
 
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
         measured = self.measure(variables, batch)
         metrics = {name: jnp.mean(value) for name, value in measured.items()}
         return metrics["loss"], (metrics, {})
@@ -171,3 +194,79 @@ def tracking_loss(
         loss = loss + config.corner_weight * corner
         metrics = {**metrics, "loss": loss, "loss_corner": corner}
     return loss, metrics
+
+
+def iou_loss(
+    kind: IouKind, pred_xyxy: Float[Array, "b 4"], target_xyxy: Float[Array, "b 4"]
+) -> tuple[Float32[Array, ""], Float32[Array, " b"]]:
+    """Mean of 1 - CIoU or 1 - GIoU, and the IoU of each pair.
+
+    For equal boxes the official code's CIoU divides 0 by 0 and gives NaN, in the loss and in its gradient; here the
+    loss is 0 and the gradient finite. Its GIoU refuses predictions whose corners are in the wrong order; here they
+    count as empty boxes. Everything else is equal to it.
+    """
+    pred_xyxy, target_xyxy = pred_xyxy.astype(jnp.float32), target_xyxy.astype(jnp.float32)
+    overlaps = (ciou if kind == "ciou" else giou)(pred_xyxy, target_xyxy)
+    return jnp.mean(1 - overlaps), iou(pred_xyxy, target_xyxy)
+
+
+def box_loss(
+    pred_cxcywh: Float[Array, "b 4"],
+    target_xywh: Float[Array, "b 4"],
+    iou_kind: IouKind,
+    l1_weight: float = 5.0,
+    iou_weight: float = 2.0,
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
+    """The loss of section 3.5, `l1_weight` * L1 + `iou_weight` * IoU loss, and its parts for the log.
+
+    Boxes are normalised to the search crop. Predicted ones are used as they are; of the ground truth, what sticks out
+    of the crop is cut off: corners are clamped to [0, 1]. `iou_kind` is "ciou" (MixViT) or "giou" (MixCvT).
+
+    Returns:
+      The loss, and its metrics: "loss", "loss_iou" and "loss_l1" (both before weighting), "iou" (mean).
+      L1 is the mean over batch and corners (xyxy).
+
+    Raises ValueError: another `iou_kind`.
+    """
+    pred_xyxy = cxcywh_to_xyxy(pred_cxcywh.astype(jnp.float32))
+    target_xyxy = jnp.clip(xywh_to_xyxy(target_xywh.astype(jnp.float32)), 0, 1)
+    if iou_kind not in ("ciou", "giou"):
+        raise ValueError(f'iou_kind is {iou_kind!r}; expected "ciou" or "giou"')
+    iou_term, overlaps = iou_loss(iou_kind, pred_xyxy, target_xyxy)
+    l1 = jnp.mean(jnp.abs(pred_xyxy - target_xyxy))
+    loss = l1_weight * l1 + iou_weight * iou_term
+    return loss, {"loss": loss, "loss_iou": iou_term, "loss_l1": l1, "iou": jnp.mean(overlaps)}
+
+
+def score_losses(logits: Float[Array, " b"], labels: Float[Array, " b"]) -> Float32[Array, " b"]:
+    """Binary cross entropy of the score module's logits (eq. 4) for each sample; label 1: the target is there."""
+    return optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), labels.astype(jnp.float32))
+
+
+def corner_cross_entropy(
+    logits_tl: Float[Array, "b h w"], logits_br: Float[Array, "b h w"], target_xyxy: Float[Array, "b 4"]
+) -> Float32[Array, ""]:
+    """Cross entropy of the two corner score maps, before the softmax, with the ground truth's corners, normalised to
+    the search crop; mean over maps and batch.
+
+    Not in the paper: a denser signal than the expected corner alone, for training from scratch. The target
+    distribution lies on the two by two cells around the corner, with bilinear weights, so that its
+    expectation is the corner itself and a perfect map also gives a perfect box. Cell (row i, column j) stands
+    for the point (j / w, i / h) of the crop, as in the corner head; a corner outside is clamped to the
+    outermost cells. The smallest possible value is the entropy of the target, between 0 and log 4.
+    """
+    _, height, width = logits_tl.shape
+    logits = jnp.stack([logits_tl, logits_br], axis=1).astype(jnp.float32)  # [b, corner, h, w]
+    corners = target_xyxy.astype(jnp.float32).reshape(-1, 2, 2)  # [b, corner, (x, y)]
+    columns = _bilinear_weights(corners[..., 0], width)
+    rows = _bilinear_weights(corners[..., 1], height)
+    log_probabilities = jax.nn.log_softmax(logits, axis=(-2, -1))
+    # Elementwise, not an einsum: an accelerator would round a matrix product's inputs to fewer bits.
+    target = rows[..., :, None] * columns[..., None, :]
+    return -jnp.mean(jnp.sum(target * log_probabilities, axis=(-2, -1)))
+
+
+def _bilinear_weights(position: Float32[Array, "b corner"], num_cells: int) -> Float32[Array, "b corner {num_cells}"]:
+    """Weights over the cells of one axis whose mean cell is `position` * num_cells, clamped to the cells."""
+    cell = jnp.clip(position * num_cells, 0, num_cells - 1)
+    return jnp.maximum(1 - jnp.abs(cell[..., None] - jnp.arange(num_cells, dtype=jnp.float32)), 0)
