@@ -154,7 +154,7 @@ class MaskObjective(Objective):
         return {"found": _is_inside(self.logits(variables, batch, train=False)[0])}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
-        """Up to 16 samples, a row each: template, search region, and on that the true mask (green) and the found (red)."""
+        """Up to 16 samples, a row each: template, search region, the true mask (green) and the found (red) on that."""
         rows = []
         for index in range(min(MAX_SAMPLES, len(batch["search"]))):
             image = batch["search"][index]
