@@ -41,12 +41,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with `AXES` of these devices, or of all, of all processes.
+    """A mesh with `AXES` of these devices, or of all, of all processes; a single process may use fewer than it has.
 
-    One of the counts along the axes may be -1, for as many as there are. A single process may use fewer devices than it
-    has.
-
-    Raises ConfigError: a shape that the devices do not allow.
+    One of the counts along the axes may be -1, for as many as there are. ConfigError: the devices do not allow them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
@@ -162,10 +159,9 @@ def own_rows(value: jax.Array | np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
-ToDevices = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
-
-
-def to_devices(samples: Samples, mesh: Mesh, batch_size: int) -> ToDevices:
+def to_devices(
+    samples: Samples, mesh: Mesh, batch_size: int
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
     """The function from this process's part of a batch to the global one of `batch_size` samples.
 
     For `DeviceSamples` every device of the mesh gets the whole pool now, and then renders its own samples.

@@ -52,26 +52,19 @@ def first_state(
         WeightsError: `train.init` does not fit.
     """
     settings: RunConfig = objective.experiment.train
-    # The first of these that there is:
-    # 1. this run's own newest checkpoint that is whole;
-    own = checkpoints.restore(program.state)
-    if own is not None:
-        step = int(own.state.step)
-        return own.state, step, own.data, f"goes on after step {step}"
-    # 2. the newest checkpoint of another run, step and optimizer included (train.resume);
-    if settings.resume is not None:
+    found, origin = checkpoints.restore(program.state), "goes on"
+    if found is None and settings.resume is not None:
         with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
-            other = others.restore(program.state)
-        if other is None:
+            found, origin = others.restore(program.state), f"goes on from {settings.resume},"
+        if found is None:
             raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
-        step = int(other.state.step)
-        return other.state, step, other.data, f"goes on from {settings.resume}, after step {step}"
+    if found is not None:
+        step = int(found.state.step)
+        return found.state, step, found.data, f"{origin} after step {step}"
     fresh = program.init(jax.random.key(settings.seed))
-    # 3. what somebody else trained, under a new optimizer (train.init);
     if settings.init is not None:
         start = objective.start_from(settings.init)
         return _with_variables(fresh, start.variables), 0, None, _report(settings.init, start)
-    # 4. fresh weights.
     return fresh, 0, None, "starts from fresh weights"
 
 
@@ -114,10 +107,9 @@ def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
             {path: place(values[path], x.sharding) if path in values else x for path, x in flat.items()}
         )
 
-    variables = replaced(state.variables)
-    model_state = {name: value for name, value in variables.items() if name != "params"}
-    ema = replaced(state.ema) if state.ema else {}
-    return state._replace(params=variables["params"], model_state=model_state, ema=ema)
+    model_state = replaced(state.variables)
+    params = model_state.pop("params")
+    return state._replace(params=params, model_state=model_state, ema=replaced(state.ema))
 
 
 def _report(source: str, start: Initialisation) -> str:

@@ -44,11 +44,6 @@ class _TrackingStage(Objective):
         train = self.experiment.train
         return build_model(self.experiment.model, train.recomputed, residual_dtype=train.residual_dtype)
 
-    @functools.cached_property
-    def _frozen(self) -> re.Pattern[str] | None:
-        frozen = self.experiment.train.freeze
-        return re.compile("|".join(frozen)) if frozen else None
-
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         config, slots = self.experiment.model, self.experiment.tracker.num_slots
         templates = (batch_size, slots, config.template_size, config.template_size, config.channels)
@@ -111,7 +106,7 @@ class BoxStage(_TrackingStage):
 
     def group(self, path: tuple[str, ...]) -> Group:
         frozen_table = path[-1] == "table" and self.experiment.model.positions == "interpolated_frozen"
-        if frozen_table or (self._frozen is not None and self._frozen.match("/".join(path))):
+        if frozen_table or any(re.match(pattern, "/".join(path)) for pattern in self.experiment.train.freeze):
             return "frozen"
         return "backbone" if path[0] == "backbone" else "rest"
 
