@@ -4,7 +4,7 @@ One for every objective (`objective.py`), on one device or many, in one process 
 import contextlib
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.data.pipeline import batches, one_opencv_thread
 from mixformer_jax.signals import Stopped, StopSignals, listening
-from mixformer_jax.training.checkpoints import Checkpoints
+from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
 from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, largest, process_table
 from mixformer_jax.training.experiment import Experiment, RunConfig
 from mixformer_jax.training.folder import (
@@ -34,12 +36,12 @@ from mixformer_jax.training.folder import (
 from mixformer_jax.training.masks import NETWORKS, MaskExperiment, mask_objective
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
-from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
+from mixformer_jax.training.program import TrainProgram, TrainState, learning_rate_schedule, train_program
 from mixformer_jax.training.progress import MetricsLog, Progress, StepWatch, import_wandb
-from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
-from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
-from mixformer_jax.training.supervised import tracking_objective
+from mixformer_jax.training.sharding import make_mesh, place, process_rows, put_batch, to_devices
+from mixformer_jax.training.supervised import part_of, tracking_objective
 
+CHECKPOINTS_NAME = "checkpoints"
 AnyExperiment = Experiment | PretrainExperiment | MaskExperiment
 
 
@@ -117,7 +119,7 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
             compiling = _in_thread(program.step.find(program.state, program.batch))
 
         # --- start ---
-        state, first_step, data_state, origin = first_state(objective, program, checkpoints)
+        state, first_step, data_state, origin = _first_state(objective, program, checkpoints)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")
@@ -236,6 +238,60 @@ def _export(objective: Objective, path: Path, variables: dict[str, Any]) -> None
     whole = gather(variables)
     if is_first():
         objective.export(path, whole)
+
+
+def _first_state(
+    objective: Objective, program: TrainProgram, checkpoints: Checkpoints
+) -> tuple[TrainState, int, dict[str, Any] | None, str]:
+    """The state of the run's own checkpoint, of another run's, or a new one, whose arrays may still be computed; with
+    it the steps that it has behind it, the state of its data, and where it comes from in words.
+
+    Raises:
+        CheckpointError: `train.resume` names a folder without a whole checkpoint.
+        WeightsError: `train.init` does not fit.
+    """
+    settings: RunConfig = objective.experiment.train
+    found, origin = checkpoints.restore(program.state), "goes on"
+    if found is None and settings.resume is not None:
+        with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
+            found, origin = others.restore(program.state), f"goes on from {settings.resume},"
+        if found is None:
+            raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
+    if found is not None:
+        step = int(found.state.step)
+        return found.state, step, found.data, f"{origin} after step {step}"
+    fresh = program.init(jax.random.key(settings.seed))
+    if settings.init is not None:
+        start = objective.start_from(settings.init)
+        return _with_variables(fresh, start.variables), 0, None, _report(settings.init, start)
+    return fresh, 0, None, "starts from fresh weights"
+
+
+def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
+    """The state with these values in the place of its own, and of its average's."""
+    values = flatten_dict(given)
+
+    def replaced(variables: dict[str, Any]) -> dict[str, Any]:
+        flat = flatten_dict(variables)
+        # The average and the parameters must not share buffers: the step gives the state up.
+        return unflatten_dict(
+            {path: place(values[path], x.sharding) if path in values else x for path, x in flat.items()}
+        )
+
+    model_state = replaced(state.variables)
+    params = model_state.pop("params")
+    return state._replace(params=params, model_state=model_state, ema=replaced(state.ema))
+
+
+def _report(source: str, start: Initialisation) -> str:
+    """What was taken and what starts fresh, by the parts of the model."""
+
+    def parts(names: Sequence[str]) -> str:
+        counts = Counter(part_of(name) for name in names)
+        return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
+
+    ignored = f"; ignored: {len(start.ignored)} ({', '.join(start.ignored[:4])}, ...)" if start.ignored else ""
+    return f"starts from {source}: taken: {parts(start.taken)}; fresh: {parts(start.fresh)}{ignored}"
 
 
 class Validation:

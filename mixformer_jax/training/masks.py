@@ -44,17 +44,7 @@ from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
 from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.objective import (
-    FOUND,
-    MAX_SAMPLES,
-    TRUE,
-    Batch,
-    Group,
-    LossAndMore,
-    Objective,
-    Samples,
-    Variables,
-)
+from mixformer_jax.training.objective import Batch, Group, LossAndMore, Objective, Samples, Variables
 
 NETWORKS = {kind.section: kind for kind in (AlphaRefineConfig, MaskDecoderConfig)}
 """By section of a config, by which it is told from a tracker's."""
@@ -98,6 +88,11 @@ class MaskObjective(Objective):
     """
 
     experiment: MaskExperiment
+
+    @property
+    def _config(self) -> Any:
+        """Of the network."""
+        return self.experiment.alpha_refine or self.experiment.mask_decoder
 
     @property
     @abc.abstractmethod
@@ -156,10 +151,11 @@ class MaskObjective(Objective):
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
         """Up to 16 samples, a row each: template, search region, the true mask (green) and the found (red) on that."""
         rows = []
-        for index in range(min(MAX_SAMPLES, len(batch["search"]))):
+        for index in range(min(self.MAX_SAMPLES, len(batch["search"]))):
             image = batch["search"][index]
-            drawn = [draw_mask(image, batch["mask"][index] > 0, TRUE), draw_mask(image, shown["found"][index], FOUND)]
-            rows.append(np.concatenate([batch["template"][index], image, *drawn], axis=1))
+            true = draw_mask(image, batch["mask"][index] > 0, self.TRUE)
+            found = draw_mask(image, shown["found"][index], self.FOUND)
+            rows.append(np.concatenate([batch["template"][index], image, true, found], axis=1))
         return np.concatenate(rows, axis=0)
 
 
@@ -171,13 +167,8 @@ class AlphaRefineObjective(MaskObjective):
         return AlphaRefine(self._config)
 
     @property
-    def _config(self) -> AlphaRefineConfig:
-        assert self.experiment.alpha_refine is not None
-        return self.experiment.alpha_refine
-
-    @property
     def crop_size(self) -> int:
-        return self._config.crop_size
+        return int(self._config.crop_size)
 
     def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
         template, search = normalise(jnp.asarray(batch["template"])), normalise(jnp.asarray(batch["search"]))
@@ -212,11 +203,6 @@ class DecoderObjective(MaskObjective):
     @functools.cached_property
     def model(self) -> TokenMasks:
         return TokenMasks(self._backbone.tracker, self._config)
-
-    @property
-    def _config(self) -> MaskDecoderConfig:
-        assert self.experiment.mask_decoder is not None
-        return self.experiment.mask_decoder
 
     @property
     def crop_size(self) -> int:

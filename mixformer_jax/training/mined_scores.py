@@ -43,7 +43,7 @@ from mixformer_jax.training.mining import (
     mine_pairs,
     scenes_of,
 )
-from mixformer_jax.training.start import start_from
+from mixformer_jax.training.supervised import start_from
 
 RIGHT, WRONG = 0.55, 0.3  # IoU; what lies between teaches nothing
 OTHER_BOXES = 0.3  # share of boxes that are drawn around the truth instead: halves, parts, much too large ones

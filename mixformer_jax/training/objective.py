@@ -9,7 +9,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -32,15 +32,17 @@ collections that a forward pass changes (`batch_stats`)."""
 Group = Literal["backbone", "rest", "frozen"]
 """How a parameter trains: at the backbone's rate, at the full rate, or not at all."""
 
-MAX_SAMPLES = 16  # in a picture of `Objective.draw`
-TRUE, FOUND = (0, 255, 0), (255, 64, 64)  # RGB of what is annotated and of what the model finds there
-
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
     """One way to train: a model with its loss. `experiment` holds all settings, those of the run in `train`."""
 
     experiment: Any
+
+    # Of `draw`: samples in a picture, and RGB of what is annotated and of what the model finds.
+    MAX_SAMPLES: ClassVar = 16
+    TRUE: ClassVar = (0, 255, 0)
+    FOUND: ClassVar = (255, 64, 64)
 
     @property
     @abc.abstractmethod

@@ -38,7 +38,7 @@ from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_
 from mixformer_jax.models.layers import Masking
 from mixformer_jax.pixels import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.training.experiment import RunConfig, data_section
-from mixformer_jax.training.objective import MAX_SAMPLES, Batch, Group, LossAndMore, Objective, Samples, Variables
+from mixformer_jax.training.objective import Batch, Group, LossAndMore, Objective, Samples, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
 
 GREY, WHITE, INK = 128, 255, (40, 40, 40)
@@ -225,7 +225,7 @@ def reconstruction_sheet(
     columns = {"masked": np.where(covered, np.uint8(GREY), search), "reconstruction": reconstructed, "original": search}
     crops = [] if templates is None else list(templates.swapaxes(0, 1))
     named = [*(("template", crop) for crop in crops), *columns.items()]
-    count = min(MAX_SAMPLES, len(search))
+    count = min(Objective.MAX_SAMPLES, len(search))
     widths = [pictures.shape[2] for _, pictures in named]
     sheet = np.full((_LINE + count * (side + _GAP), sum(widths) + _GAP * (len(widths) - 1), 3), WHITE, np.uint8)
     left = 0

@@ -3,6 +3,7 @@ CIoU x 2 (MixViT) or GIoU x 2 (MixCvT), then the score module alone, by cross en
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +15,39 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from einops import rearrange
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Float32, PRNGKeyArray, UInt8
 
 from mixformer_jax.boxes import ciou, cxcywh_to_xywh, cxcywh_to_xyxy, giou, iou, xywh_to_xyxy
-from mixformer_jax.convert.pretrained import Initialisation
-from mixformer_jax.convert.weights import save_weights
+from mixformer_jax.convert.convert import find_weights
+from mixformer_jax.convert.pretrained import AUTOENCODER_FORMAT, Initialisation, hand_over, init_from, load_autoencoder
+from mixformer_jax.convert.torch_files import is_ours
+from mixformer_jax.convert.weights import (
+    FORMAT,
+    Shapes,
+    Weights,
+    WeightsError,
+    expected_shapes,
+    load_weights,
+    mismatches,
+    refuse_weights,
+    save_weights,
+)
 from mixformer_jax.data.pipeline import Samples
+from mixformer_jax.models.config import MixFormerConfig
+from mixformer_jax.models.layers import resize_positions
 from mixformer_jax.models.mixformer import MixFormer, Prediction, build_model
 from mixformer_jax.pixels import normalise
 from mixformer_jax.training.experiment import Experiment, IouKind, TrainConfig
-from mixformer_jax.training.objective import FOUND, MAX_SAMPLES, TRUE, Batch, Group, LossAndMore, Objective, Variables
+from mixformer_jax.training.objective import Batch, Group, LossAndMore, Objective, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
-from mixformer_jax.training.start import start_from
+
+# Settings that shapes do not tell and that change what the backbone's weights mean.
+_MEANING = (
+    *("backbone", "patch_embed", "patch_size", "width", "depth", "num_heads", "early_widths", "early_depths"),
+    *("early_heads", "layer_scale", "positions", "projection", "projection_norm", "attention", "mixed_blocks"),
+    *("cross_attention_blocks", "decoder_blocks"),
+)
 
 
 def tracking_objective(experiment: Experiment) -> Objective:
@@ -72,13 +94,13 @@ class _TrackingStage(Objective):
         """
         columns = 4
         cells = []
-        for index in range(min(MAX_SAMPLES, len(batch["search"]))):
+        for index in range(min(self.MAX_SAMPLES, len(batch["search"]))):
             cell = batch["search"][index, ..., :3].copy()
             template = batch["templates"][index, 0, ..., :3]
             small = cv2.resize(template, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             cell[: small.shape[0], : small.shape[1]] = small
-            _outline(cell, batch["box_cxcywh"][index], TRUE)
-            _outline(cell, shown["box_cxcywh"][index], FOUND)
+            _outline(cell, batch["box_cxcywh"][index], self.TRUE)
+            _outline(cell, shown["box_cxcywh"][index], self.FOUND)
             words = [f"label {batch['label'][index]:.0f}"] if "label" in batch else []
             words += [f"score {shown['score'][index]:.2f}"] if "score" in shown else []
             at = (2, cell.shape[0] - 4)
@@ -265,3 +287,91 @@ def _bilinear_weights(position: Float32[Array, "b corner"], num_cells: int) -> F
     """Weights over the cells of one axis whose mean cell is `position` * num_cells, clamped to the cells."""
     cell = jnp.clip(position * num_cells, 0, num_cells - 1)
     return jnp.maximum(1 - jnp.abs(cell[..., None] - jnp.arange(num_cells, dtype=jnp.float32)), 0)
+
+
+def start_from(source: str | Path, config: MixFormerConfig, may_be_fresh: tuple[str, ...]) -> Initialisation:
+    """What a pre-trained model gives a tracker: an official backbone (`.pth`, `.safetensors`), a weights file of ours,
+    or the folder of a run; of a pre-training too.
+
+    A part of the model (`backbone`, `head`, `score`) comes whole or not at all; the backbone always. Batch norms are
+    taken as the model wants them: constant ones from trained ones (stage 2 from stage 1), and the other way. Position
+    tables are resized where the crops have another size. From a model of RGB alone, the embedding of a second stream
+    starts as RGB's own, and its factors at zero.
+
+    Raises WeightsError: a source that cannot be read, another backbone, or one that lacks a part other than those of
+    `may_be_fresh`: all names that are missing or misshapen in one error.
+    """
+    path = find_weights(source)
+    if is_ours(FORMAT, path):
+        return _from_weights(path, load_weights(path), config, may_be_fresh)
+    if is_ours(AUTOENCODER_FORMAT, path):
+        found = load_autoencoder(path)
+        start = hand_over(found.variables, found.config, config)
+    else:
+        start = init_from(path, config)
+    values, expected = flatten_dict(start.variables, sep="/"), expected_shapes(config)
+    start = Initialisation.of(_with_second_stream(values, expected), expected, start.ignored)
+    missing = sorted({part_of(name) for name in start.fresh if part_of(name) != "backbone"} - set(may_be_fresh))
+    if missing:
+        raise WeightsError(f"{path}: a backbone alone, without {', '.join(missing)}; expected a trained tracker")
+    return start
+
+
+def _from_weights(
+    path: Path, weights: Weights, config: MixFormerConfig, may_be_fresh: tuple[str, ...]
+) -> Initialisation:
+    theirs = weights.model
+    differences = [
+        f"{key}: {getattr(theirs, key)!r} there, {getattr(config, key)!r} here"
+        for key in _MEANING
+        if getattr(theirs, key) != getattr(config, key)
+    ]
+    if theirs.second_stream not in ("none", config.second_stream):
+        differences.append(f"second_stream: {theirs.second_stream!r} there, {config.second_stream!r} here")
+    if differences:
+        raise WeightsError(f"{path}: the backbone of another model: {'; '.join(differences)}")
+    expected = expected_shapes(config)
+    found = _with_second_stream(_as_wanted(flatten_dict(weights.variables, sep="/"), expected), expected)
+    complaints: dict[str, list[str]] = {}
+    for part in dict.fromkeys(map(part_of, expected)):
+        shapes = {name: shape for name, shape in expected.items() if part_of(name) == part}
+        complaints[part] = mismatches({name: found[name] for name in shapes if name in found}, shapes)
+    if config.head != theirs.head:
+        complaints["head"].append(f"head: {theirs.head!r} there, {config.head!r} here")
+    fatal = [line for part, lines in complaints.items() if part not in may_be_fresh for line in lines]
+    refuse_weights(f"{path}: does not fit {config.name!r}", fatal)
+    taken = {name: found[name] for name in expected if not complaints[part_of(name)]}
+    return Initialisation.of(taken, expected, (name for name in found if name not in taken))
+
+
+def _with_second_stream(found: Mapping[str, np.ndarray], expected: Shapes) -> dict[str, np.ndarray]:
+    """What was found, and what a model with a second stream needs beside that: RGB's embedding again, zero factors."""
+    filled = dict(found)
+    for name in (name for name in expected if name not in found):
+        names = (name.replace("/second_embed/", f"/{embed}/") for embed in ("patch_embed", "embed_0"))
+        given = next((found[other] for other in names if other != name and other in found), None)
+        if name.endswith("/second_scale"):
+            given = np.zeros(expected[name], np.float32)
+        if given is not None:
+            filled[name] = given
+    return filled
+
+
+def part_of(name: str) -> str:
+    """`head` of `batch_stats/head/top_left/...`; the query head's token is the head's, wherever it lives."""
+    return "head" if name.endswith("/regression_token") else name.split("/")[1]
+
+
+def _as_wanted(found: Mapping[str, np.ndarray], expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Batch norms in the collections where the model has them: learned and tracked, or constant; position tables of
+    crops of another size resized."""
+    moved = {}
+    for name, value in found.items():
+        collection, _, rest = name.partition("/")
+        learned = "batch_stats" if rest.endswith(("/mean", "/var")) else "params"
+        other = "constants" if collection in ("params", "batch_stats") else learned
+        target = f"{other}/{rest}" if name not in expected and f"{other}/{rest}" in expected else name
+        if target.endswith("_positions/table") and target in expected and len(value) != expected[target][0]:
+            value = np.asarray(jax.device_get(resize_positions(value, math.isqrt(expected[target][0]))))
+        moved[target] = value
+    return moved
