@@ -1,10 +1,6 @@
-"""Checkpoints of a run: the only file that knows Orbax.
-
-A checkpoint is a folder that appears whole, by one rename. It holds the train state, the place in the data, the
-experiment, and a fingerprint of every array: what comes back is compared with what was saved, on whatever mesh, so a
-damaged file is found and passed over. Only its own bytes make a checkpoint a damaged one: that memory or a file system
-fails, or that it is of another experiment, is an error that changes nothing.
-"""
+"""Checkpoints of a run, folders that appear whole by one rename: the only file that knows Orbax. What comes back is
+compared with fingerprints of what was saved, on whatever mesh. Only its own bytes make a checkpoint a damaged one: that
+memory or a file system fails, or that it is of another experiment, is an error that changes nothing."""
 
 import contextlib
 import functools

@@ -289,8 +289,7 @@ def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
     Left to itself JAX gives every process under Slurm and Open MPI the one whose number is that of the process on the
     node: with one process a node, one GPU of all. Here the processes of a node share them equally.
 
-    Returns:
-        Indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
+    Returns indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
 
     Raises ConfigError: GPUs that do not divide among the processes of the node.
     """

@@ -1,8 +1,5 @@
-"""An experiment: everything that `configs/*.py` says, as frozen records; and `RunConfig`, which pre-training shares.
-
-The ConfigDict stays at the border. Facts have one home: crop sizes come from the model, crop factors and template
-slots from the tracker, and the data section adds the jitters.
-"""
+"""An experiment: all that `configs/*.py` says, as frozen records; and `RunConfig`, which pre-training shares. Facts
+have one home: crop sizes come from the model, crop factors and template slots from the tracker."""
 
 import dataclasses
 import re

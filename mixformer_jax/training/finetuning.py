@@ -114,8 +114,7 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
 
     `held_out` names sequences or videos to hold out instead.
 
-    Raises:
-        DatasetError: sequences that cannot be read, no frames, names that are not there, or nothing left to train on.
+    Raises DatasetError: sequences that cannot be read, no frames, names that are not there, nothing left to train on.
     """
     sequences, unreadable = dataset.read_all()
     if unreadable:
@@ -234,15 +233,11 @@ class FineTuning:
         device: jax.Device | None = None,
         dtype: ComputeDtype | None = None,
     ) -> None:
-        """Splits the videos and claims the folder.
+        """Splits the videos and claims the folder. No device: JAX's choice, and all of its kind for the steps. No
+        compute type: float32 on a CPU, bfloat16 elsewhere.
 
-        No device: JAX's choice, and all of its kind for the steps. No compute type: float32 on a CPU, bfloat16
-        elsewhere.
-
-        Raises:
-            DatasetError: see `split_by_video` and `count_frames`.
-            TrainingError: the folder belongs to another fine-tuning.
-            WeightsError: weights that cannot be read.
+        Raises DatasetError: see `split_by_video` and `count_frames`; TrainingError: the folder belongs to another
+        fine-tuning; WeightsError: weights that cannot be read.
         """
         self.dataset, self.out, self.device = begun(dataset), out, device
         platform = (device or jax.devices()[0]).platform

@@ -41,8 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     The lock is the system's, on a file in the folder, and held by the first process: it ends with that process, however
     that ends. Most network file systems hold it across machines; where one has no locks, a warning says so.
 
-    Raises:
-        TrainingError: another run has the folder, it cannot be written to, or processes of this run have another one.
+    Raises TrainingError: another run has the folder, it cannot be written to, or processes of this run have another.
     """
     file, refusal = None, None
     if is_first():
@@ -88,12 +87,9 @@ def _lock(folder: Path) -> TextIO:
 
 
 def check_folder(folder: Path, experiment: Any) -> None:
-    """Refuses a run's folder that holds another experiment than these settings, a record or their values by name.
-
-    Settings that one of two versions of this program does not have make no difference: what it lacks has its default
-    value here, or is of no more use.
-
-    Raises TrainingError: another experiment's folder, or one that cannot be read.
+    """Refuses a run's folder that cannot be read, or holds another experiment than these settings, a record or their
+    values by name: TrainingError. Settings that one of two versions of this program does not have make no difference:
+    what it lacks has its default value here, or is of no more use.
     """
     path = folder / CONFIG_NAME
     try:
@@ -105,10 +101,8 @@ def check_folder(folder: Path, experiment: Any) -> None:
 
 
 def claim_folder(folder: Path, experiment: Any) -> dict[str, Any]:
-    """Writes an experiment into a new run's folder; returns it as JSON has it.
-
-    Raises TrainingError for another experiment's folder, or one that cannot be written to.
-    """
+    """Writes an experiment into a new run's folder, and returns it as JSON has it; TrainingError: see `check_folder`,
+    or a folder that cannot be written to."""
     check_folder(folder, experiment)
     record: dict[str, Any] = _plain(experiment)
     path = folder / CONFIG_NAME

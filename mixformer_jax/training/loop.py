@@ -246,9 +246,7 @@ def _first_state(
     """The state of the run's own checkpoint, of another run's, or a new one, whose arrays may still be computed; with
     it the steps that it has behind it, the state of its data, and where it comes from in words.
 
-    Raises:
-        CheckpointError: `train.resume` names a folder without a whole checkpoint.
-        WeightsError: `train.init` does not fit.
+    Raises CheckpointError: `train.resume` names a folder without a whole one; WeightsError: `train.init` does not fit.
     """
     settings: RunConfig = objective.experiment.train
     found, origin = checkpoints.restore(program.state), "goes on"

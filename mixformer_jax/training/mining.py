@@ -1,9 +1,7 @@
-"""What a tracker finds in annotated sequences, right and wrong, as samples for its score module. Not in the paper.
-
-The paper's negatives (section 3.5) show another target. A tracker that is lost sees something else: backgrounds that
-it drifted to, distractors beside the target, the place where the target was. So the tracker runs over each sequence
-under six conditions at once, and its own boxes are the samples. Pairs of photographs add targets of other kinds.
-"""
+"""What a tracker finds in annotated sequences, right and wrong, as samples for its score module. Not in the paper,
+whose negatives (section 3.5) show another target. A tracker that is lost sees something else: backgrounds that it
+drifted to, distractors beside the target, the place where the target was. So it runs over each sequence under six
+conditions at once, and its own boxes are the samples. Pairs of photographs add targets of other kinds."""
 
 import dataclasses
 import math

@@ -1,9 +1,5 @@
-"""What a run optimises: the base of the objectives that the one training loop takes.
-
-An objective knows its model, its losses, its samples and how to start and to end; it knows nothing of meshes,
-optimizers, checkpoints and logs. Everything but the samples works on abstract values, without data and without a run's
-folder.
-"""
+"""What a run optimises: the base of the objectives that the one training loop takes. They know nothing of meshes,
+optimizers, checkpoints and logs; everything but the samples works on abstract values, without data and folders."""
 
 import abc
 import dataclasses

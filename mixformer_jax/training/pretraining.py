@@ -121,22 +121,20 @@ class MaskedPretraining(Objective):
         return "frozen" if frozen_table else "rest"
 
     def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
-        mask_key, drop_key = jax.random.split(key)
-        masking = draw_masking(self._config, mask_key, len(batch["search"]))
-        search, found = self._reconstruct(variables, batch, masking, drop_key)
-        loss = reconstruction_losses(found.patches, search, masking.hidden, self._config.norm_pix_loss).mean()
+        search, patches, masking = self._reconstruct(variables, batch, key)
+        loss = reconstruction_losses(patches, search, masking.hidden, self._config.norm_pix_loss).mean()
         return loss, ({"loss": loss}, {})
 
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
         """The loss, and mean squared errors of the hidden pixels, RGB from 0 to 1: of the reconstruction, and of the
         image's mean colour in its place. With `norm_pix_loss`, reconstructions know each patch's mean and deviation.
         """
-        masking, norm = self._fixed_masking(batch), self._config.norm_pix_loss
-        search, found = self._reconstruct(variables, batch, masking, None)
-        restored = reconstruct(found.patches, search, masking.hidden, norm)
+        norm = self._config.norm_pix_loss
+        search, patches, masking = self._reconstruct(variables, batch)
+        restored = reconstruct(patches, search, masking.hidden, norm)
         mean = jnp.mean(search, axis=(1, 2), keepdims=True)
         return {
-            "loss": reconstruction_losses(found.patches, search, masking.hidden, norm),
+            "loss": reconstruction_losses(patches, search, masking.hidden, norm),
             "pixel_error": _pixel_errors(restored, search, masking),
             "mean_colour_error": _pixel_errors(mean, search, masking),
         }
@@ -145,10 +143,10 @@ class MaskedPretraining(Objective):
         return -measured["loss"]
 
     def samples(self) -> Samples:
-        config, train = self._config, self.experiment.train
-        if self.experiment.images is not None:
-            images = open_images(self.experiment.images.root, self.experiment.images.split)
-            return ImageSamples(self.experiment.images, images, config.model.search_size, train.seed)
+        images = self.experiment.images
+        if images is not None:
+            opened = open_images(images.root, images.split)
+            return ImageSamples(images, opened, self._config.model.search_size, self.experiment.train.seed)
         return training_samples(self.experiment, tuple(self.batch_shapes(1)))
 
     def validation_samples(self) -> Samples | None:
@@ -161,9 +159,8 @@ class MaskedPretraining(Objective):
         return CentreCrops(held, self._config.model.search_size)
 
     def show(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        masking = self._fixed_masking(batch)
-        search, found = self._reconstruct(variables, batch, masking, None)
-        restored = reconstruct(found.patches, search, masking.hidden, self._config.norm_pix_loss)
+        search, patches, masking = self._reconstruct(variables, batch)
+        restored = reconstruct(patches, search, masking.hidden, self._config.norm_pix_loss)
         return {"reconstructed": denormalise(restored), "hidden": masking.hidden}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
@@ -185,19 +182,18 @@ class MaskedPretraining(Objective):
     def export(self, path: Path, variables: Variables) -> None:
         save_autoencoder(path, variables, self._config)
 
-    def _fixed_masking(self, batch: Batch) -> Masking:
-        """The same for every validation: what changes from one to the next is the model."""
-        return draw_masking(self._config, jax.random.key(0), len(batch["search"]))
-
     def _reconstruct(
-        self, variables: Variables, batch: Batch, masking: Masking, drop_key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, "b S S 3"], Reconstruction]:
-        """The normalised search regions, and what the model makes of them; with a key, as in training."""
+        self, variables: Variables, batch: Batch, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "b S S 3"], Float[Array, "b cells values"], Masking]:
+        """The normalised search regions, what the model makes of their patches, and which are hidden: with a key as in
+        training; else the same in every validation, for what changes from one to the next is the model."""
+        mask_key, drop_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+        masking = draw_masking(self._config, mask_key, len(batch["search"]))
         search = normalise(jnp.asarray(batch["search"]))
         templates = normalise(jnp.asarray(batch["templates"])) if "templates" in batch else None
         rngs = None if drop_key is None else {"drop_path": drop_key}
         found = self.model.apply(variables, search, masking, templates, train=drop_key is not None, rngs=rngs)
-        return search, cast(Reconstruction, found)
+        return search, cast(Reconstruction, found).patches, masking
 
 
 def _pixel_errors(

@@ -1,8 +1,7 @@
 """Where arrays live: one mesh, one table of rules from parameter paths to partition specs.
 
-The axes: `data` splits the batch; `fsdp` splits the batch and, with it, parameters and optimizer state; `tensor` splits
-the inner dimensions of attention and MLP. A program is written for whole arrays; `jax.jit` with these shardings
-divides it, so the result is the same on every mesh up to rounding, batch norm over the global batch included.
+Programs are written for whole arrays; `jax.jit` with these shardings divides them, so the result is the same on every
+mesh up to rounding, batch norm over the global batch included.
 """
 
 import functools
@@ -21,6 +20,8 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.tpu_attention import BATCH_AXES
 from mixformer_jax.training.objective import Samples
 
+# `data` splits the batch; `fsdp` the batch and, with it, parameters and optimizer state; `tensor` the inner dimensions
+# of attention and MLP.
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(BATCH_AXES)
 
@@ -84,10 +85,8 @@ def tree_shardings(shapes: Tree, mesh: Mesh) -> Tree:
 
 
 def gather_params(params: Tree, shardings: Tree) -> Tree:
-    """Parameters about to be used: whole along `fsdp`; their gradients are split as the parameters are.
-
-    Left to itself the compiler may rather split activations by channels, and send whole batches about.
-    """
+    """Parameters about to be used: whole along `fsdp`; their gradients are split as the parameters are. Left to itself
+    the compiler may rather split activations by channels, and send whole batches about."""
     return jax.tree.map(_gathered, params, shardings)
 
 
@@ -124,9 +123,8 @@ def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, int]:
-    """Which of how many equal parts of a batch this process loads, as (index, count).
-
-    Processes that share samples (a `tensor` axis across them) load the same part.
+    """Which of how many equal parts of a batch this process loads, as (index, count); processes that share samples (a
+    `tensor` axis across them) load the same part.
 
     Raises ConfigError: a batch that the mesh does not divide, or a mesh that scatters a process's rows.
     """

@@ -234,14 +234,11 @@ def box_loss(
     l1_weight: float = 5.0,
     iou_weight: float = 2.0,
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """The loss of section 3.5, `l1_weight` * L1 + `iou_weight` * IoU loss, and its parts for the log.
+    """The loss of section 3.5, `l1_weight` * L1 + `iou_weight` * IoU loss, and its parts for the log: "loss",
+    "loss_iou" and "loss_l1" (both before weighting; L1 is the mean over batch and corners, xyxy), "iou" (mean).
 
     Boxes are normalised to the search crop. Predicted ones are used as they are; of the ground truth, what sticks out
     of the crop is cut off: corners are clamped to [0, 1]. `iou_kind` is "ciou" (MixViT) or "giou" (MixCvT).
-
-    Returns:
-      The loss, and its metrics: "loss", "loss_iou" and "loss_l1" (both before weighting), "iou" (mean).
-      L1 is the mean over batch and corners (xyxy).
 
     Raises ValueError: another `iou_kind`.
     """
