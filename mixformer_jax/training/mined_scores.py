@@ -153,7 +153,9 @@ def train_scores(
     """A tracker whose score module learned from mined samples; its logits are calibrated on scenes left out of that.
 
     The tracker `source` mined them from real sequences (one scene of five is left out; `groups` are sequences of one
-    scene), from rendered clips and from photographs; of the last two there may be none.
+    scene), from rendered clips and from photographs; of the last two there may be none. In the calibration each scene
+    has the same weight, and conditions in use alone count: with the others nearly half of all boxes are wrong, and a
+    score fitted to that calls good boxes lost.
 
     Raises CalibrationError: of `calibration`, on the scenes that were left out.
     """
@@ -175,25 +177,17 @@ def train_scores(
     chances = _chances(_scene_sizes(learned, scene), kinds, data.condition)
     params = _fit(_module(model), variables["params"]["score"], _batches(rng, data, chances, batch), steps)
 
-    variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
-    return recalibrated(Weights(variables, model, weights.tracker), kept, groups)
+    def with_scores(params: Params) -> Weights:
+        score = {**variables, "params": {**variables["params"], "score": params}}
+        return Weights(score, model, weights.tracker)
 
-
-def recalibrated(weights: Weights, videos: Mapping[str, Mined], groups: Sequence[Sequence[str]]) -> Weights:
-    """A tracker whose scores are fitted to how often its boxes are right; which of two scores is higher stays.
-
-    `videos` is what it finds in real sequences; each scene, a group of them, has the same weight. Conditions in use
-    alone count: with the others nearly half of all boxes are wrong, and a score fitted to that calls good boxes lost.
-
-    Raises CalibrationError: of `calibration`.
-    """
-    params, samples = weights.variables["params"]["score"], join(list(videos.values()))
-    counts = np.isin(samples.condition, AS_IN_USE) / _scene_sizes(videos, scenes_of(videos, groups))
-    sharpness, offset = calibration(_logits(weights, samples), samples.overlaps, counts)
+    params, samples = jax.device_get(params), join(list(kept.values()))
+    counts = np.isin(samples.condition, AS_IN_USE) / _scene_sizes(kept, scene)
+    sharpness, offset = calibration(_logits(with_scores(params), samples), samples.overlaps, counts)
     last = params["fc2"]
-    fitted = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
-    variables = {**weights.variables, "params": {**weights.variables["params"], "score": fitted}}
-    return weights._replace(variables=variables)
+    return with_scores(
+        {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
+    )
 
 
 def _for_each_sample(samples: Mapping[str, Mined], values: Sequence[Any]) -> np.ndarray:

@@ -142,9 +142,13 @@ def make_optimizer(config: RunConfig, objective: Objective) -> optax.GradientTra
     """
     schedule = learning_rate_schedule(config)
 
+    def has_decay(params: PyTree) -> PyTree:
+        # Kernels alone are matrices or more; `table` (learnable positions) is one too, and has no decay.
+        return jax.tree_util.tree_map_with_path(lambda path, _value: path[-1].key == "kernel", params)
+
     def adamw(rate: float) -> optax.GradientTransformation:
         return optax.adamw(
-            lambda step: rate * schedule(step), b2=config.beta2, weight_decay=config.weight_decay, mask=_has_decay
+            lambda step: rate * schedule(step), b2=config.beta2, weight_decay=config.weight_decay, mask=has_decay
         )
 
     def group(path: tuple, _value: object) -> str:
@@ -155,11 +159,6 @@ def make_optimizer(config: RunConfig, objective: Objective) -> optax.GradientTra
         optax.clip_by_global_norm(config.clip_norm),
         optax.multi_transform(groups, lambda params: jax.tree_util.tree_map_with_path(group, params)),
     )
-
-
-def _has_decay(params: PyTree) -> PyTree:
-    # Kernels alone are matrices or more; `table` (learnable positions) is one too, and has no decay.
-    return jax.tree_util.tree_map_with_path(lambda path, _value: path[-1].key == "kernel", params)
 
 
 class TrainProgram(NamedTuple):
