@@ -79,7 +79,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
-        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()  # glob hides that it may not be read
+        return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
     def best(self) -> float:
         """What the best of the finished checkpoints has; -inf where none was measured."""
