@@ -1,5 +1,5 @@
-"""The two stages of the paper's training (section 3.5) as objectives, their losses, and the models that they start from:
-boxes first, by L1 x 5 plus CIoU x 2 (MixViT) or GIoU x 2 (MixCvT), then the score module alone, by cross entropy."""
+"""The two stages of the paper's training (section 3.5) as objectives, their losses, and what they start from: boxes
+first, by L1 x 5 plus CIoU x 2 (MixViT) or GIoU x 2 (MixCvT), then the score module alone, by cross entropy."""
 
 import dataclasses
 import functools
