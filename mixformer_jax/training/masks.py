@@ -103,9 +103,9 @@ class MaskObjective(Objective):
     def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
         """Of the masks, and what a pass in training changes."""
 
-    @abc.abstractmethod
     def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
         """Of every sample."""
+        return mask_losses(logits, masks)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.crop_size
@@ -178,9 +178,6 @@ class AlphaRefineObjective(MaskObjective):
         found = self.model.apply(variables, *images, train=True, mutable=["batch_stats"])
         return cast(tuple[Array, Variables], found)
 
-    def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
-        return mask_losses(logits, masks)
-
     def start_from(self, source: str | Path) -> Initialisation:
         """Another mask network, ours or official, whole; or a ResNet of torchvision's names, as the backbone."""
         path, config = find_weights(source), self._config
@@ -224,7 +221,7 @@ class DecoderObjective(MaskObjective):
         return cast(Array, self.model.apply(variables, normalise(jnp.asarray(batch["search"])))), {}
 
     def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
-        return mask_losses(logits, masks) + dice_losses(logits, masks)
+        return super().losses(logits, masks) + dice_losses(logits, masks)
 
     def start_from(self, source: str | Path) -> Initialisation:
         """Another decoder on the same backbone."""
