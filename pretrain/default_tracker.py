@@ -76,26 +76,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.set_defaults(override_prefix=CONFIG_PREFIX)
     args = parse_arguments(parser, arguments)
 
+    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     # A stage that is stopped saves first.
     with StopSignals("pretrain/default_tracker.py", ADVICE) as signals, signals.saving():
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
+        for program in stages(args.runs, args.overrides)[stage_to_go_on_with(args.runs) :]:
+            try:
+                status = run_until(program, deadline)
+            except Stopped as stopped:
+                print(f"pretrain/default_tracker.py: {stopped.word}; {ADVICE}", file=sys.stderr)
+                return stopped.status
+            if status is None:
+                print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
+                return 0
+            if status:
+                return status
     from mixformer_jax.convert.convert import RUN_WEIGHTS
 
-    deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    for program in stages(args.runs, args.overrides)[stage_to_go_on_with(args.runs) :]:
-        try:
-            status = run_until(program, deadline)
-        except Stopped as stopped:
-            print(f"pretrain/default_tracker.py: {stopped.word}; {ADVICE}", file=sys.stderr)
-            return stopped.status
-        if status is None:
-            print(f"{args.minutes:g} minutes are over; the same command goes on", file=sys.stderr)
-            return 0
-        if status:
-            return status
     target = args.runs / STAGES[-1] / RUN_WEIGHTS
     print(f"default tracker  {target}, {target.stat().st_size / 1e6:.1f} MB")
     return 0

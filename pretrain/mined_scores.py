@@ -69,7 +69,7 @@ def _run(arguments: list[str] | None) -> int:
     parser.set_defaults(override_prefix=CONFIG_PREFIX)
     args = parse_arguments(parser, arguments)
 
-    from mixformer_jax.convert.convert import find_weights
+    from mixformer_jax.convert.convert import RUN_WEIGHTS, find_weights
     from mixformer_jax.convert.weights import load_weights, save_weights
     from mixformer_jax.data.pool.clips import rendered_clips
     from mixformer_jax.data.pool.pool import ImagePool
@@ -81,10 +81,10 @@ def _run(arguments: list[str] | None) -> int:
 
     data = load_config(args.config, args.overrides)["data"].to_dict()
     videos = open_dataset("folder", Path(data["root"]) / "videos")
-    parts = [
+    learned, left_out = (
         videos.subset([name for name in videos.keys if (name in data["exclude"]) == held]) for held in (False, True)
-    ]
-    if not parts[1]:
+    )
+    if not left_out:
         parser.error(
             f"{videos.root} has none of the config's data.exclude; expected sequences to measure the scores on"
         )
@@ -96,17 +96,18 @@ def _run(arguments: list[str] | None) -> int:
     clips = rendered_clips(images, args.clips, args.seed)
     mined, rendered, held = (
         mine_all(args.weights, part, data["groups"], args.frames, args.seed, args.out / "mined")
-        for part in (parts[0], clips, parts[1])
+        for part in (learned, clips, left_out)
     )
     pairs = mine_photographs(args.weights, samples, args.pairs, args.out / "mined")
     weights = train_scores(args.weights, mined, rendered, pairs, data["groups"], args.steps, args.batch, args.seed)
     tracker = dataclasses.replace(weights.tracker, **TRACKER)
-    save_weights(args.out / "model.safetensors", weights.variables, weights.model, tracker, store="float16")
+    target = args.out / RUN_WEIGHTS
+    save_weights(target, weights.variables, weights.model, tracker, store="float16")
     of_held = join(list(held.values()))
     figures = score_figures(scores_of(weights, of_held), of_held.overlaps, tracker.lost_below)
     for name, value in figures._asdict().items():
         print(f"{name:20}{value:.3f}")
-    print(f"weights  {args.out / 'model.safetensors'}")
+    print(f"weights  {target}")
     return 0
 
 

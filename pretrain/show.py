@@ -65,15 +65,14 @@ def restore(run: Path, frames: Frames, boxes_xywh: Float64[np.ndarray, "n 4"]) -
         raise ValueError(f"{run}: trained on single images, and there are no crops around a target to restore")
     crops, model = data["crops"], found.config.model
     first, *others = sorted(frames)
-    search = [
-        context_crop(frames[index], boxes_xywh[index], crops["search_factor"], model.search_size).pixels
-        for index in others
-    ]
-    batch = {"search": np.stack(search)}
-    slots = found.config.num_templates
-    if slots:
-        template = context_crop(frames[first], boxes_xywh[first], crops["template_factor"], model.template_size).pixels
-        batch["templates"] = np.tile(template, (len(search), slots, 1, 1, 1))
+
+    def crop(index: int, factor: float, size: int) -> UInt8[np.ndarray, "s s 3"]:
+        return context_crop(frames[index], boxes_xywh[index], factor, size).pixels
+
+    batch = {"search": np.stack([crop(index, crops["search_factor"], model.search_size) for index in others])}
+    if slots := found.config.num_templates:
+        template = crop(first, crops["template_factor"], model.template_size)
+        batch["templates"] = np.tile(template, (len(others), slots, 1, 1, 1))
     # No samples and no schedule are needed here.
     objective = MaskedPretraining(PretrainExperiment(found.config, None, None, RunConfig()))
     shown = {name: np.asarray(value) for name, value in jax.jit(objective.show)(found.variables, batch).items()}

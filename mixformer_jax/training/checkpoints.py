@@ -1,10 +1,6 @@
-"""Checkpoints of a run: the only file that knows Orbax.
-
-A checkpoint is a folder that appears whole, by one rename. It holds the train state, the place in the data, the
-experiment, and a fingerprint of every array: what comes back is compared with what was saved, on whatever mesh, so a
-damaged file is found and passed over. Only its own bytes make a checkpoint a damaged one: that memory or a file system
-fails, or that it is of another experiment, is an error that changes nothing.
-"""
+"""Checkpoints of a run, folders that appear whole by one rename: the only file that knows Orbax. What comes back is
+compared with fingerprints of what was saved, on whatever mesh. Only its own bytes make a checkpoint a damaged one: that
+memory or a file system fails, or that it is of another experiment, is an error that changes nothing."""
 
 import contextlib
 import functools
@@ -32,7 +28,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, E
 from mixformer_jax.training.distributed import LostPeerError, all_agree, barrier, is_first
 from mixformer_jax.training.program import TrainState
 
-_TEMPORARY = ".orbax-checkpoint-tmp"
 _BEST = "best"
 _FILE_BYTES = 8 * 2**20  # where Orbax begins a new file
 # What Orbax says of a failure, with tracebacks from its threads and tasks, comes back as one error of ours.
@@ -84,7 +79,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
-        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()  # glob hides that it may not be read
         return sorted(int(path.name) for path in folders if path.name.isdecimal())
 
     def best(self) -> float:
@@ -94,22 +89,21 @@ class Checkpoints:
     def save(
         self, state: TrainState, data: grain.DatasetIterator, experiment: Mapping[str, Any], best: float | None = None
     ) -> None:
-        """Starts to write a checkpoint; `wait` ends it. One of the same step is left as it is.
+        """Starts to write a checkpoint, and the state may be given up at once; `wait` ends it. One of the same step is
+        left as it is.
 
-        The state may be given up to the next step at once; `data` has not drawn its next batch yet; `experiment` is
-        JSON, for people and programs that find the folder. The best checkpoint has most of `best`; None where it was
-        not measured.
+        `data` has not drawn its next batch yet; `experiment` is JSON, for people and programs that find the folder. The
+        best checkpoint has most of `best`; None where it was not measured.
 
         Raises CheckpointError: this one or the one before could not be written.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        about = {"experiment": dict(experiment), "fingerprints": _fingerprints(state)}
         args = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state._asdict(), ocdbt_target_data_file_size=_FILE_BYTES),
             data=grain.checkpoint.CheckpointSave(data),
-            about=ocp.args.JsonSave(about),
+            about=ocp.args.JsonSave({"experiment": dict(experiment), "fingerprints": _fingerprints(state)}),
         )
         with self._writing():
             self._manager.save(step, args=args, metrics={_BEST: -math.inf if best is None else best})
@@ -134,7 +128,8 @@ class Checkpoints:
         for step in reversed(self.steps()):
             read, error = found, None
             try:
-                self._check_metrics(step)
+                if not isinstance(self._json(step, "metrics/metrics")[_BEST], (int, float)):
+                    raise _DamageError("its metrics are no numbers")  # Orbax stumbles as soon as it looks at the folder
                 if found is None:
                     read = self._read(step, like)
             except Exception as caught:  # noqa: BLE001 (Orbax raises bare ones; none is lost)
@@ -149,10 +144,11 @@ class Checkpoints:
                 found = read
             else:
                 damaged[step] = reason
-        if damaged:
-            error = None
-            gc.collect()  # what Orbax has left of the attempt goes now, unheard
-        if damaged and found is None:
+        if not damaged:
+            return found
+        error = None
+        gc.collect()  # what Orbax has left of the attempt goes now, unheard
+        if found is None:
             listed = "".join(f"\n  {step}: {reason}" for step, reason in damaged.items())
             raise CheckpointError(
                 f"{self._folder}: all checkpoints are damaged, and nothing was changed. Bring one of them back from a "
@@ -160,7 +156,7 @@ class Checkpoints:
             )
         for step, reason in damaged.items():
             warnings.warn(f"{self._folder / str(step)}: a damaged checkpoint is passed over: {reason}", stacklevel=2)
-        if damaged and not self._read_only:
+        if not self._read_only:
             self._put_aside(damaged)
         return found
 
@@ -224,16 +220,11 @@ class Checkpoints:
     def _json(self, step: int, name: str) -> Any:
         return json.loads((self._folder / str(step) / name).read_text())
 
-    def _check_metrics(self, step: int) -> None:
-        """Without them Orbax stumbles as soon as it looks at the folder."""
-        if not isinstance(self._json(step, "metrics/metrics")[_BEST], (int, float)):
-            raise _DamageError("its metrics are no numbers")
-
     def _read_data(self, step: int) -> dict[str, Any] | None:
-        file = self._folder / str(step) / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-        if not file.is_file():
+        name = f"data/process_{jax.process_index()}-of-{jax.process_count()}.json"
+        if not (self._folder / str(step) / name).is_file():
             return None
-        data: dict[str, Any] = json.loads(file.read_text())
+        data: dict[str, Any] = self._json(step, name)
         if data["step"] != step:
             raise _DamageError("its place in the data is another step's")
         return data
@@ -241,16 +232,15 @@ class Checkpoints:
     def _put_aside(self, steps: Iterable[int]) -> None:
         """Gives damaged checkpoints other names."""
         barrier("damaged checkpoints")
-        for damaged in (self._folder / str(step) for step in steps if is_first()):
-            suffixes = ("", *(f".{i}" for i in range(1, 100)))
-            names = (damaged.with_name(f"{damaged.name}.damaged{suffix}") for suffix in suffixes)
-            damaged.rename(next(name for name in names if not name.exists()))
+        for step in steps if is_first() else ():
+            names = (self._folder / f"{step}.damaged{suffix}" for suffix in ("", *(f".{i}" for i in range(1, 100))))
+            (self._folder / str(step)).rename(next(name for name in names if not name.exists()))
         barrier("damaged checkpoints put aside")
         if "_manager" in vars(self):
             self._manager.reload()
 
-    def _half_written(self) -> Iterable[Path]:
-        return sorted(self._folder.glob(f"*{_TEMPORARY}*")) if self._folder.is_dir() else []
+    def _half_written(self) -> list[Path]:
+        return sorted(self._folder.glob("*.orbax-checkpoint-tmp*"))
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -298,12 +288,8 @@ def _fingerprints(state: TrainState) -> dict[str, int]:
     arrays = jax.tree.leaves(state._asdict())
     sharding = next((x.sharding for x in arrays if isinstance(x.sharding, NamedSharding)), None)
     whole = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
-    values = jax.device_get(jax.jit(_all_sums, out_shardings=whole)(arrays))
-    return dict(zip(_shapes(state._asdict()), map(int, values), strict=True))
-
-
-def _all_sums(arrays: list[Array]) -> UInt32[Array, " arrays"]:
-    return jnp.stack([_weighted_sum(array) for array in arrays])
+    all_sums = jax.jit(lambda arrays: jnp.stack([_weighted_sum(array) for array in arrays]), out_shardings=whole)
+    return dict(zip(_shapes(state._asdict()), map(int, jax.device_get(all_sums(arrays))), strict=True))
 
 
 def _weighted_sum(array: Array) -> UInt32[Array, ""]:

@@ -1,7 +1,5 @@
-"""Several processes that train one model: their devices, how they find each other and agree, and how they end.
-
-Barriers and a store of words by name come from JAX's coordination service, which process 0 holds.
-"""
+"""Several processes that train one model: their devices, how they find each other and agree, and how they end. Barriers
+and a store of words by name come from JAX's coordination service, which process 0 holds."""
 
 import contextlib
 import ctypes
@@ -26,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.signals import Stopped
 from mixformer_jax.training.experiment import RunConfig
+from mixformer_jax.training.sharding import place
 
 # After another's failure a process waits so long for its own: all may have met the same, and have their say. One that
 # writes the log's first line imports PyTorch meanwhile, where that is installed, for 3 to 10 seconds.
@@ -50,9 +49,10 @@ def connect(settings: RunConfig) -> None:
     if not settings.distributed:
         return
     count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    timeout_s = settings.peer_timeout_s
     jax.config.update("jax_enable_preemption_service", False)
     # JAX itself aborts where the others do not come.
-    late = threading.Timer(settings.peer_timeout_s, _end, [str(_not_joined(f"{settings.peer_timeout_s} s are over"))])
+    late = threading.Timer(timeout_s, _end, [str(_not_joined(f"{timeout_s} s are over"))])
     late.daemon = True
     late.start()
     try:
@@ -60,9 +60,9 @@ def connect(settings: RunConfig) -> None:
             num_processes=None if count is None else int(count),
             process_id=None if index is None else int(index),
             local_device_ids=local_device_ids(os.environ),
-            initialization_timeout=2 * settings.peer_timeout_s,
-            heartbeat_timeout_seconds=2 * settings.peer_timeout_s,
-            shutdown_timeout_seconds=settings.peer_timeout_s,
+            initialization_timeout=2 * timeout_s,
+            heartbeat_timeout_seconds=2 * timeout_s,
+            shutdown_timeout_seconds=timeout_s,
         )
     except (ValueError, RuntimeError) as error:
         if global_state.client is not None:
@@ -81,14 +81,14 @@ def _not_joined(reason: str) -> ConfigError:
 
 
 def process_table(settings: RunConfig) -> list[str]:
-    """The processes of a distributed run and their devices, a line each.
-
-    Raises ConfigError where they use fewer devices than they see.
-    """
+    """The processes of a distributed run and their devices, a line each; ConfigError: see `check_devices`."""
     client: Any = global_state.client
     if client is None:
         return []
-    client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", process_words(os.environ))
+    devices = jax.local_devices()
+    visible = _visible(os.environ) if devices[0].platform == "gpu" else []
+    words = "\t".join((socket.gethostname(), str(len(devices)), devices[0].device_kind, ",".join(visible)))
+    client.key_value_set(f"{_PROCESSES}/{jax.process_index():06}", words)
     client.wait_at_barrier(_PROCESSES, 1000 * settings.peer_timeout_s)
     return check_devices([words for _, words in sorted(client.key_value_dir_get(_PROCESSES))])
 
@@ -100,8 +100,6 @@ def is_first() -> bool:
 
 def all_agree(mine: bool) -> bool:
     """Whether every process says yes; all of them must ask."""
-    if jax.process_count() == 1:
-        return mine
     return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
 
 
@@ -124,10 +122,7 @@ def largest(mesh: Mesh) -> Callable[[int], jax.Array | int]:
         return lambda mine: mine
     split, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
     take = jax.jit(jnp.max, out_shardings=whole)
-    shape = (mesh.size,)
-    return lambda mine: take(
-        jax.make_array_from_callback(shape, split, lambda index: np.full(shape, mine, np.int32)[index])
-    )
+    return lambda mine: take(place(np.full(mesh.size, mine, np.int32), split))
 
 
 class PeerWatch:
@@ -139,7 +134,7 @@ class PeerWatch:
     """
 
     def __init__(self, timeout_s: int) -> None:
-        """Prepares to watch; `timeout_s` is how long a process may be silent."""
+        """`timeout_s` is how long a process may be silent."""
         self._timeout_ms = 1000 * timeout_s
         # Not `jax.process_count()`, which looks for devices, and waits for the others' first.
         self._client: Any = global_state.client if global_state.num_processes > 1 else None
@@ -160,7 +155,7 @@ class PeerWatch:
             if self._client is None:
                 raise
             if _is_communication(error):
-                raise lost_peer(str(error).splitlines()[0]) from error
+                raise _lost_peer(str(error).splitlines()[0]) from error
             self._ended.set()
             self._tell(str(error).strip() or type(error).__name__)
             raise
@@ -191,9 +186,8 @@ class PeerWatch:
             return
         if isinstance(error, LostPeerError):
             self._leave(str(error))
-        failed = error is not None and not isinstance(error, Stopped)
-        if not self._part(_FAILURE_MS if failed else self._timeout_ms):
-            self._leave(str(error or lost_peer("it did not come to the end")))
+        if not self._part(self._timeout_ms if error is None or isinstance(error, Stopped) else _FAILURE_MS):
+            self._leave(str(error or _lost_peer("it did not come to the end")))
 
     def _meet(self) -> None:
         """Meets the others every second, to the end of all: they wait for this process, too."""
@@ -203,7 +197,7 @@ class PeerWatch:
                 self._client.wait_at_barrier(_ALIVE, self._timeout_ms)
         except jax.errors.JaxRuntimeError as error:
             if not self._ended.is_set():
-                self._leave(str(lost_peer(str(error).splitlines()[0])))
+                self._leave(str(_lost_peer(str(error).splitlines()[0])))
 
     def _listen(self) -> None:
         """Hears of a failure. Not between two meetings: who has heard of it would not come to the next one."""
@@ -222,7 +216,7 @@ class PeerWatch:
             with socket.create_connection((host, int(port))) as line, contextlib.suppress(ConnectionError):
                 line.recv(1)
             if not self._ended.is_set():
-                self._leave(str(lost_peer("process 0 has closed its connection")))
+                self._leave(str(_lost_peer("process 0 has closed its connection")))
 
     def _failure(self) -> str | None:
         """What another process has told, as soon as it does; None after a while."""
@@ -282,12 +276,10 @@ def _this_process() -> str:
     return f"process {global_state.process_id} of {global_state.num_processes}"
 
 
-def lost_peer(reason: str) -> LostPeerError:
-    """The error that says what to do."""
+def _lost_peer(reason: str) -> LostPeerError:
     return LostPeerError(
-        f"{_this_process()}: computing with the other processes failed "
-        f"({reason}): one of them is gone. Start all of them again with the same command: the run goes on from its "
-        "last checkpoint"
+        f"{_this_process()}: computing with the other processes failed ({reason}): one of them is gone. Start all of "
+        "them again with the same command: the run goes on from its last checkpoint"
     )
 
 
@@ -297,8 +289,7 @@ def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
     Left to itself JAX gives every process under Slurm and Open MPI the one whose number is that of the process on the
     node: with one process a node, one GPU of all. Here the processes of a node share them equally.
 
-    Returns:
-        Indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
+    Returns indices into what this process sees; empty: all of it; None: as JAX does, where nothing is known.
 
     Raises ConfigError: GPUs that do not divide among the processes of the node.
     """
@@ -324,15 +315,8 @@ def local_device_ids(environ: Mapping[str, str]) -> list[int] | None:
     return list(range(first, first + share))
 
 
-def process_words(environ: Mapping[str, str]) -> str:
-    """What the others must know of this process: host, devices in use, and the GPUs that it sees."""
-    devices = jax.local_devices()
-    visible = _visible(environ) if devices[0].platform == "gpu" else []
-    return "\t".join((socket.gethostname(), str(len(devices)), devices[0].device_kind, ",".join(visible)))
-
-
 def check_devices(processes: Sequence[str]) -> list[str]:
-    """The table of processes, a line each, out of what `process_words` says of each in order.
+    """The table of processes, a line each, out of the host, number and kind of devices and GPUs in sight of each.
 
     Raises ConfigError, which names the host, where the processes of one use fewer GPUs than they see.
     """

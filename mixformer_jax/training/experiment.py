@@ -1,8 +1,5 @@
-"""An experiment: everything that `configs/*.py` says, as frozen records; and `RunConfig`, which pre-training shares.
-
-The ConfigDict stays at the border. Facts have one home: crop sizes come from the model, crop factors and template
-slots from the tracker, and the data section adds the jitters.
-"""
+"""An experiment: all that `configs/*.py` says, as frozen records; and `RunConfig`, which pre-training shares. Facts
+have one home: crop sizes come from the model, crop factors and template slots from the tracker."""
 
 import dataclasses
 import re
@@ -17,7 +14,6 @@ from mixformer_jax.models.config import (
     TrackerConfig,
     dataclass_from_mapping,
 )
-from mixformer_jax.training.losses import IouKind
 from mixformer_jax.typed_settings import (
     ConfigError,
     Count,
@@ -29,7 +25,10 @@ from mixformer_jax.typed_settings import (
     ShareAboveZero,
     ShareBelowOne,
     TypedSettings,
+    refuse,
 )
+
+IouKind = Literal["ciou", "giou"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +108,15 @@ class RunConfig(TypedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup_steps >= self.steps:
-            raise ConfigError(f"train.warmup_steps is {self.warmup_steps}; expected less than steps ({self.steps})")
-        if self.init and self.resume:
-            raise ConfigError(
-                "train.init and train.resume exclude each other: new weights, or another run's whole state"
-            )
-        if self.remat_policy != "nothing_saveable" and not self.remat:
-            raise ConfigError(
-                f"train.remat_policy is {self.remat_policy!r}, and nothing is recomputed: set train.remat"
-            )
+        long, kept = self.warmup_steps >= self.steps, self.remat_policy != "nothing_saveable" and not self.remat
+        both = "train.init and train.resume exclude each other: new weights, or another run's whole state"
+        refuse(
+            {
+                f"train.warmup_steps is {self.warmup_steps}; expected less than steps ({self.steps})": long,
+                both: self.init and self.resume,
+                f"train.remat_policy is {self.remat_policy!r}, and nothing is recomputed: set train.remat": kept,
+            }
+        )
 
     def check_model(self, model: MixFormerConfig) -> None:
         """Raises ConfigError for a stream in a narrower type than the model computes in."""
@@ -136,20 +134,8 @@ class RunConfig(TypedSettings):
 
 # What may change between two parts of one run: its devices and its housekeeping change no sample and no update.
 FREE_SETTINGS = (
-    "mesh",
-    "distributed",
-    "peer_timeout_s",
-    "remat",
-    "remat_policy",
-    "log_every",
-    "validate_every",
-    "validation_pairs",
-    "checkpoint_every",
-    "keep_latest",
-    "keep_every",
-    "export",
-    "workers",
-    "wandb_project",
+    *("mesh", "distributed", "peer_timeout_s", "remat", "remat_policy", "log_every", "validate_every"),
+    *("validation_pairs", "checkpoint_every", "keep_latest", "keep_every", "export", "workers", "wandb_project"),
 )
 
 
@@ -197,7 +183,7 @@ class Experiment:
     def from_mapping(cls, config: Mapping[str, Any]) -> "Experiment":
         """Reads the sections `model`, `tracker`, `data` and `train`.
 
-        Raises ConfigError for an unknown section or key (the closest known one is named), or a value that cannot work.
+        Raises ConfigError: an unknown section or key (the closest known one is named), or a value that cannot work.
         """
         sections = {"model", "tracker", "data", "train"}
         if set(config) != sections:
@@ -207,32 +193,33 @@ class Experiment:
         data = data_section(config["data"], crop_settings(model, tracker), "the model and tracker sections do")
         train = dataclass_from_mapping(TrainConfig, config["train"], "train")
         train.check_model(model)
-        if train.corner_weight and model.head == "query":
-            raise ConfigError("train.corner_weight weighs the corners' maps, which the head 'query' does not have")
-        if data.root is not None and model.streams != "colour":
-            raise ConfigError(
+        scores = train.stage == "score"
+        refuse(
+            {
+                "train.corner_weight weighs the corners' maps, which the head 'query' does not have": (
+                    train.corner_weight and model.head == "query"
+                ),
                 f"model.second_stream is {model.second_stream!r}, and the pool under data.root has colour alone: leave "
-                "it out, and train on data.datasets with a second stream, such as depthtrack"
-            )
-        if train.stage == "box" and model.score_heads:
-            raise ConfigError(
+                "it out, and train on data.datasets with a second stream, such as depthtrack": (
+                    data.root is not None and model.streams != "colour"
+                ),
                 f"model.score_heads is {model.score_heads}: the box loss would leave the score module as it was "
-                "initialised; train with 0, then with train.stage 'score'"
-            )
-        if (train.stage == "score") != (data.positive_share is not None):
-            raise ConfigError(
+                "initialised; train with 0, then with train.stage 'score'": not scores and model.score_heads,
                 f"train.stage is {train.stage!r} and data.positive_share {data.positive_share}: the score stage needs "
-                "labelled samples, a share such as 0.5 of them positive, and the box stage has no use for labels"
-            )
-        if train.stage == "score":
-            if not model.score_heads:
-                raise ConfigError("train.stage is 'score', and the model has no score module: set model.score_heads")
-            if model.head_norm != "frozen":
-                raise ConfigError("train.stage 'score' leaves the box head as it is: set model.head_norm to 'frozen'")
-            if not (train.init or train.resume):
-                raise ConfigError(
-                    "train.stage 'score' trains the score module alone: train.init must name stage 1's run"
-                )
+                "labelled samples, a share such as 0.5 of them positive, and the box stage has no use for labels": (
+                    scores != (data.positive_share is not None)
+                ),
+                "train.stage is 'score', and the model has no score module: set model.score_heads": (
+                    scores and not model.score_heads
+                ),
+                "train.stage 'score' leaves the box head as it is: set model.head_norm to 'frozen'": (
+                    scores and model.head_norm != "frozen"
+                ),
+                "train.stage 'score' trains the score module alone: train.init must name stage 1's run": (
+                    scores and not (train.init or train.resume)
+                ),
+            }
+        )
         return cls(model=model, tracker=tracker, data=data, train=train)
 
 

@@ -5,12 +5,14 @@ around them: the split by videos, the recipe, the score module, and the tracker 
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,38 +72,29 @@ class Scores(NamedTuple):
     after: TrackerScores
 
 
-def video_of(sequence: TrackingSequence) -> str:
-    """What tells the video of a sequence from others of its data set."""
-    return sequence.video or sequence.name
-
-
 def begun(dataset: Dataset) -> Dataset:
     """The sequences from the first frame that shows their target, from which alone they can be tracked."""
-    return Dataset(dataset.name, dataset.root, dataset.keys, _Begun(dataset))
+    return Dataset(dataset.name, dataset.root, dataset.keys, functools.partial(_read_begun, dataset))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Begun:
-    dataset: Dataset
-
-    def __call__(self, key: str) -> TrackingSequence:
-        sequence = self.dataset.read(key)
-        seen = np.flatnonzero(usable_frames(sequence))
-        if not len(seen):
-            raise DatasetError(f"{sequence.root}, {key}: no frame shows the target; leave the sequence out")
-        first = int(seen[0])
-        height, width = copy.copy(sequence.frame)(first).shape[:2]
-        x, y, w, h = sequence.boxes_xywh[first]
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-            raise DatasetError(
-                f"{sequence.root}, {key}: its first box, {x:g},{y:g},{w:g},{h:g} on frame {first}, lies outside the "
-                f"picture of {width}x{height}; mend it, or put the video there that was annotated"
-            )
-        if not first:
-            return sequence
-        visible = None if sequence.visible is None else sequence.visible[first:]
-        frame = _FramesFrom(sequence.frame, first)
-        return dataclasses.replace(sequence, boxes_xywh=sequence.boxes_xywh[first:], frame=frame, visible=visible)
+def _read_begun(dataset: Dataset, key: str) -> TrackingSequence:
+    sequence = dataset.read(key)
+    seen = np.flatnonzero(usable_frames(sequence))
+    if not len(seen):
+        raise DatasetError(f"{sequence.root}, {key}: no frame shows the target; leave the sequence out")
+    first = int(seen[0])
+    height, width = copy.copy(sequence.frame)(first).shape[:2]
+    x, y, w, h = sequence.boxes_xywh[first]
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        raise DatasetError(
+            f"{sequence.root}, {key}: its first box, {x:g},{y:g},{w:g},{h:g} on frame {first}, lies outside the "
+            f"picture of {width}x{height}; mend it, or put the video there that was annotated"
+        )
+    if not first:
+        return sequence
+    visible = None if sequence.visible is None else sequence.visible[first:]
+    frame = _FramesFrom(sequence.frame, first)
+    return dataclasses.replace(sequence, boxes_xywh=sequence.boxes_xywh[first:], frame=frame, visible=visible)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +114,7 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
 
     `held_out` names sequences or videos to hold out instead.
 
-    Raises:
-        DatasetError: sequences that cannot be read, no frames, names that are not there, or nothing left to train on.
+    Raises DatasetError: sequences that cannot be read, no frames, names that are not there, nothing left to train on.
     """
     sequences, unreadable = dataset.read_all()
     if unreadable:
@@ -134,13 +126,13 @@ def split_by_video(dataset: Dataset, held_out: Sequence[str] | None = None) -> S
             raise DatasetError(f"{dataset.root}: {sequence.name} is a photograph; expected videos")
     by_video: dict[str, list[str]] = {}
     for key, sequence in zip(dataset.keys, sequences, strict=True):
-        by_video.setdefault(video_of(sequence), []).append(key)
+        by_video.setdefault(sequence.video or sequence.name, []).append(key)
     videos = list(by_video)
     if held_out is None:
         count = max(1, round(HELD_OUT_SHARE * len(videos))) if len(videos) > 1 else 0
         chosen = {videos[int(place)] for place in np.linspace(0, len(videos) - 1, count + 2)[1:-1]} if count else set()
     else:
-        chosen = {video for video, keys in by_video.items() if video in held_out or set(keys) & set(held_out)}
+        chosen = {video for video, keys in by_video.items() if {video, *keys} & set(held_out)}
         known = {*by_video, *dataset.keys}
         if unknown := sorted(set(held_out) - known):
             raise DatasetError(
@@ -190,33 +182,21 @@ def finetune_config(
     The `recipe` is a config by which a model of the kind was trained. Photographs and videos of the `pool`, None being
     none, stay in the mix, but for those held out, here (by name) or by the recipe.
     """
-    model = dataclasses.replace(weights.model, score_heads=0, dtype=dtype)
-    tracker = weights.tracker
-    data = {name: value for name, value in recipe["data"].items() if name not in ("datasets", "validation", "root")}
-    crops = dict(data.get("crops", {}))
+    model, tracker = dataclasses.replace(weights.model, score_heads=0, dtype=dtype), weights.tracker
+    data, theirs = dict(recipe["data"]), recipe["train"]
+    crops, augment = dict(data.get("crops", {})), dict(data.get("augment", {}))
     crops["centre_jitter"] = min(crops.get("centre_jitter", tracker.search_factor), tracker.search_factor)
-    augment = dict(data.get("augment", {}))
-    mix = sum(data.get("mix", {"all": 1.0}).values())
     own = {"root": str(out / "videos" / "train"), "reader": "packed", "ratio": 1.0}
     if pool is None:
         augment["occluder_probability"] = 0.0  # they are cut out of photographs
         data |= {"exclude": (), "groups": ()}
     else:
-        own["ratio"] = mix * OWN_SHARE / (1 - OWN_SHARE)
+        own["ratio"] = sum(data.get("mix", {"all": 1.0}).values()) * OWN_SHARE / (1 - OWN_SHARE)
         left_out = {*data.get("exclude", ()), *split.held_out}
         data["exclude"] = tuple(name for name in clip_names(pool) if name in left_out)
     held = {"held_out": {"root": str(out / "videos" / "held_out"), "reader": "packed"}} if split.held_out else {}
-    data |= {
-        "root": None if pool is None else str(pool),
-        "crops": crops,
-        "augment": augment,
-        "datasets": {"own": own},
-        "validation": held,
-        "frames": "causal",
-        "positive_share": None,
-        "render": "host",
-    }
-    theirs = recipe["train"]
+    data |= {"root": None if pool is None else str(pool), "crops": crops, "augment": augment}
+    data |= {"datasets": {"own": own}, "validation": held, "frames": "causal", "positive_share": None, "render": "host"}
     every = max(1, math.ceil(steps / VALIDATIONS))
     settings = {
         **{name: theirs[name] for name in _KEPT if name in theirs},
@@ -253,45 +233,30 @@ class FineTuning:
         device: jax.Device | None = None,
         dtype: ComputeDtype | None = None,
     ) -> None:
-        """Splits the videos and claims the folder.
+        """Splits the videos and claims the folder. No device: JAX's choice, and all of its kind for the steps. No
+        compute type: float32 on a CPU, bfloat16 elsewhere.
 
-        No device: JAX's choice, and all of its kind for the steps. No compute type: float32 on a CPU, bfloat16
-        elsewhere.
-
-        Raises:
-            DatasetError: see `split_by_video` and `count_frames`.
-            TrainingError: the folder belongs to another fine-tuning.
-            WeightsError: weights that cannot be read.
+        Raises DatasetError: see `split_by_video` and `count_frames`; TrainingError: the folder belongs to another
+        fine-tuning; WeightsError: weights that cannot be read.
         """
         self.dataset, self.out, self.device = begun(dataset), out, device
         platform = (device or jax.devices()[0]).platform
         self.dtype: ComputeDtype = dtype or ("float32" if platform == "cpu" else "bfloat16")
         self.split = split_by_video(self.dataset, held_out)
-        self.training = self.dataset.subset(self.split.train)
+        # What is tracked before and after.
+        self.shown = self.dataset.subset(self.split.held_out or self.split.train)
         self.start = read_weights(find_weights(weights))
-        self.frames = count_frames(self.training, self.start.tracker.num_slots)
+        self.frames = count_frames(self.dataset.subset(self.split.train), self.start.tracker.num_slots)
         if self.split.held_out:
-            count_frames(self.dataset.subset(self.split.held_out), self.start.tracker.num_slots)
-        self.minutes: dict[str, float] = {}
+            count_frames(self.shown, self.start.tracker.num_slots)
+        self.minutes = defaultdict[str, float](float)
         boxes = hashlib.sha256()
         for sequence in self.dataset:
             boxes.update(sequence.boxes_xywh.tobytes())
-        claim_folder(
-            out,
-            {
-                "weights": weights_digest(weights),
-                "videos": str(dataset.root.resolve()),
-                "boxes": boxes.hexdigest(),
-                "held_out": list(self.split.held_out),
-            },
-        )
+        inputs = {"weights": weights_digest(weights), "videos": str(dataset.root.resolve()), "boxes": boxes.hexdigest()}
+        claim_folder(out, {**inputs, "held_out": list(self.split.held_out)})
         if not (out / START_WEIGHTS).exists():
             save_weights(out / START_WEIGHTS, *self.start[:3])
-
-    @property
-    def shown(self) -> Dataset:
-        """What is tracked before and after."""
-        return self.dataset.subset(self.split.held_out or self.split.train)
 
     def run(self, config: Mapping[str, Any]) -> Scores:
         """Packs, tracks, trains by a config of `finetune_config`, and tracks again. At a signal, Stopped; what is done
@@ -312,7 +277,7 @@ class FineTuning:
     def _timed(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.minutes[what] = self.minutes.get(what, 0.0) + (time.perf_counter() - began) / 60
+        self.minutes[what] += (time.perf_counter() - began) / 60
 
     def _pack(self) -> None:
         model, tracker = self.start.model, self.start.tracker
@@ -331,15 +296,13 @@ class FineTuning:
     def _track(self, name: str, weights: Path) -> TrackerScores:
         device = None if self.device is None else f"{self.device.platform}:{self.device.id}"
         opened = TrackerChoice("mixformer", str(weights), device, dtype=self.dtype).open()
-        results, sequences = self.out / "results", self.shown
-        summary = run_dataset(
-            Alone(opened), sequences, results, name, opened.settings, self.dataset.name, about=opened.about
-        )
+        results, sequences, kind = self.out / "results", self.shown, self.dataset.name
+        summary = run_dataset(Alone(opened), sequences, results, name, opened.settings, kind, about=opened.about)
         if summary.failures:
             failure = summary.failures[0]
             raise DatasetError(f"{failure.sequence} cannot be tracked: {failure.reason}")
         files = find_results(results, sequences.keys, [name])
-        return score_results(files, self.dataset.name, sequences, benchmark_rules(self.dataset.name)).trackers[0]
+        return score_results(files, kind, sequences, benchmark_rules(kind)).trackers[0]
 
     def _export(self, trained: Weights) -> None:
         """Writes the run's weights: trained boxes under the score module as it was."""
@@ -372,16 +335,14 @@ def noticed(out: Path, is_held_out: bool) -> str:
 
 def record_scores(path: Path, scores: Scores, minutes: Mapping[str, float]) -> dict[str, Any]:
     """What was measured, as JSON has it."""
-    by_name = {
-        name: {
-            "mean": {metric: round(value, 2) for metric, value in each.headline.items()},
-            "by_sequence": {
-                metric: dict(zip(scores.sequences, np.round(values, 2).tolist(), strict=True))
-                for metric, values in each.by_sequence.items()
-            },
+    record: dict[str, Any] = {}
+    for name, each in (("before", scores.before), ("after", scores.after)):
+        by_sequence = {
+            metric: dict(zip(scores.sequences, np.round(values, 2).tolist(), strict=True))
+            for metric, values in each.by_sequence.items()
         }
-        for name, each in (("before", scores.before), ("after", scores.after))
-    }
-    record = {**by_name, "minutes": {name: round(value, 2) for name, value in minutes.items()}}
+        mean = {metric: round(value, 2) for metric, value in each.headline.items()}
+        record[name] = {"mean": mean, "by_sequence": by_sequence}
+    record["minutes"] = {name: round(value, 2) for name, value in minutes.items()}
     write_atomically(path, json.dumps(record, indent=1))
     return record

@@ -26,8 +26,6 @@ from mixformer_jax.typed_settings import default_of
 
 CONFIG_NAME, LOCK_NAME = "config.json", ".lock"
 _FREE = {("train", name) for name in FREE_SETTINGS}
-
-
 # What no reading of data gives.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -43,8 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     The lock is the system's, on a file in the folder, and held by the first process: it ends with that process, however
     that ends. Most network file systems hold it across machines; where one has no locks, a warning says so.
 
-    Raises:
-        TrainingError: another run has the folder, it cannot be written to, or processes of this run have another one.
+    Raises TrainingError: another run has the folder, it cannot be written to, or processes of this run have another.
     """
     file, refusal = None, None
     if is_first():
@@ -90,29 +87,22 @@ def _lock(folder: Path) -> TextIO:
 
 
 def check_folder(folder: Path, experiment: Any) -> None:
-    """Refuses a run's folder that holds another experiment than these settings, a record or their values by name.
-
-    Settings that one of two versions of this program does not have make no difference: what it lacks has its default
-    value here, or is of no more use.
-
-    Raises TrainingError: another experiment's folder, or one that cannot be read.
+    """Refuses a run's folder that cannot be read, or holds another experiment than these settings, a record or their
+    values by name: TrainingError. Settings that one of two versions of this program does not have make no difference:
+    what it lacks has its default value here, or is of no more use.
     """
     path = folder / CONFIG_NAME
     try:
         theirs = json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path}: cannot be read ({error}); bring it back, or give a new --out") from error
-    differences = [] if theirs is None else list(_differences(experiment, theirs, ()))
-    if differences:
-        listed = "\n  ".join(differences)
+    if theirs is not None and (listed := "\n  ".join(_differences(experiment, theirs, ()))):
         raise TrainingError(f"{folder} holds another experiment; give a new --out, or undo:\n  {listed}")
 
 
 def claim_folder(folder: Path, experiment: Any) -> dict[str, Any]:
-    """Writes an experiment into a new run's folder; returns it as JSON has it.
-
-    Raises TrainingError for another experiment's folder, or one that cannot be written to.
-    """
+    """Writes an experiment into a new run's folder, and returns it as JSON has it; TrainingError: see `check_folder`,
+    or a folder that cannot be written to."""
     check_folder(folder, experiment)
     record: dict[str, Any] = _plain(experiment)
     path = folder / CONFIG_NAME
@@ -124,7 +114,10 @@ def claim_folder(folder: Path, experiment: Any) -> dict[str, Any]:
 
 
 def _differences(mine: Any, theirs: Any, key: tuple[str, ...]) -> Iterator[str]:
-    """Settings that are not alike, in words."""
+    """Settings that are not alike and may not change between two parts of a run, in words."""
+    # Where the data lie is no part of what they are; and a run may move to where they are rendered on another device:
+    # its samples are others from there on.
+    is_place = key[:1] == ("data",) and key[-1] in ("root", "render")
     if isinstance(theirs, Mapping) and dataclasses.is_dataclass(mine):
         for field in dataclasses.fields(mine):
             default = default_of(field)
@@ -133,19 +126,13 @@ def _differences(mine: Any, theirs: Any, key: tuple[str, ...]) -> Iterator[str]:
     elif isinstance(theirs, Mapping) and isinstance(mine, Mapping):
         for name in dict.fromkeys((*mine, *theirs)):
             yield from _differences(mine.get(name), theirs.get(name), (*key, name))
-    elif not _is_free(key) and _plain(mine) != _plain(theirs):
+    elif key not in _FREE and not is_place and _plain(mine) != _plain(theirs):
         yield f"{'.'.join(key)}: {_plain(theirs)!r} there, {_plain(mine)!r} now"
 
 
 def _plain(value: Any) -> Any:
     """As JSON has it."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
-
-
-def _is_free(key: tuple[str, ...]) -> bool:
-    """Whether a setting may change between two parts of a run; where the data lie is no part of what they are, and a
-    run may move to where they are rendered on another device (its samples are others from there on)."""
-    return key in _FREE or (key[:1] == ("data",) and key[-1] in ("root", "render"))
 
 
 @contextlib.contextmanager

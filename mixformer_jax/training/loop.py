@@ -1,11 +1,10 @@
 """The training loop, from top to bottom: mesh, programs, start, data, then evaluate - save - next batch - step.
-
-One loop for every objective (`objective.py`), on one device or many, in one process or several.
-"""
+One for every objective (`objective.py`), on one device or many, in one process or several."""
 
 import contextlib
 import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +12,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from mixformer_jax.convert.convert import RUN_WEIGHTS
+from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.data.pipeline import batches, one_opencv_thread
 from mixformer_jax.signals import Stopped, StopSignals, listening
-from mixformer_jax.training.checkpoints import Checkpoints
+from mixformer_jax.training.checkpoints import CheckpointError, Checkpoints
 from mixformer_jax.training.distributed import PeerWatch, connect, gather, is_first, largest, process_table
 from mixformer_jax.training.experiment import Experiment, RunConfig
 from mixformer_jax.training.folder import (
@@ -35,12 +36,12 @@ from mixformer_jax.training.folder import (
 from mixformer_jax.training.masks import NETWORKS, MaskExperiment, mask_objective
 from mixformer_jax.training.objective import Objective, Variables
 from mixformer_jax.training.pretraining import MaskedPretraining, PretrainExperiment
-from mixformer_jax.training.program import TrainProgram, learning_rate_schedule, train_program
-from mixformer_jax.training.progress import MetricsLog, NoLog, Progress, StepWatch, import_wandb
-from mixformer_jax.training.sharding import make_mesh, process_rows, put_batch, to_devices
-from mixformer_jax.training.start import CHECKPOINTS_NAME, first_state
-from mixformer_jax.training.supervised import tracking_objective
+from mixformer_jax.training.program import TrainProgram, TrainState, learning_rate_schedule, train_program
+from mixformer_jax.training.progress import MetricsLog, Progress, StepWatch, import_wandb
+from mixformer_jax.training.sharding import make_mesh, place, process_rows, put_batch, to_devices
+from mixformer_jax.training.supervised import part_of, tracking_objective
 
+CHECKPOINTS_NAME = "checkpoints"
 AnyExperiment = Experiment | PretrainExperiment | MaskExperiment
 
 
@@ -83,12 +84,8 @@ def run(objective: Objective, out: str | Path, devices: Sequence[jax.Device] | N
     # --- processes ---
     settings = objective.experiment.train
     connect(settings)
-    with (
-        listening() as signals,
-        PeerWatch(settings.peer_timeout_s) as peers,
-        signals.saving(0.0, peers.stop),
-        peers.telling(),
-    ):
+    peers = PeerWatch(settings.peer_timeout_s)
+    with listening() as signals, peers, signals.saving(0.0, peers.stop), peers.telling():
         for line in process_table(settings):
             tell(line)
         return _run(objective, Path(out), make_mesh(settings.mesh, devices), signals, peers)
@@ -122,7 +119,7 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
             compiling = _in_thread(program.step.find(program.state, program.batch))
 
         # --- start ---
-        state, first_step, data_state, origin = first_state(objective, program, checkpoints)
+        state, first_step, data_state, origin = _first_state(objective, program, checkpoints)
         tell(f"{out}: {origin}")
         if first_step >= settings.steps:
             tell(f"{out}: already trained for {first_step} steps")
@@ -132,18 +129,13 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
 
         # --- data ---
         samples = objective.samples()
-        stream = batches(
-            samples,
-            settings.batch_size,
-            first_step,
-            workers=settings.workers,
-            process_index=part[0],
-            process_count=part[1],
-        )
+        index, count = part
+        size, workers = settings.batch_size, settings.workers
+        stream = batches(samples, size, first_step, workers=workers, process_index=index, process_count=count)
         opened.enter_context(contextlib.closing(stream))
         if data_state is not None:
             stream.set_state(data_state)
-        to_mesh = to_devices(samples, mesh, settings.batch_size)
+        to_mesh = to_devices(samples, mesh, size)
         del samples  # worker processes have the pool where they share it, and this one need not hold another
         stream.start()
         validation = Validation(objective, settings, program, part)
@@ -154,12 +146,12 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
 
         # --- loop ---
         record = claim_folder(out, experiment)  # from here on there is something to keep
-        log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else NoLog()
+        log = MetricsLog(out, first_step, record, settings.wandb_project) if is_first() else None
         largest_of = largest(mesh)
         best_of_all = checkpoints.best()
         with (
             contextlib.closing(StepWatch()) as watch,
-            log,
+            log or contextlib.nullcontext(),
             contextlib.closing(Progress(settings, schedule, first_step, shown=is_first())) as progress,
             contextlib.ExitStack() as once_trained,
         ):
@@ -173,7 +165,8 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
                 if evaluate_now or save_now:
                     watch.read()  # a step that went wrong is neither evaluated nor saved
                 for done, line in progress.lines(watch):
-                    log.write("train", done, line)
+                    if log:
+                        log.write("train", done, line)
                     if told := progress.waits(line):
                         tell(f"step {done}: {told}")
                 if watch.not_finite is not None:
@@ -185,8 +178,9 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
                         if evaluate_now and validation:
                             measured, picture = validation(state.shipped)
                             best = objective.rank(measured)
-                            log.write("validation", step, measured)
-                            log.picture(step, picture)
+                            if log:
+                                log.write("validation", step, measured)
+                                log.picture(step, picture)
                             shown = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
                             tell(f"step {step}: held out: {shown}")
                         if save_now:
@@ -197,7 +191,8 @@ def _run(objective: Objective, out: Path, mesh: Mesh, signals: StopSignals, peer
                             best_of_all = max(best_of_all, rank)
                             if settings.keep_every and step % settings.keep_every == 0:
                                 _export(objective, weights.with_stem(f"{weights.stem}_{step}"), state.shipped)
-                            log.draw()
+                            if log:
+                                log.draw()
                     if save_now and jax.process_count() == 1:
                         stopped = signals.asked()  # meanwhile, too: once saved is enough
                 if last or stopped:
@@ -245,6 +240,58 @@ def _export(objective: Objective, path: Path, variables: dict[str, Any]) -> None
         objective.export(path, whole)
 
 
+def _first_state(
+    objective: Objective, program: TrainProgram, checkpoints: Checkpoints
+) -> tuple[TrainState, int, dict[str, Any] | None, str]:
+    """The state of the run's own checkpoint, of another run's, or a new one, whose arrays may still be computed; with
+    it the steps that it has behind it, the state of its data, and where it comes from in words.
+
+    Raises CheckpointError: `train.resume` names a folder without a whole one; WeightsError: `train.init` does not fit.
+    """
+    settings: RunConfig = objective.experiment.train
+    found, origin = checkpoints.restore(program.state), "goes on"
+    if found is None and settings.resume is not None:
+        with Checkpoints(Path(settings.resume) / CHECKPOINTS_NAME, read_only=True) as others:
+            found, origin = others.restore(program.state), f"goes on from {settings.resume},"
+        if found is None:
+            raise CheckpointError(f"train.resume: {settings.resume} holds no whole checkpoint")
+    if found is not None:
+        step = int(found.state.step)
+        return found.state, step, found.data, f"{origin} after step {step}"
+    fresh = program.init(jax.random.key(settings.seed))
+    if settings.init is not None:
+        start = objective.start_from(settings.init)
+        return _with_variables(fresh, start.variables), 0, None, _report(settings.init, start)
+    return fresh, 0, None, "starts from fresh weights"
+
+
+def _with_variables(state: TrainState, given: Mapping[str, Any]) -> TrainState:
+    """The state with these values in the place of its own, and of its average's."""
+    values = flatten_dict(given)
+
+    def replaced(variables: dict[str, Any]) -> dict[str, Any]:
+        flat = flatten_dict(variables)
+        # The average and the parameters must not share buffers: the step gives the state up.
+        return unflatten_dict(
+            {path: place(values[path], x.sharding) if path in values else x for path, x in flat.items()}
+        )
+
+    model_state = replaced(state.variables)
+    params = model_state.pop("params")
+    return state._replace(params=params, model_state=model_state, ema=replaced(state.ema))
+
+
+def _report(source: str, start: Initialisation) -> str:
+    """What was taken and what starts fresh, by the parts of the model."""
+
+    def parts(names: Sequence[str]) -> str:
+        counts = Counter(part_of(name) for name in names)
+        return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
+
+    ignored = f"; ignored: {len(start.ignored)} ({', '.join(start.ignored[:4])}, ...)" if start.ignored else ""
+    return f"starts from {source}: taken: {parts(start.taken)}; fresh: {parts(start.fresh)}{ignored}"
+
+
 class Validation:
     """The held-out batches of an objective; false where nothing is held out."""
 
@@ -252,11 +299,9 @@ class Validation:
         """Reads `train.validation_pairs` samples, this process's part of each batch."""
         self._objective, self._program, self._pairs = objective, program, settings.validation_pairs
         self._batches: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
-        samples = objective.validation_samples()
+        samples, size, (index, count) = objective.validation_samples(), settings.batch_size, part
         if samples is None:
             return
-        index, count = part
-        size = settings.batch_size
         # In threads: for a few batches, processes would take longer to start.
         stream = batches(samples, size, num_threads=settings.workers, process_index=index, process_count=count)
         with contextlib.closing(stream):
@@ -269,12 +314,11 @@ class Validation:
 
     def __call__(self, variables: Variables) -> tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]:
         """Means of the objective's metrics over all samples, and its picture of the first ones."""
-        mesh = self._program.mesh
-        totals: dict[str, float] = {}
+        mesh, totals = self._program.mesh, defaultdict[str, float](float)
         for batch, weights in self._batches:
             on_device = put_batch(batch, mesh), put_batch({"weights": weights}, mesh)["weights"]
             for name, value in jax.device_get(self._program.evaluate(variables, *on_device)).items():
-                totals[name] = totals.get(name, 0.0) + float(value)
+                totals[name] += float(value)
         batch, _weights = self._batches[0]
         shown = gather(self._program.show(variables, put_batch(batch, mesh)))
         own = len(next(iter(batch.values())))

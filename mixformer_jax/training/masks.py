@@ -10,8 +10,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Float32, PRNGKeyArray, Shaped, UInt8
 
 from mixformer_jax.convert.alpha_refine import (
     ALPHA_REFINE_FORMAT,
@@ -36,15 +37,14 @@ from mixformer_jax.convert.pretrained import Initialisation, flatten
 from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
+from mixformer_jax.media.images import draw_mask
 from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
 from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
 from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.losses import dice_losses, mask_losses
-from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
-from mixformer_jax.training.sheets import mask_sheet
+from mixformer_jax.training.objective import Batch, Group, LossAndMore, Objective, Samples, Variables
 
 NETWORKS = {kind.section: kind for kind in (AlphaRefineConfig, MaskDecoderConfig)}
 """By section of a config, by which it is told from a tracker's."""
@@ -90,6 +90,11 @@ class MaskObjective(Objective):
     experiment: MaskExperiment
 
     @property
+    def _config(self) -> Any:
+        """Of the network."""
+        return self.experiment.alpha_refine or self.experiment.mask_decoder
+
+    @property
     @abc.abstractmethod
     def crop_size(self) -> int:
         """Side of the crops, pixels."""
@@ -98,9 +103,9 @@ class MaskObjective(Objective):
     def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
         """Of the masks, and what a pass in training changes."""
 
-    @abc.abstractmethod
     def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
         """Of every sample."""
+        return mask_losses(logits, masks)
 
     def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         size = self.crop_size
@@ -112,9 +117,7 @@ class MaskObjective(Objective):
             "mask": jax.ShapeDtypeStruct((batch_size, size, size), jnp.uint8),
         }
 
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
         logits, updates = self.logits(variables, batch, train=True)
         mask = jnp.asarray(batch["mask"])
         loss = jnp.mean(self.losses(logits, mask))
@@ -146,7 +149,14 @@ class MaskObjective(Objective):
         return {"found": _is_inside(self.logits(variables, batch, train=False)[0])}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
-        return mask_sheet(batch["template"], batch["search"], batch["mask"] > 0, shown["found"])
+        """Up to 16 samples, a row each: template, search region, the true mask (green) and the found (red) on that."""
+        rows = []
+        for index in range(min(self.MAX_SAMPLES, len(batch["search"]))):
+            image = batch["search"][index]
+            true = draw_mask(image, batch["mask"][index] > 0, self.TRUE)
+            found = draw_mask(image, shown["found"][index], self.FOUND)
+            rows.append(np.concatenate([batch["template"][index], image, true, found], axis=1))
+        return np.concatenate(rows, axis=0)
 
 
 class AlphaRefineObjective(MaskObjective):
@@ -157,13 +167,8 @@ class AlphaRefineObjective(MaskObjective):
         return AlphaRefine(self._config)
 
     @property
-    def _config(self) -> AlphaRefineConfig:
-        assert self.experiment.alpha_refine is not None
-        return self.experiment.alpha_refine
-
-    @property
     def crop_size(self) -> int:
-        return self._config.crop_size
+        return int(self._config.crop_size)
 
     def logits(self, variables: Variables, batch: Batch, *, train: bool) -> tuple[Float[Array, "b s s"], Variables]:
         template, search = normalise(jnp.asarray(batch["template"])), normalise(jnp.asarray(batch["search"]))
@@ -172,9 +177,6 @@ class AlphaRefineObjective(MaskObjective):
             return cast(Array, self.model.apply(variables, *images)), {}
         found = self.model.apply(variables, *images, train=True, mutable=["batch_stats"])
         return cast(tuple[Array, Variables], found)
-
-    def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
-        return mask_losses(logits, masks)
 
     def start_from(self, source: str | Path) -> Initialisation:
         """Another mask network, ours or official, whole; or a ResNet of torchvision's names, as the backbone."""
@@ -200,11 +202,6 @@ class DecoderObjective(MaskObjective):
         return TokenMasks(self._backbone.tracker, self._config)
 
     @property
-    def _config(self) -> MaskDecoderConfig:
-        assert self.experiment.mask_decoder is not None
-        return self.experiment.mask_decoder
-
-    @property
     def crop_size(self) -> int:
         return self._backbone.tracker.search_size
 
@@ -224,7 +221,7 @@ class DecoderObjective(MaskObjective):
         return cast(Array, self.model.apply(variables, normalise(jnp.asarray(batch["search"])))), {}
 
     def losses(self, logits: Float[Array, "b s s"], masks: Array) -> Float[Array, " b"]:
-        return mask_losses(logits, masks) + dice_losses(logits, masks)
+        return super().losses(logits, masks) + dice_losses(logits, masks)
 
     def start_from(self, source: str | Path) -> Initialisation:
         """Another decoder on the same backbone."""
@@ -234,6 +231,22 @@ class DecoderObjective(MaskObjective):
 
     def export(self, path: Path, variables: Variables) -> None:
         save_mask_decoder(path, variables, self._config)
+
+
+def mask_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) -> Float32[Array, " b"]:
+    """Binary cross entropy of a mask's logits, the mean over each sample's pixels; 1: the pixel is the target's."""
+    losses = optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), masks.astype(jnp.float32))
+    return jnp.mean(losses, axis=(1, 2))
+
+
+def dice_losses(logits: Float[Array, "b h w"], masks: Shaped[Array, "b h w"]) -> Float32[Array, " b"]:
+    """1 - Dice coefficient of the probabilities and each mask (Milletari et al. 2016), one pixel added to both sums.
+
+    Small targets count as much as large ones, which in the cross entropy of all pixels they do not.
+    """
+    found, masks = jax.nn.sigmoid(logits.astype(jnp.float32)), masks.astype(jnp.float32)
+    common, both = (jnp.sum(each, axis=(1, 2)) for each in (found * masks, found + masks))
+    return 1 - (2 * common + 1) / (both + 1)
 
 
 def _whole(

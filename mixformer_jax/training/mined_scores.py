@@ -1,15 +1,6 @@
-"""The score module trained on what its tracker finds by itself, and calibrated. Not in the paper.
+"""The score module (section 3.5) trained on what its tracker finds by itself, `mining.py`, and calibrated. Not in the
+paper. All else is frozen, as in stage 2, and its features are kept, so that training costs minutes on a CPU."""
 
-The module is the paper's (section 3.5), all else is frozen, as in stage 2. Samples are those of `mining.py`: features
-are kept, so that training costs minutes on a CPU. A found box counts as right above an IoU of 0.55, as wrong below 0.3,
-and teaches nothing between. A part of the boxes is drawn around the truth instead: halves, parts, much too large ones.
-
-The logits are calibrated on scenes that were left out, each with the same weight, and only on the conditions in which
-nothing is painted and the templates are the target's: with the others nearly half of all boxes are wrong, and a score
-fitted to that calls good boxes lost.
-"""
-
-import hashlib
 import math
 import sys
 import zipfile
@@ -25,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Bool, Float
 from scipy.optimize import minimize
 from scipy.special import expit
+from scipy.stats import rankdata
 from tqdm import tqdm
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
@@ -33,8 +25,9 @@ from mixformer_jax.convert.weights import Weights, load_weights
 from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset
+from mixformer_jax.evaluation.trackers import file_digest
 from mixformer_jax.files import whole_file
-from mixformer_jax.models.config import with_score
+from mixformer_jax.models.config import MixFormerConfig, with_score
 from mixformer_jax.models.heads import ScorePrediction
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.training.mining import (
@@ -50,10 +43,10 @@ from mixformer_jax.training.mining import (
     mine_pairs,
     scenes_of,
 )
-from mixformer_jax.training.start import start_from
+from mixformer_jax.training.supervised import start_from
 
-RIGHT, WRONG = 0.55, 0.3
-OTHER_BOXES = 0.3  # share of boxes that are drawn
+RIGHT, WRONG = 0.55, 0.3  # IoU; what lies between teaches nothing
+OTHER_BOXES = 0.3  # share of boxes that are drawn around the truth instead: halves, parts, much too large ones
 DROPOUT = 0.1  # of tokens; the module itself has none
 EMA = 0.99
 LEARNING_RATE, WEIGHT_DECAY, CLIP_NORM = 7e-4, 0.05, 1.0
@@ -77,7 +70,7 @@ def mine_all(
     be used; a file of samples cannot be read.
     """
     path = find_weights(source)
-    network, digest = Network(load_weights(path)), _digest(path)
+    network, digest = Network(load_weights(path)), file_digest(path)[:12]
     scene = scenes_of(dataset.keys, groups)
     if len(set(scene.values())) < 2:
         raise DatasetError(
@@ -100,15 +93,11 @@ def mine_all(
 def mine_photographs(source: str | Path, samples: TrackingSamples, count: int, folder: Path) -> dict[str, Mined]:
     """As `mine_all`, of labelled pairs of photographs; one entry."""
     path = find_weights(source)
-    file = folder / f"photographs_{count}_{samples.seed}_{_digest(path)}.npz"
+    file = folder / f"photographs_{count}_{samples.seed}_{file_digest(path)[:12]}.npz"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _write(file, mine_pairs(Network(load_weights(path)), samples, count))
     return {"photographs": _read(file)}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _write(file: Path, mined: Mined) -> None:
@@ -142,10 +131,8 @@ class ScoreFigures(NamedTuple):
 def score_figures(scores: Float[np.ndarray, " n"], overlaps: Float[np.ndarray, " n"], below: float) -> ScoreFigures:
     """Figures of scores in [0, 1] and of the overlaps of the same boxes; `below`: score of what counts as lost."""
     right = overlaps > WRONG
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     pairs = right.sum() * (~right).sum()
-    area = (ranks[right].sum() - right.sum() * (right.sum() + 1) / 2) / pairs if pairs else math.nan
+    area = (rankdata(scores)[right].sum() - right.sum() * (right.sum() + 1) / 2) / pairs if pairs else math.nan
     bins = np.minimum((scores * 15).astype(int), 14)
     gaps = [abs((scores - (overlaps > 0.5))[bins == number].sum()) for number in range(15)]
     called = scores < below
@@ -166,7 +153,9 @@ def train_scores(
     """A tracker whose score module learned from mined samples; its logits are calibrated on scenes left out of that.
 
     The tracker `source` mined them from real sequences (one scene of five is left out; `groups` are sequences of one
-    scene), from rendered clips and from photographs; of the last two there may be none.
+    scene), from rendered clips and from photographs; of the last two there may be none. In the calibration each scene
+    has the same weight, and conditions in use alone count: with the others nearly half of all boxes are wrong, and a
+    score fitted to that calls good boxes lost.
 
     Raises CalibrationError: of `calibration`, on the scenes that were left out.
     """
@@ -175,7 +164,6 @@ def train_scores(
     variables = init_variables(build_model(model), jax.random.key(seed))
     given = start_from(source, model, may_be_fresh=("score",)).variables
     variables = unflatten_dict(flatten_dict(variables) | flatten_dict(given))
-    module = ScorePrediction(model.output_width, model.score_heads, jnp.dtype("float32"))
 
     rng = np.random.default_rng(seed)
     scene = scenes_of(videos, groups)
@@ -187,27 +175,19 @@ def train_scores(
     data = join(list(learned.values()))
     kinds = _for_each_sample(learned, [1 if name in clips else 2 if name in pairs else 0 for name in learned])
     chances = _chances(_scene_sizes(learned, scene), kinds, data.condition)
-    params = _fit(module, variables["params"]["score"], _batches(rng, data, chances, batch), steps)
+    params = _fit(_module(model), variables["params"]["score"], _batches(rng, data, chances, batch), steps)
 
-    variables = {**variables, "params": {**variables["params"], "score": jax.device_get(params)}}
-    return recalibrated(Weights(variables, model, weights.tracker), kept, groups)
+    def with_scores(params: Params) -> Weights:
+        score = {**variables, "params": {**variables["params"], "score": params}}
+        return Weights(score, model, weights.tracker)
 
-
-def recalibrated(weights: Weights, videos: Mapping[str, Mined], groups: Sequence[Sequence[str]]) -> Weights:
-    """A tracker whose scores are fitted to how often its boxes are right; which of two scores is higher stays.
-
-    `videos` is what it finds in real sequences; each scene, a group of them, has the same weight.
-
-    Raises CalibrationError: of `calibration`.
-    """
-    module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
-    params, samples = weights.variables["params"]["score"], join(list(videos.values()))
-    counts = np.isin(samples.condition, AS_IN_USE) / _scene_sizes(videos, scenes_of(videos, groups))
-    sharpness, offset = calibration(_logits(module, params, samples), samples.overlaps, counts)
+    params, samples = jax.device_get(params), join(list(kept.values()))
+    counts = np.isin(samples.condition, AS_IN_USE) / _scene_sizes(kept, scene)
+    sharpness, offset = calibration(_logits(with_scores(params), samples), samples.overlaps, counts)
     last = params["fc2"]
-    fitted = {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
-    variables = {**weights.variables, "params": {**weights.variables["params"], "score": fitted}}
-    return weights._replace(variables=variables)
+    return with_scores(
+        {**params, "fc2": {"kernel": last["kernel"] * sharpness, "bias": last["bias"] * sharpness + offset}}
+    )
 
 
 def _for_each_sample(samples: Mapping[str, Mined], values: Sequence[Any]) -> np.ndarray:
@@ -217,9 +197,8 @@ def _for_each_sample(samples: Mapping[str, Mined], values: Sequence[Any]) -> np.
 
 def _scene_sizes(samples: Mapping[str, Mined], scene: Mapping[str, str]) -> np.ndarray:
     """How many samples there are of each one's scene; a sequence without one has its own."""
-    _, inverse, sizes = np.unique(
-        _for_each_sample(samples, [scene.get(name, name) for name in samples]), return_inverse=True, return_counts=True
-    )
+    scenes = _for_each_sample(samples, [scene.get(name, name) for name in samples])
+    _, inverse, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
     return sizes[inverse]
 
 
@@ -242,12 +221,10 @@ def _fit(
     def step(params: Params, average: Params, state: Any, inputs: Any, labels: Any, counts: Any, key: Any) -> Any:
         def loss_of(params: Params) -> Any:
             search, template, boxes_xyxy = inputs
-            tokens = [jnp.asarray(maps, jnp.float32) for maps in (search, template)]
-            kept = [
-                jax.random.bernoulli(each, 1 - DROPOUT, maps.shape)
-                for each, maps in zip(jax.random.split(key), tokens, strict=True)
-            ]
-            tokens = [jnp.where(keep, maps / (1 - DROPOUT), 0.0) for keep, maps in zip(kept, tokens, strict=True)]
+            tokens = []
+            for each, maps in zip(jax.random.split(key), (search, template), strict=True):
+                keep = jax.random.bernoulli(each, 1 - DROPOUT, maps.shape)
+                tokens.append(jnp.where(keep, jnp.asarray(maps, jnp.float32) / (1 - DROPOUT), 0.0))
             logits = module.apply({"params": params}, *tokens, boxes_xyxy)
             return (optax.sigmoid_binary_cross_entropy(logits, labels) * counts).sum() / jnp.maximum(counts.sum(), 1)
 
@@ -272,7 +249,7 @@ def _batches(
     is_absent = data.is_absent
     while True:
         chosen = rng.choice(len(chances), batch, p=chances)
-        boxes_cxcywh, overlaps = data.boxes_cxcywh[chosen].copy(), data.overlaps[chosen].copy()
+        boxes_cxcywh, overlaps = data.boxes_cxcywh[chosen], data.overlaps[chosen]
         for row in np.flatnonzero((rng.random(batch) < OTHER_BOXES) & ~is_absent[chosen]):
             truth = data.truth_cxcywh[chosen[row]]
             box = _other_box(rng, truth)
@@ -299,14 +276,19 @@ def _inputs(data: Mined, chosen: np.ndarray, boxes_cxcywh: np.ndarray) -> tuple[
     return data.features[chosen], data.templates[data.template[chosen]], boxes_xyxy
 
 
-def _logits(module: ScorePrediction, params: Params, data: Mined, batch: int = 128) -> Float[np.ndarray, " n"]:
-    """Of the found boxes."""
+def _module(model: MixFormerConfig) -> ScorePrediction:
+    return ScorePrediction(model.output_width, model.score_heads, jnp.dtype("float32"))
+
+
+def _logits(weights: Weights, data: Mined) -> Float[np.ndarray, " n"]:
+    """Of the found boxes, by a tracker's score module."""
+    variables, module = {"params": weights.variables["params"]["score"]}, _module(weights.model)
     predict: Callable[..., Any] = jax.jit(
         lambda search, template, boxes: module.apply(
-            {"params": params}, search.astype(jnp.float32), template.astype(jnp.float32), boxes
+            variables, search.astype(jnp.float32), template.astype(jnp.float32), boxes
         )
     )
-    count, parts = len(data.overlaps), []
+    count, batch, parts = len(data.overlaps), 128, []
     for begin in range(0, count, batch):
         chosen = np.minimum(np.arange(begin, begin + batch), count - 1)  # one shape
         parts.append(np.asarray(predict(*_inputs(data, chosen, data.boxes_cxcywh[chosen]))))
@@ -315,8 +297,7 @@ def _logits(module: ScorePrediction, params: Params, data: Mined, batch: int = 1
 
 def scores_of(weights: Weights, data: Mined) -> Float[np.ndarray, " n"]:
     """Scores in [0, 1] of the found boxes, by a tracker's score module."""
-    module = ScorePrediction(weights.model.output_width, weights.model.score_heads, jnp.dtype("float32"))
-    return np.asarray(jax.nn.sigmoid(_logits(module, weights.variables["params"]["score"], data)))
+    return np.asarray(jax.nn.sigmoid(_logits(weights, data)))
 
 
 def calibration(

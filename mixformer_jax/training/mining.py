@@ -1,9 +1,7 @@
-"""What a tracker finds in annotated sequences, right and wrong, as samples for its score module. Not in the paper.
-
-The paper's negatives (section 3.5) show another target. A tracker that is lost sees something else: backgrounds that
-it drifted to, distractors beside the target, the place where the target was. So the tracker runs over each sequence
-under six conditions at once, and its own boxes are the samples. Pairs of photographs add targets of other kinds.
-"""
+"""What a tracker finds in annotated sequences, right and wrong, as samples for its score module. Not in the paper,
+whose negatives (section 3.5) show another target. A tracker that is lost sees something else: backgrounds that it
+drifted to, distractors beside the target, the place where the target was. So it runs over each sequence under six
+conditions at once, and its own boxes are the samples. Pairs of photographs add targets of other kinds."""
 
 import dataclasses
 import math
@@ -175,8 +173,7 @@ class _Mining:
         self.cache: Any = None
 
     def run(self, steps: int) -> Mined:
-        rows = []
-        size = self.network.model.search_size
+        rows, size = [], self.network.model.search_size
         for _ in range(steps):
             shown = [self._show(condition) for condition in range(len(CONDITIONS))]
             self._encode()
@@ -199,20 +196,18 @@ class _Mining:
 
     def _encode(self) -> None:
         """The caches of all conditions, where a template has changed."""
-        changed = [run for run in self.runs if run.template < 0]
-        if changed:
-            self.cache = self.network.encode(np.stack([run.templates for run in self.runs]))
-            initial = np.asarray(self.cache.features[:, 0], np.float16)
-            for run, features in zip(self.runs, initial, strict=True):
-                if run.template < 0:
-                    run.template = len(self.features)
-                    self.features.append(features)
+        if all(run.template >= 0 for run in self.runs):
+            return
+        self.cache = self.network.encode(np.stack([run.templates for run in self.runs]))
+        initial = np.asarray(self.cache.features[:, 0], np.float16)
+        for run, features in zip(self.runs, initial, strict=True):
+            if run.template < 0:
+                run.template = len(self.features)
+                self.features.append(features)
 
     def _template_crop(self, frame: Frame, box_xywh: Box) -> np.ndarray:
-        tracker, model = self.network.tracker, self.network.model
-        return context_crop(
-            frame, np.asarray(box_xywh, np.float64), tracker.template_factor, model.template_size
-        ).pixels
+        factor, size = self.network.tracker.template_factor, self.network.model.template_size
+        return context_crop(frame, np.asarray(box_xywh, np.float64), factor, size).pixels
 
     def _begin(self, condition: int) -> _Run:
         rng, shape = self.rng, self.frames[0].shape

@@ -1,15 +1,11 @@
-"""What a run optimises: the base of the objectives that the one training loop takes.
-
-An objective knows its model, its losses, its samples and how to start and to end; it knows nothing of meshes,
-optimizers, checkpoints and logs. Everything but the samples works on abstract values, without data and without a run's
-folder.
-"""
+"""What a run optimises: the base of the objectives that the one training loop takes. They know nothing of meshes,
+optimizers, checkpoints and logs; everything but the samples works on abstract values, without data and folders."""
 
 import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -25,6 +21,10 @@ Variables = dict[str, Any]
 Batch = Mapping[str, Array | np.ndarray]
 """Arrays by name, samples along the first axis."""
 
+LossAndMore = tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]
+"""The loss of a batch, a mean over its samples; with it metrics for the log, among them `loss`, and new values of the
+collections that a forward pass changes (`batch_stats`)."""
+
 Group = Literal["backbone", "rest", "frozen"]
 """How a parameter trains: at the backbone's rate, at the full rate, or not at all."""
 
@@ -34,6 +34,11 @@ class Objective(abc.ABC):
     """One way to train: a model with its loss. `experiment` holds all settings, those of the run in `train`."""
 
     experiment: Any
+
+    # Of `draw`: samples in a picture, and RGB of what is annotated and of what the model finds.
+    MAX_SAMPLES: ClassVar = 16
+    TRUE: ClassVar = (0, 255, 0)
+    FOUND: ClassVar = (255, 64, 64)
 
     @property
     @abc.abstractmethod
@@ -58,11 +63,8 @@ class Objective(abc.ABC):
         return "rest"
 
     @abc.abstractmethod
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
-        """The loss of a batch, a mean over its samples; with it metrics for the log, among them `loss`, and new values
-        of the collections that a forward pass changes (`batch_stats`)."""
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
+        """See `LossAndMore`."""
 
     @abc.abstractmethod
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:

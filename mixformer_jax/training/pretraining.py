@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
 from mixformer_jax.convert.convert import find_weights
 from mixformer_jax.convert.pretrained import (
@@ -37,9 +38,11 @@ from mixformer_jax.models.config import ConfigError, MixFormerConfig, dataclass_
 from mixformer_jax.models.layers import Masking
 from mixformer_jax.pixels import IMAGENET_STD, denormalise, normalise
 from mixformer_jax.training.experiment import RunConfig, data_section
-from mixformer_jax.training.objective import Batch, Group, Objective, Samples, Variables
+from mixformer_jax.training.objective import Batch, Group, LossAndMore, Objective, Samples, Variables
 from mixformer_jax.training.samples import training_samples, validation_samples
-from mixformer_jax.training.sheets import reconstruction_sheet
+
+GREY, WHITE, INK = 128, 255, (40, 40, 40)
+_GAP, _LINE = 4, 18  # of a sheet, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,25 +120,21 @@ class MaskedPretraining(Objective):
         frozen_table = path[-1] == "table" and self._config.model.positions == "interpolated_frozen"
         return "frozen" if frozen_table else "rest"
 
-    def loss(
-        self, variables: Variables, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Variables]]:
-        mask_key, drop_key = jax.random.split(key)
-        masking = draw_masking(self._config, mask_key, len(batch["search"]))
-        search, found = self._reconstruct(variables, batch, masking, drop_key)
-        loss = reconstruction_losses(found.patches, search, masking.hidden, self._config.norm_pix_loss).mean()
+    def loss(self, variables: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
+        search, patches, masking = self._reconstruct(variables, batch, key)
+        loss = reconstruction_losses(patches, search, masking.hidden, self._config.norm_pix_loss).mean()
         return loss, ({"loss": loss}, {})
 
     def measure(self, variables: Variables, batch: Batch) -> dict[str, Float[Array, " b"]]:
         """The loss, and mean squared errors of the hidden pixels, RGB from 0 to 1: of the reconstruction, and of the
         image's mean colour in its place. With `norm_pix_loss`, reconstructions know each patch's mean and deviation.
         """
-        masking, norm = self._fixed_masking(batch), self._config.norm_pix_loss
-        search, found = self._reconstruct(variables, batch, masking, None)
-        restored = reconstruct(found.patches, search, masking.hidden, norm)
+        norm = self._config.norm_pix_loss
+        search, patches, masking = self._reconstruct(variables, batch)
+        restored = reconstruct(patches, search, masking.hidden, norm)
         mean = jnp.mean(search, axis=(1, 2), keepdims=True)
         return {
-            "loss": reconstruction_losses(found.patches, search, masking.hidden, norm),
+            "loss": reconstruction_losses(patches, search, masking.hidden, norm),
             "pixel_error": _pixel_errors(restored, search, masking),
             "mean_colour_error": _pixel_errors(mean, search, masking),
         }
@@ -144,10 +143,10 @@ class MaskedPretraining(Objective):
         return -measured["loss"]
 
     def samples(self) -> Samples:
-        config, train = self._config, self.experiment.train
-        if self.experiment.images is not None:
-            images = open_images(self.experiment.images.root, self.experiment.images.split)
-            return ImageSamples(self.experiment.images, images, config.model.search_size, train.seed)
+        images = self.experiment.images
+        if images is not None:
+            opened = open_images(images.root, images.split)
+            return ImageSamples(images, opened, self._config.model.search_size, self.experiment.train.seed)
         return training_samples(self.experiment, tuple(self.batch_shapes(1)))
 
     def validation_samples(self) -> Samples | None:
@@ -160,9 +159,8 @@ class MaskedPretraining(Objective):
         return CentreCrops(held, self._config.model.search_size)
 
     def show(self, variables: Variables, batch: Batch) -> dict[str, Array]:
-        masking = self._fixed_masking(batch)
-        search, found = self._reconstruct(variables, batch, masking, None)
-        restored = reconstruct(found.patches, search, masking.hidden, self._config.norm_pix_loss)
+        search, patches, masking = self._reconstruct(variables, batch)
+        restored = reconstruct(patches, search, masking.hidden, self._config.norm_pix_loss)
         return {"reconstructed": denormalise(restored), "hidden": masking.hidden}
 
     def draw(self, batch: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "h w 3"]:
@@ -184,19 +182,18 @@ class MaskedPretraining(Objective):
     def export(self, path: Path, variables: Variables) -> None:
         save_autoencoder(path, variables, self._config)
 
-    def _fixed_masking(self, batch: Batch) -> Masking:
-        """The same for every validation: what changes from one to the next is the model."""
-        return draw_masking(self._config, jax.random.key(0), len(batch["search"]))
-
     def _reconstruct(
-        self, variables: Variables, batch: Batch, masking: Masking, drop_key: PRNGKeyArray | None
-    ) -> tuple[Float[Array, "b S S 3"], Reconstruction]:
-        """The normalised search regions, and what the model makes of them; with a key, as in training."""
+        self, variables: Variables, batch: Batch, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "b S S 3"], Float[Array, "b cells values"], Masking]:
+        """The normalised search regions, what the model makes of their patches, and which are hidden: with a key as in
+        training; else the same in every validation, for what changes from one to the next is the model."""
+        mask_key, drop_key = (jax.random.key(0), None) if key is None else jax.random.split(key)
+        masking = draw_masking(self._config, mask_key, len(batch["search"]))
         search = normalise(jnp.asarray(batch["search"]))
         templates = normalise(jnp.asarray(batch["templates"])) if "templates" in batch else None
         rngs = None if drop_key is None else {"drop_path": drop_key}
         found = self.model.apply(variables, search, masking, templates, train=drop_key is not None, rngs=rngs)
-        return search, cast(Reconstruction, found)
+        return search, cast(Reconstruction, found).patches, masking
 
 
 def _pixel_errors(
@@ -206,3 +203,33 @@ def _pixel_errors(
     hidden = masking.hidden.reshape(-1, masking.grid, masking.grid, 1).repeat(side, 1).repeat(side, 2)
     errors = ((found - search) * jnp.asarray(IMAGENET_STD)) ** 2
     return jnp.mean(errors, axis=(1, 2, 3), where=hidden)
+
+
+def reconstruction_sheet(
+    templates: UInt8[np.ndarray, "b slots T T 3"] | None,
+    search: UInt8[np.ndarray, "b S S 3"],
+    hidden: Bool[np.ndarray, "b cells"],
+    reconstructed: UInt8[np.ndarray, "b S S 3"],
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Up to 16 samples, a row each: templates (none of single images), masked search region, reconstruction, original.
+
+    `hidden` cells, row-major on a square grid, are shown grey, and predicted in what is `reconstructed`.
+    """
+    grid = round(hidden.shape[1] ** 0.5)
+    side = search.shape[1]
+    covered = hidden.reshape(-1, grid, grid, 1).repeat(side // grid, axis=1).repeat(side // grid, axis=2)
+    columns = {"masked": np.where(covered, np.uint8(GREY), search), "reconstruction": reconstructed, "original": search}
+    crops = [] if templates is None else list(templates.swapaxes(0, 1))
+    named = [*(("template", crop) for crop in crops), *columns.items()]
+    count = min(Objective.MAX_SAMPLES, len(search))
+    widths = [pictures.shape[2] for _, pictures in named]
+    sheet = np.full((_LINE + count * (side + _GAP), sum(widths) + _GAP * (len(widths) - 1), 3), WHITE, np.uint8)
+    left = 0
+    for name, pictures in named:
+        size = pictures.shape[1]
+        cv2.putText(sheet, name, (left, _LINE - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.42, INK, 1, cv2.LINE_AA)
+        for row in range(count):
+            top = _LINE + row * (side + _GAP)
+            sheet[top : top + size, left : left + size] = pictures[row]
+        left += size + _GAP
+    return sheet

@@ -1,9 +1,5 @@
-"""A run's train and validation steps, compiled for a mesh, and the abstract arrays they take: what `plan` weighs too.
-
-The steps are pure functions of explicit state, for any objective. Nothing here reads data, makes arrays or needs a
-folder: `train_program(...).step.lower(program.state, program.batch)` compiles the real step for whatever devices the
-mesh holds, present or not.
-"""
+"""A run's train and validation steps, pure functions of explicit state for any objective, compiled for a mesh. Nothing
+here reads data, makes arrays or needs a folder: the steps compile for devices that are not there, too (`plan`)."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,7 +16,7 @@ from jaxtyping import Array, Float, Int32, PRNGKeyArray, PyTree, UInt32
 from mixformer_jax.kept_programs import KeptJit, kept
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.training.experiment import RunConfig
-from mixformer_jax.training.objective import Batch, Objective, Variables
+from mixformer_jax.training.objective import Batch, LossAndMore, Objective, Variables
 from mixformer_jax.training.sharding import BATCH, batch_axis_size, gather_params, tree_shardings, with_shardings
 
 
@@ -46,15 +42,10 @@ class TrainState(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """What a step tells about itself.
+    """What a step tells about itself."""
 
-    Attributes:
-        metrics: for the log; among them `loss` and `gradient_norm`.
-        gradient_squares: the sum of squares of every trained parameter's gradient, in the order of `trained_names`.
-    """
-
-    metrics: dict[str, Float[Array, ""]]
-    gradient_squares: Float[Array, " parameters"]
+    metrics: dict[str, Float[Array, ""]]  # for the log; among them `loss` and `gradient_norm`
+    gradient_squares: Float[Array, " parameters"]  # sums over each trained parameter's, in the order of `trained_names`
 
 
 def split_params(objective: Objective, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,45 +62,29 @@ def trained_names(objective: Objective, params: Mapping[str, Any]) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
 
 
-def new_train_state(
-    objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float, key: PRNGKeyArray
-) -> TrainState:
-    """The state before the first step."""
-    variables = objective.init(key)
-    trained, _frozen = split_params(objective, variables["params"])
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.key_data(key),
-        params=variables["params"],
-        model_state={name: value for name, value in variables.items() if name != "params"},
-        opt_state=optimizer.init(trained),
-        # The average must own its buffers: the step donates the state.
-        ema=jax.tree.map(jnp.copy, variables) if ema_decay else {},
-    )
-
-
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     gather: Callable[[dict[str, Any]], dict[str, Any]],
-    ema_decay: float = 0.0,
-    accumulate: int = 1,
+    settings: RunConfig,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepReport]]:
     """The step `state, batch -> state, report`, not jitted yet; `gather` is of all parameters about to be used.
 
-    With `accumulate` the batch goes through the model in so many parts, one after the other, and their mean gradient
-    makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating optimizer,
-    nothing in the state and in checkpoints. Batch norms see one part at a time.
+    With `train.accumulate` the batch goes through the model in so many parts, one after the other, and their mean
+    gradient makes the step. It costs one more copy of the gradients while the step runs; unlike an accumulating
+    optimizer, nothing in the state and in checkpoints. Batch norms see one part at a time.
     """
+    accumulate, ema_decay = settings.accumulate, settings.ema_decay
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         trained, frozen = split_params(objective, state.params)
 
-        def loss_of(
-            trained: dict[str, Any], model_state: dict[str, Any], batch: Batch, key: Array
-        ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-            return objective.loss({"params": gather(_joined(trained, frozen)), **model_state}, batch, key)
+        def joined(trained: dict[str, Any]) -> dict[str, Any]:
+            return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))
+
+        def loss_of(trained: dict[str, Any], model_state: Variables, batch: Batch, key: PRNGKeyArray) -> LossAndMore:
+            return objective.loss({"params": gather(joined(trained)), **model_state}, batch, key)
 
         gradient_of = jax.grad(loss_of, has_aux=True)
         if accumulate == 1:
@@ -132,20 +107,15 @@ def make_train_step(
         squares = jnp.stack([jnp.sum(jnp.square(x)) for x in jax.tree.leaves(gradients)])
         metrics = {**metrics, "gradient_norm": jnp.sqrt(jnp.sum(squares))}
         changes, opt_state = optimizer.update(gradients, state.opt_state, trained)
-        params = _joined(optax.apply_updates(trained, changes), frozen)
+        params = joined(optax.apply_updates(trained, changes))
         ema = state.ema
         if ema_decay:
             # A short memory at first: the average forgets the random initialisation.
             decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update({"params": params, **model_state}, ema, 1.0 - decay)
-        new = TrainState(state.step + 1, state.key, params, model_state, opt_state, ema)
-        return new, StepReport(metrics, squares)
+        return TrainState(state.step + 1, state.key, params, model_state, opt_state, ema), StepReport(metrics, squares)
 
     return step
-
-
-def _joined(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
-    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen))
 
 
 def learning_rate_schedule(config: RunConfig) -> optax.Schedule:
@@ -172,9 +142,13 @@ def make_optimizer(config: RunConfig, objective: Objective) -> optax.GradientTra
     """
     schedule = learning_rate_schedule(config)
 
+    def has_decay(params: PyTree) -> PyTree:
+        # Kernels alone are matrices or more; `table` (learnable positions) is one too, and has no decay.
+        return jax.tree_util.tree_map_with_path(lambda path, _value: path[-1].key == "kernel", params)
+
     def adamw(rate: float) -> optax.GradientTransformation:
         return optax.adamw(
-            lambda step: rate * schedule(step), b2=config.beta2, weight_decay=config.weight_decay, mask=_has_decay
+            lambda step: rate * schedule(step), b2=config.beta2, weight_decay=config.weight_decay, mask=has_decay
         )
 
     def group(path: tuple, _value: object) -> str:
@@ -185,11 +159,6 @@ def make_optimizer(config: RunConfig, objective: Objective) -> optax.GradientTra
         optax.clip_by_global_norm(config.clip_norm),
         optax.multi_transform(groups, lambda params: jax.tree_util.tree_map_with_path(group, params)),
     )
-
-
-def _has_decay(params: PyTree) -> PyTree:
-    # Kernels alone are matrices or more; `table` (learnable positions) is one too, and has no decay.
-    return jax.tree_util.tree_map_with_path(lambda path, _value: path[-1].key == "kernel", params)
 
 
 class TrainProgram(NamedTuple):
@@ -219,18 +188,27 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
 
     @functools.partial(jax.jit, inline=True)  # traced once, for its shapes and its values
     def start(key: PRNGKeyArray) -> TrainState:
-        return new_train_state(objective, optimizer, settings.ema_decay, key)
+        """The state before the first step."""
+        variables = objective.init(key)
+        trained, _frozen = split_params(objective, variables["params"])
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jax.random.key_data(key),
+            params=variables["params"],
+            model_state={name: value for name, value in variables.items() if name != "params"},
+            opt_state=optimizer.init(trained),
+            # The average must own its buffers: the step donates the state.
+            ema=jax.tree.map(jnp.copy, variables) if settings.ema_decay else {},
+        )
 
     identity = None if objective.identity is None else f"{objective.identity} {settings}"
     shapes = kept("train_state", identity, lambda: jax.eval_shape(start, jax.random.key(settings.seed)))
     shardings = tree_shardings(shapes, mesh)
-    whole = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, BATCH)
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, BATCH)
     batch = objective.batch_shapes(settings.batch_size)
-    batch_shardings = dict.fromkeys(batch, split)
-    shipped = shardings.shipped
+    batch_shardings, shipped = dict.fromkeys(batch, split), shardings.shipped
 
-    def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+    def program(function: Callable[..., Any], **options: Any) -> KeptJit:
         """Traced in the mesh's context: attention is computed by the kernel of its devices, split as the batch is."""
 
         @functools.wraps(function)
@@ -238,25 +216,24 @@ def train_program(objective: Objective, settings: RunConfig, mesh: Mesh) -> Trai
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
                 return function(*args)
 
-        return traced
+        return KeptJit(traced, identity=identity, **options)
 
     def sums(variables: Variables, batch: Batch, weights: Float[Array, " b"]) -> dict[str, Array]:
         measured = objective.measure({**variables, "params": gather(variables["params"])}, batch)
         return {name: jnp.sum(value * weights) for name, value in measured.items()}
 
     gather = functools.partial(gather_params, shardings=shardings.params)
-    step = make_train_step(objective, optimizer, gather, settings.ema_decay, settings.accumulate)
+    step = make_train_step(objective, optimizer, gather, settings)
     # Initialisation runs once: on a CPU, where XLA takes long to optimise it, optimising costs more than it saves.
     quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    program = functools.partial(KeptJit, identity=identity)
     return TrainProgram(
         mesh=mesh,
         init=jax.jit(start, out_shardings=shardings, compiler_options=quick),
         step=program(
-            on_mesh(step), in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
+            step, in_shardings=(shardings, batch_shardings), out_shardings=(shardings, whole), donate_argnums=0
         ),
-        evaluate=program(on_mesh(sums), in_shardings=(shipped, batch_shardings, split), out_shardings=whole),
-        show=program(on_mesh(objective.show), in_shardings=(shipped, batch_shardings), out_shardings=whole),
+        evaluate=program(sums, in_shardings=(shipped, batch_shardings, split), out_shardings=whole),
+        show=program(objective.show, in_shardings=(shipped, batch_shardings), out_shardings=whole),
         state=with_shardings(shapes, shardings),
         batch=with_shardings(batch, batch_shardings),
     )

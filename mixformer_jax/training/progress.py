@@ -1,15 +1,10 @@
-"""What a run tells while it trains: its steps, a progress bar, metrics, pictures and curves.
-
-The device is followed without holding it up: the loop reads the report of a step once the next one is on its way and
-the batch after that is made, so the device always has a step to do. The batches of both steps are kept, as evidence.
-What finished becomes a progress bar, and a line of metrics every so many steps: as JSON, in TensorBoard, and in Weights
-& Biases where asked for.
-"""
+"""What a run tells while it trains: its steps, a progress bar, metrics, pictures and curves."""
 
 import contextlib
 import functools
 import io
 import json
+import math
 import time
 import uuid
 from collections import deque
@@ -30,7 +25,10 @@ from mixformer_jax.training.experiment import RunConfig
 from mixformer_jax.training.objective import Batch
 from mixformer_jax.training.program import StepReport
 
-_MUCH = 0.05  # share of time without a step from which it is worth a sentence
+LINES_NAME, CURVES_NAME, WANDB_ID_NAME = "metrics.jsonl", "curves.png", "wandb_id.txt"
+
+# What has no curve of its own, or one that tells little.
+_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "loader_wait", "seconds"}
 
 
 class NotFinite(NamedTuple):
@@ -43,7 +41,9 @@ class NotFinite(NamedTuple):
 
 
 class StepWatch:
-    """See the module. All of it happens in the loop's own thread, but for the note of when a report came.
+    """Follows the device without holding it up: the loop reads the report of a step once the next one is on its way and
+    the batch after that is made, so the device always has a step to do. The batches of both are kept, as evidence.
+    All of it happens in the loop's own thread, but for the note of when a report came.
 
     Attributes:
         not_finite: the first bad step, once it is read.
@@ -70,12 +70,11 @@ class StepWatch:
         while len(self._pending) > left:
             step, batch, coming = self._pending.popleft()
             report, asked, self._idle_since = coming.result()
-            metrics = {name: float(value) for name, value in report.metrics.items()}
+            metrics, squares = {name: float(value) for name, value in report.metrics.items()}, report.gradient_squares
             self.finished.append((step, metrics))
             self.asked = max(self.asked, asked)
-            good = np.isfinite(metrics["loss"]) and np.isfinite(report.gradient_squares).all()
-            if not good and self.not_finite is None:
-                self.not_finite = NotFinite(step, batch, metrics, np.asarray(report.gradient_squares))
+            if self.not_finite is None and not (np.isfinite(metrics["loss"]) and np.isfinite(squares).all()):
+                self.not_finite = NotFinite(step, batch, metrics, np.asarray(squares))
 
     def before_step(self) -> None:
         """Leaves one step on its way; call it with the batch at hand, right before the next step."""
@@ -116,19 +115,13 @@ class StepWatch:
 
 
 class Progress:
-    """Makes lines for the log out of finished steps, and shows samples a second and the time left."""
+    """Makes lines for the log out of finished steps, and shows samples a second and the time left in a bar."""
 
     def __init__(self, settings: RunConfig, schedule: Callable[[int], Any], first_step: int, shown: bool) -> None:
         self._settings, self._schedule = settings, schedule
-        size = settings.batch_size
-        self._bar = tqdm(
-            total=settings.steps * size,
-            initial=first_step * size,
-            unit=" samples",
-            desc="train",
-            smoothing=0.05,
-            disable=None if shown else True,
-        )
+        total, done = (steps * settings.batch_size for steps in (settings.steps, first_step))
+        disable = None if shown else True
+        self._bar = tqdm(total=total, initial=done, unit=" samples", desc="train", smoothing=0.05, disable=disable)
         self._recent: list[dict[str, float]] = []
         self._told: set[str] = set()
         self._since = time.perf_counter()
@@ -163,14 +156,13 @@ class Progress:
 
     def waits(self, line: dict[str, float]) -> str | None:
         """A sentence on which part waits for which, once for each answer in a run; else None."""
-        idle, loading, workers = line["outside_step"], line["loader_wait"], self._settings.workers
-        if idle < _MUCH:
-            answer, more = "the loader waits for the device", ""
-        elif loading > idle / 2:
-            answer = "the device waits for the loader"
-            more = f"; train.workers is {workers}"
+        idle, more = line["outside_step"], ""
+        if idle < 0.05:
+            answer = "the loader waits for the device"
+        elif line["loader_wait"] > idle / 2:
+            answer, more = "the device waits for the loader", f"; train.workers is {self._settings.workers}"
         else:
-            answer, more = "the device waits for the host, and not for samples", ""
+            answer = "the device waits for the host, and not for samples"
         if answer in self._told:
             return None
         self._told.add(answer)
@@ -181,24 +173,18 @@ class Progress:
         self._bar.close()
 
 
-LINES_NAME, CURVES_NAME, WANDB_ID_NAME = "metrics.jsonl", "curves.png", "wandb_id.txt"
-
-# What has no curve of its own, or one that tells little.
-_LEFT_OUT = {"kind", "step", "samples_per_s", "outside_step", "loader_wait", "seconds"}
-
-
 class MetricsLog:
-    """Writes events of a run into its folder. What a lost part of a run wrote is taken back."""
+    """Writes events of a run into its folder: as JSON, in TensorBoard, and in Weights & Biases where asked for. What a
+    lost part of a run wrote is taken back."""
 
     def __init__(self, folder: Path, first_step: int, config: Mapping[str, Any], wandb_project: str | None) -> None:
         """Opens the log of a run that begins, or goes on, after `first_step` steps.
 
         Raises ConfigError where Weights & Biases is asked for, and not installed or not to be reached.
         """
-        self._folder, self._lines = folder, folder / LINES_NAME
+        self._folder, self._lines, self._first_step = folder, folder / LINES_NAME, first_step
         kept = [line for line in read_lines(self._lines) if line["step"] <= first_step]
         write_atomically(self._lines, "".join(json.dumps(line) + "\n" for line in kept))
-        self._first_step = first_step
         self._wandb = _wandb_run(wandb_project, folder, config) if wandb_project else None
 
     @functools.cached_property
@@ -220,9 +206,9 @@ class MetricsLog:
 
     def picture(self, step: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
         """Writes `pictures/step_N.png`."""
-        encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-        (self._folder / "pictures").mkdir(exist_ok=True)
-        write_atomically(self._folder / "pictures" / f"step_{step}.png", encoded)
+        pictures = self._folder / "pictures"
+        pictures.mkdir(exist_ok=True)
+        write_atomically(pictures / f"step_{step}.png", cv2.imencode(".png", image[..., ::-1])[1].tobytes())
         self._board.add_image("validation", image, step, dataformats="HWC")
 
     def draw(self) -> None:
@@ -237,25 +223,6 @@ class MetricsLog:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
-
-
-class NoLog:
-    """What the other processes of a distributed run have in the place of a log."""
-
-    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def picture(self, step: int, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        pass
-
-    def draw(self) -> None:
-        pass
-
-    def __enter__(self) -> "NoLog":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -298,8 +265,7 @@ def draw_curves(lines: Sequence[dict[str, Any]]) -> bytes:
     trained = [line for line in lines if line["kind"] == "train"]
     validated = [line for line in lines if line["kind"] == "validation"]
     names = list(dict.fromkeys(name for line in (*validated, *trained) for name in line if name not in _LEFT_OUT))
-    columns = 3
-    rows = max(1, -(-len(names) // columns))
+    columns, rows = 3, max(1, math.ceil(len(names) / 3))
     figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for place, name in enumerate(names, start=1):

@@ -1,8 +1,7 @@
 """Where arrays live: one mesh, one table of rules from parameter paths to partition specs.
 
-The axes: `data` splits the batch; `fsdp` splits the batch and, with it, parameters and optimizer state; `tensor` splits
-the inner dimensions of attention and MLP. A program is written for whole arrays; `jax.jit` with these shardings
-divides it, so the result is the same on every mesh up to rounding, batch norm over the global batch included.
+Programs are written for whole arrays; `jax.jit` with these shardings divides them, so the result is the same on every
+mesh up to rounding, batch norm over the global batch included.
 """
 
 import functools
@@ -21,6 +20,8 @@ from mixformer_jax.models.config import ConfigError
 from mixformer_jax.models.tpu_attention import BATCH_AXES
 from mixformer_jax.training.objective import Samples
 
+# `data` splits the batch; `fsdp` the batch and, with it, parameters and optimizer state; `tensor` the inner dimensions
+# of attention and MLP.
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(BATCH_AXES)
 
@@ -41,12 +42,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with `AXES` of these devices, or of all, of all processes.
+    """A mesh with `AXES` of these devices, or of all, of all processes; a single process may use fewer than it has.
 
-    One of the counts along the axes may be -1, for as many as there are. A single process may use fewer devices than it
-    has.
-
-    Raises ConfigError: a shape that the devices do not allow.
+    One of the counts along the axes may be -1, for as many as there are. ConfigError: the devices do not allow them.
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
@@ -87,10 +85,8 @@ def tree_shardings(shapes: Tree, mesh: Mesh) -> Tree:
 
 
 def gather_params(params: Tree, shardings: Tree) -> Tree:
-    """Parameters about to be used: whole along `fsdp`; their gradients are split as the parameters are.
-
-    Left to itself the compiler may rather split activations by channels, and send whole batches about.
-    """
+    """Parameters about to be used: whole along `fsdp`; their gradients are split as the parameters are. Left to itself
+    the compiler may rather split activations by channels, and send whole batches about."""
     return jax.tree.map(_gathered, params, shardings)
 
 
@@ -127,9 +123,8 @@ def place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, int]:
-    """Which of how many equal parts of a batch this process loads, as (index, count).
-
-    Processes that share samples (a `tensor` axis across them) load the same part.
+    """Which of how many equal parts of a batch this process loads, as (index, count); processes that share samples (a
+    `tensor` axis across them) load the same part.
 
     Raises ConfigError: a batch that the mesh does not divide, or a mesh that scatters a process's rows.
     """
@@ -162,10 +157,9 @@ def own_rows(value: jax.Array | np.ndarray) -> np.ndarray:
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
-ToDevices = Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
-
-
-def to_devices(samples: Samples, mesh: Mesh, batch_size: int) -> ToDevices:
+def to_devices(
+    samples: Samples, mesh: Mesh, batch_size: int
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]:
     """The function from this process's part of a batch to the global one of `batch_size` samples.
 
     For `DeviceSamples` every device of the mesh gets the whole pool now, and then renders its own samples.

@@ -17,7 +17,7 @@ from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.pixels import normalise
-from mixformer_jax.training.losses import mask_losses
+from mixformer_jax.training.masks import mask_losses
 
 
 def weights_of(state):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 
 from mixformer_jax.boxes import cxcywh_to_xyxy, xywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
-from mixformer_jax.training.losses import box_loss, corner_cross_entropy, iou_loss, score_losses
+from mixformer_jax.training.supervised import box_loss, corner_cross_entropy, iou_loss, score_losses
 
 LOSSES = {f"{kind}_loss": partial(iou_loss, kind) for kind in ("ciou", "giou")}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mixformer_jax.pixels import denormalise, normalise
-from mixformer_jax.training.sheets import GREY, WHITE, reconstruction_sheet
+from mixformer_jax.training.pretraining import GREY, WHITE, reconstruction_sheet
 
 
 @pytest.mark.parametrize("slots", [0, 2])

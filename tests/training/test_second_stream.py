@@ -23,8 +23,7 @@ from mixformer_jax.tracking.tracker import Tracker
 from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
-from mixformer_jax.training.start import start_from
-from mixformer_jax.training.supervised import tracking_objective
+from mixformer_jax.training.supervised import start_from, tracking_objective
 from tests.depth_scenes import render, write_depthtrack
 
 SETTINGS = TrackerConfig(update_interval=3)

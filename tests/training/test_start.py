@@ -14,8 +14,7 @@ from mixformer_jax.training.experiment import Experiment
 from mixformer_jax.training.loop import train
 from mixformer_jax.training.program import train_program
 from mixformer_jax.training.sharding import make_mesh
-from mixformer_jax.training.start import start_from
-from mixformer_jax.training.supervised import tracking_objective
+from mixformer_jax.training.supervised import start_from, tracking_objective
 from tests.compilation import QUICK
 
 MODEL = {
