@@ -65,11 +65,7 @@ def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, 
         )
     left = round(x + 0.5 * w - side * 0.5)
     top = round(y + 0.5 * h - side * 0.5)
-    if side > max(MAX_SQUARE, 2 * frame.shape[0], 2 * frame.shape[1]):
-        pixels = _sampled(frame, Rectangle(left, top, side, side), size)
-    else:
-        pixels = resize_streams(_cut(frame, Rectangle(left, top, side, side)), size)
-    return Crop(pixels=pixels, scale=size / side, side=side)
+    return Crop(pixels=_resized(frame, Rectangle(left, top, side, side), size), scale=size / side, side=side)
 
 
 class Rectangle(NamedTuple):
@@ -104,11 +100,7 @@ def stretched_crop(
     Outside of the image is black, its last row and column included. `image` may be a mask of 0 and 1, which its crop
     then is, too. ValueError as in `stretched_rectangle`.
     """
-    rectangle = stretched_rectangle(box_xywh, factor)
-    if max(rectangle[2:]) > max(MAX_SQUARE, 2 * image.shape[0], 2 * image.shape[1]):
-        channels = image.reshape(*image.shape[:2], -1)
-        return _sampled(channels, rectangle, size).reshape(size, size, *image.shape[2:])
-    return cv2.resize(_cut(image, rectangle), (size, size), interpolation=cv2.INTER_LINEAR)
+    return _resized(image, stretched_rectangle(box_xywh, factor), size)
 
 
 def box_in_stretched_crop(
@@ -155,6 +147,14 @@ def _linear_taps(
     exact = np.clip((positions + 0.5) * (size / extent) - 0.5, 0, size - 1)
     first = np.floor(exact).astype(np.int64)
     return first, np.minimum(first + 1, size - 1), (exact - first).astype(np.float32)
+
+
+def _resized(image: np.ndarray, rectangle: Rectangle, size: int) -> np.ndarray:
+    """A rectangle of an image at `size` x `size` pixels, black outside of it."""
+    if max(rectangle[2:]) <= max(MAX_SQUARE, 2 * image.shape[0], 2 * image.shape[1]):
+        return resize_streams(_cut(image, rectangle), size)
+    channels = image.reshape(*image.shape[:2], -1)
+    return _sampled(channels, rectangle, size).reshape(size, size, *image.shape[2:])
 
 
 def _cut(frame: np.ndarray, rectangle: Rectangle) -> np.ndarray:

@@ -12,7 +12,7 @@ import math
 import platform
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import resources
@@ -77,6 +77,7 @@ EXACT = Precision("float32", "float32", "highest", Tolerances(1e-4, 1e-4, 1e-5, 
 BFLOAT16 = Precision("bfloat16", "bfloat16", None, Tolerances(0.1, 0.1, 0.03, 0.1, 0.3))
 TF32 = Precision("float32 as configured", "float32", None, Tolerances(0.01, 0.01, 0.005, 0.02, 0.05))
 
+KERNELS = {"xla": "plain operations", "cudnn": "cuDNN's fused kernel", "pallas": "a Pallas kernel (in training)"}
 # Which results a case stores, and the tolerance that each has.
 RESULTS = {
     "search_features": "features",
@@ -189,8 +190,8 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         ("package", f"mixformer-jax {mixformer_jax.__version__}, in {Path(mixformer_jax.__file__).parent}"),
         ("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("videos", f"are decoded by {decoder_name()}"),
     ]
-    lines.append(("videos", f"are decoded by {decoder_name()}"))
     distributions = importlib.metadata.packages_distributions()
     for extra in dict.fromkeys(extras.values()):
         packages = [package for package, of in extras.items() if of == extra]
@@ -199,15 +200,13 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         if missing := [package for package in packages if package not in names]:
             told.append(f"without {', '.join(missing)} ({install_line(extra)})")
         lines.append((f"[{extra}]", ", ".join(told)))
-    lines.append(("devices", ", ".join(f"{each.platform}:{each.id} {each.device_kind}" for each in jax.devices())))
-    lines.append(("checked", f"{device.platform}:{device.id} {device.device_kind}"))
     dtype: ComputeDtype = "float32" if device.platform == "cpu" else "bfloat16"
-    kernel = choose_kernel("auto", dtype, device.platform, 768, 12)
-    lines.append(("attention", f"is computed by {KERNELS[kernel]} in {dtype}"))
+    lines += [
+        ("devices", ", ".join(f"{each.platform}:{each.id} {each.device_kind}" for each in jax.devices())),
+        ("checked", f"{device.platform}:{device.id} {device.device_kind}"),
+        ("attention", f"is computed by {KERNELS[choose_kernel('auto', dtype, device.platform, 768, 12)]} in {dtype}"),
+    ]
     return lines + unseen_accelerators() + expected_precision(device.platform)
-
-
-KERNELS = {"xla": "plain operations", "cudnn": "cuDNN's fused kernel", "pallas": "a Pallas kernel (in training)"}
 
 
 def unseen_accelerators(root: Path = Path("/")) -> list[tuple[str, str]]:
@@ -237,14 +236,9 @@ def expected_precision(platform_name: str) -> list[tuple[str, str]]:
     ]
 
 
-def examine(
-    device: jax.Device, asset: Path = ASSET, weights: str = DEFAULT_WEIGHTS, ways: Sequence[Precision] | None = None
-) -> Iterator[Finding]:
-    """All checks, each as soon as it is done.
-
-    `asset` holds the stored numbers, and boxes that `weights` found; `ways` None: those of `precisions`.
-    """
-    ways = precisions(device.platform) if ways is None else ways
+def examine(device: jax.Device, asset: Path = ASSET, weights: str = DEFAULT_WEIGHTS) -> Iterator[Finding]:
+    """All checks, each as soon as it is done; `asset` holds the stored numbers, and boxes that `weights` found."""
+    ways = precisions(device.platform)
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = []
     try:
         stored = load_stored(asset)
@@ -333,9 +327,9 @@ def _check_video() -> Iterator[Finding]:
         yield _compared("video: grey levels off, mean", off, VIDEO_TOLERANCE)
 
 
-def _check_interlaced() -> Iterator[Finding]:
+def _check_interlaced() -> list[Finding]:
     is_safe, told = try_interlaced()
-    yield Finding("video: interlaced frames", is_safe, told, "right, or refused")
+    return [Finding("video: interlaced frames", is_safe, told, "right, or refused")]
 
 
 def _products(way: Precision) -> AbstractContextManager[Any]:
