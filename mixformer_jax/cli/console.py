@@ -14,7 +14,6 @@ import mixformer_jax
 from mixformer_jax.config_files import CONFIG_PREFIX, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.signals import Stopped
 
-SAYS_NO = 1
 USER_ERROR = 2
 ADVICE = "the same command goes on where this one was"  # after a signal
 WEIGHTS = "name, run folder, .safetensors file or official checkpoint (default: the embedded tracker)"
@@ -61,6 +60,24 @@ class Parser(argparse.ArgumentParser):
         added = self.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
         for name, (text, fill) in commands.items():
             added.add_parser(name, help=text, description=text, allow_abbrev=False).fill = fill
+
+    def add_config(self) -> None:
+        self.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
+
+    def add_device(self: argparse.ArgumentParser) -> None:
+        device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
+        self.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
+
+    def add_model(self: argparse.ArgumentParser, with_sizes: bool = False) -> None:
+        """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
+        Parser.add_device(self)
+        dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
+        self.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
+        group = self.add_mutually_exclusive_group()
+        group.add_argument("--weights", metavar="W", help=WEIGHTS)
+        if with_sizes:
+            sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
+            group.add_argument("--model", metavar="NAME", help=sizes_help)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, once all arguments are there."""
@@ -110,35 +127,14 @@ def number(text: str, kind: str = "a number", above: float = -math.inf, below: f
     return value
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    text = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
-    parser.add_argument("--device", type=_device, metavar="DEVICE", help=text)
-
-
 def _device(text: str) -> str:
     if re.fullmatch(r"(cpu|gpu|cuda|rocm|tpu)(:\d+)?", text) is None:
         raise argparse.ArgumentTypeError(f"expected cpu, gpu, cuda, rocm or tpu, and perhaps :NUMBER, got {text!r}")
     return text
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, with_sizes: bool = False) -> None:
-    """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
-    add_device_argument(parser)
-    dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--weights", metavar="W", help=WEIGHTS)
-    if with_sizes:
-        sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
-        group.add_argument("--model", metavar="NAME", help=sizes_help)
-
-
 def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
-    """The tracker that the arguments of `add_model_arguments` name, with the settings that the user changes.
+    """The tracker that the arguments of `Parser.add_model` name, with the settings that the user changes.
 
     UsageError for a model of two streams where frames have colour alone.
     """

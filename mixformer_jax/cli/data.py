@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixformer_jax.cli.console import Parser, add_config_argument, positive, print_table
+from mixformer_jax.cli.console import Parser, positive, print_table
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
 
 SHOWN_FAULTS = 50
@@ -129,7 +129,7 @@ def run_pool(args: argparse.Namespace) -> int:
 
 def _add_show(parser: Parser) -> None:
     parser.describe(run_show, "--config mixvit_tiny --count 32", overrides=CONFIG_PREFIX)
-    add_config_argument(parser)
+    parser.add_config()
     parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--count", type=positive, default=16, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")

@@ -7,18 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from mixformer_jax.cli.console import (
-    SAYS_NO,
-    WEIGHTS,
-    Parser,
-    UsageError,
-    add_config_argument,
-    load_model,
-    positive,
-    positives,
-    print_table,
-    timed,
-)
+from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, load_model, positive, positives, print_table, timed
 from mixformer_jax.config_files import CONFIG_PREFIX, TRACKER_PREFIX, default_settings, load_config
 from mixformer_jax.files import write_atomically
 
@@ -84,7 +73,7 @@ def run_export(args: argparse.Namespace) -> int:
 def add_plan(parser: Parser) -> None:
     example = "--config mixvit_b --topology v5e:4x4 --global-batch 256"
     parser.describe(run_plan, example, overrides=CONFIG_PREFIX)
-    add_config_argument(parser)
+    parser.add_config()
     parser.add_argument("--topology", required=True, metavar="T", help="such as v5e:16x16, v5p:4x4x4, h100:8")
     parser.add_argument("--global-batch", type=positive, required=True, metavar="N", help="samples a step, all chips")
     mesh_help = "chips along data, fsdp, tensor (default: one is proposed)"
@@ -115,7 +104,7 @@ def run_plan(args: argparse.Namespace) -> int:
         write_atomically(args.json, json.dumps({**record, "refusal": refusal}, indent=1) + "\n")
     if refusal is not None:
         print(f"mixformer: no: {refusal}", file=sys.stderr)
-        return SAYS_NO
+        return 1
     return 0
 
 

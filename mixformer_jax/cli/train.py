@@ -9,15 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixformer_jax.cli.console import (
-    ADVICE,
-    Parser,
-    UsageError,
-    add_config_argument,
-    add_model_arguments,
-    for_the_user,
-    positive,
-)
+from mixformer_jax.cli.console import ADVICE, Parser, UsageError, for_the_user, positive
 from mixformer_jax.config_files import (
     BENCHMARK_SETTINGS,
     CONFIG_PREFIX,
@@ -39,7 +31,7 @@ COPY = "`mixformer configs show NAME > mine.py` gives a copy to start from; --co
 def add_train(parser: Parser) -> None:
     example = "--config mixvit_tiny --out runs/mine --config.train.steps=100"
     parser.describe(run_train, example, overrides=CONFIG_PREFIX)
-    add_config_argument(parser)
+    parser.add_config()
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
 
 
@@ -116,7 +108,7 @@ def add_finetune(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help=steps_help)
     parser.add_argument("--pool", type=Path, metavar="DIR", help=pool_help)
     parser.add_argument("--config", type=Path, metavar="NAME", help="whose recipe is taken (default: the weights')")
-    add_model_arguments(parser)
+    parser.add_model()
 
 
 def run_finetune(args: argparse.Namespace) -> int:

@@ -16,8 +16,6 @@ from pathlib import Path
 from mixformer_jax.cli.console import (
     Parser,
     UsageError,
-    add_device_argument,
-    add_model_arguments,
     for_the_user,
     load_model,
     positive,
@@ -51,7 +49,7 @@ def add_attention(parser: Parser) -> None:
     parser.add_argument("--blocks", metavar="B,B", help=blocks_help)
     over_help = "queries: who looks at the target's tokens; keys: where the target's tokens look (default: %(default)s)"
     parser.add_argument("--over", choices=("queries", "keys"), default="queries", help=over_help)
-    add_model_arguments(parser, with_sizes=True)
+    parser.add_model(with_sizes=True)
 
 
 def run_attention(args: argparse.Namespace) -> int:
@@ -82,7 +80,7 @@ def add_demo(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
     parser.add_argument("--absences", action="store_true", help="the target is out of sight twice")
-    add_model_arguments(parser)
+    parser.add_model()
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -104,7 +102,7 @@ def add_failures(parser: Parser) -> None:
     parser.add_argument("--rows", type=positive, default=4, metavar="N", help="moments to show (4)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     parser.add_argument("--absences", action="store_true", help="clips in which the target is out of sight twice")
-    add_model_arguments(parser)
+    parser.add_model()
 
 
 def run_failures(args: argparse.Namespace) -> int:
@@ -116,7 +114,7 @@ def run_failures(args: argparse.Namespace) -> int:
 
 def add_bench(parser: Parser) -> None:
     parser.describe(run_bench, "--model mixvit_b --frames 50")
-    add_model_arguments(parser, with_sizes=True)
+    parser.add_model(with_sizes=True)
     parser.add_argument("--frames", type=positive, default=100, metavar="N", help="default: %(default)s")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
     parser.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
@@ -141,7 +139,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def add_doctor(parser: Parser) -> None:
     parser.describe(run_doctor, "--device cpu")
-    add_device_argument(parser)
+    parser.add_device()
 
 
 def run_doctor(args: argparse.Namespace) -> int:
@@ -185,7 +183,7 @@ def add_serve(parser: Parser) -> None:
     parser.add_argument("--sessions", type=positive, default=8, metavar="N", help="at once (default: %(default)s)")
     megabytes_help = "of an upload, and of the frames kept of a camera (default: %(default)s)"
     parser.add_argument("--megabytes", type=positive, default=1024, metavar="N", help=megabytes_help)
-    add_model_arguments(parser)
+    parser.add_model()
 
 
 def run_serve(args: argparse.Namespace) -> int:
