@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import NoReturn
 
@@ -47,8 +48,7 @@ class StopSignals:
     """
 
     def __init__(self, program: str | None = None, advice: str = "") -> None:
-        """Prepares to listen, for a program that may end at once, and whose `advice` belongs to its last words; both
-        may be changed while it is open.
+        """For a program that may end at once, and whose `advice` belongs to its last words; both may change later.
 
         Without a program this is a library's call, which ends nothing but itself: a signal that nobody asked for, and a
         second one, act as before.
@@ -156,8 +156,7 @@ def _ignore() -> None:
 
 def current() -> StopSignals | None:
     """The innermost that is open; None where signals act as Python has them."""
-    handler = signal.getsignal(signal.SIGTERM)
-    owner = getattr(handler, "__self__", None)
+    owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return owner if isinstance(owner, StopSignals) else None
 
 
@@ -167,23 +166,16 @@ def check() -> None:
         signals.check()
 
 
-@contextlib.contextmanager
-def saving(seconds: float = math.inf, finish: Callable[[], str] = str) -> Iterator[None]:
+def saving(seconds: float = math.inf, finish: Callable[[], str] = str) -> AbstractContextManager[None]:
     """See `StopSignals.saving`; nothing where no program listens."""
     signals = current()
-    with contextlib.nullcontext() if signals is None else signals.saving(seconds, finish):
-        yield
+    return contextlib.nullcontext() if signals is None else signals.saving(seconds, finish)
 
 
-@contextlib.contextmanager
-def listening() -> Iterator[StopSignals]:
+def listening() -> AbstractContextManager[StopSignals]:
     """The program's own `StopSignals`, or those of this call alone."""
     signals = current()
-    if signals is not None:
-        yield signals
-        return
-    with StopSignals() as own:
-        yield own
+    return StopSignals() if signals is None else contextlib.nullcontext(signals)
 
 
 @contextlib.contextmanager

@@ -85,18 +85,15 @@ def run_pack(args: argparse.Namespace) -> int:
     config = PackConfig(args.target_side, args.quality, args.lossless)
     dataset = _open(args)
     report = pack(dataset, args.out, config, args.workers, progress=True)
-    size = f"{report.nbytes / 2**20:,.1f} MiB" + (
-        f", {report.nbytes / report.frames / 1024:.1f} KiB a frame" if report.frames else ""
-    )
-    print_table(
-        [
-            ("sequences", f"{len(dataset):,}"),
-            ("frames", f"{report.frames:,} packed now; {report.kept_shards:,} shards were there"),
-            ("size", size),
-            ("faults", f"{len(report.faults):,}" if report.faults else "none"),
-            ("use it", f'data.datasets.NAME = {{"root": "{args.out}"}}'),
-        ]
-    )
+    each = f", {report.nbytes / report.frames / 1024:.1f} KiB a frame" if report.frames else ""
+    lines = [
+        ("sequences", f"{len(dataset):,}"),
+        ("frames", f"{report.frames:,} packed now; {report.kept_shards:,} shards were there"),
+        ("size", f"{report.nbytes / 2**20:,.1f} MiB{each}"),
+        ("faults", f"{len(report.faults):,}" if report.faults else "none"),
+        ("use it", f'data.datasets.NAME = {{"root": "{args.out}"}}'),
+    ]
+    print_table(lines)
     _print_faults(report.faults, args.faults)
     return int(bool(report.faults))
 
@@ -115,15 +112,14 @@ def run_pool(args: argparse.Namespace) -> int:
 
     config = PoolFolderConfig(**{name: getattr(args, name) for name in POOL})
     report = write_pool_folder(args.root, args.out, config, os.cpu_count() or 1)
-    print_table(
-        [
-            ("sequences", f"{report.clips:,}"),
-            ("frames", f"{report.frames:,}; {report.frames_left_out:,} left out"),
-            ("photographs", f"{report.photos:,}, {report.cutouts:,} cut-outs"),
-            ("size", f"{report.nbytes / 2**20:,.1f} MiB in {report.files} files"),
-            ("use it", f'data.root = "{args.out}"'),
-        ]
-    )
+    lines = [
+        ("sequences", f"{report.clips:,}"),
+        ("frames", f"{report.frames:,}; {report.frames_left_out:,} left out"),
+        ("photographs", f"{report.photos:,}, {report.cutouts:,} cut-outs"),
+        ("size", f"{report.nbytes / 2**20:,.1f} MiB in {report.files} files"),
+        ("use it", f'data.root = "{args.out}"'),
+    ]
+    print_table(lines)
     return 0
 
 

@@ -50,14 +50,9 @@ finished sequences are not run again. The exit status is 1 when a sequence faile
 
 
 def add_evaluate(parser: Parser) -> None:
-    parser.describe(
-        run_evaluate,
-        "--dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/",
-        "--dataset folder --root DATA --tracker mixformer,opencv:MIL --out results/ --report report/",
-        overrides=TRACKER_PREFIX,
-        about=ABOUT,
-        advice=ADVICE,
-    )
+    one = "--dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/"
+    two = "--dataset folder --root DATA --tracker mixformer,opencv:MIL --out results/ --report report/"
+    parser.describe(run_evaluate, one, two, overrides=TRACKER_PREFIX, about=ABOUT, advice=ADVICE)
     _add_dataset(parser)
     parser.add_argument("--out", type=Path, required=True, help="results go to OUT/TRACKER_NAME/")
     tracker_help = f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
@@ -174,11 +169,8 @@ BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "
 
 
 def add_toolkit(parser: Parser) -> None:
-    commands = {
-        "vot": ("Serve the VOT toolkit.", _add_vot),
-        "got10k": ("Run an experiment of the got10k toolkit: GOT-10k, OTB, UAV123, LaSOT, ...", _add_got10k),
-    }
-    parser.add_commands(commands)
+    got10k = "Run an experiment of the got10k toolkit: GOT-10k, OTB, UAV123, LaSOT, ..."
+    parser.add_commands({"vot": ("Serve the VOT toolkit.", _add_vot), "got10k": (got10k, _add_got10k)})
 
 
 def _add_vot(parser: Parser) -> None:
@@ -207,10 +199,11 @@ def run_vot(args: argparse.Namespace) -> int:
             request = server.wait()
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return 0
-            paths = {channel: Path(request.image[channel].path()) for channel in channels}
-            frame = in_one_frame(
-                {path: (read_depth if channel == "depth" else read_image)(path) for channel, path in paths.items()}
-            )
+            images = {}
+            for channel in channels:
+                path = Path(request.image[channel].path())
+                images[path] = read_depth(path) if channel == "depth" else read_image(path)
+            frame = in_one_frame(images)
             if request.type == trax.TraxStatus.INITIALIZE:
                 region, score = request.objects[0][0], None
                 state = opened.lanes.start(state, 0, frame, _given_box(region, frame.shape[:2]))
@@ -307,12 +300,9 @@ OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
 
 
 def add_report(parser: Parser) -> None:
-    parser.describe(
-        run_report,
-        "--dataset folder --root DATA --results results/ --out report/",
-        "--dataset vot --root WORKSPACE --results WORKSPACE/results --out report/",
-        about=REPORT_ABOUT,
-    )
+    of_boxes = "--dataset folder --root DATA --results results/ --out report/"
+    of_vot = "--dataset vot --root WORKSPACE --results WORKSPACE/results --out report/"
+    parser.describe(run_report, of_boxes, of_vot, about=REPORT_ABOUT)
     _add_dataset(parser)
     parser.add_argument("--results", type=Path, required=True, help="holds TRACKER/SEQUENCE.txt")
     parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
@@ -378,21 +368,16 @@ def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, di
     empty = {each.name: [fault.kind for fault in each.faults].count("box empty") for each in sequences}
     if any(empty.values()):
         names = [name for name, count in empty.items() if count]
-        notes.append(
-            f"{sum(empty.values())} boxes of negative or no size are rows without target, in {', '.join(names[:5])}"
-            + (f" and {len(names) - 5} more sequences" if len(names) > 5 else "")
-        )
+        where = ", ".join(names[:5]) + (f" and {len(names) - 5} more sequences" if len(names) > 5 else "")
+        notes.append(f"{sum(empty.values())} boxes of negative or no size are rows without target, in {where}")
     return dataclasses.replace(report, notes=(*report.notes, *notes)), unreadable
 
 
 def add_pack(parser: Parser) -> None:
     """The arguments of `mixformer pack`; for data, see `mixformer data pack`."""
-    parser.describe(
-        run_pack,
-        "--dataset got10k --root GOT-10k/test --results results/mixvit_b --out mixvit_b.zip",
-        "--dataset trackingnet --root TrackingNet --split test --results results/mixvit_b --out mixvit_b.zip",
-        about=PACK_ABOUT,
-    )
+    got10k = "--dataset got10k --root GOT-10k/test --results results/mixvit_b --out mixvit_b.zip"
+    trackingnet = "--dataset trackingnet --root TrackingNet --split test --results results/mixvit_b --out mixvit_b.zip"
+    parser.describe(run_pack, got10k, trackingnet, about=PACK_ABOUT)
     parser.add_argument("--dataset", required=True, choices=sorted(TEST_SEQUENCES))
     parser.add_argument("--root", type=Path, required=True, help="folder of the test set")
     parser.add_argument("--split", help="a published part of the data set; TrackingNet: test, without its chunks")

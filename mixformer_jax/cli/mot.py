@@ -163,19 +163,14 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
         if args.resume and is_done(path):
             results[video.name] = read_mot_rows(path, "results")
             continue
+        drawn = folder / f"{video.name}.mp4" if args.video else None
         options = {"progress": not args.quiet, "overwrite": args.overwrite, "resume": args.resume}
         with video.open() as source:
             if source.is_live and isinstance(detections, ListedDetections):
                 raise UsageError(f"{source.name} is live: its detections come from a detector, module:function")
-            run_state = None if source.is_live else RunState(resume_path(path))
-            recording = record_objects(
-                *(tracker, source, detections, path, folder / f"{video.name}.mp4" if args.video else None),
-                origin=video.origin,
-                run_state=run_state,
-                **options,
-            )
-        status = _report(recording, video.name, path, args.quiet)
-        if status:
+            options["run_state"] = None if source.is_live else RunState(resume_path(path))
+            recording = record_objects(tracker, source, detections, path, drawn, origin=video.origin, **options)
+        if status := _report(recording, video.name, path, args.quiet):
             return {}, status
         results[video.name] = recording.rows
     return results, 0
@@ -188,8 +183,6 @@ def _report(recording: "MotRecording", name: str, path: Path, quiet: bool) -> in
     files = f"{path}" if recording.num_objects else f"{path}, without rows, as nothing was detected twice"
     files += "" if recording.video is None else f" and {recording.video}"
     if not quiet:
-        print(
-            f"{name}: {recording.num_frames} frames{earlier}, {recording.num_objects} objects{rate}: {files}",
-            flush=True,
-        )
+        found = f"{recording.num_frames} frames{earlier}, {recording.num_objects} objects{rate}"
+        print(f"{name}: {found}: {files}", flush=True)
     return tell_end(recording.stopped_by, f"the {recording.num_frames} frames tracked until then are in {files}")

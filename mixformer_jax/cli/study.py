@@ -99,13 +99,12 @@ FOR_PRETRAININGS = ("data.", "train.workers=", "train.mesh=")
 
 
 def add_study(parser: Parser) -> None:
-    parser.add_commands(
-        {
-            "list": ("Say which config is which row of the paper, its number there, and what it takes.", _add_list),
-            "plan": ("Say how many hours the rows take at the paper's size on chips that are not here.", _add_plan),
-            "run": ("Train rows, track with them, and write the table beside the paper's.", _add_run),
-        }
-    )
+    commands = {
+        "list": ("Say which config is which row of the paper, its number there, and what it takes.", _add_list),
+        "plan": ("Say how many hours the rows take at the paper's size on chips that are not here.", _add_plan),
+        "run": ("Train rows, track with them, and write the table beside the paper's.", _add_run),
+    }
+    parser.add_commands(commands)
 
 
 def _table(text: str) -> str:
@@ -305,18 +304,16 @@ def run_study(args: argparse.Namespace) -> int:
     """Runs what is left of one table."""
     study = load_study(args.table)
     names = args.rows.split(",") if args.rows else list(study.rows)
-    unknown = [name for name in names if name not in study.rows]
-    if unknown:
+    if unknown := [name for name in names if name not in study.rows]:
         raise UsageError(f"--rows {','.join(unknown)}: not in {args.table}, which has: {', '.join(study.rows)}")
     if len(set(args.seeds)) < len(args.seeds):
         raise UsageError("--seeds: the same seed twice is no second measurement")
     dataset = "lasot" if args.scale == FULL else "folder"
     test_root = args.test_root or Path("data/lasot" if args.scale == FULL else "../shared/data/smoke")
     train_root = None if args.train_root is None else args.train_root.resolve()
-    setup = Setup(
-        *(args.table, study, args.scale, args.out.resolve(), dataset, test_root.resolve(), train_root),
-        *(args.steps, args.pretraining_steps, tuple(args.overrides)),
-    )
+    lengths = args.steps, args.pretraining_steps
+    data = dataset, test_root.resolve(), train_root
+    setup = Setup(args.table, study, args.scale, args.out.resolve(), *data, *lengths, tuple(args.overrides))
     inits = {} if args.scale == FULL else {name: study.rows[name].init for name in names}
     skipped = {name: f"needs {init}" for name, init in inits.items() if init not in study.stand_ins}
     kept = [name for name in names if name not in skipped]
@@ -379,8 +376,7 @@ def _refuse_what_is_missing(setup: Setup, names: Sequence[str]) -> None:
             needed += [Path(init)] if init and not init.startswith("runs/") else []
         elif setup.train_root is None:
             needed.append(Path(config.data.root))
-    missing = [str(path) for path in dict.fromkeys(needed) if not path.exists()]
-    if missing:
+    if missing := [str(path) for path in dict.fromkeys(needed) if not path.exists()]:
         plan = f"; `mixformer study plan {setup.table}` says what it takes" if setup.scale == FULL else ""
         raise UsageError(f"not there: {', '.join(missing)}{plan}")
 
