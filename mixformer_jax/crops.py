@@ -1,11 +1,5 @@
-"""The square context crop around a box, and the way from crop coordinates back to the frame; the stretched crop of mask
-networks, and the way back for its masks.
-
-A context crop is the square of side ceil(sqrt(w * h) * factor) around the box's centre, resized to `size` pixels.
-`context_crop` (numpy and OpenCV) equals the official crop bit for bit; `context_crop_on_device` is the same for JAX. As
-trained weights have seen it, what lies outside the frame is black before normalisation, and the frame's last column and
-last row count as outside.
-"""
+"""The square context crop around a box, the stretched one of mask networks, and the ways back to the frame. As trained
+weights have seen it, outside of the frame is black before normalisation; its last column and row count as outside."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +35,8 @@ def resize_streams(image: UInt8[np.ndarray, "h w *c"], size: int) -> UInt8[np.nd
 
 
 def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
-    """The crop of `size` x `size` pixels around a box, on the host.
+    """The square of side ceil(sqrt(w * h) * factor) around a box's centre, resized to `size` pixels, on the host:
+    equals the official crop bit for bit.
 
     The frame is RGB, or two streams of three channels each; the box, in its pixels, may stick out of it. `factor` is
     the side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
@@ -97,8 +92,7 @@ def stretched_crop(
 ) -> UInt8[np.ndarray, "{size} {size} *c"]:
     """The rectangle around a box, its sides stretched one by one to `size` pixels (Alpha-Refine, Yan et al. 2021).
 
-    Outside of the image is black, its last row and column included. `image` may be a mask of 0 and 1, which its crop
-    then is, too. ValueError as in `stretched_rectangle`.
+    `image` may be a mask of 0 and 1, which its crop then is, too. ValueError as in `stretched_rectangle`.
     """
     return _resized(image, stretched_rectangle(box_xywh, factor), size)
 

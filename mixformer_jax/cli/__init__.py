@@ -1,9 +1,6 @@
-"""The `mixformer` command.
-
-A module here holds one command or a few, each with a function `add_COMMAND` that gives a parser its arguments. It is
-imported when its command is on the command line, and what the command needs when it runs: `--help` is quick, and who
-does not use an extra needs none.
-"""
+"""The `mixformer` command. A module here holds a few commands, each with a function `add_COMMAND` that gives a parser
+its arguments. It is imported when its command is on the command line, and what the command needs when it runs: `--help`
+is quick, and who does not use an extra needs none."""
 
 import functools
 import importlib

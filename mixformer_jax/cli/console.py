@@ -28,10 +28,8 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains by `UsageError`.
-
-    `fill` adds the arguments when the command line is parsed: what they need is imported only for the command in use.
-    """
+    """Complains by `UsageError`. `fill` adds the arguments when the command line is parsed: what they need is imported
+    only for the command in use."""
 
     fill: Callable[["Parser"], None] | None = None
 
@@ -91,11 +89,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line on which settings may be changed by dotted name, such as `--config.train.steps=100`.
-
-    The parser's default of `override_prefix` says how the changes begin; None: there can be none. In the result
-    `overrides` lists them as they were typed. Unknown arguments are the parser's error.
-    """
+    """Parses a command line on which settings may be changed by dotted name: `overrides` of the result lists the
+    changes as they were typed. The parser's default of `override_prefix` says how they begin; None: there can be
+    none."""
     args, rest = parser.parse_known_args(arguments)
     prefix = args.override_prefix
     args.overrides = [text for text in rest if prefix is not None and text.startswith(prefix)]
@@ -134,10 +130,8 @@ def _device(text: str) -> str:
 
 
 def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
-    """The tracker that the arguments of `Parser.add_model` name, with the settings that the user changes.
-
-    UsageError for a model of two streams where frames have colour alone.
-    """
+    """The tracker that the arguments of `Parser.add_model` name, with the settings that the user changes; UsageError
+    for a model of two streams where frames have colour alone."""
     model = getattr(args, "model", None)
     with for_the_user(ValueError):
         if model is None:

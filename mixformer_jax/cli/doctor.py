@@ -1,9 +1,5 @@
-"""For `mixformer doctor`: are the numbers right on this machine?
-
-Two tiny models with the official code's outputs, and what the embedded tracker found on a few frames, travel with the
-package in `assets/doctor.npz` (made by `tests/store_doctor.py`). All is computed again on the user's device, and every
-difference stands beside its tolerance.
-"""
+"""For `mixformer doctor`: the numbers of two tiny models (by the official code) and of the embedded tracker, which
+travel with the package in `assets/doctor.npz` (made by `tests/store_doctor.py`), against what this machine computes."""
 
 import dataclasses
 import importlib.metadata
@@ -120,10 +116,7 @@ class Finding(NamedTuple):
 
 
 def load_stored(asset: Path = ASSET) -> Stored:
-    """Reads the asset; WeightsError for a missing or damaged file.
-
-    Weights and inputs are stored as the bytes of bfloat16, which holds them exactly.
-    """
+    """Reads the asset, where bytes of bfloat16 hold weights and inputs; WeightsError if it is missing or damaged."""
     try:
         with np.load(asset, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -143,9 +136,8 @@ def _case(name: str, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     }
     templates, search = parts.pop("templates"), parts.pop("search")
     expected = {key: arrays[f"{name}/{key}"] for key in RESULTS if f"{name}/{key}" in arrays}
-    return Case(
-        name, MixFormerConfig.from_dict(about["config"]), unflatten_dict(parts, sep="/"), templates, search, expected
-    )
+    config = MixFormerConfig.from_dict(about["config"])
+    return Case(name, config, unflatten_dict(parts, sep="/"), templates, search, expected)
 
 
 def clip() -> UInt8[np.ndarray, "frames height width 3"]:
@@ -171,11 +163,8 @@ def _texture(height: int, width: int, cell: int, seed: int) -> UInt8[np.ndarray,
 
 
 def precisions(platform_name: str) -> tuple[Precision, ...]:
-    """The ways to compute that matter on a kind of device.
-
-    A CPU has exact products and computes in float32. Elsewhere JAX rounds the factors of float32 products unless told
-    otherwise: on NVIDIA's GPUs to TF32, on TPUs to bfloat16.
-    """
+    """The ways to compute that matter on a kind of device: a CPU has exact products and computes in float32; elsewhere
+    JAX rounds the factors of float32 products unless told otherwise, on GPUs to TF32, on TPUs to bfloat16."""
     if platform_name == "cpu":
         return (EXACT,)
     configured = TF32 if platform_name == "gpu" else TF32._replace(tolerances=BFLOAT16.tolerances)

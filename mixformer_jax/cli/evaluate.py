@@ -100,7 +100,6 @@ def _choice(
 
 @for_the_user(ValueError)
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Runs one tracker after the other; 1 when a sequence failed."""
     logging.basicConfig(format="%(message)s")
     kinds = args.tracker.split(",")
     if len(kinds) > 1 and args.tracker_name:
@@ -247,7 +246,6 @@ def _add_got10k(parser: Parser) -> None:
 
 
 def run_got10k(args: argparse.Namespace) -> int:
-    """Runs the toolkit's experiment and its report."""
     opened = _open_alone(args, BENCHMARKS.get(args.experiment, args.experiment), sys.stdout)
     subset = {} if args.subset is None else {"subset": args.subset}
     experiment = _experiments()[args.experiment](args.root, result_dir=args.results, report_dir=args.reports, **subset)

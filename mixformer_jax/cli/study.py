@@ -301,7 +301,6 @@ def _add_run(parser: Parser) -> None:
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Runs what is left of one table."""
     study = load_study(args.table)
     names = args.rows.split(",") if args.rows else list(study.rows)
     if unknown := [name for name in names if name not in study.rows]:

@@ -90,7 +90,6 @@ def _count(text: str) -> int:
 
 
 def run_track(args: argparse.Namespace) -> int:
-    """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
     from mixformer_jax.media.images import read_depth

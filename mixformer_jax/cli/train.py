@@ -112,7 +112,6 @@ def add_finetune(parser: Parser) -> None:
 
 
 def run_finetune(args: argparse.Namespace) -> int:
-    """Fine-tunes, and prints what came of it."""
     from mixformer_jax.datasets.sequences import annotation_kind, open_dataset
     from mixformer_jax.text_tables import aligned
     from mixformer_jax.tracking.tracker import find_device
@@ -171,9 +170,8 @@ def _pool(args: argparse.Namespace, recipe: Any) -> Path | None:
         return None
     if args.pool is not None:
         if not args.pool.is_dir():
-            raise UsageError(
-                f"--pool {args.pool}: no such folder; expected videos/ and images/, or what data pool wrote"
-            )
+            expected = "expected videos/ and images/, or what data pool wrote"
+            raise UsageError(f"--pool {args.pool}: no such folder; {expected}")
         return args.pool
     own = recipe.data.get("root")
     return Path(own) if own is not None and Path(own).is_dir() else None

@@ -53,7 +53,6 @@ def add_attention(parser: Parser) -> None:
 
 
 def run_attention(args: argparse.Namespace) -> int:
-    """Draws what attends to what on one frame."""
     from mixformer_jax.cli.attention import attention_sheet
     from mixformer_jax.media.video import open_source
 
@@ -84,7 +83,6 @@ def add_demo(parser: Parser) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> int:
-    """Renders the demo clip and tracks it."""
     from mixformer_jax.cli.demo import track_demo
 
     report = track_demo(load_model(args), args.out, args.seed, args.absences, progress=True)
@@ -121,7 +119,6 @@ def add_bench(parser: Parser) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    """Measures where the time of a frame goes."""
     from mixformer_jax.cli.bench import COLUMNS, measure
     from mixformer_jax.media.video import prepare_output
 
@@ -143,7 +140,6 @@ def add_doctor(parser: Parser) -> None:
 
 
 def run_doctor(args: argparse.Namespace) -> int:
-    """Checks numbers, weights and video on this machine; the status is 1 when something is wrong."""
     from mixformer_jax.cli.doctor import environment, examine
     from mixformer_jax.tracking.tracker import find_device
 
@@ -155,8 +151,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     for finding in examine(device):
         print(finding, flush=True)
         findings.append(finding)
-    wrong = sum(not finding.is_right for finding in findings)
-    if wrong:
+    if wrong := sum(not finding.is_right for finding in findings):
         print(f"\n{wrong} of {len(findings)} checks are WRONG: do not trust what is computed here.")
         return 1
     print(f"\nall {len(findings)} checks are right")
@@ -204,14 +199,9 @@ def run_serve(args: argparse.Namespace) -> int:
         address, port = bound.getsockname()[:2]
         is_own = ipaddress.ip_address(address).is_loopback
         token = None if is_own else secrets.token_urlsafe(16)
-        server = Server(
-            load_model(args),
-            folder,
-            hosts=(args.host.lower(), *OWN_NAMES) if is_own else None,
-            token=token,
-            with_addresses=is_own or args.addresses,
-            limits=Limits(args.sessions, args.megabytes * 2**20),
-        )
+        hosts = (args.host.lower(), *OWN_NAMES) if is_own else None
+        limits = Limits(args.sessions, args.megabytes * 2**20)
+        server = Server(load_model(args), folder, hosts, token, is_own or args.addresses, limits)
         is_every = ipaddress.ip_address(address).is_unspecified
         name = socket.gethostname() if is_every else f"[{address}]" if ":" in address else address
         print(f"open http://{name}:{port}/{'' if token is None else f'?token={token}'}", flush=True)
