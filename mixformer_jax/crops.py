@@ -100,11 +100,8 @@ def stretched_crop(
 def box_in_stretched_crop(
     box_xywh: Float[np.ndarray, "4"], crop_box_xywh: Float[np.ndarray, "4"], factor: float, size: int
 ) -> Float32[np.ndarray, "4"]:
-    """A box in pixels of the stretched crop around `crop_box_xywh`, x, y, w, h, cut at the crop's edges.
-
-    As in the official code the crop's box is centred at (size - 1) / 2; that the rectangle's corner is rounded does not
-    count.
-    """
+    """A box in pixels of the stretched crop around `crop_box_xywh`, x, y, w, h, cut at the crop's edges. As in the
+    official code the crop's box is centred at (size - 1) / 2; that the rectangle's corner is rounded does not count."""
     rectangle = stretched_rectangle(crop_box_xywh, factor)
     scale = np.array([size / rectangle.width, size / rectangle.height])
     offset = xywh_to_cxcywh(box_xywh)[:2] - xywh_to_cxcywh(crop_box_xywh)[:2]
@@ -118,8 +115,7 @@ def paste_map(
 ) -> Float32[np.ndarray, "h w"]:
     """The way back from a stretched crop: a map of it on the frame of (height, width), 0 outside of the rectangle.
 
-    Linear, without antialiasing; as OpenCV's resizing, but of what is inside the frame alone. The frame's last row and
-    column are inside here.
+    Linear, without antialiasing, as OpenCV's resizing. The frame's last row and column are inside here.
     """
     (left, top, width, height), pasted = rectangle, np.zeros(frame_size, np.float32)
     rows = np.arange(max(top, 0), min(top + height, frame_size[0]))

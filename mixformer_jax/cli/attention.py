@@ -121,10 +121,8 @@ def attention_sheet(
 
 
 def draw_sheet(maps: AttentionMaps, title: str, over: Over = "queries") -> Picture:
-    """Maps as a picture; blocks beyond `MOST_BLOCKS` go into bands below each other.
-
-    Each map has colours of its own, from 0 to its maximum, which stands below it.
-    """
+    """Maps as a picture, each with colours of its own, from 0 to its maximum, which stands below it; blocks beyond
+    `MOST_BLOCKS` go into bands below each other."""
     count = len(maps.blocks)
     bands = math.ceil(count / MOST_BLOCKS)
     per_band = math.ceil(count / bands)

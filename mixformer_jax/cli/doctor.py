@@ -44,11 +44,8 @@ VIDEO_TOLERANCE = 8.0  # of 255, mean over the pixels: what MPEG-4 leaves out, w
 
 
 class Tolerances(NamedTuple):
-    """How far results may be off.
-
-    Features and logits in units of the largest magnitude (at least 1), boxes in units of the search crop's side, the
-    embedded tracker's boxes in pixels of the frame.
-    """
+    """How far results may be off: features and logits in units of the largest magnitude (at least 1), boxes in units of
+    the search crop's side, the embedded tracker's boxes in pixels of the frame."""
 
     features: float
     corner_logits: float

@@ -227,10 +227,8 @@ _WINDOWS_NEEDED = "--select needs {}; or give --box X,Y,W,H"
 
 
 def select_boxes(source: "FrameSource") -> list[str]:
-    """The boxes that a user draws on the first frame, as --box takes them.
-
-    Raises UsageError where this OpenCV or this computer has no windows, or nothing was drawn.
-    """
+    """The boxes that a user draws on the first frame, as --box takes them; UsageError where this OpenCV or this
+    computer has no windows, or nothing was drawn."""
     import cv2
 
     if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
