@@ -42,12 +42,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from mixformer_jax.boxes import MAX_PIXELS
+from mixformer_jax.boxes import MAX_PIXELS, mask_box_xywh, run_lengths
 from mixformer_jax.datasets.groundtruth import DatasetError, parse_numbers, read_labels, read_names, read_text
 from mixformer_jax.datasets.layout import SequenceFiles, check_listed, find_frames, row_faults, sub_folders
 from mixformer_jax.datasets.records import Dataset, ImageFrames, MissingFrames, TrackingSequence
 from mixformer_jax.datasets.second_stream import Frames, two_streams
-from mixformer_jax.masks import mask_box_xywh, run_lengths
 from mixformer_jax.media.sources import DEFAULT_FPS
 
 DEFAULT_CHANNEL, DEFAULT_DEPTH = "color/%08d.jpg", "depth/%08d.png"
