@@ -1,9 +1,5 @@
-"""Settings on the command line: config files, `configs/NAME.py` with get_config(), and changes to single settings.
-
-A file of many experiments, the rows of a table, has get_config(row), and `NAME:ROW` names one of them, as in
-ml_collections. `--config.train.steps=100` changes a setting of a config file, `--tracker.search_factor=5` one of a
-tracker.
-"""
+"""Config files, `configs/NAME.py` with get_config(), or get_config(row) where `NAME:ROW` names one of many experiments;
+and changes to single settings, such as `--config.train.steps=100` and `--tracker.search_factor=5`."""
 
 import ast
 import contextlib
@@ -28,8 +24,8 @@ from mixformer_jax.typed_settings import ConfigError
 CONFIG_PREFIX = "--config."
 TRACKER_PREFIX = "--tracker."
 _PACKAGE = Path(__file__).resolve().parent
+# The project's configs: in an installed package, or in the checkout that the package runs from.
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
-"""The project's configs: in an installed package, or in the checkout that the package runs from."""
 BENCHMARK_SETTINGS = CONFIGS / "benchmarks.toml"
 PROJECT_CONFIGS = tuple(CONFIGS / folder for folder in ("", "pretrain", "masks", "tables"))
 
@@ -39,14 +35,11 @@ def load_config(
 ) -> ConfigDict:
     """Runs `get_config()` of a Python file, or `get_config(row)` where a row is named, and applies overrides.
 
-    Args:
-        path: see `find_config`, with `:ROW` behind it where the file has rows; the file may import its neighbours, and
-            those of the project's configs.
-        overrides: see `parse_overrides`; `None` is none where that is the default.
-        defaults: settings that the file may leave out, see `default_settings`.
+    `path` is as in `find_config`, with `:ROW` behind it where the file has rows; the file may import its neighbours,
+    and those of the project's configs. The file may leave out settings that have `defaults`, see `default_settings`.
 
-    Raises ConfigError: no such file, one without get_config() or that does not run (with its line), an unknown setting
-    (the closest known ones are named), or a value of another type.
+    Raises ConfigError: no such file, one without get_config() or that does not run (with its line), or as
+    `parse_overrides`.
     """
     file, row = split_row(path)
     found = find_config(file)
@@ -56,7 +49,7 @@ def load_config(
 def change_config(
     config: ConfigDict, overrides: Iterable[str], defaults: Mapping[str, Any] | None = None
 ) -> ConfigDict:
-    """Applies overrides to a config; see `load_config`."""
+    """Applies overrides to a config, see `parse_overrides`; `None` is none where that is the default."""
     settings = dict(defaults or {}) | flatten(config.to_dict())
     for name, value in parse_overrides(overrides, settings, CONFIG_PREFIX).items():
         may_be_none = defaults is not None and name in defaults and defaults[name] is None
@@ -79,10 +72,8 @@ def load_study(name: str) -> Any:
 
 
 def find_config(name: str | Path) -> Path:
-    """The config file at a path, which ends in .py, or of the name of one of the project's, such as `mixvit_b`.
-
-    Raises ConfigError for no such file or name (the closest known ones are named).
-    """
+    """The config file at a path, or of the name of one of the project's, such as `mixvit_b`; ConfigError for no such
+    file or name (the closest known ones are named)."""
     path, known = Path(name), project_configs()
     if str(name) in known:
         return known[str(name)]

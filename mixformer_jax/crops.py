@@ -1,11 +1,5 @@
-"""The square context crop around a box, and the way from crop coordinates back to the frame; the stretched crop of mask
-networks, and the way back for its masks.
-
-A context crop is the square of side ceil(sqrt(w * h) * factor) around the box's centre, resized to `size` pixels.
-`context_crop` (numpy and OpenCV) equals the official crop bit for bit; `context_crop_on_device` is the same for JAX. As
-trained weights have seen it, what lies outside the frame is black before normalisation, and the frame's last column and
-last row count as outside.
-"""
+"""The square context crop around a box, the stretched one of mask networks, and the ways back to the frame. As trained
+weights have seen it, outside of the frame is black before normalisation; its last column and row count as outside."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +35,8 @@ def resize_streams(image: UInt8[np.ndarray, "h w *c"], size: int) -> UInt8[np.nd
 
 
 def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, "4"], factor: float, size: int) -> Crop:
-    """The crop of `size` x `size` pixels around a box, on the host.
+    """The square of side ceil(sqrt(w * h) * factor) around a box's centre, resized to `size` pixels, on the host:
+    equals the official crop bit for bit.
 
     The frame is RGB, or two streams of three channels each; the box, in its pixels, may stick out of it. `factor` is
     the side of the square in units of sqrt(w * h): about 2 for templates, 4 to 5 for search regions.
@@ -65,11 +60,7 @@ def context_crop(frame: UInt8[np.ndarray, "h w c"], box_xywh: Float[np.ndarray, 
         )
     left = round(x + 0.5 * w - side * 0.5)
     top = round(y + 0.5 * h - side * 0.5)
-    if side > max(MAX_SQUARE, 2 * frame.shape[0], 2 * frame.shape[1]):
-        pixels = _sampled(frame, Rectangle(left, top, side, side), size)
-    else:
-        pixels = resize_streams(_cut(frame, Rectangle(left, top, side, side)), size)
-    return Crop(pixels=pixels, scale=size / side, side=side)
+    return Crop(pixels=_resized(frame, Rectangle(left, top, side, side), size), scale=size / side, side=side)
 
 
 class Rectangle(NamedTuple):
@@ -101,24 +92,16 @@ def stretched_crop(
 ) -> UInt8[np.ndarray, "{size} {size} *c"]:
     """The rectangle around a box, its sides stretched one by one to `size` pixels (Alpha-Refine, Yan et al. 2021).
 
-    Outside of the image is black, its last row and column included. `image` may be a mask of 0 and 1, which its crop
-    then is, too. ValueError as in `stretched_rectangle`.
+    `image` may be a mask of 0 and 1, which its crop then is, too. ValueError as in `stretched_rectangle`.
     """
-    rectangle = stretched_rectangle(box_xywh, factor)
-    if max(rectangle[2:]) > max(MAX_SQUARE, 2 * image.shape[0], 2 * image.shape[1]):
-        channels = image.reshape(*image.shape[:2], -1)
-        return _sampled(channels, rectangle, size).reshape(size, size, *image.shape[2:])
-    return cv2.resize(_cut(image, rectangle), (size, size), interpolation=cv2.INTER_LINEAR)
+    return _resized(image, stretched_rectangle(box_xywh, factor), size)
 
 
 def box_in_stretched_crop(
     box_xywh: Float[np.ndarray, "4"], crop_box_xywh: Float[np.ndarray, "4"], factor: float, size: int
 ) -> Float32[np.ndarray, "4"]:
-    """A box in pixels of the stretched crop around `crop_box_xywh`, x, y, w, h, cut at the crop's edges.
-
-    As in the official code the crop's box is centred at (size - 1) / 2; that the rectangle's corner is rounded does not
-    count.
-    """
+    """A box in pixels of the stretched crop around `crop_box_xywh`, x, y, w, h, cut at the crop's edges. As in the
+    official code the crop's box is centred at (size - 1) / 2; that the rectangle's corner is rounded does not count."""
     rectangle = stretched_rectangle(crop_box_xywh, factor)
     scale = np.array([size / rectangle.width, size / rectangle.height])
     offset = xywh_to_cxcywh(box_xywh)[:2] - xywh_to_cxcywh(crop_box_xywh)[:2]
@@ -132,8 +115,7 @@ def paste_map(
 ) -> Float32[np.ndarray, "h w"]:
     """The way back from a stretched crop: a map of it on the frame of (height, width), 0 outside of the rectangle.
 
-    Linear, without antialiasing; as OpenCV's resizing, but of what is inside the frame alone. The frame's last row and
-    column are inside here.
+    Linear, without antialiasing, as OpenCV's resizing. The frame's last row and column are inside here.
     """
     (left, top, width, height), pasted = rectangle, np.zeros(frame_size, np.float32)
     rows = np.arange(max(top, 0), min(top + height, frame_size[0]))
@@ -155,6 +137,14 @@ def _linear_taps(
     exact = np.clip((positions + 0.5) * (size / extent) - 0.5, 0, size - 1)
     first = np.floor(exact).astype(np.int64)
     return first, np.minimum(first + 1, size - 1), (exact - first).astype(np.float32)
+
+
+def _resized(image: np.ndarray, rectangle: Rectangle, size: int) -> np.ndarray:
+    """A rectangle of an image at `size` x `size` pixels, black outside of it."""
+    if max(rectangle[2:]) <= max(MAX_SQUARE, 2 * image.shape[0], 2 * image.shape[1]):
+        return resize_streams(_cut(image, rectangle), size)
+    channels = image.reshape(*image.shape[:2], -1)
+    return _sampled(channels, rectangle, size).reshape(size, size, *image.shape[2:])
 
 
 def _cut(frame: np.ndarray, rectangle: Rectangle) -> np.ndarray:

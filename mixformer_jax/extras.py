@@ -7,31 +7,20 @@ from pathlib import Path
 from types import MappingProxyType
 
 DISTRIBUTION = "mixformer-jax"
-# By the name under which the package is imported.
-EXTRAS: Mapping[str, str] = MappingProxyType(
-    {
-        "array_record": "train",
-        "av": "video",
-        "cloudpickle": "train",
-        "fsspec": "train",
-        "got10k": "got10k",
-        "grain": "train",
-        "jinja2": "eval",
-        "libtpu": "plan",
-        "matplotlib": "eval",
-        "onnx": "export",
-        "onnxruntime": "export",
-        "optax": "train",
-        "orbax": "train",
-        "skimage": "demo",
-        "starlette": "serve",
-        "tensorflow_datasets": "train",
-        "torch": "torch",
-        "trax": "vot",
-        "uvicorn": "serve",
-        "websockets": "serve",
-    }
-)
+# What an extra brings, by the names under which packages are imported.
+_PACKAGES = {
+    "train": ("array_record", "cloudpickle", "fsspec", "grain", "optax", "orbax", "tensorflow_datasets"),
+    "video": ("av",),
+    "got10k": ("got10k",),
+    "eval": ("jinja2", "matplotlib"),
+    "plan": ("libtpu",),
+    "export": ("onnx", "onnxruntime"),
+    "demo": ("skimage",),
+    "serve": ("starlette", "uvicorn", "websockets"),
+    "torch": ("torch",),
+    "vot": ("trax",),
+}
+EXTRAS: Mapping[str, str] = MappingProxyType({name: extra for extra, names in _PACKAGES.items() for name in names})
 
 
 def install_line(extra: str) -> str:
@@ -39,8 +28,7 @@ def install_line(extra: str) -> str:
     root = Path(__file__).resolve().parents[1]
     if (root / "pyproject.toml").is_file():
         return f"pip install -e '{'.' if root == Path.cwd() else root}[{extra}]'"
-    origin = _origin()
-    return f"pip install '{DISTRIBUTION}[{extra}]{'' if origin is None else f' @ {origin}'}'"
+    return f"pip install '{DISTRIBUTION}[{extra}]{_origin()}'"
 
 
 def is_not_installed(package: str) -> str:
@@ -48,14 +36,14 @@ def is_not_installed(package: str) -> str:
     return f"{package} is not installed: {install_line(EXTRAS[package])}"
 
 
-def _origin() -> str | None:
-    """The folder, archive or repository that this was installed from (PEP 610); None for a package index."""
+def _origin() -> str:
+    """` @ ` and the folder, archive or repository that this was installed from (PEP 610); nothing for an index."""
     try:
         text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
-        return None
+        text = None
     if text is None:
-        return None
+        return ""
     origin = json.loads(text)
-    url, repository = str(origin["url"]), origin.get("vcs_info")
-    return url if repository is None else f"{repository['vcs']}+{url}@{repository['commit_id']}"
+    url, repository = origin["url"], origin.get("vcs_info")
+    return f" @ {url}" if repository is None else f" @ {repository['vcs']}+{url}@{repository['commit_id']}"

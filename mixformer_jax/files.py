@@ -66,10 +66,8 @@ class NameTakenError(FileExistsError):
 
 
 class Part:
-    """The part of a file that is being written, this run's alone; made empty. `finish` gives the file its name.
-
-    Raises NameTakenError where the file is there, or another run's part of it, and neither may be overwritten.
-    """
+    """The part of a file that is being written, this run's alone; made empty. NameTakenError where the file is there,
+    or another run's part of it, and neither may be overwritten."""
 
     def __init__(self, path: Path, overwrite: bool) -> None:
         self.final, self.path, self._overwrite = path, part_path(path), overwrite
@@ -93,9 +91,8 @@ class Part:
     def finish(self) -> None:
         """Gives the file its name; one that is empty is removed.
 
-        Raises:
-            FileExistsError: the name is taken by now. Nothing is lost: the message says where it is.
-            FileNotFoundError: the part is no longer this run's.
+        Raises FileExistsError where the name is taken by now (nothing is lost: the message says where it is), and
+        FileNotFoundError where the part is no longer this run's.
         """
         identity = os.fstat(self._file.fileno())
         is_ours = self.path.exists() and os.path.samestat(self.path.stat(), identity)

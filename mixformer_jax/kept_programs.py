@@ -61,6 +61,7 @@ class KeptJit:
         self._function, self._static, self._identity = function, static, identity
         self._options = {**options, "static_argnums": tuple(range(static))}
         self.jitted = jax.jit(function, **self._options)
+        self.trace, self.lower = self.jitted.trace, self.jitted.lower  # as jax.jit's
         self._programs: dict[Any, Program] = {}
         # By static arguments, while the others have had the same types in all calls; else None.
         self._only: dict[Any, Program | None] = {}
@@ -124,14 +125,6 @@ class KeptJit:
             return program
 
         return compiled
-
-    def trace(self, *args: Any) -> jax.stages.Traced:
-        """As `jax.jit`'s."""
-        return self.jitted.trace(*args)
-
-    def lower(self, *args: Any) -> jax.stages.Lowered:
-        """As `jax.jit`'s."""
-        return self.jitted.lower(*args)
 
     def _folder(self, static: tuple[Any, ...]) -> Path | None:
         return _folder() if self._identity is not None and all(map(is_ours, static)) else None

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import NoReturn
 
@@ -47,12 +48,12 @@ class StopSignals:
     """
 
     def __init__(self, program: str | None = None, advice: str = "") -> None:
-        """Prepares to listen, for a program that may end at once, and whose `advice` belongs to its last words.
+        """For a program that may end at once, and whose `advice` belongs to its last words; both may change later.
 
         Without a program this is a library's call, which ends nothing but itself: a signal that nobody asked for, and a
         second one, act as before.
         """
-        self._program, self._advice = program, advice
+        self.program, self.advice = program, advice
         self._received: int | None = None
         self._since = 0.0
         self._asked = False
@@ -83,7 +84,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            if self._program is not None:
+            if self.program is not None:
                 self._writing, heard = socket.socketpair()
                 self._writing.setblocking(False)
                 self._woken = signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
@@ -94,7 +95,7 @@ class StopSignals:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._before:
             self._restore()
-            if self._program is not None:
+            if self.program is not None:
                 signal.set_wakeup_fd(self._woken)
                 self._writing.close()
                 # All is done and said: what Python and JAX have left to take down needs no second end.
@@ -109,7 +110,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Python calls it in the main thread, between two instructions: of a program, long after the thread knows."""
-        if self._note(number) and self._program is None:
+        if self._note(number) and self.program is None:
             self._restore()
             signal.raise_signal(number)
 
@@ -142,7 +143,7 @@ class StopSignals:
                 for worker in processes.active_children():
                     worker.kill()  # they would complain that their parent is gone
         finally:
-            words = "; ".join(filter(None, (f"{self._program}: {stopped.word}", told, self._advice)))
+            words = "; ".join(filter(None, (f"{self.program}: {stopped.word}", told, self.advice)))
             # Not through `sys.stderr`, whose lock the main thread may hold. A bar or ^C may stand on the line.
             os.write(2, f"{chr(10) if os.isatty(2) else ''}{words}\n".encode())
             os._exit(stopped.status)
@@ -155,8 +156,7 @@ def _ignore() -> None:
 
 def current() -> StopSignals | None:
     """The innermost that is open; None where signals act as Python has them."""
-    handler = signal.getsignal(signal.SIGTERM)
-    owner = getattr(handler, "__self__", None)
+    owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return owner if isinstance(owner, StopSignals) else None
 
 
@@ -166,23 +166,16 @@ def check() -> None:
         signals.check()
 
 
-@contextlib.contextmanager
-def saving(seconds: float, finish: Callable[[], str]) -> Iterator[None]:
+def saving(seconds: float = math.inf, finish: Callable[[], str] = str) -> AbstractContextManager[None]:
     """See `StopSignals.saving`; nothing where no program listens."""
     signals = current()
-    with contextlib.nullcontext() if signals is None else signals.saving(seconds, finish):
-        yield
+    return contextlib.nullcontext() if signals is None else signals.saving(seconds, finish)
 
 
-@contextlib.contextmanager
-def listening() -> Iterator[StopSignals]:
+def listening() -> AbstractContextManager[StopSignals]:
     """The program's own `StopSignals`, or those of this call alone."""
     signals = current()
-    if signals is not None:
-        yield signals
-        return
-    with StopSignals() as own:
-        yield own
+    return StopSignals() if signals is None else contextlib.nullcontext(signals)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ class TypedSettings:
 
     def __post_init__(self) -> None:
         """Raises ConfigError for the first value that is of another type or out of its range."""
-        for name, hint in _hints(type(self)).items():
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             object.__setattr__(self, name, _checked(hint, getattr(self, name), name))
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,26 +108,22 @@ def dataclass_from_mapping(record_type: type[Record], values: Any, section: str 
     known, title = [field.name for field in fields], section or record_type.__name__
     if not isinstance(values, Mapping):
         raise ConfigError(f"{title} is {values!r}; expected a section with {', '.join(known)}")
-    hints = []
+    unknown = []
     for key in (key for key in values if key not in known):
         close = difflib.get_close_matches(str(key), known, n=1)
-        hints.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
-    if hints:
-        raise ConfigError(f"{record_type.__name__} has no setting {', '.join(hints)}; it has: {', '.join(known)}")
+        unknown.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    if unknown:
+        raise ConfigError(f"{record_type.__name__} has no setting {', '.join(unknown)}; it has: {', '.join(known)}")
     needed = [field.name for field in fields if default_of(field) is dataclasses.MISSING and field.name not in values]
     if needed:
         raise ConfigError(f"{title} lacks {', '.join(needed)}")
-    prefix, types_of = f"{section}." if section else "", _hints(record_type)
-    return record_type(**{key: _checked(types_of[key], value, f"{prefix}{key}") for key, value in values.items()})
+    prefix, hints = f"{section}." if section else "", typing.get_type_hints(record_type, include_extras=True)
+    return record_type(**{key: _checked(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 
 def default_of(field: dataclasses.Field) -> Any:
     """Its default value; `dataclasses.MISSING` where it has none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _hints(record_type: type) -> dict[str, Any]:
-    return typing.get_type_hints(record_type, include_extras=True)
 
 
 def _checked(hint: Any, value: Any, name: str) -> Any:

@@ -1,9 +1,6 @@
-"""Affine views: the one map from a source image to a training crop, and the box of the target under that very map.
-
-Flip, aspect, rotation, scale and position meet in one matrix, for a single `cv2.warpAffine` of a pooled image.
-Coordinates are continuous: pixel i covers [i, i + 1), as an `xywh` box in whole pixels does. That `cv2.warpAffine`
-counts from pixel centres is known to `warp` alone.
-"""
+"""Affine views: one matrix of flip, aspect, rotation, scale and position from a source image to a training crop, and
+the target's box under it. Coordinates are continuous: pixel i covers [i, i + 1), as an `xywh` box in whole pixels does;
+that `cv2.warpAffine` counts from pixel centres is known to `warp` alone."""
 
 from __future__ import annotations
 
@@ -112,10 +109,8 @@ def target_view(
     size: int,
     placement: Placement = CENTRED,
 ) -> View:
-    """The view of a target whose outline is deformed by `linear`, then cropped `factor` times its size around it.
-
-    The box is the exact bound of the deformed outline.
-    """
+    """The view of a target whose outline is deformed by `linear`, then cropped `factor` times its size around it; the
+    box is the exact bound of the deformed outline."""
     points = outline_xy @ linear.T
     low, high = points.min(0), points.max(0)
     width_height = high - low

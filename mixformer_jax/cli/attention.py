@@ -13,7 +13,6 @@ Beside the picture lies an `.npz` with what it was made of, for figures of one's
     meta                  JSON: model, source, frame, blocks, kinds with the crops of their queries and keys, score
 """
 
-import io
 import itertools
 import json
 import math
@@ -27,7 +26,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from mixformer_jax.boxes import check_box_xywh
-from mixformer_jax.files import write_atomically
+from mixformer_jax.files import whole_file
 from mixformer_jax.media.images import RIM, SourceError, draw_box, write_image
 from mixformer_jax.media.video import FrameSource, prepare_output
 from mixformer_jax.tracking.attention_maps import (
@@ -88,11 +87,8 @@ def attention_sheet(
     `["all"]`; None for a choice, see `choose_blocks`. Maps are drawn on the crop of the keys, or of the queries
     (`over`).
 
-    Raises:
-        ValueError: an unusable box.
-        SourceError: a frame before the second, or the source breaks off or ends before that frame.
-        ConfigError: as `choose_blocks`.
-        OutputError: the folder cannot be written.
+    Raises ValueError for an unusable box, SourceError for a frame before the second or beyond the source's end,
+    ConfigError as `choose_blocks`, OutputError where the folder cannot be written.
     """
     if frame_number < 2:
         raise SourceError(
@@ -119,15 +115,14 @@ def attention_sheet(
         title += f"    score {maps.score:.2f}"
     write_image(picture, draw_sheet(maps, title, over))
     about = {"model": tracker.config.name, "source": source.name, "frame": frame_number}
-    write_atomically(arrays, _npz(maps, about))
+    with whole_file(arrays) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **_arrays(maps, about))
     return Sheet(picture, arrays, maps)
 
 
 def draw_sheet(maps: AttentionMaps, title: str, over: Over = "queries") -> Picture:
-    """Maps as a picture; blocks beyond `MOST_BLOCKS` go into bands below each other.
-
-    Each map has colours of its own, from 0 to its maximum, which stands below it.
-    """
+    """Maps as a picture, each with colours of its own, from 0 to its maximum, which stands below it; blocks beyond
+    `MOST_BLOCKS` go into bands below each other."""
     count = len(maps.blocks)
     bands = math.ceil(count / MOST_BLOCKS)
     per_band = math.ceil(count / bands)
@@ -170,14 +165,14 @@ def _draw_band(sheet: Picture, top: int, maps: AttentionMaps, chosen: range, ove
             x, array = _LABEL + column * step, weights[index]
             if array is None:
                 _write(sheet, (x + 4, y + _CELL // 2), "none in this block", 0.4)
-            elif over == "keys":
-                heat = looked_at(array, queries.box_xyxy)
-                _paste(sheet, (x, y), _overlay(heat, keys))
-                _write(sheet, (x, below), f"max {heat.max():.3f}  sum {heat.sum():.2f}", 0.4)
+                continue
+            if over == "keys":
+                heat, view = looked_at(array, queries.box_xyxy), keys
             else:
-                heat = looking_at(array, keys.box_xyxy)
-                _paste(sheet, (x, y), _overlay(heat, queries))
-                _write(sheet, (x, below), f"max {heat.max():.3f}", 0.4)
+                heat, view = looking_at(array, keys.box_xyxy), queries
+            _paste(sheet, (x, y), _overlay(heat, view))
+            total = f"  sum {heat.sum():.2f}" if over == "keys" else ""
+            _write(sheet, (x, below), f"max {heat.max():.3f}{total}", 0.4)
 
 
 def _draw_scale(sheet: Picture, top: int) -> None:
@@ -233,17 +228,13 @@ def _paste(sheet: Picture, corner: tuple[int, int], picture: Picture) -> None:
     sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
 
 
-def _npz(maps: AttentionMaps, about: Mapping[str, Any]) -> bytes:
-    arrays: dict[str, Any] = {
-        f"{kind}/{block}": array
-        for kind, weights in maps.weights.items()
-        for block, array in zip(maps.blocks, weights, strict=True)
-        if array is not None
-    }
+def _arrays(maps: AttentionMaps, about: Mapping[str, Any]) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for kind, weights in maps.weights.items():
+        found = zip(maps.blocks, weights, strict=True)
+        arrays |= {f"{kind}/{block}": array for block, array in found if array is not None}
     for name, view in maps.views.items():
         arrays[f"pixels/{name}"], arrays[f"box_xyxy/{name}"] = view.pixels, view.box_xyxy
     kinds = {kind: {"queries": KINDS[kind][0], "keys": KINDS[kind][1]} for kind in maps.weights}
     arrays["meta"] = np.array(json.dumps({**about, "blocks": maps.blocks, "kinds": kinds, "score": maps.score}))
-    written = io.BytesIO()
-    np.savez_compressed(written, **arrays)
-    return written.getvalue()
+    return arrays

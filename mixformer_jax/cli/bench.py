@@ -56,9 +56,7 @@ def measure(
     On each frame the whole step and its two halves are timed, in turns which comes first. For more frames
     than the clip has, it runs back and forth.
 
-    Raises:
-        ValueError: no frame to measure.
-        ModuleNotFoundError: scikit-image is missing, from which the clip is rendered.
+    Raises ValueError for no frame to measure, ModuleNotFoundError without scikit-image, as `render_demo_clip`.
     """
     if num_frames < 1:
         raise ValueError(f"{num_frames} frames to measure; expected at least 1")
@@ -96,18 +94,11 @@ def measure(
             state = next_state
 
     decode, crop, model, step = seconds.T
-    return Timing(
-        model=tracker.config.name,
-        dtype=tracker.config.dtype,
-        device=device_name(tracker.device),
-        size=size,
-        decode_ms=1e3 * float(np.median(decode)),
-        crop_ms=1e3 * float(np.median(crop)),
-        model_ms=1e3 * float(np.median(model)),
-        rest_ms=1e3 * float(np.median(step - crop - model)),
-        fps=num_frames / float((decode + step).sum()),
-        warm_up_s=warm_up_s,
-    )
+    parts = decode, crop, model, step - crop - model
+    decode_ms, crop_ms, model_ms, rest_ms = (1e3 * float(np.median(part)) for part in parts)
+    fps = num_frames / float((decode + step).sum())
+    about = tracker.config.name, tracker.config.dtype, device_name(tracker.device), size
+    return Timing(*about, decode_ms, crop_ms, model_ms, rest_ms, fps, warm_up_s)
 
 
 def _time_halves(tracker: Tracker, state: TrackState, frame: np.ndarray) -> tuple[float, float]:

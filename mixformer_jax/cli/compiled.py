@@ -69,10 +69,8 @@ def _cpu() -> str:
 
 
 def _drop_unfinished(folder: Path) -> None:
-    """Deletes what a process was writing when it was killed: JAX never replaces it, and warns of it at every start.
-
-    JAX writes NAME-cache, then NAME-atime; `kept_programs` writes .NAME.part.
-    """
+    """Deletes what a process was writing when it was killed (JAX: NAME-cache, then NAME-atime; `kept_programs`:
+    .NAME.part): JAX never replaces it, and warns of it at every start."""
     for entry in (*folder.glob("*-cache"), *folder.glob(".*.part")):
         with contextlib.suppress(FileNotFoundError):  # another process may delete it first
             is_old = time.time() - entry.stat().st_mtime > _SECONDS_TO_WRITE

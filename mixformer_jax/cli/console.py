@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import os
+import math
 import re
 import sys
 import threading
@@ -14,7 +14,6 @@ import mixformer_jax
 from mixformer_jax.config_files import CONFIG_PREFIX, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.signals import Stopped
 
-SAYS_NO = 1
 USER_ERROR = 2
 ADVICE = "the same command goes on where this one was"  # after a signal
 WEIGHTS = "name, run folder, .safetensors file or official checkpoint (default: the embedded tracker)"
@@ -29,10 +28,8 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains by `UsageError`.
-
-    `fill` adds the arguments when the command line is parsed: what they need is imported only for the command in use.
-    """
+    """Complains by `UsageError`. `fill` adds the arguments when the command line is parsed: what they need is imported
+    only for the command in use."""
 
     fill: Callable[["Parser"], None] | None = None
 
@@ -42,23 +39,43 @@ class Parser(argparse.ArgumentParser):
         *examples: str,
         overrides: str | None = None,
         about: str | None = None,
+        advice: str = "",
     ) -> None:
         """Makes this the parser of a command; `run` does it, and returns the exit status.
 
         `examples` are arguments, as they stand behind the name of the command; `overrides` is CONFIG_PREFIX or
-        TRACKER_PREFIX, where settings can be changed by dotted name; `about` is more for the help.
+        TRACKER_PREFIX, where settings can be changed by dotted name; `about` is more for the help; `advice` belongs to
+        the last words where a signal ends the command.
         """
         shown = "".join(f"\n  {self.prog} {example}".rstrip() for example in examples)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         self.description = "\n\n".join(filter(None, (self.description, about)))
         self.epilog = "\n\n".join(filter(None, (OVERRIDES.get(overrides or ""), f"examples:{shown}")))
-        self.set_defaults(run=run, override_prefix=overrides)
+        self.set_defaults(run=run, override_prefix=overrides, advice=advice, program=" ".join(self.prog.split()[:2]))
 
     def add_commands(self, commands: Mapping[str, tuple[str, Callable[["Parser"], None]]]) -> None:
         """Adds commands: by name, a sentence for the list and what fills the command's own parser."""
         added = self.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
         for name, (text, fill) in commands.items():
             added.add_parser(name, help=text, description=text, allow_abbrev=False).fill = fill
+
+    def add_config(self) -> None:
+        self.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
+
+    def add_device(self: argparse.ArgumentParser) -> None:
+        device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
+        self.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
+
+    def add_model(self: argparse.ArgumentParser, with_sizes: bool = False) -> None:
+        """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
+        Parser.add_device(self)
+        dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
+        self.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
+        group = self.add_mutually_exclusive_group()
+        group.add_argument("--weights", metavar="W", help=WEIGHTS)
+        if with_sizes:
+            sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
+            group.add_argument("--model", metavar="NAME", help=sizes_help)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, once all arguments are there."""
@@ -72,11 +89,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses a command line on which settings may be changed by dotted name, such as `--config.train.steps=100`.
-
-    The parser's default of `override_prefix` says how the changes begin; None: there can be none. In the result
-    `overrides` lists them as they were typed. Unknown arguments are the parser's error.
-    """
+    """Parses a command line on which settings may be changed by dotted name: `overrides` of the result lists the
+    changes as they were typed. The parser's default of `override_prefix` says how they begin; None: there can be
+    none."""
     args, rest = parser.parse_known_args(arguments)
     prefix = args.override_prefix
     args.overrides = [text for text in rest if prefix is not None and text.startswith(prefix)]
@@ -97,13 +112,15 @@ def positives(text: str) -> tuple[int, ...]:
     return tuple(positive(number) for number in text.split(","))
 
 
-def add_config_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
-    parser.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
+def number(text: str, kind: str = "a number", above: float = -math.inf, below: float = math.inf) -> float:
+    """A number within these ends, described by `kind`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not above < value < below:
+        raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
+    return value
 
 
 def _device(text: str) -> str:
@@ -112,34 +129,22 @@ def _device(text: str) -> str:
     return text
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, with_sizes: bool = False) -> None:
-    """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
-    add_device_argument(parser)
-    dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--weights", metavar="W", help=WEIGHTS)
-    if with_sizes:
-        sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
-        group.add_argument("--model", metavar="NAME", help=sizes_help)
-
-
 def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
-    """The tracker that the arguments of `add_model_arguments` name, with the settings that the user changes.
+    """The tracker that the arguments of `Parser.add_model` name, with the settings that the user changes; UsageError
+    for a model of two streams where frames have colour alone."""
+    model = getattr(args, "model", None)
+    with for_the_user(ValueError):
+        if model is None:
+            tracker = mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
+        else:
+            from mixformer_jax.tracking.tracker import Tracker
 
-    UsageError for a model of two streams where frames have colour alone.
-    """
-    if getattr(args, "model", None) is None:
-        tracker = for_the_user(ValueError, mixformer_jax.load, args.weights, device=args.device, dtype=args.dtype)
-    else:
-        from mixformer_jax.tracking.tracker import Tracker
-
-        tracker = for_the_user(ValueError, Tracker.random, args.model, args.device, dtype=args.dtype)
+            tracker = Tracker.random(model, args.device, dtype=args.dtype)
     if colour_alone and tracker.config.streams == "both":
-        name = getattr(args, "model", None) or args.weights
         raise UsageError(
-            f"{name}: a model of two streams, RGB and a second one, and here frames have RGB alone; mixformer track "
-            "--second takes both, mixformer evaluate data sets of both, Tracker.step frames of six channels"
+            f"{model or args.weights}: a model of two streams, RGB and a second one, and here frames have RGB alone; "
+            "mixformer track --second takes both, mixformer evaluate data sets of both, Tracker.step frames of six "
+            "channels"
         )
     if not args.overrides:
         return tracker
@@ -154,7 +159,8 @@ def read_box(text: str, size: tuple[int, int]) -> Any:
         numbers = [float(number) for number in text.split(",")]
     except ValueError:
         raise UsageError(f"--box {text}: expected four numbers X,Y,W,H in pixels") from None
-    return for_the_user(ValueError, check_box_xywh, numbers, size)
+    with for_the_user(ValueError):
+        return check_box_xywh(numbers, size)
 
 
 def read_size(text: str, least: int = 1) -> tuple[int, int]:
@@ -177,10 +183,17 @@ def complain(message: str) -> int:
     return USER_ERROR
 
 
-def tell_stopped(stopped: Stopped, kept: str | None = None, program: str = "mixformer") -> int:
+def tell_stopped(stopped: Stopped, kept: str = "", program: str | None = "mixformer") -> int:
     """Says that a signal ended the command, and what is kept; returns the exit status."""
     print(f"{program}: {stopped.word}" + (f"; {kept}" if kept else ""), file=sys.stderr)
     return stopped.status
+
+
+def tell_end(reason: BaseException | None, kept: str) -> int:
+    """Says what ended a recording early, if anything, and what is kept; returns the exit status."""
+    if isinstance(reason, Stopped):
+        return tell_stopped(reason, kept)
+    return 0 if reason is None else complain(f"{reason}; {kept}")
 
 
 def is_for_the_user(error: Exception) -> bool:
@@ -188,18 +201,15 @@ def is_for_the_user(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == mixformer_jax.__name__
 
 
-def for_the_user(kind: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function whose errors of this builtin kind are about what the user typed."""
+@contextlib.contextmanager
+def for_the_user(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these builtin kinds are about what the user typed; a context, or a decorator."""
     try:
-        return function(*args, **kwargs)
-    except kind as error:
-        raise error if is_for_the_user(error) else UsageError(str(error)) from error
-
-
-def silence_decoders() -> None:
-    """A message of ours says what was wrong with a file; FFmpeg's and OpenCV's own would stand around it."""
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        yield
+    except kinds as error:
+        if is_for_the_user(error):
+            raise
+        raise UsageError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixformer_jax.cli.console import Parser, add_config_argument, positive, print_table
+from mixformer_jax.cli.console import Parser, positive, print_table
 from mixformer_jax.config_files import CONFIG_PREFIX, default_settings, load_config
 
 SHOWN_FAULTS = 50
@@ -85,18 +85,15 @@ def run_pack(args: argparse.Namespace) -> int:
     config = PackConfig(args.target_side, args.quality, args.lossless)
     dataset = _open(args)
     report = pack(dataset, args.out, config, args.workers, progress=True)
-    size = f"{report.nbytes / 2**20:,.1f} MiB" + (
-        f", {report.nbytes / report.frames / 1024:.1f} KiB a frame" if report.frames else ""
-    )
-    print_table(
-        [
-            ("sequences", f"{len(dataset):,}"),
-            ("frames", f"{report.frames:,} packed now; {report.kept_shards:,} shards were there"),
-            ("size", size),
-            ("faults", f"{len(report.faults):,}" if report.faults else "none"),
-            ("use it", f'data.datasets.NAME = {{"root": "{args.out}"}}'),
-        ]
-    )
+    each = f", {report.nbytes / report.frames / 1024:.1f} KiB a frame" if report.frames else ""
+    lines = [
+        ("sequences", f"{len(dataset):,}"),
+        ("frames", f"{report.frames:,} packed now; {report.kept_shards:,} shards were there"),
+        ("size", f"{report.nbytes / 2**20:,.1f} MiB{each}"),
+        ("faults", f"{len(report.faults):,}" if report.faults else "none"),
+        ("use it", f'data.datasets.NAME = {{"root": "{args.out}"}}'),
+    ]
+    print_table(lines)
     _print_faults(report.faults, args.faults)
     return int(bool(report.faults))
 
@@ -115,21 +112,20 @@ def run_pool(args: argparse.Namespace) -> int:
 
     config = PoolFolderConfig(**{name: getattr(args, name) for name in POOL})
     report = write_pool_folder(args.root, args.out, config, os.cpu_count() or 1)
-    print_table(
-        [
-            ("sequences", f"{report.clips:,}"),
-            ("frames", f"{report.frames:,}; {report.frames_left_out:,} left out"),
-            ("photographs", f"{report.photos:,}, {report.cutouts:,} cut-outs"),
-            ("size", f"{report.nbytes / 2**20:,.1f} MiB in {report.files} files"),
-            ("use it", f'data.root = "{args.out}"'),
-        ]
-    )
+    lines = [
+        ("sequences", f"{report.clips:,}"),
+        ("frames", f"{report.frames:,}; {report.frames_left_out:,} left out"),
+        ("photographs", f"{report.photos:,}, {report.cutouts:,} cut-outs"),
+        ("size", f"{report.nbytes / 2**20:,.1f} MiB in {report.files} files"),
+        ("use it", f'data.root = "{args.out}"'),
+    ]
+    print_table(lines)
     return 0
 
 
 def _add_show(parser: Parser) -> None:
     parser.describe(run_show, "--config mixvit_tiny --count 32", overrides=CONFIG_PREFIX)
-    add_config_argument(parser)
+    parser.add_config()
     parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--count", type=positive, default=16, metavar="N", help="samples (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, metavar="I", help="number of the first (default: %(default)s)")

@@ -1,9 +1,4 @@
-"""For `mixformer demo` and `failures`: tracking a clip that is rendered from photographs that come with scikit-image.
-
-No third-party media is kept here. The cat (`chelsea`) moves over the garage (`motorcycle_left`) while the camera pans
-and zooms. The astronaut passes close by as a distractor, and the saucer (`coffee`) covers half of the cat for half a
-second. Every path is a formula of time, so the ground truth is exact: the box around the cat's outline.
-"""
+"""For `mixformer demo` and `failures`: tracking a clip that is rendered from photographs of scikit-image."""
 
 import importlib.util
 import math
@@ -57,9 +52,9 @@ class Placed(NamedTuple):
 class DemoClip(Sequence):
     """The demo clip, 10 s: its frames, rendered when they are asked for, uint8 RGB, HEIGHT x WIDTH.
 
-    Frame `i` is a function of the seed and `i` alone. The seed varies phases, moments and noise.
-
-    Raises ModuleNotFoundError: scikit-image is missing; the message names the extra to install.
+    The cat (`chelsea`) moves over the garage (`motorcycle_left`) while the camera pans and zooms; the astronaut passes
+    close by, and the saucer (`coffee`) covers half of the cat for half a second. Every path is a formula of time, so
+    the ground truth is exact; the seed varies phases, moments and noise. ModuleNotFoundError without scikit-image.
     """
 
     fps = FPS
@@ -209,11 +204,8 @@ def photograph_folder() -> Path:
     # Only its files are wanted: importing scikit-image, and SciPy with it, would take seconds.
     found = importlib.util.find_spec("skimage")
     if found is None or found.origin is None:
-        raise ModuleNotFoundError(
-            "the demo clip is rendered from photographs in scikit-image, which is not installed: "
-            f"{install_line('demo')}",
-            name="skimage",
-        )
+        needed = "the demo clip is rendered from photographs in scikit-image, which is not installed"
+        raise ModuleNotFoundError(f"{needed}: {install_line('demo')}", name="skimage")
     return Path(found.origin).parent / "data"
 
 
@@ -279,11 +271,7 @@ def track_demo(
     """Renders the demo clip and tracks it; leaves video, boxes, ground truth and a picture in a folder.
 
     Its own files of an earlier run are replaced. An interrupt ends the demo early; the report covers the frames tracked
-    by then.
-
-    Raises:
-        ModuleNotFoundError: as `render_demo_clip`.
-        OutputError: the folder cannot be written.
+    by then. ModuleNotFoundError without scikit-image, OutputError where the folder cannot be written.
     """
     video = prepare_output(Path(folder) / "demo.mp4")
     boxes_file, groundtruth, picture = (video.with_name(n) for n in ("boxes.txt", "groundtruth.txt", "demo.png"))

@@ -1,9 +1,5 @@
-"""For `mixformer doctor`: are the numbers right on this machine?
-
-Two tiny models with the official code's outputs, and what the embedded tracker found on a few frames, travel with the
-package in `assets/doctor.npz` (made by `tests/store_doctor.py`). All is computed again on the user's device, and every
-difference stands beside its tolerance.
-"""
+"""For `mixformer doctor`: the numbers of two tiny models (by the official code) and of the embedded tracker, which
+travel with the package in `assets/doctor.npz` (made by `tests/store_doctor.py`), against what this machine computes."""
 
 import dataclasses
 import importlib.metadata
@@ -12,7 +8,7 @@ import math
 import platform
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import resources
@@ -48,11 +44,8 @@ VIDEO_TOLERANCE = 8.0  # of 255, mean over the pixels: what MPEG-4 leaves out, w
 
 
 class Tolerances(NamedTuple):
-    """How far results may be off.
-
-    Features and logits in units of the largest magnitude (at least 1), boxes in units of the search crop's side, the
-    embedded tracker's boxes in pixels of the frame.
-    """
+    """How far results may be off: features and logits in units of the largest magnitude (at least 1), boxes in units of
+    the search crop's side, the embedded tracker's boxes in pixels of the frame."""
 
     features: float
     corner_logits: float
@@ -77,6 +70,7 @@ EXACT = Precision("float32", "float32", "highest", Tolerances(1e-4, 1e-4, 1e-5, 
 BFLOAT16 = Precision("bfloat16", "bfloat16", None, Tolerances(0.1, 0.1, 0.03, 0.1, 0.3))
 TF32 = Precision("float32 as configured", "float32", None, Tolerances(0.01, 0.01, 0.005, 0.02, 0.05))
 
+KERNELS = {"xla": "plain operations", "cudnn": "cuDNN's fused kernel", "pallas": "a Pallas kernel (in training)"}
 # Which results a case stores, and the tolerance that each has.
 RESULTS = {
     "search_features": "features",
@@ -119,10 +113,7 @@ class Finding(NamedTuple):
 
 
 def load_stored(asset: Path = ASSET) -> Stored:
-    """Reads the asset; WeightsError for a missing or damaged file.
-
-    Weights and inputs are stored as the bytes of bfloat16, which holds them exactly.
-    """
+    """Reads the asset, where bytes of bfloat16 hold weights and inputs; WeightsError if it is missing or damaged."""
     try:
         with np.load(asset, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -142,9 +133,8 @@ def _case(name: str, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray])
     }
     templates, search = parts.pop("templates"), parts.pop("search")
     expected = {key: arrays[f"{name}/{key}"] for key in RESULTS if f"{name}/{key}" in arrays}
-    return Case(
-        name, MixFormerConfig.from_dict(about["config"]), unflatten_dict(parts, sep="/"), templates, search, expected
-    )
+    config = MixFormerConfig.from_dict(about["config"])
+    return Case(name, config, unflatten_dict(parts, sep="/"), templates, search, expected)
 
 
 def clip() -> UInt8[np.ndarray, "frames height width 3"]:
@@ -170,11 +160,8 @@ def _texture(height: int, width: int, cell: int, seed: int) -> UInt8[np.ndarray,
 
 
 def precisions(platform_name: str) -> tuple[Precision, ...]:
-    """The ways to compute that matter on a kind of device.
-
-    A CPU has exact products and computes in float32. Elsewhere JAX rounds the factors of float32 products unless told
-    otherwise: on NVIDIA's GPUs to TF32, on TPUs to bfloat16.
-    """
+    """The ways to compute that matter on a kind of device: a CPU has exact products and computes in float32; elsewhere
+    JAX rounds the factors of float32 products unless told otherwise, on GPUs to TF32, on TPUs to bfloat16."""
     if platform_name == "cpu":
         return (EXACT,)
     configured = TF32 if platform_name == "gpu" else TF32._replace(tolerances=BFLOAT16.tolerances)
@@ -189,8 +176,8 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         ("package", f"mixformer-jax {mixformer_jax.__version__}, in {Path(mixformer_jax.__file__).parent}"),
         ("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("videos", f"are decoded by {decoder_name()}"),
     ]
-    lines.append(("videos", f"are decoded by {decoder_name()}"))
     distributions = importlib.metadata.packages_distributions()
     for extra in dict.fromkeys(extras.values()):
         packages = [package for package, of in extras.items() if of == extra]
@@ -199,15 +186,13 @@ def environment(device: jax.Device, extras: Mapping[str, str]) -> list[tuple[str
         if missing := [package for package in packages if package not in names]:
             told.append(f"without {', '.join(missing)} ({install_line(extra)})")
         lines.append((f"[{extra}]", ", ".join(told)))
-    lines.append(("devices", ", ".join(f"{each.platform}:{each.id} {each.device_kind}" for each in jax.devices())))
-    lines.append(("checked", f"{device.platform}:{device.id} {device.device_kind}"))
     dtype: ComputeDtype = "float32" if device.platform == "cpu" else "bfloat16"
-    kernel = choose_kernel("auto", dtype, device.platform, 768, 12)
-    lines.append(("attention", f"is computed by {KERNELS[kernel]} in {dtype}"))
+    lines += [
+        ("devices", ", ".join(f"{each.platform}:{each.id} {each.device_kind}" for each in jax.devices())),
+        ("checked", f"{device.platform}:{device.id} {device.device_kind}"),
+        ("attention", f"is computed by {KERNELS[choose_kernel('auto', dtype, device.platform, 768, 12)]} in {dtype}"),
+    ]
     return lines + unseen_accelerators() + expected_precision(device.platform)
-
-
-KERNELS = {"xla": "plain operations", "cudnn": "cuDNN's fused kernel", "pallas": "a Pallas kernel (in training)"}
 
 
 def unseen_accelerators(root: Path = Path("/")) -> list[tuple[str, str]]:
@@ -237,14 +222,9 @@ def expected_precision(platform_name: str) -> list[tuple[str, str]]:
     ]
 
 
-def examine(
-    device: jax.Device, asset: Path = ASSET, weights: str = DEFAULT_WEIGHTS, ways: Sequence[Precision] | None = None
-) -> Iterator[Finding]:
-    """All checks, each as soon as it is done.
-
-    `asset` holds the stored numbers, and boxes that `weights` found; `ways` None: those of `precisions`.
-    """
-    ways = precisions(device.platform) if ways is None else ways
+def examine(device: jax.Device, asset: Path = ASSET, weights: str = DEFAULT_WEIGHTS) -> Iterator[Finding]:
+    """All checks, each as soon as it is done; `asset` holds the stored numbers, and boxes that `weights` found."""
+    ways = precisions(device.platform)
     checks: list[tuple[str, Callable[[], Iterable[Finding]]]] = []
     try:
         stored = load_stored(asset)
@@ -333,9 +313,9 @@ def _check_video() -> Iterator[Finding]:
         yield _compared("video: grey levels off, mean", off, VIDEO_TOLERANCE)
 
 
-def _check_interlaced() -> Iterator[Finding]:
+def _check_interlaced() -> list[Finding]:
     is_safe, told = try_interlaced()
-    yield Finding("video: interlaced frames", is_safe, told, "right, or refused")
+    return [Finding("video: interlaced frames", is_safe, told, "right, or refused")]
 
 
 def _products(way: Precision) -> AbstractContextManager[Any]:

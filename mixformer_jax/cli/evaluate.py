@@ -1,23 +1,28 @@
-"""`mixformer evaluate` runs trackers over a benchmark; `mixformer toolkit` lets the benchmark's own toolkit do so."""
+"""`mixformer evaluate` runs trackers over a benchmark, and `toolkit` lets the benchmark's own toolkit do so; `report`
+scores result files, and `pack` packs them for a benchmark's server."""
 
 import argparse
+import dataclasses
 import inspect
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from mixformer_jax import DEFAULT_MASKS
-from mixformer_jax.cli import report
-from mixformer_jax.cli.console import WEIGHTS, Parser, UsageError, add_device_argument, positive, tell_stopped
+from mixformer_jax.boxes import fit_to_frame, mask_box_xywh
+from mixformer_jax.cli.console import ADVICE, WEIGHTS, Parser, UsageError, for_the_user, positive
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.datasets.records import in_one_frame
-from mixformer_jax.datasets.sequences import Dataset, open_dataset
+from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
 from mixformer_jax.datasets.vot import LONG_TERM
-from mixformer_jax.evaluation.results import LAYOUTS
+from mixformer_jax.evaluation.evaluation_servers import TEST_SEQUENCES, pack_results
+from mixformer_jax.evaluation.metrics import RuleSet, benchmark_rules
+from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, printable
 from mixformer_jax.evaluation.runner import RunSummary, describe, run_dataset
+from mixformer_jax.evaluation.scoring import SequenceNames, find_results
 from mixformer_jax.evaluation.trackers import (
     BENCHMARK_DTYPE,
     TRACKERS,
@@ -27,14 +32,16 @@ from mixformer_jax.evaluation.trackers import (
     read_benchmark_settings,
     settings_on,
 )
+from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
 from mixformer_jax.evaluation.workers import Alone, Workers
-from mixformer_jax.masks import fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import read_depth, read_image
 from mixformer_jax.models.config import TrackerConfig
-from mixformer_jax.signals import Stopped, StopSignals
+from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report
+from mixformer_jax.reports.long_term import long_term_report
+from mixformer_jax.reports.report import Report, summary, write_report
+from mixformer_jax.signals import saving
 
 MASKS = "answers are masks in place of boxes; W: weights of a mask network (default: the embedded masks)"
-ADVICE = "the same command goes on where this one was"
 STOP_S = 5.0  # a signal waits so long for the frames that are being tracked
 ABOUT = """A model of the paper tracks with the official experiments' settings for the benchmark (mixformer configs show
 benchmarks.toml), any other with the settings of its weights; which they are is printed at the start. It computes in
@@ -43,15 +50,11 @@ finished sequences are not run again. The exit status is 1 when a sequence faile
 
 
 def add_evaluate(parser: Parser) -> None:
-    parser.describe(
-        run_evaluate,
-        "--dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/",
-        "--dataset folder --root DATA --tracker mixformer,opencv:MIL --out results/ --report report/",
-        overrides=TRACKER_PREFIX,
-        about=ABOUT,
-    )
-    report.add_dataset(parser)
-    parser.add_argument("--out", required=True, type=Path, help="results go to OUT/TRACKER_NAME/")
+    one = "--dataset lasot --root LaSOT --weights mixvit_b.safetensors --out results/"
+    two = "--dataset folder --root DATA --tracker mixformer,opencv:MIL --out results/ --report report/"
+    parser.describe(run_evaluate, one, two, overrides=TRACKER_PREFIX, about=ABOUT, advice=ADVICE)
+    _add_dataset(parser)
+    parser.add_argument("--out", type=Path, required=True, help="results go to OUT/TRACKER_NAME/")
     tracker_help = f"default: {TRACKERS[0]}; also {', '.join(TRACKERS[1:])}"
     parser.add_argument("--tracker", default=TRACKERS[0], metavar="T,T", help=tracker_help)
     report_help = "then score these trackers, as mixformer report --out DIR"
@@ -65,9 +68,17 @@ def add_evaluate(parser: Parser) -> None:
     parser.add_argument("--batch", type=positive, metavar="N", help=batch_help)
 
 
+def _add_dataset(parser: Parser) -> None:
+    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
+    parser.add_argument("--root", type=Path, required=True, help="folder of the data set")
+    split_help = "a published part of the data set, such as LaSOT's test; default: the one that the reader names"
+    parser.add_argument("--split", help=split_help)
+    parser.add_argument("--list", type=Path, metavar="FILE", help="take only the sequences that it names, one a line")
+
+
 def _add_model(parser: Parser) -> None:
     parser.add_argument("--weights", help=WEIGHTS)
-    add_device_argument(parser)
+    parser.add_device()
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
     settings_help = "a table of mixformer configs show benchmarks.toml; default: the model's own name"
     parser.add_argument("--settings-of", metavar="NAME", help=settings_help)
@@ -87,18 +98,8 @@ def _choice(
     )
 
 
+@for_the_user(ValueError)
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Runs one tracker after the other; 1 when a sequence failed."""
-    with StopSignals("mixformer evaluate", ADVICE) as signals:
-        try:
-            return _evaluate(args, signals)
-        except Stopped as stopped:
-            return tell_stopped(stopped, ADVICE, "mixformer evaluate")
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from error
-
-
-def _evaluate(args: argparse.Namespace, signals: StopSignals) -> int:
     logging.basicConfig(format="%(message)s")
     kinds = args.tracker.split(",")
     if len(kinds) > 1 and args.tracker_name:
@@ -112,28 +113,23 @@ def _evaluate(args: argparse.Namespace, signals: StopSignals) -> int:
     sequences = open_dataset(args.dataset, args.root, args.split, args.list)
     for choice in choices:
         # What is open closes, and no process stays behind.
-        with signals.saving(STOP_S):
-            name, summary = _run(args, choice, sequences)
+        with saving(STOP_S):
+            name, ran = _run(args, choice, sequences)
         names.append(name)
-        print(describe(summary))
-        failures |= {failure.sequence for failure in summary.failures}
+        print(describe(ran))
+        failures |= {failure.sequence for failure in ran.failures}
     # What cannot be read is named in the report, too; with other results missing there is none.
     if args.report is None:
-        return 1 if failures else 0
+        return int(bool(failures))
     if failures <= set(sequences.read_all()[1]):
-        return _report(args, names, sequences)
+        parser = Parser(allow_abbrev=False)
+        add_report(parser)
+        given = {"dataset": args.dataset, "root": args.root, "split": args.split, "list": args.list}
+        given |= {"results": args.out, "trackers": ",".join(names), "out": args.report}
+        options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+        return run_report(parser.parse_args(options), sequences)
     print(f"no report in {args.report}: sequences without results would be missing in it", file=sys.stderr)
     return 1
-
-
-def _report(args: argparse.Namespace, names: list[str], sequences: Dataset) -> int:
-    parser = Parser(allow_abbrev=False)
-    report.add_report(parser)
-    options = ["--dataset", args.dataset, "--root", str(args.root), "--results", str(args.out)]
-    options += [] if args.split is None else ["--split", args.split]
-    options += [] if args.list is None else ["--list", str(args.list)]
-    options += ["--trackers", ",".join(names), "--out", str(args.report)]
-    return report.run_report(parser.parse_args(options), sequences)
 
 
 def _run(args: argparse.Namespace, choice: TrackerChoice, sequences: Dataset) -> tuple[str, RunSummary]:
@@ -172,11 +168,8 @@ BENCHMARKS = {"GOT10k": "got10k", "LaSOT": "lasot", "OTB": "otb100", "UAV123": "
 
 
 def add_toolkit(parser: Parser) -> None:
-    commands = {
-        "vot": ("Serve the VOT toolkit.", _add_vot),
-        "got10k": ("Run an experiment of the got10k toolkit: GOT-10k, OTB, UAV123, LaSOT, ...", _add_got10k),
-    }
-    parser.add_commands(commands)
+    got10k = "Run an experiment of the got10k toolkit: GOT-10k, OTB, UAV123, LaSOT, ..."
+    parser.add_commands({"vot": ("Serve the VOT toolkit.", _add_vot), "got10k": (got10k, _add_got10k)})
 
 
 def _add_vot(parser: Parser) -> None:
@@ -205,10 +198,11 @@ def run_vot(args: argparse.Namespace) -> int:
             request = server.wait()
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return 0
-            paths = {channel: Path(request.image[channel].path()) for channel in channels}
-            frame = in_one_frame(
-                {path: (read_depth if channel == "depth" else read_image)(path) for channel, path in paths.items()}
-            )
+            images = {}
+            for channel in channels:
+                path = Path(request.image[channel].path())
+                images[path] = read_depth(path) if channel == "depth" else read_image(path)
+            frame = in_one_frame(images)
             if request.type == trax.TraxStatus.INITIALIZE:
                 region, score = request.objects[0][0], None
                 state = opened.lanes.start(state, 0, frame, _given_box(region, frame.shape[:2]))
@@ -252,7 +246,6 @@ def _add_got10k(parser: Parser) -> None:
 
 
 def run_got10k(args: argparse.Namespace) -> int:
-    """Runs the toolkit's experiment and its report."""
     opened = _open_alone(args, BENCHMARKS.get(args.experiment, args.experiment), sys.stdout)
     subset = {} if args.subset is None else {"subset": args.subset}
     experiment = _experiments()[args.experiment](args.root, result_dir=args.results, report_dir=args.reports, **subset)
@@ -288,11 +281,112 @@ def _experiments() -> dict[str, Any]:
 
 def _open_alone(args: argparse.Namespace, benchmark: str, log: Any) -> OpenedTracker:
     """A tracker of one video at a time, ready; a toolkit may talk on standard output."""
-    try:
+    with for_the_user(ValueError):
         choice = _choice(args, args.tracker, benchmark, batch=1)
         opened = choice.open()
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
     print(announce(choice, opened.settings, opened.about), file=log, flush=True)
     opened.warm_up()
     return opened
+
+
+REPORT_ABOUT = """\
+With --out it also writes them, with plots and a page (HTML). GOT-10k, TrackingNet and VOT have measures of
+their own; --measures ope scores the first two as LaSOT. The exit status is 1 when a ground truth cannot be read."""
+PACK_ABOUT = """The root is read for the names, the lengths and the first boxes of the sequences. What the server would
+refuse is listed, and then nothing is written."""
+OWN_MEASURES = {"got10k": got10k_report, "trackingnet": trackingnet_report}
+
+
+def add_report(parser: Parser) -> None:
+    of_boxes = "--dataset folder --root DATA --results results/ --out report/"
+    of_vot = "--dataset vot --root WORKSPACE --results WORKSPACE/results --out report/"
+    parser.describe(run_report, of_boxes, of_vot, about=REPORT_ABOUT)
+    _add_dataset(parser)
+    parser.add_argument("--results", type=Path, required=True, help="holds TRACKER/SEQUENCE.txt")
+    parser.add_argument("--trackers", help="names, separated by commas; default: all in RESULTS")
+    parser.add_argument("--out", type=Path, help="write the report there: index.html, tables, plots")
+    parser.add_argument("--worst", type=int, default=3, metavar="N", help="sequences a tracker with pictures (3)")
+    parser.add_argument("--measures", choices=("own", "ope"), default="own", help="of GOT-10k and TrackingNet")
+    ope = parser.add_argument_group("one-pass evaluation")
+    ope.add_argument("--rules", choices=get_args(RuleSet), default="mixformer", help="whose numbers (mixformer)")
+    ope.add_argument("--exclude-invalid-frames", action="store_true", help="rates over valid frames")
+    ope.add_argument("--separate-runs", action="store_true", help="NAME_000, NAME_001, ... are not averaged")
+    vot = parser.add_argument_group("VOT")
+    interval, ends = (EAO_LOW, EAO_HIGH), ("LOW", "HIGH")
+    interval_help = f"lengths over which EAO is averaged ({EAO_LOW} {EAO_HIGH}, VOT2020 to VOT2022)"
+    vot.add_argument("--eao-interval", type=int, nargs=2, metavar=ends, default=interval, help=interval_help)
+
+
+@for_the_user(ValueError)
+def run_report(args: argparse.Namespace, opened: Dataset | None = None) -> int:
+    """Scores what trackers left, on the data set that is `opened` already, or that the arguments name; 1 when a ground
+    truth cannot be read."""
+    if args.worst < 0 or not 1 <= args.eao_interval[0] < args.eao_interval[1]:
+        raise UsageError("--worst needs a number from 0 on, and --eao-interval two from 1 on, the lower first")
+    report, unreadable = _score(args, opened)
+    print(summary(report), end="")
+    if args.out is not None:
+        for path in write_report(report, args.out):
+            print(f"wrote {path}")
+    for name, reason in unreadable.items():
+        print(f"FAILED {printable(name)}: {printable(reason)}", file=sys.stderr)
+    return int(bool(unreadable))
+
+
+def _score(args: argparse.Namespace, opened: Dataset | None) -> tuple[Report, dict[str, str]]:
+    """The report, and why the sequences that are not in it could not be read."""
+    trackers = args.trackers.split(",") if args.trackers else None
+    worst = args.worst if args.out else 0  # pictures are for the page alone
+    layout = LAYOUTS.get(args.dataset, "pytracking")
+    if layout in EXPERIMENTS:
+        # The names alone: scoring needs no frames. DepthTrack's reader takes folders, and no list.
+        is_chosen = args.list or layout == "votrgbd"
+        shown = open_dataset(args.dataset, args.root, args.split, args.list) if worst or is_chosen else None
+        chosen = list(shown.keys) if is_chosen and shown is not None else None
+        drawn = shown if worst else None
+        if layout != "vot":
+            return long_term_report(args.dataset, args.root, args.results, trackers, drawn, worst, chosen), {}
+        options = (trackers, tuple(args.eao_interval), drawn, worst, chosen, args.dataset)
+        return vot_report(args.root, args.results, *options), {}
+    dataset = opened if opened is not None else open_dataset(args.dataset, args.root, args.split, args.list)
+    sequences, unreadable = dataset.read_all()
+    if not sequences:
+        raise ValueError("; ".join(unreadable.values()))
+    names = [sequence.name for sequence in sequences]
+    # Files of the other sequences are not files of these under another name.
+    others = unreadable if args.list is None else open_dataset(args.dataset, args.root, args.split).keys
+    known = SequenceNames([*names, *(key.rpartition("/")[2] for key in others)], args.dataset)
+    files = find_results(args.results, names, trackers, args.separate_runs, known)
+    if args.dataset in OWN_MEASURES and args.measures == "own":
+        report = OWN_MEASURES[args.dataset](sequences, files, worst)
+    else:
+        rules = benchmark_rules(args.dataset, args.rules, args.exclude_invalid_frames)
+        report = ope_report(args.dataset, sequences, files, rules, worst, progress=sys.stderr.isatty())
+    notes = [f"{name} is not scored, since its ground truth cannot be read: {why}" for name, why in unreadable.items()]
+    empty = {each.name: [fault.kind for fault in each.faults].count("box empty") for each in sequences}
+    if any(empty.values()):
+        names = [name for name, count in empty.items() if count]
+        where = ", ".join(names[:5]) + (f" and {len(names) - 5} more sequences" if len(names) > 5 else "")
+        notes.append(f"{sum(empty.values())} boxes of negative or no size are rows without target, in {where}")
+    return dataclasses.replace(report, notes=(*report.notes, *notes)), unreadable
+
+
+def add_pack(parser: Parser) -> None:
+    """The arguments of `mixformer pack`; for data, see `mixformer data pack`."""
+    got10k = "--dataset got10k --root GOT-10k/test --results results/mixvit_b --out mixvit_b.zip"
+    trackingnet = "--dataset trackingnet --root TrackingNet --split test --results results/mixvit_b --out mixvit_b.zip"
+    parser.describe(run_pack, got10k, trackingnet, about=PACK_ABOUT)
+    parser.add_argument("--dataset", required=True, choices=sorted(TEST_SEQUENCES))
+    parser.add_argument("--root", type=Path, required=True, help="folder of the test set")
+    parser.add_argument("--split", help="a published part of the data set; TrackingNet: test, without its chunks")
+    parser.add_argument("--results", type=Path, required=True, help="folder of one tracker, which holds SEQUENCE.txt")
+    parser.add_argument("--out", type=Path, required=True, help="the archive, NAME.zip")
+
+
+@for_the_user(ValueError)
+def run_pack(args: argparse.Namespace) -> int:
+    pack = pack_results(args.dataset, args.results, open_dataset(args.dataset, args.root, args.split), args.out)
+    print(f"{pack.path}: {pack.sequences} sequences, {pack.frames} frames, {pack.repetitions} repetition(s)")
+    if pack.sequences != TEST_SEQUENCES[args.dataset]:
+        print(f"warning: the server's test set has {TEST_SEQUENCES[args.dataset]} sequences", file=sys.stderr)
+    return 0

@@ -4,27 +4,15 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from mixformer_jax.cli.console import (
-    Parser,
-    UsageError,
-    add_model_arguments,
-    complain,
-    load_model,
-    positive,
-    positives,
-    tell_stopped,
-)
+from mixformer_jax.cli.console import Parser, UsageError, load_model, number, positive, positives, tell_end
 from mixformer_jax.config_files import TRACKER_PREFIX
 from mixformer_jax.files import is_taken
-from mixformer_jax.signals import Stopped
 
 if TYPE_CHECKING:
     from mixformer_jax.datasets.mot import MotRows
-    from mixformer_jax.evaluation.mot_scoring import MotTruth
     from mixformer_jax.media.sources import FrameSource
-    from mixformer_jax.tracking.mot import MotSettings
     from mixformer_jax.tracking.mot_record import MotRecording
 
 ABOUT = """Tracks begin at detections. The network looks for those objects that detections leave in doubt, all of a
@@ -51,35 +39,21 @@ def add_mot(parser: Parser) -> None:
     parser.add_argument("--groundtruth", type=Path, metavar="GT", help=GROUNDTRUTH)
     parser.add_argument("--score", type=Path, metavar="FOLDER", help=SCORE)
     parser.add_argument("--searches", type=_searches, metavar="N", help=SEARCHES)
-    parser.add_argument("--min-score", type=_number, metavar="S", help="of detections that count (default: 0.1)")
-    parser.add_argument("--birth-score", type=_number, metavar="S", help="at which a track begins (default: 0.5)")
+    parser.add_argument("--min-score", type=number, metavar="S", help="of detections that count (default: 0.1)")
+    parser.add_argument("--birth-score", type=number, metavar="S", help="at which a track begins (default: 0.5)")
     end_help = "frames without a detection after which a track ends (default: 30)"
     parser.add_argument("--end-after", type=positive, metavar="N", help=end_help)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     parser.add_argument("--resume", action="store_true", help=RESUME)
-    parser.add_argument(
-        "--quiet", action="store_true", help="no progress and no summary, only scores and what is wrong"
-    )
-    add_model_arguments(parser)
+    quiet_help = "no progress and no summary, only scores and what is wrong"
+    parser.add_argument("--quiet", action="store_true", help=quiet_help)
+    parser.add_model()
 
 
-def _searches(text: str) -> int | str:
-    if text in ("all", "0"):
-        return text
-    try:
-        return positive(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, or all, got {text!r}") from None
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
-    return value
+def _searches(text: str) -> str:
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on, or all, got {text!r}")
+    return text
 
 
 class _Video(NamedTuple):
@@ -95,6 +69,7 @@ class _Video(NamedTuple):
 
 def run_mot(args: argparse.Namespace) -> int:
     """Tracks in a video, or in every sequence of a folder, and scores what has a ground truth."""
+    from mixformer_jax.datasets.mot import read_mot_rows
     from mixformer_jax.evaluation.mot_scoring import read_truth, score_results, score_table
 
     if args.score is not None and (args.detections or args.out or args.video):
@@ -104,12 +79,14 @@ def run_mot(args: argparse.Namespace) -> int:
     truths = {
         video.name: read_truth(video.groundtruth, video.name, video.num_frames) for video in videos if video.groundtruth
     }
-    if args.score is not None:
-        results = _read_results(args, truths)
-    else:
+    if args.score is None:
         results, status = _track_all(args, videos)
         if status:
             return status
+    elif truths:
+        results = {name: read_mot_rows(args.score / f"{name}.txt", "results") for name in truths}
+    else:
+        raise UsageError("--score: there is no ground truth; expected gt/gt.txt in each sequence, or --groundtruth GT")
     if truths:
         lengths = {video.name: video.num_frames for video in videos}
         print(score_table(score_results(truths, results, lengths)), end="")
@@ -147,40 +124,22 @@ def _videos(args: argparse.Namespace) -> list[_Video]:
     return videos
 
 
-def _read_results(args: argparse.Namespace, truths: dict[str, "MotTruth"]) -> dict[str, "MotRows"]:
-    from mixformer_jax.datasets.mot import read_mot_rows
-
-    if not truths:
-        raise UsageError("--score: there is no ground truth; expected gt/gt.txt in each sequence, or --groundtruth GT")
-    return {name: read_mot_rows(args.score / f"{name}.txt", "results") for name in truths}
-
-
-def _settings(args: argparse.Namespace) -> "MotSettings":
-    from mixformer_jax.tracking.mot import MotSettings
-
-    changes: dict[str, Any] = {
-        "min_score": args.min_score,
-        "birth_score": args.birth_score,
-        "end_after": args.end_after,
-        "search_all": True if args.searches == "all" else None,
-        "searches": None if args.searches in (None, "all") else int(args.searches),
-    }
-    return MotSettings.from_dict({name: value for name, value in changes.items() if value is not None})
-
-
 def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str, "MotRows"], int]:
     """Rows by video, and the exit status if it is to end here."""
     from mixformer_jax.datasets.detections import ListedDetections, open_detections
     from mixformer_jax.datasets.mot import read_mot_rows
-    from mixformer_jax.tracking.mot import MotTracker
+    from mixformer_jax.tracking.mot import MotSettings, MotTracker
     from mixformer_jax.tracking.mot_record import record_objects
     from mixformer_jax.tracking.resume import RunState, resume_path
 
     def is_done(rows: Path) -> bool:
         return rows.exists() and not resume_path(rows).exists()
 
-    folder = (args.out or Path(f"{_name(args, videos)}_mot")).expanduser()
-    settings = _settings(args)
+    name = videos[0].name if len(videos) == 1 else Path(args.source).expanduser().resolve().name
+    folder = (args.out or Path(f"{name}_mot")).expanduser()
+    changes = {"min_score": args.min_score, "birth_score": args.birth_score, "end_after": args.end_after}
+    changes |= {"search_all": True} if args.searches == "all" else {"searches": args.searches and int(args.searches)}
+    settings = MotSettings.from_dict({name: value for name, value in changes.items() if value is not None})
     listed = []
     for video in videos:
         if video.detections is None:
@@ -204,26 +163,17 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
         if args.resume and is_done(path):
             results[video.name] = read_mot_rows(path, "results")
             continue
+        drawn = folder / f"{video.name}.mp4" if args.video else None
         options = {"progress": not args.quiet, "overwrite": args.overwrite, "resume": args.resume}
         with video.open() as source:
             if source.is_live and isinstance(detections, ListedDetections):
                 raise UsageError(f"{source.name} is live: its detections come from a detector, module:function")
-            run_state = None if source.is_live else RunState(resume_path(path))
-            recording = record_objects(
-                *(tracker, source, detections, path, folder / f"{video.name}.mp4" if args.video else None),
-                origin=video.origin,
-                run_state=run_state,
-                **options,
-            )
-        status = _report(recording, video.name, path, args.quiet)
-        if status:
+            options["run_state"] = None if source.is_live else RunState(resume_path(path))
+            recording = record_objects(tracker, source, detections, path, drawn, origin=video.origin, **options)
+        if status := _report(recording, video.name, path, args.quiet):
             return {}, status
         results[video.name] = recording.rows
     return results, 0
-
-
-def _name(args: argparse.Namespace, videos: list[_Video]) -> str:
-    return videos[0].name if len(videos) == 1 else Path(args.source).expanduser().resolve().name
 
 
 def _report(recording: "MotRecording", name: str, path: Path, quiet: bool) -> int:
@@ -233,11 +183,6 @@ def _report(recording: "MotRecording", name: str, path: Path, quiet: bool) -> in
     files = f"{path}" if recording.num_objects else f"{path}, without rows, as nothing was detected twice"
     files += "" if recording.video is None else f" and {recording.video}"
     if not quiet:
-        print(
-            f"{name}: {recording.num_frames} frames{earlier}, {recording.num_objects} objects{rate}: {files}",
-            flush=True,
-        )
-    kept = f"the {recording.num_frames} frames tracked until then are in {files}"
-    if isinstance(recording.stopped_by, Stopped):
-        return tell_stopped(recording.stopped_by, kept)
-    return 0 if recording.stopped_by is None else complain(f"{recording.stopped_by}; {kept}")
+        found = f"{recording.num_frames} frames{earlier}, {recording.num_objects} objects{rate}"
+        print(f"{name}: {found}: {files}", flush=True)
+    return tell_end(recording.stopped_by, f"the {recording.num_frames} frames tracked until then are in {files}")

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from mixformer_jax.cli.console import ADVICE, Parser, UsageError, positive, tell_stopped
+from mixformer_jax.cli.console import ADVICE, Parser, UsageError, for_the_user, positive
 from mixformer_jax.config_files import (
     CONFIG_PREFIX,
     CONFIGS,
@@ -23,8 +23,8 @@ from mixformer_jax.config_files import (
     project_configs,
 )
 from mixformer_jax.files import write_atomically
-from mixformer_jax.reports.studies import SAMPLES, Study, StudyRow, draw_study, study_markdown
-from mixformer_jax.signals import Stopped, StopSignals, check
+from mixformer_jax.reports.studies import SAMPLES, Study, draw_study, study_markdown
+from mixformer_jax.signals import check, saving
 from mixformer_jax.text_tables import aligned
 
 MIXFORMER = ("-m", "mixformer_jax")
@@ -37,7 +37,6 @@ class Programs:
         cores = sorted(os.sched_getaffinity(0))
         if jobs > len(cores):
             raise ValueError(f"--jobs {jobs}: there are {len(cores)} processors")
-        self.jobs = jobs
         self._shares = [cores[i::jobs] for i in range(jobs)]
         self._log_folder = log_folder
         self._lock = threading.Lock()
@@ -53,9 +52,9 @@ class Programs:
                 if self._stopped:
                     raise RuntimeError("stopped")
                 share = self._shares.pop()
-                command = [sys.executable, *map(str, arguments)]
                 # A session of its own: Ctrl-C would reach it beside the signal from `closing`, and at a second one a
                 # training does not save.
+                command = [sys.executable, *map(str, arguments)]
                 process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
                 os.sched_setaffinity(process.pid, share)
                 self._running.add(process)
@@ -100,13 +99,12 @@ FOR_PRETRAININGS = ("data.", "train.workers=", "train.mesh=")
 
 
 def add_study(parser: Parser) -> None:
-    parser.add_commands(
-        {
-            "list": ("Say which config is which row of the paper, its number there, and what it takes.", _add_list),
-            "plan": ("Say how many hours the rows take at the paper's size on chips that are not here.", _add_plan),
-            "run": ("Train rows, track with them, and write the table beside the paper's.", _add_run),
-        }
-    )
+    commands = {
+        "list": ("Say which config is which row of the paper, its number there, and what it takes.", _add_list),
+        "plan": ("Say how many hours the rows take at the paper's size on chips that are not here.", _add_plan),
+        "run": ("Train rows, track with them, and write the table beside the paper's.", _add_run),
+    }
+    parser.add_commands(commands)
 
 
 def _table(text: str) -> str:
@@ -154,11 +152,8 @@ def run_plan(args: argparse.Namespace) -> int:
     places = [parse_topology(topology) for topology in args.topologies]
     study = load_study(args.table)
     tasks = [(name, *_cost_of_pretraining(name)) for name in _pretrainings(study, study.rows, FULL)]
-    tasks += [
-        (f"{args.table}:{name}", row.eflops, SAMPLES)
-        for name, row in study.rows.items()
-        if row.weights_of is None  # stage 2 is a fiftieth
-    ]
+    trained = {name: row for name, row in study.rows.items() if row.weights_of is None}  # stage 2 is a fiftieth
+    tasks += [(f"{args.table}:{name}", row.eflops, SAMPLES) for name, row in trained.items()]
     header = ["config", "EFLOP", "samples, M"]
     lines = [[*header, *(f"hours, {x.name}" for x in places), *(f"samples/s, {x.name}" for x in places)]]
     total = [0.0] * len(places)
@@ -234,7 +229,7 @@ class Setup:
 
 
 def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
-    changes = {} if setup.pretraining_steps is None else _length(setup.pretraining_steps)
+    changes = _length(setup.pretraining_steps)
     if setup.scale != FULL:
         changes |= setup.study.pretraining_changes
     data = [text for text in setup.overrides if text.removeprefix(CONFIG_PREFIX).startswith(FOR_PRETRAININGS)]
@@ -243,9 +238,7 @@ def pretrain_for(programs: Programs, setup: Setup, name: str) -> None:
 
 def train_row(programs: Programs, setup: Setup, name: str, seed: int) -> None:
     row = setup.study.rows[name]
-    changes: dict[str, Any] = {"train.seed": seed}
-    if setup.steps is not None:
-        changes |= _length(setup.steps)
+    changes = {"train.seed": seed, **_length(setup.steps)}
     started = _pretrainings(setup.study, [name], setup.scale)
     if row.scores and row.weights_of is not None:
         changes["train.init"] = setup.run(row.weights_of, seed)
@@ -255,8 +248,10 @@ def train_row(programs: Programs, setup: Setup, name: str, seed: int) -> None:
     programs.run(f"{setup.table}_{name}_seed{seed}", *MIXFORMER, "train", *options, *setup.overrides)
 
 
-def _length(steps: int) -> dict[str, Any]:
-    """A run of so many steps, saved and validated four times on the way."""
+def _length(steps: int | None) -> dict[str, Any]:
+    """A run of so many steps, saved and validated four times on the way; None: of the config's own."""
+    if steps is None:
+        return {}
     every = max(1, steps // 4)
     return {
         "train.steps": steps,
@@ -289,7 +284,7 @@ def score(setup: Setup, name: str, seed: int) -> dict[str, float]:
 
 def _add_run(parser: Parser) -> None:
     examples = ("table7 --scale tiny --out runs/studies", "fig7 --scale small --rows mae4,mae12 --out runs/studies")
-    parser.describe(run_study, *examples, overrides=CONFIG_PREFIX, about=ABOUT)
+    parser.describe(run_study, *examples, overrides=CONFIG_PREFIX, about=ABOUT, advice=ADVICE)
     parser.add_argument("table", type=_table, metavar="TABLE", help="3 to 8, or fig7")
     parser.add_argument("--scale", required=True, choices=tuple(SCALES))
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="gets the tables and all runs")
@@ -306,42 +301,31 @@ def _add_run(parser: Parser) -> None:
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Runs what is left of one table."""
-    # Whatever a training still has to save, it is waited for.
-    with StopSignals("mixformer study", ADVICE) as signals, signals.saving():
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
     study = load_study(args.table)
     names = args.rows.split(",") if args.rows else list(study.rows)
-    unknown = [name for name in names if name not in study.rows]
-    if unknown:
+    if unknown := [name for name in names if name not in study.rows]:
         raise UsageError(f"--rows {','.join(unknown)}: not in {args.table}, which has: {', '.join(study.rows)}")
     if len(set(args.seeds)) < len(args.seeds):
         raise UsageError("--seeds: the same seed twice is no second measurement")
     dataset = "lasot" if args.scale == FULL else "folder"
     test_root = args.test_root or Path("data/lasot" if args.scale == FULL else "../shared/data/smoke")
     train_root = None if args.train_root is None else args.train_root.resolve()
-    setup = Setup(
-        *(args.table, study, args.scale, args.out.resolve(), dataset, test_root.resolve(), train_root),
-        *(args.steps, args.pretraining_steps, tuple(args.overrides)),
-    )
-    skipped = _cannot_be_made_small(setup, names)
+    lengths = args.steps, args.pretraining_steps
+    data = dataset, test_root.resolve(), train_root
+    setup = Setup(args.table, study, args.scale, args.out.resolve(), *data, *lengths, tuple(args.overrides))
+    inits = {} if args.scale == FULL else {name: study.rows[name].init for name in names}
+    skipped = {name: f"needs {init}" for name, init in inits.items() if init not in study.stand_ins}
     kept = [name for name in names if name not in skipped]
-    _refuse_what_is_missing(setup, kept, args.overrides)
+    _refuse_what_is_missing(setup, kept)
     trained = dict.fromkeys(study.rows[name].weights_of or name for name in kept)
     second = [name for name in kept if study.rows[name].scores]
-    try:
+    # Whatever a training still has to save, it is waited for.
+    with saving(), for_the_user(RuntimeError, ValueError):
         programs = Programs(args.jobs, setup.out / "logs")
         with ThreadPoolExecutor(args.jobs) as threads, programs.closing():
             run_all(threads, [(pretrain_for, programs, setup, name) for name in _pretrainings(study, kept, args.scale)])
             for rows, do in ((trained, train_row), (second, train_row), (kept, track_row)):
                 run_all(threads, [(do, programs, setup, name, seed) for seed in args.seeds for name in rows])
-    except Stopped as stopped:
-        return tell_stopped(stopped, ADVICE, "mixformer study")
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(str(error)) from error
     print(write_study(setup, args.seeds, kept, skipped), end="")
     return 0
 
@@ -377,29 +361,21 @@ def write_study(setup: Setup, seeds: Sequence[int], kept: Sequence[str], skipped
     return f"{table}\nwrote {place}.md, .json, .png\n"
 
 
-def _cannot_be_made_small(setup: Setup, names: Sequence[str]) -> dict[str, str]:
-    rows = {name: setup.study.rows[name] for name in names}
-    if setup.scale == FULL:
-        return {}
-    return {name: f"needs {row.init}" for name, row in rows.items() if row.init not in setup.study.stand_ins}
-
-
-def _refuse_what_is_missing(setup: Setup, names: Sequence[str], overrides: Sequence[str]) -> None:
+def _refuse_what_is_missing(setup: Setup, names: Sequence[str]) -> None:
     """UsageError before anything is trained."""
     from mixformer_jax.datasets.frame_parts import is_remote
     from mixformer_jax.training.experiment import Experiment
 
     needed = [setup.test_root] if setup.train_root is None else [setup.test_root, setup.train_root]
     for name in names:
-        config = load_config(setup.config(name), overrides, default_settings(Experiment))
-        row: StudyRow = setup.study.rows[name]
+        config = load_config(setup.config(name), setup.overrides, default_settings(Experiment))
         if setup.scale == FULL:
             needed += [Path(each.root) for each in config.data.datasets.values() if not is_remote(each.root)]
-            needed += [Path(row.init)] if row.init and not row.init.startswith("runs/") else []
+            init = setup.study.rows[name].init
+            needed += [Path(init)] if init and not init.startswith("runs/") else []
         elif setup.train_root is None:
             needed.append(Path(config.data.root))
-    missing = [str(path) for path in dict.fromkeys(needed) if not path.exists()]
-    if missing:
+    if missing := [str(path) for path in dict.fromkeys(needed) if not path.exists()]:
         plan = f"; `mixformer study plan {setup.table}` says what it takes" if setup.scale == FULL else ""
         raise UsageError(f"not there: {', '.join(missing)}{plan}")
 
@@ -407,11 +383,10 @@ def _refuse_what_is_missing(setup: Setup, names: Sequence[str], overrides: Seque
 def run_all(threads: ThreadPoolExecutor, calls: Sequence[tuple[Any, ...]]) -> None:
     """Makes all calls; the first that fails ends it."""
     waiting = {threads.submit(*call): call for call in calls}
-    done = 0
     while waiting:
         check()
         for future in wait(waiting, 0.2, FIRST_COMPLETED).done:
             future.result()
-            done += 1
-            call = waiting.pop(future)
-            print(f"{call[0].__name__} {done} of {len(calls)}: {' '.join(map(str, call[3:]))}", flush=True)
+            do, _, _, *about = waiting.pop(future)
+            done = len(calls) - len(waiting)
+            print(f"{do.__name__} {done} of {len(calls)}: {' '.join(map(str, about))}", flush=True)

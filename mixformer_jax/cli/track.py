@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -9,28 +10,25 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli.console import (
     Parser,
     UsageError,
-    add_model_arguments,
-    complain,
     for_the_user,
     load_model,
+    number,
     positive,
     print_table,
     read_box,
-    tell_stopped,
+    tell_end,
 )
 from mixformer_jax.config_files import TRACKER_PREFIX
 from mixformer_jax.files import NameTakenError, is_taken
-from mixformer_jax.signals import Stopped
 
 if TYPE_CHECKING:
     from mixformer_jax.media.sources import FrameSource
-    from mixformer_jax.tracking.masks import Segmenter
     from mixformer_jax.tracking.record import Recording
 
 Outputs = tuple[Path | None, Path, Path | None]
@@ -76,36 +74,29 @@ def add_track(parser: Parser) -> None:
     parser.add_argument("--boxes", type=Path, metavar="FILE", help=BOXES)
     parser.add_argument("--masks", nargs="?", const=DEFAULT_MASKS, metavar="W", help=MASKS)
     parser.add_argument("--mask-images", type=Path, metavar="FOLDER", help=MASK_IMAGES)
-    parser.add_argument(
-        "--mask-threshold", type=_share, metavar="P", help="least probability of a pixel (default: 0.6)"
-    )
+    mask_threshold_help = "least probability of a pixel (default: 0.6)"
+    parser.add_argument("--mask-threshold", type=_SHARE, metavar="P", help=mask_threshold_help)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     parser.add_argument("--resume", action="store_true", help=RESUME)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary, only what is wrong")
-    add_model_arguments(parser)
+    parser.add_model()
+
+
+_SHARE = functools.partial(number, kind="a number between 0 and 1", above=0, below=1)
 
 
 def _count(text: str) -> int:
     return 0 if text == "0" else positive(text)
 
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
-    return value
-
-
 def run_track(args: argparse.Namespace) -> int:
-    """Tracks the targets that boxes mark through a source."""
     import numpy as np
 
     from mixformer_jax.media.images import read_depth
     from mixformer_jax.media.second_stream import TwoStreams
+    from mixformer_jax.media.sources import LiveSource
     from mixformer_jax.media.video import SelectedFrames, open_source, prepare_output
+    from mixformer_jax.tracking.masks import MaskSettings, load_segmenter
     from mixformer_jax.tracking.record import record
     from mixformer_jax.tracking.resume import RunState, resume_path
 
@@ -114,8 +105,8 @@ def run_track(args: argparse.Namespace) -> int:
         opened = stack.enter_context(open_source(args.source, args.live, args.reconnects))
         if args.second is not None:
             opened = TwoStreams(opened, stack.enter_context(open_source(args.second, read=read_depth)))
-        part = (args.start, args.end, args.stride, args.backward)
-        source = for_the_user(ValueError, SelectedFrames, opened, *part)
+        with for_the_user(ValueError):
+            source = SelectedFrames(opened, args.start, args.end, args.stride, args.backward)
         if args.select:
             args.box = select_boxes(source)
         boxes_xywh = np.stack([read_box(text, source.size) for text in args.box])
@@ -129,7 +120,8 @@ def run_track(args: argparse.Namespace) -> int:
             name = args.weights or "the default tracker"
             raise UsageError(f"--second: {name} reads RGB alone; give --weights of a model of two streams")
         if args.masks is not None:
-            tracker = tracker.with_masks(_segmenter(args, tracker.device))
+            settings = MaskSettings() if args.mask_threshold is None else MaskSettings(threshold=args.mask_threshold)
+            tracker = tracker.with_masks(load_segmenter(args.masks, tracker.device, settings))
         options = {"progress": not args.quiet, "overwrite": args.overwrite, "resume": args.resume}
         while True:
             video, boxes, images = outputs
@@ -141,7 +133,12 @@ def run_track(args: argparse.Namespace) -> int:
                 break
             except NameTakenError:  # by a run that was as far a moment earlier
                 outputs = _outputs(args, source.name)
-    return report_recording(recording, _stream_lines(opened, len(recording.boxes_xywh)), args.quiet)
+    dropped = []
+    if isinstance(opened, LiveSource):
+        dropped.append(("dropped", f"{opened.dropped} frames that came while another was tracked"))
+        if opened.reconnections:
+            dropped.append(("reconnected", f"{opened.reconnections} times"))
+    return report_recording(recording, dropped, args.quiet)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -153,50 +150,33 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(BOX_NEEDED if args.box is None else "--box and --select: give one of them")
     if args.no_video and args.out is not None:
         raise UsageError("--out and --no-video: give one of them")
-
     if args.masks is None and (args.mask_images or args.mask_threshold):
         raise UsageError("--mask-images and --mask-threshold are for the masks of --masks")
 
 
-def _segmenter(args: argparse.Namespace, device: Any) -> "Segmenter":
-    from mixformer_jax.tracking.masks import MaskSettings, load_segmenter
-
-    settings = MaskSettings() if args.mask_threshold is None else MaskSettings(threshold=args.mask_threshold)
-    return load_segmenter(args.masks, device, settings)
-
-
-def _stream_lines(source: "FrameSource", count: int) -> list[tuple[str, str]]:
-    """What a live source dropped."""
-    from mixformer_jax.media.sources import LiveSource
-
-    if not isinstance(source, LiveSource):
-        return []
-    lines = [("dropped", f"{source.dropped} frames that came while another was tracked")]
-    if source.reconnections:
-        lines.append(("reconnected", f"{source.reconnections} times"))
-    return lines
-
-
 def _outputs(args: argparse.Namespace, name: str) -> Outputs:
-    """Where `track` writes: video, boxes, images of masks.
+    """Where `track` writes: video, boxes, images of masks; with --resume as the last run that left its state.
 
     Nothing is replaced unasked: NAME of default names becomes NAME-2, NAME-3, ...
-
-    With --resume, the files of the last run that left its state.
     """
+    from mixformer_jax.media.decoders import is_address
     from mixformer_jax.tracking.result_files import numbered_paths
     from mixformer_jax.tracking.resume import resume_path
 
+    inputs = [Path(source) for source in (args.source, args.second) if source is not None and not is_address(source)]
     unfinished: Outputs | None = None
-    for number in itertools.count(1):
-        stem = name if number == 1 else f"{name}-{number}"
+    for count in itertools.count(1):
+        stem = name if count == 1 else f"{name}-{count}"
         video = None if args.no_video else args.out or Path(f"{stem}_tracked.mp4")
         boxes = args.boxes or Path(f"{stem}_boxes.txt")
         texts = numbered_paths(boxes, len(args.box))
         has_images = args.masks is not None and boxes.suffix.lower() not in (".json", ".jsonl")
         images = args.mask_images or (Path(f"{stem}_masks") if has_images else None)
         outputs = (*texts, *filter(None, (video, images)))
-        _check_distinct([args.source, args.second], outputs)
+        files = [*inputs, *outputs]
+        if len({path.expanduser().resolve() for path in files}) < len(files):
+            listed = ", ".join(map(str, files))
+            raise UsageError(f"{listed} must be different files: see --out, --boxes and --mask-images")
         if is_unfinished := resume_path(boxes.expanduser()).exists():
             unfinished = video, boxes, images
         taken = {path for path in outputs if not args.overwrite and is_taken(path.expanduser())}
@@ -212,28 +192,13 @@ def _outputs(args: argparse.Namespace, name: str) -> Outputs:
     return video, boxes, images
 
 
-def _check_distinct(sources: Sequence[str | None], outputs: Sequence[Path]) -> None:
-    """An output must not overwrite an input, or another output."""
-    from mixformer_jax.media.decoders import is_address
-
-    paths = [*(Path(source) for source in sources if source is not None and not is_address(source)), *outputs]
-    if len({path.expanduser().resolve() for path in paths}) < len(paths):
-        listed = ", ".join(map(str, paths))
-        raise UsageError(f"{listed} must be different files: see --out, --boxes and --mask-images")
-
-
 def report_recording(recording: "Recording", more: Sequence[tuple[str, str]] = (), quiet: bool = False) -> int:
     """Prints what a recording left behind; the status tells whether it reached the end of its source."""
     count, files = len(recording.boxes_xywh), ", ".join(map(str, recording.boxes))
     if not quiet:
         print_table([*_summary(recording), ("boxes", files), *more])
     kept = f"the {count} frames tracked until then are in {files}"
-    kept += "" if recording.video is None else f" and {recording.video}"
-    if isinstance(recording.stopped_by, Stopped):
-        return tell_stopped(recording.stopped_by, kept)
-    if recording.stopped_by is not None:
-        return complain(f"{recording.stopped_by}; {kept}")
-    return 0
+    return tell_end(recording.stopped_by, kept + ("" if recording.video is None else f" and {recording.video}"))
 
 
 def _summary(recording: "Recording") -> list[tuple[str, str]]:
@@ -262,10 +227,8 @@ _WINDOWS_NEEDED = "--select needs {}; or give --box X,Y,W,H"
 
 
 def select_boxes(source: "FrameSource") -> list[str]:
-    """The boxes that a user draws on the first frame, as --box takes them.
-
-    Raises UsageError where this OpenCV or this computer has no windows, or nothing was drawn.
-    """
+    """The boxes that a user draws on the first frame, as --box takes them; UsageError where this OpenCV or this
+    computer has no windows, or nothing was drawn."""
     import cv2
 
     if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):

@@ -2,22 +2,14 @@
 
 import argparse
 import ast
+import functools
 import logging
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixformer_jax.cli.console import (
-    ADVICE,
-    Parser,
-    UsageError,
-    add_config_argument,
-    add_model_arguments,
-    for_the_user,
-    positive,
-    tell_stopped,
-)
+from mixformer_jax.cli.console import ADVICE, Parser, UsageError, for_the_user, positive
 from mixformer_jax.config_files import (
     BENCHMARK_SETTINGS,
     CONFIG_PREFIX,
@@ -30,7 +22,6 @@ from mixformer_jax.config_files import (
     split_row,
 )
 from mixformer_jax.files import is_mangled_address
-from mixformer_jax.signals import Stopped
 
 PRETRAIN = """The folder holds what a training's folder holds, with pictures of masked images and their reconstructions.
 A training starts from it: mixformer train --config mixvit_b --config.train.init=runs/trackmae_vit_b"""
@@ -40,41 +31,22 @@ COPY = "`mixformer configs show NAME > mine.py` gives a copy to start from; --co
 def add_train(parser: Parser) -> None:
     example = "--config mixvit_tiny --out runs/mine --config.train.steps=100"
     parser.describe(run_train, example, overrides=CONFIG_PREFIX)
-    _add_run(parser)
-
-
-def add_pretrain(parser: Parser) -> None:
-    example = "--config trackmae_vit_b --out runs/trackmae_vit_b"
-    parser.describe(run_pretrain, example, overrides=CONFIG_PREFIX, about=PRETRAIN)
-    _add_run(parser)
-
-
-def _add_run(parser: Parser) -> None:
-    add_config_argument(parser)
+    parser.add_config()
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/NAME, after the config")
 
 
-def _folder(config: Path, out: Path | None) -> Path:
-    """--out; without it runs/NAME, or runs/NAME/ROW."""
-    if out is not None:
-        if is_mangled_address(out):
-            raise UsageError(f"--out {out}: an address; a run needs a folder that all its hosts see, see docs/pod.md")
-        return out
-    file, row = split_row(config)
-    return Path("runs", Path(file).stem, row or "")
+def add_pretrain(parser: Parser) -> None:
+    add_train(parser)
+    run = functools.partial(run_train, is_pretraining=True)
+    parser.describe(run, "--config trackmae_vit_b --out runs/trackmae_vit_b", overrides=CONFIG_PREFIX, about=PRETRAIN)
 
 
-def run_train(args: argparse.Namespace) -> int:
-    """Trains a tracker, or a mask network, as the config's sections say."""
-    return _train(args, is_pretraining=False)
-
-
-def run_pretrain(args: argparse.Namespace) -> int:
-    return _train(args, is_pretraining=True)
-
-
-def _train(args: argparse.Namespace, is_pretraining: bool) -> int:
-    out = _folder(args.config, args.out)
+def run_train(args: argparse.Namespace, is_pretraining: bool = False) -> int:
+    """Trains a tracker, or a mask network, as the config's sections say; or pre-trains."""
+    file, row = split_row(args.config)
+    out = args.out or Path("runs", Path(file).stem, row or "")
+    if is_mangled_address(out):
+        raise UsageError(f"--out {out}: an address; a run needs a folder that all its hosts see, see docs/pod.md")
     from mixformer_jax.training.loop import Experiment, PretrainExperiment, experiment_type, objective_of, run
 
     kind = experiment_type(load_config(args.config))
@@ -123,7 +95,7 @@ it was stopped."""
 
 def add_finetune(parser: Parser) -> None:
     examples = ("my_videos --out runs/mine", "cvat_export --weights mixvit_b.pth.tar --out runs/mine --held-out walk2")
-    parser.describe(run_finetune, *examples, overrides=CONFIG_PREFIX, about=TUNING)
+    parser.describe(run_finetune, *examples, overrides=CONFIG_PREFIX, about=TUNING, advice=ADVICE)
     parser.add_argument("videos", type=Path, metavar="VIDEOS", help="folder of the annotated videos")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--dataset", metavar="D", help="how to read VIDEOS (default: told by what it holds)")
@@ -136,18 +108,10 @@ def add_finetune(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help=steps_help)
     parser.add_argument("--pool", type=Path, metavar="DIR", help=pool_help)
     parser.add_argument("--config", type=Path, metavar="NAME", help="whose recipe is taken (default: the weights')")
-    add_model_arguments(parser)
+    parser.add_model()
 
 
 def run_finetune(args: argparse.Namespace) -> int:
-    """Fine-tunes, and prints what came of it."""
-    try:
-        return _run(args)
-    except Stopped as stopped:
-        return tell_stopped(stopped, ADVICE, "mixformer finetune")
-
-
-def _run(args: argparse.Namespace) -> int:
     from mixformer_jax.datasets.sequences import annotation_kind, open_dataset
     from mixformer_jax.text_tables import aligned
     from mixformer_jax.tracking.tracker import find_device
@@ -155,7 +119,8 @@ def _run(args: argparse.Namespace) -> int:
     from mixformer_jax.training.finetuning import FineTuning, default_steps, finetune_config, noticed, record_scores
 
     logging.basicConfig(format="%(message)s")
-    device = None if args.device is None else for_the_user(ValueError, find_device, args.device)
+    with for_the_user(ValueError):
+        device = None if args.device is None else find_device(args.device)
     dataset = open_dataset(args.dataset or annotation_kind(args.videos), args.videos)
     tuning = FineTuning(dataset, args.weights, args.out, args.held_out, device, args.dtype)
     recipe = load_config(args.config or recipe_of(tuning.start.model.name, tuning.start.model.backbone))
@@ -171,9 +136,8 @@ def _run(args: argparse.Namespace) -> int:
         changed = configure(changed["train"]["steps"])
     print(f"train    {len(tuning.split.train)} sequences, {tuning.frames:,} frames; {changed['train']['steps']} steps")
     print(f"held out {', '.join(tuning.split.held_out) or 'nothing: there is one video'}")
-    print(
-        f"pool     {pool or 'none: what is not in your videos may be followed worse afterwards (--pool)'}", flush=True
-    )
+    no_pool = "none: what is not in your videos may be followed worse afterwards (--pool)"
+    print(f"pool     {pool or no_pool}", flush=True)
     scores = tuning.run(changed)
     record_scores(args.out / "scores.json", scores, tuning.minutes)
     shown = "held out" if tuning.split.held_out else "trained on"
@@ -206,9 +170,8 @@ def _pool(args: argparse.Namespace, recipe: Any) -> Path | None:
         return None
     if args.pool is not None:
         if not args.pool.is_dir():
-            raise UsageError(
-                f"--pool {args.pool}: no such folder; expected videos/ and images/, or what data pool wrote"
-            )
+            expected = "expected videos/ and images/, or what data pool wrote"
+            raise UsageError(f"--pool {args.pool}: no such folder; {expected}")
         return args.pool
     own = recipe.data.get("root")
     return Path(own) if own is not None and Path(own).is_dir() else None
