@@ -123,6 +123,11 @@ class Traffic(NamedTuple):
     bytes: int  # of one run, each operand and each result once
     times: int  # how often a step runs it
 
+    @property
+    def moved(self) -> int:
+        """Bytes of all runs."""
+        return self.times * self.bytes
+
 
 class ProgramCost(NamedTuple):
     """What one device does in one run of a program."""
@@ -136,7 +141,7 @@ class ProgramCost(NamedTuple):
     @property
     def hbm_bytes(self) -> int:
         """Read from and written to HBM."""
-        return sum(each.times * each.bytes for each in self.traffic)
+        return sum(each.moved for each in self.traffic)
 
 
 def read_program(text: str) -> ProgramCost:
