@@ -12,15 +12,14 @@ with random ones.
 
 import functools
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import onnxruntime
 
-from eval.turns import WARM_UP_CALLS, Arguments, Parts, bench_parser, run_bench, today
+from eval.turns import Arguments, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.convert import WeightsError
@@ -77,42 +76,28 @@ def difference(ours: Arrays, theirs: Arrays) -> float:
     return max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in pairs)
 
 
-def time_calls(calls: Mapping[str, Callable[[], object]], num_turns: int) -> dict[str, np.ndarray]:
-    """Seconds of one call a turn; the contenders alternate."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(num_turns + WARM_UP_CALLS):
-        for name, call in calls.items():
-            call()
-            before = time.perf_counter()
-            call()
-            if turn >= WARM_UP_CALLS:
-                seconds[name].append(time.perf_counter() - before)
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
 def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[str, ...]]:
     """Rows of the table for one model; ValueError where the runtimes do not compute the same."""
     rows: list[tuple[str, ...]] = []
     cache: Arrays = {}
     for function in tracking_functions(tracker, targets):
         inputs = random_bytes(function) | cache
-        ours, other = in_jax(tracker, function), in_onnxruntime(tracker, function)
-        cache = ours(inputs)
-        worst = difference(cache, other(inputs))
+        calls = {
+            "JAX": functools.partial(in_jax(tracker, function), inputs),
+            "onnxruntime": functools.partial(in_onnxruntime(tracker, function), inputs),
+        }
+        cache, other = (call() for call in calls.values())
+        worst = difference(cache, other)
         if not worst <= TOLERANCE:
             raise ValueError(f"{function.name}: onnxruntime differs from JAX by {worst:.1e}; expected {TOLERANCE:.0e}")
-        calls: dict[str, Callable[[], object]] = {
-            "JAX": functools.partial(ours, inputs),
-            "onnxruntime": functools.partial(other, inputs),
-        }
-        timed = time_calls(calls, num_turns)
-        for runtime, seconds in timed.items():
-            least, median = (f"{1e3 * statistic(seconds):.1f}" for statistic in (np.min, np.median))
+        timed = time_in_turns(calls, num_turns, shortest_turn_s=0)
+        for runtime, (seconds, _others) in timed.items():
+            least, ratio = seconds.min(), seconds.min() / timed["JAX"].seconds.min()
             rows.append(
                 (
                     *(today(), tracker.config.name, device_name(tracker.device), function.name, str(targets), runtime),
-                    *(least, median, f"{seconds.min() / timed['JAX'].min():.2f}", f"{worst:.0e}", str(num_turns)),
-                    f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}",
+                    *(f"{1e3 * least:.1f}", f"{1e3 * np.median(seconds):.1f}", f"{ratio:.2f}", f"{worst:.0e}"),
+                    *(str(num_turns), f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}"),
                 )
             )
     return rows

@@ -22,13 +22,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from einops import rearrange
 
 from eval.bench_step import missing_torch, random_values, random_variables, versions
 from eval.turns import Arguments, Parts, bench_parser, published_peak, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
-from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.models.autoencoder import Autoencoder
 from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.planning.profile import module_of
@@ -123,16 +121,12 @@ def _torch_boxes(experiment: Experiment, batch: Batch, platform: str) -> tuple[A
     import torch
     from torch.nn import functional
 
-    from eval.torch_peer import MixFormerPeer
+    from eval.torch_peer import channels_first, peer_of
 
     train, config = experiment.train, experiment.model
-    peer = MixFormerPeer(config, fused_attention=True)
-    weights = variables_to_official(random_variables(config), config)
-    peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=True)
-    peer = peer.to(platform).train()
+    peer = peer_of(config, random_variables(config), fused_attention=True).to(platform).train()
     mean, deviation = (torch.tensor(each, device=platform).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
-    templates = torch.from_numpy(rearrange(batch["templates"], "b s h w c -> b s c h w").copy()).to(platform)
-    search = torch.from_numpy(rearrange(batch["search"], "b h w c -> b c h w").copy()).to(platform)
+    given = [channels_first(batch[name]).to(platform) for name in ("templates", "search")]
     target = torch.from_numpy(batch["box_cxcywh"]).to(platform)
 
     def corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -154,7 +148,7 @@ def _torch_boxes(experiment: Experiment, batch: Batch, platform: str) -> tuple[A
         overlap = generalised_iou(corners(boxes), corners(target))
         return train.l1_weight * functional.l1_loss(boxes, target) + train.iou_weight * (1 - overlap).mean()
 
-    return peer, loss_of, [templates, search]
+    return peer, loss_of, given
 
 
 def _torch_autoencoder(

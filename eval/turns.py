@@ -6,10 +6,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from mixformer_jax.cli.console import parse_arguments, positive
 from mixformer_jax.media.video import prepare_output
 from mixformer_jax.text_tables import append_rows, markdown
 
+Name = TypeVar("Name", bound=Hashable)  # of a contender
 WARM_UP_CALLS = 2
 SHORTEST_TURN_S = 0.2
 # A turn in which other processes used a larger share of the machine is left out, as long as enough others remain.
@@ -57,25 +58,27 @@ class Timed(NamedTuple):
 
 
 def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], num_turns: int, title: str = "", progress: bool = False
-) -> dict[str, Timed]:
+    calls: Mapping[Name, Callable[[], object]],
+    num_turns: int,
+    title: str = "",
+    progress: bool = False,
+    shortest_turn_s: float = SHORTEST_TURN_S,
+) -> dict[Name, Timed]:
     """Times every call in `num_turns` turns; the contenders alternate, and take turns at being first.
 
     A turn is one untimed call (the other contender's threads may still spin, and its data fills the caches), then as
-    many timed ones as take `SHORTEST_TURN_S`. A call must return when its work is done; the first ones, which compile
-    and allocate, are not timed. Raises ValueError for less than one turn.
+    many timed ones as take `shortest_turn_s`, at least one. A call must return when its work is done; the first ones,
+    which compile and allocate, are not timed.
     """
-    if num_turns < 1:
-        raise ValueError(f"{num_turns} turns; expected at least 1")
     calls_a_turn = {}
     for name, call in calls.items():
         for _ in range(WARM_UP_CALLS):
             call()
         before = time.perf_counter()
         call()
-        calls_a_turn[name] = math.ceil(SHORTEST_TURN_S / (time.perf_counter() - before))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    others: dict[str, list[float]] = {name: [] for name in calls}
+        calls_a_turn[name] = max(1, math.ceil(shortest_turn_s / (time.perf_counter() - before)))
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
+    others: dict[Name, list[float]] = {name: [] for name in calls}
     names = list(calls)
     with tqdm(total=num_turns * len(calls), unit=" turns", desc=title, disable=not progress) as bar:
         for turn in range(num_turns):
