@@ -136,18 +136,18 @@ def measure(
         peak: float | None = 2 * turns.PRODUCT_MACS / timed["product"].quartiles()[1]
     else:
         peak = turns.published_peak(tracker.device, tracker.config.dtype)
-    return [_row(tracker, targets, name, part, timed[name], peak) for name, part in parts.items()]
-
-
-def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: turns.Timed, peak: float | None) -> list[str]:
-    seconds = timed.quartiles()[1] / stage.frames
-    macs = None if stage.macs is None else stage.macs / stage.frames
-    # Decoding serves all targets of a frame.
-    rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
-    gmac = "" if macs is None else f"{macs / 1e9:.2f}"
-    share = "" if macs is None or peak is None else f"{2 * macs / seconds / peak:.1%}"
     about = (turns.today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets))
-    return [*about, name, *timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__]
+    rows = []
+    for name, (_call, frames, macs) in parts.items():
+        timing = timed[name]
+        seconds = timing.quartiles()[1] / frames
+        # Decoding serves all targets of a frame.
+        rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
+        gmac = "" if macs is None else f"{macs / frames / 1e9:.2f}"
+        share = "" if macs is None or peak is None else f"{2 * macs / frames / seconds / peak:.1%}"
+        milliseconds = timing.milliseconds(3, frames)
+        rows.append([*about, name, *milliseconds, rate, gmac, share, timing.turns(), jax.__version__])
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -114,10 +114,15 @@ Arguments = argparse.Namespace
 Parts = Iterable[tuple[Sequence[str], Sequence[Sequence[str]], slice | None]]
 
 
+def plain_parser(about: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with a module's docstring as it stands."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+
+
 def bench_parser(about: str | None, turns: int | None, overrides: str | None = None) -> argparse.ArgumentParser:
     """A parser with --append and, where contenders take turns, --turns; `overrides` as in `Parser.describe`."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+    parser = plain_parser(about)
     if turns is not None:
         turns_help = "turns of each contender (default: %(default)s)"
         parser.add_argument("--turns", type=positive, default=turns, help=turns_help)
