@@ -47,13 +47,11 @@ def find_tracker(name: str) -> Tracker:
 def random_bytes(function: Function) -> Arrays:
     """Crops of noise, every slot filled and an entropy limit of 1, for the inputs that are no cache."""
     rng = np.random.default_rng(0)
-    return {
-        name: rng.integers(0, 256, shape.shape, np.uint8)
-        if shape.dtype == np.uint8
-        else np.ones(shape.shape, shape.dtype)
-        for name, shape in function.inputs.items()
-        if not name.startswith("cache_")
-    }
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.integers(0, 256, leaf.shape, np.uint8) if leaf.dtype == np.uint8 else np.ones(leaf.shape, leaf.dtype)
+
+    return {name: draw(leaf) for name, leaf in function.inputs.items() if not name.startswith("cache_")}
 
 
 def in_jax(tracker: Tracker, function: Function) -> Callable[[Arrays], Arrays]:
@@ -79,6 +77,7 @@ def difference(ours: Arrays, theirs: Arrays) -> float:
 def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[str, ...]]:
     """Rows of the table for one model; ValueError where the runtimes do not compute the same."""
     rows: list[tuple[str, ...]] = []
+    versions = f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}"
     cache: Arrays = {}
     for function in tracking_functions(tracker, targets):
         inputs = random_bytes(function) | cache
@@ -92,14 +91,10 @@ def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[st
             raise ValueError(f"{function.name}: onnxruntime differs from JAX by {worst:.1e}; expected {TOLERANCE:.0e}")
         timed = time_in_turns(calls, num_turns, shortest_turn_s=0)
         for runtime, (seconds, _others) in timed.items():
+            about = (today(), tracker.config.name, device_name(tracker.device), function.name, str(targets), runtime)
             least, ratio = seconds.min(), seconds.min() / timed["JAX"].seconds.min()
-            rows.append(
-                (
-                    *(today(), tracker.config.name, device_name(tracker.device), function.name, str(targets), runtime),
-                    *(f"{1e3 * least:.1f}", f"{1e3 * np.median(seconds):.1f}", f"{ratio:.2f}", f"{worst:.0e}"),
-                    *(str(num_turns), f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}"),
-                )
-            )
+            figures = (f"{1e3 * least:.1f}", f"{1e3 * np.median(seconds):.1f}", f"{ratio:.2f}", f"{worst:.0e}")
+            rows.append((*about, *figures, str(num_turns), versions))
     return rows
 
 

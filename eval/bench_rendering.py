@@ -38,8 +38,9 @@ COLUMNS = (
 def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[str, ...]]:
     """Rows of the table, on one device."""
     settings = dataclasses.replace(experiment.train, mesh=(1, 1, 1))
-    size, cores = settings.batch_size, os.cpu_count() or 1
-    print(f"{device_name(jax.devices()[0])}; {cores} cores; jax {jax.__version__}; batches of {size}")
+    size, cores, device = settings.batch_size, os.cpu_count() or 1, device_name(jax.devices()[0])
+    versions = f"jax {jax.__version__}"
+    print(f"{device}; {cores} cores; {versions}; batches of {size}")
     pools, config = Material.load(experiment.data), experiment.data
     mesh = make_mesh((1, 1, 1))
     began = time.perf_counter()
@@ -69,12 +70,12 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[
         }
         timed = time_in_turns(calls, num_turns, "turns", progress)
     trained = timed["trained on"].quartiles()[1]
-    about = (today(), experiment.model.name, device_name(jax.devices()[0]), str(cores), str(size))
+    about = (today(), experiment.model.name, device, str(cores), str(size))
     rows: list[tuple[str, ...]] = []
     for name, timing in timed.items():
         first, median, third = timing.quartiles()
         spread, ratio = f"{size / third:.0f} to {size / first:.0f}", f"{trained / median:.2f}"
-        rows.append((*about, name, f"{size / median:.0f}", spread, ratio, f"jax {jax.__version__}"))
+        rows.append((*about, name, f"{size / median:.0f}", spread, ratio, versions))
     return rows
 
 

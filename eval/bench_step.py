@@ -84,9 +84,9 @@ def random_values(model: Model, seed: int = 0) -> dict[str, Any]:
 
 def random_crops(config: MixFormerConfig, num_online: int, targets: int) -> Crops:
     rng = np.random.default_rng(1)
-    sides = config.template_size, config.search_size
-    shapes = ((targets, 1 + num_online, sides[0], sides[0], 3), (targets, sides[1], sides[1], 3))
-    return Crops(*(rng.standard_normal(shape, dtype=np.float32) for shape in shapes))
+    templates = (targets, 1 + num_online, config.template_size, config.template_size, 3)
+    search = (targets, config.search_size, config.search_size, 3)
+    return Crops(*(rng.standard_normal(shape, dtype=np.float32) for shape in (templates, search)))
 
 
 def our_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crops: Crops) -> list[Contender]:
@@ -190,13 +190,10 @@ def bench_model(config: MixFormerConfig, targets: int, num_turns: int, progress:
         step, num_online = key
         median, ours = timing.quartiles()[1], timed[OURS, num_online].quartiles()[1]
         others = "" if np.isnan(timing.others).any() else f", others {np.median(timing.others):.0%}"
-        rows.append(
-            (
-                *(today(), config.name, device_name(jax.devices()[0]), step, contenders[key].dtype),
-                *(str(num_online), str(targets), *timing.milliseconds(), f"{targets / median:.1f}"),
-                *(f"{median / ours:.2f}", f"{differences[key]:.0e}", f"{timing.turns()}{others}", versions()),
-            )
-        )
+        about = (today(), config.name, device_name(jax.devices()[0]), step, contenders[key].dtype)
+        ratios = (f"{targets / median:.1f}", f"{median / ours:.2f}", f"{differences[key]:.0e}")
+        figures = (*timing.milliseconds(), *ratios, f"{timing.turns()}{others}", versions())
+        rows.append((*about, str(num_online), str(targets), *figures))
     return rows
 
 
@@ -224,8 +221,8 @@ def measure(args: Arguments) -> Parts:
     if absent := missing_torch():
         print(f"no comparison with PyTorch: {absent}")
     for name in args.models.split(","):
-        config = dataclasses.replace(size_config(name), dtype=dtype)
-        config = config if args.depth is None else dataclasses.replace(config, depth=args.depth)
+        size = size_config(name)
+        config = dataclasses.replace(size, dtype=dtype, depth=args.depth or size.depth)
         yield COLUMNS, bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty()), slice(3, -1)
 
 
