@@ -1,13 +1,10 @@
 """Time of exported functions in onnxruntime beside JAX, on a CPU (see docs/export.md).
 
-    python -m eval.bench_export
     python -m eval.bench_export --models mixvit_tiny --turns 200 --append docs/benchmarks.md
 
 Both compute the same function of the same bytes, `locate` on every frame and `encode_templates` for new templates, with
-as many threads as this process has cores; they must give the same before they are timed, and take turns. A turn is one
-call that is not timed (the threads of the contender before may still spin) and one that is. The least of many is what a
-call takes where nothing else runs; the median tells how busy the machine was. Models are embedded weights, or sizes
-with random ones.
+as many threads as this process has cores; they must give the same before they are timed, a call a turn. The least of
+many is what a call takes where nothing else runs; the median tells how busy the machine was.
 """
 
 import functools

@@ -1,18 +1,16 @@
 """Speed of loading training samples: from JPEG folders, packed shards and a pool, beside a PyTorch DataLoader.
 
-    python -m eval.bench_loading
-    python -m eval.bench_loading --root got10k/val --dataset got10k --turns 20
-    python -m eval.bench_loading --workers 2 --append docs/benchmarks.md
+    python -m eval.bench_loading --root got10k/val --dataset got10k --workers 2 --append docs/benchmarks.md
     python -m eval.bench_loading --pool pools/small --batch 32 --workers 1,2,4,8
 
-All contenders make the same samples of the same sequences: template, online template and search by the official
-`causal` scheme, crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated
-to batches of uint8. The PyTorch peer is the plain pipeline: `cv2.imread` of three whole frames, the official crop,
-numpy, `torch.utils.data.DataLoader`. A second peer also does what the official loader does: padding masks, and float
-tensors normalised on the host (ours are normalised on the device).
+All make the same samples of the same sequences: template, online template and search by the official `causal` scheme,
+crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated to batches of
+uint8. The PyTorch peer is the plain pipeline: `cv2.imread` of three whole frames, the official crop, numpy,
+`torch.utils.data.DataLoader`. A second peer also does what the official loader does: padding masks, and float tensors
+normalised on the host (ours are normalised on the device).
 
-Every contender makes its batches in one thread of this process, in turns (`turns.py`); with --workers its steady rate
-in so many processes is measured too. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
+Batches are made in one thread of this process, in turns (`turns.py`); with --workers the steady rate in so many
+processes is measured too. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
 
 With --pool nothing but a pool (`data.root`) is measured, by crops of MixViT-Nano and the default mix: processes that
 share it beside as many threads of this process, in turns, for each number of --workers.
@@ -43,7 +41,7 @@ from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
-from mixformer_jax.data.pairs import usable_frames
+from mixformer_jax.data.pairs import can_be_drawn, draw_frames, usable_frames
 from mixformer_jax.data.pipeline import Batches, batches
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import open_dataset
@@ -254,22 +252,21 @@ class PeerSamples:
             (
                 [str(each.frame.path(index)) for index in range(len(each))],  # type: ignore[attr-defined]
                 each.boxes_xywh,
-                usable_frames(each).tolist(),
+                usable_frames(each),
             )
             for each in open_dataset(dataset, root)
+            if can_be_drawn(each, CROPS.num_online_templates)
         ]
 
     def __len__(self) -> int:
         return 1 << 30
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        while True:
-            paths, boxes_xywh, visible = random.choice(self.sequences)
-            chosen = _causal(visible)
-            if chosen is not None:
-                break
-        frames = [_read(paths[number]) for number in chosen]
-        boxes = [boxes_xywh[number].copy() for number in chosen]
+        paths, boxes_xywh, usable = random.choice(self.sequences)
+        rng = np.random.default_rng(random.getrandbits(32))
+        templates, search = draw_frames(rng, "causal", usable, usable, MAX_INTERVAL, CROPS.num_online_templates)
+        frames = [_read(paths[number]) for number in (*templates, search)]
+        boxes = [boxes_xywh[number].copy() for number in (*templates, search)]
         if random.random() < 0.05:
             frames = [cv2.cvtColor(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for each in frames]
         if random.random() < 0.5:
@@ -277,10 +274,10 @@ class PeerSamples:
             for frame, box in zip(frames, boxes, strict=True):
                 box[0] = frame.shape[1] - box[0] - box[2]
         size, factor = CROPS.template_size, CROPS.template_factor
-        templates, _, template_masks = self._part(frames[:2], boxes[:2], boxes[:2], factor, size)
+        shown, _, template_masks = self._part(frames[:2], boxes[:2], boxes[:2], factor, size)
         size, factor = CROPS.search_size, CROPS.search_factor
-        (search,), (box,), (search_mask,) = self._part(frames[2:], boxes[2:], [_jittered(boxes[2])], factor, size)
-        sample = {"templates": np.stack(templates), "search": search, "box_cxcywh": box}
+        (region,), (box,), (search_mask,) = self._part(frames[2:], boxes[2:], [_jittered(boxes[2], rng)], factor, size)
+        sample = {"templates": np.stack(shown), "search": region, "box_cxcywh": box}
         if self.as_official:
             sample |= {"template_masks": np.stack(template_masks), "search_mask": search_mask}
         return sample
@@ -314,25 +311,10 @@ def _read(path: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _causal(visible: list[bool]) -> tuple[int, int, int] | None:
-    """Frames of the template, an online template before it, and a search after it."""
-    count = len(visible)
-    for interval in range(MAX_INTERVAL, MAX_INTERVAL + count, 5):
-        bases = [number for number in range(1, count - 1) if visible[number]]
-        if not bases:
-            return None
-        base = random.choice(bases)
-        before = [number for number in range(max(0, base - interval), base) if visible[number]]
-        after = [number for number in range(base + 1, min(count, base + interval)) if visible[number]]
-        if before and after:
-            return base, random.choice(before), random.choice(after)
-    return None
-
-
-def _jittered(box_xywh: np.ndarray) -> np.ndarray:
-    size = box_xywh[2:] * np.exp(np.random.randn(2) * CROPS.scale_jitter)  # noqa: NPY002
+def _jittered(box_xywh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = box_xywh[2:] * np.exp(rng.standard_normal(2) * CROPS.scale_jitter)
     reach = math.sqrt(size[0] * size[1]) * CROPS.centre_jitter
-    centre = box_xywh[:2] + box_xywh[2:] / 2 + reach * (np.random.rand(2) - 0.5)  # noqa: NPY002
+    centre = box_xywh[:2] + box_xywh[2:] / 2 + reach * (rng.random(2) - 0.5)
     return np.concatenate([centre - size / 2, size])
 
 

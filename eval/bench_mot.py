@@ -1,6 +1,5 @@
 """Time of a frame with many objects, by their number and by how they are looked for, beside how well they are tracked.
 
-    python -m eval.bench_mot
     python -m eval.bench_mot --objects 20 --frames 150 --seeds 3 --append docs/benchmarks.md
 
 A frame is `MotTracker.step` on the rendered scene of `eval/crowd.py`: association, crops, and the network's batched

@@ -1,12 +1,10 @@
 """Samples a second: rendered on the device, rendered on the host, and trained on by the step that they are for.
 
-    python -m eval.bench_rendering --config configs/mixvit_tiny.py
-    python -m eval.bench_rendering --config configs/mixvit_tiny.py --config.train.batch_size=256 --root POOL --turns 20
-    python -m eval.bench_rendering --append docs/benchmarks.md
+    python -m eval.bench_rendering --config mixvit_tiny --config.train.batch_size=256 --root POOL --turns 20
 
 All three take turns, with one config: batches rendered on the first device, which holds the pool; the same number of
 samples from threads of the host, one for each core; and the train step on a batch that is on the device. The ratios
-tell which of them waits. Videos and photographs come from `data.root`, or from --root.
+tell which of them waits.
 """
 
 import contextlib
@@ -82,7 +80,7 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[
 def main(arguments: list[str] | None = None) -> int:
     parser = bench_parser(__doc__, turns=20, overrides=CONFIG_PREFIX)
     parser.add_argument("--config", type=Path, default=Path("mixvit_tiny"), help="default: %(default)s")
-    parser.add_argument("--root", help="the pool, in place of data.root")
+    parser.add_argument("--root", help="the pool of videos and photographs, in place of data.root")
 
     def measure(args: Arguments) -> Parts:
         config = load_config(args.config, args.overrides, default_settings(Experiment))

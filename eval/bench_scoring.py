@@ -1,7 +1,6 @@
 """Time and memory of scoring a benchmark of LaSOT's size.
 
-    python eval/bench_scoring.py                     280 sequences x 2,500 frames x 10 trackers, synthetic
-    python eval/bench_scoring.py --frames 250        a tenth of it
+    python eval/bench_scoring.py         280 sequences x 2,500 frames x 10 trackers, synthetic
 
 Each turn reads and scores the result files in a process of its own, so that the peak of memory is that of scoring. With
 the got10k toolkit (pip install -e '.[got10k]'), its OTB report takes turns with ours on the same files, without its

@@ -1,8 +1,6 @@
 """Time of a tracker's step on one frame (backbone, box head, score module), beside PyTorch and beside recomputing.
 
-    python -m eval.bench_step
-    python -m eval.bench_step --models mixvit_b_online --targets 32
-    python -m eval.bench_step --turns 40 --append docs/benchmarks.md
+    python -m eval.bench_step --models mixvit_b_online --targets 32 --turns 40 --append docs/benchmarks.md
 
 Ours is `locate` on cached templates, for 1 and 3 online templates. Beside it, with the same random weights: the PyTorch
 peer (`torch_peer.py`), and ours with the templates recomputed on every frame. All must give the same boxes and scores
@@ -61,14 +59,14 @@ class Crops(NamedTuple):
     search: np.ndarray
 
 
-def random_variables(config: MixFormerConfig, seed: int = 0) -> dict[str, Any]:
+def random_variables(config: MixFormerConfig) -> dict[str, Any]:
     """Random weights of a tracker, see `random_values`."""
-    return random_values(build_model(config), seed)
+    return random_values(build_model(config))
 
 
-def random_values(model: Model, seed: int = 0) -> dict[str, Any]:
+def random_values(model: Model) -> dict[str, Any]:
     """Random weights that keep activations in range, with no two channels alike."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         noise = rng.standard_normal(leaf.shape, dtype=np.float32)

@@ -52,16 +52,15 @@ class Ours(NamedTuple):
     temporary_bytes: int
 
 
-def load_experiment(name: str, batch_size: int | None, overrides: Sequence[str] = ()) -> PlannedExperiment:
+def load_experiment(name: str, batch_size: int, overrides: Sequence[str]) -> PlannedExperiment:
     """A config of `mixformer train` or `pretrain`, with another batch size."""
     config = load_config(name, overrides).to_dict()
-    experiment = planned_type(config).from_mapping(config)
-    return experiment if batch_size is None else with_train(experiment, batch_size=batch_size)
+    return with_train(planned_type(config).from_mapping(config), batch_size=batch_size)
 
 
-def random_batch(experiment: PlannedExperiment, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(experiment: PlannedExperiment) -> dict[str, np.ndarray]:
     """Noise for images, and boxes in the middle of the crop."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     shapes = objective_of(experiment).batch_shapes(experiment.train.batch_size)
 
     def draw(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

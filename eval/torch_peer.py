@@ -7,6 +7,7 @@ frame.
 """
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -238,10 +239,9 @@ class ConvolutionalAttention(MixedAttention):
     def __init__(self, width: int, num_heads: int, frozen: bool, fused: bool) -> None:
         super().__init__(width, num_heads, width**-0.5, fused)
         for name, stride in (("q", 1), ("k", 2), ("v", 2)):
-            projection = nn.Sequential()
-            projection.add_module("conv", nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False))
-            projection.add_module("bn", batch_norm(width, frozen))
-            self.add_module(f"conv_proj_{name}", projection)
+            conv = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
+            projection = OrderedDict(conv=conv, bn=batch_norm(width, frozen))
+            self.add_module(f"conv_proj_{name}", nn.Sequential(projection))
             self.add_module(f"proj_{name}", nn.Linear(width, width))
 
     def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
@@ -390,19 +390,15 @@ class ConvMaeBackbone(Backbone):
         self.patch_embed3 = PatchEmbed(second, width, 2, 2, 0, normed=True)
         self.patch_embed4 = nn.Linear(width, width)
         early1, early2 = config.early_depths
-        self.blocks1 = nn.ModuleList(ConvBlock(first, config.mlp_ratio) for _ in range(early1))
-        self.blocks2 = nn.ModuleList(ConvBlock(second, config.mlp_ratio) for _ in range(early2))
+        self.blocks1 = nn.Sequential(*(ConvBlock(first, config.mlp_ratio) for _ in range(early1)))
+        self.blocks2 = nn.Sequential(*(ConvBlock(second, config.mlp_ratio) for _ in range(early2)))
         self.blocks3 = vit_blocks(config.depth, width, config.num_heads, config.mlp_ratio, fused)
         self.stages = (self.blocks3,)
         self.norm = nn.LayerNorm(width)
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
-        maps = functional.gelu(self.patch_embed1(maps))
-        for block in self.blocks1:
-            maps = block(maps)
-        maps = functional.gelu(self.patch_embed2(maps))
-        for block in self.blocks2:
-            maps = block(maps)
+        maps = self.blocks1(functional.gelu(self.patch_embed1(maps)))
+        maps = self.blocks2(functional.gelu(self.patch_embed2(maps)))
         maps = norm_channels(self.patch_embed4, functional.gelu(self.patch_embed3(maps)))
         return _add_positions(maps, self.pos_embed_s if is_search else self.pos_embed_t)
 
@@ -418,15 +414,13 @@ class CvTBackbone(Backbone):
         stages = []
         for stage, (width, depth, num_heads) in enumerate(zip(widths, depths, heads, strict=True)):
             inputs, kernel = (widths[stage - 1], (3, 2, 1)) if stage else (3, (7, 4, 2))
-            module = nn.Module()
-            module.patch_embed = PatchEmbed(inputs, width, *kernel, normed=True)
-            blocks = []
+            blocks = nn.ModuleList()
             for _ in range(depth):
                 attention = ConvolutionalAttention(width, num_heads, frozen, fused)
-                blocks.append(Block(width, attention, Mlp(width, width * config.mlp_ratio, quick=True), 1e-5))
-            stages.append(nn.ModuleList(blocks))
-            module.blocks = stages[-1]
-            self.add_module(f"stage{stage}", module)
+                blocks.append(Block(width, attention, Mlp(width, width * config.mlp_ratio, quick=True), EPSILON))
+            embedding = PatchEmbed(inputs, width, *kernel, normed=True)
+            self.add_module(f"stage{stage}", nn.ModuleDict({"patch_embed": embedding, "blocks": blocks}))
+            stages.append(blocks)
         self.stages = tuple(stages)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_classes)

@@ -33,19 +33,15 @@ class Timed(NamedTuple):
     others: np.ndarray  # other processes' share of the machine's processor time; NaN where the system does not tell
 
     @property
-    def is_disturbed(self) -> np.ndarray:
-        return self.others > OTHERS_LIMIT
-
-    @property
-    def counted(self) -> np.ndarray:
-        """Seconds of the undisturbed turns, or of all where those are too few."""
-        quiet = self.seconds[~self.is_disturbed]
-        return quiet if len(quiet) >= ENOUGH_TURNS else self.seconds
+    def quiet(self) -> np.ndarray:
+        """Seconds of the undisturbed turns."""
+        return self.seconds[~(self.others > OTHERS_LIMIT)]  # NaN is none
 
     def quartiles(self) -> tuple[float, float, float]:
-        """First quartile, median, third quartile, in seconds."""
-        first, median, third = np.percentile(self.counted, [25, 50, 75])
-        return float(first), float(median), float(third)
+        """First quartile, median, third quartile, in seconds, of the undisturbed turns; of all where those are few."""
+        counted = self.quiet if len(self.quiet) >= ENOUGH_TURNS else self.seconds
+        first, median, third = np.percentile(counted, [25, 50, 75]).tolist()
+        return first, median, third
 
     def milliseconds(self, digits: int = 1, parts: int = 1) -> tuple[str, str]:
         """Cells of a table: median and quartiles of a call, divided by its equal `parts`."""
@@ -54,7 +50,7 @@ class Timed(NamedTuple):
 
     def turns(self) -> str:
         """A cell of a table: the number of turns."""
-        return f"{int((~self.is_disturbed).sum())} undisturbed of {len(self.seconds)}"
+        return f"{len(self.quiet)} undisturbed of {len(self.seconds)}"
 
 
 def time_in_turns(

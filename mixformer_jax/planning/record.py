@@ -131,9 +131,8 @@ class Plan:
     @property
     def refusal(self) -> str | None:
         """Why it does not fit, by how much, and what to change; None where it fits."""
-        if self.memory.total <= self.memory.limit:
-            return None
-        return does_not_fit(self.memory.total, self.memory.limit, self.topology, self.settings, self.mesh)
+        needed, limit = self.memory.total, self.memory.limit
+        return does_not_fit(needed, limit, self.topology, self.settings, self.mesh) if needed > limit else None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it, times in seconds, sizes in bytes."""
@@ -147,10 +146,7 @@ class Plan:
             **self.settings,
             "on_paper": self.on_paper,
             "memory": {**self.memory._asdict(), "total": self.memory.total},
-            "flops": self.flops,
-            "model_flops": self.model_flops,
-            "hbm_bytes": self.hbm_bytes,
-            "accessed_bytes": self.accessed_bytes,
+            **{name: getattr(self, name) for name in ("flops", "model_flops", "hbm_bytes", "accessed_bytes")},
             "movers": [mover._asdict() for mover in self.movers],
             "collectives": {
                 kind: {"count": count, "bytes": size, "sent_bytes": sent}
@@ -180,10 +176,8 @@ def does_not_fit(
         changes.append("recompute all of them (--config.train.remat_policy=nothing_saveable)")
     if mesh["fsdp"] == 1 and mesh["data"] > 1:
         changes.append(f"split the state (--mesh 1,{mesh['data']},{mesh['tensor']})")
-    changes += [
-        f"send the batch through in parts (--config.train.accumulate={2 * settings['accumulate']})",
-        "take a smaller --global-batch",
-    ]
+    changes.append(f"send the batch through in parts (--config.train.accumulate={2 * settings['accumulate']})")
+    changes.append("take a smaller --global-batch")
     return (
         f"does not fit: a chip of {topology.name} would need {gigabytes(needed)} and has {gigabytes(limit)}, "
         f"{int(needed - limit):,} bytes too many. What helps: {'; '.join(changes)}"
@@ -275,8 +269,7 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     parts = ("parameters", "optimizer", "other state", "batch", "activations, gradients, scratch", "program")
     sizes = zip(parts, memory, strict=False)  # all but the limit
     lines += [("", f"  {gigabytes(size):>9}  {name}") for name, size in sizes if size]
-    recomputed = plan.flops / plan.model_flops - 1
-    beside = f"{recomputed:+.0%} to the model's {plan.model_flops / 1e12:.2f} T"
+    beside = f"{plan.flops / plan.model_flops - 1:+.0%} to the model's {plan.model_flops / 1e12:.2f} T"
     lines += [
         ("FLOPs", f"{plan.flops / 1e12:.2f} T a chip and step, {beside}"),
         ("bytes", f"{gigabytes(plan.hbm_bytes)} with HBM; {gigabytes(plan.accessed_bytes)} accessed, as XLA counts"),
