@@ -83,12 +83,11 @@ class Topology:
         """
         if self.chip.kind == "gpu":
             return self.chip.link_bandwidth
+        is_flat, is_cube = len(self.shape) < 3, all(side % 4 == 0 for side in self.shape)
         links = 0
         for axis, length in (dict(enumerate(self.shape)) if spans is None else spans).items():
-            is_cube = len(self.shape) == 3 and all(side % 4 == 0 for side in self.shape)
-            wraps = is_cube if len(self.shape) == 3 else length == _FLAT_SIDE
-            if length > 1:
-                links += 2 if wraps and length == self.shape[axis] else 1
+            wraps = length == self.shape[axis] and (length == _FLAT_SIDE if is_flat else is_cube)
+            links += 0 if length == 1 else 2 if wraps else 1
         return self.chip.link_bandwidth * max(1, links)
 
 

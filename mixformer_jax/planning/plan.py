@@ -40,7 +40,6 @@ from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
 
-QUICK_NOTE = "--quick: compiled without the chip's scratch memory; bytes with HBM and the memory bound are too high"
 # The proposed mesh splits the state until it leaves three quarters of a chip to the activations.
 STATE_SHARE = 0.25
 
@@ -127,7 +126,7 @@ def plan_tpu(
         ModuleNotFoundError: without the package `libtpu`.
     """
     mesh = make_mesh(shape, tpu_devices(topology))
-    settings, axes, chip, notes = settings_of(experiment), dict(mesh.shape), topology.chip, []
+    settings, axes, chip, notes = settings_of(experiment, quick), dict(mesh.shape), topology.chip, []
     began = time.perf_counter()
     with stage("trace the step"):
         program = train_program(objective_of(experiment), experiment.train, mesh)
@@ -160,6 +159,10 @@ def plan_tpu(
         notes.append(
             f"attention kernels count as {1e3 * kernel_s:.1f} ms in the expected step, their products at the peak"
         )
+    if quick:
+        notes.append(
+            "--quick: compiled without the chip's scratch memory; bytes with HBM and the memory bound are too high"
+        )
     estimate_s = None
     if cost.cycles is not None and chip.clock_hz is not None and not quick:
         estimate_s = cost.cycles / chip.clock_hz + kernel_s
@@ -170,7 +173,7 @@ def plan_tpu(
         topology=topology,
         mesh=axes,
         global_batch=experiment.train.batch_size,
-        settings={**settings, "quick": quick},
+        settings=settings,
         on_paper=False,
         memory=memory,
         flops=counted["flops"] * parts + kernel_flops,
@@ -181,7 +184,7 @@ def plan_tpu(
         network_s=network_seconds(cost.collectives, topology, [tuple(device.coords) for device in mesh.devices.flat]),
         estimate_s=estimate_s,
         seconds={"trace": traced - began, "compile": done - traced},
-        notes=(*notes, *([QUICK_NOTE] if quick else [])),
+        notes=tuple(notes),
         movers=movers(cost.traffic),
     )
 

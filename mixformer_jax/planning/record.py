@@ -238,10 +238,10 @@ def memory_of(
     return Memory(parameters, optimizer, rest, batch_bytes, more, code, topology.chip.hbm_bytes)
 
 
-def settings_of(experiment: PlannedExperiment) -> dict[str, Any]:
+def settings_of(experiment: PlannedExperiment, quick: bool = False) -> dict[str, Any]:
     names = ("residual_dtype", "remat", "remat_policy", "accumulate")
     of_train = {name: getattr(experiment.train, name) for name in names}
-    return {"dtype": experiment.model.dtype, **of_train, "quick": False}
+    return {"dtype": experiment.model.dtype, **of_train, "quick": quick}
 
 
 def count_model_flops(experiment: PlannedExperiment) -> float:
