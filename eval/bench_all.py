@@ -9,7 +9,6 @@ other. Their order is that of what one wants to know first; those that do not fi
 For PyTorch's part: pip install torch triton. The loader's pool and the trainings' are demo clips.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -18,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from eval.bench_loading import write_clips
+from eval.turns import plain_parser
 from mixformer_jax.cli.console import positive
 from mixformer_jax.files import write_atomically
 from mixformer_jax.text_tables import markdown
@@ -37,23 +37,18 @@ class Part:
     options: tuple[str, ...]  # its arguments
     small: tuple[str, ...]  # with `--small` those too, or in their place
     what: str  # column with what is timed
-    time: tuple[str, str] = ("ms", "ms")  # column and unit
-    rate: tuple[str, str] | None = None  # column and unit
-    ratio: str | None = None  # column that compares with ours
+    time: tuple[str, str] = ("ms", "ms")  # column and unit; "" where there is none, as of those below
+    rate: tuple[str, str] = ("", "")
+    ratio: str = ""  # column that compares with ours
     more: tuple[str, ...] = ()  # columns worth a look
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the environment
 
     def row(self, name: str, cells: Mapping[str, str]) -> tuple[str, ...]:
         """A row of the table out of one of the program's."""
-
-        def with_unit(column: tuple[str, str] | None) -> str:
-            cell = cells.get(column[0], "") if column else ""
-            return f"{cell} {column[1]}" if column and cell else ""
-
+        figures = [f"{cells[column]} {unit}" if cells.get(column) else "" for column, unit in (self.time, self.rate)]
         model = next((cells[key] for key in ("config", "model", "command") if key in cells), "")
         more = ", ".join(f"{key} {cells[key]}" for key in self.more if cells[key])
-        ratio = cells[self.ratio] if self.ratio else ""
-        return name, model, cells[self.what], with_unit(self.time), with_unit(self.rate), ratio, more
+        return name, model, cells[self.what], *figures, cells.get(self.ratio, ""), more
 
 
 TINY = tuple(
@@ -125,12 +120,14 @@ def read_tables(file: Path) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     columns: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")] if line.startswith("|") else []
-        if cells and set(cells) == {"---"}:
+        if not line.startswith("|"):
+            columns = []
             continue
-        if cells and columns:
+        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        if not columns:
+            columns = cells
+        elif set(cells) != {"---"}:
             rows.append(dict(zip(columns, cells, strict=True)))
-        columns = columns or cells if cells else []
     return rows
 
 
@@ -152,16 +149,14 @@ def run_part(part: Part, small: bool, pool: Path, seconds: float) -> tuple[list[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser = plain_parser(__doc__)
     parser.add_argument("--out", type=Path, metavar="NAME", help="writes NAME.md and NAME.json (default: prints alone)")
     parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="tiny models and one turn")
     parser.add_argument("--minutes", type=positive, default=10, help="for all parts (default: %(default)s)")
     args = parser.parse_args(arguments)
     names = args.parts.split(",")
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
+    if unknown := [name for name in names if name not in PARTS]:
         parser.error(f"--parts {','.join(unknown)}: expected some of {','.join(PARTS)}")
     began = time.monotonic()
     found: dict[str, list[dict[str, str]]] = {}
@@ -177,21 +172,17 @@ def main(arguments: list[str] | None = None) -> int:
             if wrong:
                 failed[name] = wrong
                 print(f"{name}: {wrong}", file=sys.stderr, flush=True)
-    table = one_table(found)
+    rows = [(name, cells) for name, of_part in found.items() for cells in of_part]
+    # Above the rows of all parts: the devices and versions that they name.
+    about = [dict.fromkeys(cells[key] for _, cells in rows if key in cells) for key in ("date", "device", "versions")]
+    lines = [PARTS[name].row(name, cells) for name, cells in rows]
+    table = f"{'; '.join(', '.join(each) for each in about if each)}\n\n{markdown([COLUMNS, *lines])}"
     print(table, end="")
     if args.out is not None:
         record = {"small": args.small, "seconds": time.monotonic() - began, "parts": found, "failed": failed}
         write_atomically(args.out.with_name(f"{args.out.name}.md"), table)
         write_atomically(args.out.with_name(f"{args.out.name}.json"), json.dumps(record, indent=1) + "\n")
     return 1 if failed else 0
-
-
-def one_table(found: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
-    """The rows of all parts in Markdown, below the devices and versions that they name."""
-    rows = [row for of_part in found.values() for row in of_part]
-    about = [dict.fromkeys(row[key] for row in rows if key in row) for key in ("date", "device", "versions")]
-    lines = [PARTS[name].row(name, cells) for name, of_part in found.items() for cells in of_part]
-    return f"{'; '.join(', '.join(each) for each in about if each)}\n\n{markdown([COLUMNS, *lines])}"
 
 
 if __name__ == "__main__":

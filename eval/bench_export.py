@@ -1,26 +1,22 @@
 """Time of exported functions in onnxruntime beside JAX, on a CPU (see docs/export.md).
 
-    python -m eval.bench_export
     python -m eval.bench_export --models mixvit_tiny --turns 200 --append docs/benchmarks.md
 
 Both compute the same function of the same bytes, `locate` on every frame and `encode_templates` for new templates, with
-as many threads as this process has cores; they must give the same before they are timed, and take turns. A turn is one
-call that is not timed (the threads of the contender before may still spin) and one that is. The least of many is what a
-call takes where nothing else runs; the median tells how busy the machine was. Models are embedded weights, or sizes
-with random ones.
+as many threads as this process has cores; they must give the same before they are timed, a call a turn. The least of
+many is what a call takes where nothing else runs; the median tells how busy the machine was.
 """
 
 import functools
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import onnxruntime
 
-from eval.turns import WARM_UP_CALLS, Arguments, Parts, bench_parser, run_bench, today
+from eval.turns import Arguments, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
 from mixformer_jax.convert.convert import WeightsError
@@ -48,13 +44,11 @@ def find_tracker(name: str) -> Tracker:
 def random_bytes(function: Function) -> Arrays:
     """Crops of noise, every slot filled and an entropy limit of 1, for the inputs that are no cache."""
     rng = np.random.default_rng(0)
-    return {
-        name: rng.integers(0, 256, shape.shape, np.uint8)
-        if shape.dtype == np.uint8
-        else np.ones(shape.shape, shape.dtype)
-        for name, shape in function.inputs.items()
-        if not name.startswith("cache_")
-    }
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.integers(0, 256, leaf.shape, np.uint8) if leaf.dtype == np.uint8 else np.ones(leaf.shape, leaf.dtype)
+
+    return {name: draw(leaf) for name, leaf in function.inputs.items() if not name.startswith("cache_")}
 
 
 def in_jax(tracker: Tracker, function: Function) -> Callable[[Arrays], Arrays]:
@@ -77,44 +71,27 @@ def difference(ours: Arrays, theirs: Arrays) -> float:
     return max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in pairs)
 
 
-def time_calls(calls: Mapping[str, Callable[[], object]], num_turns: int) -> dict[str, np.ndarray]:
-    """Seconds of one call a turn; the contenders alternate."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(num_turns + WARM_UP_CALLS):
-        for name, call in calls.items():
-            call()
-            before = time.perf_counter()
-            call()
-            if turn >= WARM_UP_CALLS:
-                seconds[name].append(time.perf_counter() - before)
-    return {name: np.array(values) for name, values in seconds.items()}
-
-
 def bench_model(tracker: Tracker, targets: int, num_turns: int) -> list[tuple[str, ...]]:
     """Rows of the table for one model; ValueError where the runtimes do not compute the same."""
     rows: list[tuple[str, ...]] = []
+    versions = f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}"
     cache: Arrays = {}
     for function in tracking_functions(tracker, targets):
         inputs = random_bytes(function) | cache
-        ours, other = in_jax(tracker, function), in_onnxruntime(tracker, function)
-        cache = ours(inputs)
-        worst = difference(cache, other(inputs))
+        calls = {
+            "JAX": functools.partial(in_jax(tracker, function), inputs),
+            "onnxruntime": functools.partial(in_onnxruntime(tracker, function), inputs),
+        }
+        cache, other = (call() for call in calls.values())
+        worst = difference(cache, other)
         if not worst <= TOLERANCE:
             raise ValueError(f"{function.name}: onnxruntime differs from JAX by {worst:.1e}; expected {TOLERANCE:.0e}")
-        calls: dict[str, Callable[[], object]] = {
-            "JAX": functools.partial(ours, inputs),
-            "onnxruntime": functools.partial(other, inputs),
-        }
-        timed = time_calls(calls, num_turns)
-        for runtime, seconds in timed.items():
-            least, median = (f"{1e3 * statistic(seconds):.1f}" for statistic in (np.min, np.median))
-            rows.append(
-                (
-                    *(today(), tracker.config.name, device_name(tracker.device), function.name, str(targets), runtime),
-                    *(least, median, f"{seconds.min() / timed['JAX'].min():.2f}", f"{worst:.0e}", str(num_turns)),
-                    f"jax {jax.__version__}, onnxruntime {onnxruntime.__version__}",
-                )
-            )
+        timed = time_in_turns(calls, num_turns, shortest_turn_s=0)
+        for runtime, (seconds, _others) in timed.items():
+            about = (today(), tracker.config.name, device_name(tracker.device), function.name, str(targets), runtime)
+            least, ratio = seconds.min(), seconds.min() / timed["JAX"].seconds.min()
+            figures = (f"{1e3 * least:.1f}", f"{1e3 * np.median(seconds):.1f}", f"{ratio:.2f}", f"{worst:.0e}")
+            rows.append((*about, *figures, str(num_turns), versions))
     return rows
 
 

@@ -1,24 +1,23 @@
 """Speed of loading training samples: from JPEG folders, packed shards and a pool, beside a PyTorch DataLoader.
 
-    python -m eval.bench_loading
-    python -m eval.bench_loading --root got10k/val --dataset got10k --turns 20
-    python -m eval.bench_loading --workers 2 --append docs/benchmarks.md
+    python -m eval.bench_loading --root got10k/val --dataset got10k --workers 2 --append docs/benchmarks.md
     python -m eval.bench_loading --pool pools/small --batch 32 --workers 1,2,4,8
 
-All contenders make the same samples of the same sequences: template, online template and search by the official
-`causal` scheme, crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated
-to batches of uint8. The PyTorch peer is the plain pipeline: `cv2.imread` of three whole frames, the official crop,
-numpy, `torch.utils.data.DataLoader`. A second peer also does what the official loader does: padding masks, and float
-tensors normalised on the host (ours are normalised on the device).
+All make the same samples of the same sequences: template, online template and search by the official `causal` scheme,
+crops of MixViT-B (128 and 288 pixels) with the official jitter, grey, flips and brightness, collated to batches of
+uint8. The PyTorch peer is the plain pipeline: `cv2.imread` of three whole frames, the official crop, numpy,
+`torch.utils.data.DataLoader`. A second peer also does what the official loader does: padding masks, and float tensors
+normalised on the host (ours are normalised on the device).
 
-Every contender makes its batches in one thread of this process, in turns (`turns.py`); with --workers its steady rate
-in so many processes is measured too. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
+Batches are made in one thread of this process, in turns (`turns.py`); with --workers the steady rate in so many
+processes is measured too. Without --root the sequences are demo clips, 640 x 360, in JPEGs.
 
 With --pool nothing but a pool (`data.root`) is measured, by crops of MixViT-Nano and the default mix: processes that
 share it beside as many threads of this process, in turns, for each number of --workers.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import itertools
 import math
@@ -26,29 +25,32 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from eval.turns import Arguments, Parts, bench_parser, run_bench, time_in_turns, today
+from eval.turns import Arguments, Name, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positives
 from mixformer_jax.cli.demo import render_demo_clip
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, DatasetConfig
 from mixformer_jax.data.packing import PackConfig, pack
-from mixformer_jax.data.pairs import usable_frames
-from mixformer_jax.data.pipeline import batches
+from mixformer_jax.data.pairs import can_be_drawn, draw_frames, usable_frames
+from mixformer_jax.data.pipeline import Batches, batches
 from mixformer_jax.data.samples import Material, TrackingSamples
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.views import CropConfig
 
+# Starts loading with so many worker processes: endless batches, which end when they are closed.
+Loader = Callable[[int], Generator[Any] | Batches]
+PEER = "PyTorch DataLoader"
 CROPS = CropConfig(
     template_size=128,
     template_factor=2.0,
@@ -106,18 +108,11 @@ def measure(args: Arguments) -> Parts:
         describe(root, dataset)
         packed = folder / "packed"
         pack(open_dataset(dataset, root), packed, PackConfig(), workers=2, progress=True)
-        contenders = make_contenders(root, dataset, packed, args.batch)
-        rows = on_one_core(contenders, args.batch, args.turns)
+        loaders = make_loaders(root, dataset, packed, args.batch)
+        rows = on_one_core(loaders, args.batch, args.turns)
         for workers in args.workers:
-            rows += with_workers(contenders, args.batch, workers)
+            rows += with_workers(loaders, args.batch, workers)
     yield COLUMNS, rows, None
-
-
-class Contender(NamedTuple):
-    """A loader: `start(workers)` gives its endless batches, and a function that stops it."""
-
-    name: str
-    start: Callable[[int], tuple[Iterator[Any], Callable[[], None]]]
 
 
 def write_clips(root: Path, clips: int = CLIPS) -> None:
@@ -145,13 +140,13 @@ def describe(root: Path, dataset: str) -> None:
     )
 
 
-def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> list[Contender]:
+def make_loaders(root: Path, dataset: str, packed: Path, batch_size: int) -> dict[str, Loader]:
     """The two peers, and ours from folders and from shards."""
     import torch
 
     torch.set_num_threads(1)
 
-    def ours(reader: str, place: Path) -> Contender:
+    def ours(reader: str, place: Path) -> Loader:
         config = DataConfig(
             datasets={"made": DatasetConfig(str(place), reader=reader)},
             crops=CROPS,
@@ -159,41 +154,44 @@ def make_contenders(root: Path, dataset: str, packed: Path, batch_size: int) -> 
             max_interval=MAX_INTERVAL,
         )
         samples = TrackingSamples(Material.load(config), config, seed=0)
+        return lambda workers: batches(samples, batch_size, workers=workers)
 
-        def start(workers: int) -> tuple[Iterator[Any], Callable[[], None]]:
-            stream = batches(samples, batch_size, workers=workers)
-            return stream, stream.close
+    def theirs(as_official: bool) -> Loader:
+        def start(workers: int) -> Generator[Any]:
+            samples = PeerSamples(root, dataset, as_official)
+            yield from torch.utils.data.DataLoader(samples, batch_size, num_workers=workers, drop_last=True)
 
-        return Contender("ours, packed" if reader == "packed" else "ours, folders", start)
+        return start
 
-    def theirs(name: str, as_official: bool) -> Contender:
-        def start(workers: int) -> tuple[Iterator[Any], Callable[[], None]]:
-            loader = torch.utils.data.DataLoader(
-                PeerSamples(root, dataset, as_official), batch_size, num_workers=workers, drop_last=True
-            )
-            stream = iter(loader)
-            return stream, lambda: None
+    return {
+        PEER: theirs(as_official=False),
+        f"{PEER}, masks and floats as official": theirs(as_official=True),
+        "ours, folders": ours(dataset, root),
+        "ours, packed": ours("packed", packed),
+    }
 
-        return Contender(name, start)
 
+def on_one_core(loaders: Mapping[str, Loader], batch_size: int, num_turns: int) -> list[tuple[str, ...]]:
+    """Rows of the loaders in the calling thread."""
+    calls = {name: functools.partial(next, start(0)) for name, start in loaders.items()}
+    timed = time_in_turns(calls, num_turns, "one core", progress=sys.stderr.isatty())
+    seconds = {name: each.quartiles()[1] / batch_size for name, each in timed.items()}
     return [
-        theirs("PyTorch DataLoader", as_official=False),
-        theirs("PyTorch DataLoader, masks and floats as official", as_official=True),
-        ours(dataset, root),
-        ours("packed", packed),
+        _row(name, 1, seconds[name], each.milliseconds(2, batch_size)[1], seconds[PEER], each.turns())
+        for name, each in timed.items()
     ]
 
 
-def on_one_core(contenders: list[Contender], batch_size: int, num_turns: int) -> list[tuple[str, ...]]:
-    """Rows of the contenders in the calling thread."""
-    streams = {each.name: each.start(0)[0] for each in contenders}
-    calls = {name: lambda stream=stream: next(stream) for name, stream in streams.items()}
-    timed = time_in_turns(calls, num_turns, "one core", progress=sys.stderr.isatty())
-    seconds = {name: each.quartiles()[1] / batch_size for name, each in timed.items()}
-    peer = seconds[contenders[0].name]
+def with_workers(loaders: Mapping[str, Loader], batch_size: int, workers: int) -> list[tuple[str, ...]]:
+    """Rows of the loaders' steady rates with worker processes."""
+    starts = {name: functools.partial(start, workers) for name, start in loaders.items()}
+    seconds = steady_seconds(starts, batch_size)
     return [
-        _row(name, 1, seconds[name], each.milliseconds(2, batch_size)[1], peer, each.turns())
-        for name, each in timed.items()
+        _row(
+            *(name, workers, float(np.median(values)), f"{values.min() * 1e3:.2f} to {values.max() * 1e3:.2f}"),
+            *(float(np.median(seconds[PEER])), f"{PROCESS_TURNS} of all"),
+        )
+        for name, values in seconds.items()
     ]
 
 
@@ -201,58 +199,40 @@ def of_a_pool(root: Path, batch_size: int, numbers: Sequence[int]) -> list[tuple
     """Rows of threads and of processes that render from one pool."""
     config = DataConfig(root=str(root), crops=POOL_CROPS)
     samples = TrackingSamples(Material.load(config, num_cores()), config, seed=0)
-    ways = [(kind, number) for number in numbers for kind in ("threads", "processes")]
-    rates: dict[tuple[str, int], list[float]] = {way: [] for way in ways}
-    for _ in range(PROCESS_TURNS):
-        for kind, number in ways:
-            given = {"num_threads": number} if kind == "threads" else {"workers": number}
-            with contextlib.closing(batches(samples, batch_size, **given)) as stream:
-                rates[kind, number].append(1 / _steady_seconds(stream, batch_size))
+    options = {"threads": "num_threads", "processes": "workers"}
+    starts = {
+        (kind, number): functools.partial(batches, samples, batch_size, **{option: number})
+        for number in numbers
+        for kind, option in options.items()
+    }
+    rates = {way: 1 / seconds for way, seconds in steady_seconds(starts, batch_size).items()}
     medians = {way: float(np.median(values)) for way, values in rates.items()}
-    least = min(numbers)
+    device, least = device_name(jax.devices("cpu")[0]), min(numbers)
     return [
         (
-            *(
-                today(),
-                device_name(jax.devices("cpu")[0]),
-                f"pool, {kind}",
-                str(number),
-                f"{medians[kind, number]:.0f}",
-            ),
-            f"{min(rates[kind, number]):.0f} to {max(rates[kind, number]):.0f}",
+            *(today(), device, f"pool, {kind}", str(number), f"{medians[kind, number]:.0f}"),
+            f"{values.min():.0f} to {values.max():.0f}",
             f"{medians[kind, number] * least / (medians[kind, least] * number):.2f}",
             f"{medians[kind, number] / medians['threads', number]:.2f}",
             *(f"{PROCESS_TURNS} of all", f"grain {importlib.metadata.version('grain')}, opencv {cv2.__version__}"),
         )
-        for kind, number in ways
+        for (kind, number), values in rates.items()
     ]
 
 
-def _steady_seconds(stream: Iterator[Any], batch_size: int) -> float:
-    """Seconds a sample, once the loader is on its way."""
-    for _ in range(WARM_UP_BATCHES):
-        next(stream)
-    before = time.perf_counter()
-    for _ in range(TIMED_BATCHES):
-        next(stream)
-    return (time.perf_counter() - before) / (TIMED_BATCHES * batch_size)
-
-
-def with_workers(contenders: list[Contender], batch_size: int, workers: int) -> list[tuple[str, ...]]:
-    """Rows of the contenders' steady rates with worker processes."""
-    seconds: dict[str, list[float]] = {each.name: [] for each in contenders}
+def steady_seconds(starts: Mapping[Name, Callable[[], Any]], batch_size: int) -> dict[Name, np.ndarray]:
+    """Seconds a sample in each turn, once the loader, which `starts` begins, is on its way."""
+    seconds: dict[Name, list[float]] = {name: [] for name in starts}
     for _ in range(PROCESS_TURNS):
-        for each in contenders:
-            stream, stop = each.start(workers)
-            seconds[each.name].append(_steady_seconds(stream, batch_size))
-            del stream
-            stop()
-    peer = float(np.median(seconds[contenders[0].name]))
-    rows = []
-    for name, values in seconds.items():
-        spread = f"{min(values) * 1e3:.2f} to {max(values) * 1e3:.2f}"
-        rows.append(_row(name, workers, float(np.median(values)), spread, peer, f"{PROCESS_TURNS} of all"))
-    return rows
+        for name, start in starts.items():
+            with contextlib.closing(start()) as stream:
+                for _ in range(WARM_UP_BATCHES):
+                    next(stream)
+                before = time.perf_counter()
+                for _ in range(TIMED_BATCHES):
+                    next(stream)
+                seconds[name].append((time.perf_counter() - before) / (TIMED_BATCHES * batch_size))
+    return {name: np.array(values) for name, values in seconds.items()}
 
 
 def _row(name: str, cores: int, seconds: float, quartiles: str, peer_seconds: float, turns: str) -> tuple[str, ...]:
@@ -272,62 +252,55 @@ class PeerSamples:
             (
                 [str(each.frame.path(index)) for index in range(len(each))],  # type: ignore[attr-defined]
                 each.boxes_xywh,
-                usable_frames(each).tolist(),
+                usable_frames(each),
             )
             for each in open_dataset(dataset, root)
+            if can_be_drawn(each, CROPS.num_online_templates)
         ]
 
     def __len__(self) -> int:
         return 1 << 30
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        while True:
-            paths, boxes_xywh, visible = random.choice(self.sequences)
-            chosen = _causal(visible)
-            if chosen is not None:
-                break
-        frames = [_read(paths[number]) for number in chosen]
-        boxes = [boxes_xywh[number].copy() for number in chosen]
+        paths, boxes_xywh, usable = random.choice(self.sequences)
+        rng = np.random.default_rng(random.getrandbits(32))
+        templates, search = draw_frames(rng, "causal", usable, usable, MAX_INTERVAL, CROPS.num_online_templates)
+        frames = [_read(paths[number]) for number in (*templates, search)]
+        boxes = [boxes_xywh[number].copy() for number in (*templates, search)]
         if random.random() < 0.05:
             frames = [cv2.cvtColor(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for each in frames]
         if random.random() < 0.5:
             frames = [np.fliplr(each) for each in frames]
             for frame, box in zip(frames, boxes, strict=True):
                 box[0] = frame.shape[1] - box[0] - box[2]
-        templates, _, template_masks = self._part(frames[:2], boxes[:2], boxes[:2], 2.0, 128)
-        around = _jittered(boxes[2])
-        searches, found, search_masks = self._part(frames[2:], boxes[2:], [around], 4.5, 288)
-        sample: dict[str, Any] = {"templates": np.stack(templates), "search": searches[0], "box_cxcywh": found[0]}
+        size, factor = CROPS.template_size, CROPS.template_factor
+        shown, _, template_masks = self._part(frames[:2], boxes[:2], boxes[:2], factor, size)
+        size, factor = CROPS.search_size, CROPS.search_factor
+        (region,), (box,), (search_mask,) = self._part(frames[2:], boxes[2:], [_jittered(boxes[2], rng)], factor, size)
+        sample = {"templates": np.stack(shown), "search": region, "box_cxcywh": box}
         if self.as_official:
-            sample |= {"template_masks": np.stack(template_masks), "search_mask": search_masks[0]}
+            sample |= {"template_masks": np.stack(template_masks), "search_mask": search_mask}
         return sample
 
     def _part(
         self, frames: list[np.ndarray], boxes: list[np.ndarray], around: list[np.ndarray], factor: float, size: int
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         """Crops of one kind with the same augmentation, boxes in them, and padding masks."""
-        cut = [
-            _sample_target(frame, each, factor, size, self.as_official)
-            for frame, each in zip(frames, around, strict=True)
-        ]
-        found = []
-        for (_, scale, _), box, each in zip(cut, boxes, around, strict=True):
-            centre = 0.5 + (box[:2] + box[2:] / 2 - each[:2] - each[2:] / 2) * scale / size
-            found.append(np.concatenate([centre, box[2:] * scale / size]).astype(np.float32))
+        crops, found, masks = [], [], []
         gain, flip = random.uniform(0.8, 1.2), random.random() < 0.5
-        crops, masks = [], []
-        for pixels, _, mask in cut:
+        for frame, box, each in zip(frames, boxes, around, strict=True):
+            pixels, scale, mask = _sample_target(frame, each, factor, size, self.as_official)
+            centre = 0.5 + (box[:2] + box[2:] / 2 - each[:2] - each[2:] / 2) * scale / size
+            if flip:
+                pixels, mask, centre[0] = pixels[:, ::-1], mask[..., ::-1], 1 - centre[0]
+            found.append(np.concatenate([centre, box[2:] * scale / size]).astype(np.float32))
+            masks.append(np.ascontiguousarray(mask))
             if self.as_official:
                 disturbed = np.clip(pixels.astype(np.float32) / 255 * gain, 0, 1)
-                disturbed = ((disturbed - MEAN) / STD).transpose(2, 0, 1)
-                crops.append(np.ascontiguousarray(disturbed[..., ::-1] if flip else disturbed))
-                masks.append(np.ascontiguousarray(mask[:, ::-1] if flip else mask))
+                crops.append(np.ascontiguousarray(((disturbed - MEAN) / STD).transpose(2, 0, 1)))
             else:
                 disturbed = np.clip(pixels.astype(np.float32) * gain, 0, 255).astype(np.uint8)
-                crops.append(np.ascontiguousarray(disturbed[:, ::-1] if flip else disturbed))
-        if flip:
-            for box in found:
-                box[0] = 1 - box[0]
+                crops.append(np.ascontiguousarray(disturbed))
         return crops, found, masks
 
 
@@ -338,25 +311,10 @@ def _read(path: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
-def _causal(visible: list[bool]) -> tuple[int, int, int] | None:
-    """Frames of the template, an online template before it, and a search after it."""
-    count = len(visible)
-    for interval in range(MAX_INTERVAL, MAX_INTERVAL + count, 5):
-        bases = [number for number in range(1, count - 1) if visible[number]]
-        if not bases:
-            return None
-        base = random.choice(bases)
-        before = [number for number in range(max(0, base - interval), base) if visible[number]]
-        after = [number for number in range(base + 1, min(count, base + interval)) if visible[number]]
-        if before and after:
-            return base, random.choice(before), random.choice(after)
-    return None
-
-
-def _jittered(box_xywh: np.ndarray) -> np.ndarray:
-    size = box_xywh[2:] * np.exp(np.random.randn(2) * CROPS.scale_jitter)  # noqa: NPY002
+def _jittered(box_xywh: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    size = box_xywh[2:] * np.exp(rng.standard_normal(2) * CROPS.scale_jitter)
     reach = math.sqrt(size[0] * size[1]) * CROPS.centre_jitter
-    centre = box_xywh[:2] + box_xywh[2:] / 2 + reach * (np.random.rand(2) - 0.5)  # noqa: NPY002
+    centre = box_xywh[:2] + box_xywh[2:] / 2 + reach * (rng.random(2) - 0.5)
     return np.concatenate([centre - size / 2, size])
 
 

@@ -1,6 +1,5 @@
 """Time of a frame with many objects, by their number and by how they are looked for, beside how well they are tracked.
 
-    python -m eval.bench_mot
     python -m eval.bench_mot --objects 20 --frames 150 --seeds 3 --append docs/benchmarks.md
 
 A frame is `MotTracker.step` on the rendered scene of `eval/crowd.py`: association, crops, and the network's batched
@@ -65,14 +64,12 @@ class CountingTracker(MotTracker):
         return super()._locate(caches, frame, around_xywh)
 
 
-class Scene(NamedTuple):
-    crowd: Crowd
-    frames: list[np.ndarray]
+class Scene:
+    """A crowd, rendered."""
 
-
-def render(objects: int, num_frames: int, seed: int) -> Scene:
-    crowd = Crowd(objects, num_frames, seed)
-    return Scene(crowd, [crowd[index] for index in range(num_frames)])
+    def __init__(self, objects: int, num_frames: int, seed: int) -> None:
+        self.crowd = Crowd(objects, num_frames, seed)
+        self.frames = list(self.crowd)
 
 
 def follow(tracker: MotTracker, scene: Scene, state: MotState, first: int, end: int) -> tuple[MotState, list[Tracked]]:
@@ -123,28 +120,21 @@ def least_seconds(
 def bench(
     tracker: Tracker, objects: Sequence[int], ways: Sequence[str], num_frames: int, seeds: int, num_turns: int
 ) -> list[tuple[str, ...]]:
-    scenes = {number: [render(number, num_frames, seed) for seed in range(seeds)] for number in objects}
+    scenes = {number: [Scene(number, num_frames, seed) for seed in range(seeds)] for number in objects}
     contenders = [Contender(number, way, CountingTracker(tracker, WAYS[way])) for number in objects for way in ways]
     # Every program is compiled in these.
     counts = [score(contender.tracker, scenes[contender.objects]) for contender in contenders]
     searched = [contender.tracker.searched / (num_frames * seeds) for contender in contenders]
     one, *seconds = least_seconds(tracker, contenders, {number: each[0] for number, each in scenes.items()}, num_turns)
-    rows: list[tuple[str, ...]] = []
     about = (today(), tracker.config.name, tracker.config.dtype, device_name(tracker.device))
+    ends = f"{num_frames} x {seeds}", f"jax {jax.__version__}"
     milliseconds = f"{1e3 * one:.1f}"
-    empty = [""] * len(MEASURED)
-    frames, versions = f"{num_frames} x {seeds}", f"jax {jax.__version__}"
-    rows.append((*about, "1", ONE, "1.0", milliseconds, milliseconds, "1.0", *empty, frames, versions))
-    for (number, way, _), looked_for, each, found in zip(
-        contenders, searched, seconds, map(measures, counts), strict=True
-    ):
+    rows = [(*about, "1", ONE, "1.0", milliseconds, milliseconds, "1.0", *[""] * len(MEASURED), *ends)]
+    for (number, way, _), looked_for, each, of_all in zip(contenders, searched, seconds, counts, strict=True):
+        found = measures(of_all)
         told = (f"{found[name]:.1f}" if isinstance(found[name], float) else str(found[name]) for name in MEASURED)
-        rows.append(
-            (
-                *(*about, str(number), way, f"{looked_for:.1f}", f"{1e3 * each:.1f}", f"{1e3 * each / number:.2f}"),
-                *(f"{each / one:.1f}", *told, frames, versions),
-            )
-        )
+        times = (f"{looked_for:.1f}", f"{1e3 * each:.1f}", f"{1e3 * each / number:.2f}", f"{each / one:.1f}")
+        rows.append((*about, str(number), way, *times, *told, *ends))
     return rows
 
 

@@ -1,12 +1,10 @@
 """Samples a second: rendered on the device, rendered on the host, and trained on by the step that they are for.
 
-    python -m eval.bench_rendering --config configs/mixvit_tiny.py
-    python -m eval.bench_rendering --config configs/mixvit_tiny.py --config.train.batch_size=256 --root POOL --turns 20
-    python -m eval.bench_rendering --append docs/benchmarks.md
+    python -m eval.bench_rendering --config mixvit_tiny --config.train.batch_size=256 --root POOL --turns 20
 
 All three take turns, with one config: batches rendered on the first device, which holds the pool; the same number of
 samples from threads of the host, one for each core; and the train step on a batch that is on the device. The ratios
-tell which of them waits. Videos and photographs come from `data.root`, or from --root.
+tell which of them waits.
 """
 
 import contextlib
@@ -38,8 +36,9 @@ COLUMNS = (
 def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[str, ...]]:
     """Rows of the table, on one device."""
     settings = dataclasses.replace(experiment.train, mesh=(1, 1, 1))
-    size, cores = settings.batch_size, os.cpu_count() or 1
-    print(f"{device_name(jax.devices()[0])}; {cores} cores; jax {jax.__version__}; batches of {size}")
+    size, cores, device = settings.batch_size, os.cpu_count() or 1, device_name(jax.devices()[0])
+    versions = f"jax {jax.__version__}"
+    print(f"{device}; {cores} cores; {versions}; batches of {size}")
     pools, config = Material.load(experiment.data), experiment.data
     mesh = make_mesh((1, 1, 1))
     began = time.perf_counter()
@@ -69,19 +68,19 @@ def bench(experiment: Experiment, num_turns: int, progress: bool) -> list[tuple[
         }
         timed = time_in_turns(calls, num_turns, "turns", progress)
     trained = timed["trained on"].quartiles()[1]
-    about = (today(), experiment.model.name, device_name(jax.devices()[0]), str(cores), str(size))
+    about = (today(), experiment.model.name, device, str(cores), str(size))
     rows: list[tuple[str, ...]] = []
     for name, timing in timed.items():
         first, median, third = timing.quartiles()
         spread, ratio = f"{size / third:.0f} to {size / first:.0f}", f"{trained / median:.2f}"
-        rows.append((*about, name, f"{size / median:.0f}", spread, ratio, f"jax {jax.__version__}"))
+        rows.append((*about, name, f"{size / median:.0f}", spread, ratio, versions))
     return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = bench_parser(__doc__, turns=20, overrides=CONFIG_PREFIX)
     parser.add_argument("--config", type=Path, default=Path("mixvit_tiny"), help="default: %(default)s")
-    parser.add_argument("--root", help="the pool, in place of data.root")
+    parser.add_argument("--root", help="the pool of videos and photographs, in place of data.root")
 
     def measure(args: Arguments) -> Parts:
         config = load_config(args.config, args.overrides, default_settings(Experiment))

@@ -1,7 +1,6 @@
 """Time and memory of scoring a benchmark of LaSOT's size.
 
-    python eval/bench_scoring.py                     280 sequences x 2,500 frames x 10 trackers, synthetic
-    python eval/bench_scoring.py --frames 250        a tenth of it
+    python eval/bench_scoring.py         280 sequences x 2,500 frames x 10 trackers, synthetic
 
 Each turn reads and scores the result files in a process of its own, so that the peak of memory is that of scoring. With
 the got10k toolkit (pip install -e '.[got10k]'), its OTB report takes turns with ours on the same files, without its
@@ -10,17 +9,15 @@ plots; ours also has the normalised precision.
 
 import argparse
 import importlib.util
-import json
-import os
+import multiprocessing
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -40,23 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=positive, default=2500, help="a sequence")
     parser.add_argument("--trackers", type=positive, default=10)
     parser.add_argument("--turns", type=positive, default=3)
-    # One turn, in a process that this program starts.
-    parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.turn is not None:
-        print(json.dumps(_turn(args.turn[0], Path(args.turn[1]))))
-        return 0
-
-    contenders = [OURS]
-    if importlib.util.find_spec("got10k") is not None:
-        contenders.append(TOOLKIT)
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    with tempfile.TemporaryDirectory() as folder:
+    contenders = [OURS] if importlib.util.find_spec("got10k") is None else [OURS, TOOLKIT]
+    measured: dict[str, list[Turn]] = {name: [] for name in contenders}
+    fresh = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, fresh.Pool(1, maxtasksperchild=1) as process:
         root = Path(folder)
         _write_files(root, args.sequences, args.frames, args.trackers)
         for _ in range(args.turns):
             for name in contenders:
-                measured[name].append(_run_turn(name, root))
+                measured[name].append(process.apply(_turn, (name, root)))
     # Not in the turns' processes, whose memory it would add to.
     import jax
 
@@ -64,34 +54,33 @@ def main(arguments: list[str] | None = None) -> int:
 
     device = device_name(jax.devices("cpu")[0])
     print(f"{device}; {args.sequences} sequences x {args.frames} frames x {args.trackers} trackers")
-    seconds = {name: median(turn["seconds"] for turn in turns) for name, turns in measured.items()}
-    for name, turns in measured.items():
-        low, high = min(turn["seconds"] for turn in turns), max(turn["seconds"] for turn in turns)
-        peak = max(turn["peak_mb"] for turn in turns)
-        print(f"{name}: median {seconds[name]:.2f} s ({low:.2f} to {high:.2f}, {args.turns} turns), peak {peak:.0f} MB")
-    if TOOLKIT in seconds:
-        aucs = [measured[name][0]["auc"] for name in (OURS, TOOLKIT)]
-        gap = max(abs(a - b) for a, b in zip(*aucs, strict=True))
-        print(f"{TOOLKIT} takes {seconds[TOOLKIT] / seconds[OURS]:.2f} times as long; AUC differs by {gap:.1e} at most")
+    seconds = {name: [turn.seconds for turn in turns] for name, turns in measured.items()}
+    medians = {name: median(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
+        peak = max(turn.peak_mb for turn in measured[name])
+        spread = f"{min(values):.2f} to {max(values):.2f}, {args.turns} turns"
+        print(f"{name}: median {medians[name]:.2f} s ({spread}), peak {peak:.0f} MB")
+    if TOOLKIT in medians:
+        gap = np.abs(np.subtract(measured[OURS][0].auc, measured[TOOLKIT][0].auc)).max()
+        print(f"{TOOLKIT} takes {medians[TOOLKIT] / medians[OURS]:.2f} times as long; AUC differs by {gap:.1e} at most")
     else:
         print("the got10k toolkit is not installed, so there is nothing to compare with")
     return 0
 
 
-def _run_turn(name: str, root: Path) -> dict[str, Any]:
-    repository = Path(__file__).resolve().parents[1]
-    environment = os.environ | {"PYTHONPATH": str(repository), "MPLBACKEND": "Agg"}
-    command = [sys.executable, __file__, "--turn", name, str(root)]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Turn(NamedTuple):
+    seconds: float
+    peak_mb: float  # of the process
+    auc: list[float]  # by tracker
 
 
-def _turn(name: str, root: Path) -> dict[str, Any]:
+def _turn(name: str, root: Path) -> Turn:
+    """What a process of its own does."""
     score = _score if name == OURS else _toolkit(root)
     begin = time.perf_counter()
     auc = score(root)
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "auc": auc}
+    return Turn(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, auc)
 
 
 def _score(root: Path) -> list[float]:
@@ -103,6 +92,9 @@ def _score(root: Path) -> list[float]:
 
 
 def _toolkit(root: Path) -> Callable[[Path], list[float]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
     from got10k.experiments import ExperimentOTB
 
     names = sorted(path.stem for path in (root / "groundtruth").iterdir())
@@ -115,10 +107,9 @@ def _toolkit(root: Path) -> Callable[[Path], list[float]]:
         def __len__(self) -> int:
             return len(names)
 
-        def __getitem__(self, index: int) -> tuple[list[str], np.ndarray]:
-            if index >= len(names):
-                raise IndexError(index)
-            return [], np.loadtxt(root / "groundtruth" / f"{names[index]}.txt", delimiter=",")
+        def __iter__(self) -> Iterator[tuple[list[str], np.ndarray]]:
+            for name in names:
+                yield [], np.loadtxt(root / "groundtruth" / f"{name}.txt", delimiter=",")
 
     class Experiment(ExperimentOTB):
         def __init__(self) -> None:

@@ -1,8 +1,6 @@
 """Time of a tracker's step on one frame (backbone, box head, score module), beside PyTorch and beside recomputing.
 
-    python -m eval.bench_step
-    python -m eval.bench_step --models mixvit_b_online --targets 32
-    python -m eval.bench_step --turns 40 --append docs/benchmarks.md
+    python -m eval.bench_step --models mixvit_b_online --targets 32 --turns 40 --append docs/benchmarks.md
 
 Ours is `locate` on cached templates, for 1 and 3 online templates. Beside it, with the same random weights: the PyTorch
 peer (`torch_peer.py`), and ours with the templates recomputed on every frame. All must give the same boxes and scores
@@ -17,23 +15,22 @@ import importlib.util
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 
 from eval.turns import WARM_UP_CALLS, Arguments, Parts, bench_parser, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name, num_cores
 from mixformer_jax.cli.console import positive
-from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.extras import is_not_installed
 from mixformer_jax.models.config import ComputeDtype, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import Model, build_model, variable_shapes
 
 ONLINE_TEMPLATES = (1, 3)
+OURS = "ours, cached"
 # What rounding may do to a box, as a share of the search crop, and to a score's logit.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 COLUMNS = (
@@ -52,7 +49,6 @@ class Answer(NamedTuple):
 class Contender(NamedTuple):
     step: str  # its name
     dtype: ComputeDtype
-    num_online: int  # online templates
     answer: Callable[[], Answer]  # computes the step, and returns with its output on the host
 
 
@@ -63,14 +59,14 @@ class Crops(NamedTuple):
     search: np.ndarray
 
 
-def random_variables(config: MixFormerConfig, seed: int = 0) -> dict[str, Any]:
+def random_variables(config: MixFormerConfig) -> dict[str, Any]:
     """Random weights of a tracker, see `random_values`."""
-    return random_values(build_model(config), seed)
+    return random_values(build_model(config))
 
 
-def random_values(model: Model, seed: int = 0) -> dict[str, Any]:
+def random_values(model: Model) -> dict[str, Any]:
     """Random weights that keep activations in range, with no two channels alike."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         noise = rng.standard_normal(leaf.shape, dtype=np.float32)
@@ -86,9 +82,9 @@ def random_values(model: Model, seed: int = 0) -> dict[str, Any]:
 
 def random_crops(config: MixFormerConfig, num_online: int, targets: int) -> Crops:
     rng = np.random.default_rng(1)
-    sides = config.template_size, config.search_size
-    shapes = ((targets, 1 + num_online, sides[0], sides[0], 3), (targets, sides[1], sides[1], 3))
-    return Crops(*(rng.standard_normal(shape, dtype=np.float32) for shape in shapes))
+    templates = (targets, 1 + num_online, config.template_size, config.template_size, 3)
+    search = (targets, config.search_size, config.search_size, 3)
+    return Crops(*(rng.standard_normal(shape, dtype=np.float32) for shape in (templates, search)))
 
 
 def our_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crops: Crops) -> list[Contender]:
@@ -102,10 +98,9 @@ def our_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crops:
         prediction = step(on_device, first, search)
         return Answer(*jax.device_get((prediction.boxes_cxcywh, prediction.score_logits)))
 
-    num_online = crops.templates.shape[1] - 1
     return [
-        Contender("ours, cached", config.dtype, num_online, functools.partial(answer, locate, cache)),
-        Contender("ours, recomputed", config.dtype, num_online, functools.partial(answer, joint, templates)),
+        Contender(OURS, config.dtype, functools.partial(answer, locate, cache)),
+        Contender("ours, recomputed", config.dtype, functools.partial(answer, joint, templates)),
     ]
 
 
@@ -113,19 +108,14 @@ def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crop
     """The PyTorch peer with the same weights, on the kind of device that ours runs on."""
     import torch
 
-    from eval.torch_peer import MixFormerPeer
+    from eval.torch_peer import channels_first, peer_of
 
     platform = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    state = {name: torch.from_numpy(np.array(x)) for name, x in variables_to_official(variables, config).items()}
-    templates = torch.from_numpy(rearrange(crops.templates, "b s h w c -> b s c h w").copy())
-    search = torch.from_numpy(rearrange(crops.search, "b h w c -> b c h w").copy())
     torch.set_num_threads(num_cores())
 
     def contender(step: str, dtype: ComputeDtype, fused_attention: bool, compiled: bool = False) -> Contender:
-        peer = MixFormerPeer(config, fused_attention)
-        peer.load_state_dict(state, strict=True)
-        peer = peer.to(platform, getattr(torch, dtype)).eval()
-        shown, images = search.to(platform, getattr(torch, dtype)), templates.to(platform, getattr(torch, dtype))
+        peer = peer_of(config, variables, fused_attention).to(platform, getattr(torch, dtype)).eval()
+        images, shown = (channels_first(each).to(platform, getattr(torch, dtype)) for each in crops)
         # CUDA graphs: without them, launches take longer than the step of one target.
         mode = "reduce-overhead" if platform == "cuda" else None
         forward = torch.compile(peer.forward_test, mode=mode) if compiled else peer.forward_test
@@ -138,7 +128,7 @@ def torch_contenders(config: MixFormerConfig, variables: Mapping[str, Any], crop
                 score = None if output.score_logits is None else output.score_logits.cpu().numpy()
                 return Answer(output.boxes_cxcywh.cpu().numpy(), score)
 
-        return Contender(step, dtype, crops.templates.shape[1] - 1, answer)
+        return Contender(step, dtype, answer)
 
     eager = [
         contender("PyTorch eager", "float32", fused_attention=False),
@@ -162,60 +152,47 @@ def missing_torch() -> str | None:
     return None if jax.default_backend() in ("cpu", "gpu") else "PyTorch does not run on this device"
 
 
-def box_differences(contenders: Sequence[Contender]) -> list[float]:
-    """Largest difference of a box coordinate from our cached step's, as a fraction of the search crop.
+def box_difference(contender: Contender, reference: Contender) -> float:
+    """Largest difference of a box coordinate, as a fraction of the search crop.
 
-    Raises ValueError for a contender with other boxes or scores.
+    Raises ValueError for a contender with other boxes or scores than the reference.
     """
-    differences = []
-    for contender in contenders:
-        reference = _reference(contender, contenders)
-        ours, theirs = reference.answer(), contender.answer()
-        difference = float(np.abs(ours.boxes_cxcywh - theirs.boxes_cxcywh).max())
-        tolerance = max(TOLERANCE[contender.dtype], TOLERANCE[reference.dtype])
-        pairs = [(ours.boxes_cxcywh, theirs.boxes_cxcywh)]
-        if ours.score_logits is not None and theirs.score_logits is not None:
-            pairs.append((ours.score_logits, theirs.score_logits))
-        worst = max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in pairs)
-        if not worst <= tolerance:
-            raise ValueError(
-                f"{contender.step}: boxes and scores differ from {reference.step} by {worst:.1e}; expected at most "
-                f"{tolerance:.0e}: they do not compute the same, so their times do not compare"
-            )
-        differences.append(difference)
-    return differences
+    ours, theirs = reference.answer(), contender.answer()
+    tolerance = max(TOLERANCE[contender.dtype], TOLERANCE[reference.dtype])
+    pairs = [(ours.boxes_cxcywh, theirs.boxes_cxcywh)]
+    if ours.score_logits is not None and theirs.score_logits is not None:
+        pairs.append((ours.score_logits, theirs.score_logits))
+    worst = max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in pairs)
+    if not worst <= tolerance:
+        raise ValueError(
+            f"{contender.step}: boxes and scores differ from {reference.step} by {worst:.1e}; expected at most "
+            f"{tolerance:.0e}: they do not compute the same, so their times do not compare"
+        )
+    return float(np.abs(ours.boxes_cxcywh - theirs.boxes_cxcywh).max())
 
 
 def bench_model(config: MixFormerConfig, targets: int, num_turns: int, progress: bool) -> list[tuple[str, ...]]:
     """Rows of the table for one model."""
     variables = random_variables(config)
-    contenders = []
+    contenders: dict[tuple[str, int], Contender] = {}
     for num_online in ONLINE_TEMPLATES:
         crops = random_crops(config, num_online, targets)
-        contenders += our_contenders(config, variables, crops)
+        alike = our_contenders(config, variables, crops)
         if num_online == ONLINE_TEMPLATES[0] and missing_torch() is None:
-            contenders += torch_contenders(config, variables, crops)
-    differences = box_differences(contenders)
-    calls = {f"{each.step} {each.num_online}": each.answer for each in contenders}
-    timed = list(time_in_turns(calls, num_turns, config.name, progress).values())
+            alike += torch_contenders(config, variables, crops)
+        contenders |= {(each.step, num_online): each for each in alike}
+    differences = {key: box_difference(each, contenders[OURS, key[1]]) for key, each in contenders.items()}
+    timed = time_in_turns({key: each.answer for key, each in contenders.items()}, num_turns, config.name, progress)
     rows: list[tuple[str, ...]] = []
-    for contender, timing, difference in zip(contenders, timed, differences, strict=True):
-        median = timing.quartiles()[1]
-        ours = timed[contenders.index(_reference(contender, contenders))].quartiles()[1]
+    for key, timing in timed.items():
+        step, num_online = key
+        median, ours = timing.quartiles()[1], timed[OURS, num_online].quartiles()[1]
         others = "" if np.isnan(timing.others).any() else f", others {np.median(timing.others):.0%}"
-        rows.append(
-            (
-                *(today(), config.name, device_name(jax.devices()[0]), contender.step, contender.dtype),
-                *(str(contender.num_online), str(targets), *timing.milliseconds(), f"{targets / median:.1f}"),
-                *(f"{median / ours:.2f}", f"{difference:.0e}", f"{timing.turns()}{others}", versions()),
-            )
-        )
+        about = (today(), config.name, device_name(jax.devices()[0]), step, contenders[key].dtype)
+        ratios = (f"{targets / median:.1f}", f"{median / ours:.2f}", f"{differences[key]:.0e}")
+        figures = (*timing.milliseconds(), *ratios, f"{timing.turns()}{others}", versions())
+        rows.append((*about, str(num_online), str(targets), *figures))
     return rows
-
-
-def _reference(contender: Contender, contenders: Sequence[Contender]) -> Contender:
-    """Our cached step with as many templates."""
-    return next(c for c in contenders if c.step == "ours, cached" and c.num_online == contender.num_online)
 
 
 def versions() -> str:
@@ -242,8 +219,8 @@ def measure(args: Arguments) -> Parts:
     if absent := missing_torch():
         print(f"no comparison with PyTorch: {absent}")
     for name in args.models.split(","):
-        config = dataclasses.replace(size_config(name), dtype=dtype)
-        config = config if args.depth is None else dataclasses.replace(config, depth=args.depth)
+        size = size_config(name)
+        config = dataclasses.replace(size, dtype=dtype, depth=args.depth or size.depth)
         yield COLUMNS, bench_model(config, args.targets, args.turns, progress=sys.stderr.isatty()), slice(3, -1)
 
 

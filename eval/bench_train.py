@@ -10,7 +10,6 @@ autocast, fused attention, `torch.compile`, fused AdamW, clipping, and GIoU in p
 operations, without recomputed ones.
 """
 
-import dataclasses
 import importlib.util
 import re
 import sys
@@ -18,17 +17,15 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from einops import rearrange
 
 from eval.bench_step import missing_torch, random_values, random_variables, versions
 from eval.turns import Arguments, Parts, bench_parser, published_peak, run_bench, time_in_turns, today
 from mixformer_jax.cli.bench import device_name
 from mixformer_jax.config_files import CONFIG_PREFIX, load_config
-from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.models.autoencoder import Autoencoder
 from mixformer_jax.pixels import IMAGENET_MEAN, IMAGENET_STD
 from mixformer_jax.planning.profile import module_of
@@ -47,25 +44,23 @@ MODULE_COLUMNS = ("date", "config", "device", "dtype", "batch", "module", "ms", 
 Batch = Mapping[str, np.ndarray]
 
 
-@dataclasses.dataclass
-class Ours:
-    """Our compiled step; `text` is its HLO, and `advance` keeps the state."""
+class Ours(NamedTuple):
+    """Our compiled step."""
 
-    advance: Callable[[], None]
-    text: str
+    advance: Callable[[], None]  # keeps the state
+    text: str  # HLO
     temporary_bytes: int
 
 
-def load_experiment(name: str, batch_size: int | None, overrides: Sequence[str] = ()) -> PlannedExperiment:
+def load_experiment(name: str, batch_size: int, overrides: Sequence[str]) -> PlannedExperiment:
     """A config of `mixformer train` or `pretrain`, with another batch size."""
     config = load_config(name, overrides).to_dict()
-    experiment = planned_type(config).from_mapping(config)
-    return experiment if batch_size is None else with_train(experiment, batch_size=batch_size)
+    return with_train(planned_type(config).from_mapping(config), batch_size=batch_size)
 
 
-def random_batch(experiment: PlannedExperiment, seed: int = 0) -> dict[str, np.ndarray]:
+def random_batch(experiment: PlannedExperiment) -> dict[str, np.ndarray]:
     """Noise for images, and boxes in the middle of the crop."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     shapes = objective_of(experiment).batch_shapes(experiment.train.batch_size)
 
     def draw(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -82,11 +77,12 @@ def our_step(experiment: PlannedExperiment, batch: Batch) -> Ours:
     """The step on the first device, from random weights."""
     program = train_program(objective_of(experiment), experiment.train, make_mesh((1, 1, 1), jax.devices()[:1]))
     compiled = program.step.lower(program.state, program.batch).compile()
-    held = {"state": program.init(jax.random.key(0))}
+    state = program.init(jax.random.key(0))
     on_device = {name: jax.device_put(batch[name], leaf.sharding) for name, leaf in program.batch.items()}
 
     def advance() -> None:
-        held["state"], report = compiled(held["state"], on_device)
+        nonlocal state
+        state, report = compiled(state, on_device)
         jax.block_until_ready(report)
 
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -123,16 +119,12 @@ def _torch_boxes(experiment: Experiment, batch: Batch, platform: str) -> tuple[A
     import torch
     from torch.nn import functional
 
-    from eval.torch_peer import MixFormerPeer
+    from eval.torch_peer import channels_first, peer_of
 
     train, config = experiment.train, experiment.model
-    peer = MixFormerPeer(config, fused_attention=True)
-    weights = variables_to_official(random_variables(config), config)
-    peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()}, strict=True)
-    peer = peer.to(platform).train()
+    peer = peer_of(config, random_variables(config), fused_attention=True).to(platform).train()
     mean, deviation = (torch.tensor(each, device=platform).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
-    templates = torch.from_numpy(rearrange(batch["templates"], "b s h w c -> b s c h w").copy()).to(platform)
-    search = torch.from_numpy(rearrange(batch["search"], "b h w c -> b c h w").copy()).to(platform)
+    given = [channels_first(batch[name]).to(platform) for name in ("templates", "search")]
     target = torch.from_numpy(batch["box_cxcywh"]).to(platform)
 
     def corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -154,7 +146,7 @@ def _torch_boxes(experiment: Experiment, batch: Batch, platform: str) -> tuple[A
         overlap = generalised_iou(corners(boxes), corners(target))
         return train.l1_weight * functional.l1_loss(boxes, target) + train.iou_weight * (1 - overlap).mean()
 
-    return peer, loss_of, [templates, search]
+    return peer, loss_of, given
 
 
 def _torch_autoencoder(
@@ -189,7 +181,7 @@ def has_peer(experiment: PlannedExperiment) -> bool:
     return is_plain and not config.class_token and not model.layer_scale
 
 
-def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
+def time_by_module(ours: Ours, steps: int = 5) -> dict[str, float]:
     """Milliseconds of a step by module and direction, from the profiler, the longest first.
 
     On a GPU, kernels inside command buffers have no names: set XLA_FLAGS=--xla_gpu_enable_command_buffer= for this.
@@ -199,15 +191,14 @@ def time_by_module(ours: Ours, steps: int = 5) -> list[tuple[str, float]]:
         with jax.profiler.trace(folder):
             for _ in range(steps):
                 ours.advance()
-        files = list(Path(folder).rglob("*.xplane.pb"))
         nanoseconds: dict[str, float] = defaultdict(float)
-        for file in files:
+        for file in Path(folder).rglob("*.xplane.pb"):
             for operation, duration in _operations(jax.profiler.ProfileData.from_file(str(file))):
                 nanoseconds[module_of(names.get(operation, ""))] += duration
     if not nanoseconds:
         raise RuntimeError(f"JAX's profiler recorded no operation of {steps} steps; run the program again, on its own")
     longest = sorted(nanoseconds, key=nanoseconds.__getitem__, reverse=True)
-    return [(module, nanoseconds[module] / steps / 1e6) for module in longest]
+    return {module: nanoseconds[module] / steps / 1e6 for module in longest}
 
 
 def _operations(trace: Any) -> Iterator[tuple[str, float]]:
@@ -232,11 +223,10 @@ def about_step(experiment: PlannedExperiment) -> tuple[str, str, str]:
 def module_rows(experiment: PlannedExperiment) -> list[list[str]]:
     """Rows of the table of times by module for one config."""
     found = time_by_module(our_step(experiment, random_batch(experiment)))
-    whole, what = sum(ms for _module, ms in found), (experiment.model.dtype, str(experiment.train.batch_size))
-    return [
-        [*about_step(experiment), *what, module, f"{ms:.2f}", f"{ms / whole:.1%}", f"jax {jax.__version__}"]
-        for module, ms in found
-    ]
+    whole = sum(found.values())
+    about = (*about_step(experiment), experiment.model.dtype, str(experiment.train.batch_size))
+    version = f"jax {jax.__version__}"
+    return [[*about, module, f"{ms:.2f}", f"{ms / whole:.1%}", version] for module, ms in found.items()]
 
 
 def step_rows(experiment: PlannedExperiment, turns: int) -> list[list[str]]:
@@ -254,13 +244,9 @@ def step_rows(experiment: PlannedExperiment, turns: int) -> list[list[str]]:
         seconds = timing.quartiles()[1]
         mfu = "" if peak is None else f"{flops / seconds / peak:.0%}"
         ratio = seconds / timed["ours"].quartiles()[1]
-        rows.append(
-            [
-                *(*about_step(experiment), step, experiment.model.dtype),
-                *(str(samples), *timing.milliseconds(), f"{samples / seconds:.0f}", mfu, f"{ratio:.2f}"),
-                *(f"{ours.temporary_bytes / 1e9:.1f}" if step == "ours" else "", versions()),
-            ]
-        )
+        temporary = f"{ours.temporary_bytes / 1e9:.1f}" if step == "ours" else ""
+        figures = (*timing.milliseconds(), f"{samples / seconds:.0f}", mfu, f"{ratio:.2f}", temporary)
+        rows.append([*about_step(experiment), step, experiment.model.dtype, str(samples), *figures, versions()])
     return rows
 
 

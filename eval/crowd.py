@@ -153,29 +153,24 @@ def _draw_look(rng: np.random.Generator, pictures: Sequence[np.ndarray]) -> Cuto
     """An ellipse out of a photograph, where that is not flat."""
     while True:
         picture = pictures[int(rng.integers(len(pictures)))]
-        axes = rng.integers(45, 80), rng.integers(45, 80)
-        centre = tuple(
-            int(rng.integers(axis, side - axis)) for axis, side in zip(axes, picture.shape[1::-1], strict=True)
-        )
-        (x, y), (a, b) = centre, axes
+        a, b = int(rng.integers(45, 80)), int(rng.integers(45, 80))
+        x, y = int(rng.integers(a, picture.shape[1] - a)), int(rng.integers(b, picture.shape[0] - b))
         if picture[y - b : y + b, x - a : x + a].std() > 35:
-            return cut_out(picture, (x, y), (int(a), int(b)), 0, RADIUS)
+            return cut_out(picture, (x, y), (a, b), 0, RADIUS)
 
 
 def _visible_shares(placed: Sequence[Placed]) -> Float64[np.ndarray, " n"]:
     """Of each ellipse, the share that is inside the frame and that none in front covers."""
     margin = 2 * RADIUS
-    areas, cover = np.zeros(len(placed)), np.zeros((HEIGHT + 2 * margin, WIDTH + 2 * margin), np.uint8)
-    shares = np.zeros(len(placed))
-    for i in range(len(placed) - 1, -1, -1):
+    shares, cover = np.zeros(len(placed)), np.zeros((HEIGHT + 2 * margin, WIDTH + 2 * margin), np.uint8)
+    for i in reversed(range(len(placed))):
         matrix, own = placed[i].matrix, np.zeros_like(cover)
         scale, degrees = float(np.hypot(*matrix[:, 0])), math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))
         centre = tuple(float(value) + margin for value in matrix[:, 2])
         extent = tuple(2 * scale * axis for axis in placed[i].cutout.semi_axes)
         cv2.ellipse(own, (centre, extent, degrees), 1, cv2.FILLED)
-        areas[i] = own.sum()
         inside = own[margin:-margin, margin:-margin] > cover[margin:-margin, margin:-margin]
-        shares[i] = inside.sum() / max(1, areas[i])
+        shares[i] = inside.sum() / max(1, own.sum())
         cover |= own
     return shares
 

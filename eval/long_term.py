@@ -9,7 +9,6 @@ results as a workspace of the VOT toolkit has them, without frames, and the tabl
 command goes on where it was stopped.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.turns import plain_parser
 from mixformer_jax.cli.console import positive
 from mixformer_jax.cli.demo import HEIGHT, WIDTH, LongClip
 from mixformer_jax.datasets.records import TrackingSequence
@@ -41,8 +41,7 @@ DATASET = "votlt"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Tracks, scores and writes the table."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser = plain_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--clips", type=positive, default=6, metavar="N", help="default: %(default)s")
     parser.add_argument("--frames", type=positive, default=2100, metavar="N", help="of a clip (default: %(default)s)")

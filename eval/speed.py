@@ -1,6 +1,5 @@
 """Where the time of a frame goes: every stage alone, the whole step in the host's loop, and the step inside lax.scan.
 
-    python eval/speed.py --weights mixvit_tiny
     python eval/speed.py --model mixvit_b_online --batch 1,8,32 --append docs/benchmarks.md
 
 Stages: decode (a JPEG), crop (the search crop, on the host), upload (of the crops), backbone (from bytes to features,
@@ -12,6 +11,7 @@ GMAC are 10^9 multiply-accumulates (the paper's FLOPs), two operations each in s
 figure for dense products on an accelerator, and on a CPU the speed of a large one, timed with the stages (`product`).
 """
 
+import functools
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,11 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import mixformer_jax
 from eval import turns
 from eval.bench_step import random_variables
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.cli.console import Parser, UsageError, positives, read_size
+from mixformer_jax.cli.console import Parser, UsageError, load_model, positives, read_size
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
@@ -59,9 +58,9 @@ def stages(tracker: Tracker, targets: int, image: Path) -> dict[str, Stage]:
     crops = tracker.search_crops(state, frame)
     pixels = jax.device_put(crops.pixels, tracker.device)
 
-    find = jax.jit(lambda variables, state, crops: tracker.model.apply(variables, state, crops, method=_find))
+    find = jax.jit(functools.partial(tracker.model.apply, method=_find))
     cache, features, token = find(variables, state, pixels)
-    head = jax.jit(lambda variables, features, token: tracker.model.apply(variables, features, token, method=_head))
+    head = jax.jit(functools.partial(tracker.model.apply, method=_head))
     answer = head(variables, features, token)
     costs = profile_model(config, settings.num_slots)
     cost = {"backbone": costs.backbone, "head": costs.head, "SPM": costs.score, "step": costs.whole}
@@ -78,11 +77,7 @@ def stages(tracker: Tracker, targets: int, image: Path) -> dict[str, Stage]:
         "head": Stage(waits(lambda: head(variables, features, token)), macs=macs["head"]),
     }
     if config.score_heads:
-        score = jax.jit(
-            lambda variables, features, initial, boxes_xyxy: tracker.model.apply(
-                variables, features, initial, boxes_xyxy, method=lambda model, *given: model.score(*given)
-            )
-        )
+        score = jax.jit(functools.partial(tracker.model.apply, method=lambda model, *given: model.score(*given)))
         inside_xyxy = jnp.tile(jnp.array([0.3, 0.3, 0.7, 0.7], answer.dtype), (targets, 1))
         initial = cache.features[:, 0]
         found["SPM"] = Stage(waits(lambda: score(variables, features, initial, inside_xyxy)), macs=macs["SPM"])
@@ -136,18 +131,18 @@ def measure(
         peak: float | None = 2 * turns.PRODUCT_MACS / timed["product"].quartiles()[1]
     else:
         peak = turns.published_peak(tracker.device, tracker.config.dtype)
-    return [_row(tracker, targets, name, part, timed[name], peak) for name, part in parts.items()]
-
-
-def _row(tracker: Tracker, targets: int, name: str, stage: Stage, timed: turns.Timed, peak: float | None) -> list[str]:
-    seconds = timed.quartiles()[1] / stage.frames
-    macs = None if stage.macs is None else stage.macs / stage.frames
-    # Decoding serves all targets of a frame.
-    rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
-    gmac = "" if macs is None else f"{macs / 1e9:.2f}"
-    share = "" if macs is None or peak is None else f"{2 * macs / seconds / peak:.1%}"
     about = (turns.today(), tracker.config.name, device_name(tracker.device), tracker.config.dtype, str(targets))
-    return [*about, name, *timed.milliseconds(3, stage.frames), rate, gmac, share, timed.turns(), jax.__version__]
+    rows = []
+    for name, (_call, frames, macs) in parts.items():
+        timing = timed[name]
+        seconds = timing.quartiles()[1] / frames
+        # Decoding serves all targets of a frame.
+        rate = "" if name in ("decode", "product") else f"{targets / seconds:.1f}"
+        gmac = "" if macs is None else f"{macs / frames / 1e9:.2f}"
+        share = "" if macs is None or peak is None else f"{2 * macs / frames / seconds / peak:.1%}"
+        milliseconds = timing.milliseconds(3, frames)
+        rows.append([*about, name, *milliseconds, rate, gmac, share, timing.turns(), jax.__version__])
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -161,11 +156,9 @@ def main(arguments: list[str] | None = None) -> int:
             size = read_size(args.size)
         except UsageError as error:
             parser.error(str(error))
-        if args.model is None:
-            tracker = mixformer_jax.load(args.weights, device=args.device, dtype=args.dtype)
-        else:
-            drawn = Tracker.random(args.model, args.device, dtype=args.dtype)
-            tracker = Tracker(drawn.config, drawn.settings, random_variables(drawn.config), drawn.device)
+        tracker = load_model(args)
+        if args.model is not None:
+            tracker = Tracker(tracker.config, tracker.settings, random_variables(tracker.config), tracker.device)
         print(f"{tracker.config.name} on {device_name(tracker.device)}; frames of {args.size}")
         for targets in args.batch:
             yield COLUMNS, measure(tracker, targets, size, args.turns, sys.stderr.isatty()), slice(4, -1)

@@ -13,18 +13,9 @@ import torch
 from flax.traverse_util import flatten_dict
 from torch import Tensor, nn
 
-from eval.torch_peer import Block, LinearAttention, Mlp, Part
+from eval.torch_peer import VIT_EPSILON, Part, vit_blocks
 from mixformer_jax.models.autoencoder import VARIANCE_EPSILON, AutoencoderConfig
 from mixformer_jax.models.layers import count_visible, sincos_positions
-
-EPSILON = 1e-6
-
-
-def _blocks(depth: int, width: int, num_heads: int, mlp_ratio: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(width, LinearAttention(width, num_heads, fused=True), Mlp(width, width * mlp_ratio), EPSILON)
-        for _ in range(depth)
-    )
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -44,12 +35,12 @@ class AutoencoderPeer(nn.Module):
         pixels = 3 * model.patch_size**2
         self.backbone = nn.Module()
         self.backbone.patch_embed = nn.ModuleDict({"proj": nn.Linear(pixels, model.width)})
-        self.backbone.blocks = _blocks(model.depth, model.width, model.num_heads, model.mlp_ratio)
+        self.backbone.blocks = vit_blocks(model.depth, model.width, model.num_heads, model.mlp_ratio, fused=True)
         self.decoder = nn.Module()
-        self.decoder.norm, self.decoder.embed = nn.LayerNorm(model.width, eps=EPSILON), nn.Linear(model.width, width)
+        self.decoder.norm, self.decoder.embed = nn.LayerNorm(model.width, VIT_EPSILON), nn.Linear(model.width, width)
         self.decoder.mask_token = nn.Parameter(torch.zeros(width))
-        self.decoder.blocks = _blocks(config.decoder_depth, width, config.decoder_heads, model.mlp_ratio)
-        self.decoder.output_norm, self.decoder.pixels = nn.LayerNorm(width, eps=EPSILON), nn.Linear(width, pixels)
+        self.decoder.blocks = vit_blocks(config.decoder_depth, width, config.decoder_heads, model.mlp_ratio, fused=True)
+        self.decoder.output_norm, self.decoder.pixels = nn.LayerNorm(width, VIT_EPSILON), nn.Linear(width, pixels)
         for name, grid in (("search", model.search_grid), ("template", model.template_grid)):
             for side, channels in (("encoder", model.width), ("decoder", width)):
                 table = torch.from_numpy(sincos_positions(grid, channels).astype(np.float32))

@@ -7,15 +7,19 @@ frame.
 """
 
 import itertools
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mixformer_jax.convert.names import variables_to_official
 from mixformer_jax.models.config import HeadNormKind, MixFormerConfig
 
-EPSILON = 1e-5
+EPSILON, VIT_EPSILON = 1e-5, 1e-6
 POOLED = 4
 
 
@@ -235,10 +239,9 @@ class ConvolutionalAttention(MixedAttention):
     def __init__(self, width: int, num_heads: int, frozen: bool, fused: bool) -> None:
         super().__init__(width, num_heads, width**-0.5, fused)
         for name, stride in (("q", 1), ("k", 2), ("v", 2)):
-            projection = nn.Sequential()
-            projection.add_module("conv", nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False))
-            projection.add_module("bn", batch_norm(width, frozen))
-            self.add_module(f"conv_proj_{name}", projection)
+            conv = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False)
+            projection = OrderedDict(conv=conv, bn=batch_norm(width, frozen))
+            self.add_module(f"conv_proj_{name}", nn.Sequential(projection))
             self.add_module(f"proj_{name}", nn.Linear(width, width))
 
     def project(self, x: Tensor, part: Part) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
@@ -258,22 +261,18 @@ class ConvolutionalAttention(MixedAttention):
         return projected("q"), projected("k"), projected("v"), counts
 
 
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
 class Mlp(nn.Module):
     """Two linear layers, or 1x1 convolutions."""
 
     def __init__(self, width: int, hidden: int, quick: bool = False, convolutional: bool = False) -> None:
         super().__init__()
-        self.quick = quick
+        self.quick = quick  # CLIP's approximation of GELU
         self.fc1 = nn.Conv2d(width, hidden, 1) if convolutional else nn.Linear(width, hidden)
         self.fc2 = nn.Conv2d(hidden, width, 1) if convolutional else nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(quick_gelu(x) if self.quick else functional.gelu(x))
+        return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else functional.gelu(x))
 
 
 class Block(nn.Module):
@@ -369,7 +368,7 @@ class ViTBackbone(Backbone):
         self.pos_embed_s = nn.Parameter(torch.zeros(1, config.search_grid**2, width))
         self.pos_embed_t = nn.Parameter(torch.zeros(1, config.template_grid**2, width))
         self.patch_embed = PatchEmbed(3, width, config.patch_size, config.patch_size, 0, normed=False)
-        self.blocks = _vit_blocks(config, fused)
+        self.blocks = vit_blocks(config.depth, width, config.num_heads, config.mlp_ratio, fused)
         self.stages = (self.blocks,)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, num_classes)
@@ -391,19 +390,15 @@ class ConvMaeBackbone(Backbone):
         self.patch_embed3 = PatchEmbed(second, width, 2, 2, 0, normed=True)
         self.patch_embed4 = nn.Linear(width, width)
         early1, early2 = config.early_depths
-        self.blocks1 = nn.ModuleList(ConvBlock(first, config.mlp_ratio) for _ in range(early1))
-        self.blocks2 = nn.ModuleList(ConvBlock(second, config.mlp_ratio) for _ in range(early2))
-        self.blocks3 = _vit_blocks(config, fused)
+        self.blocks1 = nn.Sequential(*(ConvBlock(first, config.mlp_ratio) for _ in range(early1)))
+        self.blocks2 = nn.Sequential(*(ConvBlock(second, config.mlp_ratio) for _ in range(early2)))
+        self.blocks3 = vit_blocks(config.depth, width, config.num_heads, config.mlp_ratio, fused)
         self.stages = (self.blocks3,)
         self.norm = nn.LayerNorm(width)
 
     def embed(self, stage: int, maps: Tensor, is_search: bool) -> Tensor:
-        maps = functional.gelu(self.patch_embed1(maps))
-        for block in self.blocks1:
-            maps = block(maps)
-        maps = functional.gelu(self.patch_embed2(maps))
-        for block in self.blocks2:
-            maps = block(maps)
+        maps = self.blocks1(functional.gelu(self.patch_embed1(maps)))
+        maps = self.blocks2(functional.gelu(self.patch_embed2(maps)))
         maps = norm_channels(self.patch_embed4, functional.gelu(self.patch_embed3(maps)))
         return _add_positions(maps, self.pos_embed_s if is_search else self.pos_embed_t)
 
@@ -419,15 +414,13 @@ class CvTBackbone(Backbone):
         stages = []
         for stage, (width, depth, num_heads) in enumerate(zip(widths, depths, heads, strict=True)):
             inputs, kernel = (widths[stage - 1], (3, 2, 1)) if stage else (3, (7, 4, 2))
-            module = nn.Module()
-            module.patch_embed = PatchEmbed(inputs, width, *kernel, normed=True)
-            blocks = []
+            blocks = nn.ModuleList()
             for _ in range(depth):
                 attention = ConvolutionalAttention(width, num_heads, frozen, fused)
-                blocks.append(Block(width, attention, Mlp(width, width * config.mlp_ratio, quick=True), 1e-5))
-            stages.append(nn.ModuleList(blocks))
-            module.blocks = stages[-1]
-            self.add_module(f"stage{stage}", module)
+                blocks.append(Block(width, attention, Mlp(width, width * config.mlp_ratio, quick=True), EPSILON))
+            embedding = PatchEmbed(inputs, width, *kernel, normed=True)
+            self.add_module(f"stage{stage}", nn.ModuleDict({"patch_embed": embedding, "blocks": blocks}))
+            stages.append(blocks)
         self.stages = tuple(stages)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, num_classes)
@@ -436,11 +429,10 @@ class CvTBackbone(Backbone):
         return self.get_submodule(f"stage{stage}.patch_embed")(maps)
 
 
-def _vit_blocks(config: MixFormerConfig, fused: bool) -> nn.ModuleList:
-    width = config.width
+def vit_blocks(depth: int, width: int, num_heads: int, mlp_ratio: int, fused: bool) -> nn.ModuleList:
     return nn.ModuleList(
-        Block(width, LinearAttention(width, config.num_heads, fused), Mlp(width, width * config.mlp_ratio), 1e-6)
-        for _ in range(config.depth)
+        Block(width, LinearAttention(width, num_heads, fused), Mlp(width, width * mlp_ratio), VIT_EPSILON)
+        for _ in range(depth)
     )
 
 
@@ -490,3 +482,16 @@ class MixFormerPeer(nn.Module):
         x1, y1, x2, y2 = boxes.unbind(dim=1)
         boxes_cxcywh = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=1)
         return Output(boxes_cxcywh, top_left, bottom_right, features, score)
+
+
+def peer_of(config: MixFormerConfig, variables: Mapping[str, Any], fused_attention: bool) -> MixFormerPeer:
+    """The peer with our weights."""
+    peer = MixFormerPeer(config, fused_attention)
+    official = variables_to_official(variables, config)
+    peer.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in official.items()}, strict=True)
+    return peer
+
+
+def channels_first(images: np.ndarray) -> Tensor:
+    """[..., h, w, c] to [..., c, h, w]."""
+    return torch.from_numpy(images).movedim(-1, -3).contiguous()

@@ -6,10 +6,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from mixformer_jax.cli.console import parse_arguments, positive
 from mixformer_jax.media.video import prepare_output
 from mixformer_jax.text_tables import append_rows, markdown
 
+Name = TypeVar("Name", bound=Hashable)  # of a contender
 WARM_UP_CALLS = 2
 SHORTEST_TURN_S = 0.2
 # A turn in which other processes used a larger share of the machine is left out, as long as enough others remain.
@@ -32,19 +33,15 @@ class Timed(NamedTuple):
     others: np.ndarray  # other processes' share of the machine's processor time; NaN where the system does not tell
 
     @property
-    def is_disturbed(self) -> np.ndarray:
-        return self.others > OTHERS_LIMIT
-
-    @property
-    def counted(self) -> np.ndarray:
-        """Seconds of the undisturbed turns, or of all where those are too few."""
-        quiet = self.seconds[~self.is_disturbed]
-        return quiet if len(quiet) >= ENOUGH_TURNS else self.seconds
+    def quiet(self) -> np.ndarray:
+        """Seconds of the undisturbed turns."""
+        return self.seconds[~(self.others > OTHERS_LIMIT)]  # NaN is none
 
     def quartiles(self) -> tuple[float, float, float]:
-        """First quartile, median, third quartile, in seconds."""
-        first, median, third = np.percentile(self.counted, [25, 50, 75])
-        return float(first), float(median), float(third)
+        """First quartile, median, third quartile, in seconds, of the undisturbed turns; of all where those are few."""
+        counted = self.quiet if len(self.quiet) >= ENOUGH_TURNS else self.seconds
+        first, median, third = np.percentile(counted, [25, 50, 75]).tolist()
+        return first, median, third
 
     def milliseconds(self, digits: int = 1, parts: int = 1) -> tuple[str, str]:
         """Cells of a table: median and quartiles of a call, divided by its equal `parts`."""
@@ -53,29 +50,31 @@ class Timed(NamedTuple):
 
     def turns(self) -> str:
         """A cell of a table: the number of turns."""
-        return f"{int((~self.is_disturbed).sum())} undisturbed of {len(self.seconds)}"
+        return f"{len(self.quiet)} undisturbed of {len(self.seconds)}"
 
 
 def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], num_turns: int, title: str = "", progress: bool = False
-) -> dict[str, Timed]:
+    calls: Mapping[Name, Callable[[], object]],
+    num_turns: int,
+    title: str = "",
+    progress: bool = False,
+    shortest_turn_s: float = SHORTEST_TURN_S,
+) -> dict[Name, Timed]:
     """Times every call in `num_turns` turns; the contenders alternate, and take turns at being first.
 
     A turn is one untimed call (the other contender's threads may still spin, and its data fills the caches), then as
-    many timed ones as take `SHORTEST_TURN_S`. A call must return when its work is done; the first ones, which compile
-    and allocate, are not timed. Raises ValueError for less than one turn.
+    many timed ones as take `shortest_turn_s`, at least one. A call must return when its work is done; the first ones,
+    which compile and allocate, are not timed.
     """
-    if num_turns < 1:
-        raise ValueError(f"{num_turns} turns; expected at least 1")
     calls_a_turn = {}
     for name, call in calls.items():
         for _ in range(WARM_UP_CALLS):
             call()
         before = time.perf_counter()
         call()
-        calls_a_turn[name] = math.ceil(SHORTEST_TURN_S / (time.perf_counter() - before))
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    others: dict[str, list[float]] = {name: [] for name in calls}
+        calls_a_turn[name] = max(1, math.ceil(shortest_turn_s / (time.perf_counter() - before)))
+    seconds: dict[Name, list[float]] = {name: [] for name in calls}
+    others: dict[Name, list[float]] = {name: [] for name in calls}
     names = list(calls)
     with tqdm(total=num_turns * len(calls), unit=" turns", desc=title, disable=not progress) as bar:
         for turn in range(num_turns):
@@ -111,10 +110,15 @@ Arguments = argparse.Namespace
 Parts = Iterable[tuple[Sequence[str], Sequence[Sequence[str]], slice | None]]
 
 
+def plain_parser(about: str | None) -> argparse.ArgumentParser:
+    """A parser whose help begins with a module's docstring as it stands."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+
+
 def bench_parser(about: str | None, turns: int | None, overrides: str | None = None) -> argparse.ArgumentParser:
     """A parser with --append and, where contenders take turns, --turns; `overrides` as in `Parser.describe`."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=about, formatter_class=raw, allow_abbrev=False)
+    parser = plain_parser(about)
     if turns is not None:
         turns_help = "turns of each contender (default: %(default)s)"
         parser.add_argument("--turns", type=positive, default=turns, help=turns_help)

@@ -76,25 +76,19 @@ class Topology:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def links(self, axis: int, length: int | None = None) -> int:
-        """Links along a physical axis that the chip with the fewest of them has.
-
-        `length` is that of the part of the axis that counts, from a chip to its last peer; None is all of it.
-        """
-        size = self.shape[axis]
-        length = size if length is None else length
-        if length == 1:
-            return 0
-        cubes = len(self.shape) == 3 and all(side % 4 == 0 for side in self.shape)
-        wraps = cubes if len(self.shape) == 3 else size == _FLAT_SIDE
-        return 2 if wraps and length == size else 1
-
     def bandwidth(self, spans: Mapping[int, int] | None = None) -> float:
-        """Bytes a second that every chip can send at once, along physical axes of these lengths; None is all axes."""
+        """Bytes a second that every chip can send at once, also the one with the fewest links.
+
+        `spans` are lengths along physical axes, from a chip to its last peer; None is all of all axes.
+        """
         if self.chip.kind == "gpu":
             return self.chip.link_bandwidth
-        spans = dict(enumerate(self.shape)) if spans is None else spans
-        return self.chip.link_bandwidth * max(1, sum(self.links(axis, length) for axis, length in spans.items()))
+        is_flat, is_cube = len(self.shape) < 3, all(side % 4 == 0 for side in self.shape)
+        links = 0
+        for axis, length in (dict(enumerate(self.shape)) if spans is None else spans).items():
+            wraps = length == self.shape[axis] and (length == _FLAT_SIDE if is_flat else is_cube)
+            links += 0 if length == 1 else 2 if wraps else 1
+        return self.chip.link_bandwidth * max(1, links)
 
 
 def parse_topology(text: str) -> Topology:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
@@ -30,14 +30,10 @@ _SCOPE_STEPS = 5
 _BITS = {"pred": 8, "bf16": 16, "token": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{$")
-_NAME = re.compile(r"^\s+(ROOT )?%([\w.-]+) = ")
-_OPCODE = re.compile(r" ([a-z][a-z0-9-]*)\(")
+# Operands end at the first parenthesis that closes: constants and slices hold no names before it.
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)\)(.*?)(?:, metadata=\{.*)?$")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
-_OPERAND = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%([\w.-]+)")
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_SCOPE = re.compile(r'op_name="([^"]*)"')
-_INTEGER = re.compile(r"constant\((\d+)\)")
 
 
 class ArrayShape(NamedTuple):
@@ -48,22 +44,23 @@ class ArrayShape(NamedTuple):
     in_hbm: bool  # whether it lives in the chip's main memory
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-    """One line of a computation; `text` is all of it, `operands` are names."""
+    """One line of a computation."""
 
+    home: "Computation"
     name: str
     opcode: str
     arrays: tuple[ArrayShape, ...]
-    operands: tuple[str, ...]
-    called: Mapping[str, str]
+    operands: tuple[str, ...]  # names
+    called: Mapping[str, "Computation"]  # by attribute, such as `body`
     is_root: bool
-    text: str
+    text: str  # the whole line
 
-    @functools.cached_property
+    @property
     def cycles(self) -> int | None:
         """XLA's own estimate; 0 where it has made none, None where it could not."""
-        found = _CYCLES.search(self.text)
+        found = re.search(r'"estimated_cycles":"(\d+)"', self.text)
         cycles = int(found[1]) if found else 0
         return cycles if cycles < _UNKNOWN_CYCLES else None
 
@@ -71,14 +68,29 @@ class Instruction:
 class Computation(dict[str, Instruction]):
     """Instructions by name."""
 
+    name = ""
+
     @functools.cached_property
-    def readers(self) -> dict[str, list[str]]:
-        """Who has an instruction as an operand."""
-        found: dict[str, list[str]] = {}
+    def readers(self) -> dict[str, list[Instruction]]:
+        """Who has an instruction as an operand, each once."""
+        found: dict[str, list[Instruction]] = defaultdict(list)
         for instruction in self.values():
-            for name in instruction.operands:
-                found.setdefault(name, []).append(instruction.name)
+            for name in dict.fromkeys(instruction.operands):
+                found[name].append(instruction)
         return found
+
+    @property
+    def root(self) -> Instruction:
+        return next(instruction for instruction in self.values() if instruction.is_root)
+
+    def arrays_of(self, name: str) -> tuple[ArrayShape, ...]:
+        """() for what is not here."""
+        return self[name].arrays if name in self else ()
+
+    def parameters(self) -> dict[int, str]:
+        """Names by place."""
+        numbers = {name: re.search(r" parameter\((\d+)\)", each.text) for name, each in self.items()}
+        return {int(number[1]): name for name, number in numbers.items() if number}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +123,11 @@ class Traffic(NamedTuple):
     bytes: int  # of one run, each operand and each result once
     times: int  # how often a step runs it
 
+    @property
+    def moved(self) -> int:
+        """Bytes of all runs."""
+        return self.times * self.bytes
+
 
 class ProgramCost(NamedTuple):
     """What one device does in one run of a program."""
@@ -124,7 +141,7 @@ class ProgramCost(NamedTuple):
     @property
     def hbm_bytes(self) -> int:
         """Read from and written to HBM."""
-        return sum(each.times * each.bytes for each in self.traffic)
+        return sum(each.moved for each in self.traffic)
 
 
 def read_program(text: str) -> ProgramCost:
@@ -132,64 +149,48 @@ def read_program(text: str) -> ProgramCost:
 
     Raises ValueError for a text without an entry, or groups of devices in a notation that is not known.
     """
-    computations, entry = _parse(text)
     collectives: list[Collective] = []
     traffic: list[Traffic] = []
-    cycles, unknown = 0, 0
-    cycles_known = True
-    for computation, instruction, times in _executed(computations, entry, 1):
-        if times == 0:
-            unknown, times = unknown + 1, 1
-        moved = _collective(instruction, computation, computations, times)
-        if moved is not None:
+    cycles: list[int | None] = []
+    unknown = 0
+    for instruction, times in _executed(_parse(text), 1):
+        if instruction.opcode == "while" and _loop_length(instruction) is None:
+            unknown += 1
+        if moved := _collective(instruction, times):
             collectives.append(moved)
-        moved_bytes = _hbm_bytes(instruction, computation, computations)
-        if moved_bytes:
-            traffic.append(Traffic(instruction.name, _scope(instruction, computation), moved_bytes, times))
-        if instruction.cycles is None:
-            cycles_known = False
-        else:
-            cycles += times * instruction.cycles
-    return ProgramCost(collectives, traffic, cycles if cycles_known and cycles else None, unknown)
+        if moved_bytes := _hbm_bytes(instruction):
+            traffic.append(Traffic(instruction.name, _scope(instruction), moved_bytes, times))
+        each = instruction.cycles
+        cycles.append(None if each is None else times * each)
+    estimate = None if None in cycles else sum(filter(None, cycles)) or None
+    return ProgramCost(collectives, traffic, estimate, unknown)
 
 
-def _parse(text: str) -> tuple[dict[str, Computation], str]:
-    computations: dict[str, Computation] = {}
+def _parse(text: str) -> Computation:
+    """The entry, with what it calls."""
+    computations: dict[str, Computation] = defaultdict(Computation)
     current = Computation()
-    entry = ""
+    entry = None
     for line in text.splitlines():
-        if line.startswith((" ", "\t")):
-            found = _instruction(line)
-            if found is not None:
-                current[found.name] = found
+        if found := _INSTRUCTION.match(line):
+            root, name, arrays, opcode, operands, attributes = found.groups()
+            current[name] = Instruction(
+                home=current,
+                name=name,
+                opcode=opcode,
+                arrays=tuple(_array(*each.groups()) for each in _ARRAY.finditer(arrays)),
+                operands=tuple(re.findall(r"%([\w.-]+)", operands)),
+                called={key: computations[called] for key, called in _CALLED.findall(attributes)},
+                is_root=root is not None,
+                text=line,
+            )
         elif header := _COMPUTATION.match(line):
-            current = computations.setdefault(header[2], Computation())
-            entry = header[2] if header[1] else entry
-    if not entry:
+            current = computations[header[2]]
+            current.name = header[2]
+            entry = current if header[1] else entry
+    if entry is None:
         raise ValueError("not the text of a compiled program: it has no ENTRY computation")
-    return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-    head = _NAME.match(line)
-    if head is None:
-        return None
-    code = _OPCODE.search(line, head.end() - 1)
-    if code is None:
-        return None
-    # Operands end at the parenthesis that closes the opcode's; constants and slices hold no names before it.
-    end = line.find(")", code.end())
-    metadata = line.find(", metadata={", end)
-    attributes = line[end : metadata if metadata > 0 else len(line)]
-    return Instruction(
-        name=head[2],
-        opcode=code[1],
-        arrays=tuple(_array(*found.groups()) for found in _ARRAY.finditer(line, head.end(), code.start())),
-        operands=tuple(_OPERAND.findall(line, code.end(), end)),
-        called=dict(_CALLED.findall(attributes)),
-        is_root=head[1] is not None,
-        text=line,
-    )
+    return entry
 
 
 def _array(dtype: str, dimensions: str, layout: str | None) -> ArrayShape:
@@ -206,60 +207,41 @@ def _array(dtype: str, dimensions: str, layout: str | None) -> ArrayShape:
     return ArrayShape(math.prod(shape) * bits // 8, math.prod(padded) * bits // 8, space is None or space[1] == "0")
 
 
-def _executed(
-    computations: dict[str, Computation], name: str, times: int
-) -> Iterator[tuple[Computation, Instruction, int]]:
-    """Every instruction that runs, with its computation and how often; 0 marks a loop whose length is not known."""
-    for instruction in computations[name].values():
-        yield computations[name], instruction, times
+def _executed(computation: Computation, times: int) -> Iterator[tuple[Instruction, int]]:
+    """Every instruction that runs, and how often; a loop whose length is not known counts once."""
+    for instruction in computation.values():
+        yield instruction, times
         if instruction.opcode == "while":
-            length = _loop_length(instruction, computations)
-            if length is None:
-                yield computations[name], instruction, 0
-            yield from _executed(computations, instruction.called["body"], times * (length or 1))
+            yield from _executed(instruction.called["body"], times * (_loop_length(instruction) or 1))
         elif instruction.opcode in ("call", "async-start"):
             for key in ("to_apply", "calls"):
-                if key in instruction.called:
-                    yield from _executed(computations, instruction.called[key], times)
+                yield from _executed(instruction.called.get(key, Computation()), times)
 
 
-def _loop_length(loop: Instruction, computations: dict[str, Computation]) -> int | None:
+def _loop_length(loop: Instruction) -> int | None:
     """Of a loop that counts from 0 up to a constant, as JAX's scans do."""
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
-    if known:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text):
         return int(known[1])
-    condition = computations[loop.called["condition"]]
-    root = next(instruction for instruction in condition.values() if instruction.is_root)
-    if root.opcode != "compare" or "direction=LT" not in root.text:
+    condition = loop.called["condition"]
+    root = condition.root
+    if root.opcode != "compare" or "direction=LT" not in root.text or root.operands[-1] not in condition:
         return None
-    limit = condition.get(root.operands[-1])
-    number = _INTEGER.search(limit.text) if limit is not None else None
+    number = re.search(r"constant\((\d+)\)", condition[root.operands[-1]].text)
     return int(number[1]) if number else None
 
 
-def _collective(
-    instruction: Instruction, computation: Computation, computations: dict[str, Computation], times: int
-) -> Collective | None:
+def _collective(instruction: Instruction, times: int) -> Collective | None:
     kind = instruction.opcode.removesuffix("-start")
     if kind in KINDS:
-        size = sum(array.bytes for name in instruction.operands for array in _arrays_of(name, computation))
+        size = sum(array.bytes for name in instruction.operands for array in instruction.home.arrays_of(name))
         groups = device_groups(instruction.text)
-        if kind == "all-gather":
-            size *= groups.shape[1]
-        return Collective(kind, size, times, groups)
-    if instruction.opcode == "fusion":
-        inside = computations.get(instruction.called.get("calls", ""), Computation())
-        for inner in inside.values():
-            found = _collective(inner, inside, computations, times)
-            if found is not None:
-                scattered = found.kind == "all-reduce" and "all-reduce-scatter" in instruction.called["calls"]
-                return dataclasses.replace(found, kind="reduce-scatter") if scattered else found
+        return Collective(kind, size * (groups.shape[1] if kind == "all-gather" else 1), times, groups)
+    inside = instruction.called["calls"] if instruction.opcode == "fusion" else Computation()
+    for inner in inside.values():
+        if found := _collective(inner, times):
+            scattered = found.kind == "all-reduce" and "all-reduce-scatter" in inside.name
+            return dataclasses.replace(found, kind="reduce-scatter") if scattered else found
     return None
-
-
-def _arrays_of(name: str, computation: Computation) -> tuple[ArrayShape, ...]:
-    found = computation.get(name)
-    return found.arrays if found is not None else ()
 
 
 def device_groups(text: str) -> Int[np.ndarray, "groups size"]:
@@ -267,10 +249,8 @@ def device_groups(text: str) -> Int[np.ndarray, "groups size"]:
 
     Raises ValueError for a notation that is not known.
     """
-    if pairs := re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", text):
-        return _listed(pairs[1])
-    if listed := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", text):
-        return _listed(listed[1])
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", text):
+        return np.array([_numbers(group) for group in re.findall(r"\{([\d, ]+)\}", listed[1])])
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", text):
         return _iota(iota[2]).reshape(_numbers(iota[1]))
     named = re.search(
@@ -289,10 +269,6 @@ def device_groups(text: str) -> Int[np.ndarray, "groups size"]:
     raise ValueError(f"groups of devices in a notation that is not known: {shown[0] if shown else text[:200]}")
 
 
-def _listed(text: str) -> Int[np.ndarray, "groups size"]:
-    return np.array([_numbers(group) for group in re.findall(r"\{([\d, ]+)\}", text)])
-
-
 def _iota(text: str) -> Int[np.ndarray, " devices"]:
     """`[4,2]T(1,0)`: all devices in order, as a grid of this shape, its axes exchanged."""
     shape = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
@@ -307,102 +283,86 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in text.replace(" ", "").split(",") if number)
 
 
-def _hbm_bytes(instruction: Instruction, computation: Computation, computations: dict[str, Computation]) -> int:
+def _hbm_bytes(instruction: Instruction) -> int:
     """Bytes that an instruction reads from HBM and writes to it."""
-    opcode = instruction.opcode
+    opcode, home = instruction.opcode, instruction.home
     if opcode in _FREE or opcode.endswith("-done") or "ConcatBitcast" in instruction.text:
         return 0
     if opcode in ("copy-start", "slice-start"):
-        source = _arrays_of(instruction.operands[0], computation)
         # The results are the target and, again, the source; a slice names the source first.
         target = instruction.arrays[0 if opcode == "copy-start" else 1]
-        read = any(array.in_hbm for array in source)
+        read = any(array.in_hbm for array in home.arrays_of(instruction.operands[0]))
         return target.padded_bytes * (int(read) + int(target.in_hbm))
-    inside = computations.get(instruction.called.get("calls", "")) if opcode == "fusion" else None
-    if inside is None:
+    inside = instruction.called.get("calls") if opcode == "fusion" else None
+    if not inside:
         # A kernel that is given an array several times reads its parts.
-        read_bytes = sum(_hbm(_arrays_of(name, computation)) for name in dict.fromkeys(instruction.operands))
+        read_bytes = sum(_hbm(home.arrays_of(name)) for name in dict.fromkeys(instruction.operands))
         return read_bytes + (_hbm(instruction.arrays) if not opcode.endswith("-start") else 0)
-    parameters, total = _parameters(inside), 0
+    parameters, total = inside.parameters(), 0
     updates: set[str] = set()
-    for array, (output, home) in zip(instruction.arrays, _outputs(inside, computations), strict=True):
+    for array, output in zip(instruction.arrays, _outputs(inside), strict=True):
         written: tuple[ArrayShape, ...] = (array,)
         if output.opcode == "dynamic-update-slice":
             updates.add(output.name)
-            written = _arrays_of(output.operands[1], home)
+            written = output.home.arrays_of(output.operands[1])
         total += sum(part.padded_bytes for part in written) if array.in_hbm else 0
     for place, name in enumerate(instruction.operands):
-        whole = _hbm(_arrays_of(name, computation))
+        whole = _hbm(home.arrays_of(name))
         if whole and place in parameters:
-            whole = min(whole, _read_of(parameters[place], inside, updates, computations))
+            whole = min(whole, _read_of(parameters[place], inside, updates))
         total += whole
     return total
 
 
-def _outputs(inside: Computation, computations: Mapping[str, Computation]) -> list[tuple[Instruction, Computation]]:
-    """What makes the results of a fusion, and where it stands: behind views, and in a fusion inside of this one."""
-    root = next(inner for inner in inside.values() if inner.is_root)
+def _outputs(inside: Computation) -> list[Instruction]:
+    """What makes the results of a fusion: behind views, and in fusions inside of this one."""
+    root = inside.root
     if root.opcode != "tuple" and len(root.arrays) != 1:
-        return [(root, inside)] * len(root.arrays)
+        return [root] * len(root.arrays)
     found = []
     for output in [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]:
-        home = inside
         while output.opcode in ("bitcast", "fusion") and len(output.arrays) == 1:
-            if output.opcode == "bitcast":
-                output = home[output.operands[0]]
-            else:
-                home = computations[output.called["calls"]]
-                output = next(inner for inner in home.values() if inner.is_root)
-        found.append((output, home))
+            is_view = output.opcode == "bitcast"
+            output = output.home[output.operands[0]] if is_view else output.called["calls"].root
+        found.append(output)
     return found
 
 
-def _scope(instruction: Instruction, computation: Computation) -> str:
+def _scope(instruction: Instruction) -> str:
     """See `Traffic`: the nearest one, first among the readers, then among what is read."""
-    for near in (_readers, _operands):
+    for near in (_readers, _read):
         seen = [instruction]
         for _ in range(_SCOPE_STEPS):
             for each in seen:
-                if found := _SCOPE.search(each.text):
+                if found := re.search(r'op_name="([^"]*)"', each.text):
                     return found[1]
-            seen = [other for each in seen for other in near(each, computation)]
+            seen = [other for each in seen for other in near(each)]
     return ""
 
 
-def _readers(instruction: Instruction, computation: Computation) -> list[Instruction]:
-    return [computation[name] for name in computation.readers.get(instruction.name, ())]
+def _readers(instruction: Instruction) -> list[Instruction]:
+    return instruction.home.readers[instruction.name]
 
 
-def _operands(instruction: Instruction, computation: Computation) -> list[Instruction]:
-    return [computation[name] for name in instruction.operands if name in computation]
+def _read(instruction: Instruction) -> list[Instruction]:
+    return [instruction.home[name] for name in instruction.operands if name in instruction.home]
 
 
 def _hbm(arrays: tuple[ArrayShape, ...]) -> int:
     return sum(array.padded_bytes for array in arrays if array.in_hbm)
 
 
-def _parameters(inside: Computation) -> dict[int, str]:
-    places = {}
-    for inner in inside.values():
-        number = re.search(r" parameter\((\d+)\)", inner.text) if inner.opcode == "parameter" else None
-        if number:
-            places[int(number[1])] = inner.name
-    return places
-
-
-def _read_of(
-    parameter: str, inside: Computation, updates: Collection[str], computations: Mapping[str, Computation]
-) -> int:
+def _read_of(parameter: str, inside: Computation, updates: Collection[str]) -> int:
     """What a fusion reads of an operand: slices where only those are used, and nothing of what it updates in place."""
     total = 0
-    for user in (inside[name] for name in dict.fromkeys(inside.readers.get(parameter, ()))):
+    for user in inside.readers[parameter]:
         only = user.operands.index(parameter) == 0 and user.operands.count(parameter) == 1
         if user.opcode == "bitcast" and not user.is_root:
-            total += _read_of(user.name, inside, updates, computations)
+            total += _read_of(user.name, inside, updates)
         elif user.opcode == "fusion":
-            within = computations[user.called["calls"]]
-            names = [_parameters(within)[place] for place, name in enumerate(user.operands) if name == parameter]
-            total += sum(_read_of(name, within, updates, computations) for name in names)
+            within = user.called["calls"]
+            names = [within.parameters()[place] for place, name in enumerate(user.operands) if name == parameter]
+            total += sum(_read_of(name, within, updates) for name in names)
         elif user.opcode in ("slice", "dynamic-slice", "gather") and only:
             total += sum(array.padded_bytes for array in user.arrays)
         elif user.name not in updates or not only:
@@ -412,9 +372,13 @@ def _read_of(
 
 def by_kind(collectives: list[Collective]) -> dict[str, tuple[int, float, float]]:
     """For each kind how many a step does, their bytes, and what a device sends for them."""
-    counts, sizes, sent = Counter[str](), Counter[str](), Counter[str]()
-    for each in collectives:
-        counts[each.kind] += each.times
-        sizes[each.kind] += each.times * each.bytes
-        sent[each.kind] += each.times * each.wire_bytes  # type: ignore[assignment]
-    return {kind: (counts[kind], float(sizes[kind]), float(sent[kind])) for kind in KINDS if counts[kind]}
+    grouped = {kind: [each for each in collectives if each.kind == kind] for kind in KINDS}
+    return {
+        kind: (
+            sum(each.times for each in alike),
+            float(sum(each.times * each.bytes for each in alike)),
+            float(sum(each.times * each.wire_bytes for each in alike)),
+        )
+        for kind, alike in grouped.items()
+        if alike
+    }

@@ -4,7 +4,6 @@ For TPUs the step that `train` runs is compiled by XLA's TPU compiler, which the
 TPU. GPUs are planned on paper, with no compiler.
 """
 
-import dataclasses
 import importlib
 import math
 import os
@@ -17,16 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType
 
 from mixformer_jax.planning.hardware import PlanError, Topology, parse_topology
-from mixformer_jax.planning.hlo import Collective, ProgramCost, by_kind, read_program
+from mixformer_jax.planning.hlo import Collective, by_kind, read_program
 from mixformer_jax.planning.profile import count_kernel_macs, count_macs, count_product_bytes
 from mixformer_jax.planning.record import (
     Plan,
     PlannedExperiment,
     Stage,
-    abstract_mesh,
     count_model_flops,
     does_not_fit,
     memory_of,
@@ -38,10 +36,10 @@ from mixformer_jax.planning.record import (
     with_train,
 )
 from mixformer_jax.training.loop import objective_of
+from mixformer_jax.training.objective import Objective
 from mixformer_jax.training.program import TrainProgram, train_program
 from mixformer_jax.training.sharding import AXES, make_mesh
 
-QUICK_NOTE = "--quick: compiled without the chip's scratch memory; bytes with HBM and the memory bound are too high"
 # The proposed mesh splits the state until it leaves three quarters of a chip to the activations.
 STATE_SHARE = 0.25
 
@@ -54,13 +52,10 @@ def plan(
     quick: bool = False,
     stage: Stage = nullcontext,
 ) -> Plan:
-    """Plans one training or pre-training.
+    """Plans one training or pre-training: a config of `train` or `pretrain`, whose mesh and batch size do not count.
 
-    Args:
-        config: as `train` or `pretrain` takes it; its mesh and batch size do not count.
-        mesh: chips along data, fsdp and tensor; None proposes one.
-        quick: see `plan_tpu`; on paper it makes no difference.
-        stage: wraps each part of the work, for somebody who wants to show progress.
+    The mesh is chips along data, fsdp and tensor; None proposes one. `quick`: see `plan_tpu`; on paper it makes no
+    difference. `stage` wraps each part of the work, for somebody who wants to show progress.
 
     Raises:
         ConfigError: the config.
@@ -85,7 +80,7 @@ def propose_mesh(topology: Topology, state_bytes: int) -> tuple[int, int, int]:
 def _mesh_shape(experiment: PlannedExperiment, topology: Topology, mesh: Sequence[int] | None) -> tuple[int, ...]:
     batch, parts = experiment.train.batch_size, experiment.train.accumulate
     if mesh is None:
-        shape: tuple[int, ...] = propose_mesh(topology, tree_bytes(program_alone(experiment).state, None))
+        shape: tuple[int, ...] = propose_mesh(topology, tree_bytes(program_alone(experiment).state))
     else:
         shape = tuple(mesh)
         if len(shape) != len(AXES) or min(shape) < 1 or math.prod(shape) != topology.size:
@@ -130,18 +125,18 @@ def plan_tpu(
         PlanError: the step does not fit.
         ModuleNotFoundError: without the package `libtpu`.
     """
-    devices = tpu_devices(topology)
-    mesh = make_mesh(shape, devices)
-    settings, axes = settings_of(experiment), dict(zip(AXES, shape, strict=True))
+    mesh = make_mesh(shape, tpu_devices(topology))
+    settings, axes, chip, notes = settings_of(experiment, quick), dict(mesh.shape), topology.chip, []
     began = time.perf_counter()
     with stage("trace the step"):
         program = train_program(objective_of(experiment), experiment.train, mesh)
         step = program.step.trace(program.state, program.batch)
         lowered = step.lower()
         model_flops = count_model_flops(experiment) / topology.size
-        kernel_flops = 2.0 * count_kernel_macs(step.jaxpr)  # traced for one chip's share of the batch
+        # Of kernels, which XLA neither counts nor estimates; traced for one chip's share of the batch.
+        kernel_flops = 2.0 * count_kernel_macs(step.jaxpr)
     traced = time.perf_counter()
-    with stage(f"compile it for {topology.size} x {topology.chip.name} (minutes)"):
+    with stage(f"compile it for {topology.size} x {chip.name} (minutes)"):
         try:
             with _low_effort() if quick else nullcontext():
                 compiled = lowered.compile()
@@ -151,13 +146,47 @@ def plan_tpu(
     with stage("read the compiled program"):
         cost = read_program(compiled.as_text())
     stats, counted = compiled.memory_analysis(), compiled.cost_analysis()
-    seconds = {"trace": traced - began, "compile": done - traced}
-    made = from_compiler(experiment, topology, mesh, program, cost, stats, counted, model_flops, kernel_flops, seconds)
-    if quick:
-        made = dataclasses.replace(
-            made, estimate_s=None, settings={**made.settings, "quick": True}, notes=(*made.notes, QUICK_NOTE)
+    batch = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in program.batch.values())
+    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    code = stats.generated_code_size_in_bytes
+    memory = memory_of(program.state, batch, mesh, topology, stats.temp_size_in_bytes, code)
+    # Arrays lie in memory in tiles: what that adds is the state's and the batch's.
+    memory = memory._replace(rest=memory.rest + kept - memory.state - memory.batch)
+    if cost.loops_of_unknown_length:
+        notes.append(f"{cost.loops_of_unknown_length} loops of unknown length count once")
+    kernel_s = kernel_flops / chip.flops[experiment.model.dtype]
+    if kernel_flops:
+        notes.append(
+            f"attention kernels count as {1e3 * kernel_s:.1f} ms in the expected step, their products at the peak"
         )
-    return made
+    if quick:
+        notes.append(
+            "--quick: compiled without the chip's scratch memory; bytes with HBM and the memory bound are too high"
+        )
+    estimate_s = None
+    if cost.cycles is not None and chip.clock_hz is not None and not quick:
+        estimate_s = cost.cycles / chip.clock_hz + kernel_s
+    # XLA counts the loop over the parts of a batch once; next to nothing happens outside it.
+    parts = experiment.train.accumulate
+    return Plan(
+        model=experiment.model.name,
+        topology=topology,
+        mesh=axes,
+        global_batch=experiment.train.batch_size,
+        settings=settings,
+        on_paper=False,
+        memory=memory,
+        flops=counted["flops"] * parts + kernel_flops,
+        model_flops=model_flops,
+        hbm_bytes=float(cost.hbm_bytes),
+        accessed_bytes=counted["bytes accessed"] * parts,
+        collectives=by_kind(cost.collectives),
+        network_s=network_seconds(cost.collectives, topology, [tuple(device.coords) for device in mesh.devices.flat]),
+        estimate_s=estimate_s,
+        seconds={"trace": traced - began, "compile": done - traced},
+        notes=tuple(notes),
+        movers=movers(cost.traffic),
+    )
 
 
 @contextmanager
@@ -171,75 +200,20 @@ def _low_effort() -> Iterator[None]:
         jax.config.update("jax_exec_time_optimization_effort", before)
 
 
-def from_compiler(
-    experiment: PlannedExperiment,
-    topology: Topology,
-    mesh: Mesh,
-    program: TrainProgram,
-    cost: ProgramCost,
-    stats: Any,
-    counted: Mapping[str, float],
-    model_flops: float,
-    kernel_flops: float,
-    seconds: Mapping[str, float],
-) -> Plan:
-    """A plan out of what the compiler tells: memory statistics, XLA's cost analysis, and the program's text.
-
-    The FLOPs are one chip's: the model's alone, and those of kernels, which XLA neither counts nor estimates.
-    """
-    shape = tuple(mesh.shape[axis] for axis in AXES)
-    batch = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in program.batch.values())
-    kept = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    code = stats.generated_code_size_in_bytes
-    memory = memory_of(program.state, batch, shape, topology, stats.temp_size_in_bytes, code)
-    # Arrays lie in memory in tiles: what that adds is the state's and the batch's.
-    memory = memory._replace(rest=memory.rest + kept - memory.state - memory.batch)
-    notes = []
-    if cost.loops_of_unknown_length:
-        notes.append(f"{cost.loops_of_unknown_length} loops of unknown length count once")
-    clock, kernel_s = topology.chip.clock_hz, 0.0
-    if kernel_flops:
-        kernel_s = kernel_flops / topology.chip.flops[experiment.model.dtype]
-        notes.append(
-            f"attention kernels count as {1e3 * kernel_s:.1f} ms in the expected step, their products at the peak"
-        )
-    # XLA counts the loop over the parts of a batch once; next to nothing happens outside it.
-    parts = experiment.train.accumulate
-    return Plan(
-        model=experiment.model.name,
-        topology=topology,
-        mesh=dict(mesh.shape),
-        global_batch=experiment.train.batch_size,
-        settings=settings_of(experiment),
-        on_paper=False,
-        memory=memory,
-        flops=counted["flops"] * parts + kernel_flops,
-        model_flops=model_flops,
-        hbm_bytes=float(cost.hbm_bytes),
-        accessed_bytes=counted["bytes accessed"] * parts,
-        collectives=by_kind(cost.collectives),
-        network_s=network_seconds(cost.collectives, topology, [tuple(device.coords) for device in mesh.devices.flat]),
-        estimate_s=cost.cycles / clock + kernel_s if cost.cycles is not None and clock is not None else None,
-        seconds=seconds,
-        notes=tuple(notes),
-        movers=movers(cost.traffic),
-    )
-
-
 def network_seconds(
     collectives: Sequence[Collective], topology: Topology, coordinates: Sequence[tuple[int, ...]]
 ) -> float:
     """The least time for all transfers one after the other: each chip sends its share over all links that lead along
     the physical axes of its group."""
-    return sum(each.times * each.wire_bytes / _bandwidth(each, topology, coordinates) for each in collectives)
 
+    def bandwidth(collective: Collective) -> float:
+        if collective.kind == "collective-permute":
+            return topology.chip.link_bandwidth
+        places = np.array([coordinates[device] for device in collective.groups[0]])
+        spans = np.ptp(places, axis=0) + 1
+        return topology.bandwidth({axis: int(spans[axis]) for axis in range(len(topology.shape)) if spans[axis] > 1})
 
-def _bandwidth(collective: Collective, topology: Topology, coordinates: Sequence[tuple[int, ...]]) -> float:
-    if collective.kind == "collective-permute":
-        return topology.chip.link_bandwidth
-    places = np.array([coordinates[device] for device in collective.groups[0]])
-    spans = places.max(axis=0) - places.min(axis=0) + 1
-    return topology.bandwidth({axis: int(spans[axis]) for axis in range(len(topology.shape)) if spans[axis] > 1})
+    return sum(each.times * each.wire_bytes / bandwidth(each) for each in collectives)
 
 
 def _refused(
@@ -258,6 +232,7 @@ def _refused(
 
 
 def plan_gpu(experiment: PlannedExperiment, topology: Topology, shape: tuple[int, ...], stage: Stage) -> Plan:
+    """Reckons the step out of its shapes; PlanError for a mesh with a tensor axis."""
     count, train = topology.size, experiment.train
     data, fsdp, tensor = shape
     if tensor > 1:
@@ -269,33 +244,28 @@ def plan_gpu(experiment: PlannedExperiment, topology: Topology, shape: tuple[int
         program = train_program(objective, own.train, make_mesh((1, 1, 1), jax.devices()[:1]))
         traced = program.step.trace(program.state, program.batch)
         flops = 2.0 * count_macs(traced.jaxpr).total()
-        kept = _kept_bytes(own, program)
+        kept = _kept_bytes(objective, program)
         model_flops = count_model_flops(own) if train.remat else flops
     with stage("count bytes"):
         accessed = traced.lower().cost_analysis()["bytes accessed"] * train.accumulate
         products = count_product_bytes(traced.jaxpr)
-    batch = tree_bytes(program.batch, None)
-    mesh = abstract_mesh(shape)
+    mesh = AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     gradients = tree_bytes(program.state.opt_state, mesh) // 2
-    memory = memory_of(program.state, batch, shape, topology, kept + gradients, 0)
-    whole = tree_bytes(program.state.params, None)
-    groups = np.arange(count).reshape(1, count)
+    memory = memory_of(program.state, tree_bytes(program.batch), mesh, topology, kept + gradients, 0)
+    whole, groups = tree_bytes(program.state.params), np.arange(count).reshape(data, fsdp)
     collectives = []
-    if count > 1:
-        collectives = [Collective("all-reduce", whole, 1, groups)]
-        if fsdp > 1:
-            ours = np.arange(count).reshape(data, fsdp)
-            # Parameters are gathered for the forward and again for the backward pass.
-            collectives = [Collective("all-gather", whole, 2, ours), Collective("reduce-scatter", whole, 1, ours)]
-            if data > 1:
-                collectives.append(Collective("all-reduce", whole // fsdp, 1, ours.T))
+    if fsdp > 1:
+        # Parameters are gathered for the forward and again for the backward pass.
+        collectives += [Collective("all-gather", whole, 2, groups), Collective("reduce-scatter", whole, 1, groups)]
+    if data > 1:
+        collectives.append(Collective("all-reduce", whole // fsdp, 1, groups.T))
     notes = ["on paper: out of shapes, no GPU compiler has seen this step; fused attention would need less"]
     if topology.chip.name == "v100":
         notes.append("V100 has no units for bfloat16: the peak is float32's")
     return Plan(
         model=experiment.model.name,
         topology=topology,
-        mesh=dict(zip(AXES, shape, strict=True)),
+        mesh=dict(mesh.shape),
         global_batch=train.batch_size,
         settings=settings_of(experiment),
         on_paper=True,
@@ -312,11 +282,9 @@ def plan_gpu(experiment: PlannedExperiment, topology: Topology, shape: tuple[int
     )
 
 
-def _kept_bytes(experiment: PlannedExperiment, program: TrainProgram) -> int:
+def _kept_bytes(objective: Objective, program: TrainProgram) -> int:
     """Bytes that one part of a batch leaves for its gradient, parameters left out."""
-    objective = objective_of(experiment)
-    batch = objective.batch_shapes(experiment.train.batch_size // experiment.train.accumulate)
-    state = program.state
+    train = objective.experiment.train
 
     def residuals(params: Any, model_state: Any, batch: Any, key: Any) -> Any:
         def loss(params: Any) -> Any:
@@ -324,7 +292,8 @@ def _kept_bytes(experiment: PlannedExperiment, program: TrainProgram) -> int:
 
         return jax.vjp(loss, params)[1]
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    state, key = program.state, jax.eval_shape(lambda: jax.random.key(0))
+    batch = objective.batch_shapes(train.batch_size // train.accumulate)
     kept = jax.eval_shape(residuals, state.params, state.model_state, batch, key)
     # A matrix product keeps its parameters too, in the compute type.
-    return max(0, tree_bytes(kept, None) - tree_bytes(state.params, None))
+    return max(0, tree_bytes(kept) - tree_bytes(state.params))

@@ -25,8 +25,6 @@ from mixformer_jax.models.config import STUDIES, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model
 from mixformer_jax.text_tables import aligned
 
-KERNEL = "pallas_call"
-
 
 def scope_modules(scope: str) -> list[str]:
     """`MixFormer.locate/blocks_3.project/mlp` -> `MixFormer`, `blocks_3`, `mlp`."""
@@ -56,14 +54,14 @@ def count_macs(program: ClosedJaxpr) -> Counter[str]:
     """
     counts = Counter[str]()
     for scope, equation, times in _equations(program.jaxpr, "", 1):
-        size = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
+        size = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
         match equation.primitive.name:
             case "dot_general":
                 (contracted, _), _batch = equation.params["dimension_numbers"]
-                left = _shape(equation.invars[0])
+                left = equation.invars[0].aval.shape
                 counts[scope] += times * size * math.prod(left[axis] for axis in contracted)
             case "conv_general_dilated":
-                kernel = _shape(equation.invars[1])
+                kernel = equation.invars[1].aval.shape
                 features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
                 # The gradient of a strided convolution has zeros between its inputs: nobody multiplies them.
                 stride = math.prod(equation.params["lhs_dilation"])
@@ -87,9 +85,9 @@ def count_product_bytes(program: ClosedJaxpr) -> int:
 def count_kernel_macs(program: ClosedJaxpr) -> int:
     """Multiply-accumulates inside of kernels, of which XLA's own counts know nothing."""
     return sum(
-        times * math.prod(equation.params["grid_mapping"].grid) * sum(count_macs(ClosedJaxpr(inner, ())).values())
+        times * _repetitions(equation) * count_macs(ClosedJaxpr(inner, ())).total()
         for _scope, equation, times in _equations(program.jaxpr, "", 1)
-        if equation.primitive.name == KERNEL
+        if equation.primitive.name == "pallas_call"
         for inner in _programs_inside(equation.params)
     )
 
@@ -101,17 +99,18 @@ def _equations(jaxpr: Jaxpr, outer: str, times: int) -> Iterator[tuple[str, Any,
         if equation.primitive.name == "while":
             raise NotImplementedError(f"a loop of unknown length in {scope or 'the program'}")
         yield scope, equation, times
-        length = 1
-        if equation.primitive.name == "scan":
-            length = equation.params["length"]
-        elif equation.primitive.name == KERNEL:
-            length = math.prod(equation.params["grid_mapping"].grid)
         for inner in _programs_inside(equation.params):
-            yield from _equations(inner, scope, times * length)
+            yield from _equations(inner, scope, times * _repetitions(equation))
 
 
-def _shape(operand: Any) -> tuple[int, ...]:
-    return operand.aval.shape
+def _repetitions(equation: Any) -> int:
+    """How often an equation runs the programs inside of it."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "pallas_call":
+            return math.prod(equation.params["grid_mapping"].grid)
+    return 1
 
 
 def _programs_inside(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
@@ -130,8 +129,6 @@ FLOP_COLUMNS = (
     *("templates", "encoding", "search", "backbone", "head"),
     *("score", "frame", "whole", "paper", "difference"),
 )
-
-Rows = list[tuple[str, ...]]
 
 
 class Published(NamedTuple):
@@ -196,22 +193,15 @@ class Profile(NamedTuple):
 
 
 def profile_models(names: Iterable[str], templates: int | None = None, progress: bool = False) -> list[Profile]:
-    """Profiles sizes and study models by name.
-
-    Raises:
-        ConfigError: for an unknown name, before anything is counted.
-        ValueError: fewer than one template.
-    """
+    """Profiles sizes and study models by name; ConfigError for an unknown one, before anything is counted."""
     configs = [size_config(name) for name in names]
     bar = tqdm(configs, desc="profile", unit="model", disable=not progress or None, leave=False)
     return [profile_model(config, templates) for config in bar]
 
 
 def profile_model(config: MixFormerConfig, templates: int | None = None) -> Profile:
-    """Counts the parameters and multiply-accumulates of a model with so many templates, the initial one included.
-
-    None: as many templates as the paper's FLOPs are for. Raises ValueError for fewer than one.
-    """
+    """Counts parameters and multiply-accumulates with so many templates, the initial one included; None: as many as the
+    paper's FLOPs are for. ValueError for fewer than one."""
     if templates is None:
         templates = published_templates(config.name)
     if templates < 1:
@@ -231,22 +221,16 @@ def profile_model(config: MixFormerConfig, templates: int | None = None) -> Prof
         frame = _by_part(count_macs(jax.make_jaxpr(model.apply)(variables, crops, region)))
     parameters = _by_part({name: math.prod(shape) for name, shape in shapes.items() if name.startswith("params/")})
     backbone, head, score = (Cost(parameters[key], encoding[key], frame[key]) for key in ("backbone", "head", "score"))
-    return Profile(config, templates, backbone, head, score, _official_parameters(config))
+    try:
+        official = count_parameters(config)
+    except WeightsError:
+        official = None
+    return Profile(config, templates, backbone, head, score, official)
 
 
 def published_templates(name: str) -> int:
-    """How many templates the paper's FLOPs of a model are for.
-
-    Found by counting: two (the initial and one online template) in Table 1, one in Table 3.
-    """
+    """How many the paper's FLOPs are for, found by counting: two (one of them online) in Table 1, one in Table 3."""
     return 1 if name in STUDIES else 2
-
-
-def _official_parameters(config: MixFormerConfig) -> int | None:
-    try:
-        return count_parameters(config)
-    except WeightsError:
-        return None
 
 
 def _abstract(*shape: int) -> jax.ShapeDtypeStruct:
@@ -264,22 +248,20 @@ def _by_part(counts: Mapping[str, int]) -> Counter[str]:
 
 def tables(profiles: Sequence[Profile]) -> str:
     """Parameters and FLOPs beside the paper's, as two aligned tables."""
-    parameters: Rows = [("", *PARAMETER_COLUMNS, "")]
-    flops: Rows = [("", *FLOP_COLUMNS, "")]
+    parameters: list[tuple[str, ...]] = [("", *PARAMETER_COLUMNS, "")]
+    flops: list[tuple[str, ...]] = [("", *FLOP_COLUMNS, "")]
     numbers: tuple[int | None, ...]
     for profile in profiles:
         config, templates, backbone, head, score, official = profile
         name, whole = config.name, profile.whole
         published = PAPER.get(name, Published())
         numbers = (backbone.parameters, head.parameters, score.parameters, whole.parameters, official)
-        beside = _beside(whole.parameters / 1e6, published.parameters)
-        parameters.append((name, *(_number(number, 1e6) for number in numbers), *beside, published.row))
+        parameters.append((name, *_cells(numbers, 1e6, whole.parameters, published.parameters), published.row))
 
-        numbers = backbone.encoding, backbone.frame, backbone.flops, head.flops, score.flops, whole.frame, whole.flops
+        numbers = (backbone.encoding, backbone.frame, backbone.flops, head.flops, score.flops, whole.frame, whole.flops)
         comparable = published.flops if templates == published_templates(name) else None
-        beside = _beside(whole.flops / 1e9, comparable)
         row = published.row if comparable else ""
-        flops.append((name, str(templates), *(_number(number, 1e9) for number in numbers), *beside, row))
+        flops.append((name, str(templates), *_cells(numbers, 1e9, whole.flops, comparable), row))
     text = (
         "Parameters, millions. official: with the tensors that official files hold and no forward pass reads.\n"
         f"{aligned(parameters, left=(0, len(parameters[0]) - 1))}\n"
@@ -292,13 +274,10 @@ def tables(profiles: Sequence[Profile]) -> str:
     return text
 
 
-def _beside(ours: float, paper: float | None) -> tuple[str, str]:
-    """The paper's number, and by how much ours differs from it."""
+def _cells(numbers: Sequence[int | None], unit: float, ours: int, paper: float | None) -> list[str]:
+    """Numbers in units, then the paper's, and by how much ours differs from it."""
+    cells = [f"{number / unit:.2f}" if number else "-" for number in numbers]
     if paper is None:
-        return "-", "- "
-    difference = ours / paper - 1
-    return f"{paper:.2f}", f"{difference:+.2%}{'*' if abs(difference) > DIFFERENCE_TO_EXPLAIN else ' '}"
-
-
-def _number(count: int | None, unit: float) -> str:
-    return f"{count / unit:.2f}" if count else "-"
+        return [*cells, "-", "- "]
+    difference = ours / unit / paper - 1
+    return [*cells, f"{paper:.2f}", f"{difference:+.2%}{'*' if abs(difference) > DIFFERENCE_TO_EXPLAIN else ' '}"]

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.planning.hardware import Topology
@@ -19,7 +20,7 @@ from mixformer_jax.training.loop import experiment_type, objective_of
 from mixformer_jax.training.masks import MaskExperiment
 from mixformer_jax.training.pretraining import PretrainExperiment
 from mixformer_jax.training.program import TrainProgram, TrainState, train_program
-from mixformer_jax.training.sharding import AXES, make_mesh, partition_spec, path_name
+from mixformer_jax.training.sharding import make_mesh, partition_spec, path_name
 
 Stage = Callable[[str], AbstractContextManager[Any]]
 MOST_MOVERS = 12  # lines of a plan
@@ -58,17 +59,14 @@ class Mover(NamedTuple):
 def movers(traffic: Iterable[Traffic]) -> tuple[Mover, ...]:
     """What moves bytes, those that move most first."""
     alike: dict[tuple[str, str], list[Traffic]] = defaultdict(list)
+    moved = operator.attrgetter("moved")
     for each in traffic:
         alike[module_of(each.scope), each.scope.rpartition("/")[2]].append(each)
     found = [
-        Mover(*kind, max(group, key=_moved).instruction, sum(each.times for each in group), sum(map(_moved, group)))
+        Mover(*kind, max(group, key=moved).instruction, sum(each.times for each in group), sum(map(moved, group)))
         for kind, group in alike.items()
     ]
     return tuple(sorted(found, key=lambda mover: -mover.bytes))
-
-
-def _moved(traffic: Traffic) -> int:
-    return traffic.times * traffic.bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Plan:
 
     @property
     def limited_by(self) -> str:
-        return max(self.bounds_s, key=lambda name: self.bounds_s[name])
+        return max(self.bounds_s, key=self.bounds_s.__getitem__)
 
     @property
     def step_s(self) -> float:
@@ -131,21 +129,15 @@ class Plan:
         return self.model_flops / (step_s * self.peak_flops)
 
     @property
-    def excess_bytes(self) -> float:
-        """By how much the step is too big; 0 where it fits."""
-        return max(0.0, self.memory.total - self.memory.limit)
-
-    @property
     def refusal(self) -> str | None:
         """Why it does not fit, by how much, and what to change; None where it fits."""
-        if not self.excess_bytes:
-            return None
-        return does_not_fit(self.memory.total, self.memory.limit, self.topology, self.settings, self.mesh)
+        needed, limit = self.memory.total, self.memory.limit
+        return does_not_fit(needed, limit, self.topology, self.settings, self.mesh) if needed > limit else None
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it, times in seconds, sizes in bytes."""
         return {
-            "fits": not self.excess_bytes,
+            "fits": self.refusal is None,
             "model": self.model,
             "topology": self.topology.name,
             "chips": self.topology.size,
@@ -154,10 +146,7 @@ class Plan:
             **self.settings,
             "on_paper": self.on_paper,
             "memory": {**self.memory._asdict(), "total": self.memory.total},
-            "flops": self.flops,
-            "model_flops": self.model_flops,
-            "hbm_bytes": self.hbm_bytes,
-            "accessed_bytes": self.accessed_bytes,
+            **{name: getattr(self, name) for name in ("flops", "model_flops", "hbm_bytes", "accessed_bytes")},
             "movers": [mover._asdict() for mover in self.movers],
             "collectives": {
                 kind: {"count": count, "bytes": size, "sent_bytes": sent}
@@ -187,10 +176,8 @@ def does_not_fit(
         changes.append("recompute all of them (--config.train.remat_policy=nothing_saveable)")
     if mesh["fsdp"] == 1 and mesh["data"] > 1:
         changes.append(f"split the state (--mesh 1,{mesh['data']},{mesh['tensor']})")
-    changes += [
-        f"send the batch through in parts (--config.train.accumulate={2 * settings['accumulate']})",
-        "take a smaller --global-batch",
-    ]
+    changes.append(f"send the batch through in parts (--config.train.accumulate={2 * settings['accumulate']})")
+    changes.append("take a smaller --global-batch")
     return (
         f"does not fit: a chip of {topology.name} would need {gigabytes(needed)} and has {gigabytes(limit)}, "
         f"{int(needed - limit):,} bytes too many. What helps: {'; '.join(changes)}"
@@ -231,8 +218,8 @@ def program_alone(experiment: PlannedExperiment) -> TrainProgram:
     return train_program(objective_of(experiment), settings, make_mesh((1, 1, 1), jax.devices()[:1]))
 
 
-def tree_bytes(state: Any, mesh: AbstractMesh | None) -> int:
-    """Bytes of a part of the state on one device of a mesh."""
+def tree_bytes(state: Any, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Bytes of a part of the state, or of what one device of a mesh has of it."""
 
     def on_device(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> int:
         shape: tuple[int, ...] = leaf.shape
@@ -243,29 +230,18 @@ def tree_bytes(state: Any, mesh: AbstractMesh | None) -> int:
     return sum(on_device(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state))
 
 
-def abstract_mesh(shape: Sequence[int]) -> AbstractMesh:
-    return AbstractMesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
 def memory_of(
-    state: TrainState, batch_bytes: int, shape: Sequence[int], topology: Topology, more: int, code: int
+    state: TrainState, batch_bytes: int, mesh: Mesh | AbstractMesh, topology: Topology, more: int, code: int
 ) -> Memory:
-    mesh = abstract_mesh(shape)
     parameters, optimizer = tree_bytes(state.params, mesh), tree_bytes(state.opt_state, mesh)
     rest = tree_bytes(state, mesh) - parameters - optimizer
     return Memory(parameters, optimizer, rest, batch_bytes, more, code, topology.chip.hbm_bytes)
 
 
-def settings_of(experiment: PlannedExperiment) -> dict[str, Any]:
-    train = experiment.train
-    return {
-        "dtype": experiment.model.dtype,
-        "residual_dtype": train.residual_dtype,
-        "remat": train.remat,
-        "remat_policy": train.remat_policy,
-        "accumulate": train.accumulate,
-        "quick": False,
-    }
+def settings_of(experiment: PlannedExperiment, quick: bool = False) -> dict[str, Any]:
+    names = ("residual_dtype", "remat", "remat_policy", "accumulate")
+    of_train = {name: getattr(experiment.train, name) for name in names}
+    return {"dtype": experiment.model.dtype, **of_train, "quick": quick}
 
 
 def count_model_flops(experiment: PlannedExperiment) -> float:
@@ -290,17 +266,10 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
         ("batch", f"{plan.global_batch} samples, {per_chip:g} a chip"),
         ("memory", f"{gigabytes(memory.total)} a chip of {gigabytes(memory.limit)} ({full:.0%})"),
     ]
-    parts = {
-        "parameters": memory.parameters,
-        "optimizer": memory.optimizer,
-        "other state": memory.rest,
-        "batch": memory.batch,
-        "activations, gradients, scratch": memory.temporaries,
-        "program": memory.code,
-    }
-    lines += [("", f"  {gigabytes(size):>9}  {name}") for name, size in parts.items() if size]
-    recomputed = plan.flops / plan.model_flops - 1
-    beside = f"{recomputed:+.0%} to the model's {plan.model_flops / 1e12:.2f} T"
+    parts = ("parameters", "optimizer", "other state", "batch", "activations, gradients, scratch", "program")
+    sizes = zip(parts, memory, strict=False)  # all but the limit
+    lines += [("", f"  {gigabytes(size):>9}  {name}") for name, size in sizes if size]
+    beside = f"{plan.flops / plan.model_flops - 1:+.0%} to the model's {plan.model_flops / 1e12:.2f} T"
     lines += [
         ("FLOPs", f"{plan.flops / 1e12:.2f} T a chip and step, {beside}"),
         ("bytes", f"{gigabytes(plan.hbm_bytes)} with HBM; {gigabytes(plan.accessed_bytes)} accessed, as XLA counts"),
@@ -320,19 +289,15 @@ def plan_lines(plan: Plan) -> list[tuple[str, str]]:
     }
     for place, (name, seconds) in enumerate(plan.bounds_s.items()):
         limits = "  <- limits" if name == plan.limited_by else ""
-        lines.append(("" if place else "at least", f"{_ms(seconds)} {name} at {peaks[name]}{limits}"))
+        lines.append(("" if place else "at least", f"{seconds * 1e3:.2f} ms {name} at {peaks[name]}{limits}"))
     ceiling = "no ceiling, see the note" if settings["quick"] else "the ceiling"
     lines.append(("", f"{_speed(plan, plan.step_s)}: {ceiling}"))
     basis = "XLA's estimate of computing, then the network" if plan.estimate_s else "the three one after the other"
-    lines.append(("expected", f"{_ms(plan.expected_s)} a step: {basis}"))
+    lines.append(("expected", f"{plan.expected_s * 1e3:.2f} ms a step: {basis}"))
     lines.append(("", _speed(plan, plan.expected_s)))
     lines.append(("took", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())))
     lines += [("note", note) for note in plan.notes]
     return lines
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms"
 
 
 def _speed(plan: Plan, seconds: float) -> str:
