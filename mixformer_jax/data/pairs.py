@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -70,6 +72,7 @@ class PairFrames(NamedTuple):
         return f"{self.source}: templates {of.name} frames {numbers}; search {search}"
 
 
+@dataclass(frozen=True)
 class SequencePairs:
     """Samples by the official schemes.
 
@@ -79,23 +82,18 @@ class SequencePairs:
     or, if there is none, around the target of another sequence.
     """
 
-    has_occluders = False  # laid over targets by itself
+    sources: Sequence[WeightedDataset]
+    crops: CropConfig
+    augment: AugmentConfig
+    scheme: FrameScheme = "causal"
+    max_interval: int = 200
+    positive_share: float | None = None
+    has_occluders: ClassVar[bool] = False  # laid over targets by itself
 
-    def __init__(
-        self,
-        sources: Sequence[WeightedDataset],
-        crops: CropConfig,
-        augment: AugmentConfig,
-        scheme: FrameScheme = "causal",
-        max_interval: int = 200,
-        positive_share: float | None = None,
-    ) -> None:
-        if not sources:
-            raise ValueError("no data sets to draw from")
-        self.sources, self.crops, self.augment = sources, crops, augment
-        self.scheme, self.max_interval, self.positive_share = scheme, max_interval, positive_share
-        ratios = np.array([source.ratio for source in sources])
-        self._cumulative = np.cumsum(ratios / ratios.sum())
+    @functools.cached_property
+    def _cumulative(self) -> Float64[np.ndarray, " sources"]:
+        ratios = np.array([source.ratio for source in self.sources])
+        return np.cumsum(ratios / ratios.sum())
 
     def decide(self, rng: np.random.Generator) -> Any:
         """Nothing: all is drawn again."""
@@ -183,8 +181,7 @@ class SequencePairs:
 
     def _draw_sequence(self, rng: np.random.Generator) -> tuple[WeightedDataset, TrackingSequence]:
         """A data set by its ratio, and one of its sequences with enough visible frames."""
-        chosen = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
-        source = self.sources[min(chosen, len(self.sources) - 1)]
+        source = self.sources[Random(rng).entry(self._cumulative)]
         for _ in range(MAX_TRIES):
             sequence = source.dataset[int(rng.integers(len(source.dataset)))]
             if can_be_drawn(sequence, self.crops.slots, source.min_side):
@@ -207,9 +204,7 @@ class SequencePairs:
 
 def _streams(pixels: np.ndarray, streams: Streams, sequence: TrackingSequence) -> np.ndarray:
     """The wanted channels of a crop; where there is colour alone, nothing was measured in the second stream.
-
-    Raises DatasetError: the second stream is asked for by itself, and there is none.
-    """
+    Raises DatasetError: the second stream is asked for by itself, and there is none."""
     if pixels.shape[2] == 3 and streams == "both":
         pixels = np.concatenate([pixels, np.zeros_like(pixels)], axis=2)
     if pixels.shape[2] == 3 and streams == "second":
@@ -235,9 +230,7 @@ def usable_frames(
 
 def absent_frames(sequence: TrackingSequence) -> Int64[np.ndarray, " m"]:
     """Numbers of the frames without target: those marked so, or, where the data set has no marks, those of NaN.
-
-    A small target is not absent, and a row without area that nothing marks may have the target in view.
-    """
+    A small target is not absent, and a row without area that nothing marks may have the target in view."""
     is_absent = np.isnan(sequence.boxes_xywh).any(axis=1) if sequence.visible is None else ~sequence.visible
     return np.flatnonzero(is_absent)
 

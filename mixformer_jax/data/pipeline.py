@@ -1,13 +1,10 @@
 """From samples to batches: in threads or worker processes, for one process or many, and from any step on.
-
-Workers share one copy of the samples' arrays, a whole pool.
-"""
+Workers share one copy of the samples' arrays, a whole pool."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import mmap
 import os
@@ -53,17 +50,18 @@ class Shared(Generic[Value]):
         for array in arrays:
             with array.raw() as raw:
                 self._file.write(raw)
-                self._file.write(bytes(_padding(raw.nbytes)))
+                self._file.write(bytes(-raw.nbytes % _ALIGNMENT))
                 self._sizes.append(raw.nbytes)
         self._file.flush()
 
     def open(self) -> Value:
         """The value; its arrays are read-only and lie in the file."""
-        ends = list(itertools.accumulate(size + _padding(size) for size in self._sizes))
         # No bytes at all cannot be mapped.
-        whole = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if any(ends) else b"")
-        starts = [0, *ends[:-1]]
-        arrays = [whole[start : start + size] for start, size in zip(starts, self._sizes, strict=bool(ends))]
+        whole = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if any(self._sizes) else b"")
+        arrays, start = [], 0
+        for size in self._sizes:
+            arrays.append(whole[start : start + size])
+            start += size + -size % _ALIGNMENT
         return pickle.loads(self._pickled, buffers=arrays)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,10 +75,6 @@ def _nameless_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("mixformer"), "w+b")
     return tempfile.TemporaryFile()
-
-
-def _padding(size: int) -> int:
-    return -size % _ALIGNMENT
 
 
 logger = logging.getLogger(__name__)
@@ -150,9 +144,7 @@ def batches(
 @contextlib.contextmanager
 def one_opencv_thread() -> Iterator[None]:
     """While open, OpenCV's functions use the calling thread alone, in the whole process.
-
-    Crops are small, and the threads that render them already fill the cores.
-    """
+    Crops are small, and the threads that render them already fill the cores."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -185,7 +177,7 @@ class Batches(grain.DatasetIterator):
         self._render = render
         self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
         self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
-        self._section = "images" if isinstance(samples, ImageSamples) else "data"
+        self._of_images = isinstance(samples, ImageSamples)
         self._named: set[str] = set()
         self._step = start_step
         self._running: grain.DatasetIterator | None = None
@@ -282,10 +274,11 @@ class Batches(grain.DatasetIterator):
                 self._named.add(fault)
                 logger.warning("replaced a sample: %s", fault)
         if self.replaced > self._max_bad_share * max(self.drawn, MIN_JUDGED):
-            is_images = self._section == "images"
-            mend = "copy these images again, or take them out" if is_images else "run `mixformer data check`"
+            section, mend = "data", "run `mixformer data check`"
+            if self._of_images:
+                section, mend = "images", "copy these images again, or take them out"
             raise BadDataError(
-                f"{self.replaced} of {self.drawn} samples had to be replaced, more than {self._section}.max_bad_share "
+                f"{self.replaced} of {self.drawn} samples had to be replaced, more than {section}.max_bad_share "
                 f"= {self._max_bad_share:g} allows; {mend}. Among what was wrong:\n  "
                 + "\n  ".join(sorted(self._named)[:10])
             )
@@ -316,17 +309,14 @@ class _RenderBatch:
 
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size + self.offset
-        rows: list[dict[str, np.ndarray]] = []
-        faults: list[str] = []
-        for index in range(first, first + self.local_size):
-            if isinstance(self.samples, HostSamples):
-                rendered = self.samples.render(index)
-                rows.append(rendered.sample)
-                faults += rendered.faults
-            else:
-                rows.append(dict(self.samples.sample(index)))
-        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return stacked | {FAULTS: "\n".join(fault.replace("\n", " ") for fault in faults)}
+        numbers, samples, faults = range(first, first + self.local_size), self.samples, []
+        if isinstance(samples, HostSamples):
+            rendered = [samples.render(number) for number in numbers]
+            rows = [each.sample for each in rendered]
+            faults = [fault.replace("\n", " ") for each in rendered for fault in each.faults]
+        else:
+            rows = [dict(samples.sample(number)) for number in numbers]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {FAULTS: "\n".join(faults)}
 
 
 def _start_worker(index: int, count: int) -> None:

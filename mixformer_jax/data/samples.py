@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from mixformer_jax.data.augment import Random, disturb, occlude
-from mixformer_jax.data.config import DataConfig, DatasetConfig
+from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
 from mixformer_jax.data.pool.host import PoolSource, draw_texture
@@ -51,15 +51,12 @@ class Material:
                 videos = read(config.root, config.include, config.exclude, *limits, num_threads=num_threads)
             if config.mix.still + config.mix.pasted + config.mix.region > 0:
                 images = (read_images if packed else ImagePool.load)(config.root, num_threads=num_threads)
-        datasets = {name: _open(name, each) for name, each in config.datasets.items()}
+        datasets = {}
+        for name, each in config.datasets.items():
+            # Of what is packed, the part that was packed.
+            reader, split = ("packed", None) if each.reader is None and is_packed(each.root) else (name, each.split)
+            datasets[name] = open_dataset(each.reader or reader, each.root, split, each.list_file)
         return cls(videos, images, datasets)
-
-
-def _open(name: str, config: DatasetConfig) -> Dataset:
-    """A data set; of what is packed, the part that was packed."""
-    if config.reader is None and is_packed(config.root):
-        return open_dataset("packed", config.root, None, config.list_file)
-    return open_dataset(config.reader or name, config.root, config.split, config.list_file)
 
 
 class Rendered(NamedTuple):
@@ -72,12 +69,7 @@ class Rendered(NamedTuple):
 
 class HostSamples(abc.ABC):
     """Samples by index that the host renders: safe to call from several threads, and from several processes.
-
-    Threads block each other: what is drawn and decided in Python takes longer than OpenCV's part.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Threads block each other: what is drawn and decided in Python takes longer than OpenCV's part."""
 
     def sample(self, index: int) -> Sample:
         """The arrays of sample `index`; raises as `render`."""
@@ -86,12 +78,6 @@ class HostSamples(abc.ABC):
     @abc.abstractmethod
     def render(self, index: int) -> Rendered:
         """Sample `index` with all that is known about it; DatasetError where nothing that was drawn can be read."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
 
 
 class TrackingSamples(HostSamples):
@@ -108,9 +94,7 @@ class TrackingSamples(HostSamples):
     def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
         """Builds the sources; `names` are those of the arrays wanted, None for all. ValueError where one has no
         material."""
-        super().__init__()
-        self.config, self.seed = config, seed
-        self._material, self._names = material, names
+        self.config, self.seed, self._material, self._names = config, seed, material, names
         self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
         self._sources: dict[str, PoolSource | SequencePairs] = {}
         if self.pool is not None:
@@ -119,8 +103,15 @@ class TrackingSamples(HostSamples):
         if config.datasets:
             self._sources[DATASETS] = self._sequence_pairs()
             weights.append(sum(each.ratio for each in config.datasets.values()))
-        self._cumulative = np.cumsum(np.array(weights) / np.array(weights).sum())
+        self._cumulative = np.cumsum(np.array(weights) / sum(weights))
         self._redrawn: Counter[str] = Counter()
+        self._lock = threading.Lock()  # of the counts
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def render(self, index: int) -> Rendered:
         rendered = self._render(index)[1]
@@ -139,9 +130,7 @@ class TrackingSamples(HostSamples):
 
     def _render(self, index: int) -> tuple[str, Rendered]:
         rng = np.random.default_rng((self.seed, index))
-        names = list(self._sources)
-        name = names[min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(names) - 1)]
-        source = self._sources[name]
+        name, source = list(self._sources.items())[Random(rng).entry(self._cumulative)]
         faults: list[str] = []
         decided = source.decide(rng)  # what is hard to place stays in its share
         for _ in range(MAX_REDRAWS):
@@ -197,9 +186,7 @@ def contact_sheet(
     samples: Sequence[Sample], names: Sequence[str] | None = None, columns: int = 4
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Samples side by side: templates stacked at the left, the search crop with its box at the right.
-
-    The box is green, and red where the sample's `label` says that it is not the target of the templates.
-    """
+    The box is green, and red where the sample's `label` says that it is not the target of the templates."""
     cells = [_cell(sample, names[i] if names else "") for i, sample in enumerate(samples)]
     while len(cells) % columns:
         cells.append(np.zeros_like(cells[0]))

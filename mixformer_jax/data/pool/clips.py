@@ -1,7 +1,5 @@
 """Clips rendered from the pool's photographs: the target is out of sight now and then, and comes back elsewhere.
-
-A cut-out is the target; one to four others pass by. All of them move over a photograph that the camera pans across.
-"""
+A cut-out is the target; one to four others pass by. All of them move over a photograph that the camera pans across."""
 
 import math
 from pathlib import Path
@@ -24,9 +22,7 @@ LEAST_BOXED = 0.2  # share of a clip's frames with a box
 
 def rendered_clips(pool: ImagePool, count: int, seed: int = 0) -> Dataset:
     """`count` sequences `rendered_clip_0`, ...; the same ones for the same seed.
-
-    Raises ValueError where no photograph of the pool has an instance mask.
-    """
+    Raises ValueError where no photograph of the pool has an instance mask."""
     if not pool.cutouts:
         raise ValueError(
             "no photograph of the pool has an instance mask NAME.png beside it, so no clip can be rendered"

@@ -1,8 +1,6 @@
 """Samples of the pool that the host only numbers: a device holds the pool, and draws and renders them.
-
 Pure functions, to be jitted; sample i of a seed is one thing whatever the batch it is in. Scenes are drawn as on the
-host (`scenes`), but the random numbers are others, so sample i of a seed is not the host's sample i.
-"""
+host (`scenes`), but the random numbers are others, so sample i of a seed is not the host's sample i."""
 
 from __future__ import annotations
 
@@ -146,9 +144,7 @@ class DeviceSamples:
 
     def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
         """`names` are those of the arrays wanted; None for all.
-
-        Raises ValueError where a source of the mix has no material, or more than a device can number.
-        """
+        Raises ValueError where a source of the mix has no material, or more than a device can number."""
         pool = TrackingSamples(material, config, seed).pool
         assert pool is not None  # as `DataConfig` demands
         self.config, self._names = config, names
@@ -169,10 +165,8 @@ class DeviceSamples:
         drawn = jax.jit(self._inspect)(self.resident, jnp.asarray(numbers, jnp.uint32))
         rendered, about = jax.device_get(drawn)
         names = sources_of(self.config)
-        return [
-            (names[about.source[row]], {name: value[row] for name, value in rendered.items()})
-            for row in range(len(numbers))
-        ]
+        rows = [{name: value[row] for name, value in rendered.items()} for row in range(len(numbers))]
+        return [(names[source], row) for source, row in zip(about.source, rows, strict=True)]
 
     def about(self, resident: DevicePool) -> About:
         """How the first `CHECKED` samples come about; they are drawn and not rendered."""
