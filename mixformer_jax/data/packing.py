@@ -127,19 +127,13 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
     shards, first, frames = [], 0, 0
     keys = tqdm(range(len(dataset)), unit=" sequences", desc="planning", disable=not progress or None, mininterval=1)
     for index in keys:
-        frames += _length(dataset, index)
+        with contextlib.suppress(DatasetError, SourceError):  # told when it is packed
+            frames += len(dataset[index])
         if frames >= config.frames_per_shard or index == len(dataset) - 1:
             shards.append((first, index + 1, frames))
             first, frames = index + 1, 0
     write_atomically(path, json.dumps({**settings, "shards": shards}, indent=1))
     return shards
-
-
-def _length(dataset: Dataset, index: int) -> int:
-    try:
-        return len(dataset[index])
-    except (DatasetError, SourceError):
-        return 0  # told when it is packed
 
 
 def _pack_shard(dataset: Dataset, out: Path, config: PackConfig, shard: tuple[int, int, int]) -> PackReport:

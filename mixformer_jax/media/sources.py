@@ -103,14 +103,23 @@ class FrameSource(AbstractContextManager):
         self.close()
 
 
-class _IndexedFrames(FrameSource):
-    """Frames that can be had in any order, one each 1/fps seconds."""
+class ArrayFrames(FrameSource):
+    """Frames in memory, had in any order, one each 1/fps seconds: uint8 RGB [n, height, width, 3], or a sequence of such
+    frames, also a lazy one."""
 
     num_frames: int
 
-    @abstractmethod
+    def __init__(self, frames: np.ndarray | Sequence, name: str = "frames", fps: float = DEFAULT_FPS) -> None:
+        self.name, self.fps, self._frames = name, fps, frames
+        self.num_frames = len(frames)
+        if self.num_frames == 0:
+            raise SourceError(f"{name}: no frames; expected uint8 RGB arrays [height, width, 3]")
+        first = np.asarray(frames[0])
+        self.size = (first.shape[0], first.shape[1]) if first.ndim == 3 else (0, 0)
+        checked_size(first, self.size, name, 1)
+
     def _pixels(self, index: int) -> Frame:
-        """The frame of an index, counted from 0; of the source's size."""
+        return checked_size(np.asarray(self._frames[index]), self.size, self.name, index + 1)
 
     def timed(self) -> Iterator[TimedFrame]:
         return (self._frame(number) for number in range(1, self.num_frames + 1))
@@ -125,8 +134,8 @@ class _IndexedFrames(FrameSource):
         return TimedFrame(self._pixels(number - 1), number, (number - 1) / self.fps)
 
 
-class ImageFiles(_IndexedFrames):
-    """Images on disk, in the given order; `read` is `read_image` or `read_depth`."""
+class ImageFiles(ArrayFrames):
+    """Images on disk, likewise, in the given order; `read` is `read_image` or `read_depth`."""
 
     def __init__(self, name: str, paths: Sequence[Path], read: Callable[[Path], Frame] = read_image) -> None:
         self.name, self.paths, self.fps, self.num_frames = name, paths, DEFAULT_FPS, len(paths)
@@ -135,22 +144,6 @@ class ImageFiles(_IndexedFrames):
 
     def _pixels(self, index: int) -> Frame:
         return checked_size(self._read(self.paths[index]), self.size, str(self.paths[index]), index + 1)
-
-
-class ArrayFrames(_IndexedFrames):
-    """Frames in memory: uint8 RGB [n, height, width, 3], or a sequence (also a lazy one) of such frames."""
-
-    def __init__(self, frames: np.ndarray | Sequence, name: str = "frames", fps: float = DEFAULT_FPS) -> None:
-        self.name, self.fps, self._frames = name, fps, frames
-        self.num_frames = len(frames)
-        if self.num_frames == 0:
-            raise SourceError(f"{name}: no frames; expected uint8 RGB arrays [height, width, 3]")
-        first = np.asarray(frames[0])
-        self.size = (first.shape[0], first.shape[1]) if first.ndim == 3 else (0, 0)
-        checked_size(first, self.size, name, 1)
-
-    def _pixels(self, index: int) -> Frame:
-        return checked_size(np.asarray(self._frames[index]), self.size, self.name, index + 1)
 
 
 def is_pattern(path: Path) -> bool:

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -56,20 +55,6 @@ class EncodingError(Exception):
     """The encoder cannot begin, or failed at a frame."""
 
 
-class Encoder(ABC):
-    """A way to write one video of frames with even sides."""
-
-    codec: str  # for messages
-
-    @abstractmethod
-    def write(self, frame: UInt8[np.ndarray, "height width 3"], seconds: float | None) -> None:
-        """Appends an RGB frame. `seconds`: its time, where the encoder can keep one; None: at the video's rate."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Writes what is left."""
-
-
 def h264_library() -> ModuleType | None:
     """PyAV where it is installed with an encoder of H.264, else None."""
     av = find_pyav()
@@ -82,13 +67,7 @@ def h264_library() -> ModuleType | None:
     return av
 
 
-def open_encoder(path: Path, fps: float, size: tuple[int, int]) -> Encoder:
-    """An encoder for `path`, by its suffix; `size` is (height, width). EncodingError where it cannot begin."""
-    av = h264_library() if path.suffix.lower() == ".mp4" else None
-    return OpenCVEncoder(path, fps, size) if av is None else H264Encoder(path, fps, size, av)
-
-
-class OpenCVEncoder(Encoder):
+class OpenCVEncoder:
     """FFmpeg through OpenCV, which knows no times: every frame follows at the video's rate."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
@@ -105,7 +84,7 @@ class OpenCVEncoder(Encoder):
         self._writer.release()
 
 
-class H264Encoder(Encoder):
+class H264Encoder:
     """FFmpeg's libx264 through PyAV: 4:2:0, BT.709, its index at the front, so that a browser starts at once."""
 
     codec = H264
@@ -131,7 +110,8 @@ class H264Encoder(Encoder):
             raise EncodingError(f"{_H264_ENCODER} cannot encode {size[1]}x{size[0]} at {fps:g} Hz: {error}") from error
 
     def write(self, frame: UInt8[np.ndarray, "height width 3"], seconds: float | None) -> None:
-        """See `Encoder`; a frame that is not later than the one before follows it by a tick."""
+        """Appends an RGB frame at a time, or at the video's rate; one that is not later than the one before follows it
+        by a tick."""
         picture = self._av.VideoFrame.from_ndarray(frame)
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", interpolation="BICUBIC")
         time = self._next if seconds is None else round(seconds * self._ticks)
@@ -155,6 +135,12 @@ class H264Encoder(Encoder):
             self._container.mux(self._stream.encode(picture))
         except (self._av.error.FFmpegError, OSError) as error:
             raise EncodingError(str(error)) from error
+
+
+def open_encoder(path: Path, fps: float, size: tuple[int, int]) -> OpenCVEncoder | H264Encoder:
+    """An encoder for `path`, by its suffix; `size` is (height, width), even. EncodingError where it cannot begin."""
+    av = h264_library() if path.suffix.lower() == ".mp4" else None
+    return OpenCVEncoder(path, fps, size) if av is None else H264Encoder(path, fps, size, av)
 
 
 # Containers promise a few frames more than they hold (edit lists, dropped last packets, longer audio). A file counts as

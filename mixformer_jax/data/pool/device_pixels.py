@@ -3,6 +3,7 @@ For one sample; callers map over many. Coordinates are continuous: pixel i cover
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ CHANNELS = 4
 SEEN_GRID = 16
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV has it
 MAX_PIXELS = 2**31 - 1  # positions in the row of pixels are 32-bit integers
+
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 class Images(NamedTuple):
@@ -252,7 +255,3 @@ def _smear(image: Float[Array, "s s 3"], kernel: Float[Array, "k k"]) -> Float[A
         for column in range(width):
             total += kernel[row, column] * padded[row : row + size, column : column + size]
     return total
-
-
-def _product(first: Float[Array, "s s"], second: Float[Array, "s s"]) -> Float[Array, "s s"]:
-    return jnp.matmul(first, second, precision="highest")
