@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from mixformer_jax.data.augment import AugmentConfig, Random, draw_placement
 from mixformer_jax.data.config import FrameScheme
-from mixformer_jax.datasets.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
+from mixformer_jax.datasets.frame_parts import box_within, context_rectangle, cut, open_frame, shows_frame
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.pixels import take_streams
@@ -49,10 +49,6 @@ class Shot(NamedTuple):
     sequence: TrackingSequence
     frame: int
     has_box: bool = True
-
-
-# Opened for one sample. By the sequences themselves: names are unique within a data set alone.
-Frames = dict[tuple[TrackingSequence, int], Frame]
 
 
 class PairFrames(NamedTuple):
@@ -135,17 +131,29 @@ class SequencePairs:
             SourceError: a frame that cannot be read.
         """
         crops, augment = self.crops, self.augment
-        frames: Frames = {}
+        opened = functools.cache(open_frame)  # one may be shown more than once
+
+        def crop(shot: Shot, factor: float, size: int, placement: Placement = CENTRED) -> tuple[np.ndarray, np.ndarray]:
+            sequence, index = shot.sequence, shot.frame
+            frame = opened(sequence, index)
+            box_xywh = sequence.boxes_xywh[index] if shot.has_box else centre_box(frame.size)
+            aspect = augment.draw_aspect(Random(rng)) if augment.aspect > 0 else 1.0
+            rectangle = context_rectangle(box_xywh, factor, placement, aspect)
+            if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
+                raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
+            pixels, covered = cut(frame, rectangle, size)
+            return _streams(pixels, crops.streams, sequence), box_within(box_xywh, covered)
+
         flips = np.full(1 + crops.slots, rng.random() < augment.flip_probability)
         if augment.separate_flip_probability > 0:
             flips ^= rng.random(len(flips)) < augment.separate_flip_probability
 
         templates = []
         for slot, shot in enumerate(shown.templates):
-            pixels, _ = self._crop(rng, frames, shot, crops.template_factor, crops.template_size)
+            pixels, _ = crop(shot, crops.template_factor, crops.template_size)
             templates.append(cv2.flip(pixels, 1) if flips[slot] else pixels)
         placement = draw_placement(Random(rng), crops)
-        search, box_cxcywh = self._crop(rng, frames, shown.search, crops.search_factor, crops.search_size, placement)
+        search, box_cxcywh = crop(shown.search, crops.search_factor, crops.search_size, placement)
         if shown.label:
             check_target(box_cxcywh, crops)
         if flips[-1]:
@@ -155,29 +163,6 @@ class SequencePairs:
         if self.positive_share is not None:
             sample["label"] = np.array(shown.label, np.float32)
         return sample
-
-    def _crop(
-        self,
-        rng: np.random.Generator,
-        frames: Frames,
-        shot: Shot,
-        factor: float,
-        size: int,
-        placement: Placement = CENTRED,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        sequence, index = shot.sequence, shot.frame
-        # All targets of a still are on one image.
-        key = (sequence, 0 if sequence.is_still else index)
-        if key not in frames:
-            frames[key] = open_frame(sequence, index)
-        frame = frames[key]
-        box_xywh = sequence.boxes_xywh[index] if shot.has_box else centre_box(frame.size)
-        aspect = self.augment.draw_aspect(Random(rng)) if self.augment.aspect > 0 else 1.0
-        rectangle = context_rectangle(box_xywh, factor, placement, aspect)
-        if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
-            raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
-        pixels, shown = cut(frame, rectangle, size)
-        return _streams(pixels, self.crops.streams, sequence), box_within(box_xywh, shown)
 
     def _draw_sequence(self, rng: np.random.Generator) -> tuple[WeightedDataset, TrackingSequence]:
         """A data set by its ratio, and one of its sequences with enough visible frames."""

@@ -80,6 +80,7 @@ def _nameless_file() -> IO[bytes]:
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+PREFETCH = 4  # batches that are made ahead
 # A share is judged once so many samples were drawn: one broken file among the first ten is not 10 % of a data set.
 MIN_JUDGED = 1000
 MAX_NAMED = 100  # faults that are written to the log; the rest is only counted
@@ -105,7 +106,6 @@ def batches(
     batch_size: int,
     start_step: int = 0,
     num_threads: int = 2,
-    prefetch: int = 4,
     *,
     workers: int | None = None,
     process_index: int = 0,
@@ -120,7 +120,6 @@ def batches(
     Args:
         batch_size: of the whole batch, over all processes.
         num_threads: loader threads; 0 loads synchronously.
-        prefetch: batches that are made ahead.
         workers: in place of `num_threads`: loader processes for `HostSamples`, else loader threads. Processes
             read the arrays of `samples`, a whole pool, where this one has put them (`Shared`).
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
@@ -138,7 +137,7 @@ def batches(
         processes = workers if isinstance(samples, HostSamples) else 0
         num_threads = workers - processes
     render = _RenderBatch(Shared(samples) if processes else samples, batch_size, process_index, process_count)
-    return Batches(render, samples, start_step, num_threads, processes, prefetch)
+    return Batches(render, samples, start_step, num_threads, processes)
 
 
 @contextlib.contextmanager
@@ -164,18 +163,11 @@ class Batches(grain.DatasetIterator):
     """
 
     def __init__(
-        self,
-        render: _RenderBatch,
-        samples: Samples,
-        start_step: int,
-        num_threads: int,
-        num_processes: int,
-        prefetch: int,
+        self, render: _RenderBatch, samples: Samples, start_step: int, num_threads: int, num_processes: int
     ) -> None:
         super().__init__()
         self.drawn = self.replaced = 0
-        self._render = render
-        self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
+        self._render, self._num_threads, self._num_processes = render, num_threads, num_processes
         self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
         self._of_images = isinstance(samples, ImageSamples)
         self._named: set[str] = set()
@@ -234,13 +226,13 @@ class Batches(grain.DatasetIterator):
     def _pipeline(self) -> grain.IterDataset:
         dataset = grain.MapDataset.range(self._step, sys.maxsize).map(self._render)
         if not self._num_processes:
-            buffer = self._prefetch if self._num_threads else 0
+            buffer = PREFETCH if self._num_threads else 0
             options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
             return dataset.to_iter_dataset(options)
         # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
         for name in (name for name in flags.FLAGS if name.startswith("grain_")):
             flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)
-        ahead = max(1, self._prefetch // self._num_processes)
+        ahead = max(1, PREFETCH // self._num_processes)
         one_by_one = grain.experimental.WithOptionsIterDataset(
             dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
             grain.experimental.DatasetOptions(min_shm_size=self._least_in_shared_memory(ahead)),

@@ -104,8 +104,8 @@ class FrameSource(AbstractContextManager):
 
 
 class ArrayFrames(FrameSource):
-    """Frames in memory, had in any order, one each 1/fps seconds: uint8 RGB [n, height, width, 3], or a sequence of such
-    frames, also a lazy one."""
+    """Frames in memory, had in any order, one each 1/fps seconds: uint8 RGB [n, height, width, 3], or a sequence (also
+    a lazy one) of such frames."""
 
     num_frames: int
 
