@@ -17,20 +17,9 @@ from jaxtyping import Float, UInt8
 from mixformer_jax.data.augment import Light, Random, disturb, occlude, relight
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.pairs import Sample, SequencePairs, WeightedDataset
+from mixformer_jax.data.pool import scenes
 from mixformer_jax.data.pool.folder import is_pool_folder, read_images, read_videos
 from mixformer_jax.data.pool.pool import CutOut, HostPool, ImagePool, VideoPool
-from mixformer_jax.data.pool.scenes import (
-    KINDS,
-    SCENES,
-    TARGET,
-    Pasted,
-    Picture,
-    Scene,
-    draw_kind,
-    draw_labelled,
-    draw_texture_picture,
-    sources_of,
-)
 from mixformer_jax.datasets.frame_parts import is_packed
 from mixformer_jax.datasets.sequences import Dataset, DatasetError, open_dataset
 from mixformer_jax.media.images import SourceError
@@ -111,7 +100,7 @@ class TrackingSamples(HostSamples):
         self.pool = HostPool(material.videos, material.images, config) if config.root is not None else None
         self._sources: dict[str, PoolSource | SequencePairs] = {}
         if self.pool is not None:
-            self._sources |= {name: PoolSource(name, self.pool, config) for name in sources_of(config)}
+            self._sources |= {name: PoolSource(name, self.pool, config) for name in scenes.sources_of(config)}
         weights = [getattr(config.mix, name) for name in self._sources]
         if config.datasets:
             missing = sorted(set(config.datasets) - set(material.datasets))
@@ -212,25 +201,25 @@ class PoolSource:
 
     def decide(self, rng: np.random.Generator) -> int:
         """The kind of sample, one of `scenes.KINDS`; it stays when the sample is drawn again."""
-        return draw_kind(Random(rng), self.config.positive_share, self.name == "video")
+        return scenes.draw_kind(Random(rng), self.config.positive_share, self.name == "video")
 
-    def draw_scene(self, rng: np.random.Generator, kind: int = TARGET) -> Scene:
+    def draw_scene(self, rng: np.random.Generator, kind: int = scenes.TARGET) -> scenes.Scene:
         """What a sample shows; UnusableSampleError where what was drawn does not serve."""
-        draw = SCENES[self.name]
-        return draw_labelled(
+        draw = scenes.SCENES[self.name]
+        return scenes.draw_labelled(
             Random(rng), lambda random, beside: draw(random, self.pool, self.config, beside), kind, self.config
         )
 
-    def sample(self, rng: np.random.Generator, kind: int = TARGET) -> tuple[str, str, dict[str, np.ndarray]]:
+    def sample(self, rng: np.random.Generator, kind: int = scenes.TARGET) -> tuple[str, str, dict[str, np.ndarray]]:
         """The source's name, a description and a sample; raises as `draw_scene`."""
         scene = self.draw_scene(rng, kind)
         sample = self.render(scene)
         if self.config.positive_share is None:
             return self.name, self.name, sample
-        label = np.array(kind == TARGET, np.float32)
+        label = np.array(kind == scenes.TARGET, np.float32)
         return self.name, f"{self.name}, {KIND_NAMES[kind]}", sample | {"label": label}
 
-    def render(self, scene: Scene) -> dict[str, np.ndarray]:
+    def render(self, scene: scenes.Scene) -> dict[str, np.ndarray]:
         """The crops of a scene, before light and colour are disturbed."""
         crops = self.config.crops
         templates = np.stack([self._warped(base, crops.template_size) for base in scene.template_base])
@@ -245,11 +234,11 @@ class PoolSource:
                 search = occluded
         return {"templates": templates, "search": search, "box_cxcywh": scene.box_cxcywh}
 
-    def _warped(self, picture: Picture, size: int) -> np.ndarray:
+    def _warped(self, picture: scenes.Picture, size: int) -> np.ndarray:
         border = cv2.BORDER_REPLICATE if picture.replicate else cv2.BORDER_CONSTANT
         return warp(self.pool.pictures[picture.image], picture.matrix, (size, size), picture.finer, border)
 
-    def _paste(self, canvas: np.ndarray, layer: Pasted) -> np.ndarray:
+    def _paste(self, canvas: np.ndarray, layer: scenes.Pasted) -> np.ndarray:
         picture = layer.picture
         cutout = self.pool.cutouts[picture.image - self.pool.tables.cutout_image[0]]
         return paste(canvas, cutout, picture.matrix, layer.light, picture.finer)
@@ -281,7 +270,7 @@ def paste(
 
 def draw_texture(random: Random, pool: HostPool) -> np.ndarray:
     """A piece of some picture, to serve as an occluder."""
-    image = pool.pictures[draw_texture_picture(random, pool.tables)][-1]
+    image = pool.pictures[scenes.draw_texture_picture(random, pool.tables)][-1]
     height, width = image.shape[:2]
     h, w = max(2, height // 3), max(2, width // 3)
     top, left = random.below(height - h + 1), random.below(width - w + 1)

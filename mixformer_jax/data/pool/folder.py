@@ -16,15 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import cv2
 import numpy as np
 
-from mixformer_jax.data.pool.pool import (
-    Clip,
-    CutOut,
-    ImagePool,
-    VideoPool,
-    chosen_names,
-    fitted_clip,
-    in_threads,
-)
+from mixformer_jax.data.pool.pool import Clip, CutOut, ImagePool, VideoPool, chosen_names, fitted_clip, in_threads
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import write_atomically
