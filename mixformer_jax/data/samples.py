@@ -28,7 +28,7 @@ from mixformer_jax.views import UnusableSampleError, map_points, warp
 MAX_REDRAWS = 50
 DATASETS = "datasets"  # the name under which data sets on disk stand among the sources
 LINE = 14  # pixels of a line of text on a sheet
-KIND_NAMES = dict(zip(KINDS, ("target", "other", "elsewhere", "beside"), strict=True))
+KIND_NAMES = dict(zip(scenes.KINDS, ("target", "other", "elsewhere", "beside"), strict=True))
 
 
 @dataclass(frozen=True)
