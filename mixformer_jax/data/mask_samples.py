@@ -118,7 +118,7 @@ class MaskDataConfig(TypedSettings):
     # As DAVIS and YouTube-VOS: JPEGImages/SEQUENCE/00000.jpg and Annotations/SEQUENCE/00000.png
     videos: str | None = None
     video_share: Share = 0.25  # share of samples from videos, where there are both
-    held_out_every: NaturalNumber = 10  # so-many-th photograph, or sequence, to validate on; 0: none
+    held_out_every: NaturalNumber = 10  # every so-many-th photograph, or sequence, is to validate on; 0: none
     max_interval: Count = 50  # frames between the two of a video's pair
     min_pixels: Count = 1000  # smaller targets are passed over; as for YouTube-VOS
     factor: CropFactor = 2.0  # sides of the crops over those of the box
@@ -167,27 +167,23 @@ class MaskSamples(HostSamples):
     def __init__(self, config: MaskDataConfig, size: int, seed: int, held_out: bool = False) -> None:
         """Lists the files; DatasetError where there are none."""
         self.config, self.size, self.seed, self.held_out = config, size, seed, held_out
-        found: dict[str, Sequence[Sequence[Still]]] = {}  # every photograph is a sequence of one frame
-        if config.root is not None:
-            found["photographs"] = [(still,) for still in _photographs(config)]
-        if config.videos is not None:
-            found["videos"] = _videos(Path(config.videos))
-        every = config.held_out_every
-        kept = {
-            kind: [each for number, each in enumerate(all_) if (every > 0 and number % every == 0) == held_out]
-            for kind, all_ in found.items()
-        }
-        self._sources = {kind: sequences for kind, sequences in kept.items() if sequences}
-        if not self._sources:
-            wanted = "held out" if held_out else "left to train on"
-            raise DatasetError(f"{config.root or config.videos}: no photograph or video with masks is {wanted}")
+        # Every photograph is a sequence of one frame.
+        photographs = [] if config.root is None else [(still,) for still in _photographs(config)]
+        videos = [] if config.videos is None else _videos(Path(config.videos))
+        self._photographs, self._videos = (self._part(each) for each in (photographs, videos))
+        if not (self._photographs or self._videos):
+            kept = "held out" if held_out else "left to train on"
+            raise DatasetError(f"{config.root or config.videos}: no photograph or video with masks is {kept}")
+
+    def _part(self, found: Sequence[Sequence[Still]]) -> list[Sequence[Still]]:
+        every = self.config.held_out_every
+        return [each for number, each in enumerate(found) if (every > 0 and number % every == 0) == self.held_out]
 
     def render(self, index: int) -> Rendered:
         rng, faults = np.random.default_rng((self.seed, index)), []
-        kind, *others = self._sources
-        if others and rng.random() < self.config.video_share:
-            (kind,) = others
-        sources = self._sources[kind]
+        has_both = bool(self._photographs and self._videos)
+        of_video = rng.random() < self.config.video_share if has_both else bool(self._videos)
+        sources = self._videos if of_video else self._photographs
         for _ in range(MAX_REDRAWS):
             frames = sources[int(rng.integers(len(sources)))]
             try:
@@ -196,7 +192,7 @@ class MaskSamples(HostSamples):
                 faults.append(str(error))
                 continue
             if sample is not None:
-                return Rendered(kind, sample, tuple(faults))
+                return Rendered("videos" if of_video else "photographs", sample, tuple(faults))
         last = f"; the last file that cannot be read: {faults[-1]}" if faults else ""
         raise DatasetError(
             f"sample {index} of seed {self.seed}: none of {MAX_REDRAWS} draws met a target of "
