@@ -66,7 +66,6 @@ class Rendered(NamedTuple):
     source: str  # the source of the mix, or the data set
     sample: Sample  # see `TrackingSamples.sample`.
     faults: tuple[str, ...]  # of what was drawn first and could not be read: messages that name the file
-    description: str = ""  # where it comes from, see `TrackingSamples.describe`
 
 
 class HostSamples(abc.ABC):
@@ -123,16 +122,19 @@ class TrackingSamples(HostSamples):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
 
+    def render(self, index: int) -> Rendered:
+        return self._described(index)[1]
+
     def describe(self, index: int) -> str:
         """Where sample `index` comes from, for messages: the source; for data sets, sequences and frames, too."""
-        return self.render(index).description
+        return self._described(index)[0]
 
     def redrawn(self) -> dict[str, int]:
         """How many unusable samples each source has given so far."""
         with self._lock:
             return dict(self._redrawn)
 
-    def render(self, index: int) -> Rendered:
+    def _described(self, index: int) -> tuple[str, Rendered]:
         rng = np.random.default_rng((self.seed, index))
         name, source = list(self._sources.items())[Random(rng).entry(self._cumulative)]
         faults: list[str] = []
@@ -148,7 +150,7 @@ class TrackingSamples(HostSamples):
             else:
                 sample = self._disturbed(Random(rng), source, sample)
                 wanted = sample if self._names is None else {name: sample[name] for name in self._names}
-                return Rendered(label, wanted, tuple(faults), text)
+                return text, Rendered(label, wanted, tuple(faults))
         if faults:
             raise DatasetError(
                 f"sample {index} of seed {self.seed}: {len(faults)} of {MAX_REDRAWS} draws met files that cannot be "
