@@ -1,6 +1,7 @@
 """Affine views: one matrix of flip, aspect, rotation, scale and position from a source image to a training crop, and
 the target's box under it. Coordinates are continuous: pixel i covers [i, i + 1), as an `xywh` box in whole pixels does;
-that `cv2.warpAffine` counts from pixel centres is known to `warp` alone."""
+that `cv2.warpAffine` counts from pixel centres is known to `warp` alone. Where arrays of JAX are taken, too, a device
+computes the same."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
+from mixformer_jax.boxes import Array, namespace
 from mixformer_jax.typed_settings import (
     CropFactor,
     CropSide,
@@ -66,7 +68,7 @@ class CropConfig(TypedSettings):
 class View(NamedTuple):
     """A map from source coordinates to crop coordinates, and the target under it."""
 
-    matrix: Any  # float64 [2, 3], source -> crop, continuous coordinates
+    matrix: Any  # [2, 3], float64 on the host: source -> crop, continuous coordinates
     box_cxcywh: Any  # float32 [4], normalised to the crop, not clipped
 
 
@@ -80,10 +82,11 @@ class Placement(NamedTuple):
 CENTRED = Placement()
 
 
-def box_outline(box_xywh: Float[np.ndarray, "4"]) -> Float64[np.ndarray, "4 2"]:
+def box_outline(box_xywh: Float[Array, "4"]) -> Float[Array, "4 2"]:
     """The four corners of a box, in source coordinates."""
-    x, y, w, h = (float(v) for v in box_xywh)
-    return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]], np.float64)
+    xp = namespace(box_xywh)
+    x, y, w, h = xp.asarray(box_xywh, float)
+    return xp.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
 
 
 def linear_map(
@@ -97,30 +100,38 @@ def linear_map(
     return np.array([[cosine, -sine], [sine, cosine]]) @ middle @ first
 
 
-def map_points(matrix: Float64[np.ndarray, "2 3"], points_xy: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n 2"]:
+def deform(linear: Float[Array, "2 2"], points_xy: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+    """Points under a linear map."""
+    if namespace(linear, points_xy) is np:
+        return points_xy @ linear.T
+    # A dot would be rounded to half the digits on some devices.
+    return points_xy[:, :1] * linear[:, 0] + points_xy[:, 1:] * linear[:, 1]
+
+
+def map_points(matrix: Float[Array, "2 3"], points_xy: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
     """Points under an affine map."""
-    return points_xy @ matrix[:, :2].T + matrix[:, 2]
+    return deform(matrix[:, :2], points_xy) + matrix[:, 2]
 
 
 def target_view(
-    outline_xy: Float64[np.ndarray, "n 2"],
-    linear: Float64[np.ndarray, "2 2"],
-    factor: float,
+    outline_xy: Float[Array, "n 2"],
+    linear: Float[Array, "2 2"],
+    factor: Float[Array, ""] | float,
     size: int,
     placement: Placement = CENTRED,
 ) -> View:
     """The view of a target whose outline is deformed by `linear`, then cropped `factor` times its size around it; the
     box is the exact bound of the deformed outline."""
-    points = outline_xy @ linear.T
+    xp = namespace(outline_xy, linear)
+    points = deform(linear, outline_xy)
     low, high = points.min(0), points.max(0)
     width_height = high - low
-    side = math.sqrt(width_height[0] * width_height[1]) * placement.zoom
-    crop_centre = (low + high) / 2 + np.asarray(placement.offset_xy) * side
+    side = xp.sqrt(width_height[0] * width_height[1]) * placement.zoom
+    crop_centre = (low + high) / 2 + xp.asarray(placement.offset_xy) * side
     scale = size / (side * factor)
-    matrix = np.column_stack([linear * scale, size / 2 - crop_centre * scale])
+    matrix = xp.concatenate([linear * scale, (size / 2 - crop_centre * scale)[:, None]], axis=1)
     centre = ((low + high) / 2 - crop_centre) * scale / size + 0.5
-    box_cxcywh = np.concatenate([centre, width_height * scale / size]).astype(np.float32)
-    return View(matrix, box_cxcywh)
+    return View(matrix, xp.concatenate([centre, width_height * scale / size]).astype(np.float32))
 
 
 def check_target(box_cxcywh: Float32[np.ndarray, "4"], crops: CropConfig) -> None:
@@ -140,6 +151,14 @@ def seen_share(matrix: Float64[np.ndarray, "2 3"], size: int, width_height: tupl
     crop = box_outline(np.array([0.0, 0.0, size, size]))
     area, _ = cv2.intersectConvexConvex(corners.astype(np.float32), crop.astype(np.float32))
     return float(area) / size**2
+
+
+def shrunk(image: UInt8[np.ndarray, "h w c"], ratio: float) -> UInt8[np.ndarray, "_h _w c"]:
+    """The image at `ratio` times its size, by area averages; as it is for a ratio of 1 or more."""
+    if ratio >= 1:
+        return image
+    size = [max(1, round(side * ratio)) for side in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def pyramid(image: UInt8[np.ndarray, "h w c"], levels: int = 3) -> tuple[np.ndarray, ...]:

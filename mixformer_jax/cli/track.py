@@ -93,9 +93,8 @@ def run_track(args: argparse.Namespace) -> int:
     import numpy as np
 
     from mixformer_jax.media.images import read_depth
-    from mixformer_jax.media.second_stream import TwoStreams
     from mixformer_jax.media.sources import LiveSource
-    from mixformer_jax.media.video import SelectedFrames, open_source, prepare_output
+    from mixformer_jax.media.video import SelectedFrames, TwoStreams, open_source, prepare_output
     from mixformer_jax.tracking.masks import MaskSettings, load_segmenter
     from mixformer_jax.tracking.record import record
     from mixformer_jax.tracking.resume import RunState, resume_path

@@ -1,7 +1,5 @@
 """How samples vary: jitter of crops, light, image quality and occluders; and their pixels on the host.
-
-All is drawn through a `Random`, so that the renderer on the device (`pool.device`) draws from the same functions.
-"""
+All is drawn through a `Random`, so that the renderer on the device (`pool.device`) draws from the same functions."""
 
 from __future__ import annotations
 
@@ -96,9 +94,7 @@ class Random:
 @dataclass(frozen=True)
 class AugmentConfig(TypedSettings):
     """Strengths and probabilities; at 0 a disturbance is off.
-
-    Light and colour are drawn once for the sample and once more for every crop, at `independent` times the strength.
-    """
+    Light and colour are drawn once for the sample and once more for every crop, at `independent` times the strength."""
 
     flip_probability: Share = 0.5  # joint
     separate_flip_probability: Share = 0.0  # data sets on disk only: each crop once more by itself
@@ -153,10 +149,6 @@ class Light(NamedTuple):
     saturation: Any = 0.0
     colour: Any = (0.0, 0.0, 0.0)
 
-    def over(self, other: Light) -> Light:
-        """One after the other, but for the clipping between."""
-        return Light(*(a + b for a, b in zip(self, other, strict=True)))
-
 
 def draw_light(random: Random, config: AugmentConfig, strength: float = 1.0) -> Light:
     """Every log uniform within +-strength times its configured bound."""
@@ -184,26 +176,23 @@ class Quality(NamedTuple):
 def draw_quality(random: Random, config: AugmentConfig) -> Quality:
     """Each loss with its probability, its strength uniform."""
     blurred, smeared, coarse, noisy = random.uniform(shape=(4,))
-
-    def none() -> float:
-        return 0.0
-
     coarse = coarse < config.coarse_probability
     keep = random.choose(coarse, lambda: random.uniform(0.4, 0.8), lambda: 1.0)
     blurred = blurred < config.blur_probability
     deviation = random.choose(blurred, lambda: random.uniform(0.4, max(config.max_blur, 0.4)), lambda: 1.0)
     smeared = smeared < config.motion_blur_probability
     length = random.choose(smeared, lambda: random.uniform(3, config.max_motion_blur), lambda: 3.0)
-    angle = random.choose(smeared, lambda: random.uniform(0, math.pi), none)
+    angle = random.choose(smeared, lambda: random.uniform(0, math.pi), lambda: 0.0)
     noisy = noisy < config.noise_probability
     coloured = random.choose(noisy, lambda: random.chance(0.5), lambda: False)
-    noise = random.choose(noisy, lambda: random.uniform(0.2, 1.0) * config.max_noise, none)
+    noise = random.choose(noisy, lambda: random.uniform(0.2, 1.0) * config.max_noise, lambda: 0.0)
     return Quality(coarse, keep, blurred, deviation, smeared, length, angle, noisy, coloured, noise)
 
 
 def draw_crop_look(random: Random, config: AugmentConfig, joint: Light) -> tuple[Light, Quality]:
     """Light and quality of one crop; `joint` is the light of the sample."""
-    light = joint.over(draw_light(random, config, config.independent))
+    own = draw_light(random, config, config.independent)
+    light = Light(*(a + b for a, b in zip(joint, own, strict=True)))  # but for the clipping between the two
     if config.separate_gain > 0:
         gain = random.log(1 + random.signed(config.separate_gain))
         light = light._replace(brightness=light.brightness + gain)

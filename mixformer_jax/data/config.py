@@ -133,25 +133,13 @@ class DataConfig(TypedSettings):
 
 def held_out(config: DataConfig) -> DataConfig | None:
     """What to validate on: frames that are not trained on, with the training jitter and nothing else disturbed.
-
-    That is `validation` where it is given, else the pool's `exclude`d sequences; None where nothing is held out.
-    """
-    undisturbed = AugmentConfig.none()
+    That is `validation` where it is given, else the pool's `exclude`d sequences; None where nothing is held out."""
+    undisturbed: dict[str, Any] = {"augment": AugmentConfig.none(), "exclude": (), "validation": {}, "render": "host"}
     if config.validation:
-        changes: dict[str, Any] = {"exclude": (), "groups": (), "validation": {}, "render": "host"}
-        return dataclasses.replace(config, root=None, augment=undisturbed, datasets=config.validation, **changes)
+        return dataclasses.replace(config, root=None, groups=(), datasets=config.validation, **undisturbed)
     if not config.exclude:
         return None
-    return DataConfig(
-        root=config.root,
-        include=config.exclude,
-        # Negative samples must not show another sequence of the target's scene.
-        groups=config.groups if config.positive_share is not None else (),
-        max_interval=config.max_interval,
-        max_target_side=config.max_target_side,
-        min_target_side=config.min_target_side,
-        mix=Mix(video=1.0, still=0.0, pasted=0.0, region=0.0),
-        crops=config.crops,
-        augment=undisturbed,
-        positive_share=config.positive_share,
-    )
+    # Negative samples must not show another sequence of the target's scene.
+    groups = config.groups if config.positive_share is not None else ()
+    mix = Mix(video=1.0, still=0.0, pasted=0.0, region=0.0)
+    return dataclasses.replace(config, include=config.exclude, groups=groups, mix=mix, datasets={}, **undisturbed)

@@ -1,7 +1,5 @@
 """Pairs of crops with the target's mask, as Alpha-Refine trains on them, from photographs and videos with masks.
-
-A photograph serves as template and search frame both; of a video these are two frames not far apart.
-"""
+A photograph serves as template and search frame both; of a video these are two frames not far apart."""
 
 import dataclasses
 import os
@@ -34,9 +32,7 @@ _FINER, _FRACTION = 5, 4  # a finer grid, and bits of its cells to which outline
 
 class CocoMasks:
     """The regions of `instances_*.json` (Lin et al. 2014), by image; crowds are left out.
-
-    COCO 2017 has 860,000 objects: outlines lie in one array, which worker processes share.
-    """
+    COCO 2017 has 860,000 objects: outlines lie in one array, which worker processes share."""
 
     def __init__(self, annotations: Path) -> None:
         """Parses the file; DatasetError where it is not COCO's, or without regions."""
@@ -112,40 +108,24 @@ def _fill(labels: Int32[np.ndarray, "h w"], points: Float[np.ndarray, "n 2"], la
 
 @dataclasses.dataclass(frozen=True)
 class MaskDataConfig(TypedSettings):
-    """What a training on masks sees.
+    """What a training on masks sees: photographs, videos, or both."""
 
-    Attributes:
-        root: photographs at any depth, NAME.jpg with NAME.png beside it: 0 background, then instances; those without a
-            mask are passed over. None: no photographs.
-        coco: regions of the photographs under `root`, as in COCO's instances_train2017.json; no NAME.png is read then.
-            None: none.
-        videos: folder in the layout of DAVIS and YouTube-VOS, JPEGImages/SEQUENCE/00000.jpg and
-            Annotations/SEQUENCE/00000.png. None: no videos.
-        video_share: share of samples from videos, where there are both.
-        held_out_every: every so-many-th photograph, or sequence, is held out to validate on; 0: none.
-        max_interval: frames between the two of a video's pair.
-        min_pixels: smaller targets are passed over (YouTube-VOS: 1000).
-        factor: sides of the crops over those of the box.
-        flip: share of pairs that are mirrored.
-        scale_jitter: deviation of the logarithm of the search box's width and of its height.
-        centre_jitter: reach of its centre, over sqrt(width * height); half of it in either direction.
-        brightness: of each crop is within 1 - brightness to 1 + brightness.
-        max_bad_share: training stops when more than this share of samples had to be replaced because of files that
-            cannot be read.
-    """
-
+    # Photographs at any depth, NAME.jpg with NAME.png beside it: 0 background, then instances; others are passed over
     root: str | None = None
+    # Regions of these photographs, as in COCO's instances_train2017.json; no NAME.png is read then
     coco: str | None = None
+    # As DAVIS and YouTube-VOS: JPEGImages/SEQUENCE/00000.jpg and Annotations/SEQUENCE/00000.png
     videos: str | None = None
-    video_share: Share = 0.25
-    held_out_every: NaturalNumber = 10
-    max_interval: Count = 50
-    min_pixels: Count = 1000
-    factor: CropFactor = 2.0
-    flip: Share = 0.0
-    scale_jitter: NotNegative = 0.25
-    centre_jitter: NotNegative = 0.25
-    brightness: ShareBelowOne = 0.2
+    video_share: Share = 0.25  # share of samples from videos, where there are both
+    held_out_every: NaturalNumber = 10  # every so-many-th photograph, or sequence, is to validate on; 0: none
+    max_interval: Count = 50  # frames between the two of a video's pair
+    min_pixels: Count = 1000  # smaller targets are passed over; as for YouTube-VOS
+    factor: CropFactor = 2.0  # sides of the crops over those of the box
+    flip: Share = 0.0  # share of pairs that are mirrored
+    scale_jitter: NotNegative = 0.25  # deviation of the logarithm of the search box's width and of its height
+    centre_jitter: NotNegative = 0.25  # reach of its centre, over sqrt(width * height); half of it in either direction
+    brightness: ShareBelowOne = 0.2  # each crop: gain uniform within 1 +-brightness
+    # Training stops when more than this share of samples had to be replaced because of files that cannot be read
     max_bad_share: Share = 0.01
 
     def __post_init__(self) -> None:
@@ -165,9 +145,7 @@ class Still(NamedTuple):
 
 def read_labels(path: Path) -> Int32[np.ndarray, "h w"]:
     """Instances of an annotation image, 0 being the background; of a coloured one each colour but black is one.
-
-    Raises DatasetError for a file that is missing or no image.
-    """
+    Raises DatasetError for a file that is missing or no image."""
     labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if labels is None:
         raise DatasetError(f"{path}: missing or no image; expected instances as an image, 0 for the background")
@@ -187,7 +165,6 @@ class MaskSamples(HostSamples):
 
     def __init__(self, config: MaskDataConfig, size: int, seed: int, held_out: bool = False) -> None:
         """Lists the files; DatasetError where there are none."""
-        super().__init__()
         self.config, self.size, self.seed, self.held_out = config, size, seed, held_out
         # Every photograph is a sequence of one frame.
         photographs = [] if config.root is None else [(still,) for still in _photographs(config)]

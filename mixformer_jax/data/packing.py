@@ -1,8 +1,6 @@
 """Packing: the surroundings of every target, cut once and kept in ArrayRecord shards, for fast training.
-
 A frame becomes up to three pieces around its target (or its middle, where that is absent): for templates, for search
-crops, and for those that are zoomed out. Samples differ from the folders' by JPEG and resampling only.
-"""
+crops, and for those that are zoomed out. Samples differ from the folders' by JPEG and resampling only."""
 
 from __future__ import annotations
 
@@ -13,11 +11,11 @@ import hashlib
 import json
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import cv2
 import numpy as np
@@ -39,6 +37,7 @@ from mixformer_jax.datasets.records import Dataset
 from mixformer_jax.files import is_mangled_address, whole_file, write_atomically
 from mixformer_jax.media.images import SourceError
 from mixformer_jax.typed_settings import Count, CropFactor, NotNegative, Range, TypedSettings
+from mixformer_jax.views import shrunk
 
 MARGIN = 2  # pixels more on each side, for rounding
 TEMPLATE_SHARE, ZOOMED_OUT_SHARE = 1.2, 0.6  # of `target_side`
@@ -46,25 +45,18 @@ TEMPLATE_SHARE, ZOOMED_OUT_SHARE = 1.2, 0.6  # of `target_side`
 
 @dataclass(frozen=True)
 class PackConfig(TypedSettings):
-    """What is kept. The defaults serve every experiment of the paper.
+    """What is kept. The defaults serve every experiment of the paper: factors, jitter and zoom are its largest."""
 
-    Attributes:
-        target_side: targets are shrunk until sqrt(w * h) is at most this; for templates 1.2 times this, for zoomed-out
-            search crops 0.6 times. The paper's crops show 64 pixels of a target, the large models' 96 and 85.
-        quality: of the JPEGs, 1 to 100.
-        lossless: PNGs of full resolution instead; several times as large.
-        template_factor, search_factor, centre_jitter, max_zoom: of `CropConfig`, the largest of the experiments.
-        frames_per_shard: a shard ends with the sequence that brings it to so many frames.
-    """
-
+    # Targets are shrunk until sqrt(w * h) is at most this; for templates 1.2 times this, for zoomed-out search crops
+    # 0.6 times. The paper's crops show 64 pixels of a target, the large models' 96 and 85.
     target_side: Annotated[float, Range(16, 10_000)] = 80.0
-    quality: Annotated[int, Range(1, 100)] = 90
-    lossless: bool = False
-    template_factor: CropFactor = 2.0
+    quality: Annotated[int, Range(1, 100)] = 90  # of the JPEGs
+    lossless: bool = False  # PNGs of full resolution instead; several times as large
+    template_factor: CropFactor = 2.0  # these four as in `CropConfig`
     search_factor: CropFactor = 5.0
     centre_jitter: NotNegative = 4.5
     max_zoom: Annotated[float, Range(1, 100)] = 2.5
-    frames_per_shard: Count = 4096
+    frames_per_shard: Count = 4096  # a shard ends with the sequence that brings it to so many frames
 
 
 class PackReport(NamedTuple):
@@ -95,8 +87,14 @@ def pack(dataset: Dataset, out: Path, config: PackConfig, workers: int = 1, prog
     ranges = [(number, *shards[number][:2]) for number in todo]
     reports: list[PackReport] = []
     total = sum(shards[number][2] for number in todo)
-    with tqdm(total=total, unit=" frames", desc="packing", disable=not progress or None, mininterval=1) as bar:
-        for report in _run(job, ranges, workers):
+    with contextlib.ExitStack() as stack:
+        bar = tqdm(total=total, unit=" frames", desc="packing", disable=not progress or None, mininterval=1)
+        stack.enter_context(bar)
+        run: Callable[..., Iterator[PackReport]] = map
+        if min(workers, len(todo)) > 1:
+            context = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(min(workers, len(todo)), mp_context=context)).map
+        for report in run(job, ranges):
             reports.append(report)
             bar.update(report.frames)
     faults = tuple(fault for report in reports for fault in report.faults)
@@ -129,28 +127,13 @@ def _plan(dataset: Dataset, out: Path, config: PackConfig, progress: bool) -> li
     shards, first, frames = [], 0, 0
     keys = tqdm(range(len(dataset)), unit=" sequences", desc="planning", disable=not progress or None, mininterval=1)
     for index in keys:
-        frames += _length(dataset, index)
+        with contextlib.suppress(DatasetError, SourceError):  # told when it is packed
+            frames += len(dataset[index])
         if frames >= config.frames_per_shard or index == len(dataset) - 1:
             shards.append((first, index + 1, frames))
             first, frames = index + 1, 0
     write_atomically(path, json.dumps({**settings, "shards": shards}, indent=1))
     return shards
-
-
-def _length(dataset: Dataset, index: int) -> int:
-    try:
-        return len(dataset[index])
-    except (DatasetError, SourceError):
-        return 0  # told when it is packed
-
-
-def _run(job: Any, ranges: list[tuple[int, int, int]], workers: int) -> Iterator[PackReport]:
-    if workers <= 1 or len(ranges) <= 1:
-        yield from map(job, ranges)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(ranges)), mp_context=context) as pool:
-        yield from pool.map(job, ranges)
 
 
 def _pack_shard(dataset: Dataset, out: Path, config: PackConfig, shard: tuple[int, int, int]) -> PackReport:
@@ -219,9 +202,7 @@ def _sequence_records(dataset: Dataset, index: int, config: PackConfig) -> Itera
 
 def pack_frame(pixels: UInt8[np.ndarray, "h w c"], boxes_xywh: Float[np.ndarray, "*n 4"], config: PackConfig) -> bytes:
     """The record of one frame: its pieces around a box, or around each of several.
-
-    Raises DatasetError: a frame with a second stream.
-    """
+    Raises DatasetError: a frame with a second stream."""
     if pixels.shape[2] != 3:
         raise DatasetError("frames with a second stream are not packed: train on the data set as it is published")
     parts = [part for box_xywh in boxes_xywh.reshape(-1, 4) for part in _pieces(pixels, box_xywh, config)]
@@ -236,9 +217,8 @@ def _pieces(
     side = math.sqrt(w * h)
     reach = config.search_factor + config.centre_jitter
     zoomed_out = reach * config.max_zoom
-    levels = [(config.template_factor, TEMPLATE_SHARE), (reach, 1.0), (zoomed_out, ZOOMED_OUT_SHARE)]
     parts: list[StoredPart] = []
-    for context, share in levels:
+    for context, share in ((config.template_factor, TEMPLATE_SHARE), (reach, 1.0), (zoomed_out, ZOOMED_OUT_SHARE)):
         half = context * side / 2 + MARGIN
         left, top = max(0, math.floor(x + w / 2 - half)), max(0, math.floor(y + h / 2 - half))
         right, bottom = min(width, math.ceil(x + w / 2 + half)), min(height, math.ceil(y + h / 2 + half))
@@ -246,16 +226,11 @@ def _pieces(
         if min(covers.width, covers.height) <= 0 or (parts and parts[-1].covers == covers):
             continue
         piece = pixels[top:bottom, left:right]
-        scale = 1.0 if config.lossless else config.target_side * share / side
-        if scale < 1:
-            size = (max(1, round(piece.shape[1] * scale)), max(1, round(piece.shape[0] * scale)))
-            piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
-        parts.append(StoredPart(covers, _encode(piece, config)))
+        if config.lossless:
+            suffix, options = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 1]
+        else:
+            piece = shrunk(piece, config.target_side * share / side)
+            suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, config.quality]
+        encoded = cv2.imencode(suffix, cv2.cvtColor(piece, cv2.COLOR_RGB2BGR), options)[1]
+        parts.append(StoredPart(covers, encoded.tobytes()))
     return parts
-
-
-def _encode(piece: np.ndarray, config: PackConfig) -> bytes:
-    bgr = cv2.cvtColor(piece, cv2.COLOR_RGB2BGR)
-    if config.lossless:
-        return cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.quality])[1].tobytes()

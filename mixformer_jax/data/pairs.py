@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from mixformer_jax.data.augment import AugmentConfig, Random, draw_placement
 from mixformer_jax.data.config import FrameScheme
-from mixformer_jax.datasets.frame_parts import Frame, box_within, context_rectangle, cut, open_frame, shows_frame
+from mixformer_jax.datasets.frame_parts import box_within, context_rectangle, cut, open_frame, shows_frame
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.records import Dataset, TrackingSequence
 from mixformer_jax.pixels import take_streams
@@ -49,10 +51,6 @@ class Shot(NamedTuple):
     has_box: bool = True
 
 
-# Opened for one sample. By the sequences themselves: names are unique within a data set alone.
-Frames = dict[tuple[TrackingSequence, int], Frame]
-
-
 class PairFrames(NamedTuple):
     """What a sample shows. `label` is 1 where the search shows the target of the templates, and 0 where not."""
 
@@ -70,6 +68,7 @@ class PairFrames(NamedTuple):
         return f"{self.source}: templates {of.name} frames {numbers}; search {search}"
 
 
+@dataclass(frozen=True)
 class SequencePairs:
     """Samples by the official schemes.
 
@@ -79,23 +78,18 @@ class SequencePairs:
     or, if there is none, around the target of another sequence.
     """
 
-    has_occluders = False  # laid over targets by itself
+    sources: Sequence[WeightedDataset]
+    crops: CropConfig
+    augment: AugmentConfig
+    scheme: FrameScheme = "causal"
+    max_interval: int = 200
+    positive_share: float | None = None
+    has_occluders: ClassVar[bool] = False  # laid over targets by itself
 
-    def __init__(
-        self,
-        sources: Sequence[WeightedDataset],
-        crops: CropConfig,
-        augment: AugmentConfig,
-        scheme: FrameScheme = "causal",
-        max_interval: int = 200,
-        positive_share: float | None = None,
-    ) -> None:
-        if not sources:
-            raise ValueError("no data sets to draw from")
-        self.sources, self.crops, self.augment = sources, crops, augment
-        self.scheme, self.max_interval, self.positive_share = scheme, max_interval, positive_share
-        ratios = np.array([source.ratio for source in sources])
-        self._cumulative = np.cumsum(ratios / ratios.sum())
+    @functools.cached_property
+    def _cumulative(self) -> Float64[np.ndarray, " sources"]:
+        ratios = np.array([source.ratio for source in self.sources])
+        return np.cumsum(ratios / ratios.sum())
 
     def decide(self, rng: np.random.Generator) -> Any:
         """Nothing: all is drawn again."""
@@ -137,17 +131,29 @@ class SequencePairs:
             SourceError: a frame that cannot be read.
         """
         crops, augment = self.crops, self.augment
-        frames: Frames = {}
+        opened = functools.cache(open_frame)  # one may be shown more than once
+
+        def crop(shot: Shot, factor: float, size: int, placement: Placement = CENTRED) -> tuple[np.ndarray, np.ndarray]:
+            sequence, index = shot.sequence, shot.frame
+            frame = opened(sequence, index)
+            box_xywh = sequence.boxes_xywh[index] if shot.has_box else centre_box(frame.size)
+            aspect = augment.draw_aspect(Random(rng)) if augment.aspect > 0 else 1.0
+            rectangle = context_rectangle(box_xywh, factor, placement, aspect)
+            if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
+                raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
+            pixels, covered = cut(frame, rectangle, size)
+            return _streams(pixels, crops.streams, sequence), box_within(box_xywh, covered)
+
         flips = np.full(1 + crops.slots, rng.random() < augment.flip_probability)
         if augment.separate_flip_probability > 0:
             flips ^= rng.random(len(flips)) < augment.separate_flip_probability
 
         templates = []
         for slot, shot in enumerate(shown.templates):
-            pixels, _ = self._crop(rng, frames, shot, crops.template_factor, crops.template_size)
+            pixels, _ = crop(shot, crops.template_factor, crops.template_size)
             templates.append(cv2.flip(pixels, 1) if flips[slot] else pixels)
         placement = draw_placement(Random(rng), crops)
-        search, box_cxcywh = self._crop(rng, frames, shown.search, crops.search_factor, crops.search_size, placement)
+        search, box_cxcywh = crop(shown.search, crops.search_factor, crops.search_size, placement)
         if shown.label:
             check_target(box_cxcywh, crops)
         if flips[-1]:
@@ -158,33 +164,9 @@ class SequencePairs:
             sample["label"] = np.array(shown.label, np.float32)
         return sample
 
-    def _crop(
-        self,
-        rng: np.random.Generator,
-        frames: Frames,
-        shot: Shot,
-        factor: float,
-        size: int,
-        placement: Placement = CENTRED,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        sequence, index = shot.sequence, shot.frame
-        # All targets of a still are on one image.
-        key = (sequence, 0 if sequence.is_still else index)
-        if key not in frames:
-            frames[key] = open_frame(sequence, index)
-        frame = frames[key]
-        box_xywh = sequence.boxes_xywh[index] if shot.has_box else centre_box(frame.size)
-        aspect = self.augment.draw_aspect(Random(rng)) if self.augment.aspect > 0 else 1.0
-        rectangle = context_rectangle(box_xywh, factor, placement, aspect)
-        if not shows_frame(frame.size, rectangle, MIN_SHOWN / size):
-            raise UnusableSampleError(f"a crop of {sequence.name}, frame {index}, lies outside the frame")
-        pixels, shown = cut(frame, rectangle, size)
-        return _streams(pixels, self.crops.streams, sequence), box_within(box_xywh, shown)
-
     def _draw_sequence(self, rng: np.random.Generator) -> tuple[WeightedDataset, TrackingSequence]:
         """A data set by its ratio, and one of its sequences with enough visible frames."""
-        chosen = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
-        source = self.sources[min(chosen, len(self.sources) - 1)]
+        source = self.sources[Random(rng).entry(self._cumulative)]
         for _ in range(MAX_TRIES):
             sequence = source.dataset[int(rng.integers(len(source.dataset)))]
             if can_be_drawn(sequence, self.crops.slots, source.min_side):
@@ -207,9 +189,7 @@ class SequencePairs:
 
 def _streams(pixels: np.ndarray, streams: Streams, sequence: TrackingSequence) -> np.ndarray:
     """The wanted channels of a crop; where there is colour alone, nothing was measured in the second stream.
-
-    Raises DatasetError: the second stream is asked for by itself, and there is none.
-    """
+    Raises DatasetError: the second stream is asked for by itself, and there is none."""
     if pixels.shape[2] == 3 and streams == "both":
         pixels = np.concatenate([pixels, np.zeros_like(pixels)], axis=2)
     if pixels.shape[2] == 3 and streams == "second":
@@ -235,9 +215,7 @@ def usable_frames(
 
 def absent_frames(sequence: TrackingSequence) -> Int64[np.ndarray, " m"]:
     """Numbers of the frames without target: those marked so, or, where the data set has no marks, those of NaN.
-
-    A small target is not absent, and a row without area that nothing marks may have the target in view.
-    """
+    A small target is not absent, and a row without area that nothing marks may have the target in view."""
     is_absent = np.isnan(sequence.boxes_xywh).any(axis=1) if sequence.visible is None else ~sequence.visible
     return np.flatnonzero(is_absent)
 

@@ -1,13 +1,10 @@
 """From samples to batches: in threads or worker processes, for one process or many, and from any step on.
-
-Workers share one copy of the samples' arrays, a whole pool.
-"""
+Workers share one copy of the samples' arrays, a whole pool."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import mmap
 import os
@@ -53,17 +50,18 @@ class Shared(Generic[Value]):
         for array in arrays:
             with array.raw() as raw:
                 self._file.write(raw)
-                self._file.write(bytes(_padding(raw.nbytes)))
+                self._file.write(bytes(-raw.nbytes % _ALIGNMENT))
                 self._sizes.append(raw.nbytes)
         self._file.flush()
 
     def open(self) -> Value:
         """The value; its arrays are read-only and lie in the file."""
-        ends = list(itertools.accumulate(size + _padding(size) for size in self._sizes))
         # No bytes at all cannot be mapped.
-        whole = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if any(ends) else b"")
-        starts = [0, *ends[:-1]]
-        arrays = [whole[start : start + size] for start, size in zip(starts, self._sizes, strict=bool(ends))]
+        whole = memoryview(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if any(self._sizes) else b"")
+        arrays, start = [], 0
+        for size in self._sizes:
+            arrays.append(whole[start : start + size])
+            start += size + -size % _ALIGNMENT
         return pickle.loads(self._pickled, buffers=arrays)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,13 +77,10 @@ def _nameless_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _padding(size: int) -> int:
-    return -size % _ALIGNMENT
-
-
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+PREFETCH = 4  # batches that are made ahead
 # A share is judged once so many samples were drawn: one broken file among the first ten is not 10 % of a data set.
 MIN_JUDGED = 1000
 MAX_NAMED = 100  # faults that are written to the log; the rest is only counted
@@ -111,7 +106,6 @@ def batches(
     batch_size: int,
     start_step: int = 0,
     num_threads: int = 2,
-    prefetch: int = 4,
     *,
     workers: int | None = None,
     process_index: int = 0,
@@ -126,7 +120,6 @@ def batches(
     Args:
         batch_size: of the whole batch, over all processes.
         num_threads: loader threads; 0 loads synchronously.
-        prefetch: batches that are made ahead.
         workers: in place of `num_threads`: loader processes for `HostSamples`, else loader threads. Processes
             read the arrays of `samples`, a whole pool, where this one has put them (`Shared`).
         process_index: this process gets the slice `process_index` of `process_count` equal ones of every batch.
@@ -144,15 +137,13 @@ def batches(
         processes = workers if isinstance(samples, HostSamples) else 0
         num_threads = workers - processes
     render = _RenderBatch(Shared(samples) if processes else samples, batch_size, process_index, process_count)
-    return Batches(render, samples, start_step, num_threads, processes, prefetch)
+    return Batches(render, samples, start_step, num_threads, processes)
 
 
 @contextlib.contextmanager
 def one_opencv_thread() -> Iterator[None]:
     """While open, OpenCV's functions use the calling thread alone, in the whole process.
-
-    Crops are small, and the threads that render them already fill the cores.
-    """
+    Crops are small, and the threads that render them already fill the cores."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -172,20 +163,13 @@ class Batches(grain.DatasetIterator):
     """
 
     def __init__(
-        self,
-        render: _RenderBatch,
-        samples: Samples,
-        start_step: int,
-        num_threads: int,
-        num_processes: int,
-        prefetch: int,
+        self, render: _RenderBatch, samples: Samples, start_step: int, num_threads: int, num_processes: int
     ) -> None:
         super().__init__()
         self.drawn = self.replaced = 0
-        self._render = render
-        self._num_threads, self._num_processes, self._prefetch = num_threads, num_processes, prefetch
+        self._render, self._num_threads, self._num_processes = render, num_threads, num_processes
         self._max_bad_share: float = getattr(getattr(samples, "config", None), "max_bad_share", 1.0)
-        self._section = "images" if isinstance(samples, ImageSamples) else "data"
+        self._of_images = isinstance(samples, ImageSamples)
         self._named: set[str] = set()
         self._step = start_step
         self._running: grain.DatasetIterator | None = None
@@ -242,13 +226,13 @@ class Batches(grain.DatasetIterator):
     def _pipeline(self) -> grain.IterDataset:
         dataset = grain.MapDataset.range(self._step, sys.maxsize).map(self._render)
         if not self._num_processes:
-            buffer = self._prefetch if self._num_threads else 0
+            buffer = PREFETCH if self._num_threads else 0
             options = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=buffer)
             return dataset.to_iter_dataset(options)
         # Grain reads flags of its own, which nobody has parsed outside absl's app.run. Those of others are theirs.
         for name in (name for name in flags.FLAGS if name.startswith("grain_")):
             flags.FLAGS[name].present = max(1, flags.FLAGS[name].present)
-        ahead = max(1, self._prefetch // self._num_processes)
+        ahead = max(1, PREFETCH // self._num_processes)
         one_by_one = grain.experimental.WithOptionsIterDataset(
             dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
             grain.experimental.DatasetOptions(min_shm_size=self._least_in_shared_memory(ahead)),
@@ -282,10 +266,11 @@ class Batches(grain.DatasetIterator):
                 self._named.add(fault)
                 logger.warning("replaced a sample: %s", fault)
         if self.replaced > self._max_bad_share * max(self.drawn, MIN_JUDGED):
-            is_images = self._section == "images"
-            mend = "copy these images again, or take them out" if is_images else "run `mixformer data check`"
+            section, mend = "data", "run `mixformer data check`"
+            if self._of_images:
+                section, mend = "images", "copy these images again, or take them out"
             raise BadDataError(
-                f"{self.replaced} of {self.drawn} samples had to be replaced, more than {self._section}.max_bad_share "
+                f"{self.replaced} of {self.drawn} samples had to be replaced, more than {section}.max_bad_share "
                 f"= {self._max_bad_share:g} allows; {mend}. Among what was wrong:\n  "
                 + "\n  ".join(sorted(self._named)[:10])
             )
@@ -316,17 +301,14 @@ class _RenderBatch:
 
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size + self.offset
-        rows: list[dict[str, np.ndarray]] = []
-        faults: list[str] = []
-        for index in range(first, first + self.local_size):
-            if isinstance(self.samples, HostSamples):
-                rendered = self.samples.render(index)
-                rows.append(rendered.sample)
-                faults += rendered.faults
-            else:
-                rows.append(dict(self.samples.sample(index)))
-        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return stacked | {FAULTS: "\n".join(fault.replace("\n", " ") for fault in faults)}
+        numbers, samples, faults = range(first, first + self.local_size), self.samples, []
+        if isinstance(samples, HostSamples):
+            rendered = [samples.render(number) for number in numbers]
+            rows = [each.sample for each in rendered]
+            faults = [fault.replace("\n", " ") for each in rendered for fault in each.faults]
+        else:
+            rows = [dict(samples.sample(number)) for number in numbers]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]} | {FAULTS: "\n".join(faults)}
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -1,15 +1,15 @@
 """Single images for masked autoencoders: a folder of images or a prepared data set, cut at random (He et al. 2022)."""
 
+import functools
 import math
 import os
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from mixformer_jax.data.samples import MAX_REDRAWS, HostSamples, Rendered
 from mixformer_jax.datasets.groundtruth import DatasetError
@@ -22,27 +22,16 @@ CENTRE_SHARE = 224 / 256  # of the shorter side: what classifiers are validated 
 
 @dataclass(frozen=True)
 class ImagesConfig(TypedSettings):
-    """Single images and how they are cut.
+    """Single images and how they are cut."""
 
-    Attributes:
-        root: a folder with images at any depth, or one version of a data set that TensorFlow Datasets prepared.
-        split: of a prepared data set; None: `train`.
-        validation_root: images to validate on, likewise.
-        validation_split: of the images to validate on; without `validation_root`, of `root`.
-        min_area: a crop's least share of the image; its greatest is 1 (MAE: 0.2).
-        max_aspect: greatest ratio of a crop's sides.
-        flip_probability: of mirrored crops.
-        max_bad_share: training stops when more than this share of samples had to be replaced because of images that
-            cannot be read.
-    """
-
-    root: str
-    split: str | None = None
-    validation_root: str | None = None
-    validation_split: str | None = None
-    min_area: ShareAboveZero = 0.2
-    max_aspect: Annotated[float, Range(1, 100)] = 4 / 3
+    root: str  # a folder with images at any depth, or one version of a data set that TensorFlow Datasets prepared
+    split: str | None = None  # of a prepared data set; None: `train`
+    validation_root: str | None = None  # images to validate on, likewise
+    validation_split: str | None = None  # of the images to validate on; without `validation_root`, of `root`
+    min_area: ShareAboveZero = 0.2  # a crop's least share of the image (as in MAE); its greatest is 1
+    max_aspect: Annotated[float, Range(1, 100)] = 4 / 3  # greatest ratio of a crop's sides
     flip_probability: Share = 0.5
+    # Training stops when more than this share of samples had to be replaced because of images that cannot be read
     max_bad_share: Share = 0.01
 
 
@@ -90,39 +79,31 @@ def open_images(root: str, split: str | None) -> Images:
 
 class ImageSamples(HostSamples):
     """Crops, search uint8 [size, size, 3]: every image once an epoch, in an order of that epoch.
-
-    An image that cannot be read is replaced by another one of the sample's own draw, and named in `Rendered.faults`.
-    """
+    An image that cannot be read is replaced by another one of the sample's own draw, and named in `Rendered.faults`."""
 
     def __init__(self, config: ImagesConfig, images: Images, size: int, seed: int) -> None:
-        super().__init__()
-        self.config, self.size, self.seed = config, size, seed
-        self._images = images
-        self._orders: OrderedDict[int, np.ndarray] = OrderedDict()
+        self.config, self.size, self.seed, self._images = config, size, seed, images
 
     def render(self, index: int) -> Rendered:
         rng = np.random.default_rng((self.seed, index))
-        image, faults = _readable(self._images, self._position(index), rng)
+        epoch, number = divmod(index, len(self._images))
+        position = int(_order(self.seed, epoch, len(self._images))[number])
+        image, faults = _readable(self._images, position, rng)
         crop = _resized(random_part(rng, image, self.config), self.size)
         if rng.random() < self.config.flip_probability:
             crop = np.ascontiguousarray(crop[:, ::-1])
         return Rendered("images", {"search": crop}, faults)
 
-    def _position(self, index: int) -> int:
-        epoch, position = divmod(index, len(self._images))
-        with self._lock:
-            if epoch not in self._orders:
-                self._orders[epoch] = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self._images))
-                while len(self._orders) > 2:  # batches are made ahead, across the border of two epochs
-                    self._orders.popitem(last=False)
-            return int(self._orders[epoch][position])
+
+@functools.lru_cache(maxsize=2)  # batches are made ahead, across the border of two epochs
+def _order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
+    return np.random.default_rng((seed, epoch, 1)).permutation(count)
 
 
 class CentreCrops(HostSamples):
     """Fixed crops from the middle of images, spread evenly over them, to validate on."""
 
     def __init__(self, images: Images, size: int) -> None:
-        super().__init__()
         self.size, self._images = size, images
 
     def render(self, index: int) -> Rendered:

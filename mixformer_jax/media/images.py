@@ -56,9 +56,7 @@ def _is_listed(path: Path) -> bool:
 
 def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order of their names (frame2 before frame10), hidden ones left out.
-
-    Raises SourceError: two images differ in their suffix only, so one of them would be a frame too many.
-    """
+    Raises SourceError: two images differ in their suffix only, so one of them would be a frame too many."""
     paths = sorted(filter(_is_listed, folder.iterdir()), key=natural_order)
     by_stem: dict[str, Path] = {}
     for path in paths:
@@ -74,21 +72,14 @@ def natural_order(path: Path) -> tuple[list[int | str], str]:
 
 
 def read_image(path: str | Path) -> Image:
-    """One image, turned by its EXIF orientation. Of 16 bits the higher 8 are kept.
-
-    A warning, once a folder, says where that leaves next to nothing.
-
-    Raises SourceError: the file is missing, is no image, or ends early.
-    """
+    """One image, turned by its EXIF orientation. Of 16 bits the higher 8 are kept; a warning, once a folder, says where
+    that leaves next to nothing. Raises SourceError: the file is missing, is no image, or ends early."""
     return decode_image(_read_bytes(Path(path)), str(path))
 
 
 def read_depth(path: str | Path) -> Image:
     """A depth map of 16 bits, in millimetres, as three equal channels of `depth_bytes`; images of bytes as they are.
-
-    Raises:
-        SourceError: as `read_image`, or numbers of another type, such as metres in float32.
-    """
+    Raises SourceError: as `read_image`, or numbers of another type, such as metres in float32."""
     return decode_image(_read_bytes(Path(path)), str(path), is_depth=True)
 
 
@@ -104,11 +95,6 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _higher_bytes(image: UInt16[np.ndarray, "height width 3"], name: str) -> Image:
-    _warn_of_few_bits(image, name)
-    return np.right_shift(image, 8).astype(np.uint8)
 
 
 def decode_image(data: bytes, name: str, is_depth: bool = False) -> Image:
@@ -134,8 +120,8 @@ def decode_image(data: bytes, name: str, is_depth: bool = False) -> Image:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _warn_of_few_bits(image: UInt16[np.ndarray, "height width 3"], name: str) -> None:
-    """Sensors of 10 to 14 bits are often stored in 16, unscaled."""
+def _higher_bytes(image: UInt16[np.ndarray, "height width 3"], name: str) -> Image:
+    # Sensors of 10 to 14 bits are often stored in 16, unscaled.
     if 8 < int(image.max()).bit_length() <= MAX_SENSOR_BITS:
         folder = Path(name).parent
         # One text a folder: its brightest image, which tells the sensor's bits, is not known here.
@@ -145,6 +131,7 @@ def _warn_of_few_bits(image: UInt16[np.ndarray, "height width 3"], name: str) ->
             "(10 bits: 64, 14 bits: 4)"
         )
         warnings.warn(text, stacklevel=2)
+    return np.right_shift(image, 8).astype(np.uint8)
 
 
 def _is_cut_off(data: bytes) -> bool:
@@ -182,9 +169,7 @@ def write_image(path: Path, image: Image) -> None:
 
 def write_labels(path: Path, labels: UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]) -> None:
     """Writes a grey PNG whose values are numbers of regions; the file appears whole or not at all.
-
-    It says of itself that it is one, see `is_labels`.
-    """
+    It says of itself that it is one, see `is_labels`."""
     png = cv2.imencode(".png", labels)[1].tobytes()
     write_atomically(path, png[:_PNG_HEAD] + _LABELS_MARK + png[_PNG_HEAD:])
 
@@ -209,9 +194,7 @@ def draw_box(
     dashed: bool = False,
 ) -> Image:
     """A copy of a frame with a box in pixels and a label on its upper edge.
-
-    The thickness grows with the frame unless it is given. NaN (an absent target) leaves the frame as it is.
-    """
+    The thickness grows with the frame unless it is given. NaN (an absent target) leaves the frame as it is."""
     picture = frame.copy()
     if not np.isfinite(box_xywh).all():
         return picture
@@ -247,9 +230,7 @@ def contact_sheet(
     frames: Sequence[Image], columns: int = 3, gap: int = 6
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Frames of one size in rows of `columns`, with `gap` white pixels between; missing cells are white.
-
-    Raises ValueError: no frames, or frames of different sizes.
-    """
+    Raises ValueError: no frames, or frames of different sizes."""
     if not frames or len({frame.shape for frame in frames}) != 1:
         raise ValueError(f"a sheet needs frames of one size, got {[frame.shape for frame in frames]}")
     columns = min(columns, len(frames))

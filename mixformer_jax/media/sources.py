@@ -1,19 +1,17 @@
 """What a source of frames is: images on disk and arrays in memory, in any order, and cameras and live streams.
-
 Live frames come whether or not they are wanted: a thread takes them, keeps the newest one and drops what nobody asked
-for in time, so that whoever is slow sees now, not a growing past.
-"""
+for in time, so that whoever is slow sees now, not a growing past."""
 
 import itertools
 import math
 import re
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import cv2
@@ -22,7 +20,7 @@ from jaxtyping import UInt8
 
 from mixformer_jax import signals
 from mixformer_jax.media.decoders import Decoder
-from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
+from mixformer_jax.media.images import SourceError, read_image
 
 # Images on disk carry no rate; a video made of them has to have one.
 DEFAULT_FPS = 30.0
@@ -41,7 +39,7 @@ class TimedFrame(NamedTuple):
     seconds: float  # its time in the source
 
 
-class FrameSource(ABC):
+class FrameSource(AbstractContextManager):
     """Frames of one size. Each pass starts again at the first frame (what is live goes on instead)."""
 
     name: str  # for messages and output files: the stem of the file, the name of the folder
@@ -98,24 +96,30 @@ class FrameSource(ABC):
         """Which frames of what it was opened from these are: start, end, stride, and whether backward."""
         return 1, None, 1, False
 
-    def close(self) -> None:  # noqa: B027 (only what is live has something open between frames)
+    def close(self) -> None:
         """Lets go of what is held open between frames."""
 
-    def __enter__(self) -> "FrameSource":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class _IndexedFrames(FrameSource):
-    """Frames that can be had in any order, one each 1/fps seconds."""
+class ArrayFrames(FrameSource):
+    """Frames in memory, had in any order, one each 1/fps seconds: uint8 RGB [n, height, width, 3], or a sequence (also
+    a lazy one) of such frames."""
 
     num_frames: int
 
-    @abstractmethod
+    def __init__(self, frames: np.ndarray | Sequence, name: str = "frames", fps: float = DEFAULT_FPS) -> None:
+        self.name, self.fps, self._frames = name, fps, frames
+        self.num_frames = len(frames)
+        if self.num_frames == 0:
+            raise SourceError(f"{name}: no frames; expected uint8 RGB arrays [height, width, 3]")
+        first = np.asarray(frames[0])
+        self.size = (first.shape[0], first.shape[1]) if first.ndim == 3 else (0, 0)
+        checked_size(first, self.size, name, 1)
+
     def _pixels(self, index: int) -> Frame:
-        """The frame of an index, counted from 0; of the source's size."""
+        return checked_size(np.asarray(self._frames[index]), self.size, self.name, index + 1)
 
     def timed(self) -> Iterator[TimedFrame]:
         return (self._frame(number) for number in range(1, self.num_frames + 1))
@@ -130,8 +134,8 @@ class _IndexedFrames(FrameSource):
         return TimedFrame(self._pixels(number - 1), number, (number - 1) / self.fps)
 
 
-class ImageFiles(_IndexedFrames):
-    """Images on disk, in the given order; `read` is `read_image` or `read_depth`."""
+class ImageFiles(ArrayFrames):
+    """Images on disk, likewise, in the given order; `read` is `read_image` or `read_depth`."""
 
     def __init__(self, name: str, paths: Sequence[Path], read: Callable[[Path], Frame] = read_image) -> None:
         self.name, self.paths, self.fps, self.num_frames = name, paths, DEFAULT_FPS, len(paths)
@@ -142,30 +146,6 @@ class ImageFiles(_IndexedFrames):
         return checked_size(self._read(self.paths[index]), self.size, str(self.paths[index]), index + 1)
 
 
-class ArrayFrames(_IndexedFrames):
-    """Frames in memory: uint8 RGB [n, height, width, 3], or a sequence (also a lazy one) of such frames."""
-
-    def __init__(self, frames: np.ndarray | Sequence, name: str = "frames", fps: float = DEFAULT_FPS) -> None:
-        self.name, self.fps, self._frames = name, fps, frames
-        self.num_frames = len(frames)
-        if self.num_frames == 0:
-            raise SourceError(f"{name}: no frames; expected uint8 RGB arrays [height, width, 3]")
-        first = np.asarray(frames[0])
-        self.size = (first.shape[0], first.shape[1]) if first.ndim == 3 else (0, 0)
-        checked_size(first, self.size, name, 1)
-
-    def _pixels(self, index: int) -> Frame:
-        return checked_size(np.asarray(self._frames[index]), self.size, self.name, index + 1)
-
-
-def folder_images(folder: Path) -> list[Path]:
-    """The images of a folder that are frames; SourceError where there is none."""
-    paths = list_images(folder)
-    if not paths:
-        raise SourceError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    return paths
-
-
 def is_pattern(path: Path) -> bool:
     """Whether the name of a file stands for numbered ones: `frames/%06d.jpg`."""
     return _PATTERN.search(path.name) is not None
@@ -173,9 +153,7 @@ def is_pattern(path: Path) -> bool:
 
 def pattern_images(pattern: Path) -> list[Path]:
     """The files that a pattern such as `frames/%06d.jpg` stands for, in the order of their numbers.
-
-    The first number is the lowest there is; SourceError where there is no such file, or a number is missing.
-    """
+    The first number is the lowest there is; SourceError where there is no such file, or a number is missing."""
     marks = list(_PATTERN.finditer(pattern.name))
     if len(marks) != 1:
         raise SourceError(f"{pattern}: expected one number in the name, such as %06d")

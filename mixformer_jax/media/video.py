@@ -1,18 +1,17 @@
 """Frames in and video out: one interface for video files, streams, folders of images, cameras and arrays.
+Every frame is HWC uint8 RGB. A source that cannot be read to its end gives every frame before the damage, and then says
+at which frame it broke off."""
 
-Every frame is HWC uint8 RGB. A source that cannot be read to its end gives every frame before the damage, and then
-says at which frame it broke off.
-"""
-
+import contextlib
+import itertools
 import math
 import os
 import re
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +21,7 @@ from jaxtyping import UInt8
 
 from mixformer_jax.files import Part
 from mixformer_jax.media.decoders import Decoder, ffmpeg_location, find_pyav, is_address, open_decoder
-from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
+from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, list_images, read_image
 from mixformer_jax.media.sources import (
     RECONNECTS,
     ArrayFrames,
@@ -34,7 +33,6 @@ from mixformer_jax.media.sources import (
     LiveStream,
     TimedFrame,
     checked_size,
-    folder_images,
     is_pattern,
     pattern_images,
     usable_rate,
@@ -42,8 +40,7 @@ from mixformer_jax.media.sources import (
 )
 
 # OpenCV's wheels encode no H.264 ("avc1"), and VP9 takes 0.3 s a frame.
-CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
-NAMES = {"mp4v": "MPEG-4 part 2", "MJPG": "Motion JPEG"}
+CODECS = {".mp4": ("mp4v", "MPEG-4 part 2"), ".avi": ("MJPG", "Motion JPEG")}
 H264 = "H.264"
 _H264_ENCODER = "libx264"
 # Nearly without visible loss, and quick: what is drawn is written once and looked at a few times.
@@ -58,20 +55,6 @@ class EncodingError(Exception):
     """The encoder cannot begin, or failed at a frame."""
 
 
-class Encoder(ABC):
-    """A way to write one video of frames with even sides."""
-
-    codec: str  # for messages
-
-    @abstractmethod
-    def write(self, frame: UInt8[np.ndarray, "height width 3"], seconds: float | None) -> None:
-        """Appends an RGB frame. `seconds`: its time, where the encoder can keep one; None: at the video's rate."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Writes what is left."""
-
-
 def h264_library() -> ModuleType | None:
     """PyAV where it is installed with an encoder of H.264, else None."""
     av = find_pyav()
@@ -84,18 +67,11 @@ def h264_library() -> ModuleType | None:
     return av
 
 
-def open_encoder(path: Path, fps: float, size: tuple[int, int]) -> Encoder:
-    """An encoder for `path`, by its suffix; `size` is (height, width). EncodingError where it cannot begin."""
-    av = h264_library() if path.suffix.lower() == ".mp4" else None
-    return OpenCVEncoder(path, fps, size) if av is None else H264Encoder(path, fps, size, av)
-
-
-class OpenCVEncoder(Encoder):
+class OpenCVEncoder:
     """FFmpeg through OpenCV, which knows no times: every frame follows at the video's rate."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
-        letters = CODECS[path.suffix.lower()]
-        self.codec = NAMES[letters]
+        letters, self.codec = CODECS[path.suffix.lower()]
         fourcc = cv2.VideoWriter.fourcc(*letters)
         self._writer = cv2.VideoWriter(ffmpeg_location(path), cv2.CAP_FFMPEG, fourcc, fps, size[::-1])
         if not self._writer.isOpened():
@@ -108,7 +84,7 @@ class OpenCVEncoder(Encoder):
         self._writer.release()
 
 
-class H264Encoder(Encoder):
+class H264Encoder:
     """FFmpeg's libx264 through PyAV: 4:2:0, BT.709, its index at the front, so that a browser starts at once."""
 
     codec = H264
@@ -134,7 +110,8 @@ class H264Encoder(Encoder):
             raise EncodingError(f"{_H264_ENCODER} cannot encode {size[1]}x{size[0]} at {fps:g} Hz: {error}") from error
 
     def write(self, frame: UInt8[np.ndarray, "height width 3"], seconds: float | None) -> None:
-        """See `Encoder`; a frame that is not later than the one before follows it by a tick."""
+        """Appends an RGB frame at a time, or at the video's rate; one that is not later than the one before follows it
+        by a tick."""
         picture = self._av.VideoFrame.from_ndarray(frame)
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", interpolation="BICUBIC")
         time = self._next if seconds is None else round(seconds * self._ticks)
@@ -160,6 +137,12 @@ class H264Encoder(Encoder):
             raise EncodingError(str(error)) from error
 
 
+def open_encoder(path: Path, fps: float, size: tuple[int, int]) -> OpenCVEncoder | H264Encoder:
+    """An encoder for `path`, by its suffix; `size` is (height, width), even. EncodingError where it cannot begin."""
+    av = h264_library() if path.suffix.lower() == ".mp4" else None
+    return OpenCVEncoder(path, fps, size) if av is None else H264Encoder(path, fps, size, av)
+
+
 # Containers promise a few frames more than they hold (edit lists, dropped last packets, longer audio). A file counts as
 # truncated when it is short by more than this, both in frames and in seconds.
 MISSING_FRAMES = 5
@@ -175,9 +158,7 @@ class OutputError(OSError):
 
 class VideoFile(FrameSource):
     """A video file, here or at an address (`https://...`), turned upright as its metadata say.
-
-    The decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES).
-    """
+    The decoder (`decoders`) conceals damage inside a frame; missing frames are noticed (see MISSING_FRAMES)."""
 
     def __init__(self, name: str, decoder: Decoder) -> None:
         self.name, self._decoder = name, decoder
@@ -194,21 +175,18 @@ class VideoFile(FrameSource):
             yield TimedFrame(checked_size(frame, self.size, location, number), number, latest)
         if self._decoder.is_live:
             raise SourceError(f"{location}: the stream gave no frame {number + 1}")
-        if self._is_short(number, seconds):
+        if self.num_frames is None:
+            return
+        # Containers without a frame count have it estimated as duration x rate, far off where the rate
+        # varies: there the time of the last frame tells. Where the last picture stands long, the count tells.
+        tolerance = max(MISSING_FRAMES, MISSING_FRACTION * self.num_frames)
+        interval = max(1 / self.fps, seconds / max(number - 1, 1))
+        missing_seconds = self.num_frames / self.fps - (seconds + interval)
+        if self.num_frames - number > tolerance and missing_seconds > tolerance * interval:
             raise SourceError(
                 f"{location}: truncated or damaged: it promises {self.num_frames} frames, "
                 f"but frame {number + 1} cannot be decoded"
             )
-
-    def _is_short(self, number: int, seconds: float) -> bool:
-        # Containers without a frame count have it estimated as duration x rate, far off where the rate
-        # varies: there the time of the last frame tells. Where the last picture stands long, the count tells.
-        if self.num_frames is None:
-            return False
-        tolerance = max(MISSING_FRAMES, MISSING_FRACTION * self.num_frames)
-        interval = max(1 / self.fps, seconds / max(number - 1, 1))
-        missing_seconds = self.num_frames / self.fps - (seconds + interval)
-        return self.num_frames - number > tolerance and missing_seconds > tolerance * interval
 
 
 def open_source(
@@ -235,11 +213,15 @@ def open_source(
     if isinstance(source, str) and is_address(source):
         decoder = open_decoder(source)
         is_live = decoder.is_live if live is None else live
-        name = _stream_name(source)
+        parts = urlsplit(source)
+        name = PurePosixPath(parts.path).stem or parts.hostname or "stream"
         return LiveStream(name, decoder, reconnects) if is_live else VideoFile(name, decoder)
     path = Path(source).expanduser()
     if path.is_dir():
-        return ImageFiles(telling_name(path), folder_images(path), read)
+        images = list_images(path)
+        if not images:
+            raise SourceError(f"{path}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        return ImageFiles(telling_name(path), images, read)
     if not path.exists():
         if str(source).isdecimal():
             return Camera(int(str(source)))
@@ -263,11 +245,6 @@ def telling_name(path: Path) -> str:
     return next((name for name in names if name and not _SAYS_NOTHING.fullmatch(name)), names[0])
 
 
-def _stream_name(address: str) -> str:
-    parts = urlsplit(address)
-    return PurePosixPath(parts.path).stem or parts.hostname or "stream"
-
-
 def prepare_output(path: str | Path, is_folder: bool = False) -> Path:
     """Makes the folder around an output and tries it, so that no long run ends at one it cannot use (OutputError)."""
     path = Path(path).expanduser()
@@ -284,7 +261,7 @@ def prepare_output(path: str | Path, is_folder: bool = False) -> Path:
     return path
 
 
-class VideoWriter:
+class VideoWriter(contextlib.AbstractContextManager):
     """Writes RGB frames to a video file (.mp4: H.264, without PyAV MPEG-4; .avi: Motion JPEG), as a context manager.
 
     Frames go to `NAME.part.mp4` in the same folder, which takes its name when the writer closes; an exception or Ctrl-C
@@ -303,10 +280,10 @@ class VideoWriter:
             raise ValueError(f"a video needs a positive rate and size, got {fps} Hz, {size[1]}x{size[0]}")
         self.path, self.size, self.num_frames = prepare_output(path), size, 0
         self._part = Part(self.path, overwrite)
-        self._padding = (size[0] % 2, size[1] % 2)
+        self._padding = down, right = size[0] % 2, size[1] % 2
         self._is_open = True
         try:
-            self._encoder = open_encoder(self._part.path, fps, (size[0] + self._padding[0], size[1] + self._padding[1]))
+            self._encoder = open_encoder(self._part.path, fps, (size[0] + down, size[1] + right))
         except EncodingError as error:
             self._part.discard()
             raise OutputError(f"{self.path}: {error}") from error
@@ -323,7 +300,8 @@ class VideoWriter:
             height, width = self.size
             raise ValueError(f"a frame of {frame.shape[1]}x{frame.shape[0]} for a video of {width}x{height}")
         if any(self._padding):
-            frame = cv2.copyMakeBorder(frame, 0, self._padding[0], 0, self._padding[1], cv2.BORDER_REPLICATE)
+            down, right = self._padding
+            frame = cv2.copyMakeBorder(frame, 0, down, 0, right, cv2.BORDER_REPLICATE)
         try:
             self._encoder.write(frame, seconds)
         except EncodingError as error:
@@ -332,9 +310,7 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finishes the file and gives it its name; errors as in `files.Part`.
-
-        Raises OutputError: it holds less than was written; OpenCV itself says nothing on a full disk.
-        """
+        Raises OutputError: it holds less than was written; OpenCV itself says nothing on a full disk."""
         if not self._is_open:
             return
         self._is_open = False
@@ -356,10 +332,7 @@ class VideoWriter:
         if held < self.num_frames:
             raise OutputError(f"{self.path}: holds {held} of {self.num_frames} frames written; {told}")
 
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -436,3 +409,53 @@ class SelectedFrames(FrameSource):
 
     def close(self) -> None:
         self._source.close()
+
+
+class TwoStreams(FrameSource):
+    """Frames of six channels: those of `colour`, whose times count, and behind them those of `second`.
+
+    Both are closed with this.
+
+    Raises SourceError: a live source, or two that do not go together: of other sizes, or another number of frames.
+        Videos promise a few frames more than they hold: where one ends before the other is seen when it does.
+    """
+
+    def __init__(self, colour: FrameSource, second: FrameSource) -> None:
+        self._colour, self._second = colour, second
+        self.name, self.fps, self.num_frames, self.size = colour.name, colour.fps, colour.num_frames, colour.size
+        for source in (colour, second):
+            if source.is_live:
+                raise SourceError(f"{source.name} is live, and drops frames: a second stream goes with recorded ones")
+        if colour.size != second.size:
+            ours, theirs = (f"{width}x{height}" for height, width in (colour.size, second.size))
+            raise SourceError(
+                f"the second stream, {second.name}, has {theirs} pixels, and {colour.name} {ours}; expected images of "
+                "one size that lie over each other"
+            )
+        if colour.num_frames is not None and second.num_frames is not None:
+            counted = not any(isinstance(source, VideoFile) for source in (colour, second))
+            if abs(colour.num_frames - second.num_frames) > (0 if counted else MISSING_FRAMES):
+                raise SourceError(
+                    f"the second stream, {second.name}, has {second.num_frames} frames, and {colour.name} "
+                    f"{colour.num_frames}; expected as many, the first with the first"
+                )
+
+    def timed(self) -> Iterator[TimedFrame]:
+        return self._in_step(self._colour.timed(), self._second.timed())
+
+    def backward(self, start: int | None, end: int, stride: int) -> Iterator[TimedFrame]:
+        return self._in_step(*(source.backward(start, end, stride) for source in (self._colour, self._second)))
+
+    def _in_step(self, colour: Iterator[TimedFrame], second: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
+        for frame, beside in itertools.zip_longest(colour, second):
+            if frame is None or beside is None or frame.number != beside.number:
+                ours, theirs = ("the end" if each is None else f"frame {each.number}" for each in (frame, beside))
+                raise SourceError(
+                    f"{self.name}: {ours} would be beside {theirs} of the second stream, {self._second.name}; expected "
+                    "as many frames, the first with the first"
+                )
+            yield frame._replace(pixels=np.concatenate([frame.pixels, beside.pixels], axis=2))
+
+    def close(self) -> None:
+        self._colour.close()
+        self._second.close()

@@ -11,10 +11,9 @@ import pytest
 from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.augment import AugmentConfig
 from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig, held_out
-from mixformer_jax.data.pool.host import PoolSource
 from mixformer_jax.data.pool.pool import Clip, CutOut, HostPool, ImagePool, VideoPool, cut_out
 from mixformer_jax.data.pool.scenes import BESIDE, ELSEWHERE, OTHER, SCENES
-from mixformer_jax.data.samples import Material, TrackingSamples
+from mixformer_jax.data.samples import Material, PoolSource, TrackingSamples
 from mixformer_jax.views import CropConfig, UnusableSampleError, pyramid
 
 CROPS = CropConfig(template_size=32, search_size=64, min_target_pixels=3.0)

@@ -271,7 +271,7 @@ def test_geometry_is_that_of_the_host(flip, rotation, log_aspect, shear, zoom, o
     np.testing.assert_allclose(ours, linear, atol=1e-6)
     outline = np.array([[30.0, 20.0], [60.0, 25.0], [55.0, 48.0], [28.0, 50.0]])
     theirs = views.target_view(outline, linear, 4.0, 128, views.Placement(zoom, offset))
-    view = device_pixels.target_view(
+    view = views.target_view(
         jnp.asarray(outline, jnp.float32), ours, 4.0, 128, views.Placement(zoom, jnp.asarray(offset))
     )
     np.testing.assert_allclose(view.matrix, theirs.matrix, rtol=1e-4, atol=1e-3)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig, Random
 from mixformer_jax.data.config import DataConfig, Mix
-from mixformer_jax.data.pool.host import PoolSource
 from mixformer_jax.data.pool.pool import Clip, HostPool, VideoPool, clip_weights
 from mixformer_jax.data.pool.scenes import draw_clip_frames
+from mixformer_jax.data.samples import PoolSource
 from mixformer_jax.views import CropConfig, UnusableSampleError
 
 GEOMETRY_ONLY = AugmentConfig(aspect=0.3)

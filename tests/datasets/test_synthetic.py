@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mixformer_jax.data.augment import AugmentConfig, Light
 from mixformer_jax.data.config import DataConfig, Mix, SyntheticConfig
-from mixformer_jax.data.pool.host import PoolSource, paste
 from mixformer_jax.data.pool.pool import CutOut, HostPool, ImagePool, cut_out
+from mixformer_jax.data.samples import PoolSource, paste
 from mixformer_jax.views import CropConfig, Placement, linear_map, pyramid, target_view
 
 CROPS = CropConfig(template_size=32, search_size=64)

@@ -1,8 +1,6 @@
 """Samples of the pool that the host only numbers: a device holds the pool, and draws and renders them.
-
 Pure functions, to be jitted; sample i of a seed is one thing whatever the batch it is in. Scenes are drawn as on the
-host (`scenes`), but the random numbers are others, so sample i of a seed is not the host's sample i.
-"""
+host (`scenes`), but the random numbers are others, so sample i of a seed is not the host's sample i."""
 
 from __future__ import annotations
 
@@ -17,19 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from mixformer_jax.data.augment import AugmentConfig, Light, Random, draw_crop_look, draw_light, draw_patch
 from mixformer_jax.data.config import DataConfig
-from mixformer_jax.data.pool import device_pixels
+from mixformer_jax.data.pool import device_pixels, scenes
 from mixformer_jax.data.pool.device_pixels import DevicePool, degrade, greyed, relight, warp
-from mixformer_jax.data.pool.scenes import (
-    SCENES,
-    TARGET,
-    Pasted,
-    Picture,
-    Scene,
-    draw_kind,
-    draw_labelled,
-    draw_texture_picture,
-    sources_of,
-)
 from mixformer_jax.data.samples import Material, TrackingSamples
 
 # Scenes drawn for every sample; the first that serves is taken. The host draws up to 50, one after the other.
@@ -146,9 +133,7 @@ class DeviceSamples:
 
     def __init__(self, material: Material, config: DataConfig, seed: int, names: Sequence[str] | None = None) -> None:
         """`names` are those of the arrays wanted; None for all.
-
-        Raises ValueError where a source of the mix has no material, or more than a device can number.
-        """
+        Raises ValueError where a source of the mix has no material, or more than a device can number."""
         pool = TrackingSamples(material, config, seed).pool
         assert pool is not None  # as `DataConfig` demands
         self.config, self._names = config, names
@@ -168,11 +153,9 @@ class DeviceSamples:
         """Samples for people to look at, each with its source's name."""
         drawn = jax.jit(self._inspect)(self.resident, jnp.asarray(numbers, jnp.uint32))
         rendered, about = jax.device_get(drawn)
-        names = sources_of(self.config)
-        return [
-            (names[about.source[row]], {name: value[row] for name, value in rendered.items()})
-            for row in range(len(numbers))
-        ]
+        names = scenes.sources_of(self.config)
+        rows = [{name: value[row] for name, value in rendered.items()} for row in range(len(numbers))]
+        return [(names[source], row) for source, row in zip(about.source, rows, strict=True)]
 
     def about(self, resident: DevicePool) -> About:
         """How the first `CHECKED` samples come about; they are drawn and not rendered."""
@@ -183,7 +166,7 @@ class DeviceSamples:
     def check(self, resident: DevicePool) -> None:
         """Looks at `about`; ValueError for a source whose candidates too often cannot serve."""
         source, served = map(np.asarray, self.about(resident))
-        for number, name in enumerate(sources_of(self.config)):
+        for number, name in enumerate(scenes.sources_of(self.config)):
             of_source = served[source == number]
             if len(of_source) and np.mean(~of_source) > MAX_UNSERVED:
                 raise ValueError(
@@ -210,23 +193,26 @@ def inspector(
 
 
 def _sample(pool: DevicePool, config: DataConfig, random: DeviceRandom) -> tuple[dict[str, Array], About]:
-    names = sources_of(config)
+    names = scenes.sources_of(config)
     source = random.entry(np.cumsum([getattr(config.mix, name) for name in names]).astype(np.float32))
-    is_source = {name: source == (names.index(name) if name in names else -1) for name in SCENES}
-    kind = draw_kind(random, config.positive_share, is_source["video"])
+    is_source = {name: source == (names.index(name) if name in names else -1) for name in scenes.SCENES}
+    kind = scenes.draw_kind(random, config.positive_share, is_source["video"])
 
-    def draw(random: Random, beside: Any) -> Scene:
+    def draw(random: Random, beside: Any) -> scenes.Scene:
         assert isinstance(random, DeviceRandom)
-        scenes = []
+        drawn = []
         for name in names:
             own = DeviceRandom(random.key())
-            scenes.append((_completed(SCENES[name](own, pool, config, beside), config), own.usable))
-        scene, usable = jax.tree.map(lambda *leaves: jnp.stack(leaves)[source], *scenes)
+            drawn.append((_completed(scenes.SCENES[name](own, pool, config, beside), config), own.usable))
+        scene, usable = jax.tree.map(lambda *leaves: jnp.stack(leaves)[source], *drawn)
         random.require(usable, "usable scene")
         return scene
 
     scene = random.first(
-        lambda own: draw_labelled(own, draw, kind, config), lambda scene: True, (1, CANDIDATES), "usable candidate"
+        lambda own: scenes.draw_labelled(own, draw, kind, config),
+        lambda scene: True,
+        (1, CANDIDATES),
+        "usable candidate",
     )
     served = random.usable
 
@@ -241,18 +227,18 @@ def _sample(pool: DevicePool, config: DataConfig, random: DeviceRandom) -> tuple
     templates, search = disturb(random, templates, search, config.augment)
     sample = {"templates": _bytes(templates), "search": _bytes(search), "box_cxcywh": scene.box_cxcywh}
     if config.positive_share is not None:
-        sample["label"] = (kind == TARGET).astype(jnp.float32)
+        sample["label"] = (kind == scenes.TARGET).astype(jnp.float32)
     return sample, About(source, served)
 
 
-def _completed(scene: Scene, config: DataConfig) -> Scene:
+def _completed(scene: scenes.Scene, config: DataConfig) -> scenes.Scene:
     """The scene with the cut-outs that it lacks: not shown, and cheap to look up."""
     if config.mix.pasted == 0:
         return jax.tree.map(jnp.asarray, scene)
     light = Light(colour=jnp.zeros(3))
-    nothing = Pasted(Picture(jnp.asarray(0), jnp.eye(2, 3), False, False), light, False)
+    nothing = scenes.Pasted(scenes.Picture(jnp.asarray(0), jnp.eye(2, 3), False, False), light, False)
 
-    def several(count: int) -> Pasted:
+    def several(count: int) -> scenes.Pasted:
         return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * count), nothing)
 
     most = config.synthetic.max_distractors
@@ -266,21 +252,21 @@ def _completed(scene: Scene, config: DataConfig) -> Scene:
     return jax.tree.map(jnp.asarray, scene._replace(**missing))
 
 
-def _warped(pool: DevicePool, picture: Picture, size: int) -> Float[Array, "s s 3"]:
+def _warped(pool: DevicePool, picture: scenes.Picture, size: int) -> Float[Array, "s s 3"]:
     return warp(pool.images, picture.image, picture.matrix, size, picture.finer, picture.replicate)[..., :3]
 
 
-def _pasted(pool: DevicePool, image: Float[Array, "s s 3"], layer: Pasted | None) -> Float[Array, "s s 3"]:
+def _pasted(pool: DevicePool, image: Float[Array, "s s 3"], layer: scenes.Pasted | None) -> Float[Array, "s s 3"]:
     return image if layer is None else paste(pool, image, layer)[0]
 
 
-def _search(pool: DevicePool, scene: Scene, config: DataConfig) -> Float[Array, "s s 3"]:
+def _search(pool: DevicePool, scene: scenes.Scene, config: DataConfig) -> Float[Array, "s s 3"]:
     size = config.crops.search_size
     image = _warped(pool, scene.search_base, size)
     if scene.search_pasted is None:
         return image
 
-    def next_layer(carry: tuple[Array, Array], layer: Pasted) -> tuple[tuple[Array, Array], None]:
+    def next_layer(carry: tuple[Array, Array], layer: scenes.Pasted) -> tuple[tuple[Array, Array], None]:
         return paste(pool, carry[0], layer), None
 
     (image, covered), _ = jax.lax.scan(next_layer, (image, jnp.zeros((size, size))), scene.search_pasted)
@@ -290,7 +276,7 @@ def _search(pool: DevicePool, scene: Scene, config: DataConfig) -> Float[Array, 
 
 
 def paste(
-    pool: DevicePool, image: Float[Array, "s s 3"], layer: Pasted
+    pool: DevicePool, image: Float[Array, "s s 3"], layer: scenes.Pasted
 ) -> tuple[Float[Array, "s s 3"], Float[Array, "s s"]]:
     """An image with a cut-out blended in, and the cut-out's alpha on it, 0 to 1."""
     picture = layer.picture
@@ -304,7 +290,7 @@ def _occluded(
 ) -> Float[Array, "s s 3"]:
     """A patch of some picture over the search crop; a third of the picture each way fills it."""
     size = search.shape[0]
-    picture = draw_texture_picture(random, pool.tables)
+    picture = scenes.draw_texture_picture(random, pool.tables)
     third = pool.extent(picture) / 3
     corner = random.uniform(shape=(2,)) * 2 * third
     patch = draw_patch(random, box_cxcywh, size, config.augment.max_occluded)

@@ -1,10 +1,9 @@
 """The pool on the device: its pixels, views of them and their disturbances; what `views` and `augment` do on the host.
-
-For one sample; callers map over many. Coordinates are continuous: pixel i covers [i, i + 1).
-"""
+For one sample; callers map over many. Coordinates are continuous: pixel i covers [i, i + 1)."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,12 +15,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PRNGKeyArray, UIn
 
 from mixformer_jax.data.augment import AugmentConfig, Light, Quality
 from mixformer_jax.data.pool.pool import HostPool, Numbers, Tables
-from mixformer_jax.views import CENTRED, Placement, View
+from mixformer_jax.views import deform
 
 CHANNELS = 4
 SEEN_GRID = 16
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV has it
 MAX_PIXELS = 2**31 - 1  # positions in the row of pixels are 32-bit integers
+
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 class Images(NamedTuple):
@@ -37,8 +38,8 @@ class DevicePool(NamedTuple):
 
     tables: Tables  # its numbers
     images: Images  # all pictures
-    outline_xy: Float32[Numbers, "cutouts points 2"]  # hulls of the cut-outs; short ones repeat their last point
-    pasted_outline_xy: Float32[Numbers, "cutouts points 2"]  # likewise
+    outline_xy: Float32[Numbers, "cutouts points 2"]  # hulls on the photographs; short ones repeat their last point
+    pasted_outline_xy: Float32[Numbers, "cutouts points 2"]  # likewise on the cut-outs' own pictures
 
     @classmethod
     def of(cls, pool: HostPool) -> DevicePool:
@@ -46,8 +47,8 @@ class DevicePool(NamedTuple):
         return cls(
             jax.tree.map(lambda table: table.astype(np.float32) if table.dtype == float else table, pool.tables),
             packed_images(pool.pictures),
-            _padded([cutout.outline_xy for cutout in pool.cutouts]),
-            _padded([cutout.pasted_outline_xy for cutout in pool.cutouts]),
+            _padded(pool.outline_xy),
+            _padded(pool.pasted_outline_xy),
         )
 
     @property
@@ -58,14 +59,6 @@ class DevicePool(NamedTuple):
     def extent(self, picture: Any) -> Any:
         """Width and height, float32 [2]."""
         return self.images.width_height[picture, 0].astype(np.float32)
-
-    def outline(self, cutout: Any) -> Any:
-        """Hull of a cut-out on its photograph."""
-        return self.outline_xy[cutout]
-
-    def pasted_outline(self, cutout: Any) -> Any:
-        """Hull of a cut-out on its own picture."""
-        return self.pasted_outline_xy[cutout]
 
     def texture(self, picture: Any, box_xywh: Any) -> Any:
         """Deviation of the green channel in a box, at 8 x 8 points of the coarsest level."""
@@ -104,12 +97,6 @@ def _padded(hulls: Sequence[np.ndarray]) -> np.ndarray:
     return np.array(padded, np.float32).reshape(-1, most, 2)
 
 
-def box_outline(box_xywh: Float[Array, "4"]) -> Float[Array, "4 2"]:
-    """The four corners of a box."""
-    x, y, w, h = box_xywh
-    return jnp.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]])
-
-
 def linear_map(
     flip: Bool[Array, ""] | bool,
     rotation: Float[Array, ""] | float = 0.0,
@@ -126,30 +113,11 @@ def linear_map(
     )
 
 
-def target_view(
-    outline_xy: Float[Array, "n 2"],
-    linear: Float[Array, "2 2"],
-    factor: Float[Array, ""] | float,
-    size: int,
-    placement: Placement = CENTRED,
-) -> View:
-    """See `views.target_view`."""
-    points = _apply(linear, outline_xy)
-    low, high = points.min(0), points.max(0)
-    width_height = high - low
-    side = jnp.sqrt(width_height[0] * width_height[1]) * placement.zoom
-    crop_centre = (low + high) / 2 + jnp.asarray(placement.offset_xy) * side
-    scale = size / (side * factor)
-    matrix = jnp.concatenate([linear * scale, (size / 2 - crop_centre * scale)[:, None]], axis=1)
-    centre = ((low + high) / 2 - crop_centre) * scale / size + 0.5
-    return View(matrix, jnp.concatenate([centre, width_height * scale / size]))
-
-
 def seen_share(matrix: Float[Array, "2 3"], size: int, width_height: Float[Array, "2"]) -> Float[Array, ""]:
     """Share of a crop that shows the source image, counted on a grid of 16 x 16 points."""
     at = (jnp.arange(SEEN_GRID) + 0.5) * (size / SEEN_GRID)
     points = jnp.stack(jnp.meshgrid(at, at), axis=-1).reshape(-1, 2)
-    source = _apply(_inverse(matrix[:, :2]), points - matrix[:, 2])
+    source = deform(_inverse(matrix[:, :2]), points - matrix[:, 2])
     return jnp.mean(((source >= 0) & (source <= width_height)).all(axis=1))
 
 
@@ -162,9 +130,7 @@ def warp(
     replicate: Bool[Array, ""] | bool = False,
 ) -> Float[Array, "size size 4"]:
     """One view of one picture, RGBA from 0 to 255; beyond the picture all are 0, or with `replicate` as at its edge.
-
-    See `views.warp`: one bilinear look-up on the coarsest level that still has the view's resolution.
-    """
+    See `views.warp`: one bilinear look-up on the coarsest level that still has the view's resolution."""
     offsets, sizes = images.offset[image], images.width_height[image]
     linear = matrix[:, :2]
     scale = jnp.sqrt(jnp.abs(linear[0, 0] * linear[1, 1] - linear[0, 1] * linear[1, 0]))
@@ -197,16 +163,6 @@ def unpacked(pixels: Array) -> Float[Array, "*shape 4"]:
     """R, G, B, alpha of packed pixels, 0 to 255."""
     shifts = jnp.arange(0, 32, 8, dtype=jnp.uint32)
     return ((pixels[..., None] >> shifts) & jnp.uint32(255)).astype(jnp.float32)
-
-
-def map_points(matrix: Float[Array, "2 3"], points: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
-    """Points under an affine map."""
-    return _apply(matrix[:, :2], points) + matrix[:, 2]
-
-
-# Products with a dot would be rounded to half the digits on some devices.
-def _apply(linear: Float[Array, "2 2"], points: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
-    return points[:, :1] * linear[:, 0] + points[:, 1:] * linear[:, 1]
 
 
 def _inverse(linear: Float[Array, "2 2"]) -> Float[Array, "2 2"]:
@@ -254,14 +210,13 @@ def degrade(
 
 def coarse_matrix(size: int, keep: Float[Array, ""]) -> Float[Array, "size size"]:
     """Rows of an image shrunk to a share of its size by area means and enlarged again bilinearly."""
-    small = jnp.round(size * keep)
-    most = size  # rows of the small image from `small` on are not looked at
-    first = jnp.arange(most)[:, None] * (size / small)
+    small = jnp.round(size * keep)  # rows of the small image from this one on are not looked at
+    first = jnp.arange(size)[:, None] * (size / small)
     pixel = jnp.arange(size)[None]
     overlap = jnp.clip(jnp.minimum(first + size / small, pixel + 1) - jnp.maximum(first, pixel), 0, 1)
     shrink = overlap * (small / size)
     at = jnp.clip((jnp.arange(size)[:, None] + 0.5) * (small / size) - 0.5, 0, small - 1)
-    enlarge = jnp.clip(1 - jnp.abs(at - jnp.arange(most)[None]), 0, 1)
+    enlarge = jnp.clip(1 - jnp.abs(at - jnp.arange(size)[None]), 0, 1)
     return _product(enlarge, shrink)
 
 
@@ -300,7 +255,3 @@ def _smear(image: Float[Array, "s s 3"], kernel: Float[Array, "k k"]) -> Float[A
         for column in range(width):
             total += kernel[row, column] * padded[row : row + size, column : column + size]
     return total
-
-
-def _product(first: Float[Array, "s s"], second: Float[Array, "s s"]) -> Float[Array, "s s"]:
-    return jnp.matmul(first, second, precision="highest")

@@ -1,62 +1,49 @@
 """A pool in a few small files: shrunk pictures in shards, and tables. Quick to copy to where an accelerator is.
-
-`read_videos` and `read_images` make of it what `VideoPool.load` and `ImagePool.load` make of videos/ and images/.
-"""
+`read_videos` and `read_images` make of it what `VideoPool.load` and `ImagePool.load` make of videos/ and images/."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shutil
 import zipfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from mixformer_jax.data.pool.pool import (
-    Clip,
-    CutOut,
-    ImagePool,
-    VideoPool,
-    chosen_names,
-    fit_frame,
-    in_threads,
-    is_large_enough,
-)
+from mixformer_jax.data.pool.pool import Clip, CutOut, ImagePool, VideoPool, chosen_names, fitted_clip, in_threads
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.files import write_atomically
-from mixformer_jax.views import pyramid
+from mixformer_jax.typed_settings import Range, TypedSettings
+from mixformer_jax.views import pyramid, shrunk
 
 TABLES = "pool.npz"
 VERSION = 1
 SHARD_BYTES = 12 * 2**20
 
+Side = Annotated[float, Range(16)]
+
 
 @dataclass(frozen=True)
-class PoolFolderConfig:
+class PoolFolderConfig(TypedSettings):
     """What is kept."""
 
     # Video frames are shrunk until sqrt(w * h) of the target is at most this; crops of 128 pixels with a factor of 4
     # show 32.
-    target_side: float = 40.0
+    target_side: Side = 40.0
     # Side of what is kept around the target, in sides of the target; crops that are not zoomed need their factor plus
     # the centre jitter.
-    context: float = 10.0
-    max_frames: int = 96  # of a clip, evenly in time
-    photo_side: int = 256  # photographs are shrunk until their longer side is at most this
-    cutout_side: float = 64.0  # cut-outs likewise, sqrt(w * h) of their outline
-    quality: int = 70  # of the WebP pictures, 1 to 100
-
-    def __post_init__(self) -> None:
-        if min(self.target_side, self.cutout_side, self.photo_side) < 16 or self.context < 2 or self.max_frames < 2:
-            raise DatasetError(f"{self}: sides must be at least 16, context and max_frames at least 2")
-        if not 1 <= self.quality <= 100:
-            raise DatasetError(f"quality {self.quality} must be in 1..100")
+    context: Annotated[float, Range(2)] = 10.0
+    max_frames: Annotated[int, Range(2)] = 96  # of a clip, evenly in time
+    photo_side: Annotated[int, Range(16)] = 256  # photographs are shrunk until their longer side is at most this
+    cutout_side: Side = 64.0  # cut-outs likewise, sqrt(w * h) of their outline
+    quality: Annotated[int, Range(1, 100)] = 70  # of the WebP pictures
 
 
 class PoolReport(NamedTuple):
@@ -78,9 +65,7 @@ def is_pool_folder(root: str | Path) -> bool:
 
 def clip_names(root: str | Path) -> list[str]:
     """The sequences of a pool, packed or not; none where it has no videos.
-
-    Raises DatasetError for a packed one that is damaged or of another version.
-    """
+    Raises DatasetError for a packed one that is damaged or of another version."""
     root = Path(root)
     if is_pool_folder(root):
         return [str(name) for name in _tables(root)["clip_names"]]
@@ -91,9 +76,7 @@ def write_pool_folder(
     root: str | Path, out: str | Path, config: PoolFolderConfig | None = None, num_threads: int = 2
 ) -> PoolReport:
     """Reads ROOT/videos and ROOT/images, whichever are there, and puts the folder OUT in place at once.
-
-    Raises DatasetError where OUT is there already, or ROOT has nothing to read.
-    """
+    Raises DatasetError where OUT is there already, or ROOT has nothing to read."""
     config, root, out = config or PoolFolderConfig(), Path(root), Path(out)
     if out.exists():
         raise DatasetError(f"{out} exists; a pool is written whole: give a new folder, or remove this one")
@@ -106,7 +89,7 @@ def write_pool_folder(
     if (root / "images").is_dir():
         images = ImagePool.load(root, num_threads=num_threads)
     clips = [_thinned(clip, config.max_frames) for clip in videos.clips]
-    photos = [_shrunk(levels[0], config.photo_side) for levels in images.photos]
+    photos = [shrunk(photo, config.photo_side / max(photo.shape[:2])) for photo, *_ in images.photos]
     cutouts = [
         _shrunk_cutout(cutout, images.photos[cutout.photo][0], photos[cutout.photo], config.cutout_side)
         for cutout in images.cutouts
@@ -121,10 +104,19 @@ def write_pool_folder(
     pictures = {"frames": frames, "photos": photos, "cutouts": [cutout.levels[0] for cutout in cutouts]}
     tables: dict[str, np.ndarray] = {
         "version": np.array(VERSION),
-        **_clip_tables(clips),
-        **_cutout_tables(cutouts),
-        "backgrounds": np.array(images.backgrounds, np.int64),
+        "clip_names": np.array([clip.name for clip in clips], np.str_),
+        "clip_lengths": np.array([len(clip) for clip in clips], np.int64),
+        "times": np.concatenate([np.zeros(0, np.int64), *(clip.times for clip in clips)]),
+        "boxes_xywh": np.concatenate([np.zeros((0, 4)), *(clip.boxes_xywh for clip in clips)]),
+        "cutout_photos": np.array([cutout.photo for cutout in cutouts], np.int64),
+        "cutout_sources": np.array([cutout.source for cutout in cutouts], np.str_),
+        "origins_xy": np.array([cutout.origin_xy for cutout in cutouts], np.float64).reshape(-1, 2),
     }
+    for name, kind in (("outlines", "outline_xy"), ("pasted_outlines", "pasted_outline_xy")):
+        hulls = [getattr(cutout, kind) for cutout in cutouts]
+        tables[name] = np.concatenate([np.zeros((0, 2)), *hulls])
+        tables[f"{name}_lengths"] = np.array([len(hull) for hull in hulls], np.int64)
+    tables["backgrounds"] = np.array(images.backgrounds, np.int64)
     try:
         for kind, items in pictures.items():
             encoded = list(in_threads(lambda item: _encode(item, config.quality), items, num_threads, kind, "packing"))
@@ -167,15 +159,12 @@ def read_videos(
     chosen = chosen_names(root, names, include, exclude)
     wanted = np.concatenate([rows[name] for name in chosen]) if chosen else np.zeros(0, np.int64)
     decoded = iter(_read_pictures(root, "frames", tables["frames_places"][wanted], 3, num_threads))
+    limits = (max_target_side, min_target_side, context)
     clips = []
     for name in chosen:
-        kept = []
-        for time, box in zip(tables["times"][rows[name]], tables["boxes_xywh"][rows[name]], strict=True):
-            frame = next(decoded)
-            if is_large_enough(box, min_target_side):
-                kept.append((time, *fit_frame(frame, box, max_target_side, context)))
-        boxes = np.array([box for _, _, box in kept], np.float64).reshape(-1, 4)
-        clips.append(Clip(name, tuple(f for _, f, _ in kept), boxes, np.array([t for t, _, _ in kept], np.int64)))
+        times, boxes_xywh = tables["times"][rows[name]], tables["boxes_xywh"][rows[name]]
+        frames = list(itertools.islice(decoded, len(times)))
+        clips.append(fitted_clip(name, times, boxes_xywh, frames.__getitem__, *limits))
     return VideoPool.of_usable(clips, root)
 
 
@@ -207,22 +196,10 @@ def _thinned(clip: Clip, most: int) -> Clip:
     return Clip(clip.name, tuple(clip.frames[i] for i in kept), clip.boxes_xywh[kept], clip.times[kept])
 
 
-def _shrunk(picture: np.ndarray, side: int) -> np.ndarray:
-    ratio = side / max(picture.shape[:2])
-    return picture if ratio >= 1 else _resized(picture, ratio)
-
-
-def _resized(picture: np.ndarray, ratio: float) -> np.ndarray:
-    height, width = picture.shape[:2]
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
 def _shrunk_cutout(cutout: CutOut, photo: np.ndarray, small_photo: np.ndarray, side: float) -> CutOut:
     on_photo = np.array(small_photo.shape[1::-1]) / photo.shape[1::-1]
     picture = cutout.levels[0]
-    ratio = side / math.sqrt(float(np.prod(np.ptp(cutout.pasted_outline_xy, axis=0))))
-    small = picture if ratio >= 1 else _resized(picture, ratio)
+    small = shrunk(picture, side / math.sqrt(float(np.prod(np.ptp(cutout.pasted_outline_xy, axis=0)))))
     on_picture = np.array(small.shape[1::-1]) / picture.shape[1::-1]
     return dataclasses.replace(
         cutout,
@@ -231,28 +208,6 @@ def _shrunk_cutout(cutout: CutOut, photo: np.ndarray, small_photo: np.ndarray, s
         outline_xy=cutout.outline_xy * on_photo,
         pasted_outline_xy=cutout.pasted_outline_xy * on_picture,
     )
-
-
-def _clip_tables(clips: Sequence[Clip]) -> dict[str, np.ndarray]:
-    return {
-        "clip_names": np.array([clip.name for clip in clips], np.str_),
-        "clip_lengths": np.array([len(clip) for clip in clips], np.int64),
-        "times": np.concatenate([clip.times for clip in clips] or [np.zeros(0, np.int64)]),
-        "boxes_xywh": np.concatenate([clip.boxes_xywh for clip in clips] or [np.zeros((0, 4))]),
-    }
-
-
-def _cutout_tables(cutouts: Sequence[CutOut]) -> dict[str, np.ndarray]:
-    none = np.zeros((0, 2))
-    return {
-        "cutout_photos": np.array([cutout.photo for cutout in cutouts], np.int64),
-        "cutout_sources": np.array([cutout.source for cutout in cutouts], np.str_),
-        "origins_xy": np.array([cutout.origin_xy for cutout in cutouts], np.float64).reshape(-1, 2),
-        "outlines": np.concatenate([cutout.outline_xy for cutout in cutouts] or [none]),
-        "outlines_lengths": np.array([len(cutout.outline_xy) for cutout in cutouts], np.int64),
-        "pasted_outlines": np.concatenate([cutout.pasted_outline_xy for cutout in cutouts] or [none]),
-        "pasted_outlines_lengths": np.array([len(cutout.pasted_outline_xy) for cutout in cutouts], np.int64),
-    }
 
 
 def _encode(picture: np.ndarray, quality: int) -> bytes:
@@ -294,14 +249,14 @@ def _tables(root: Path) -> dict[str, np.ndarray]:
 
 def _read_pictures(root: Path, kind: str, places: np.ndarray, channels: int, num_threads: int) -> list[np.ndarray]:
     shards = {}
-    for number in np.unique(places[:, 0]):
-        path = root / _shard_name(kind, int(number))
+    for number in np.unique(places[:, 0]).tolist():
+        path = root / _shard_name(kind, number)
         try:
-            shards[int(number)] = path.read_bytes()
+            shards[number] = path.read_bytes()
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror}); copy the folder again") from error
 
-    def decode(place: tuple[int, int, int]) -> np.ndarray:
+    def decode(place: list[int]) -> np.ndarray:
         number, first, length = place
         data = np.frombuffer(shards[number][first : first + length], np.uint8)
         picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) == length else None
@@ -313,5 +268,4 @@ def _read_pictures(root: Path, kind: str, places: np.ndarray, channels: int, num
             return cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA)
         return cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA if channels == 4 else cv2.COLOR_BGR2RGB)
 
-    items = [(int(number), int(first), int(length)) for number, first, length in places]
-    return list(in_threads(decode, items, num_threads, kind))
+    return list(in_threads(decode, places.tolist(), num_threads, kind))

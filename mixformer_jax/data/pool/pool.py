@@ -1,7 +1,5 @@
 """Decoded material held in memory: video frames shrunk and cut to what crops can show, photographs, cut-outs.
-
-`HostPool` has all of it with its numbers (`Tables`), from which scenes are drawn.
-"""
+`HostPool` has all of it with its numbers (`Tables`), from which scenes are drawn."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from tqdm import tqdm
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.datasets.sequences import TrackingSequence, open_dataset
 from mixformer_jax.media.images import read_image
-from mixformer_jax.views import pyramid
+from mixformer_jax.views import pyramid, shrunk
 
 MIN_SIDE = 20  # of a cut-out's box, in pixels
 
@@ -70,7 +68,11 @@ class VideoPool:
         chosen = chosen_names(place, list(sequences.keys), include, exclude)
 
         def decode(sequence: TrackingSequence) -> Clip:
-            return _pool_clip(sequence, max_target_side, min_target_side, context)
+            times = np.arange(len(sequence)) if sequence.visible is None else np.flatnonzero(sequence.visible)
+            boxes_xywh, limits = sequence.boxes_xywh[times].astype(np.float64), (max_target_side, min_target_side)
+            return fitted_clip(
+                sequence.name, times, boxes_xywh, lambda row: sequence.frame(int(times[row])), *limits, context
+            )
 
         return cls.of_usable(in_threads(decode, list(sequences.subset(chosen)), num_threads, "videos"), place)
 
@@ -92,49 +94,39 @@ def chosen_names(place: Path, names: list[str], include: Collection[str] | None,
     return [name for name in names if (include is None or name in include) and name not in exclude]
 
 
-def _pool_clip(sequence: TrackingSequence, max_side: float, min_side: float, context: float) -> Clip:
-    frames, boxes, times = [], [], []
-    for time in range(len(sequence)):
-        box = np.asarray(sequence.boxes_xywh[time], np.float64)
-        hidden = sequence.visible is not None and not sequence.visible[time]
-        if hidden or not is_large_enough(box, min_side):
-            continue
-        frame, box = fit_frame(sequence.frame(time), box, max_side, context)
-        frames.append(frame)
-        boxes.append(box)
-        times.append(time)
-    return Clip(sequence.name, tuple(frames), np.array(boxes, np.float64).reshape(-1, 4), np.array(times, np.int64))
-
-
-def is_large_enough(box_xywh: Float64[np.ndarray, "4"], min_side: float) -> bool:
-    """Whether a frame with this box is of use; NaN is not."""
-    _x, _y, w, h = (float(v) for v in box_xywh)
-    return bool(np.isfinite(box_xywh).all()) and min(w, h) > 1 and math.sqrt(w * h) >= min_side
+def fitted_clip(
+    name: str,
+    times: np.ndarray,
+    boxes_xywh: Float64[np.ndarray, "n 4"],
+    frame: Callable[[int], UInt8[np.ndarray, "h w 3"]],
+    max_side: float,
+    min_side: float,
+    context: float,
+) -> Clip:
+    """The frames that have a box with sqrt(w * h) of `min_side` or more, each as `fit_frame` makes it. `frame(i)`
+    belongs to `times[i]` and `boxes_xywh[i]`."""
+    w, h = boxes_xywh[:, 2], boxes_xywh[:, 3]
+    is_large = (np.minimum(w, h) > 1) & (np.sqrt(np.maximum(w * h, 0)) >= min_side)
+    kept = np.flatnonzero(np.isfinite(boxes_xywh).all(axis=1) & is_large)
+    fitted = [fit_frame(frame(row), boxes_xywh[row], max_side, context) for row in kept.tolist()]
+    boxes = np.array([box for _, box in fitted], np.float64).reshape(-1, 4)
+    return Clip(name, tuple(pixels for pixels, _ in fitted), boxes, times[kept])
 
 
 def fit_frame(
     frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float64[np.ndarray, "4"], max_side: float, context: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The target's `surroundings`, shrunk until sqrt(w * h) of it is at most `max_side`, and the box within them."""
-    frame, box_xywh = surroundings(frame, box_xywh, context)
-    scale = max_side / math.sqrt(box_xywh[2] * box_xywh[3])
-    if scale >= 1:
-        return frame, box_xywh
-    height, width = frame.shape[:2]
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    box_xywh = box_xywh * np.tile([size[0] / width, size[1] / height], 2)
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA), box_xywh
-
-
-def surroundings(
-    frame: UInt8[np.ndarray, "h w 3"], box_xywh: Float64[np.ndarray, "4"], context: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """A copy of the window of `context` * sqrt(w * h) around the box, and the box within it."""
-    x, y, w, h = box_xywh
-    reach = context * math.sqrt(w * h) / 2
+    """A copy of the window of `context` * sqrt(w * h) around the target, shrunk until its sqrt(w * h) is at most
+    `max_side`; and the box within it."""
+    x, y, w, h = box_xywh.tolist()
+    side = math.sqrt(w * h)
+    reach = context * side / 2
     left, top = max(0, math.floor(x + w / 2 - reach)), max(0, math.floor(y + h / 2 - reach))
     right, bottom = math.ceil(x + w / 2 + reach), math.ceil(y + h / 2 + reach)
-    return frame[top:bottom, left:right].copy(), box_xywh - [left, top, 0, 0]
+    window = frame[top:bottom, left:right].copy()
+    small = shrunk(window, max_side / side)
+    ratios = np.array(small.shape[1::-1]) / window.shape[1::-1]
+    return small, (box_xywh - [left, top, 0, 0]) * np.tile(ratios, 2)
 
 
 @dataclass(frozen=True)
@@ -148,11 +140,6 @@ class CutOut:
     outline_xy: np.ndarray  # float64 [n, 2], convex hull of the annotated mask, in the photograph
     # Float64 [m, 2], convex hull of what `levels` shows (alpha >= 1/2), in the cut-out
     pasted_outline_xy: np.ndarray
-
-    @property
-    def width_height(self) -> Float64[np.ndarray, "2"]:
-        """Extent of the outline in pixels."""
-        return np.ptp(self.outline_xy, axis=0)
 
 
 @dataclass(frozen=True)
@@ -289,6 +276,7 @@ class HostPool:
         tables: its numbers.
         pictures: a pyramid of each: video frames, photographs, cut-outs.
         cutouts: those that the mix needs.
+        outline_xy, pasted_outline_xy: their hulls.
     """
 
     def __init__(self, videos: VideoPool | None, images: ImagePool | None, config: DataConfig) -> None:
@@ -305,11 +293,11 @@ class HostPool:
             raise ValueError(
                 "pasted pairs need photographs with instance masks (NAME.png beside NAME.jpg); none usable"
             )
-        still = [
-            number
-            for number, cutout in enumerate(self.cutouts)
-            if _still_share(cutout, photos[cutout.photo][0]) <= synthetic.max_still_side
+        areas = [math.prod(photos[cutout.photo][0].shape[:2]) for cutout in self.cutouts]
+        shares = [
+            np.ptp(cutout.outline_xy, axis=0).prod() / area for cutout, area in zip(self.cutouts, areas, strict=True)
         ]
+        still = np.flatnonzero(np.sqrt(shares) <= synthetic.max_still_side).tolist()
         if mix.still > 0 and not still:
             raise ValueError(
                 f"still pairs need annotated objects of at most {synthetic.max_still_side} of their photograph's "
@@ -317,6 +305,8 @@ class HostPool:
             )
         frames = [(frame,) for clip in clips for frame in clip.frames]
         self.pictures: list[Sequence[np.ndarray]] = [*frames, *photos, *(cutout.levels for cutout in self.cutouts)]
+        self.outline_xy = [cutout.outline_xy for cutout in self.cutouts]
+        self.pasted_outline_xy = [cutout.pasted_outline_xy for cutout in self.cutouts]
         lengths = np.array([len(clip) for clip in clips], np.int32)
         first_photo, first_cutout = len(frames), len(frames) + len(photos)
         folders = [cutout.source for cutout in self.cutouts]
@@ -342,14 +332,6 @@ class HostPool:
         height, width = self.pictures[picture][0].shape[:2]
         return np.array([width, height], np.float64)
 
-    def outline(self, cutout: Any) -> np.ndarray:
-        """Hull of a cut-out on its photograph, [n, 2]."""
-        return self.cutouts[cutout].outline_xy
-
-    def pasted_outline(self, cutout: Any) -> np.ndarray:
-        """Hull of a cut-out on its own picture, [n, 2]."""
-        return self.cutouts[cutout].pasted_outline_xy
-
     def texture(self, picture: Any, box_xywh: np.ndarray) -> float:
         """Deviation of the green channel in a box, on the coarsest level."""
         levels = self.pictures[picture]
@@ -373,12 +355,6 @@ def _clip_origins(clips: Sequence[Clip], groups: Sequence[Sequence[str]]) -> lis
     """A number for each clip, the same for clips of one group and for no others."""
     group_of = {name: number for number, names in enumerate(groups) for name in names}
     return [group_of.get(clip.name, len(groups) + number) for number, clip in enumerate(clips)]
-
-
-def _still_share(cutout: CutOut, photo: np.ndarray) -> float:
-    """sqrt(area of the object's box / area of its photograph)."""
-    width, height = cutout.width_height
-    return math.sqrt(width * height / (photo.shape[0] * photo.shape[1]))
 
 
 def _windows(clips: Sequence[Clip], max_interval: int) -> np.ndarray:

@@ -1,8 +1,6 @@
 """What a sample of the pool shows: pictures, their places in the crops, and the box; no pixels yet.
-
-These are the distributions of both renderers: drawn one by one on the host, or as one traced function on the device,
-by the `Random` that is passed. A pool is a `tables.HostPool` or a `device_pixels.DevicePool`.
-"""
+These are the distributions of both renderers: drawn one by one on the host, or as one traced function on the device, by
+the `Random` that is passed. A pool is a `tables.HostPool` or a `device_pixels.DevicePool`."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from mixformer_jax.boxes import cxcywh_to_xyxy, iou
 from mixformer_jax.data.augment import Light, Random, draw_light, draw_placement
 from mixformer_jax.data.config import DataConfig
 from mixformer_jax.data.pool.pool import Folders, Tables
-from mixformer_jax.views import CENTRED, CropConfig, Placement
+from mixformer_jax.views import CENTRED, CropConfig, Placement, box_outline, map_points, target_view
 
 MIN_TEXTURE = 8.0  # deviation of a region in grey levels; sky and walls have less, and nothing to recognise
 MAX_IOU = 0.1  # a negative box overlaps the target's by less
@@ -72,7 +70,7 @@ def video_scene(random: Random, pool: Any, config: DataConfig, beside: Any) -> S
 
     def view(frame: Any, factor: float, size: int, place: Callable[[], Placement] = lambda: CENTRED) -> Any:
         linear = geometry.linear_map(flip, aspect=config.augment.draw_aspect(random))
-        return geometry.target_view(geometry.box_outline(pool.tables.box_xywh[frame]), linear, factor, size, place())
+        return target_view(box_outline(pool.tables.box_xywh[frame]), linear, factor, size, place())
 
     templates = [Picture(frame, view(frame, crops.template_factor, crops.template_size).matrix) for frame in frames]
 
@@ -95,7 +93,7 @@ def still_scene(random: Random, pool: Any, config: DataConfig, beside: Any) -> S
     """Two affine views of an annotated object in its own photograph."""
     target = _draw_cutout(random, pool.tables.stills)
     photo = pool.tables.cutout_photo[target]
-    return _photo_scene(random, pool, config, photo, pool.outline(target), turn_search=True)
+    return _photo_scene(random, pool, config, photo, pool.outline_xy[target], turn_search=True)
 
 
 def region_scene(random: Random, pool: Any, config: DataConfig, beside: Any) -> Scene:
@@ -113,25 +111,23 @@ def region_scene(random: Random, pool: Any, config: DataConfig, beside: Any) -> 
     best = xp.argmax(texture)
     random.require(texture[best] >= MIN_TEXTURE, "flat region")
     # The box of a rotated box is larger than what was chosen, so the search view does not turn.
-    outline = random.geometry.box_outline(boxes_xywh[best])
+    outline = box_outline(boxes_xywh[best])
     return _photo_scene(random, pool, config, photo, outline, turn_search=False)
 
 
 def pasted_scene(random: Random, pool: Any, config: DataConfig, beside: Any) -> Scene:
     """A cut-out on photographs, deformed anew in every crop, among distractors and under an occluder.
-
-    The box bounds the transformed outline of the mask: exact, and whole even where an occluder lies over the object.
-    """
+    The box bounds the transformed outline of the mask: exact, and whole even where an occluder lies over the object."""
     xp, crops, settings, tables = random.xp, config.crops, config.synthetic, pool.tables
     target = _draw_cutout(random, tables.pasted)
-    image, outline = tables.cutout_image[target], pool.pasted_outline(target)
+    image, outline = tables.cutout_image[target], pool.pasted_outline_xy[target]
     flip = random.chance(config.augment.flip_probability)
     # One light on the object for the whole sample: its colours vary from sample to sample.
     light = _object_light(random, config)
     background = _draw_background(random, pool)
 
     def view(factor: float, size: int, placement: Placement = CENTRED) -> Any:
-        return random.geometry.target_view(outline, _deformation(random, config, flip), factor, size, placement)
+        return target_view(outline, _deformation(random, config, flip), factor, size, placement)
 
     bases, targets = [], []
     for _ in range(crops.slots):
@@ -195,9 +191,7 @@ def sources_of(config: DataConfig) -> list[str]:
 
 def draw_kind(random: Random, positive_share: float | None, is_video: Any) -> Any:
     """What the box of a sample shall hold, one of `KINDS`; without a share the target.
-
-    It is drawn once: what is hard to place is drawn again and stays in its share.
-    """
+    It is drawn once: what is hard to place is drawn again and stays in its share."""
     if positive_share is None:
         return TARGET
 
@@ -282,14 +276,14 @@ def _photo_scene(random: Random, pool: Any, config: DataConfig, photo: Any, outl
 
     linear = deformation(turn_search)
     placement = draw_placement(random, crops)
-    view = geometry.target_view(outline, linear, crops.search_factor, crops.search_size, placement)
+    view = target_view(outline, linear, crops.search_factor, crops.search_size, placement)
     random.require(_serves(random, view.box_cxcywh, crops), "target not in the crop")
     extent = pool.extent(photo)
     seen = geometry.seen_share(view.matrix, crops.search_size, extent)
     random.require(seen >= settings.min_seen, "too little of the search crop inside the photograph")
     templates = []
     for _ in range(crops.slots):
-        template = geometry.target_view(outline, deformation(True), crops.template_factor, crops.template_size)
+        template = target_view(outline, deformation(True), crops.template_factor, crops.template_size)
         templates.append(_finer(random, config, photo, template.matrix))
     base = _finer(random, config, photo, view.matrix)
     return Scene(view.box_cxcywh, random.stack(templates), base, photo, extent)
@@ -343,15 +337,15 @@ def _placed(
     random: Random, pool: Any, config: DataConfig, other: Any, box_cxcywh: Any, centre_xy: Any, ratio: Any
 ) -> tuple[Pasted, Any]:
     """A cut-out at a point of the search crop, `ratio` times the size of the target's box; and its own box."""
-    xp, geometry, size = random.xp, random.geometry, config.crops.search_size
+    xp, size = random.xp, config.crops.search_size
     target_side = xp.sqrt(xp.asarray(box_cxcywh[2] * box_cxcywh[3], float))
     linear = _deformation(random, config, random.chance(0.5))
-    outline = pool.pasted_outline(other)
-    matrix = geometry.target_view(outline, linear, 1 / (target_side * ratio), size).matrix
+    outline = pool.pasted_outline_xy[other]
+    matrix = target_view(outline, linear, 1 / (target_side * ratio), size).matrix
     matrix = _shifted(xp, matrix, centre_xy - size / 2)
     light = _object_light(random, config)
     layer = Pasted(_finer(random, config, pool.tables.cutout_image[other], matrix), light)
-    points = geometry.map_points(matrix, outline) / size
+    points = map_points(matrix, outline) / size
     low, high = points.min(0), points.max(0)
     return layer, xp.concatenate([(low + high) / 2, high - low])
 
