@@ -10,7 +10,7 @@ Boxes are `[..., 4]`; numpy in gives numpy out, a JAX array among the arguments 
 
 import math
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -202,3 +202,22 @@ def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np
     else:
         return box
     raise ValueError("box ({:g}, {:g}, {:g}, {:g}) ".format(*box) + f"{problem}; {expected}")
+
+
+def check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "n 4"]:
+    """One box that a user gave, or several, as [n, 4]; ValueError as `check_box_xywh`, which names the target."""
+    try:
+        are_several = np.ndim(boxes_xywh) == 2
+    except ValueError:  # rows of different lengths, which are no box either
+        are_several = False
+    if not are_several:
+        return check_box_xywh(boxes_xywh, frame_shape)[None]
+    if len(boxes_xywh) == 0:
+        raise ValueError("no boxes; give x,y,w,h of at least one target")
+    checked = []
+    for number, box_xywh in enumerate(boxes_xywh, 1):
+        try:
+            checked.append(check_box_xywh(box_xywh, frame_shape))
+        except ValueError as error:
+            raise ValueError(f"target {number}: {error}") from error
+    return np.stack(checked)

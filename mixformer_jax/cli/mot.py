@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mixformer_jax.evaluation.mot_scoring import MotTruth
     from mixformer_jax.media.sources import FrameSource
     from mixformer_jax.tracking.mot import MotSettings
-    from mixformer_jax.tracking.mot_record import MotRecording
+    from mixformer_jax.tracking.record import MotRecording
 
 ABOUT = """Tracks begin at detections. The network looks for those objects that detections leave in doubt, all of a
 frame in one batched step. Where SOURCE is a folder of MOTChallenge's layout, such as MOT17, each of its sequences is
@@ -173,7 +173,7 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
     from mixformer_jax.datasets.detections import ListedDetections, open_detections
     from mixformer_jax.datasets.mot import read_mot_rows
     from mixformer_jax.tracking.mot import MotTracker
-    from mixformer_jax.tracking.mot_record import record_objects
+    from mixformer_jax.tracking.record import record_objects
     from mixformer_jax.tracking.resume import RunState, resume_path
 
     def is_done(rows: Path) -> bool:

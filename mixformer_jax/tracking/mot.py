@@ -26,11 +26,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int64, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xywh, iou_matrix, xywh_to_cxcywh
-from mixformer_jax.crops import context_crop
 from mixformer_jax.datasets.detections import Detections
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.backbone import TemplateCache
-from mixformer_jax.tracking.narrowing import narrowed
+from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.tracking.step import TrackState, clip_margins, encode_templates, start_from_crops, step_from_crops
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 from mixformer_jax.typed_settings import ConfigError, Count, NaturalNumber, Share, ShareAboveZero, TypedSettings
@@ -49,7 +48,7 @@ class MotSettings(TypedSettings):
         birth_score: an object begins at a detection with at least this score.
         search_all: the network looks for every object on every frame, whatever the detections say.
         searches: at most so many objects are looked for on a frame; None: all that are in doubt.
-        search_share: side of what is looked at over that of the tracker's search region; see `narrowing`.
+        search_share: side of what is looked at over that of the tracker's search region; see `narrowed`.
         sure_above: overlap of a detection with where its object is expected that leaves no doubt,
         beside_below: if neither overlaps with another one by this much.
         match_above: least overlap of a detection with an object that it is given to.
@@ -92,7 +91,7 @@ class Objects(NamedTuple):
     crops: UInt8[np.ndarray, "n 2 T T 3"]  # templates: the first one, and the last clear one
     cut_at: Int64[np.ndarray, " n"]  # frame of the last one
 
-    def take(self, rows: Any) -> "Objects":
+    def take(self, rows: Bool[np.ndarray, " n"]) -> "Objects":
         """Some of them."""
         return Objects(*(column[rows] for column in self))
 
@@ -136,8 +135,7 @@ class MotTracker:
             raise ConfigError(f"{tracker.config.name} cannot keep encoded templates, which many objects need")
         size = tracker.config.template_size
         blank = np.zeros((1, size, size, 3), np.uint8), np.ones((1, 4), np.float32)
-        parts = self.tracker.model, self.tracker.settings, self.tracker.variables
-        self._blank = start_from_crops(*parts, *jax.device_put(blank, self.tracker.device))
+        self._blank = start_from_crops(*self.tracker.parts, *jax.device_put(blank, self.tracker.device))
 
     def start(self) -> MotState:
         """Before the first frame."""
@@ -194,26 +192,19 @@ class MotTracker:
         self, state: MotState, frame: Frame, expected_xywh: Float64[np.ndarray, "n 4"], wanted: Int64[np.ndarray, " k"]
     ) -> tuple[MotState, Searched]:
         """Looks for objects around where they are expected."""
-        objects = state.objects
-        if len(wanted) == 0:
-            return state, Searched(wanted, np.zeros((0, 4)), np.zeros(0))
-        encoded = dict(state.encoded)
+        tracker, objects, encoded = self.tracker, state.objects, dict(state.encoded)
         for row in wanted.tolist():
             number, cut_at = int(objects.numbers[row]), int(objects.cut_at[row])
             if number not in encoded or encoded[number][0] != cut_at:
-                encoded[number] = cut_at, self._encode(objects.crops[row])
-        parts = []
+                crops = jax.device_put(objects.crops[row : row + 1, : tracker.settings.num_slots], tracker.device)
+                encoded[number] = cut_at, encode_templates(*tracker.parts, crops, self._blank.filled)
+        found = [(np.zeros((0, 4)), np.zeros(0))]
         for first in range(0, len(wanted), MOST_ROWS):
             some = wanted[first : first + MOST_ROWS]
             caches = [encoded[number][1] for number in objects.numbers[some].tolist()]
-            parts.append(self._locate(caches, frame, expected_xywh[some]))
-        boxes_xywh, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+            found.append(self._locate(caches, frame, expected_xywh[some]))
+        boxes_xywh, scores = (np.concatenate(each) for each in zip(*found, strict=True))
         return state._replace(encoded=encoded), Searched(wanted, boxes_xywh, scores)
-
-    def _encode(self, crops: UInt8[np.ndarray, "2 T T 3"]) -> TemplateCache | None:
-        tracker = self.tracker
-        templates = jax.device_put(crops[None, : tracker.settings.num_slots], tracker.device)
-        return encode_templates(tracker.model, tracker.settings, tracker.variables, templates, self._blank.filled)
 
     def _locate(
         self, caches: list[TemplateCache | None], frame: Frame, around_xywh: Float64[np.ndarray, "k 4"]
@@ -225,15 +216,9 @@ class MotTracker:
         margins = clip_margins(tracker.settings, around_xywh.astype(np.float32))
         arrays = around_xywh.astype(np.float32), margins
         state = _rows_of(self._blank, (*caches, *caches[:1] * padding), *jax.device_put(arrays, tracker.device))
-        factor, size = tracker.settings.search_factor, tracker.config.search_size
-        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in around_xywh[:count]]
-        pixels = np.zeros((len(around_xywh), size, size, 3), np.uint8)
-        scales = np.ones(len(around_xywh), np.float32)
-        for row, crop in enumerate(crops):
-            pixels[row], scales[row] = crop.pixels, crop.scale
+        crops = tracker.crops_around(dict.fromkeys(range(count), frame), around_xywh)
         frame_size = np.array(frame.shape[:2], np.int32)
-        parts = tracker.model, tracker.settings, tracker.variables
-        _, prediction = step_from_crops(*parts, state, pixels, scales, frame_size, look=_nowhere)
+        _, prediction = step_from_crops(*tracker.parts, state, *crops, frame_size, look=_nowhere)
         boxes_xywh, scores = jax.device_get((prediction.boxes_xywh, prediction.scores))
         scores = np.zeros(count) if scores is None else scores[:count].astype(np.float64)
         return boxes_xywh[:count].astype(np.float64), scores
@@ -322,6 +307,51 @@ class MotTracker:
             *(np.full(k, is_first), np.full(k, is_first), np.stack([crops, crops], axis=1), ones * state.frame_index),
         )
         return Objects(*(np.concatenate(each) for each in zip(objects, new, strict=True)))
+
+
+def narrowed(tracker: Tracker, share: float) -> Tracker:
+    """The same weights on a search region of about this share of the side; its tokens are where they were.
+
+    For targets whose place is nearly known: a box that reaches out of the region is not found whole. Of the position
+    table the middle is kept; convolutional backbones have none.
+
+    Raises ConfigError: of a model with MAE's decoder, whose positions count from the region's corner; a region that
+    would be smaller than the target.
+    """
+    config, settings = tracker.config, tracker.settings
+    cut = round(config.search_grid * (1 - share) / 2)  # tokens on each side
+    grid = config.search_grid - 2 * cut
+    if cut == 0 or grid < 1:
+        return tracker
+    if config.decoder_blocks:
+        raise ConfigError(f"{config.name} has decoder_blocks, and its search region cannot be narrowed")
+    factor = settings.search_factor * grid / config.search_grid
+    if factor < 1:
+        least = config.search_grid / grid
+        raise ConfigError(
+            f"tracker.search_factor is {settings.search_factor:g}, of which the middle {grid / config.search_grid:.2g} "
+            f"is searched, less than the target; expected at least {least:.3g}"
+        )
+    changes: dict[str, object] = {"search_size": grid * config.patch_size}
+    variables = tracker.variables
+    if config.backbone == "vit":
+        changes["positions"] = "learnable"  # tables as they are handed in
+        backbone = dict(variables["params"]["backbone"])
+        for stream, side in (("template", config.template_grid), ("search", config.search_grid)):
+            name = f"{stream}_positions"
+            table = backbone[name]["table"] if name in backbone else sincos_positions(side, config.width)
+            backbone[name] = {"table": np.asarray(jax.device_get(table), np.float32)}
+        table = backbone["search_positions"]["table"].reshape(config.search_grid, config.search_grid, -1)
+        middle = table[cut : cut + grid, cut : cut + grid].reshape(grid**2, -1)
+        backbone["search_positions"] = {"table": middle}
+        variables = variables | {"params": variables["params"] | {"backbone": backbone}}
+    return Tracker(
+        dataclasses.replace(config, **changes),  # type: ignore[arg-type]
+        dataclasses.replace(settings, search_factor=factor),
+        variables,
+        tracker.device,
+        tracker.segmenter,
+    )
 
 
 def num_rows(count: int) -> int:

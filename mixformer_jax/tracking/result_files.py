@@ -121,6 +121,20 @@ class ResultFiles:
         self._sizes[index] += len(text)
 
 
+class MotResultFile(ResultFiles):
+    """Rows of MOTChallenge: frame,id,x,y,w,h,score,-1,-1,-1; ids count from 1, and pixels from `origin`."""
+
+    def __init__(self, path: Path, origin: float = 0.0, overwrite: bool = False) -> None:
+        super().__init__(path, 1, overwrite)
+        self._corner = np.array([origin, origin, 0, 0])
+
+    def write(self, found: Tracked) -> None:
+        assert found.numbers is not None and found.scores is not None
+        rows = zip(found.numbers, found.boxes_xywh + self._corner, found.scores, strict=True)
+        lines = (f"{found.frame},{number + 1},{format_box(box)},{score:.4f},-1,-1,-1\n" for number, box, score in rows)
+        self._append(0, "".join(lines))
+
+
 class MaskFolder:
     """Masks as images while a video is tracked: a grey PNG a frame, named by the frame's number (`00000012.png`).
 

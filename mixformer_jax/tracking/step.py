@@ -23,22 +23,20 @@ from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
 from mixformer_jax.pixels import normalise
-from mixformer_jax.tracking.redetection import (
+from mixformer_jax.tracking.scores import (
     Located,
     Redetection,
-    choose_boxes,
-    judge_sizes,
-    plan_look,
-    start_redetection,
-)
-from mixformer_jax.tracking.scores import (
     ScoreMemory,
+    choose_boxes,
     entropy_limit,
     forget_candidates,
+    judge_sizes,
     keep_candidates,
     learn_entropy,
+    plan_look,
     select,
     start_memory,
+    start_redetection,
     watch,
 )
 

@@ -39,9 +39,16 @@ def targets_of(state: TrackState) -> Targets:
 
 def live_rows(state: TrackState) -> Int64[np.ndarray, " live"]:
     """The rows that hold targets, in the order of their numbers."""
-    numbers = targets_of(state).numbers
+    if state.targets is None:
+        return np.arange(len(state.boxes_xywh))
+    numbers = state.targets.numbers
     order = np.argsort(numbers, kind="stable")
     return order[numbers[order] != FREE]
+
+
+def is_live(state: TrackState) -> Bool[np.ndarray, " n"]:
+    """Which rows hold targets."""
+    return np.isin(np.arange(len(state.boxes_xywh)), live_rows(state))
 
 
 def live_numbers(state: TrackState) -> Int64[np.ndarray, " live"]:
@@ -123,11 +130,6 @@ def without_free_looks(state: TrackState) -> TrackState:
     if redetection is None or live.all():
         return state
     return state._replace(redetection=redetection._replace(is_look=redetection.is_look & live))
-
-
-def is_live(state: TrackState) -> Bool[np.ndarray, " n"]:
-    """Which rows hold targets."""
-    return targets_of(state).numbers != FREE
 
 
 def _power_of_two(count: int) -> int:

@@ -21,11 +21,11 @@ from mixformer_jax.tracking.mot import (
     best_pairs,
     corrected_boxes,
     expected_boxes,
+    narrowed,
     num_rows,
     sure_pairs,
 )
-from mixformer_jax.tracking.mot_record import record_objects
-from mixformer_jax.tracking.narrowing import narrowed
+from mixformer_jax.tracking.record import record_objects
 from mixformer_jax.tracking.resume import RunState
 from mixformer_jax.tracking.step import _find
 from mixformer_jax.tracking.tracker import Tracker
