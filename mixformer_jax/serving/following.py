@@ -24,11 +24,8 @@ Box = Float[np.ndarray, "4"]
 
 
 class Following:
-    """Who is where on which frame. `frame_of` gives a frame that was passed again.
-
-    A change on an earlier frame forgets what came after it: it is tracked again. Tracking again without a change gives
-    the same boxes, as the state is a value.
-    """
+    """Who is where on which frame. `frame_of` gives a frame that was passed again. A change on an earlier frame forgets
+    what came after it, which is tracked again."""
 
     def __init__(self, tracker: Tracker, frame_of: Callable[[int], TimedFrame]) -> None:
         self.tracker = tracker

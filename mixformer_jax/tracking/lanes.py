@@ -1,8 +1,5 @@
-"""Several videos at once, one target in each: their crops go through one batched step.
-
-For benchmarks on an accelerator, which a single search crop leaves idle. A lane is a place in the batch. Videos start
-and end in it at any time; what an empty lane computes nobody reads, so one program serves the whole run and the boxes
-of a video do not depend on its neighbours.
+"""Several videos at once, one target in each, in the places (lanes) of one batched step: for benchmarks on an
+accelerator, which a single search crop leaves idle.
 """
 
 import functools
@@ -54,8 +51,7 @@ class TrackerLike(Protocol):
 class LanesLike(Protocol):
     """Anything that follows one target in each of several videos at once, as `Lanes` does."""
 
-    @property
-    def num_lanes(self) -> int: ...
+    num_lanes: int
 
     def start(self, state: Any, lane: int, frame: Frame, box_xywh: Any) -> Any: ...
 
@@ -94,8 +90,9 @@ class Lanes:
         state, found = lanes.step(state, {0: frame_of_a, 3: frame_of_b})
 
     The state is a `TrackState` with a target, and counters, for each lane. A state that was handed in is used up: its
-    arrays may be those of the next one. The boxes are those of `Tracker.step` up to rounding, which depends on the
-    number of lanes.
+    arrays may be those of the next one. One program serves the whole run: videos start and end at any time, and what an
+    empty lane computes nobody reads. The boxes are those of `Tracker.step` up to rounding, which depends on the number
+    of lanes, and not on the neighbours.
     """
 
     def __init__(self, tracker: Tracker, num_lanes: int) -> None:

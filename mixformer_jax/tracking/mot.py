@@ -1,20 +1,5 @@
-"""Many objects: tracks begin at detections, MixFormer looks for those that detections leave in doubt. Not in the paper.
-
-A frame, in `MotTracker.step`:
-
-1. Each object is expected where its motion leads it.
-2. A detection that overlaps with one object alone, and that object with it alone, is that object's.
-3. The others (missed by the detector, or in a crowd) are looked for by the network, in one batched step; at most
-   `searches` of them, those first that have no detection. A box that scores well is a better guess of where the
-   object is than its motion.
-4. The remaining detections go to the remaining objects by the largest sum of overlaps. What nobody claims is a new
-   object, shown from the second detection on.
-5. An object without a detection goes on where the network found it, or else by its motion, unseen; it ends after
-   `end_after` frames without a detection, or after as many as it had detections.
-
-Templates are the object's first detection, and the last one that stood clear of all other objects: crops are kept, and
-encoded when the object is looked for. The network runs with 1, 2, 4, 6, 8, 12, ... 32 rows, so objects come and go
-without another program.
+"""Many objects: tracks begin at detections, MixFormer looks for those that detections leave in doubt. Not in the paper;
+docs/mot.md ("How it tracks") has the steps of a frame.
 """
 
 import dataclasses
@@ -139,19 +124,22 @@ class MotTracker:
 
     def start(self) -> MotState:
         """Before the first frame."""
-        return MotState(_no_objects(self.tracker.config.template_size), 0, 0, {})
+        nobody = self._new(0, 0, np.zeros((0, 0, 3), np.uint8), np.zeros((0, 4)), np.zeros(0))
+        return MotState(nobody, 0, 0, {})
 
     def step(self, state: MotState, frame: Frame, detections: Detections) -> tuple[MotState, Tracked]:
         """Who is where on the next frame."""
         settings, objects = self.settings, state.objects
         usable = detections.scores >= settings.min_score
         boxes_xywh, scores = detections.boxes_xywh[usable], detections.scores[usable]
+        # Where their motion leads them; a detection that overlaps with one object alone, and it with no other, is its.
         expected_xywh = expected_boxes(objects.boxes_xywh, objects.speeds)
         overlaps = iou_matrix(expected_xywh, boxes_xywh)
         rows, columns = sure_pairs(overlaps, settings.sure_above, settings.beside_below)
         is_sure = np.zeros(len(objects.numbers), bool)
         is_sure[rows] = True
 
+        # The others are looked for: a box that scores well is a better guess of where they are than their motion.
         wanted = self._in_doubt(objects, is_sure, overlaps)
         state, searched = self._search(state, frame, expected_xywh, wanted)
         guess_xywh = expected_xywh.copy()
@@ -160,6 +148,7 @@ class MotTracker:
         found_rows = searched.rows[found]
         guess_xywh[found_rows] = searched.boxes_xywh[found]
 
+        # The remaining detections go to the remaining objects by the largest sum of overlaps, and else begin objects.
         owner = np.full(len(scores), _NOBODY)
         owner[columns] = rows
         rest, free = np.flatnonzero(~is_sure), np.flatnonzero(owner == _NOBODY)
@@ -171,7 +160,9 @@ class MotTracker:
         objects = _ended(objects, settings, frame.shape[:2])
         objects = self._with_clear_crops(objects, frame, state.frame_index)
         born = _births(objects, boxes_xywh, scores, owner, settings)
-        objects = self._begun(objects, state, frame, boxes_xywh[born], scores[born])
+        if born.any():
+            new = self._new(state.next_number, state.frame_index, frame, boxes_xywh[born], scores[born])
+            objects = Objects(*(np.concatenate(each) for each in zip(objects, new, strict=True)))
         encoded = {number: state.encoded[number] for number in objects.numbers.tolist() if number in state.encoded}
         state = MotState(objects, state.frame_index + 1, state.next_number + int(born.sum()), encoded)
         shown = objects.take(objects.is_shown)
@@ -288,25 +279,22 @@ class MotTracker:
     def _template_crops(self, frame: Frame, boxes_xywh: Float64[np.ndarray, "k 4"]) -> UInt8[np.ndarray, "k T T 3"]:
         return self.tracker.template_crops(dict.fromkeys(range(len(boxes_xywh)), frame), boxes_xywh)
 
-    def _begun(
+    def _new(
         self,
-        objects: Objects,
-        state: MotState,
+        first_number: int,
+        frame_index: int,
         frame: Frame,
         boxes_xywh: Float64[np.ndarray, "k 4"],
         scores: Float64[np.ndarray, " k"],
     ) -> Objects:
-        """With objects that begin at detections."""
+        """Objects that begin at detections."""
         k = len(boxes_xywh)
-        if k == 0:
-            return objects
-        is_first = state.frame_index == 0 or self.settings.confirm_after == 1
         ones, crops = np.ones(k, np.int64), self._template_crops(frame, boxes_xywh)
-        new = Objects(
-            *(state.next_number + np.arange(k), boxes_xywh, np.zeros((k, 2)), scores, ones, ones, 0 * ones),
-            *(np.full(k, is_first), np.full(k, is_first), np.stack([crops, crops], axis=1), ones * state.frame_index),
+        is_shown = np.full(k, frame_index == 0 or self.settings.confirm_after == 1)
+        return Objects(
+            *(first_number + np.arange(k), boxes_xywh, np.zeros((k, 2)), scores, ones, ones, 0 * ones),
+            *(is_shown, is_shown, np.stack([crops, crops], axis=1), ones * frame_index),
         )
-        return Objects(*(np.concatenate(each) for each in zip(objects, new, strict=True)))
 
 
 def narrowed(tracker: Tracker, share: float) -> Tracker:
@@ -377,13 +365,6 @@ def _rows_of(
     many = (jax.tree.map(lambda one: jnp.repeat(one, len(caches), axis=0), part) for part in blank[:counters])
     state = TrackState(*many, *blank[counters:])
     return state._replace(boxes_xywh=around_xywh, clip_margins=margins, cache=cache)
-
-
-def _no_objects(template_size: int) -> Objects:
-    whole, flags = np.zeros(0, np.int64), np.zeros(0, bool)
-    crops = np.zeros((0, 2, template_size, template_size, 3), np.uint8)
-    boxes, speeds = np.zeros((0, 4)), np.zeros((0, 2))
-    return Objects(whole, boxes, speeds, np.zeros(0), whole, whole, whole, flags, flags, crops, whole)
 
 
 def _ended(objects: Objects, settings: MotSettings, frame_size: tuple[int, int]) -> Objects:

@@ -1,9 +1,6 @@
-"""Boxes on disk while a video is tracked: a line a frame in a text file a target, or a record a frame and target in one
-file of the format that its suffix names.
-
-Text files (`.txt`, and whatever is no other format) hold `x,y,w,h` in pixels; where the tracker gives scores,
-`x,y,w,h,score,lost`, with lost 0 or 1. Records (`.csv`, `.json`, `.jsonl`) have RECORD_FIELDS, and in JSON `mask`, run
-lengths, where there are masks. The first line is what was given: its score is 1.
+"""Boxes on disk while a video is tracked: a text file a target with a line `x,y,w,h` a frame, in pixels, or
+`x,y,w,h,score,lost` where there are scores; or one file of records (RECORD_FIELDS) by its suffix `.csv`, `.json` or
+`.jsonl`, in JSON with `mask`, run lengths, where there are masks.
 """
 
 import contextlib
@@ -46,8 +43,8 @@ def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> 
 class ResultFiles:
     """Open files of boxes (`numbered_paths`). A context manager.
 
-    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
-    written so far. When the context ends, for whatever reason, they get their names.
+    They are written as `boxes.txt.part`, a line at a time; when the context ends, for whatever reason, they get their
+    names.
 
     Raises NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
     made.

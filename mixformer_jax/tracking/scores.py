@@ -1,17 +1,5 @@
 """Rules on scores, target by target: which crops become online templates, who counts as lost, and where those who are
-lost are looked for, which is not in the paper.
-
-Sizes change slowly, so that a box of quite another size than the last good one scores 0: it makes a target lost, is no
-online template, and is not what was looked for. A zoom or a cut changes them at once: where the tracker finds the
-target of another size within a frame or two of a good box, and goes on to score well, the size is believed; so is one
-that scores well for longer.
-
-While a target is lost, the tracker goes on around its last box, and every so many frames (`TrackerConfig.look_every`)
-it also looks at the next rung of a ladder: first wider regions where the target was last seen, then a grid that covers
-the frame, the nearest cells first. That is a second call of the same compiled network: a rung is a box whose region at
-`search_factor` is the region to look at. A box found there counts when its score is above `redetect_above` and above
-that of the last place: it becomes the target's box, and the target is found when the next frame, searched around it as
-usual, scores so again; else the box before comes back. Templates and their cache stay as they are.
+lost are looked for: on a ladder of regions over the whole frame, one at a time (docs/tracking.md, "Coming back").
 """
 
 from typing import NamedTuple
@@ -103,7 +91,7 @@ def learn_entropy(memory: ScoreMemory, scores: Float[Array, " n"], entropy: Floa
 
 
 class Redetection(NamedTuple):
-    """State of looking for `n` targets, between two frames."""
+    """State of looking for `n` targets, between two frames. A find counts once the next frame confirms it."""
 
     look_xywh: Float[Array, "n 4"]  # what to cut crops around that look elsewhere on the next frame
     is_look: Bool[Array, " n"]  # for which targets
@@ -173,10 +161,6 @@ def _cut(boxes_xywh: Float[Array, "n 4"], frame_size: Int32[Array, "*each 2"]) -
     return (boxes_xywh[:, :2] < 1) | (boxes_xywh[:, :2] + boxes_xywh[:, 2:] > width_height - 1)
 
 
-def _size(boxes_xywh: Float[Array, "n 4"]) -> Float[Array, " n"]:
-    return jnp.sqrt(boxes_xywh[:, 2] * boxes_xywh[:, 3])
-
-
 def choose_boxes(
     settings: TrackerConfig,
     redetection: Redetection,
@@ -187,15 +171,8 @@ def choose_boxes(
     frame_size: Int32[Array, "*each 2"],
     margins: Float[Array, " n"],
 ) -> tuple[Redetection, Float[Array, "n 4"], Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
-    """Chooses between what was found around the last boxes and elsewhere; `plan_look` must follow.
-
-    Args:
-        before_xywh: the targets' boxes before this frame.
-        near: around these, with scores by `judge_sizes`.
-        elsewhere: around `redetection.look_xywh`; counts for targets that look alone.
-        lost: which targets counted as lost before this frame.
-        frame_size: height and width, or a row of them a target.
-        margins: least sides of boxes.
+    """Chooses between what was found around the last frame's boxes `before_xywh`, with scores by `judge_sizes`, and
+    elsewhere, around `redetection.look_xywh`; `plan_look` must follow. `lost` is from before this frame.
 
     Returns:
         The state; the targets' boxes and scores; which lost targets are found; and of which a find was seen or tried.
@@ -227,7 +204,7 @@ def plan_look(
     lost: Bool[Array, " n"],
     frame_size: Int32[Array, "*each 2"],
 ) -> Redetection:
-    """Decides who looks where on the next frame; `frame_size` is height and width, or a row of them a target."""
+    """Decides who looks where on the next frame: a rung is a box whose region at `search_factor` is to be looked at."""
     is_look = lost & ~redetection.is_pending & (redetection.frames % settings.look_every == 0)
     rungs, count = ladder(redetection.good_xywh, frame_size)
     turn = (redetection.frames // settings.look_every) % count
@@ -243,7 +220,7 @@ def ladder(
     """Regions as centre x, centre y and search factor, and how many of them there are; what follows is NaN."""
     height, width = (jnp.broadcast_to(frame_size[..., axis], len(good_xywh)).astype(jnp.float32) for axis in (0, 1))
     centres = good_xywh[:, :2] + good_xywh[:, 2:] / 2
-    size = _size(good_xywh)
+    size = jnp.sqrt(good_xywh[:, 2] * good_xywh[:, 3])
     side = jnp.maximum(size * NEAR_FACTORS[-1], LEAST_SIDE * jnp.minimum(height, width))
     columns, xs = _cells(width, side, MOST_COLUMNS)
     rows, ys = _cells(height, side, MOST_ROWS)

@@ -1,9 +1,6 @@
-"""Tracking as pure functions of an explicit state (the paper, section 3.5, inference).
-
-`start_from_crops`, `step_from_crops` and `update_templates` are what the host calls, which cuts crops itself; `start`,
-`step`, `scan_frames` and `track_sequence` are the same from frames to boxes on the device, each as one program.
-
-Model and settings are static; another number of targets, or on the device another size of frame, compiles anew.
+"""Tracking as pure functions of an explicit state (the paper, section 3.5, inference): for the host, which cuts crops
+itself, `start_from_crops`, `step_from_crops` and `update_templates`; from frames to boxes on the device, each as one
+program, `start`, `step`, `scan_frames` and `track_sequence`. Model and settings are static.
 """
 
 import functools

@@ -22,6 +22,7 @@ from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig, size_config
 from mixformer_jax.models.mixformer import MixFormer, build_model, init_variables
 from mixformer_jax.pixels import checked_frame
+from mixformer_jax.tracking import targets as target_rows
 from mixformer_jax.tracking.masks import Segmenter, load_segmenter
 from mixformer_jax.tracking.step import (
     AnyArray,
@@ -35,19 +36,6 @@ from mixformer_jax.tracking.step import (
     start_from_crops,
     step_from_crops,
     update_templates,
-)
-from mixformer_jax.tracking.targets import (
-    add_targets,
-    due_rows,
-    is_live,
-    live_rows,
-    put_row,
-    remove_targets,
-    replace_target,
-    row_of,
-    target_alone,
-    targets_of,
-    without_free_looks,
 )
 
 logger = logging.getLogger(__name__)
@@ -188,9 +176,7 @@ class Tracker:
     ) -> "Tracker":
         """A tracker of a size in the table with random weights, for measuring speed. Otherwise as `load`.
 
-        Raises:
-            ConfigError: no such size, or a compute type in which this project does not compute.
-            ValueError: no such device.
+        Raises ConfigError: no such size or compute type. Raises ValueError: no such device.
         """
         found, dtype = _device_and_dtype(device, dtype)
         config = dataclasses.replace(size_config(name), dtype=dtype)
@@ -206,11 +192,8 @@ class Tracker:
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
 
     def with_masks(self, masks: str | Path | Segmenter = DEFAULT_MASKS) -> "Tracker":
-        """The same tracker, whose answers have masks, too; WeightsError as `masks.load_segmenter`.
-
-        `masks` are the embedded weights, a weights file of a mask decoder or of Alpha-Refine, ours or an official
-        checkpoint, or a segmenter.
-        """
+        """The same tracker, whose answers have masks, too: by a segmenter, or by the weights that
+        `masks.load_segmenter` takes; WeightsError as there."""
         segmenter = load_segmenter(masks, self.device) if isinstance(masks, (str, Path)) else masks
         return Tracker(self.config, self.settings, self.variables, self.device, segmenter)
 
@@ -240,30 +223,27 @@ class Tracker:
     ) -> tuple[TrackState, Int64[np.ndarray, " new"]]:
         """Further targets, which boxes mark on the frame of the last step; a state of None follows nobody yet.
 
-        Rows are kept in powers of two, so one program serves 5 to 8 targets (`tracking.targets`).
-
-        Returns:
-            The state, and the numbers of the new targets: they stay with them (`Tracked.numbers`) and are never given
-            again. Those of `start` are 0, 1, ...
+        Rows are kept in powers of two, so one program serves 5 to 8 targets (`tracking.targets`). The new targets'
+        numbers stay with them (`Tracked.numbers`) and are never given again; those of `start` are 0, 1, ...
 
         Raises ValueError: as `start`.
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
-        return add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
+        return target_rows.add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
 
     def remove(self, state: TrackState, targets: Any) -> TrackState:
         """No longer follows the target of a number, or of several; ValueError for one that is not followed."""
-        return remove_targets(state, np.atleast_1d(targets).tolist())
+        return target_rows.remove_targets(state, np.atleast_1d(targets).tolist())
 
     def replace(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
         """Corrects a target: it begins anew from a box on the frame of the last step, and keeps its number.
 
         Raises ValueError: as `start`, or the target is not followed.
         """
-        row_of(state, target)
+        target_rows.row_of(state, target)
         frame = checked_frame(frame, self.config.streams)
-        return replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
+        return target_rows.replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
 
     def add_template(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
         """A further template of a target, which a box marks on any frame: it stays, as the initial one does.
@@ -272,7 +252,7 @@ class Tracker:
 
         Raises ValueError: as `start`, the target is not followed, or the tracker has no online slots.
         """
-        settings, row = self.settings, row_of(state, target)
+        settings, row = self.settings, target_rows.row_of(state, target)
         if settings.num_online_templates == 0:
             raise ValueError(
                 "this tracker has no slot for another template (num_online_templates is 0); "
@@ -280,39 +260,41 @@ class Tracker:
             )
         frame = checked_frame(frame, self.config.streams)
         crops = self.template_crops({0: frame}, check_box_xywh(box_xywh, frame.shape)[None])
-        pinned = min(int(targets_of(state).pinned[row]) + 1, settings.num_online_templates)
-        alone = target_alone(state, target)
+        pinned = min(int(target_rows.targets_of(state).pinned[row]) + 1, settings.num_online_templates)
+        alone = target_rows.target_alone(state, target)
         templates = alone.templates.at[:, pinned].set(crops)
         filled = alone.filled.at[:, pinned].set(True)
         cache = encode_templates(*self.parts, templates, filled)
         alone = alone._replace(templates=templates, filled=filled, cache=cache)
-        return put_row(state, row, alone, pinned=pinned)
+        return target_rows.put_row(state, row, alone, pinned=pinned)
 
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
         """Finds the targets on the next frame; ValueError as `start`."""
         frame = checked_frame(frame, self.config.streams)
-        settings, targets, live, rows = self.settings, state.targets, is_live(state), live_rows(state)
+        settings, targets, rows = self.settings, state.targets, target_rows.live_rows(state)
         numbers = None if targets is None else targets.numbers[rows]
         if len(rows) == 0:
             nobody = Tracked.given(np.zeros((0, 4)), self.has_scores)
             return state, nobody._replace(numbers=numbers, masks=self.segment(state, frame, nobody.boxes_xywh))
-        state, prediction = self.locate(without_free_looks(state), self.search_crops(state, frame), frame)
+        state, prediction = self.locate(target_rows.without_free_looks(state), self.search_crops(state, frame), frame)
         found_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
         def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T c"]:
             chosen = rows if wanted is None else np.flatnonzero(wanted)
             return self.template_crops(dict.fromkeys(chosen.tolist(), frame), found_xywh)
 
-        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate) & live
+        is_candidate = prediction.is_candidate
+        if is_candidate is not None:
+            is_candidate = np.asarray(is_candidate) & np.isin(np.arange(len(found_xywh)), rows)
         if targets is None:
             state = update_templates(*self.parts, state, is_candidate, cut)
         else:  # each target counts its own frames
             state = keep_new_candidates(settings, state, is_candidate, cut)._replace(targets=targets)
-            for row, alone, pinned in due_rows(state, settings.update_interval, settings.num_online_templates):
+            for row, alone, pinned in target_rows.due_rows(state, settings):
                 # As for a single target, so that templates do not depend on the others.
                 cut_alone = functools.partial(lambda row, _all: cut(None)[row : row + 1], row)
                 renewed = refresh_templates(*self.parts, alone, cut_alone, pinned)
-                state = put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
+                state = target_rows.put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
         # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
         scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
         boxes_xywh = found_xywh[rows]
@@ -331,7 +313,7 @@ class Tracker:
             return np.zeros((0, *frame.shape[:2]), bool)
         # As many as the state has rows, for which a program is compiled: targets stand in for the free ones.
         chosen = np.resize(np.arange(count), len(state.boxes_xywh))
-        rows = live_rows(state)[chosen]
+        rows = target_rows.live_rows(state)[chosen]
         targets = jax.tree.map(lambda many: many[rows], targets)
         return self.segmenter.segment(targets, colour, boxes_xywh[chosen])[:count]
 
@@ -343,15 +325,10 @@ class Tracker:
             for frame, tracked in tracker.track("walk.mp4", [120, 80, 60, 90]):
                 print(tracked.to_dict())
 
-        The first is what was given, with score 1. A source is closed at the end, or when the iteration is left.
+        The first is what was given, with score 1. The source is what `media.video.open_source` takes, or one that is
+        open, such as a `SelectedFrames`; it is closed at the end, or when the iteration is left.
 
-        Args:
-            source: what `media.video.open_source` takes; or one that is open, such as a `SelectedFrames`.
-            boxes_xywh: on its first frame, as `start`.
-
-        Raises:
-            SourceError: it cannot be opened, or breaks off.
-            ValueError: as `start`.
+        Raises SourceError: it cannot be opened, or breaks off. Raises ValueError: as `start`.
         """
         with source if isinstance(source, FrameSource) else open_source(source) as frames:
             state = None
