@@ -1,4 +1,4 @@
-"""Pixels as models take them in, and back; the channels of frames with a second stream."""
+"""Frames that users give; pixels as models take them in, and back; the channels of frames with a second stream."""
 
 from types import ModuleType
 from typing import Any

@@ -87,10 +87,8 @@ def choose_blocks(config: MixFormerConfig, blocks: Sequence[str] | None = None) 
             f"no attention block of {config.name!r} sees both template and search region: there is nothing to show"
         )
     if blocks is None:
-        names = block_names(config)
-        last = [
-            name for name in mixing if names.index(name) >= config.num_blocks - config.decoder_blocks - config.depth
-        ]
+        names = block_names(config)[config.num_blocks - config.decoder_blocks - config.depth :]
+        last = [name for name in mixing if name in names]
         step = max(1, math.ceil((len(last) - 1) / (MOST_BLOCKS - 1)))
         return tuple(dict.fromkeys([*last[::step], last[-1]]))
     if [name.lower() for name in blocks] == ["all"]:

@@ -141,18 +141,17 @@ class Lanes:
             chosen = {lane: frame for lane, frame in checked.items() if wanted is None or wanted[lane]}
             return tracker.template_crops(chosen, boxes_xywh)
 
+        all_lanes = np.arange(self.num_lanes)
         if is_candidate is not None:
-            is_candidate = is_candidate & np.isin(np.arange(self.num_lanes), list(checked))
+            is_candidate = is_candidate & np.isin(all_lanes, list(checked))
         state = keep_new_candidates(settings, state, is_candidate, cut)
         found = {}
         for lane, frame in checked.items():
             own = slice(lane, lane + 1)
             if is_refresh_due(settings, int(frame_index[lane])):
                 # As for a single target, so that templates do not depend on which other lanes are due.
-                crop = functools.partial(tracker.template_crops, {0: frame}, boxes_xywh[own])
-                single = refresh_templates(
-                    *(model, settings, variables, _take(state, lane)), lambda _all, crop=crop: crop()
-                )
+                cut_own = functools.partial(lambda own, _all: cut(all_lanes == own.start)[own], own)
+                single = refresh_templates(model, settings, variables, _take(state, lane), cut_own)
                 state = _put(state, lane, single)
             of_scores, of_lost = (None if x is None else x[own] for x in (scores, lost))
             single = state._replace(mask_targets=jax.tree.map(lambda many, own=own: many[own], state.mask_targets))

@@ -90,14 +90,6 @@ class MotState(NamedTuple):
     encoded: dict[int, tuple[int, TemplateCache | None]]  # and the frame at which the crop was cut
 
 
-class Searched(NamedTuple):
-    """What the network found of some objects."""
-
-    rows: Int64[np.ndarray, " k"]
-    boxes_xywh: Float64[np.ndarray, "k 4"]
-    scores: Float64[np.ndarray, " k"]
-
-
 class MotTracker:
     """Follows many objects through a video; holds nothing that changes.
 
@@ -141,12 +133,11 @@ class MotTracker:
 
         # The others are looked for: a box that scores well is a better guess of where they are than their motion.
         wanted = self._in_doubt(objects, is_sure, overlaps)
-        state, searched = self._search(state, frame, expected_xywh, wanted)
-        guess_xywh = expected_xywh.copy()
-        around = iou_matrix(searched.boxes_xywh, expected_xywh[searched.rows]).diagonal()
-        found = (searched.scores >= settings.keep_above) & (around >= settings.found_near)
-        found_rows = searched.rows[found]
-        guess_xywh[found_rows] = searched.boxes_xywh[found]
+        state, searched_xywh, searched_scores = self._search(state, frame, expected_xywh, wanted)
+        around = iou_matrix(searched_xywh, expected_xywh[wanted]).diagonal()
+        found = (searched_scores >= settings.keep_above) & (around >= settings.found_near)
+        guess_xywh, found_scores = expected_xywh.copy(), np.full(len(expected_xywh), np.nan)
+        guess_xywh[wanted[found]], found_scores[wanted[found]] = searched_xywh[found], searched_scores[found]
 
         # The remaining detections go to the remaining objects by the largest sum of overlaps, and else begin objects.
         owner = np.full(len(scores), _NOBODY)
@@ -156,7 +147,7 @@ class MotTracker:
         more, less = best_pairs(iou_matrix(guess_xywh[rest], boxes_xywh[free]), weights, settings.match_above)
         owner[free[less]] = rest[more]
 
-        objects = self._moved(objects, expected_xywh, guess_xywh, searched, found_rows, boxes_xywh, scores, owner)
+        objects = self._moved(objects, expected_xywh, guess_xywh, found_scores, wanted, boxes_xywh, scores, owner)
         objects = _ended(objects, settings, frame.shape[:2])
         objects = self._with_clear_crops(objects, frame, state.frame_index)
         born = _births(objects, boxes_xywh, scores, owner, settings)
@@ -181,8 +172,8 @@ class MotTracker:
 
     def _search(
         self, state: MotState, frame: Frame, expected_xywh: Float64[np.ndarray, "n 4"], wanted: Int64[np.ndarray, " k"]
-    ) -> tuple[MotState, Searched]:
-        """Looks for objects around where they are expected."""
+    ) -> tuple[MotState, Float64[np.ndarray, "k 4"], Float64[np.ndarray, " k"]]:
+        """Looks for objects around where they are expected: also returns their boxes and scores."""
         tracker, objects, encoded = self.tracker, state.objects, dict(state.encoded)
         for row in wanted.tolist():
             number, cut_at = int(objects.numbers[row]), int(objects.cut_at[row])
@@ -195,7 +186,7 @@ class MotTracker:
             caches = [encoded[number][1] for number in objects.numbers[some].tolist()]
             found.append(self._locate(caches, frame, expected_xywh[some]))
         boxes_xywh, scores = (np.concatenate(each) for each in zip(*found, strict=True))
-        return state._replace(encoded=encoded), Searched(wanted, boxes_xywh, scores)
+        return state._replace(encoded=encoded), boxes_xywh, scores
 
     def _locate(
         self, caches: list[TemplateCache | None], frame: Frame, around_xywh: Float64[np.ndarray, "k 4"]
@@ -219,18 +210,18 @@ class MotTracker:
         objects: Objects,
         expected_xywh: Float64[np.ndarray, "n 4"],
         guess_xywh: Float64[np.ndarray, "n 4"],
-        searched: Searched,
-        found_rows: Int64[np.ndarray, " found"],
+        found_scores: Float64[np.ndarray, " n"],
+        wanted: Int64[np.ndarray, " k"],
         boxes_xywh: Float64[np.ndarray, "m 4"],
         scores: Float64[np.ndarray, " m"],
         owner: Int64[np.ndarray, " m"],
     ) -> Objects:
-        """The objects where they were detected, found, or expected."""
+        """The objects where they were detected, found, or expected. Who was not found has NaN in `found_scores`."""
         n = len(objects.numbers)
         columns = np.flatnonzero(owner != _NOBODY)
         rows = owner[columns]
-        is_detected, is_found, is_searched = (np.zeros(n, bool) for _ in range(3))
-        is_detected[rows], is_found[found_rows], is_searched[searched.rows] = True, True, True
+        is_detected, is_searched, is_found = np.zeros(n, bool), np.zeros(n, bool), ~np.isnan(found_scores)
+        is_detected[rows], is_searched[wanted] = True, True
         measured_xywh = guess_xywh.copy()
         measured_xywh[rows] = boxes_xywh[columns]
         both = is_detected & is_found
@@ -245,10 +236,7 @@ class MotTracker:
         corrected, speeds = corrected_boxes(expected_xywh, objects.speeds, measured_xywh, np.maximum(times, 1))
         hits = objects.hits + is_detected
         is_confirmed = objects.is_confirmed | (hits >= self.settings.confirm_after)
-        new_scores = objects.scores.copy()
-        found_scores = np.zeros(n)
-        found_scores[searched.rows] = searched.scores
-        new_scores[is_found] = found_scores[is_found]
+        new_scores = np.where(is_found, found_scores, objects.scores)
         new_scores[rows] = scores[columns]
         return objects._replace(
             boxes_xywh=np.where(is_measured[:, None], corrected, expected_xywh),

@@ -4,6 +4,7 @@ programs, and a target's boxes are those that it would have alone, up to roundin
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def due_rows(state: TrackState, settings: TrackerConfig) -> Iterator[tuple[int, 
 def put_row(state: TrackState, row: int, alone: TrackState, **columns: int) -> TrackState:
     """Takes the state of a single target into a row, and numbers of `Targets` for that row."""
     targets, is_row = targets_of(state), np.arange(len(state.boxes_xywh)) == row
-    changed = {name: np.where(is_row, value, getattr(targets, name)) for name, value in columns.items()}
+    changed: dict[str, Any] = {name: np.where(is_row, value, getattr(targets, name)) for name, value in columns.items()}
     return _with_parts(state, _put_parts(_parts(state), row, _parts(alone)), targets._replace(**changed))
 
 

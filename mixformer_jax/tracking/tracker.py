@@ -283,9 +283,8 @@ class Tracker:
             chosen = rows if wanted is None else np.flatnonzero(wanted)
             return self.template_crops(dict.fromkeys(chosen.tolist(), frame), found_xywh)
 
-        is_candidate = prediction.is_candidate
-        if is_candidate is not None:
-            is_candidate = np.asarray(is_candidate) & np.isin(np.arange(len(found_xywh)), rows)
+        live = np.isin(np.arange(len(found_xywh)), rows)
+        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate) & live
         if targets is None:
             state = update_templates(*self.parts, state, is_candidate, cut)
         else:  # each target counts its own frames
