@@ -109,7 +109,6 @@ class _Run:
     ) -> SourceError | KeyboardInterrupt | None:
         """Goes to the end of the source; returns why it ended before. `segment` gives the masks of known results."""
         stopped_by: SourceError | KeyboardInterrupt | None = None
-        is_at_end = False
         with contextlib.ExitStack() as stack:
             stack.enter_context(saving(STOP_S, self._finish))
             stack.callback(self._forget)
@@ -139,14 +138,15 @@ class _Run:
                     self._keep(frame, found, state)
                     self.kept_at.append(time.perf_counter())
                     bar.update()
-                is_at_end = True
             except (SourceError, KeyboardInterrupt) as reason:
                 if not self.results:
                     raise
                 stopped_by = reason
-            finally:
-                if not is_at_end:  # whatever was raised
+                self._save(now=True)
+            except Exception:  # of a detector, say
+                with contextlib.suppress(OSError):  # on a full disk what was raised tells more
                     self._save(now=True)
+                raise
         if self.run_state is not None and stopped_by is None:
             self.run_state.discard()  # now that the files have their names
         return stopped_by
