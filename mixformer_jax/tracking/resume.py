@@ -135,12 +135,10 @@ def run_arrays(state: Any, results: Sequence[Tracked]) -> dict[str, Any]:
 
 def run_of(arrays: Mapping[str, np.ndarray]) -> tuple[list[Tracked], dict[str, np.ndarray]]:
     """The results of `run_arrays`, and the leaves of the state, see `restored`."""
-    has_scores = bool(arrays["has_scores"])
-    columns = zip(*(arrays[name] for name in ("boxes", "scores", "lost", "frame", "time")), strict=True)
-    results = [
-        Tracked(boxes, *((scores, lost) if has_scores else (None, None)), frame=int(frame), time=float(seconds))
-        for boxes, scores, lost, frame, seconds in columns
-    ]
+    columns, results = (arrays[name] for name in ("boxes", "scores", "lost", "frame", "time")), []
+    for boxes, scores, lost, frame, seconds in zip(*columns, strict=True):
+        found = Tracked(boxes, frame=int(frame), time=float(seconds))
+        results.append(found._replace(scores=scores, lost=lost) if arrays["has_scores"] else found)
     return results, {name.removeprefix("state"): arrays[name] for name in arrays if name.startswith("state")}
 
 
@@ -170,7 +168,8 @@ def objects_of(arrays: Mapping[str, np.ndarray]) -> tuple[MotState, list[Tracked
     columns = [np.split(arrays[name], ends) for name in _COLUMNS]
     results = zip(*columns, arrays["frame"].tolist(), arrays["time"].tolist(), strict=True)
     objects = Objects(*(arrays[f"object {name}"] for name in Objects._fields))
-    return MotState(objects, *arrays["counters"].tolist(), {}), [Tracked(*found) for found in results]
+    frame_index, next_number = arrays["counters"].tolist()
+    return MotState(objects, frame_index, next_number, {}), [Tracked(*found) for found in results]
 
 
 def _leaves(state: Any) -> dict[str, np.ndarray]:
