@@ -273,7 +273,8 @@ class Session:
                 raise CommandError(f"up to {MOST_TARGETS} targets are followed at once; remove one")
             following.add(frame, *box_xywh)
         else:
-            changes = {"replace": following.replace, "template": following.add_template, "remove": following.remove}
+            changes: dict[str, Any] = {"replace": following.replace, "template": following.add_template}
+            changes["remove"] = following.remove
             changes[what](frame, _whole(command, "target", MOST_FRAMES), *box_xywh)
         self._show(frame, video.found(frame))
 

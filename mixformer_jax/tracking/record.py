@@ -112,22 +112,24 @@ class _Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(saving(STOP_S, self._finish))
             stack.callback(self._forget)
-            for output in filter(None, (self.writer, self.files, self.images)):
-                stack.enter_context(output)
+            stack.enter_context(self.writer or contextlib.nullcontext())
+            stack.enter_context(self.files)
+            stack.enter_context(self.images or contextlib.nullcontext())
             # The files are this run's alone. Who is killed from here on leaves them, and this tells whose they are.
             if self.run_state is not None and not self.is_resumed:
                 self.run_state.write(dict, now=True)
                 self.is_begun = True
             state = start()
-            options = {"unit": " frames", "desc": self.source.name, "disable": not progress or None}
-            bar = stack.enter_context(tqdm(total=self.source.num_frames, **options))
+            source, is_silent = self.source, not progress or None
+            bar = tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=is_silent)
+            stack.enter_context(bar)
             try:
                 for found in self.known:
                     check()
                     frame = next(self.frames, None)
                     if frame is None:
                         before = f"before frame {found.frame}, up to which it was tracked"
-                        raise SourceError(f"{self.source.name} ends {before}")
+                        raise SourceError(f"{source.name} ends {before}")
                     if segment is not None:
                         found = found._replace(masks=segment(state, frame.pixels, found.boxes_xywh))
                     self._keep(frame, found, state)
