@@ -24,7 +24,7 @@ from mixformer_jax.evaluation.mot_scoring import MotCounts, MotTruth, count, fra
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.tracking.mot import MotSettings, MotState, MotTracker
-from mixformer_jax.tracking.mot_record import result_rows
+from mixformer_jax.tracking.record import result_rows
 from mixformer_jax.tracking.tracker import Tracked, Tracker, load
 
 STRETCH = 10

@@ -1,4 +1,4 @@
-"""Box formats and overlaps, one definition for numpy and JAX arrays; masks of frames, their boxes and run lengths.
+"""Box formats and overlaps: one definition for numpy and JAX arrays.
 
     xywh    left, top, width, height          every benchmark's files, boxes on a frame (pixels)
     xyxy    left, top, right, bottom          corners: heads, overlaps
@@ -9,20 +9,18 @@ Boxes are `[..., 4]`; numpy in gives numpy out, a JAX array among the arguments 
 """
 
 import math
-from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Float, Float64
 
 # Arrays of one kind in, an array of that kind out.
 Array = TypeVar("Array", np.ndarray, jax.Array)
 # One value a box; numpy makes a scalar of the value of a single box.
 Values = np.ndarray | np.floating | jax.Array
-FrameMask = Bool[np.ndarray, "height width"]
 
 # A smaller divisor counts as 0: the gradient of a quotient divides by its square, which float32 has to hold.
 _TINY = 1e-12
@@ -206,40 +204,20 @@ def check_box_xywh(box_xywh: object, frame_shape: tuple[int, ...]) -> Float64[np
     raise ValueError("box ({:g}, {:g}, {:g}, {:g}) ".format(*box) + f"{problem}; {expected}")
 
 
-def mask_box_xywh(mask: Bool[np.ndarray, "h w"]) -> Float64[np.ndarray, "4"]:
-    """The tightest box around a mask's pixels, x, y, w, h; ValueError where it has none."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        raise ValueError("an empty mask has no box; expected one with at least one pixel")
-    return np.array([columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1], np.float64)
-
-
-def fit_to_frame(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> FrameMask:
-    """A mask from the frame's corner on, cut or filled up with zeros at the right and below to (height, width)."""
-    fitted = np.zeros(size, bool)
-    height, width = (min(pair) for pair in zip(mask.shape, size, strict=True))
-    fitted[:height, :width] = mask[:height, :width]
-    return fitted
-
-
-def run_lengths(values: Bool[np.ndarray, " n"]) -> Int64[np.ndarray, " runs"]:
-    """Lengths of runs of zeros and of ones in turn; the first, of zeros, may be 0."""
-    changes = np.flatnonzero(np.diff(values, prepend=False))
-    return np.diff(changes, prepend=0, append=values.size)
-
-
-def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """COCO's uncompressed run lengths: `size` (height, width), `counts` column by column, beginning with zeros.
-
-    `pycocotools.mask.frPyObjects` reads them.
-    """
-    return {"size": list(mask.shape), "counts": run_lengths(mask.ravel(order="F")).tolist()}
-
-
-def decode_rle(record: Mapping[str, Any]) -> FrameMask:
-    """The mask of such a record; ValueError where the runs do not fill it."""
-    height, width = record["size"]
-    counts = np.asarray(record["counts"], np.int64)
-    if (counts < 0).any() or counts.sum() != height * width:
-        raise ValueError(f"run lengths of {counts.sum()} pixels; expected {height} x {width} = {height * width}")
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(height, width, order="F")
+def check_boxes(boxes_xywh: Any, frame_shape: tuple[int, ...]) -> Float64[np.ndarray, "n 4"]:
+    """One box that a user gave, or several, as [n, 4]; ValueError as `check_box_xywh`, which names the target."""
+    try:
+        are_several = np.ndim(boxes_xywh) == 2
+    except ValueError:  # rows of different lengths, which are no box either
+        are_several = False
+    if not are_several:
+        return check_box_xywh(boxes_xywh, frame_shape)[None]
+    if len(boxes_xywh) == 0:
+        raise ValueError("no boxes; give x,y,w,h of at least one target")
+    checked = []
+    for number, box_xywh in enumerate(boxes_xywh, 1):
+        try:
+            checked.append(check_box_xywh(box_xywh, frame_shape))
+        except ValueError as error:
+            raise ValueError(f"target {number}: {error}") from error
+    return np.stack(checked)

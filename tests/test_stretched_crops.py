@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis.extra import numpy as arrays_of
 
 from mixformer_jax import crops
-from mixformer_jax.boxes import decode_rle, encode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.crops import box_in_stretched_crop, paste_map, stretched_crop, stretched_rectangle
+from mixformer_jax.masks import decode_rle, encode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.pixels import normalise
 
 THRESHOLD = 0.6

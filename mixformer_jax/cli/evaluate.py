@@ -12,7 +12,6 @@ from typing import Any, get_args
 import numpy as np
 
 from mixformer_jax import DEFAULT_MASKS
-from mixformer_jax.boxes import fit_to_frame, mask_box_xywh
 from mixformer_jax.cli.console import ADVICE, WEIGHTS, Parser, UsageError, for_the_user, positive
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.datasets.records import in_one_frame
@@ -34,6 +33,7 @@ from mixformer_jax.evaluation.trackers import (
 )
 from mixformer_jax.evaluation.vot import EAO_HIGH, EAO_LOW
 from mixformer_jax.evaluation.workers import Alone, Workers
+from mixformer_jax.masks import fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import read_depth, read_image
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report

@@ -13,7 +13,7 @@ from mixformer_jax.files import is_taken
 if TYPE_CHECKING:
     from mixformer_jax.datasets.mot import MotRows
     from mixformer_jax.media.sources import FrameSource
-    from mixformer_jax.tracking.mot_record import MotRecording
+    from mixformer_jax.tracking.record import MotRecording
 
 ABOUT = """Tracks begin at detections. The network looks for those objects that detections leave in doubt, all of a
 frame in one batched step. Where SOURCE is a folder of MOTChallenge's layout, such as MOT17, each of its sequences is
@@ -129,7 +129,7 @@ def _track_all(args: argparse.Namespace, videos: list[_Video]) -> tuple[dict[str
     from mixformer_jax.datasets.detections import ListedDetections, open_detections
     from mixformer_jax.datasets.mot import read_mot_rows
     from mixformer_jax.tracking.mot import MotSettings, MotTracker
-    from mixformer_jax.tracking.mot_record import record_objects
+    from mixformer_jax.tracking.record import record_objects
     from mixformer_jax.tracking.resume import RunState, resume_path
 
     def is_done(rows: Path) -> bool:

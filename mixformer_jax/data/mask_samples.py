@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int32, UInt8
 
-from mixformer_jax.boxes import FrameMask, decode_rle, mask_box_xywh, xywh_to_xyxy
+from mixformer_jax.boxes import xywh_to_xyxy
 from mixformer_jax.crops import box_in_stretched_crop, stretched_crop
 from mixformer_jax.data.samples import MAX_REDRAWS, HostSamples, Rendered
 from mixformer_jax.datasets.groundtruth import DatasetError, read_json
+from mixformer_jax.masks import FrameMask, decode_rle, mask_box_xywh
 from mixformer_jax.media.images import IMAGE_SUFFIXES, SourceError, read_image
 from mixformer_jax.typed_settings import (
     ConfigError,

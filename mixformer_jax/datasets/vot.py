@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from mixformer_jax.boxes import MAX_PIXELS, mask_box_xywh, run_lengths
+from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import (
     DatasetError,
     parse_numbers,
@@ -30,6 +30,7 @@ from mixformer_jax.datasets.records import (
     TrackingSequence,
     two_streams,
 )
+from mixformer_jax.masks import mask_box_xywh, run_lengths
 from mixformer_jax.media.sources import DEFAULT_FPS
 
 DEFAULT_CHANNEL, DEFAULT_DEPTH = "color/%08d.jpg", "depth/%08d.png"

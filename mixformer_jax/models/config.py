@@ -278,7 +278,7 @@ class TrackerConfig(TypedSettings):
         found_above: it counts as found again after `found_after` frames in a row with a score above this.
         found_after: see `found_above`.
         redetect_every: while a target is lost, every so many frames another search crop looks elsewhere in the frame,
-            see `tracking/redetection.py`; 0: never, as in the paper.
+            see `tracking/scores.py`; 0: never, as in the paper.
         redetect_above: score above which what is found elsewhere counts.
         entropy_margin: nats by which the entropy of both corner maps together may be above what is usual for the
             target before its score falls: the odds are divided by the exponential of the excess, that is by how many

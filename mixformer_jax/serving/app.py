@@ -8,7 +8,7 @@ import re
 import secrets
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ _STATIC = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js", "/
 _MOST_UNSENT = 64
 # Sessions and compilations have so long to end.
 _END_S = 20.0
+Message = tuple[dict[str, Any], bytes | None]  # to the browser, with a JPEG or without
 
 
 class Limits(NamedTuple):
@@ -63,13 +64,14 @@ class Server:
         The page may open videos of the `folder`, and `with_addresses` also `https://...`, which the server then asks.
         It may be called by the names `hosts`, None being any, and by who has the `token`, where there is one.
         """
-        self._tracker, self._folder, self._with_addresses, self._limits = tracker, folder, with_addresses, limits
-        self._ready, self._opens, self._writes = threading.Event(), threading.Lock(), threading.Lock()
-        self._preparing, self._is_closed = threading.Thread(target=self._prepare, name="preparing", daemon=True), False
+        self._folder, self._limits, self._is_closed = folder, limits, False
+        locks = threading.Lock(), threading.Lock()
+        self._shared = Shared(tracker, threading.Event(), limits.upload_bytes, {}, with_addresses, *locks)
+        self._preparing = threading.Thread(target=self._prepare, name="preparing", daemon=True)
         self.sessions: dict[str, Session] = {}
         self._uploading: set[str] = set()
         routes = [
-            *(Route(path, _static(name), methods=["GET"]) for path, name in _STATIC.items()),
+            *(Route(path, functools.partial(_static, name), methods=["GET"]) for path, name in _STATIC.items()),
             WebSocketRoute("/live", self._serve_session),
             Route("/sessions/{key}/upload", self._take_upload, methods=["POST"]),
             *(
@@ -89,30 +91,27 @@ class Server:
 
     def _prepare(self) -> None:
         """Compiles what the first target needs; then what the second does, and the overlay."""
-        try:
-            for _ in self._preparations():
-                self._ready.set()
-                if self._is_closed:
-                    return
-        finally:
-            self._ready.set()  # sessions tell of their own errors
-
-    def _preparations(self) -> Iterator[None]:
+        tracker, ready = self._shared.tracker, self._shared.ready
         pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
         frames = [TimedFrame(pixels, number, float(number)) for number in range(1, 5)]
-        following = Following(self._tracker, lambda index: frames[index])
-        for first, x in ((0, 40.0), (2, 160.0)):
-            following.add(frames[first], np.array([x, 60.0, 80.0, 80.0]))
-            following.step(frames[first + 1])
-            yield
-        choices = overlay_choices(self._tracker.config, self._tracker.settings.num_online_templates)
-        if choices["kinds"]:
-            overlay(following, frames[-1], 0, choices["kinds"][0], choices["blocks"][0])
+        following = Following(tracker, lambda index: frames[index])
+        try:
+            for first, x in ((0, 40.0), (2, 160.0)):
+                following.add(frames[first], np.array([x, 60.0, 80.0, 80.0]))
+                following.step(frames[first + 1])
+                ready.set()
+                if self._is_closed:
+                    return
+            choices = overlay_choices(tracker.config, tracker.settings.num_online_templates)
+            if choices["kinds"]:
+                overlay(following, frames[-1], 0, choices["kinds"][0], choices["blocks"][0])
+        finally:
+            ready.set()  # sessions tell of their own errors
 
     def close(self) -> None:
         """Ends all sessions, and what is being compiled: a process that ends while JAX computes crashes."""
         self._is_closed = True
-        self._ready.set()
+        self._shared.ready.set()
         sessions = list(self.sessions.values())
         for session in sessions:
             session.close()
@@ -129,9 +128,9 @@ class Server:
             await socket.close(1013)
             return
         key, loop = secrets.token_urlsafe(24), asyncio.get_running_loop()
-        unsent: asyncio.Queue[tuple[dict[str, Any], bytes | None] | None] = asyncio.Queue(_MOST_UNSENT)
+        unsent: asyncio.Queue[Message | None] = asyncio.Queue(_MOST_UNSENT)
 
-        def put(message: tuple[dict[str, Any], bytes | None] | None) -> None:
+        def put(message: Message | None) -> None:
             if unsent.full():
                 session.close()
             else:
@@ -141,19 +140,10 @@ class Server:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(put, None if message["is"] == "gone" else (message, jpeg))
 
-        folder = await run_in_threadpool(list_videos, self._folder)
-        shared = Shared(
-            self._tracker,
-            self._ready,
-            self._limits.upload_bytes,
-            folder,
-            self._with_addresses,
-            self._opens,
-            self._writes,
-        )
+        shared = self._shared._replace(folder=await run_in_threadpool(list_videos, self._folder))
         session = self.sessions[key] = Session(shared, tell)
         tasks = [
-            asyncio.create_task(self._send(socket, self._hello(key, shared), unsent)),
+            asyncio.create_task(_send(socket, _hello(key, shared), unsent)),
             asyncio.create_task(_receive(socket, session)),
         ]
         try:
@@ -171,37 +161,6 @@ class Server:
             del self.sessions[key]
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the browser was first
                 await socket.close()
-
-    def _hello(self, key: str, shared: Shared) -> dict[str, Any]:
-        config, settings = self._tracker.config, self._tracker.settings
-        return {
-            "is": "hello",
-            "session": key,
-            "model": config.name,
-            "videos": list(shared.folder),
-            "addresses": shared.with_addresses,
-            "upload_bytes": shared.most_bytes,
-            "targets": MOST_TARGETS,
-            "templates": settings.num_online_templates > 0,
-            "overlay": overlay_choices(config, settings.num_online_templates),
-            "note": None if find_pyav() else f"written as MPEG-4 part 2, not H.264: {is_not_installed('av')}",
-        }
-
-    async def _send(
-        self,
-        socket: WebSocket,
-        hello: dict[str, Any],
-        unsent: asyncio.Queue[tuple[dict[str, Any], bytes | None] | None],
-    ) -> None:
-        await socket.send_text(json.dumps(hello))
-        while (item := await unsent.get()) is not None:
-            message, jpeg = item
-            text = json.dumps(message)
-            if jpeg is None:
-                await socket.send_text(text)
-            else:
-                head = text.encode()
-                await socket.send_bytes(struct.pack(">I", len(head)) + head + jpeg)
 
     # Uploads and downloads.
 
@@ -253,6 +212,34 @@ class Server:
         return FileResponse(session.written, media_type="video/mp4", filename=f"{_plain(session.name)}_tracked.mp4")
 
 
+def _hello(key: str, shared: Shared) -> dict[str, Any]:
+    config, settings = shared.tracker.config, shared.tracker.settings
+    return {
+        "is": "hello",
+        "session": key,
+        "model": config.name,
+        "videos": list(shared.folder),
+        "addresses": shared.with_addresses,
+        "upload_bytes": shared.most_bytes,
+        "targets": MOST_TARGETS,
+        "templates": settings.num_online_templates > 0,
+        "overlay": overlay_choices(config, settings.num_online_templates),
+        "note": None if find_pyav() else f"written as MPEG-4 part 2, not H.264: {is_not_installed('av')}",
+    }
+
+
+async def _send(socket: WebSocket, hello: dict[str, Any], unsent: asyncio.Queue[Message | None]) -> None:
+    await socket.send_text(json.dumps(hello))
+    while (item := await unsent.get()) is not None:
+        message, jpeg = item
+        text = json.dumps(message)
+        if jpeg is None:
+            await socket.send_text(text)
+        else:
+            head = text.encode()
+            await socket.send_bytes(struct.pack(">I", len(head)) + head + jpeg)
+
+
 async def _receive(socket: WebSocket, session: Session) -> None:
     while True:
         message = await socket.receive()
@@ -278,11 +265,8 @@ async def _while_open(chunks: AsyncIterator[bytes], session: Session) -> AsyncIt
             yield chunk
 
 
-def _static(name: str) -> Callable[[Request], Response]:
-    def give(_request: Request) -> Response:
-        return FileResponse(_PAGE / name)
-
-    return give
+def _static(name: str, _request: Request) -> Response:
+    return FileResponse(_PAGE / name)
 
 
 def _no_session() -> Response:

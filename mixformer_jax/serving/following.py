@@ -24,11 +24,8 @@ Box = Float[np.ndarray, "4"]
 
 
 class Following:
-    """Who is where on which frame. `frame_of` gives a frame that was passed again.
-
-    A change on an earlier frame forgets what came after it: it is tracked again. Tracking again without a change gives
-    the same boxes, as the state is a value.
-    """
+    """Who is where on which frame. `frame_of` gives a frame that was passed again. A change on an earlier frame forgets
+    what came after it, which is tracked again."""
 
     def __init__(self, tracker: Tracker, frame_of: Callable[[int], TimedFrame]) -> None:
         self.tracker = tracker
@@ -128,17 +125,16 @@ class Following:
         """Takes a state on a frame; the boxes of targets that were given are certain."""
         index = frame.number - 1
         self._state, self.last = state, index
-        before = self.found.get(index)
-        numbers = live_numbers(state)
+        before, numbers = self.found.get(index), live_numbers(state)
         boxes_xywh = np.asarray(state.boxes_xywh, np.float64)[live_rows(state)]
-        scores, lost = np.ones(len(numbers)), np.zeros(len(numbers), bool)
-        if before is not None and before.numbers is not None and before.scores is not None and before.lost is not None:
+        found = Tracked.given(boxes_xywh, self.tracker.has_scores)
+        found = self.found[index] = found._replace(numbers=numbers, frame=frame.number, time=frame.seconds)
+        if found.scores is not None and found.lost is not None and before is not None:
+            assert before.numbers is not None and before.scores is not None and before.lost is not None
             for row, number in enumerate(before.numbers.tolist()):
                 if number not in given:
                     at = numbers == number
-                    scores[at], lost[at] = before.scores[row], before.lost[row]
-        found = Tracked(boxes_xywh, numbers=numbers, frame=frame.number, time=frame.seconds)
-        self.found[index] = found._replace(scores=scores, lost=lost) if self.tracker.has_scores else found
+                    found.scores[at], found.lost[at] = before.scores[row], before.lost[row]
         self._changes[index] = self._changes.get(index, {}) | given
         self._keep(index)
 

@@ -71,7 +71,7 @@ class Session:
         self._changed = threading.Condition()
         self._commands: deque[Mapping[str, Any]] = deque()
         self._picture: tuple[int, bytes] | None = None  # the newest of the browser's camera
-        self._closed = False
+        self.is_closed = False  # it has ended, or will soon
         self._on_the_way = 0
         self._video: Video | None = None
         self._location: str | None = None  # of the video, on this computer
@@ -117,15 +117,10 @@ class Session:
         video = self._video
         return "video" if video is None else video.frames.name
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether it has ended, or will soon."""
-        return self._closed
-
     def close(self) -> None:
         """Ends the session."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify_all()
 
     def join(self, seconds: float | None = None) -> None:
@@ -146,7 +141,7 @@ class Session:
                     self._tell_error(str(error))
                     self._tell_playing()
         finally:
-            self._closed = True
+            self.is_closed = True
             self._let_go()
             self._folder.cleanup()
             self._tell({"is": "gone"}, None)
@@ -154,15 +149,11 @@ class Session:
     def _wait(self) -> bool:
         """Until there is something to do; false at the end."""
         with self._changed:
-            while not self._closed:
-                if self._commands:
-                    return True
-                rest = None
-                if self._is_playing and not self._waits_for_camera():
-                    rest = self._due - time.monotonic()
-                    if rest <= 0:
-                        return True
-                elif self._is_playing and self._picture is not None:
+            while not self.is_closed:
+                is_camera = self._waits_for_camera()
+                rest = self._due - time.monotonic() if self._is_playing and not is_camera else None
+                has_picture = self._is_playing and is_camera and self._picture is not None
+                if self._commands or has_picture or (rest is not None and rest <= 0):
                     return True
                 self._changed.wait(rest)
         return False
@@ -271,17 +262,20 @@ class Session:
 
     def _change(self, command: Mapping[str, Any]) -> None:
         """Adds, corrects or removes a target on a frame, or adds a template of it."""
-        video, frame, what = self._opened_video(), self._named_frame(command), command["do"]
-        box_xywh = [] if what == "remove" else [_marked_box(command, frame)]
-        if what != "add":
-            following = video.following
+        video, what = self._opened_video(), command["do"]
+        try:
+            frame = video.frames.get(_whole(command, "frame", MOST_FRAMES))
+        except IndexError:
+            raise CommandError("there is no such frame") from None
+        following, box_xywh = video.following, [] if what == "remove" else [_marked_box(command, frame)]
+        if what == "add":
+            if len(following.targets) >= MOST_TARGETS:
+                raise CommandError(f"up to {MOST_TARGETS} targets are followed at once; remove one")
+            following.add(frame, *box_xywh)
+        else:
             changes: dict[str, Any] = {"replace": following.replace, "template": following.add_template}
             changes["remove"] = following.remove
             changes[what](frame, _whole(command, "target", MOST_FRAMES), *box_xywh)
-        elif len(video.following.targets) >= MOST_TARGETS:
-            raise CommandError(f"up to {MOST_TARGETS} targets are followed at once; remove one")
-        else:
-            video.following.add(frame, *box_xywh)
         self._show(frame, video.found(frame))
 
     def _set_speed(self, command: Mapping[str, Any]) -> None:
@@ -325,12 +319,6 @@ class Session:
         if self._video is None:
             raise CommandError("no video is open")
         return self._video
-
-    def _named_frame(self, command: Mapping[str, Any]) -> TimedFrame:
-        try:
-            return self._opened_video().frames.get(_whole(command, "frame", MOST_FRAMES))
-        except IndexError:
-            raise CommandError("there is no such frame") from None
 
     def _play(self) -> None:
         """The next frame: found before, or tracked now."""
@@ -376,29 +364,26 @@ class Session:
         self._tell({"is": "picture", **self._about(frame, found)}, jpeg)
 
     def _about(self, frame: TimedFrame, found: Tracked | None) -> dict[str, Any]:
-        targets = []
-        for row, number in enumerate([] if found is None or found.numbers is None else found.numbers.tolist()):
-            assert found is not None
-            score = None if found.scores is None else round(float(found.scores[row]), 3)
-            lost = None if found.lost is None else bool(found.lost[row])
-            box = [round(float(value), 2) for value in found.boxes_xywh[row]]
-            targets.append({"target": number, "box": box, "score": score, "lost": lost})
+        targets = [
+            {
+                "target": record["target"] - 1,
+                "box": [round(record[side], 2) for side in "xywh"],
+                "score": None if record["score"] is None else round(record["score"], 3),
+                "lost": record["lost"],
+            }
+            for record in ([] if found is None else found.records())
+        ]
         times = self._shown_at
         rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else None
+        following, is_due = self._opened_video().following, not (self._is_playing and frame.number % OVERLAY_EVERY)
         return {
             "frame": frame.number - 1,
             "time": round(frame.seconds, 3),
             "targets": targets,
-            "last": self._opened_video().following.last,
+            "last": following.last,
             "fps": rate if self._is_playing else None,
-            "overlay": self._overlay_on(frame),
+            "overlay": overlay(following, frame, *self._overlay) if self._overlay is not None and is_due else None,
         }
-
-    def _overlay_on(self, frame: TimedFrame) -> dict[str, Any] | None:
-        if self._overlay is None or (self._is_playing and frame.number % OVERLAY_EVERY):
-            return None
-        target, kind, block = self._overlay
-        return overlay(self._opened_video().following, frame, target, kind, block)
 
     def _tell_error(self, text: str) -> None:
         """Paths of this computer are nobody's business: the video's name stands in their place."""

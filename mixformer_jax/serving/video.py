@@ -3,11 +3,10 @@
 import math
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,24 +28,9 @@ _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BARE_MARKERS = {0x01, *range(0xD0, 0xD9)}
 
 
-class Frames(ABC):
-    """Frames of one size. Several threads may ask."""
-
-    name: str
-    fps: float
-    num_frames: int | None  # as promised, or seen; None where nobody knows
-    size: tuple[int, int]  # (height, width)
-
-    @abstractmethod
-    def get(self, index: int) -> TimedFrame:
-        """A frame; IndexError behind the last one, SourceError where it cannot be decoded."""
-
-    def close(self) -> None:  # noqa: B027 (memory alone needs no closing)
-        """Lets go of what is open."""
-
-
-class FileFrames(Frames):
-    """A video that can be read again. The last frames are kept, and what lies further back is had by beginning anew."""
+class FileFrames:
+    """A video that can be read again; several threads may ask. The last frames are kept, and what lies further back is
+    had by beginning anew. `num_frames` are promised, or seen; None where nobody knows."""
 
     def __init__(self, source: FrameSource, recent_bytes: int = RECENT_BYTES) -> None:
         check_pixels(source.size)
@@ -56,6 +40,7 @@ class FileFrames(Frames):
         self._recent: deque[TimedFrame] = deque(maxlen=max(2, recent_bytes // (3 * math.prod(source.size))))
 
     def get(self, index: int) -> TimedFrame:
+        """A frame; IndexError behind the last one, SourceError where it cannot be decoded."""
         with self._lock:
             recent = self._recent
             if recent and index + 1 < recent[0].number:
@@ -74,26 +59,21 @@ class FileFrames(Frames):
         return FileFrames(self._source, 0)
 
     def close(self) -> None:
+        """Lets go of the file."""
         with self._lock:
             self._pass = iter(())
             self._recent.clear()
             self._source.close()
 
 
-class _Kept(NamedTuple):
-    start: int
-    size: int
-    seconds: float
-
-
-class KeptFrames(Frames):
+class KeptFrames:
     """Frames as they came, kept as JPEG in a file, so that one can go back; `is_full` once that has reached `most`."""
 
     def __init__(self, name: str, fps: float, size: tuple[int, int], path: Path, most: int) -> None:
         check_pixels(size)
         self.name, self.fps, self.size, self.num_frames = name, fps, size, 0
         self._file, self._most, self._lock = path.open("w+b"), most, threading.Lock()
-        self._kept: list[_Kept] = []
+        self._kept: list[tuple[int, int, float]] = []  # start and size in the file, and seconds
         self._end = 0
 
     @property
@@ -106,23 +86,25 @@ class KeptFrames(Frames):
         with self._lock:
             self._file.seek(self._end)
             self._file.write(jpeg)
-            self._kept.append(_Kept(self._end, len(jpeg), seconds))
+            self._kept.append((self._end, len(jpeg), seconds))
             self._end += len(jpeg)
             self.num_frames = len(self._kept)
         return self.num_frames - 1
 
     def get(self, index: int) -> TimedFrame:
+        """A frame; IndexError behind the last one."""
         with self._lock:
-            kept = self._kept[index]
-            self._file.seek(kept.start)
-            data = self._file.read(kept.size)
-        return TimedFrame(decode_image(data, self.name), index + 1, kept.seconds)
+            start, size, seconds = self._kept[index]
+            self._file.seek(start)
+            data = self._file.read(size)
+        return TimedFrame(decode_image(data, self.name), index + 1, seconds)
 
     def again(self) -> "KeptFrames":
         """Itself: its frames are read independently of each other."""
         return self
 
     def close(self) -> None:
+        """Lets go of the file."""
         with self._lock:
             self._file.close()
 
@@ -170,18 +152,10 @@ class Video:
         self.frames = frames
         self.following = Following(tracker, frames.get)
         self.position = -1  # index of the frame that was shown last
+        self.is_live = isinstance(frames, KeptFrames)  # frames come whether or not they are wanted
+        self.is_camera = self.is_live and live is None  # the browser sends them
         self._live, self._passing = live, iter(()) if live is None else live.timed()
         self._began = 0.0
-
-    @property
-    def is_live(self) -> bool:
-        """Whether frames come whether or not they are wanted."""
-        return isinstance(self.frames, KeptFrames)
-
-    @property
-    def is_camera(self) -> bool:
-        """Whether the browser sends them."""
-        return self.is_live and self._live is None
 
     @property
     def is_up_to_date(self) -> bool:

@@ -46,8 +46,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] | None, token: str | None) -> None:
-        """Around `app`, for calls by the names `hosts` (None: any, where a token is asked for) with the `token` (None:
-        none)."""
+        """Around `app`, called by the names `hosts` (None: any) with the `token` (None: none is asked for)."""
         self._app, self._hosts, self._token = app, None if hosts is None else frozenset(hosts), token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,18 +160,19 @@ def serve(app: Starlette, bound: socket.socket, is_asked_to_stop: Callable[[], b
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=2,
     )
-    asyncio.run(_serve(_Server(config), bound, is_asked_to_stop))
+    server = _Server(config)
 
-
-async def _serve(server: _Server, bound: socket.socket, is_asked_to_stop: Callable[[], bool]) -> None:
     async def stop_when_asked() -> None:
         while not is_asked_to_stop():
             await asyncio.sleep(_ASKING_S)
         server.should_exit = True
 
-    asking = asyncio.create_task(stop_when_asked())
-    await server.serve(sockets=[bound])
-    asking.cancel()
+    async def serve_until_then() -> None:
+        asking = asyncio.create_task(stop_when_asked())
+        await server.serve(sockets=[bound])
+        asking.cancel()
+
+    asyncio.run(serve_until_then())
 
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"))
@@ -208,16 +208,10 @@ def is_video(head: bytes) -> bool:
 
 
 async def receive_upload(chunks: AsyncIterator[bytes], declared: str | None, path: Path, most_bytes: int) -> None:
-    """Takes an upload; `path` appears when all of it is there.
+    """Takes an upload, whose length the browser has `declared`; `path` appears when all of it is there.
 
-    Args:
-        chunks: the body.
-        declared: its length as the browser says it.
-        path: in a folder of the session's own.
-        most_bytes: that it may have.
-
-    Raises:
-        UploadError: it is too large, too slow, no video, or the session has ended. Nothing is left behind.
+    Raises UploadError: it is larger than `most_bytes`, too slow, no video, or the session has ended. Nothing is left
+    behind.
     """
     too_large = UploadError(413, f"the file is larger than the {most_bytes / 2**20:,.0f} MB that this server takes")
     if declared is not None and (not declared.isdecimal() or int(declared) > most_bytes):
@@ -270,9 +264,9 @@ def list_videos(folder: Path | None) -> dict[str, Path]:
 
     Links that lead out of it are left out, and so are folders in which images are links.
     """
-    found: dict[str, Path] = {}
     if folder is None:
-        return found
+        return {}
+    found: dict[str, Path] = {}
     root = folder.resolve()
     for place, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -1,8 +1,5 @@
-"""Who attends to whom: the softmax weights of the paper's Figs. 8 and 9, as a tracker uses them on one frame.
-
-The blocks sow queries and keys; from these the weights are computed again, masked and scaled as in each block, and
-averaged over heads, for every pair of tokens: rows and columns of the queries, then of the keys, on the grids of their
-crops.
+"""Who attends to whom: the softmax weights of the paper's Figs. 8 and 9, as a tracker uses them on one frame, computed
+again from the queries and keys that the blocks sow, and averaged over heads.
 """
 
 import functools
@@ -49,11 +46,8 @@ class View(NamedTuple):
 
 
 class AttentionMaps(NamedTuple):
-    """The attention of one moment.
-
-    `weights` has, for each of `KINDS` that the tracker has, one array a block, or None where a block has no such
-    attention. Summed over all keys that a query sees they are 1.
-    """
+    """The attention of one moment: for each of `KINDS` that the tracker has, an array of weights a block, or None where
+    a block has no such attention. Summed over all keys that a query sees they are 1."""
 
     views: dict[str, View]  # `template`, `search`, and `online` where the tracker has online templates
     blocks: tuple[str, ...]  # names
@@ -93,10 +87,8 @@ def choose_blocks(config: MixFormerConfig, blocks: Sequence[str] | None = None) 
             f"no attention block of {config.name!r} sees both template and search region: there is nothing to show"
         )
     if blocks is None:
-        names = block_names(config)
-        last = [
-            name for name in mixing if names.index(name) >= config.num_blocks - config.decoder_blocks - config.depth
-        ]
+        names = block_names(config)[config.num_blocks - config.decoder_blocks - config.depth :]
+        last = [name for name in mixing if name in names]
         step = max(1, math.ceil((len(last) - 1) / (MOST_BLOCKS - 1)))
         return tuple(dict.fromkeys([*last[::step], last[-1]]))
     if [name.lower() for name in blocks] == ["all"]:
@@ -127,13 +119,17 @@ def attention_maps(
     """
     config, settings = tracker.config, tracker.settings
     chosen = choose_blocks(config, blocks)
-    names = [_module_name(config, name) for name in chosen]
-    modules = tuple((name, module, _scale(tracker, module)) for name, module in zip(chosen, names, strict=True))
+    backbone, modules = tracker.model.bind(tracker.variables).backbone, []
+    for name in chosen:
+        index = block_names(config).index(name)
+        is_cross = index >= config.num_blocks
+        kind, index = ("cross_blocks", index - config.num_blocks) if is_cross else ("blocks", index)
+        modules.append((name, f"{kind}_{index}", float(getattr(backbone, kind)[index].attention.scale)))
     box_xywh = np.asarray(state.boxes_xywh, np.float64)[0]
     crop = context_crop(frame, box_xywh, settings.search_factor, config.search_size).pixels
     boxes_cxcywh, scores, weights = jax.device_get(
         _attend(
-            *(tracker.model, modules, tracker.variables, state.templates, crop[None], state.filled),
+            *(tracker.model, tuple(modules), tracker.variables, state.templates, crop[None], state.filled),
             entropy_limit(settings, state.memory),
         )
     )
@@ -203,17 +199,6 @@ def looked_at(weights: Weights, query_xyxy: Box) -> Float[np.ndarray, "key_rows 
 def looking_at(weights: Weights, key_xyxy: Box) -> Float[np.ndarray, "query_rows query_columns"]:
     """Who looks at the tokens in a box: the share of its attention that each query gives to all of them together."""
     return weights[:, :, token_mask(weights.shape[2], key_xyxy)].sum(axis=-1)
-
-
-def _module_name(config: MixFormerConfig, name: str) -> str:
-    index = block_names(config).index(name)
-    return f"blocks_{index}" if index < config.num_blocks else f"cross_blocks_{index - config.num_blocks}"
-
-
-def _scale(tracker: Tracker, module: str) -> float:
-    blocks, _, index = module.rpartition("_")
-    backbone = tracker.model.bind(tracker.variables).backbone
-    return float(getattr(backbone, blocks)[int(index)].attention.scale)
 
 
 def _layout(config: MixFormerConfig, search_shape: tuple[int, ...], slots: int, is_cross: bool) -> tuple[int, int, int]:

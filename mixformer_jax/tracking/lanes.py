@@ -1,8 +1,5 @@
-"""Several videos at once, one target in each: their crops go through one batched step.
-
-For benchmarks on an accelerator, which a single search crop leaves idle. A lane is a place in the batch. Videos start
-and end in it at any time; what an empty lane computes nobody reads, so one program serves the whole run and the boxes
-of a video do not depend on its neighbours.
+"""Several videos at once, one target in each, in the places (lanes) of one batched step: for benchmarks on an
+accelerator, which a single search crop leaves idle.
 """
 
 import functools
@@ -12,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Int32, UInt8
 
 from mixformer_jax.crops import context_crop
 from mixformer_jax.media.video import Frame
-from mixformer_jax.tracking.checks import checked_frame
+from mixformer_jax.pixels import checked_frame
 from mixformer_jax.tracking.step import (
     TrackState,
     is_refresh_due,
@@ -24,7 +21,7 @@ from mixformer_jax.tracking.step import (
     refresh_templates,
     step_from_crops,
 )
-from mixformer_jax.tracking.tracker import Tracked, Tracker
+from mixformer_jax.tracking.tracker import Crops, Tracked, Tracker
 
 # Of the frame that an empty lane seems to show: any size will do.
 EMPTY_SIZE = (1000, 1000)
@@ -54,8 +51,7 @@ class TrackerLike(Protocol):
 class LanesLike(Protocol):
     """Anything that follows one target in each of several videos at once, as `Lanes` does."""
 
-    @property
-    def num_lanes(self) -> int: ...
+    num_lanes: int
 
     def start(self, state: Any, lane: int, frame: Frame, box_xywh: Any) -> Any: ...
 
@@ -94,8 +90,9 @@ class Lanes:
         state, found = lanes.step(state, {0: frame_of_a, 3: frame_of_b})
 
     The state is a `TrackState` with a target, and counters, for each lane. A state that was handed in is used up: its
-    arrays may be those of the next one. The boxes are those of `Tracker.step` up to rounding, which depends on the
-    number of lanes.
+    arrays may be those of the next one. One program serves the whole run: videos start and end at any time, and what an
+    empty lane computes nobody reads. The boxes are those of `Tracker.step` up to rounding, which depends on the number
+    of lanes, and not on the neighbours.
     """
 
     def __init__(self, tracker: Tracker, num_lanes: int) -> None:
@@ -115,8 +112,8 @@ class Lanes:
 
         Raises LaneError: a frame that is no RGB image of bytes; nothing was tracked in any lane.
         """
-        model, settings, variables = self.tracker.model, self.tracker.settings, self.tracker.variables
-        config, size = self.tracker.config, self.tracker.config.search_size
+        tracker, model, settings, variables = self.tracker, *self.tracker.parts
+        config, size = tracker.config, tracker.config.search_size
         crops = np.zeros((self.num_lanes, size, size, config.channels), np.uint8)
         scales = np.ones(self.num_lanes, np.float32)
         sizes = np.tile(np.array(EMPTY_SIZE, np.int32), (self.num_lanes, 1))
@@ -130,12 +127,8 @@ class Lanes:
                 raise LaneError(lane) from error
             crops[lane], scales[lane], sizes[lane] = crop.pixels, crop.scale, frame.shape[:2]
 
-        def look(boxes_xywh: Any) -> tuple[np.ndarray, np.ndarray]:
-            pixels, scales = np.zeros_like(crops), np.ones(self.num_lanes, np.float32)
-            for lane, frame in checked.items():
-                crop = context_crop(frame, np.asarray(boxes_xywh[lane], np.float64), settings.search_factor, size)
-                pixels[lane], scales[lane] = crop.pixels, crop.scale
-            return pixels, scales
+        def look(boxes_xywh: Any) -> Crops:
+            return tracker.crops_around(checked, boxes_xywh)
 
         state, prediction = step_from_crops(model, settings, variables, state, crops, scales, sizes, look)
         # One wait for all that the host reads of this step.
@@ -146,31 +139,25 @@ class Lanes:
 
         def cut(wanted: Bool[np.ndarray, " lanes"] | None) -> UInt8[np.ndarray, "lanes T T c"]:
             chosen = {lane: frame for lane, frame in checked.items() if wanted is None or wanted[lane]}
-            return self.tracker.template_crops(chosen, boxes_xywh)
+            return tracker.template_crops(chosen, boxes_xywh)
 
+        all_lanes = np.arange(self.num_lanes)
         if is_candidate is not None:
-            is_candidate = is_candidate & np.isin(np.arange(self.num_lanes), list(checked))
+            is_candidate = is_candidate & np.isin(all_lanes, list(checked))
         state = keep_new_candidates(settings, state, is_candidate, cut)
-        for lane, frame in checked.items():
-            if is_refresh_due(settings, int(frame_index[lane])):
-                state = self._refresh(state, lane, frame, boxes_xywh[lane : lane + 1])
         found = {}
         for lane, frame in checked.items():
             own = slice(lane, lane + 1)
+            if is_refresh_due(settings, int(frame_index[lane])):
+                # As for a single target, so that templates do not depend on which other lanes are due.
+                cut_own = functools.partial(lambda own, _all: cut(all_lanes == own.start)[own], own)
+                single = refresh_templates(model, settings, variables, _take(state, lane), cut_own)
+                state = _put(state, lane, single)
             of_scores, of_lost = (None if x is None else x[own] for x in (scores, lost))
             single = state._replace(mask_targets=jax.tree.map(lambda many, own=own: many[own], state.mask_targets))
-            masks = self.tracker.segment(single, frame, boxes_xywh[own])
+            masks = tracker.segment(single, frame, boxes_xywh[own])
             found[lane] = Tracked(boxes_xywh[own], of_scores, of_lost, masks=masks)
         return state, found
-
-    def _refresh(self, state: TrackState, lane: int, frame: Frame, box_xywh: Float64[np.ndarray, "1 4"]) -> TrackState:
-        """As for a single target, so that templates do not depend on which other lanes are due."""
-        tracker, single = self.tracker, _take(state, lane)
-        single = refresh_templates(
-            *(tracker.model, tracker.settings, tracker.variables, single),
-            lambda _all: tracker.template_crops({0: frame}, box_xywh),
-        )
-        return _put(state, lane, single)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

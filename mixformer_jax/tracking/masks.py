@@ -1,8 +1,5 @@
-"""From boxes to masks: what a `Tracker` asks, frame after frame, for the masks of its targets (`Tracker.with_masks`).
-
-Masks are an answer beside the boxes: nothing of them returns to the tracker, so the boxes are those that it would have
-found alone. A `Segmenter` turns a frame and boxes into masks: `AlphaRefineSegmenter`, or `DecoderSegmenter`, whose
-weights come with the package.
+"""From boxes to masks: what a `Tracker` asks for the masks of its targets (`Tracker.with_masks`). They are an answer
+beside the boxes, of which nothing returns to the tracker.
 """
 
 import dataclasses

@@ -1,20 +1,5 @@
-"""Many objects: tracks begin at detections, MixFormer looks for those that detections leave in doubt. Not in the paper.
-
-A frame, in `MotTracker.step`:
-
-1. Each object is expected where its motion leads it.
-2. A detection that overlaps with one object alone, and that object with it alone, is that object's.
-3. The others (missed by the detector, or in a crowd) are looked for by the network, in one batched step; at most
-   `searches` of them, those first that have no detection. A box that scores well is a better guess of where the
-   object is than its motion.
-4. The remaining detections go to the remaining objects by the largest sum of overlaps. What nobody claims is a new
-   object, shown from the second detection on.
-5. An object without a detection goes on where the network found it, or else by its motion, unseen; it ends after
-   `end_after` frames without a detection, or after as many as it had detections.
-
-Templates are the object's first detection, and the last one that stood clear of all other objects: crops are kept, and
-encoded when the object is looked for. The network runs with 1, 2, 4, 6, 8, 12, ... 32 rows, so objects come and go
-without another program.
+"""Many objects: tracks begin at detections, MixFormer looks for those that detections leave in doubt. Not in the paper;
+docs/mot.md ("How it tracks") has the steps of a frame.
 """
 
 import dataclasses
@@ -26,11 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int64, UInt8
 
 from mixformer_jax.boxes import cxcywh_to_xywh, iou_matrix, xywh_to_cxcywh
-from mixformer_jax.crops import context_crop
 from mixformer_jax.datasets.detections import Detections
 from mixformer_jax.media.sources import Frame
 from mixformer_jax.models.backbone import TemplateCache
-from mixformer_jax.tracking.narrowing import narrowed
+from mixformer_jax.models.layers import sincos_positions
 from mixformer_jax.tracking.step import TrackState, clip_margins, encode_templates, start_from_crops, step_from_crops
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 from mixformer_jax.typed_settings import ConfigError, Count, NaturalNumber, Share, ShareAboveZero, TypedSettings
@@ -49,7 +33,7 @@ class MotSettings(TypedSettings):
         birth_score: an object begins at a detection with at least this score.
         search_all: the network looks for every object on every frame, whatever the detections say.
         searches: at most so many objects are looked for on a frame; None: all that are in doubt.
-        search_share: side of what is looked at over that of the tracker's search region; see `narrowing`.
+        search_share: side of what is looked at over that of the tracker's search region; see `narrowed`.
         sure_above: overlap of a detection with where its object is expected that leaves no doubt,
         beside_below: if neither overlaps with another one by this much.
         match_above: least overlap of a detection with an object that it is given to.
@@ -92,7 +76,7 @@ class Objects(NamedTuple):
     crops: UInt8[np.ndarray, "n 2 T T 3"]  # templates: the first one, and the last clear one
     cut_at: Int64[np.ndarray, " n"]  # frame of the last one
 
-    def take(self, rows: Any) -> "Objects":
+    def take(self, rows: Bool[np.ndarray, " n"]) -> "Objects":
         """Some of them."""
         return Objects(*(column[rows] for column in self))
 
@@ -104,14 +88,6 @@ class MotState(NamedTuple):
     frame_index: int
     next_number: int
     encoded: dict[int, tuple[int, TemplateCache | None]]  # and the frame at which the crop was cut
-
-
-class Searched(NamedTuple):
-    """What the network found of some objects."""
-
-    rows: Int64[np.ndarray, " k"]
-    boxes_xywh: Float64[np.ndarray, "k 4"]
-    scores: Float64[np.ndarray, " k"]
 
 
 class MotTracker:
@@ -136,32 +112,34 @@ class MotTracker:
             raise ConfigError(f"{tracker.config.name} cannot keep encoded templates, which many objects need")
         size = tracker.config.template_size
         blank = np.zeros((1, size, size, 3), np.uint8), np.ones((1, 4), np.float32)
-        parts = self.tracker.model, self.tracker.settings, self.tracker.variables
-        self._blank = start_from_crops(*parts, *jax.device_put(blank, self.tracker.device))
+        self._blank = start_from_crops(*self.tracker.parts, *jax.device_put(blank, self.tracker.device))
 
     def start(self) -> MotState:
         """Before the first frame."""
-        return MotState(_no_objects(self.tracker.config.template_size), 0, 0, {})
+        nobody = self._new(0, 0, np.zeros((0, 0, 3), np.uint8), np.zeros((0, 4)), np.zeros(0))
+        return MotState(nobody, 0, 0, {})
 
     def step(self, state: MotState, frame: Frame, detections: Detections) -> tuple[MotState, Tracked]:
         """Who is where on the next frame."""
         settings, objects = self.settings, state.objects
         usable = detections.scores >= settings.min_score
         boxes_xywh, scores = detections.boxes_xywh[usable], detections.scores[usable]
+        # Where their motion leads them; a detection that overlaps with one object alone, and it with no other, is its.
         expected_xywh = expected_boxes(objects.boxes_xywh, objects.speeds)
         overlaps = iou_matrix(expected_xywh, boxes_xywh)
         rows, columns = sure_pairs(overlaps, settings.sure_above, settings.beside_below)
         is_sure = np.zeros(len(objects.numbers), bool)
         is_sure[rows] = True
 
+        # The others are looked for: a box that scores well is a better guess of where they are than their motion.
         wanted = self._in_doubt(objects, is_sure, overlaps)
-        state, searched = self._search(state, frame, expected_xywh, wanted)
-        guess_xywh = expected_xywh.copy()
-        around = iou_matrix(searched.boxes_xywh, expected_xywh[searched.rows]).diagonal()
-        found = (searched.scores >= settings.keep_above) & (around >= settings.found_near)
-        found_rows = searched.rows[found]
-        guess_xywh[found_rows] = searched.boxes_xywh[found]
+        state, searched_xywh, searched_scores = self._search(state, frame, expected_xywh, wanted)
+        around = iou_matrix(searched_xywh, expected_xywh[wanted]).diagonal()
+        found = (searched_scores >= settings.keep_above) & (around >= settings.found_near)
+        guess_xywh, found_scores = expected_xywh.copy(), np.full(len(expected_xywh), np.nan)
+        guess_xywh[wanted[found]], found_scores[wanted[found]] = searched_xywh[found], searched_scores[found]
 
+        # The remaining detections go to the remaining objects by the largest sum of overlaps, and else begin objects.
         owner = np.full(len(scores), _NOBODY)
         owner[columns] = rows
         rest, free = np.flatnonzero(~is_sure), np.flatnonzero(owner == _NOBODY)
@@ -169,11 +147,13 @@ class MotTracker:
         more, less = best_pairs(iou_matrix(guess_xywh[rest], boxes_xywh[free]), weights, settings.match_above)
         owner[free[less]] = rest[more]
 
-        objects = self._moved(objects, expected_xywh, guess_xywh, searched, found_rows, boxes_xywh, scores, owner)
+        objects = self._moved(objects, expected_xywh, guess_xywh, found_scores, wanted, boxes_xywh, scores, owner)
         objects = _ended(objects, settings, frame.shape[:2])
         objects = self._with_clear_crops(objects, frame, state.frame_index)
         born = _births(objects, boxes_xywh, scores, owner, settings)
-        objects = self._begun(objects, state, frame, boxes_xywh[born], scores[born])
+        if born.any():
+            new = self._new(state.next_number, state.frame_index, frame, boxes_xywh[born], scores[born])
+            objects = Objects(*(np.concatenate(each) for each in zip(objects, new, strict=True)))
         encoded = {number: state.encoded[number] for number in objects.numbers.tolist() if number in state.encoded}
         state = MotState(objects, state.frame_index + 1, state.next_number + int(born.sum()), encoded)
         shown = objects.take(objects.is_shown)
@@ -192,28 +172,21 @@ class MotTracker:
 
     def _search(
         self, state: MotState, frame: Frame, expected_xywh: Float64[np.ndarray, "n 4"], wanted: Int64[np.ndarray, " k"]
-    ) -> tuple[MotState, Searched]:
-        """Looks for objects around where they are expected."""
-        objects = state.objects
-        if len(wanted) == 0:
-            return state, Searched(wanted, np.zeros((0, 4)), np.zeros(0))
-        encoded = dict(state.encoded)
+    ) -> tuple[MotState, Float64[np.ndarray, "k 4"], Float64[np.ndarray, " k"]]:
+        """Looks for objects around where they are expected: also returns their boxes and scores."""
+        tracker, objects, encoded = self.tracker, state.objects, dict(state.encoded)
         for row in wanted.tolist():
             number, cut_at = int(objects.numbers[row]), int(objects.cut_at[row])
             if number not in encoded or encoded[number][0] != cut_at:
-                encoded[number] = cut_at, self._encode(objects.crops[row])
-        parts = []
+                crops = jax.device_put(objects.crops[row : row + 1, : tracker.settings.num_slots], tracker.device)
+                encoded[number] = cut_at, encode_templates(*tracker.parts, crops, self._blank.filled)
+        found = [(np.zeros((0, 4)), np.zeros(0))]
         for first in range(0, len(wanted), MOST_ROWS):
             some = wanted[first : first + MOST_ROWS]
             caches = [encoded[number][1] for number in objects.numbers[some].tolist()]
-            parts.append(self._locate(caches, frame, expected_xywh[some]))
-        boxes_xywh, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
-        return state._replace(encoded=encoded), Searched(wanted, boxes_xywh, scores)
-
-    def _encode(self, crops: UInt8[np.ndarray, "2 T T 3"]) -> TemplateCache | None:
-        tracker = self.tracker
-        templates = jax.device_put(crops[None, : tracker.settings.num_slots], tracker.device)
-        return encode_templates(tracker.model, tracker.settings, tracker.variables, templates, self._blank.filled)
+            found.append(self._locate(caches, frame, expected_xywh[some]))
+        boxes_xywh, scores = (np.concatenate(each) for each in zip(*found, strict=True))
+        return state._replace(encoded=encoded), boxes_xywh, scores
 
     def _locate(
         self, caches: list[TemplateCache | None], frame: Frame, around_xywh: Float64[np.ndarray, "k 4"]
@@ -225,15 +198,9 @@ class MotTracker:
         margins = clip_margins(tracker.settings, around_xywh.astype(np.float32))
         arrays = around_xywh.astype(np.float32), margins
         state = _rows_of(self._blank, (*caches, *caches[:1] * padding), *jax.device_put(arrays, tracker.device))
-        factor, size = tracker.settings.search_factor, tracker.config.search_size
-        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in around_xywh[:count]]
-        pixels = np.zeros((len(around_xywh), size, size, 3), np.uint8)
-        scales = np.ones(len(around_xywh), np.float32)
-        for row, crop in enumerate(crops):
-            pixels[row], scales[row] = crop.pixels, crop.scale
+        crops = tracker.crops_around(dict.fromkeys(range(count), frame), around_xywh)
         frame_size = np.array(frame.shape[:2], np.int32)
-        parts = tracker.model, tracker.settings, tracker.variables
-        _, prediction = step_from_crops(*parts, state, pixels, scales, frame_size, look=_nowhere)
+        _, prediction = step_from_crops(*tracker.parts, state, *crops, frame_size, look=_nowhere)
         boxes_xywh, scores = jax.device_get((prediction.boxes_xywh, prediction.scores))
         scores = np.zeros(count) if scores is None else scores[:count].astype(np.float64)
         return boxes_xywh[:count].astype(np.float64), scores
@@ -243,18 +210,18 @@ class MotTracker:
         objects: Objects,
         expected_xywh: Float64[np.ndarray, "n 4"],
         guess_xywh: Float64[np.ndarray, "n 4"],
-        searched: Searched,
-        found_rows: Int64[np.ndarray, " found"],
+        found_scores: Float64[np.ndarray, " n"],
+        wanted: Int64[np.ndarray, " k"],
         boxes_xywh: Float64[np.ndarray, "m 4"],
         scores: Float64[np.ndarray, " m"],
         owner: Int64[np.ndarray, " m"],
     ) -> Objects:
-        """The objects where they were detected, found, or expected."""
+        """The objects where they were detected, found, or expected. Who was not found has NaN in `found_scores`."""
         n = len(objects.numbers)
         columns = np.flatnonzero(owner != _NOBODY)
         rows = owner[columns]
-        is_detected, is_found, is_searched = (np.zeros(n, bool) for _ in range(3))
-        is_detected[rows], is_found[found_rows], is_searched[searched.rows] = True, True, True
+        is_detected, is_searched, is_found = np.zeros(n, bool), np.zeros(n, bool), ~np.isnan(found_scores)
+        is_detected[rows], is_searched[wanted] = True, True
         measured_xywh = guess_xywh.copy()
         measured_xywh[rows] = boxes_xywh[columns]
         both = is_detected & is_found
@@ -269,10 +236,7 @@ class MotTracker:
         corrected, speeds = corrected_boxes(expected_xywh, objects.speeds, measured_xywh, np.maximum(times, 1))
         hits = objects.hits + is_detected
         is_confirmed = objects.is_confirmed | (hits >= self.settings.confirm_after)
-        new_scores = objects.scores.copy()
-        found_scores = np.zeros(n)
-        found_scores[searched.rows] = searched.scores
-        new_scores[is_found] = found_scores[is_found]
+        new_scores = np.where(is_found, found_scores, objects.scores)
         new_scores[rows] = scores[columns]
         return objects._replace(
             boxes_xywh=np.where(is_measured[:, None], corrected, expected_xywh),
@@ -303,25 +267,67 @@ class MotTracker:
     def _template_crops(self, frame: Frame, boxes_xywh: Float64[np.ndarray, "k 4"]) -> UInt8[np.ndarray, "k T T 3"]:
         return self.tracker.template_crops(dict.fromkeys(range(len(boxes_xywh)), frame), boxes_xywh)
 
-    def _begun(
+    def _new(
         self,
-        objects: Objects,
-        state: MotState,
+        first_number: int,
+        frame_index: int,
         frame: Frame,
         boxes_xywh: Float64[np.ndarray, "k 4"],
         scores: Float64[np.ndarray, " k"],
     ) -> Objects:
-        """With objects that begin at detections."""
+        """Objects that begin at detections."""
         k = len(boxes_xywh)
-        if k == 0:
-            return objects
-        is_first = state.frame_index == 0 or self.settings.confirm_after == 1
         ones, crops = np.ones(k, np.int64), self._template_crops(frame, boxes_xywh)
-        new = Objects(
-            *(state.next_number + np.arange(k), boxes_xywh, np.zeros((k, 2)), scores, ones, ones, 0 * ones),
-            *(np.full(k, is_first), np.full(k, is_first), np.stack([crops, crops], axis=1), ones * state.frame_index),
+        is_shown = np.full(k, frame_index == 0 or self.settings.confirm_after == 1)
+        return Objects(
+            *(first_number + np.arange(k), boxes_xywh, np.zeros((k, 2)), scores, ones, ones, 0 * ones),
+            *(is_shown, is_shown, np.stack([crops, crops], axis=1), ones * frame_index),
         )
-        return Objects(*(np.concatenate(each) for each in zip(objects, new, strict=True)))
+
+
+def narrowed(tracker: Tracker, share: float) -> Tracker:
+    """The same weights on a search region of about this share of the side; its tokens are where they were.
+
+    For targets whose place is nearly known: a box that reaches out of the region is not found whole. Of the position
+    table the middle is kept; convolutional backbones have none.
+
+    Raises ConfigError: of a model with MAE's decoder, whose positions count from the region's corner; a region that
+    would be smaller than the target.
+    """
+    config, settings = tracker.config, tracker.settings
+    cut = round(config.search_grid * (1 - share) / 2)  # tokens on each side
+    grid = config.search_grid - 2 * cut
+    if cut == 0 or grid < 1:
+        return tracker
+    if config.decoder_blocks:
+        raise ConfigError(f"{config.name} has decoder_blocks, and its search region cannot be narrowed")
+    factor = settings.search_factor * grid / config.search_grid
+    if factor < 1:
+        least = config.search_grid / grid
+        raise ConfigError(
+            f"tracker.search_factor is {settings.search_factor:g}, of which the middle {grid / config.search_grid:.2g} "
+            f"is searched, less than the target; expected at least {least:.3g}"
+        )
+    changes: dict[str, object] = {"search_size": grid * config.patch_size}
+    variables = tracker.variables
+    if config.backbone == "vit":
+        changes["positions"] = "learnable"  # tables as they are handed in
+        backbone = dict(variables["params"]["backbone"])
+        for stream, side in (("template", config.template_grid), ("search", config.search_grid)):
+            name = f"{stream}_positions"
+            table = backbone[name]["table"] if name in backbone else sincos_positions(side, config.width)
+            backbone[name] = {"table": np.asarray(jax.device_get(table), np.float32)}
+        table = backbone["search_positions"]["table"].reshape(config.search_grid, config.search_grid, -1)
+        middle = table[cut : cut + grid, cut : cut + grid].reshape(grid**2, -1)
+        backbone["search_positions"] = {"table": middle}
+        variables = variables | {"params": variables["params"] | {"backbone": backbone}}
+    return Tracker(
+        dataclasses.replace(config, **changes),  # type: ignore[arg-type]
+        dataclasses.replace(settings, search_factor=factor),
+        variables,
+        tracker.device,
+        tracker.segmenter,
+    )
 
 
 def num_rows(count: int) -> int:
@@ -347,13 +353,6 @@ def _rows_of(
     many = (jax.tree.map(lambda one: jnp.repeat(one, len(caches), axis=0), part) for part in blank[:counters])
     state = TrackState(*many, *blank[counters:])
     return state._replace(boxes_xywh=around_xywh, clip_margins=margins, cache=cache)
-
-
-def _no_objects(template_size: int) -> Objects:
-    whole, flags = np.zeros(0, np.int64), np.zeros(0, bool)
-    crops = np.zeros((0, 2, template_size, template_size, 3), np.uint8)
-    boxes, speeds = np.zeros((0, 4)), np.zeros((0, 2))
-    return Objects(whole, boxes, speeds, np.zeros(0), whole, whole, whole, flags, flags, crops, whole)
 
 
 def _ended(objects: Objects, settings: MotSettings, frame_size: tuple[int, int]) -> Objects:

@@ -1,8 +1,11 @@
-"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes."""
+"""Following targets through a source, and leaving the annotated video and the boxes on disk as it goes: those that are
+marked on the first frame (`record`), or all that detections show (`record_objects`)."""
 
 import contextlib
 import dataclasses
 import functools
+import itertools
+import json
 import math
 import threading
 import time
@@ -14,12 +17,26 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from tqdm import tqdm
 
+from mixformer_jax.datasets.detections import DetectionsLike
+from mixformer_jax.datasets.mot import MotRows
+from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, SourceError, draw_box, draw_caption, draw_mask, target_colour
 from mixformer_jax.media.sources import Frame, FrameSource, TimedFrame
 from mixformer_jax.media.video import VideoWriter, prepare_output
 from mixformer_jax.signals import check, saving
-from mixformer_jax.tracking.result_files import MaskFolder, ResultFiles
-from mixformer_jax.tracking.resume import RunState, describe_files, describe_run, restored, run_arrays, run_of
+from mixformer_jax.tracking.mot import MotTracker
+from mixformer_jax.tracking.result_files import MaskFolder, MotResultFile, ResultFiles
+from mixformer_jax.tracking.resume import (
+    RunState,
+    describe_files,
+    describe_run,
+    joined,
+    object_arrays,
+    objects_of,
+    restored,
+    run_arrays,
+    run_of,
+)
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
 # A signal waits so long for the frame that is being tracked, and no longer for a compilation.
@@ -55,62 +72,133 @@ class Recording(NamedTuple):
 
 
 @dataclasses.dataclass
-class Progress:
-    """Results on disk as they come, with what a later run needs to go on."""
+class _Run:
+    """One way through a source: results on disk as they come, with what a later run needs to go on."""
 
+    source: FrameSource
+    first: TimedFrame  # of the source
+    frames: Iterator[TimedFrame]  # all of them
+    known: Sequence[Tracked]  # what is on the first ones: given, or found by an earlier run
     files: ResultFiles
+    images: MaskFolder | None
     writer: VideoWriter | None
     draw: Callable[[Frame, int, Tracked], Frame]  # as `annotate`
     run_state: RunState | None
-    least: int  # more results than these are worth saving
+    is_resumed: bool
     arrays: Callable[[Any, list[Tracked]], Mapping[str, Any]]  # what `run_state` keeps of `state` and `results`
-    images: MaskFolder | None = None
     state: Any = None  # belongs to the last result
     results: list[Tracked] = dataclasses.field(default_factory=list)
+    seconds: list[float] = dataclasses.field(default_factory=list)  # of each call that was `timed`
+    kept_at: list[float] = dataclasses.field(default_factory=list)  # when the results of steps were on disk
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    is_begun: bool = False
 
-    def keep(self, frame: TimedFrame, seconds: float, found: Tracked, state: Any) -> None:
-        """What was found on a frame, so many seconds from the first, and the state behind it."""
+    def timed(self, call: Callable[..., Any], *given: Any) -> Any:
+        """What a call gives; how long it took is noted."""
+        before = time.perf_counter()
+        answer = call(*given)
+        self.seconds.append(time.perf_counter() - before)
+        return answer
+
+    def follow(
+        self,
+        start: Callable[[], Any],
+        step: Callable[[Any, TimedFrame], tuple[Any, Tracked]],
+        progress: bool,
+        segment: Callable[[Any, Frame, Any], Any] | None = None,
+    ) -> SourceError | KeyboardInterrupt | None:
+        """Goes to the end of the source; returns why it ended before. `segment` gives the masks of known results."""
+        stopped_by: SourceError | KeyboardInterrupt | None = None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(saving(STOP_S, self._finish))
+            stack.callback(self._forget)
+            stack.enter_context(self.writer or contextlib.nullcontext())
+            stack.enter_context(self.files)
+            stack.enter_context(self.images or contextlib.nullcontext())
+            # The files are this run's alone. Who is killed from here on leaves them, and this tells whose they are.
+            if self.run_state is not None and not self.is_resumed:
+                self.run_state.write(dict, now=True)
+                self.is_begun = True
+            state = start()
+            source, is_silent = self.source, not progress or None
+            bar = tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=is_silent)
+            stack.enter_context(bar)
+            try:
+                for found in self.known:
+                    check()
+                    frame = next(self.frames, None)
+                    if frame is None:
+                        before = f"before frame {found.frame}, up to which it was tracked"
+                        raise SourceError(f"{source.name} ends {before}")
+                    if segment is not None:
+                        found = found._replace(masks=segment(state, frame.pixels, found.boxes_xywh))
+                    self._keep(frame, found, state)
+                    bar.update()
+                for frame in self.frames:
+                    check()
+                    state, found = step(state, frame)
+                    self._keep(frame, found, state)
+                    self.kept_at.append(time.perf_counter())
+                    bar.update()
+            except (SourceError, KeyboardInterrupt) as reason:
+                if not self.results:
+                    raise
+                stopped_by = reason
+                self._save(now=True)
+            except Exception:  # of a detector, say
+                with contextlib.suppress(OSError):  # on a full disk what was raised tells more
+                    self._save(now=True)
+                raise
+        if self.run_state is not None and stopped_by is None:
+            self.run_state.discard()  # now that the files have their names
+        return stopped_by
+
+    def _keep(self, frame: TimedFrame, found: Tracked, state: Any) -> None:
+        # Copies: a view keeps alive, or changes with, what the tracker made it of.
+        scores, lost = (None if x is None else np.array(x) for x in (found.scores, found.lost))
+        boxes_xywh = np.array(found.boxes_xywh, np.float64)
+        found = Tracked(boxes_xywh, scores, lost, found.numbers, frame.number, frame.seconds, found.masks)
         with self.lock:
             self.files.write(found)
             if self.images is not None:
                 self.images.write(found)
             if self.writer is not None:
-                colour = frame.pixels[..., :3]
-                self.writer.write(self.draw(colour, frame.number - 1, found), abs(seconds))
+                picture = self.draw(frame.pixels[..., :3], frame.number - 1, found)
+                self.writer.write(picture, abs(frame.seconds - self.first.seconds))
             self.results.append(found._replace(masks=None))  # masks of a long video would fill the memory
             self.state = state
-            self.save(now=False)
+            self._save(now=False)
 
-    def save(self, now: bool) -> None:
-        """For a later run."""
-        if self.run_state is not None and len(self.results) > self.least:
+    def _save(self, now: bool) -> None:
+        if self.run_state is not None and len(self.results) > len(self.known):
             self.run_state.write(lambda: self.arrays(self.state, self.results), now)
 
-    def finish(self) -> str:
+    def _forget(self) -> None:
+        if self.run_state is not None and self.is_begun and not self.results:  # nothing to go on with
+            self.run_state.discard()
+
+    def _finish(self) -> str:
         """Ends the files from another thread, whatever the loop is doing; see `StopSignals.saving`."""
         self.lock.acquire(timeout=STOP_S)  # and never given back
         if self.writer is not None:
             self.writer.close()
         self.files.__exit__()
-        self.save(now=True)
+        self._save(now=True)
+        self._forget()
         kept = ", ".join(map(str, self.files.paths)) + (f" and {self.writer.path}" if self.writer is not None else "")
         return f"the {len(self.results)} frames tracked until then are in {kept}" if self.results else ""
 
 
-def replayed(
-    source: FrameSource, frames: Iterator[TimedFrame], earlier: Sequence[Tracked]
-) -> Iterator[tuple[TimedFrame, Tracked]]:
-    """The next frames of a source with what an earlier run found on them; SourceError where there are fewer."""
-    for found in earlier:
-        check()
-        frame = next(frames, None)
-        if frame is None:
-            raise SourceError(f"{source.name} ends before frame {found.frame}, up to which it was tracked")
-        yield frame, found
+def _first_frame(source: FrameSource) -> tuple[TimedFrame, Iterator[TimedFrame]]:
+    """The first frame, and all of them."""
+    frames = source.timed()
+    first = next(frames, None)
+    if first is None:
+        raise SourceError(f"{source.name}: there is no frame")
+    return first, itertools.chain([first], frames)
 
 
-def rate(count: int, seconds: float) -> float:
+def _rate(count: int, seconds: float) -> float:
     """So many a second; NaN where none was measured."""
     return count / seconds if count > 0 and seconds > 0 else math.nan
 
@@ -153,115 +241,131 @@ def record(
     """
     video, boxes = None if video is None else prepare_output(video), prepare_output(boxes)
     mask_images = None if mask_images is None else prepare_output(mask_images, is_folder=True)
-    frames = source.timed()
-    first = next(frames, None)
-    if first is None:
-        raise SourceError(f"{source.name}: there is no frame")
+    first, frames = _first_frame(source)
     saved = None
     if run_state is not None:
-        about = describe_run(tracker, source, first, boxes_xywh)
-        run_state.describe(about | describe_files(run_state.path, video, mask_images))
-        saved = run_state.read() if resume else None
+        about = describe_run(tracker, source, first, boxes_xywh) | describe_files(run_state.path, video, mask_images)
+        saved = run_state.open(about, resume)
     earlier, leaves = run_of(saved) if saved else ([], {})
     overwrite = overwrite or saved is not None
+    run = _Run(
+        source,
+        first,
+        frames,
+        known=earlier or [Tracked.given(boxes_xywh, tracker.has_scores)],
+        files=ResultFiles(boxes, len(boxes_xywh), overwrite),
+        images=None if mask_images is None else MaskFolder(mask_images, overwrite),
+        writer=None if video is None else VideoWriter(video, source.fps, source.size, overwrite),
+        draw=functools.partial(annotate, groundtruth_xywh=groundtruth_xywh),
+        run_state=run_state,
+        is_resumed=bool(earlier),
+        arrays=run_arrays,
+    )
 
-    step_seconds: list[float] = []
-    warm_at = finished_at = math.nan
-    stopped_by: SourceError | KeyboardInterrupt | None = None
-    is_begun = False
-
-    def finish() -> str:
-        told = progressed.finish()
-        forget()
-        return told
-
-    def begin() -> None:
-        """Once a file is this run's alone. Who is killed from here on leaves files, and this tells whose they are."""
-        nonlocal is_begun
-        if run_state is not None and not earlier:
-            run_state.begin()
-            is_begun = True
-
-    def forget() -> None:
-        if run_state is not None and is_begun and not progressed.results:  # nothing to go on with
-            run_state.discard()
-
-    files = ResultFiles(boxes, len(boxes_xywh), overwrite)
-    writer = None if video is None else VideoWriter(video, source.fps, source.size, overwrite)
-    images = None if mask_images is None else MaskFolder(mask_images, overwrite)
-    draw = functools.partial(annotate, groundtruth_xywh=groundtruth_xywh)
-    progressed = Progress(files, writer, draw, run_state, max(1, len(earlier)), run_arrays, images)
-    with saving(STOP_S, finish), writer or contextlib.nullcontext(), contextlib.ExitStack() as stack:
-        stack.callback(forget)
-        if writer is not None:
-            begin()
-        started = time.perf_counter()
+    def start() -> Any:
         state = tracker.start(first.pixels, boxes_xywh)
-        if earlier:
-            state = restored(tracker, state, leaves)
-        start_s = time.perf_counter() - started
+        return restored(tracker, state, leaves) if earlier else state
 
-        stack.enter_context(files)
-        stack.enter_context(images or contextlib.nullcontext())
-        if writer is None:
-            begin()
-        bar = stack.enter_context(
-            tqdm(total=source.num_frames, unit=" frames", desc=source.name, disable=not progress or None)
-        )
-
-        def segmented(frame: TimedFrame, found: Tracked, state: Any) -> Tracked:
-            """With the masks that a step gives by itself."""
-            if not isinstance(tracker, Tracker):
-                return found
-            return found._replace(masks=tracker.segment(state, frame.pixels, found.boxes_xywh))
-
-        def keep(frame: TimedFrame, found: Tracked, state: Any) -> None:
-            # Copies: a view keeps alive, or changes with, what the tracker made it of.
-            scores, lost = (None if x is None else np.array(x) for x in (found.scores, found.lost))
-            boxes_xywh = np.array(found.boxes_xywh, np.float64)
-            kept = Tracked(boxes_xywh, scores, lost, frame=frame.number, time=frame.seconds, masks=found.masks)
-            progressed.keep(frame, frame.seconds - first.seconds, kept, state)
-            bar.update()
-
-        try:
-            # What was given is certain.
-            certain = (np.ones(len(boxes_xywh)), np.zeros(len(boxes_xywh), bool)) if tracker.has_scores else ()
-            given = Tracked(boxes_xywh, *certain)
-            keep(first, segmented(first, earlier[0] if earlier else given, state), state)
-            for frame, found in replayed(source, frames, earlier[1:]):
-                keep(frame, segmented(frame, found, state), state)
-            for frame in frames:
-                check()
-                before = time.perf_counter()
-                state, found = tracker.step(state, frame.pixels)
-                step_seconds.append(time.perf_counter() - before)
-                keep(frame, found, state)
-                finished_at = time.perf_counter()
-                if len(step_seconds) == 1:
-                    warm_at = finished_at
-        except (SourceError, KeyboardInterrupt) as reason:
-            stopped_by = reason
-            progressed.save(now=True)
-
-    if run_state is not None and stopped_by is None:
-        run_state.discard()  # now that the files have their names
-    results = progressed.results
-    lost = None if results[0].lost is None else np.stack([found.lost for found in results if found.lost is not None])
-    warm_up_s = start_s + step_seconds[0] if step_seconds else math.nan
-    count = len(step_seconds) - 1
+    stopped_by = run.follow(
+        start=lambda: run.timed(start),
+        step=lambda state, frame: run.timed(tracker.step, state, frame.pixels),
+        progress=progress,
+        segment=tracker.segment if isinstance(tracker, Tracker) else None,
+    )
+    count, results, kept_at = len(run.kept_at) - 1, run.results, run.kept_at
     return Recording(
         boxes_xywh=np.stack([found.boxes_xywh for found in results]),
-        lost=lost,
+        lost=None if results[0].lost is None else np.stack([found.lost for found in results if found.lost is not None]),
         video=video,
-        codec=None if writer is None else writer.codec,
-        boxes=files.paths,
+        codec=None if run.writer is None else run.writer.codec,
+        boxes=run.files.paths,
         mask_images=mask_images,
         resumed=len(earlier),
-        warm_up_s=warm_up_s,
-        tracking_fps=rate(count, math.fsum(step_seconds[1:])),
-        overall_fps=rate(count, finished_at - warm_at),
+        warm_up_s=math.fsum(run.seconds[:2]) if len(run.seconds) > 1 else math.nan,
+        tracking_fps=_rate(count, math.fsum(run.seconds[2:])),
+        overall_fps=_rate(count, kept_at[-1] - kept_at[0] if kept_at else 0.0),
         stopped_by=stopped_by,
     )
+
+
+class MotRecording(NamedTuple):
+    """What `record_objects` left behind; the rate is NaN where no frame was there to measure."""
+
+    rows: MotRows  # as in the file
+    num_frames: int
+    num_objects: int  # that were shown
+    resumed: int  # frames that an earlier run had tracked
+    video: Path | None
+    tracking_fps: float  # inside `step`, without the first call; detectors are not in it
+    stopped_by: SourceError | KeyboardInterrupt | None  # why it ended before the source did
+
+
+def record_objects(
+    tracker: MotTracker,
+    source: FrameSource,
+    detections: DetectionsLike,
+    results: Path,
+    video: Path | None = None,
+    origin: float = 0.0,
+    progress: bool = False,
+    overwrite: bool = False,
+    resume: bool = False,
+    run_state: RunState | None = None,
+) -> MotRecording:
+    """Follows what is detected to the end of the source.
+
+    How it ends, goes on and fails: see `record`. In the file `results`, which may have no rows, pixels count from
+    `origin`; in the video boxes are dashed where no detection supports them. ValueError: a detector's answer that is
+    none.
+    """
+    results = prepare_output(results)
+    first, frames = _first_frame(source)
+    saved = None
+    if run_state is not None:
+        about = describe_run(tracker.tracker, source, first, np.zeros((0, 4))) | describe_files(run_state.path, video)
+        about |= {"detections": detections.about, "objects": json.dumps(tracker.settings.to_dict())}
+        saved = run_state.open(about, resume)
+    state, earlier = objects_of(saved) if saved else (tracker.start(), [])
+    overwrite = overwrite or saved is not None
+    run = _Run(
+        source,
+        first,
+        frames,
+        known=earlier,
+        files=MotResultFile(results, origin, overwrite),
+        images=None,
+        writer=None if video is None else VideoWriter(video, source.fps, source.size, overwrite),
+        draw=functools.partial(annotate, lost_word="undetected"),
+        run_state=run_state,
+        is_resumed=bool(earlier),
+        arrays=object_arrays,
+    )
+    stopped_by = run.follow(
+        start=lambda: state,
+        step=lambda state, frame: run.timed(tracker.step, state, frame.pixels, detections(frame)),
+        progress=progress,
+    )
+    rows = result_rows(results, run.results, origin)
+    if stopped_by is None and len(rows.ids) == 0:
+        write_atomically(results, "")
+    return MotRecording(
+        rows=rows,
+        num_frames=len(run.results),
+        num_objects=len(np.unique(rows.ids)),
+        resumed=len(earlier),
+        video=video,
+        tracking_fps=_rate(len(run.seconds) - 1, math.fsum(run.seconds[1:])),
+        stopped_by=stopped_by,
+    )
+
+
+def result_rows(path: Path, shown: list[Tracked], origin: float = 0.0) -> MotRows:
+    """What was shown on one frame or more, as the rows of the file that has it."""
+    boxes_xywh, scores, numbers = (joined(shown, name) for name in ("boxes_xywh", "scores", "numbers"))
+    frames = np.repeat(np.array([found.frame for found in shown]), [len(found.boxes_xywh) for found in shown])
+    n, corner = len(numbers), np.array([origin, origin, 0, 0])
+    lines, classes = np.arange(1, n + 1), np.zeros(n, np.int64)
+    return MotRows(path, lines, frames, numbers + 1, np.round(boxes_xywh + corner, 3), scores, classes, np.ones(n))
 
 
 def annotate(

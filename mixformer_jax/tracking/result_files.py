@@ -1,9 +1,6 @@
-"""Boxes on disk while a video is tracked: a line a frame in a text file a target, or a record a frame and target in one
-file of the format that its suffix names.
-
-Text files (`.txt`, and whatever is no other format) hold `x,y,w,h` in pixels; where the tracker gives scores,
-`x,y,w,h,score,lost`, with lost 0 or 1. Records (`.csv`, `.json`, `.jsonl`) have RECORD_FIELDS, and in JSON `mask`, run
-lengths, where there are masks. The first line is what was given: its score is 1.
+"""Boxes on disk while a video is tracked: a text file a target with a line `x,y,w,h` a frame, in pixels, or
+`x,y,w,h,score,lost` where there are scores; or one file of records (RECORD_FIELDS) by its suffix `.csv`, `.json` or
+`.jsonl`, in JSON with `mask`, run lengths, where there are masks.
 """
 
 import contextlib
@@ -46,8 +43,8 @@ def write_boxes(path: str | Path, boxes_xywh: Float[np.ndarray, "frames 4"]) -> 
 class ResultFiles:
     """Open files of boxes (`numbered_paths`). A context manager.
 
-    They are written as `boxes.txt.part`, a line at a time: whoever kills the run, or watches it, finds every line
-    written so far. When the context ends, for whatever reason, they get their names.
+    They are written as `boxes.txt.part`, a line at a time; when the context ends, for whatever reason, they get their
+    names.
 
     Raises NameTakenError: on entering: a file is there and not to be overwritten, or another run is writing it; none is
     made.
@@ -119,6 +116,20 @@ class ResultFiles:
             os.truncate(self._parts[index].path, self._sizes[index])
             raise
         self._sizes[index] += len(text)
+
+
+class MotResultFile(ResultFiles):
+    """Rows of MOTChallenge: frame,id,x,y,w,h,score,-1,-1,-1; ids count from 1, and pixels from `origin`."""
+
+    def __init__(self, path: Path, origin: float = 0.0, overwrite: bool = False) -> None:
+        super().__init__(path, 1, overwrite)
+        self._corner = np.array([origin, origin, 0, 0])
+
+    def write(self, found: Tracked) -> None:
+        assert found.numbers is not None and found.scores is not None
+        rows = zip(found.numbers, found.boxes_xywh + self._corner, found.scores, strict=True)
+        lines = (f"{found.frame},{number + 1},{format_box(box)},{score:.4f},-1,-1,-1\n" for number, box, score in rows)
+        self._append(0, "".join(lines))
 
 
 class MaskFolder:

@@ -20,6 +20,7 @@ from jaxtyping import Float64
 
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.sources import FrameSource, TimedFrame
+from mixformer_jax.tracking.mot import MotState, Objects
 from mixformer_jax.tracking.step import TrackState, encode_templates
 from mixformer_jax.tracking.tracker import Tracked, Tracker
 
@@ -77,30 +78,26 @@ class RunState:
         self._about: dict[str, str] = {}
         self._next = time.monotonic() + SAVE_EVERY_S
 
-    def describe(self, about: dict[str, str]) -> None:
-        """Says what the run is (`describe_run`), before anything else."""
-        self._about = about
+    def open(self, about: dict[str, str], resume: bool) -> dict[str, np.ndarray] | None:
+        """Takes down what the run is (`describe_run`), before anything else.
 
-    def begin(self) -> None:
-        """Says whose the files are that a run makes, before there is a result."""
-        self._write({})
+        Returns:
+            The arrays to go on with where it is to `resume`, none from before the first result; None where nothing is.
 
-    def read(self) -> dict[str, np.ndarray] | None:
-        """The arrays that are there, none from before the first result; None where nothing is.
-
-        Raises ResumeError: it is of another run, or damaged; the message says what differs.
+        Raises ResumeError: they are of another run, or damaged; the message says what differs.
         """
-        if not self.path.exists():
+        self._about = about
+        if not (resume and self.path.exists()):
             return None
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = dict(file)
-            about = json.loads(str(arrays.pop("about")))
+            saved = json.loads(str(arrays.pop("about")))
         except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
             raise ResumeError(f"{self.path}: cannot be read ({error}); remove it and begin again") from error
-        if about.pop("version", None) != _VERSION:
+        if saved.pop("version", None) != _VERSION:
             raise ResumeError(f"{self.path}: is of another version of this program; remove it and begin again")
-        if differing := [name for name in self._about if about.get(name) != self._about[name]]:
+        if differing := [name for name in about if saved.get(name) != about[name]]:
             raise ResumeError(
                 f"{self.path}: is of a run with other {' and '.join(differing)}; "
                 "give those again, or begin again without --resume"
@@ -112,14 +109,11 @@ class RunState:
         began = time.monotonic()
         if not (now or began >= self._next):
             return
-        self._write(arrays())
+        buffer = io.BytesIO()
+        np.savez(buffer, about=json.dumps({"version": _VERSION, **self._about}), **arrays())
+        write_atomically(self.path, buffer.getvalue())
         ended = time.monotonic()
         self._next = ended + max(SAVE_EVERY_S, _LEAST_SHARE * (ended - began))
-
-    def _write(self, arrays: Mapping[str, Any]) -> None:
-        buffer = io.BytesIO()
-        np.savez(buffer, about=json.dumps({"version": _VERSION, **self._about}), **arrays)
-        write_atomically(self.path, buffer.getvalue())
 
     def discard(self) -> None:
         """Nothing is left to go on with."""
@@ -141,12 +135,41 @@ def run_arrays(state: Any, results: Sequence[Tracked]) -> dict[str, Any]:
 
 def run_of(arrays: Mapping[str, np.ndarray]) -> tuple[list[Tracked], dict[str, np.ndarray]]:
     """The results of `run_arrays`, and the leaves of the state, see `restored`."""
-    has_scores, results = bool(arrays["has_scores"]), []
-    names = ("boxes", "scores", "lost", "frame", "time")
-    for boxes, scores, lost, frame, seconds in zip(*(arrays[name] for name in names), strict=True):
-        result = Tracked(boxes, frame=int(frame), time=float(seconds))
-        results.append(result._replace(scores=scores, lost=lost) if has_scores else result)
+    columns, results = (arrays[name] for name in ("boxes", "scores", "lost", "frame", "time")), []
+    for boxes, scores, lost, frame, seconds in zip(*columns, strict=True):
+        found = Tracked(boxes, frame=int(frame), time=float(seconds))
+        results.append(found._replace(scores=scores, lost=lost) if arrays["has_scores"] else found)
     return results, {name.removeprefix("state"): arrays[name] for name in arrays if name.startswith("state")}
+
+
+_COLUMNS = Tracked._fields[:4]  # boxes, scores, lost flags and numbers
+
+
+def joined(results: Sequence[Tracked], name: str) -> np.ndarray:
+    """One column of the results of all frames, of which there is at least one."""
+    return np.concatenate([getattr(found, name) for found in results])
+
+
+def object_arrays(state: MotState, results: Sequence[Tracked]) -> dict[str, np.ndarray]:
+    """As `run_arrays`, of a `MotTracker`, whose frames have targets as they come."""
+    return {
+        **{name: joined(results, name) for name in _COLUMNS},
+        "counts": np.array([len(found.boxes_xywh) for found in results]),
+        "frame": np.array([found.frame for found in results]),
+        "time": np.array([found.time for found in results], np.float64),
+        **{f"object {name}": column for name, column in zip(Objects._fields, state.objects, strict=True)},
+        "counters": np.array([state.frame_index, state.next_number]),
+    }
+
+
+def objects_of(arrays: Mapping[str, np.ndarray]) -> tuple[MotState, list[Tracked]]:
+    """The state and the results of `object_arrays`; templates are encoded again."""
+    ends = np.cumsum(arrays["counts"])[:-1]
+    columns = [np.split(arrays[name], ends) for name in _COLUMNS]
+    results = zip(*columns, arrays["frame"].tolist(), arrays["time"].tolist(), strict=True)
+    objects = Objects(*(arrays[f"object {name}"] for name in Objects._fields))
+    frame_index, next_number = arrays["counters"].tolist()
+    return MotState(objects, frame_index, next_number, {}), [Tracked(*found) for found in results]
 
 
 def _leaves(state: Any) -> dict[str, np.ndarray]:
@@ -176,6 +199,6 @@ def restored(tracker: Any, like: Any, leaves: Mapping[str, np.ndarray]) -> Any:
     values = [placed(leaves[name], old) for name, (_, old) in zip(names, with_leaves, strict=True)]
     state = jax.tree_util.tree_unflatten(tree, values)
     if isinstance(state, TrackState):
-        cache = encode_templates(tracker.model, tracker.settings, tracker.variables, state.templates, state.filled)
+        cache = encode_templates(*tracker.parts, state.templates, state.filled)
         state = state._replace(cache=cache)
     return state

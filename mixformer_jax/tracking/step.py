@@ -1,9 +1,6 @@
-"""Tracking as pure functions of an explicit state (the paper, section 3.5, inference).
-
-`start_from_crops`, `step_from_crops` and `update_templates` are what the host calls, which cuts crops itself; `start`,
-`step`, `scan_frames` and `track_sequence` are the same from frames to boxes on the device, each as one program.
-
-Model and settings are static; another number of targets, or on the device another size of frame, compiles anew.
+"""Tracking as pure functions of an explicit state (the paper, section 3.5, inference): for the host, which cuts crops
+itself, `start_from_crops`, `step_from_crops` and `update_templates`; from frames to boxes on the device, each as one
+program, `start`, `step`, `scan_frames` and `track_sequence`. Model and settings are static.
 """
 
 import functools
@@ -23,22 +20,20 @@ from mixformer_jax.models.backbone import TemplateCache
 from mixformer_jax.models.config import TrackerConfig
 from mixformer_jax.models.mixformer import MixFormer, Prediction
 from mixformer_jax.pixels import normalise
-from mixformer_jax.tracking.redetection import (
+from mixformer_jax.tracking.scores import (
     Located,
     Redetection,
-    choose_boxes,
-    judge_sizes,
-    plan_look,
-    start_redetection,
-)
-from mixformer_jax.tracking.scores import (
     ScoreMemory,
+    choose_boxes,
     entropy_limit,
     forget_candidates,
+    judge_sizes,
     keep_candidates,
     learn_entropy,
+    plan_look,
     select,
     start_memory,
+    start_redetection,
     watch,
 )
 

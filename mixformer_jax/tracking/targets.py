@@ -1,31 +1,22 @@
-"""Targets that come and go: rows of a `TrackState` that hold one or are free, and whose they are.
-
-There are a power of two of rows (beside what `start` made), so that following up to eight targets takes four programs.
-Templates are encoded a target at a time, at the start and at every renewal: the fifth program. So a target's boxes are
-those that it would have alone, up to rounding, whoever comes and goes beside it.
+"""Targets that come and go: rows of a `TrackState` that hold one or are free, and whose they are. There are a power of
+two of rows (beside what `start` made), and templates are encoded a target at a time: following up to eight takes five
+programs, and a target's boxes are those that it would have alone, up to rounding.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64
 
-from mixformer_jax.tracking.step import Targets, TrackState
+from mixformer_jax.models.config import TrackerConfig
+from mixformer_jax.tracking.step import Targets, TrackState, is_refresh_due
 
 FREE = -1  # the number of a row without a target
 # The parts of a `TrackState` that have a row a target: all before its counters.
 _NUM_PARTS = TrackState._fields.index("frame_index")
-
-
-class Due(NamedTuple):
-    """A row whose online templates are to be renewed."""
-
-    row: int
-    alone: TrackState
-    pinned: int  # the first so many slots behind the initial template are the user's, and stay
 
 
 def targets_of(state: TrackState) -> Targets:
@@ -39,9 +30,16 @@ def targets_of(state: TrackState) -> Targets:
 
 def live_rows(state: TrackState) -> Int64[np.ndarray, " live"]:
     """The rows that hold targets, in the order of their numbers."""
-    numbers = targets_of(state).numbers
+    if state.targets is None:
+        return np.arange(len(state.boxes_xywh))
+    numbers = state.targets.numbers
     order = np.argsort(numbers, kind="stable")
     return order[numbers[order] != FREE]
+
+
+def is_live(state: TrackState) -> Bool[np.ndarray, " n"]:
+    """Which rows hold targets."""
+    return np.isin(np.arange(len(state.boxes_xywh)), live_rows(state))
 
 
 def live_numbers(state: TrackState) -> Int64[np.ndarray, " live"]:
@@ -69,7 +67,7 @@ def add_targets(
 ) -> tuple[TrackState, Int64[np.ndarray, " new"]]:
     """Takes in states of a single target each, in free rows or in more rows; also returns the targets' new numbers."""
     if state is None:
-        state = _in_rows(newcomers[0], np.zeros(1, np.int64))
+        state = newcomers[0]
         state = state._replace(targets=targets_of(state)._replace(numbers=np.array([FREE]), next_number=0))
     live = live_rows(state)
     needed = len(live) + len(newcomers)
@@ -97,37 +95,31 @@ def replace_target(state: TrackState, target: int, newcomer: TrackState) -> Trac
     return _begin(state, row_of(state, target), target, newcomer)
 
 
-def due_rows(state: TrackState, update_interval: int, num_online_templates: int) -> list[Due]:
-    """Targets whose online templates are renewed after this frame, each by its own count of frames."""
+def due_rows(state: TrackState, settings: TrackerConfig) -> Iterator[tuple[int, TrackState, int]]:
+    """Targets whose online templates are renewed after this frame, each by its own count of frames.
+
+    Gives the row, the target's state alone, and how many of the first online slots are the user's, and stay.
+    """
     targets, frame_index = targets_of(state), int(state.frame_index)
-    return [
-        Due(row, _alone(state, row), int(targets.pinned[row]))
-        for row in live_rows(state).tolist()
-        if (frame_index - targets.since[row]) % update_interval == 0 and targets.pinned[row] < num_online_templates
-    ]
+    for row in live_rows(state).tolist():
+        pinned = int(targets.pinned[row])
+        if is_refresh_due(settings, frame_index - targets.since[row]) and pinned < settings.num_online_templates:
+            yield row, _alone(state, row), pinned
 
 
 def put_row(state: TrackState, row: int, alone: TrackState, **columns: int) -> TrackState:
     """Takes the state of a single target into a row, and numbers of `Targets` for that row."""
-    targets = targets_of(state)
-    changed = {name: getattr(targets, name).copy() for name in columns}
-    for name, value in columns.items():
-        changed[name][row] = value
+    targets, is_row = targets_of(state), np.arange(len(state.boxes_xywh)) == row
+    changed: dict[str, Any] = {name: np.where(is_row, value, getattr(targets, name)) for name, value in columns.items()}
     return _with_parts(state, _put_parts(_parts(state), row, _parts(alone)), targets._replace(**changed))
 
 
 def without_free_looks(state: TrackState) -> TrackState:
     """The state as a step takes it: free rows look nowhere else, which would cost a second pass of the network."""
     live, redetection = is_live(state), state.redetection
-    state = state._replace(targets=None)
-    if redetection is None or live.all():
-        return state
-    return state._replace(redetection=redetection._replace(is_look=redetection.is_look & live))
-
-
-def is_live(state: TrackState) -> Bool[np.ndarray, " n"]:
-    """Which rows hold targets."""
-    return targets_of(state).numbers != FREE
+    if redetection is not None and not live.all():
+        redetection = redetection._replace(is_look=redetection.is_look & live)
+    return state._replace(targets=None, redetection=redetection)
 
 
 def _power_of_two(count: int) -> int:
@@ -138,16 +130,16 @@ def _parts(state: TrackState) -> tuple:
     return tuple(state[:_NUM_PARTS])
 
 
-def _with_parts(state: TrackState, parts: tuple, targets: Targets) -> TrackState:
+def _with_parts(state: TrackState, parts: tuple, targets: Targets | None) -> TrackState:
     return state._replace(**dict(zip(TrackState._fields, parts, strict=False)), targets=targets)
 
 
 def _alone(state: TrackState, row: int) -> TrackState:
     targets = targets_of(state)
-    parts = _row(_parts(state), row)
-    age = jnp.asarray(int(state.frame_index) - targets.since[row], jnp.int32)
-    alone = state._replace(**dict(zip(TrackState._fields, parts, strict=False)))
-    return alone._replace(frame_index=age, num_refreshes=jnp.asarray(targets.refreshes[row], jnp.int32), targets=None)
+    counters = int(state.frame_index) - targets.since[row], targets.refreshes[row]
+    age, refreshes = (jnp.asarray(counter, jnp.int32) for counter in counters)
+    alone = _with_parts(state, _row(_parts(state), row), None)
+    return alone._replace(frame_index=age, num_refreshes=refreshes)
 
 
 def _begin(state: TrackState, row: int, number: int, newcomer: TrackState) -> TrackState:
@@ -156,14 +148,14 @@ def _begin(state: TrackState, row: int, number: int, newcomer: TrackState) -> Tr
     return put_row(state, row, newcomer, numbers=number, since=since, refreshes=0, pinned=0)
 
 
-def _in_rows(state: TrackState, order: Int64[np.ndarray, " live"], count: int = 1) -> TrackState:
+def _in_rows(state: TrackState, order: Int64[np.ndarray, " live"], count: int) -> TrackState:
     """The rows of `order`, and free ones behind them, which hold copies of the first row there was."""
     targets, free = targets_of(state), np.zeros(count - len(order), np.int64)
     rows = np.concatenate([order, free])
-    numbers = np.concatenate([targets.numbers[order], free + FREE])
     since, refreshes, pinned = (
         np.concatenate([column[order], free]) for column in (targets.since, targets.refreshes, targets.pinned)
     )
+    numbers = np.concatenate([targets.numbers[order], free + FREE])
     # On the host: a program for each pair of sizes would be compiled for a copy.
     parts = jax.tree.map(lambda many: jax.device_put(np.asarray(many)[rows], many.sharding), _parts(state))
     return _with_parts(state, parts, Targets(numbers, since, refreshes, pinned, targets.next_number))

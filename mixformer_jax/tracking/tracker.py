@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -11,19 +13,22 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64, UInt8
 
 from mixformer_jax import DEFAULT_MASKS
-from mixformer_jax.boxes import check_box_xywh, encode_rle
+from mixformer_jax.boxes import check_box_xywh, check_boxes
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig, size_config
-from mixformer_jax.models.mixformer import build_model, init_variables
-from mixformer_jax.tracking.checks import check_boxes, checked_frame, warn_of_small_targets
+from mixformer_jax.models.mixformer import MixFormer, build_model, init_variables
+from mixformer_jax.pixels import checked_frame
+from mixformer_jax.tracking import targets as target_rows
 from mixformer_jax.tracking.masks import Segmenter, load_segmenter
 from mixformer_jax.tracking.step import (
+    AnyArray,
     TrackPrediction,
     TrackState,
     Variables,
+    clip_margins,
     encode_templates,
     keep_new_candidates,
     refresh_templates,
@@ -31,20 +36,8 @@ from mixformer_jax.tracking.step import (
     step_from_crops,
     update_templates,
 )
-from mixformer_jax.tracking.targets import (
-    add_targets,
-    due_rows,
-    is_live,
-    live_numbers,
-    live_rows,
-    put_row,
-    remove_targets,
-    replace_target,
-    row_of,
-    target_alone,
-    targets_of,
-    without_free_looks,
-)
+
+logger = logging.getLogger(__name__)
 
 RECORD_FIELDS = ("frame", "time", "target", "x", "y", "w", "h", "score", "lost")
 
@@ -63,6 +56,12 @@ class Tracked(NamedTuple):
     frame: int | None = None  # its number in the source, counted from 1; None where there is no source
     time: float | None = None  # seconds in the source
     masks: Bool[np.ndarray, "n height width"] | None = None  # of trackers `Tracker.with_masks`
+
+    @classmethod
+    def given(cls, boxes_xywh: Float64[np.ndarray, "n 4"], has_scores: bool) -> "Tracked":
+        """Targets where somebody marks them, which is certain: with `has_scores` they score 1, and are not lost."""
+        n = len(boxes_xywh)
+        return cls(boxes_xywh, np.ones(n), np.zeros(n, bool)) if has_scores else cls(boxes_xywh)
 
     @property
     def box_xywh(self) -> Float[np.ndarray, "4"]:
@@ -108,7 +107,7 @@ class Tracked(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Search crops of the targets on one frame, and their scales (crop pixels per frame pixel)."""
+    """Crops of targets, and their scales (crop pixels per frame pixel)."""
 
     pixels: UInt8[np.ndarray, "n S S c"]
     scales: Float32[np.ndarray, " n"]
@@ -161,6 +160,11 @@ class Tracker:
         return self.model.config
 
     @property
+    def parts(self) -> tuple[MixFormer, TrackerConfig, Variables]:
+        """What the programs of `tracking.step` take first."""
+        return self.model, self.settings, self.variables
+
+    @property
     def has_scores(self) -> bool:
         """Whether predictions carry scores: models with a score prediction module."""
         return self.config.score_heads > 0
@@ -171,9 +175,7 @@ class Tracker:
     ) -> "Tracker":
         """A tracker of a size in the table with random weights, for measuring speed. Otherwise as `load`.
 
-        Raises:
-            ConfigError: no such size, or a compute type in which this project does not compute.
-            ValueError: no such device.
+        Raises ConfigError: no such size or compute type. Raises ValueError: no such device.
         """
         found, dtype = _device_and_dtype(device, dtype)
         config = dataclasses.replace(size_config(name), dtype=dtype)
@@ -189,11 +191,8 @@ class Tracker:
         return Tracker(self.config, settings, self.variables, self.device, self.segmenter)
 
     def with_masks(self, masks: str | Path | Segmenter = DEFAULT_MASKS) -> "Tracker":
-        """The same tracker, whose answers have masks, too; WeightsError as `masks.load_segmenter`.
-
-        `masks` are the embedded weights, a weights file of a mask decoder or of Alpha-Refine, ours or an official
-        checkpoint, or a segmenter.
-        """
+        """The same tracker, whose answers have masks, too: by a segmenter, or by the weights that
+        `masks.load_segmenter` takes; WeightsError as there."""
         segmenter = load_segmenter(masks, self.device) if isinstance(masks, (str, Path)) else masks
         return Tracker(self.config, self.settings, self.variables, self.device, segmenter)
 
@@ -209,11 +208,11 @@ class Tracker:
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
-        warn_of_small_targets(self.settings, boxes)
+        _warn_of_small_targets(self.settings, boxes)
         crops = self.template_crops(dict.fromkeys(range(len(boxes)), frame), boxes)
         # On the device from the first frame on: arrays that JAX may still move would compile another program.
         arrays = jax.device_put((crops, boxes.astype(np.float32)), self.device)
-        state = start_from_crops(self.model, self.settings, self.variables, *arrays)
+        state = start_from_crops(*self.parts, *arrays)
         if self.segmenter is None:
             return state
         return state._replace(mask_targets=self.segmenter.start(frame[..., :3], boxes))
@@ -223,30 +222,27 @@ class Tracker:
     ) -> tuple[TrackState, Int64[np.ndarray, " new"]]:
         """Further targets, which boxes mark on the frame of the last step; a state of None follows nobody yet.
 
-        Rows are kept in powers of two, so one program serves 5 to 8 targets (`tracking.targets`).
-
-        Returns:
-            The state, and the numbers of the new targets: they stay with them (`Tracked.numbers`) and are never given
-            again. Those of `start` are 0, 1, ...
+        Rows are kept in powers of two, so one program serves 5 to 8 targets (`tracking.targets`). The new targets'
+        numbers stay with them (`Tracked.numbers`) and are never given again; those of `start` are 0, 1, ...
 
         Raises ValueError: as `start`.
         """
         frame = checked_frame(frame, self.config.streams)
         boxes = check_boxes(boxes_xywh, frame.shape)
-        return add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
+        return target_rows.add_targets(state, [self.start(frame, box_xywh) for box_xywh in boxes])
 
     def remove(self, state: TrackState, targets: Any) -> TrackState:
         """No longer follows the target of a number, or of several; ValueError for one that is not followed."""
-        return remove_targets(state, np.atleast_1d(targets).tolist())
+        return target_rows.remove_targets(state, np.atleast_1d(targets).tolist())
 
     def replace(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
         """Corrects a target: it begins anew from a box on the frame of the last step, and keeps its number.
 
         Raises ValueError: as `start`, or the target is not followed.
         """
-        row_of(state, target)
+        target_rows.row_of(state, target)
         frame = checked_frame(frame, self.config.streams)
-        return replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
+        return target_rows.replace_target(state, target, self.start(frame, check_box_xywh(box_xywh, frame.shape)))
 
     def add_template(self, state: TrackState, target: int, frame: Any, box_xywh: Any) -> TrackState:
         """A further template of a target, which a box marks on any frame: it stays, as the initial one does.
@@ -255,7 +251,7 @@ class Tracker:
 
         Raises ValueError: as `start`, the target is not followed, or the tracker has no online slots.
         """
-        settings, row = self.settings, row_of(state, target)
+        settings, row = self.settings, target_rows.row_of(state, target)
         if settings.num_online_templates == 0:
             raise ValueError(
                 "this tracker has no slot for another template (num_online_templates is 0); "
@@ -263,31 +259,44 @@ class Tracker:
             )
         frame = checked_frame(frame, self.config.streams)
         crops = self.template_crops({0: frame}, check_box_xywh(box_xywh, frame.shape)[None])
-        pinned = min(int(targets_of(state).pinned[row]) + 1, settings.num_online_templates)
-        alone = target_alone(state, target)
+        pinned = min(int(target_rows.targets_of(state).pinned[row]) + 1, settings.num_online_templates)
+        alone = target_rows.target_alone(state, target)
         templates = alone.templates.at[:, pinned].set(crops)
         filled = alone.filled.at[:, pinned].set(True)
-        cache = encode_templates(self.model, settings, self.variables, templates, filled)
+        cache = encode_templates(*self.parts, templates, filled)
         alone = alone._replace(templates=templates, filled=filled, cache=cache)
-        return put_row(state, row, alone, pinned=pinned)
+        return target_rows.put_row(state, row, alone, pinned=pinned)
 
     def step(self, state: TrackState, frame: Any) -> tuple[TrackState, Tracked]:
         """Finds the targets on the next frame; ValueError as `start`."""
         frame = checked_frame(frame, self.config.streams)
-        if state.targets is not None:
-            return self._step_of_some(state, frame)
-        state, prediction = self.locate(state, self.search_crops(state, frame), frame)
-        boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
+        settings, targets, rows = self.settings, state.targets, target_rows.live_rows(state)
+        numbers = None if targets is None else targets.numbers[rows]
+        if len(rows) == 0:
+            nobody = Tracked.given(np.zeros((0, 4)), self.has_scores)
+            return state, nobody._replace(numbers=numbers, masks=self.segment(state, frame, nobody.boxes_xywh))
+        state, prediction = self.locate(target_rows.without_free_looks(state), self.search_crops(state, frame), frame)
+        found_xywh = np.asarray(prediction.boxes_xywh, np.float64)
 
         def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T c"]:
-            chosen = range(len(boxes_xywh)) if wanted is None else np.flatnonzero(wanted).tolist()
-            return self.template_crops(dict.fromkeys(chosen, frame), boxes_xywh)
+            chosen = rows if wanted is None else np.flatnonzero(wanted)
+            return self.template_crops(dict.fromkeys(chosen.tolist(), frame), found_xywh)
 
-        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate)
-        state = update_templates(self.model, self.settings, self.variables, state, is_candidate, cut)
+        live = np.isin(np.arange(len(found_xywh)), rows)
+        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate) & live
+        if targets is None:
+            state = update_templates(*self.parts, state, is_candidate, cut)
+        else:  # each target counts its own frames
+            state = keep_new_candidates(settings, state, is_candidate, cut)._replace(targets=targets)
+            for row, alone, pinned in target_rows.due_rows(state, settings):
+                # As for a single target, so that templates do not depend on the others.
+                cut_alone = functools.partial(lambda row, _all: cut(None)[row : row + 1], row)
+                renewed = refresh_templates(*self.parts, alone, cut_alone, pinned)
+                state = target_rows.put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
         # Copies: numpy's view of a JAX array keeps all of it, and who follows a long video keeps every frame's.
-        scores, lost = (None if x is None else np.array(x) for x in (prediction.scores, prediction.lost))
-        return state, Tracked(boxes_xywh, scores, lost, masks=self.segment(state, frame, boxes_xywh))
+        scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
+        boxes_xywh = found_xywh[rows]
+        return state, Tracked(boxes_xywh, scores, lost, numbers, masks=self.segment(state, frame, boxes_xywh))
 
     def segment(
         self, state: TrackState, frame: Frame, boxes_xywh: Float64[np.ndarray, "n 4"]
@@ -302,7 +311,7 @@ class Tracker:
             return np.zeros((0, *frame.shape[:2]), bool)
         # As many as the state has rows, for which a program is compiled: targets stand in for the free ones.
         chosen = np.resize(np.arange(count), len(state.boxes_xywh))
-        rows = live_rows(state)[chosen]
+        rows = target_rows.live_rows(state)[chosen]
         targets = jax.tree.map(lambda many: many[rows], targets)
         return self.segmenter.segment(targets, colour, boxes_xywh[chosen])[:count]
 
@@ -314,15 +323,10 @@ class Tracker:
             for frame, tracked in tracker.track("walk.mp4", [120, 80, 60, 90]):
                 print(tracked.to_dict())
 
-        The first is what was given, with score 1. A source is closed at the end, or when the iteration is left.
+        The first is what was given, with score 1. The source is what `media.video.open_source` takes, or one that is
+        open, such as a `SelectedFrames`; it is closed at the end, or when the iteration is left.
 
-        Args:
-            source: what `media.video.open_source` takes; or one that is open, such as a `SelectedFrames`.
-            boxes_xywh: on its first frame, as `start`.
-
-        Raises:
-            SourceError: it cannot be opened, or breaks off.
-            ValueError: as `start`.
+        Raises SourceError: it cannot be opened, or breaks off. Raises ValueError: as `start`.
         """
         with source if isinstance(source, FrameSource) else open_source(source) as frames:
             state = None
@@ -330,46 +334,15 @@ class Tracker:
                 if state is None:
                     state = self.start(frame.pixels, boxes_xywh)
                     boxes = check_boxes(boxes_xywh, frame.pixels.shape)
-                    certain = (np.ones(len(boxes)), np.zeros(len(boxes), bool)) if self.has_scores else (None, None)
-                    tracked = Tracked(boxes, *certain)._replace(masks=self.segment(state, frame.pixels, boxes))
+                    tracked = Tracked.given(boxes, self.has_scores)
+                    tracked = tracked._replace(masks=self.segment(state, frame.pixels, boxes))
                 else:
                     state, tracked = self.step(state, frame.pixels)
                 yield frame.pixels, tracked._replace(frame=frame.number, time=frame.seconds)
 
-    def _step_of_some(self, state: TrackState, frame: Frame) -> tuple[TrackState, Tracked]:
-        """A step where targets have come or gone: some rows are free, and each target counts its own frames."""
-        settings, targets, live, rows = self.settings, state.targets, is_live(state), live_rows(state)
-        if len(rows) == 0:
-            nothing = np.zeros(0)
-            scores, lost = (nothing, nothing.astype(bool)) if self.has_scores else (None, None)
-            none, numbers = np.zeros((0, 4)), nothing.astype(np.int64)
-            return state, Tracked(none, scores, lost, numbers, masks=self.segment(state, frame, none))
-        state = without_free_looks(state)
-        state, prediction = self.locate(state, self.search_crops(state, frame), frame)
-        boxes_xywh = np.asarray(prediction.boxes_xywh, np.float64)
-
-        def cut(wanted: Bool[np.ndarray, " n"] | None) -> UInt8[np.ndarray, "n T T c"]:
-            chosen = rows if wanted is None else np.flatnonzero(wanted)
-            return self.template_crops(dict.fromkeys(chosen.tolist(), frame), boxes_xywh)
-
-        is_candidate = None if prediction.is_candidate is None else np.asarray(prediction.is_candidate) & live
-        state = keep_new_candidates(settings, state, is_candidate, cut)._replace(targets=targets)
-        for row, alone, pinned in due_rows(state, settings.update_interval, settings.num_online_templates):
-            # As for a single target, so that templates do not depend on the others.
-            cut_alone = functools.partial(lambda row, _all: cut(None)[row : row + 1], row)
-            renewed = refresh_templates(self.model, settings, self.variables, alone, cut_alone, pinned)
-            state = put_row(state, row, renewed, refreshes=int(renewed.num_refreshes))
-        scores, lost = (None if x is None else np.asarray(x)[rows] for x in (prediction.scores, prediction.lost))
-        boxes_xywh = boxes_xywh[rows]
-        masks = self.segment(state, frame, boxes_xywh)
-        return state, Tracked(boxes_xywh, scores, lost, live_numbers(state), masks=masks)
-
-    def search_crops(self, state: TrackState, frame: Frame, around_xywh: Any = None) -> Crops:
-        """The first part of a step: search crops around the last boxes, or around others [n, 4]."""
-        boxes_xywh = np.asarray(state.boxes_xywh if around_xywh is None else around_xywh, np.float64)
-        factor, size = self.settings.search_factor, self.config.search_size
-        crops = [context_crop(frame, box_xywh, factor, size) for box_xywh in boxes_xywh]
-        return Crops(np.stack([crop.pixels for crop in crops]), np.array([crop.scale for crop in crops], np.float32))
+    def search_crops(self, state: TrackState, frame: Frame) -> Crops:
+        """The first part of a step: search crops around the last boxes."""
+        return self.crops_around(dict.fromkeys(range(len(state.boxes_xywh)), frame), state.boxes_xywh)
 
     def locate(self, state: TrackState, crops: Crops, frame: Frame) -> tuple[TrackState, TrackPrediction]:
         """The second part: from the search crops to the boxes on the frame, of which lost targets may need more crops.
@@ -377,22 +350,45 @@ class Tracker:
         Online templates are the business of `step`: here none is refreshed.
         """
         state, prediction = step_from_crops(
-            *(self.model, self.settings, self.variables, state, *crops, np.array(frame.shape[:2], np.int32)),
-            look=lambda boxes_xywh: self.search_crops(state, frame, boxes_xywh),
+            *(*self.parts, state, *crops, np.array(frame.shape[:2], np.int32)),
+            look=lambda boxes_xywh: self.crops_around(dict.fromkeys(range(len(boxes_xywh)), frame), boxes_xywh),
         )
         # One wait for all that the host reads of this step; each array keeps its value for the next reader.
         jax.device_get((state.frame_index, prediction[0], *prediction[2:]))
         return state, prediction
 
+    def crops_around(self, frames: Mapping[int, Frame], boxes_xywh: Float[AnyArray, "n 4"]) -> Crops:
+        """Search crops of targets, each around its box in its frame; black, of scale 1, for targets without a frame."""
+        return self._crops(frames, boxes_xywh, self.settings.search_factor, self.config.search_size)
+
     def template_crops(
-        self, frames: Mapping[int, Frame], boxes_xywh: Float64[np.ndarray, "n 4"]
+        self, frames: Mapping[int, Frame], boxes_xywh: Float[AnyArray, "n 4"]
     ) -> UInt8[np.ndarray, "n T T c"]:
-        """Template crops of targets, each around its box in its frame; black for targets without a frame."""
-        size = self.config.template_size
-        crops = np.zeros((len(boxes_xywh), size, size, self.config.channels), np.uint8)
+        """Template crops in the same way."""
+        return self._crops(frames, boxes_xywh, self.settings.template_factor, self.config.template_size).pixels
+
+    def _crops(self, frames: Mapping[int, Frame], boxes: Float[AnyArray, "n 4"], factor: float, size: int) -> Crops:
+        boxes_xywh = np.asarray(boxes, np.float64)
+        pixels = np.zeros((len(boxes_xywh), size, size, self.config.channels), np.uint8)
+        scales = np.ones(len(boxes_xywh), np.float32)
         for target, frame in frames.items():
-            crops[target] = context_crop(frame, boxes_xywh[target], self.settings.template_factor, size).pixels
-        return crops
+            crop = context_crop(frame, boxes_xywh[target], factor, size)
+            pixels[target], scales[target] = crop.pixels, crop.scale
+        return Crops(pixels, scales)
+
+
+def _warn_of_small_targets(settings: TrackerConfig, boxes_xywh: Float64[np.ndarray, "n 4"]) -> None:
+    """Says which targets are smaller than any box that the tracker can give, and the setting that helps."""
+    for number, (box_xywh, margin) in enumerate(zip(boxes_xywh, clip_margins(settings, boxes_xywh), strict=True), 1):
+        width, height = box_xywh[2:]
+        if margin > max(1, min(width, height)):
+            enough = max(1, math.floor(min(width, height) / 2))
+            logger.warning(
+                "%s is %g x %g pixels, and no box of this tracker is smaller than %g x %g (clip_margin); boxes can be "
+                "as small as the target with --tracker.clip_margin=%d, or tracker.with_settings(clip_margin=%d)",
+                f"target {number}" if len(boxes_xywh) > 1 else "the target",
+                *(width, height, margin, margin, enough, enough),
+            )
 
 
 def load(weights: str | Path | None = None, device: str | None = None, dtype: ComputeDtype | None = None) -> Tracker:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from mixformer_jax import cli
-from mixformer_jax.boxes import decode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.cli import demo
 from mixformer_jax.cli.demo import FPS, DemoClip, Placed, render_demo_clip
 from mixformer_jax.convert.alpha_refine import from_official, save_alpha_refine
 from mixformer_jax.convert.torch_files import OfficialState
 from mixformer_jax.crops import box_in_stretched_crop, paste_map, stretched_crop, stretched_rectangle
+from mixformer_jax.masks import decode_rle, fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import draw_mask, read_image
 from mixformer_jax.models.config import ConfigError
 from mixformer_jax.pixels import normalise

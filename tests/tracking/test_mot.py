@@ -21,11 +21,11 @@ from mixformer_jax.tracking.mot import (
     best_pairs,
     corrected_boxes,
     expected_boxes,
+    narrowed,
     num_rows,
     sure_pairs,
 )
-from mixformer_jax.tracking.mot_record import record_objects
-from mixformer_jax.tracking.narrowing import narrowed
+from mixformer_jax.tracking.record import record_objects
 from mixformer_jax.tracking.resume import RunState
 from mixformer_jax.tracking.step import _find
 from mixformer_jax.tracking.tracker import Tracker
@@ -152,8 +152,8 @@ def test_as_many_as_there_are_in_few_programs(loop, following):
     boxes = rng.uniform([0, 0, 20, 20], [60, 40, 30, 30], (6, 4))
     for count in (2, 5, 3, 6, 4):
         state, _ = tracker.step(tracker.start(), loop.frames[0], detected(*boxes[:count]))
-        _, searched = tracker._search(state, loop.frames[1], state.objects.boxes_xywh, np.arange(count))
-        found[count] = dict(zip(searched.rows.tolist(), searched.boxes_xywh, strict=True))
+        _, boxes_xywh, _ = tracker._search(state, loop.frames[1], state.objects.boxes_xywh, np.arange(count))
+        found[count] = dict(zip(range(count), boxes_xywh, strict=True))
     assert _find.jitted._cache_size() - before <= 3, "2, 4 and 6 rows"
     for count, boxes_xywh in found.items():
         np.testing.assert_allclose(

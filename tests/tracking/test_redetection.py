@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mixformer_jax.models.config import ConfigError, TrackerConfig, size_config
 from mixformer_jax.tracking import scores as score_rules
 from mixformer_jax.tracking.lanes import Lanes
-from mixformer_jax.tracking.redetection import (
+from mixformer_jax.tracking.scores import (
     Located,
     choose_boxes,
     judge_sizes,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from mixformer_jax import cli
-from mixformer_jax.boxes import encode_rle, mask_box_xywh
 from mixformer_jax.convert.alpha_refine import load_alpha_refine, save_alpha_refine
 from mixformer_jax.convert.convert import convert, find_weights, read_weights
 from mixformer_jax.convert.mask_decoder import load_mask_decoder
 from mixformer_jax.convert.weights import WeightsError, save_weights
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples, read_labels
 from mixformer_jax.datasets.groundtruth import DatasetError
+from mixformer_jax.masks import encode_rle, mask_box_xywh
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.mask_decoder import MaskDecoderConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
