@@ -1,9 +1,8 @@
 """Mixed attention (the paper, section 3.1): `attend`, its kernels, and the transformer block that backbones drive.
 
-A block works on one stream of tokens, template or search, in two halves: `project` makes queries, keys and values,
-`advance` attends and runs the MLP. Its steps differ in what the queries see: own tokens, or cached template keys and
-values before the own ones (eq. 2). `joint_step`, for training, runs both streams at once, templates first: all but the
-attention is one pass over all tokens.
+A block's `step` works on one stream of tokens, template or search: they attend to cached template keys and values,
+where there are any, and to themselves (eq. 2). `joint_step`, for training, runs both streams at once, templates first:
+all but the attention is one pass over all tokens.
 """
 
 import functools
@@ -17,7 +16,7 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.config import AttentionKernel, ComputeDtype, ConfigError, RematPolicy
+from mixformer_jax.models.config import AttentionKernel, ConfigError, RematPolicy
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, Activation, DropPath, Mlp
 from mixformer_jax.models.tpu_attention import attend_on_tpu, fits_tpu_kernel
 
@@ -156,7 +155,7 @@ def attend_fused(
 
 
 def choose_kernel(
-    asked: AttentionKernel, dtype: ComputeDtype, platform: str | None, width: int, num_heads: int, tokens: int = 0
+    asked: AttentionKernel, dtype: str, platform: str | None, width: int, num_heads: int, tokens: int = 0
 ) -> AttentionKernel:
     """The kernel for attention of some size, where `MixFormerConfig.attention_kernel` asks for one.
 
@@ -206,11 +205,6 @@ def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: in
     return jnp.concatenate([*queries, *key_weights, values], axis=1).astype(dtype)
 
 
-def mimetic_output_init(_key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """The identity, see `mimetic_qkv_init`."""
-    return jnp.eye(shape[0], shape[1], dtype=dtype)
-
-
 class MixedAttention(nn.Module):
     """Multi-head attention in two halves, with one dense layer for queries, keys and values (S-MAM's).
 
@@ -230,7 +224,7 @@ class MixedAttention(nn.Module):
         output_init: nn.initializers.Initializer = TRUNCATED_NORMAL
         if self.mimetic_init:
             qkv_init = functools.partial(mimetic_qkv_init, num_heads=self.num_heads)
-            output_init = mimetic_output_init
+            output_init = lambda _key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
         self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=qkv_init)
         self.proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=output_init)
 
@@ -274,8 +268,8 @@ class MixedAttention(nn.Module):
         present: Present,
         symmetric: bool,
     ) -> Float[Array, "b q c"]:
-        whole = key_mask(filled, *offered, present)
-        templates = (both, whole) if symmetric else (offered[0], key_mask(filled, offered[0], None))
+        whole = key_mask((filled, offered[0]), (present, offered[1]))
+        templates = (both, whole) if symmetric else (offered[0], key_mask((filled, offered[0])))
         mixed = (self._attended(queries[0], *templates), self._attended(queries[1], both, whole))
         return self._merged(jnp.concatenate(mixed, axis=2))
 
@@ -288,8 +282,7 @@ class MixedAttention(nn.Module):
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
     def _chosen(self, tokens: int = 0) -> AttentionKernel:
-        dtype: ComputeDtype = "bfloat16" if self.dtype == jnp.bfloat16 else "float32"
-        return choose_kernel(self.kernel, dtype, self.platform, self.width, self.num_heads, tokens)
+        return choose_kernel(self.kernel, self.dtype.name, self.platform, self.width, self.num_heads, tokens)
 
 
 class MixedAttentionBlock(nn.Module):
@@ -307,47 +300,38 @@ class MixedAttentionBlock(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(epsilon=self.epsilon, dtype=dtype) for _ in range(2))
         self.mlp = Mlp(width * self.mlp_ratio, self.activation, dtype)
         self.drop1, self.drop2 = DropPath(self.drop_path), DropPath(self.drop_path)
-        if self.layer_scale:
-            small = nn.initializers.constant(1e-4)  # DeiT3's start
-            self.scale1, self.scale2 = (self.param(f"scale{i}", small, (width,)) for i in (1, 2))
+        small = nn.initializers.constant(1e-4)  # DeiT3's start
+        self.scale1, self.scale2 = (
+            self.param(f"scale{i}", small, (width,)) if self.layer_scale else None for i in (1, 2)
+        )
 
     def project(self, tokens: Tokens, grid: Grid, *, train: bool) -> tuple[Queries, KeysValues]:
-        """The first half: queries, keys and values of a stream's tokens."""
+        """Queries, keys and values of a stream's tokens."""
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
-    def advance(
-        self, tokens: Tokens, queries: Float[Array, "b heads n d"], seen: KeysValues, key_mask: KeyMask, *, train: bool
-    ) -> Tokens:
-        """The second half: the tokens of `project` after attention to all keys and values seen, and the MLP."""
-        return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)
-
-    def templates_step(
-        self, templates: Tokens, filled: Filled, *, grid: Grid, train: bool
-    ) -> tuple[Tokens, KeysValues]:
-        """Every template token attends to the tokens of all filled slots; also what it offers to the search region."""
-        queries, own = self.project(templates, grid, train=train)
-        return self.advance(templates, queries, own, key_mask(filled, own, None), train=train), own
-
-    def search_step(
+    def step(
         self,
-        search: Tokens,
+        tokens: Tokens,
         templates: KeysValues | None,
         filled: Filled,
         present: Present = None,
         *,
         grid: Grid,
         train: bool,
-    ) -> Tokens:
-        """The search tokens attend to the templates, where there are any, and to those of themselves that are
-        `present`."""
-        queries, own = self.project(search, grid, train=train)
-        seen = own if templates is None else templates.then(own)
-        return self.advance(search, queries, seen, key_mask(filled, templates, own, present), train=train)
+    ) -> tuple[Tokens, KeysValues]:
+        """A stream's tokens attend to templates, where there are any, and to those of themselves that are `present`;
+        also the keys and values that they offer."""
+        queries, own = self.project(tokens, grid, train=train)
+        if templates is None:
+            seen, mask = own, key_mask((present, own))
+        else:
+            seen, mask = templates.then(own), key_mask((filled, templates), (present, own))
+        return self._finish(tokens, self.attention.mix(queries, seen, mask), train=train), own
 
     def cross_step(self, search: Tokens, templates: KeysValues, filled: Filled, *, grid: Grid, train: bool) -> Tokens:
         """The search tokens attend to the templates alone."""
         queries, _own = self.project(search, grid, train=train)
-        return self.advance(search, queries, templates, key_mask(filled, templates, None), train=train)
+        return self._finish(search, self.attention.mix(queries, templates, key_mask((filled, templates))), train=train)
 
     def joint_step(
         self,
@@ -364,13 +348,11 @@ class MixedAttentionBlock(nn.Module):
         return self._finish(tokens, mixed, train=train)
 
     def _finish(self, tokens: Tokens, mixed: Tokens, *, train: bool) -> Tokens:
-        def scaled(branch: Tokens, which: int) -> Tokens:
-            if not self.layer_scale:
-                return branch
-            return branch * (self.scale1 if which == 1 else self.scale2).astype(branch.dtype)
+        def scaled(branch: Tokens, scale: Float[Array, " c"] | None) -> Tokens:
+            return branch if scale is None else branch * scale.astype(branch.dtype)
 
-        tokens = tokens + self.drop1(scaled(mixed, 1), train=train)
-        return tokens + self.drop2(scaled(self.mlp(self.norm2(tokens)), 2), train=train)
+        tokens = tokens + self.drop1(scaled(mixed, self.scale1), train=train)
+        return tokens + self.drop2(scaled(self.mlp(self.norm2(tokens)), self.scale2), train=train)
 
 
 def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Module, *args: Any, **fixed: Any) -> Any:
@@ -381,9 +363,8 @@ def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Mod
     return part(module, *args)
 
 
-def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | None, present: Present = None) -> KeyMask:
-    """Which keys may be attended to: those of filled slots, and behind them the own ones that are present."""
-    seen = [(mask, offered) for mask, offered in ((filled, templates), (present, own)) if offered is not None]
+def key_mask(*seen: tuple[Filled | Present, KeysValues]) -> KeyMask:
+    """Which keys may be attended to, of those that are seen one behind the other; None: all."""
     if all(mask is None for mask, _offered in seen):
         return None
 

@@ -143,8 +143,7 @@ class Decoder(nn.Module):
         run = functools.partial(run_step, train=train)
         if templates is None:
             for block in self.blocks:
-                step = MixedAttentionBlock.search_step
-                search = run(step, remat, block, search, None, None, grid=grid)
+                search, _own = run(MixedAttentionBlock.step, remat, block, search, None, None, grid=grid)
         else:
             target, target_grid = self._template_tokens(templates).astype(stream), Grid(*templates.shape[1:3])
             kind = {"grids": (target_grid, grid), "symmetric": self.config.model.attention == "symmetric"}

@@ -129,14 +129,9 @@ def check_block(block, values, arrays, module, sides):
 
     @jax.jit
     def output(values, tokens):
-        def stream(method, *args):
-            return block.apply(values, *args, train=False, method=method)
-
-        templates, search = tokens[:, :split], tokens[:, split:]
-        queries, cached = stream("project", templates, Grid(2, sides[0]))
-        templates = stream("advance", templates, queries, cached, None)
-        queries, own = stream("project", search, Grid(1, sides[1]))
-        search = stream("advance", search, queries, cached.then(own), None)
+        step = functools.partial(block.apply, values, method="step", filled=None, train=False)
+        templates, cached = step(tokens[:, :split], None, grid=Grid(2, sides[0]))
+        search, _own = step(tokens[:, split:], cached, grid=Grid(1, sides[1]))
         return jnp.concatenate([templates, search], axis=1)
 
     found = output(values, tokens)
