@@ -33,9 +33,9 @@ from mixformer_jax.convert.weights import (
     what_of,
 )
 from mixformer_jax.extras import DISTRIBUTION, install_line
-from mixformer_jax.models.alpha_refine import AlphaRefineConfig
 from mixformer_jax.models.config import SIZES, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.layers import sincos_positions
+from mixformer_jax.models.masks import AlphaRefineConfig
 
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
 DEFAULT_WEIGHTS = "mixvit_tiny"

@@ -16,8 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.convert.weights import Shapes, WeightsError, read_variables, shapes_of, write_variables
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
-from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
-from mixformer_jax.models.mixformer import variable_shapes
+from mixformer_jax.models.masks import MaskDecoderConfig, TokenMasks
 
 MASK_DECODER_FORMAT = "mixformer_jax_mask_decoder"
 BACKBONE = "backbone"
@@ -98,7 +97,7 @@ def load_mask_decoder(path: str | Path) -> MaskDecoderWeights:
 @functools.lru_cache(maxsize=4)
 def shapes_of_masks(tracker: MixFormerConfig, config: MaskDecoderConfig) -> Shapes:
     """Shape of every variable of `TokenMasks`, by its path."""
-    return shapes_of(variable_shapes(TokenMasks(tracker, config)))
+    return shapes_of(TokenMasks(tracker, config))
 
 
 def _is_of_backbone(name: str) -> bool:

@@ -51,7 +51,6 @@ from mixformer_jax.convert.weights import (
 from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig
 from mixformer_jax.models.layers import resize_positions, sincos_positions
-from mixformer_jax.models.mixformer import variable_shapes
 
 _BACKBONE = ("params", "backbone")
 # What a tracker does not need of a pre-trained model: tokens, classifiers, decoders, counters.
@@ -204,7 +203,7 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
 @functools.lru_cache(maxsize=64)  # tracing a large model takes seconds
 def shapes_of_autoencoder(config: AutoencoderConfig) -> Shapes:
     """Shape of every variable of an autoencoder, by its path (`params/decoder/blocks_0/norm1/scale`)."""
-    return shapes_of(variable_shapes(Autoencoder(config)))
+    return shapes_of(Autoencoder(config))
 
 
 def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: MixFormerConfig) -> Initialisation:

@@ -57,9 +57,6 @@ class OfficialState(NamedTuple):
 class Inert:
     """Stands in for a trainer's class; takes any arguments and keeps nothing."""
 
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
-        return super().__new__(cls)
-
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
 
@@ -119,16 +116,13 @@ def read_official(path: str | Path) -> OfficialState:
     return _read_torch(path, start)
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether this is a file of PyTorch's, by its content, or else by its name."""
+def is_official(path: Path) -> bool:
+    """Whether a file is PyTorch's, by its content or else its name, or a .safetensors with another format than ours."""
     with path.open("rb") as file:
         start = file.read(16)
-    return _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES))
-
-
-def is_official(path: Path) -> bool:
-    """Whether a file is none of ours, whose headers have a format that begins with `FORMAT`."""
-    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
+    if _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES)):
+        return True
+    return not (safetensors_format(path) or "").startswith(FORMAT)
 
 
 def is_ours(format_name: str, path: Path) -> bool:

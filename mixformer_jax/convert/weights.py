@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from mixformer_jax.files import write_atomically
 from mixformer_jax.kept_programs import kept
 from mixformer_jax.models.config import MixFormerConfig, TrackerConfig
-from mixformer_jax.models.mixformer import build_model, variable_shapes
+from mixformer_jax.models.mixformer import Model, build_model, variable_shapes
 from mixformer_jax.typed_settings import TypedSettings
 
 DTYPES = {"float32": "F32", "float16": "F16", "int64": "I64"}
@@ -141,27 +141,18 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     found_format = header.get("format", "")
     if found_format != format_name:
-        if found_format.startswith(FORMAT):
-            raise WeightsError(f"{path}: weights of {what_of(found_format)}; expected {wanted}")
-        some = ", ".join(sorted(tensors)[:3])
-        raise WeightsError(
-            f"{path}: a .safetensors file of another program (its tensors: {some}, ...); expected {wanted}"
-        )
+        found = f"a .safetensors file of another program (its tensors: {', '.join(sorted(tensors)[:3])}, ...)"
+        found = f"weights of {what_of(found_format)}" if found_format.startswith(FORMAT) else found
+        raise WeightsError(f"{path}: {found}; expected {wanted}")
     if header.get("version") != FORMAT_VERSION:
         found = f"format version {header.get('version')!r}; this release reads {FORMAT_VERSION!r}"
         raise WeightsError(f"{path}: {found}: update mixformer-jax")
-    # By kind, not `issubdtype(..., np.floating)`: bfloat16 is no subtype.
-    integers = {name for name, value in tensors.items() if value.dtype.kind in "biu"}
-    widened = {
-        name: value if name in integers else value.astype(np.float32, copy=False) for name, value in tensors.items()
-    }
-    check_finite(path, widened)
-    carried = {name for name in widened if name.startswith(CARRIED_PREFIX)}
-    return Content(
-        header,
-        {name: value for name, value in widened.items() if name not in carried},
-        {name.removeprefix(CARRIED_PREFIX): widened[name] for name in widened if name in carried},
-    )
+    for name, value in tensors.items():
+        if value.dtype.kind not in "biu":  # not `issubdtype(..., np.floating)`: bfloat16 is no subtype
+            tensors[name] = value.astype(np.float32, copy=False)
+    check_finite(path, tensors)
+    carried = [name for name in tensors if name.startswith(CARRIED_PREFIX)]
+    return Content(header, tensors, {name.removeprefix(CARRIED_PREFIX): tensors.pop(name) for name in carried})
 
 
 def what_of(format_name: str) -> str:
@@ -182,22 +173,22 @@ def readable(path: Path) -> Iterator[None]:
 @functools.lru_cache(maxsize=64)  # tracing a large model takes seconds
 def expected_shapes(model: MixFormerConfig) -> Shapes:
     """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
-    return MappingProxyType(kept("shapes", repr(model), lambda: dict(shapes_of(variable_shapes(build_model(model))))))
+    return MappingProxyType(kept("shapes", repr(model), lambda: dict(shapes_of(build_model(model)))))
 
 
-def shapes_of(variables: Mapping[str, Any]) -> Shapes:
-    return MappingProxyType({name: value.shape for name, value in flatten_dict(variables, sep="/").items()})
+def shapes_of(model: Model) -> Shapes:
+    variables = flatten_dict(variable_shapes(model), sep="/")
+    return MappingProxyType({name: value.shape for name, value in variables.items()})
 
 
 def mismatches(found: Mapping[str, np.ndarray], expected: Shapes) -> list[str]:
     """Missing, unexpected and misshapen tensors, a line each."""
     lines = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
     lines += [f"unexpected {name} {found[name].shape}" for name in found if name not in expected]
-    shapes = {name: found[name].shape for name in found if name in expected}
     return lines + [
-        f"misshapen {name}: {shape}, expected {expected[name]}"
-        for name, shape in shapes.items()
-        if shape != expected[name]
+        f"misshapen {name}: {found[name].shape}, expected {expected[name]}"
+        for name in found
+        if name in expected and found[name].shape != expected[name]
     ]
 
 

@@ -75,12 +75,8 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
             templates, filled = normalise(cache["templates"]), cache.get("filled")
             found = cast(Prediction, model.apply(variables, templates, search, filled))
         limit = inputs.get("entropy_limit")
-        entropy = None if limit is None else found.corner_entropy
-        answer = {
-            "boxes_cxcywh": found.boxes_cxcywh,
-            "scores": found.scores_within(limit),
-            "corner_entropy": entropy,
-        }
+        scores, entropy = found.scores_within(limit), None if limit is None else found.corner_entropy
+        answer = {"boxes_cxcywh": found.boxes_cxcywh, "scores": scores, "corner_entropy": entropy}
         return {name: value for name, value in answer.items() if value is not None}
 
     cache = dict(zip(names, (shape for _path, shape in cached), strict=True))
@@ -101,9 +97,6 @@ def _bytes(*sizes: int, channels: int) -> jax.ShapeDtypeStruct:
 Format = Literal["stablehlo", "onnx"]
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
-
-BOXES = "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner"
-INSIDE = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
 
 
 def export(
@@ -145,12 +138,8 @@ def export(
         write_atomically(paths[function.name], to_bytes(function))
     made |= _record(tracker, targets)
     made["functions"] = {
-        function.name: {
-            "file": paths[function.name].name,
-            "inputs": _described(function.inputs),
-            "outputs": _described(function.outputs),
-        }
-        for function in functions
+        name: {"file": paths[name].name, "inputs": _described(inputs), "outputs": _described(outputs)}
+        for name, _call, inputs, outputs in functions
     }
     write_atomically(record, json.dumps(made, indent=1) + "\n")
     return [*paths.values(), record]
@@ -168,7 +157,7 @@ def check_format(format: Format, dtype: str, platforms: Sequence[str]) -> None:
 
 
 def _stablehlo_bytes(tracker: Tracker, platforms: Sequence[str], function: Function) -> bytes:
-    def with_weights(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def with_weights(inputs: Arrays) -> Arrays:
         return function.call(tracker.variables, inputs)
 
     exported = jax.export.export(jax.jit(with_weights), platforms=platforms)(dict(function.inputs))
@@ -178,6 +167,7 @@ def _stablehlo_bytes(tracker: Tracker, platforms: Sequence[str], function: Funct
 def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
     """What does not depend on the format."""
     config = tracker.config
+    where = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
     return {
         "made_by": f"mixformer-jax {mixformer_jax.__version__}, jax {jax.__version__}",
         "model": config.name,
@@ -185,8 +175,8 @@ def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
         "template_slots": tracker.settings.num_slots,
         "template_size": config.template_size,
         "search_size": config.search_size,
-        "normalisation": {"where": INSIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "boxes_cxcywh": BOXES,
+        "normalisation": {"where": where, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "boxes_cxcywh": "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner",
         "tracker": tracker.settings.to_dict(),
         "entropy_above": ENTROPY_ABOVE,
         "entropy_rate": ENTROPY_RATE,

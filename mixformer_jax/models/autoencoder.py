@@ -77,21 +77,20 @@ class AutoencoderConfig(TypedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        width, heads, backbone, cells = (
-            self.decoder_width,
-            self.decoder_heads,
-            self.model.backbone,
-            self.model.search_grid**2,
-        )
+        model, width, heads, cells = self.model, self.decoder_width, self.decoder_heads, self.model.search_grid**2
         whole_grids = "masked autoencoders need 'vit': the convolutions between the stages of 'cvt' want whole grids"
-        refuse({f"model.backbone is {backbone!r}; {whole_grids}": backbone != "vit"})
-        second = f"model.second_stream is {self.model.second_stream!r}; masked autoencoders see RGB alone"
-        refuse({second: self.model.second_stream != "none"})
+        second = f"model.second_stream is {model.second_stream!r}; masked autoencoders see RGB alone"
         multiple = f"expected a multiple of 4 and of decoder_heads ({heads})"
-        refuse({f"decoder_width is {width}; {multiple}": width % 4 or width % heads})
         share = f"expected a share in (0, 1) that hides some of the {cells} tokens of a search region and leaves others"
         is_share = 0 < count_visible(cells, self.mask_ratio) < cells
-        refuse({f"mask_ratio is {self.mask_ratio}; {share}": not is_share})
+        refuse(
+            {
+                f"model.backbone is {model.backbone!r}; {whole_grids}": model.backbone != "vit",
+                second: model.second_stream != "none",
+                f"decoder_width is {width}; {multiple}": width % 4 or width % heads,
+                f"mask_ratio is {self.mask_ratio}; {share}": not is_share,
+            }
+        )
 
     @property
     def encoder(self) -> MixFormerConfig:

@@ -332,8 +332,8 @@ class Backbone(nn.Module):
         return SearchFeatures(_Stream(tokens, grid).maps()[:, 0], token)
 
 
-# The pixels of a second stream, depth or thermal (Tables 12 and 13 of the paper; the design is ours). A byte of 0 in all
-# its channels is a pixel at which nothing was measured: what a depth camera does not see, and what lies outside the frame.
+# The pixels of a second stream, depth or thermal (Tables 12 and 13 of the paper; the design is ours). A byte of 0 in
+# all its channels is a pixel at which nothing was measured: what a depth camera does not see, or outside the frame.
 
 
 def measured_patches(images: Float[Array, "n h w 3"], patch: int) -> Bool[Array, "n gh gw"]:

@@ -17,7 +17,7 @@ from mixformer_jax.models.attention import (
 )
 from mixformer_jax.models.backbone import Backbone, Stream
 from mixformer_jax.models.config import NormKind
-from mixformer_jax.models.layers import TRUNCATED_NORMAL, FrozenBatchNorm, depthwise_convolution, depthwise_kernel
+from mixformer_jax.models.layers import TRUNCATED_NORMAL, batch_norm, depthwise_convolution, depthwise_kernel
 
 EPSILON = 1e-5
 
@@ -33,13 +33,9 @@ class DepthwiseProjection(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b out_h out_w c"]:
         kernel = depthwise_kernel(self, 3, x.shape[-1])
         maps = depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
-        match self.norm:
-            case "frozen":
-                return FrozenBatchNorm(name="norm")(maps)
-            case "batch":
-                return nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
-            case "layer":
-                return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
+        if self.norm == "layer":
+            return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
+        return batch_norm(maps, self.norm == "frozen", self.dtype, train=train)
 
 
 class WideMixedAttention(MixedAttention):

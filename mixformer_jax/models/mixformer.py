@@ -1,6 +1,8 @@
 """MixFormer: a backbone of mixed attention, a box head, and a score module; `build_model` makes one of a config."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -11,10 +13,12 @@ from jaxtyping import Array, Float
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mixformer_jax.models.attention import Filled
 from mixformer_jax.models.backbone import Backbone, Search, SearchFeatures, TemplateCache, Templates
-from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
+from mixformer_jax.models.config import BackboneKind, ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.cvt import MixCvTBackbone
 from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction, map_entropy
 from mixformer_jax.models.vit import MixViTBackbone
+
+BACKBONES: Mapping[BackboneKind, type[Backbone]] = MappingProxyType({"vit": MixViTBackbone, "cvt": MixCvTBackbone})
 
 Boxes = Float[Array, "b 4"]
 
@@ -71,7 +75,7 @@ class MixFormer(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.backbone = build_backbone(config, self.remat, self.platform, self.residual_dtype)
+        self.backbone = BACKBONES[config.backbone](config, self.remat, self.platform, self.residual_dtype)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -146,25 +150,8 @@ class MixFormer(nn.Module):
         return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, channels))))
 
 
-def build_backbone(
-    config: MixFormerConfig,
-    remat: RematPolicy | None = None,
-    platform: str | None = None,
-    residual_dtype: ComputeDtype = "float32",
-) -> Backbone:
-    """The backbone of a config, see `Backbone`."""
-    family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
-    return family(config, remat, platform, residual_dtype)
-
-
-def build_model(
-    config: MixFormerConfig,
-    remat: RematPolicy | None = None,
-    platform: str | None = None,
-    residual_dtype: ComputeDtype = "float32",
-) -> MixFormer:
-    """The model of a config; its variables come from `init_variables` or a weights file. See `Backbone`."""
-    return MixFormer(config, remat, platform, residual_dtype)
+build_model = MixFormer
+"""The model of a config; its variables come from `init_variables` or a weights file."""
 
 
 @runtime_checkable
