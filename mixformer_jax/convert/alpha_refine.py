@@ -1,7 +1,6 @@
 """Weights of Alpha-Refine's mask network: our file, and official checkpoints both ways, by one table of names.
 
-A file of ours is a `.safetensors` like a tracker's (`weights.py`), with the network's sizes in its header. The official
-trainer keeps the pool size in a pickled record alone, which is not run: it is read off the shapes.
+The official trainer keeps the pool size in a pickled record alone, which is not run: it is read off the shapes.
 """
 
 import functools

@@ -40,8 +40,7 @@ from mixformer_jax.models.masks import AlphaRefineConfig
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
 DEFAULT_WEIGHTS = "mixvit_tiny"
 
-# The official experiments' search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. Published
-# benchmark runs used others, by benchmark.
+# The official experiments' search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others.
 SEARCH_FACTORS = MappingProxyType(
     dict.fromkeys(("mixvit_l", "mixvit_l_convmae", "mixcvt", "mixcvt_online", "mixcvt_l", "mixcvt_l_online"), 5.0)
 )
@@ -123,10 +122,8 @@ def convert(
     The files tell the direction; between official formats, tensors are checked and copied. The source may be the folder
     of a training run. An `official` `.safetensors` target has official names and layouts.
 
-    Raises:
-        WeightsError: a source that cannot be read, is no tracker, or has no official counterpart; names or shapes that
-            do not fit (all listed); a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` files without PyTorch.
+    Raises WeightsError for a source that cannot be read or has no counterpart, names or shapes that do not fit (all
+    listed), or a target of an unknown kind; ModuleNotFoundError for `.pth` files without PyTorch.
     """
     source, target = find_weights(source), Path(target)
     is_torch = target.name.endswith(TORCH_SUFFIXES)
@@ -153,10 +150,8 @@ def convert(
 
 
 def find_weights(weights: str | Path | None) -> Path:
-    """The path of a weights file, of the one in a training run's folder, or of embedded weights of this name.
-
-    Raises WeightsError where there is none.
-    """
+    """The path of a weights file, of the one in a training run's folder, or of embedded weights of this name;
+    WeightsError where there is none."""
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if weights == "":
         raise WeightsError("the name of the weights is empty; expected a file, a run's folder, or embedded weights")
@@ -293,10 +288,9 @@ def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
 
 
 def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # noqa: B008 (immutable)
-    """The model of an official state dict, from names and shapes alone: one of `sizes.SIZES`, or named by its family.
+    """The model of an official state dict, from names and shapes alone: one of `SIZES`, or named by its family.
 
-    Raises WeightsError for names that no architecture of this project has, or shapes that contradict each other or the
-    hints.
+    Raises WeightsError for names that no architecture here has, or shapes that contradict each other or the hints.
     """
     try:
         found = _read(state, hints)

@@ -50,9 +50,7 @@ class MaskDecoderWeights(NamedTuple):
 def read_backbone(config: MaskDecoderConfig) -> Backbone:
     """The backbone that a decoder reads.
 
-    Raises:
-        WeightsError: no such weights, or they cannot be read.
-        ConfigError: a backbone whose tokens this decoder cannot read.
+    Raises WeightsError where it cannot be read; ConfigError for one whose tokens this decoder cannot read.
     """
     weights = read_weights(find_weights(config.tracker))
     config.check_tracker(weights.model)
@@ -72,8 +70,7 @@ def save_mask_decoder(path: str | Path, variables: Mapping[str, Any], config: Ma
 def load_mask_decoder(path: str | Path) -> MaskDecoderWeights:
     """Reads such a file, and the backbone of the tracker that it names.
 
-    Raises WeightsError: no such file, another kind of file, tensors that are not the decoder's, or a tracker that is
-    not there, or not the one that it was trained on.
+    Raises WeightsError for no such file, another kind of file, or a tracker that is not the one it was trained on.
     """
     path = Path(path)
     content = read_variables(path, MASK_DECODER_FORMAT, "weights of a mask decoder")

@@ -292,10 +292,7 @@ def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
 
 
 def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
-    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables.
-
-    Raises WeightsError as `read_by_table`, and for position tables that the config takes for sin-cos and are not.
-    """
+    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables; see `read_by_table`."""
     return read_by_table(
         state, name_table(config), weights.expected_shapes(config), f"an official {config.name} state dict"
     )
@@ -310,8 +307,7 @@ def variables_to_official(
     identity for `norm`, zeros for class token, classifier and batch counters. The official modules load the result with
     `strict=True`, and compute the same with it.
 
-    Raises WeightsError for an architecture without official counterpart, or variables or carried tensors that are
-    missing, unexpected or misshapen; all are listed.
+    Raises WeightsError for an architecture without official counterpart, and as `write_by_table`.
     """
     title = f"the weights of the model {config.name!r}"
     return write_by_table(variables, name_table(config), weights.expected_shapes(config), carried, title)

@@ -4,9 +4,8 @@ Backbones that trainings start from: MAE ViT (facebookresearch/mae), ConvMAE (Al
 (microsoft/CvT), DeiT3 (facebookresearch/deit, with LayerScale) and plain ViTs of timm. Their names are those of the
 official tracker's backbone without its prefix, so `backbone_table` serves here too.
 
-A pre-training writes a `.safetensors` like a tracker's (`weights.py`), with the autoencoder's settings in its header
-and its encoder under the names of a tracker's backbone. An autoencoder with a class token computes what MAE's
-`models_mae.py` does; one table of names converts both ways.
+An autoencoder's encoder has the names of a tracker's backbone; with a class token it computes what MAE's
+`models_mae.py` does, and one table of names converts both ways.
 """
 
 import dataclasses
@@ -82,11 +81,9 @@ def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerCo
 
     All blocks of the model, its embeddings and the norms between them must be there; of a deeper source the first
     blocks of the last stage are taken (the paper, section 4.1: 16 of CvT24-W's layers; Fig. 7). Interpolated position
-    tables are the source's, resized to both grids (section 3.3). `decoder_blocks` are MAE's first decoder blocks,
-    behind the encoder's final norm.
+    tables are the source's, resized to both grids (section 3.3). `decoder_blocks` are MAE's first decoder blocks.
 
-    Raises WeightsError for a file that cannot be read, values that are not finite, or names and shapes that do not fit
-    (all listed).
+    Raises WeightsError for a file that cannot be read, or values, names and shapes that do not fit (all listed).
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else read_official(source).tensors
@@ -248,10 +245,8 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
 
 
 def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisation:
-    """What one autoencoder takes from another: the encoder, and class token and decoder where they are alike.
-
-    Raises WeightsError as `hand_over`.
-    """
+    """What one autoencoder takes from another: the encoder, and class token and decoder where they are alike; raises
+    WeightsError as `hand_over`."""
     theirs, expected = flatten(found.variables), shapes_of_autoencoder(config)
     values = flatten(hand_over(found.variables, found.config, config.encoder).variables)
     for part in ("params/class_token", "params/decoder/"):
@@ -334,9 +329,8 @@ def autoencoder_to_mae(
 def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
     """Writes a pre-training's file as a checkpoint of MAE: `.pth`, or `.safetensors` with MAE's names.
 
-    Raises:
-        WeightsError: a source that is no autoencoder or has no counterpart, or a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` without PyTorch.
+    Raises WeightsError for a source that is no autoencoder or has no counterpart, or a target of an unknown kind;
+    ModuleNotFoundError for `.pth` without PyTorch.
     """
     found, target = load_autoencoder(source), Path(target)
     state = autoencoder_to_mae(found.variables, found.config, found.carried)
@@ -350,9 +344,8 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
 
 
 def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:
-    """What an autoencoder takes from MAE's checkpoint or state dict: all, or the encoder where there is no decoder.
-
-    MAE's published encoders come without decoders. Without a class token here, MAE's is ignored.
+    """What an autoencoder takes from MAE's checkpoint or state dict: all, or the encoder where there is no decoder, as
+    in MAE's published ones. Without a class token here, MAE's is ignored.
 
     Raises WeightsError for a file that cannot be read, or names and shapes that do not fit.
     """

@@ -42,10 +42,8 @@ class WeightsError(ValueError):
 
 
 class Weights(NamedTuple):
-    """A tracker's weights file: variables as float32 numpy arrays, and settings.
-
-    `carried` are unused tensors of an official checkpoint, by their official names.
-    """
+    """A tracker's weights file: variables as float32 numpy arrays, settings, and unused tensors of an official
+    checkpoint by their official names."""
 
     variables: dict[str, Any]
     model: MixFormerConfig

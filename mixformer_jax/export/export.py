@@ -112,11 +112,8 @@ def export(
     The functions have the tracker's compute type, and a row a target in every input; programs of `stablehlo` (for
     `jax.export`) are lowered for the `platforms`. The folder is made where it is not there. Returns the files.
 
-    Raises:
-        NameTakenError: a file is there already.
-        ConfigError: a compute type or platform that the format cannot have.
-        ExportError: a model that has no form as ONNX.
-        ModuleNotFoundError: ONNX without the extra `export`.
+    Raises NameTakenError where a file is there already, ConfigError as `check_format`, ExportError for a model that has
+    no form as ONNX, ModuleNotFoundError for ONNX without the extra `export`.
     """
     check_format(format, tracker.config.dtype, platforms)
     made: dict[str, Any] = {"format": format, "dtype": tracker.config.dtype}

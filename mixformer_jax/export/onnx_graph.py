@@ -40,10 +40,8 @@ class _Value(NamedTuple):
 
 
 def onnx_bytes(tracker: Tracker, function: Function) -> bytes:
-    """A function of a tracker as an ONNX file, with the weights inside.
-
-    Raises ExportError: an operation that has no translation here, or more than a file can hold.
-    """
+    """A function of a tracker as an ONNX file, with the weights inside; ExportError for an operation that has no
+    translation here, or more than a file can hold."""
     variables, inputs, shapes = tracker.variables, function.inputs, function.outputs
     with nn.intercept_methods(_name_layer_norms):
         # A function of its own: what JAX remembers of another trace has other names.

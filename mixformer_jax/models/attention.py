@@ -27,6 +27,16 @@ Present = Bool[Array, "b own"] | None  # which tokens of a search region may be 
 Filled = Bool[Array, "b slots"] | None  # which slots hold a template, or which tokens of them count; None: all
 
 
+class Masks(NamedTuple):
+    """What may be attended to, of the templates and of a stream's own tokens."""
+
+    filled: Filled = None
+    present: Present = None
+
+
+UNMASKED = Masks()
+
+
 class KeysValues(NamedTuple):
     """Keys and values of one block's tokens."""
 
@@ -237,39 +247,29 @@ class MixedAttention(nn.Module):
         """What the queries gather of the keys and values that they see."""
         return self._merged(self._attended(queries, seen, key_mask))
 
-    def joint(
-        self,
-        tokens: Tokens,
-        grids: tuple[Grid, Grid],
-        filled: Filled,
-        present: Present,
-        *,
-        symmetric: bool,
-        train: bool,
-    ) -> Tokens:
+    def joint(self, tokens: Tokens, grids: tuple[Grid, Grid], masks: Masks, *, symmetric: bool, train: bool) -> Tokens:
         """What the tokens of both streams gather, templates first: theirs see each other, or all where symmetric."""
         qkv, start = self.qkv(tokens), grids[0].tokens
         kernel = self._chosen(tokens.shape[1])
-        whole = filled is None and present is None
+        whole = masks.filled is None and masks.present is None
         if kernel != "xla" and whole and not self.is_mutable_collection("intermediates"):
             return self.proj(attend_fused(qkv, self.num_heads, 0 if symmetric else start, self.scale, kernel))
         queries, keys, values = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         both = KeysValues(keys, values)
         offered = (both.part(0, start), both.part(start, None))
         parts = (queries[:, :, :start], queries[:, :, start:])
-        return self._mix_streams(parts, offered, both, filled, present, symmetric)
+        return self._mix_streams(parts, offered, both, masks, symmetric)
 
     def _mix_streams(
         self,
         queries: tuple[Float[Array, "b heads n d"], Float[Array, "b heads m d"]],
         offered: tuple[KeysValues, KeysValues],
         both: KeysValues,
-        filled: Filled,
-        present: Present,
+        masks: Masks,
         symmetric: bool,
     ) -> Float[Array, "b q c"]:
-        whole = key_mask((filled, offered[0]), (present, offered[1]))
-        templates = (both, whole) if symmetric else (offered[0], key_mask((filled, offered[0])))
+        whole = key_mask(masks, offered)
+        templates = (both, whole) if symmetric else (offered[0], key_mask(masks[:1], offered[:1]))
         mixed = (self._attended(queries[0], *templates), self._attended(queries[1], both, whole))
         return self._merged(jnp.concatenate(mixed, axis=2))
 
@@ -310,41 +310,27 @@ class MixedAttentionBlock(nn.Module):
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
     def step(
-        self,
-        tokens: Tokens,
-        templates: KeysValues | None,
-        filled: Filled,
-        present: Present = None,
-        *,
-        grid: Grid,
-        train: bool,
+        self, tokens: Tokens, templates: KeysValues | None, masks: Masks = UNMASKED, *, grid: Grid, train: bool
     ) -> tuple[Tokens, KeysValues]:
-        """A stream's tokens attend to templates, where there are any, and to those of themselves that are `present`;
-        also the keys and values that they offer."""
+        """A stream's tokens attend to templates, where there are any, and to themselves; also what they offer."""
         queries, own = self.project(tokens, grid, train=train)
         if templates is None:
-            seen, mask = own, key_mask((present, own))
+            seen, mask = own, key_mask(masks[1:], (own,))
         else:
-            seen, mask = templates.then(own), key_mask((filled, templates), (present, own))
+            seen, mask = templates.then(own), key_mask(masks, (templates, own))
         return self._finish(tokens, self.attention.mix(queries, seen, mask), train=train), own
 
     def cross_step(self, search: Tokens, templates: KeysValues, filled: Filled, *, grid: Grid, train: bool) -> Tokens:
         """The search tokens attend to the templates alone."""
         queries, _own = self.project(search, grid, train=train)
-        return self._finish(search, self.attention.mix(queries, templates, key_mask((filled, templates))), train=train)
+        mixed = self.attention.mix(queries, templates, key_mask((filled,), (templates,)))
+        return self._finish(search, mixed, train=train)
 
     def joint_step(
-        self,
-        tokens: Tokens,
-        filled: Filled,
-        present: Present = None,
-        *,
-        grids: tuple[Grid, Grid],
-        symmetric: bool,
-        train: bool,
+        self, tokens: Tokens, masks: Masks = UNMASKED, *, grids: tuple[Grid, Grid], symmetric: bool, train: bool
     ) -> Tokens:
         """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
-        mixed = self.attention.joint(self.norm1(tokens), grids, filled, present, symmetric=symmetric, train=train)
+        mixed = self.attention.joint(self.norm1(tokens), grids, masks, symmetric=symmetric, train=train)
         return self._finish(tokens, mixed, train=train)
 
     def _finish(self, tokens: Tokens, mixed: Tokens, *, train: bool) -> Tokens:
@@ -363,9 +349,9 @@ def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Mod
     return part(module, *args)
 
 
-def key_mask(*seen: tuple[Filled | Present, KeysValues]) -> KeyMask:
-    """Which keys may be attended to, of those that are seen one behind the other; None: all."""
-    if all(mask is None for mask, _offered in seen):
+def key_mask(masks: Sequence[Filled | Present], seen: Sequence[KeysValues]) -> KeyMask:
+    """Which of the keys, seen one behind the other, may be attended to; None: all."""
+    if all(mask is None for mask in masks):
         return None
 
     def of_keys(mask: Array | None, offered: KeysValues) -> Array:
@@ -374,4 +360,4 @@ def key_mask(*seen: tuple[Filled | Present, KeysValues]) -> KeyMask:
             return jnp.ones((batch, count), bool)
         return repeat(mask, "b s -> b (s n)", n=count // mask.shape[1])
 
-    return jnp.concatenate([of_keys(*pair) for pair in seen], axis=1)
+    return jnp.concatenate([of_keys(*pair) for pair in zip(masks, seen, strict=True)], axis=1)

@@ -142,13 +142,13 @@ class Decoder(nn.Module):
         run = functools.partial(run_step, train=train)
         if templates is None:
             for block in self.blocks:
-                search, _own = run(MixedAttentionBlock.step, remat, block, search, None, None, grid=grid)
+                search, _own = run(MixedAttentionBlock.step, remat, block, search, None, grid=grid)
         else:
             target, target_grid = self._template_tokens(templates).astype(stream), Grid(*templates.shape[1:3])
             kind = {"grids": (target_grid, grid), "symmetric": self.config.model.attention == "symmetric"}
             both = jnp.concatenate([target, search], axis=1)
             for block in self.blocks:
-                both = run(MixedAttentionBlock.joint_step, remat, block, both, None, **kind)
+                both = run(MixedAttentionBlock.joint_step, remat, block, both, **kind)
             search = both[:, target_grid.tokens :]
         return Reconstruction(self.pixels(self.output_norm(search[:, : grid.tokens])), latent)
 

@@ -15,7 +15,16 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, UInt8
 
-from mixformer_jax.models.attention import Filled, Grid, KeysValues, MixedAttentionBlock, Present, Tokens, run_step
+from mixformer_jax.models.attention import (
+    UNMASKED,
+    Filled,
+    Grid,
+    KeysValues,
+    Masks,
+    MixedAttentionBlock,
+    Tokens,
+    run_step,
+)
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.layers import Masking
 from mixformer_jax.pixels import denormalise, normalise
@@ -120,11 +129,7 @@ class Backbone(nn.Module):
 
     def embed_images(self, images: Float[Array, "n h w channels"], embed: nn.Module) -> Float[Array, "_n gh gw d"]:
         """The tokens of images: of RGB by `embed`, and of a second stream as `MixFormerConfig.second_stream` says;
-        concatenated ones are images of their own, each behind that of RGB.
-
-        Raises:
-            ConfigError: images of another number of channels than the model reads.
-        """
+        concatenated ones are images of their own, each behind that of RGB. ConfigError for other channels."""
         config = self.config
         if images.shape[-1] != config.channels:
             raise ConfigError(
@@ -149,8 +154,7 @@ class Backbone(nn.Module):
     def encode_templates(self, templates: Templates, filled: Filled, *, train: bool) -> TemplateCache:
         """Runs the template stream: every template token attends to the tokens of all filled slots.
 
-        Raises:
-            ConfigError: for symmetric attention, whose templates depend on the search region.
+        Raises ConfigError for symmetric attention, whose templates depend on the search region.
         """
         if self.config.attention == "symmetric":
             raise ConfigError("symmetric attention has no template cache: call the model on templates and search")
@@ -170,11 +174,11 @@ class Backbone(nn.Module):
     def locate(self, cache: TemplateCache, search: Search, *, train: bool) -> SearchFeatures:
         """Runs the search stream against the cache."""
         maps = search[:, None]
-        present = self._keys(maps, None)
+        masks = Masks(cache.filled, self._keys(maps, None))
         for stage, blocks in self._stages():
             state = self._enter(stage, maps, "search", train=train)
             for index in blocks:
-                state, _own = self._step(index, state, cache.blocks[index], cache.filled, present, train=train)
+                state, _own = self._step(index, state, cache.blocks[index], masks, train=train)
                 self.sow("intermediates", f"search_block{index}", state.tokens)
             maps = state.maps()
             self.sow("intermediates", f"stage{stage}_search", maps)
@@ -185,16 +189,17 @@ class Backbone(nn.Module):
     ) -> tuple[TemplateCache, SearchFeatures]:
         """Both streams at once, for training; the cache holds the templates' features and no keys."""
         maps, search_maps = templates, search[:, None]
-        filled, present = self._keys(maps, filled), self._keys(search_maps, None)
+        masks = Masks(self._keys(maps, filled), self._keys(search_maps, None))
         for stage, blocks in self._stages():
             ours = self._enter(stage, maps, "templates", train=train)
             theirs = self._enter(stage, search_maps, "search", train=train)
-            ours, theirs = self._joint_steps(blocks, ours, theirs, filled, present, train=train)
+            ours, theirs = self._joint_steps(blocks, ours, theirs, masks, train=train)
             maps, search_maps = ours.maps(), theirs.maps()
             self.sow("intermediates", f"stage{stage}_templates", maps)
             self.sow("intermediates", f"stage{stage}_search", search_maps)
         cached = (block.project(ours.tokens, ours.grid, train=train)[1] for block in self.cross_blocks)
-        return TemplateCache((), self._of_colour(maps), filled), self._finish(theirs, cached, filled, train=train)
+        cache = TemplateCache((), self._of_colour(maps), masks.filled)
+        return cache, self._finish(theirs, cached, masks.filled, train=train)
 
     def joint_visible(
         self,
@@ -205,17 +210,14 @@ class Backbone(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b slots h w c"] | None, VisibleFeatures]:
-        """The templates, where there are any, and the visible cells of a masked search region: nothing else is read.
-
-        `extra` tokens go along with the visible ones.
-        """
+        """The templates, where there are any, the visible cells of a masked search region, and `extra` tokens."""
         ours = None if templates is None else self._enter(0, templates, "templates", train=train)
         theirs, early = self._enter_visible(search, masking, extra, train=train)
         if ours is None:
             for index in range(len(self.blocks)):
-                theirs, _own = self._step(index, theirs, None, None, None, train=train)
+                theirs, _own = self._step(index, theirs, None, train=train)
             return None, VisibleFeatures(theirs.tokens, early)
-        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, None, None, train=train)
+        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, UNMASKED, train=train)
         return ours.maps(), VisibleFeatures(theirs.tokens, early)
 
     def _stages(self) -> list[tuple[int, range]]:
@@ -277,18 +279,11 @@ class Backbone(nn.Module):
         return _Stream(tokens, grid), early
 
     def _step(
-        self,
-        index: int,
-        state: _Stream,
-        templates: KeysValues | None,
-        filled: Filled,
-        present: Present,
-        *,
-        train: bool,
+        self, index: int, state: _Stream, templates: KeysValues | None, masks: Masks = UNMASKED, *, train: bool
     ) -> tuple[_Stream, KeysValues]:
         """A block in which a stream attends to templates, where there are any, and to itself."""
-        step, (tokens, grid) = MixedAttentionBlock.step, state
-        tokens, own = self._run(step, index, tokens, templates, filled, present, grid=grid, train=train)
+        tokens, grid = state
+        tokens, own = self._run(MixedAttentionBlock.step, index, tokens, templates, masks, grid=grid, train=train)
         return _Stream(tokens, grid), own
 
     def _templates_step(
@@ -296,14 +291,14 @@ class Backbone(nn.Module):
     ) -> tuple[_Stream, KeysValues | None]:
         """A block in which the templates attend to themselves; where it does not mix, every image to itself."""
         if self._mixes(index):
-            return self._step(index, state, None, None, filled, train=train)
+            return self._step(index, state, None, Masks(present=filled), train=train)
         tokens, (images, side) = state
         alone = _Stream(rearrange(tokens, "b (s n) c -> (b s) n c", s=images), Grid(1, side))
-        alone, _own = self._step(index, alone, None, None, None, train=train)
+        alone, _own = self._step(index, alone, None, train=train)
         return state._replace(tokens=rearrange(alone.tokens, "(b s) n c -> b (s n) c", s=images)), None
 
     def _joint_steps(
-        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, filled: Filled, present: Present, *, train: bool
+        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, masks: Masks, *, train: bool
     ) -> tuple[_Stream, _Stream]:
         """Blocks for both streams at once; where one does not mix, every image attends to itself."""
         start, step = ours.grid.tokens, MixedAttentionBlock.joint_step
@@ -311,10 +306,10 @@ class Backbone(nn.Module):
         both = jnp.concatenate([ours.tokens, theirs.tokens], axis=1)
         for index in blocks:
             if self._mixes(index):
-                both = self._run(step, index, both, filled, present, train=train, **kind)
+                both = self._run(step, index, both, masks, train=train, **kind)
             else:
-                alone, _own = self._templates_step(index, ours._replace(tokens=both[:, :start]), filled, train=train)
-                found, _own = self._step(index, theirs._replace(tokens=both[:, start:]), None, None, None, train=train)
+                alone, _own = self._templates_step(index, ours._replace(tokens=both[:, :start]), None, train=train)
+                found, _own = self._step(index, theirs._replace(tokens=both[:, start:]), None, train=train)
                 both = jnp.concatenate([alone.tokens, found.tokens], axis=1)
             self.sow("intermediates", f"templates_block{index}", both[:, :start])
             self.sow("intermediates", f"search_block{index}", both[:, start:])

@@ -299,8 +299,7 @@ class AlphaRefine(nn.Module):
     def encode_template(
         self, templates: Float[Array, "b th tw 3"], boxes_xyxy: Float[Array, "b 4"], *, train: bool = False
     ) -> Float[Array, "b p p c"]:
-        """What a search needs of the templates: their boxes, in pixels of their crops, pooled. The last layer is not
-        run."""
+        """What a search needs of the templates: their boxes, in pixels of their crops, pooled."""
         features = self.backbone(templates, 3, train=train)[-1]
         pool = (self.config.pool_size, self.config.pool_size)
         return precise_roi_pool(features, boxes_xyxy / POOLED_STRIDE, pool)

@@ -48,9 +48,8 @@ class Prediction(NamedTuple):
         return map_entropy(self.top_left_logits) + map_entropy(self.bottom_right_logits)
 
     def scores_within(self, entropy_limit: Float[Array, " b"] | None) -> Float[Array, " b"] | None:
-        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this, in nats.
-        Not in the paper. For corner heads. None: the scores as they are.
-        """
+        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this, in nats;
+        None: as they are. Not in the paper; for corner heads."""
         if entropy_limit is None or self.score_logits is None:
             return self.scores
         assert self.corner_entropy is not None  # `Tracker` refuses others
@@ -61,11 +60,8 @@ class MixFormer(nn.Module):
     """The end-to-end tracker of the paper's section 3. Images come in normalised (`pixels.normalise`), NHWC float32.
 
     In tracking, a forward pass is `encode_templates`, then `locate`; in training, and for models whose templates depend
-    on the search region (`config.is_cacheable` is False), the joint call.
-
-    Attributes:
-        config: the architecture.
-        remat, platform, residual_dtype: see `Backbone`.
+    on the search region (`config.is_cacheable` is False), the joint call. With `train`, stochastic depth draws and
+    batch norms learn. `remat`, `platform`, `residual_dtype`: see `Backbone`.
     """
 
     config: MixFormerConfig
@@ -86,13 +82,8 @@ class MixFormer(nn.Module):
     def encode_templates(self, templates: Templates, filled: Filled = None, *, train: bool = False) -> TemplateCache:
         """Encodes the templates once, for any number of search regions.
 
-        Args:
-            templates: normalised crops, slot 0 the initial template, the others online templates.
-            filled: which slots hold a template; None for all. At least one slot must be filled.
-            train: whether stochastic depth draws.
-
-        Raises:
-            ConfigError: for models that have the joint call alone.
+        Slot 0 is the initial template, the others are online ones; at least one must be filled. ConfigError for models
+        that have the joint call alone.
         """
         if self.config.context_augment_layers:
             raise ConfigError("context_augment_layers have no template cache: call the model on templates and search")
@@ -101,14 +92,8 @@ class MixFormer(nn.Module):
     def locate(
         self, cache: TemplateCache, search: Search, score_boxes_xyxy: Boxes | None = None, *, train: bool = False
     ) -> Prediction:
-        """Finds the cached target in normalised search crops.
-
-        Args:
-            cache: from `encode_templates`.
-            search: the crops.
-            score_boxes_xyxy: boxes, normalised to the crops, to score instead of the predicted ones.
-            train: whether stochastic depth draws and batch norms learn.
-        """
+        """Finds the cached target in search crops; `score_boxes_xyxy`, normalised to the crops, are scored instead of
+        the predicted boxes."""
         return self._read_off(cache, self.backbone.locate(cache, search, train=train), score_boxes_xyxy, train=train)
 
     def __call__(

@@ -129,7 +129,7 @@ def check_block(block, values, arrays, module, sides):
 
     @jax.jit
     def output(values, tokens):
-        step = functools.partial(block.apply, values, method="step", filled=None, train=False)
+        step = functools.partial(block.apply, values, method="step", train=False)
         templates, cached = step(tokens[:, :split], None, grid=Grid(2, sides[0]))
         search, _own = step(tokens[:, split:], cached, grid=Grid(1, sides[1]))
         return jnp.concatenate([templates, search], axis=1)
