@@ -4,7 +4,6 @@ The official trainer keeps the pool size in a pickled record alone, which is not
 """
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,8 +83,7 @@ def save_alpha_refine(
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
     """Writes a file of ours; see `weights.save_weights`."""
-    header = {config.section: json.dumps(config.to_dict())}
-    write_variables(Path(path), ALPHA_REFINE_FORMAT, variables, header, carried=carried)
+    write_variables(path, ALPHA_REFINE_FORMAT, variables, [config], carried=carried)
 
 
 def load_alpha_refine(path: str | Path) -> AlphaRefineWeights:
@@ -93,10 +91,9 @@ def load_alpha_refine(path: str | Path) -> AlphaRefineWeights:
 
     Raises WeightsError for no such file, another kind of file, or tensors that are not the network's.
     """
-    path = Path(path)
     content = read_variables(path, ALPHA_REFINE_FORMAT, "weights of Alpha-Refine's mask network")
-    config = content.settings(path, AlphaRefineConfig)
-    variables = content.variables(path, config.name, shapes_of_alpha_refine(config))
+    config = content.settings(AlphaRefineConfig)
+    variables = content.variables(config.name, shapes_of_alpha_refine(config))
     return AlphaRefineWeights(variables, config, content.carried)
 
 

@@ -5,7 +5,6 @@ The header has a digest of that backbone: other weights would give masks of noth
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +13,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mixformer_jax.convert.convert import find_weights, read_weights
-from mixformer_jax.convert.weights import Shapes, WeightsError, read_variables, shapes_of, write_variables
+from mixformer_jax.convert.weights import Shapes, WeightsError, flatten, read_variables, shapes_of, write_variables
 from mixformer_jax.models.config import ConfigError, MixFormerConfig
 from mixformer_jax.models.masks import MaskDecoderConfig, TokenMasks
 
 MASK_DECODER_FORMAT = "mixformer_jax_mask_decoder"
 BACKBONE = "backbone"
-_DIGEST = "backbone_sha256"
 
 
 class Backbone(NamedTuple):
@@ -54,8 +52,8 @@ def read_backbone(config: MaskDecoderConfig) -> Backbone:
     """
     weights = read_weights(find_weights(config.tracker))
     config.check_tracker(weights.model)
-    flat = flatten_dict(weights.variables, sep="/")
-    return Backbone(weights.model, {name: np.asarray(flat[name]) for name in flat if _is_of_backbone(name)})
+    flat = flatten(weights.variables)
+    return Backbone(weights.model, {name: flat[name] for name in flat if _is_of_backbone(name)})
 
 
 def save_mask_decoder(path: str | Path, variables: Mapping[str, Any], config: MaskDecoderConfig) -> None:
@@ -63,8 +61,8 @@ def save_mask_decoder(path: str | Path, variables: Mapping[str, Any], config: Ma
     flat = flatten_dict(variables, sep="/")
     decoder = unflatten_dict({name: flat[name] for name in flat if not _is_of_backbone(name)}, sep="/")
     # Of the file, not of the variables: a moving average of what never moves is rounded.
-    header = {config.section: json.dumps(config.to_dict()), _DIGEST: read_backbone(config).digest}
-    write_variables(Path(path), MASK_DECODER_FORMAT, decoder, header, store="float16")
+    digest = read_backbone(config).digest
+    write_variables(path, MASK_DECODER_FORMAT, decoder, [config], store="float16", backbone_sha256=digest)
 
 
 def load_mask_decoder(path: str | Path) -> MaskDecoderWeights:
@@ -72,21 +70,20 @@ def load_mask_decoder(path: str | Path) -> MaskDecoderWeights:
 
     Raises WeightsError for no such file, another kind of file, or a tracker that is not the one it was trained on.
     """
-    path = Path(path)
     content = read_variables(path, MASK_DECODER_FORMAT, "weights of a mask decoder")
-    config = content.settings(path, MaskDecoderConfig)
+    config = content.settings(MaskDecoderConfig)
     try:
         backbone = read_backbone(config)
     except (WeightsError, ConfigError) as error:
         raise WeightsError(f"{path}: needs the tracker {config.tracker!r}, on which it was trained: {error}") from error
-    if content.header.get(_DIGEST) != backbone.digest:
+    if content.header.get("backbone_sha256") != backbone.digest:
         raise WeightsError(
             f"{path}: was trained on another backbone than that of {config.tracker!r} here, and would give masks of "
             "nothing; train it again (mixformer train), or take the tracker's weights of then"
         )
     shapes = shapes_of_masks(backbone.tracker, config)
     expected = {name: shapes[name] for name in shapes if not _is_of_backbone(name)}
-    decoder = flatten_dict(content.variables(path, config.name, expected), sep="/")
+    decoder = flatten_dict(content.variables(config.name, expected), sep="/")
     variables = unflatten_dict({**backbone.values, **decoder}, sep="/")
     return MaskDecoderWeights(variables, config, backbone.tracker)
 

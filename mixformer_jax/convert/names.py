@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.convert import weights
 from mixformer_jax.convert.weights import NO_TENSORS, WeightsError
@@ -147,7 +147,7 @@ def write_by_table(
 
     Raises WeightsError for variables or carried tensors that are missing, unexpected or misshapen.
     """
-    ours = {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
+    ours = weights.flatten(variables)
     unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
     complaints = weights.mismatches(ours, shapes)
     for name, value in carried.items():

@@ -10,7 +10,6 @@ An autoencoder's encoder has the names of a tracker's backbone; with a class tok
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.convert.names import (
     Carried,
@@ -41,6 +40,7 @@ from mixformer_jax.convert.weights import (
     WeightsError,
     check_finite,
     expected_shapes,
+    flatten,
     mismatches,
     read_variables,
     refuse_weights,
@@ -179,10 +179,9 @@ def save_autoencoder(
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
 ) -> None:
     """Writes an autoencoder's file; see `weights.save_weights`."""
-    settings = config.to_dict()
-    settings["model"] |= {"dtype": "float32"}  # weights do not depend on the compute type
-    header = {config.section: json.dumps(settings)}
-    write_variables(Path(path), AUTOENCODER_FORMAT, variables, header, carried=carried)
+    # Weights do not depend on the compute type.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    write_variables(path, AUTOENCODER_FORMAT, variables, [config], carried=carried)
 
 
 def load_autoencoder(path: str | Path) -> AutoencoderWeights:
@@ -190,10 +189,9 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
 
     Raises WeightsError for no such file, another kind of file, or tensors that are not the model's.
     """
-    path = Path(path)
     content = read_variables(path, AUTOENCODER_FORMAT, "a masked autoencoder as a pre-training run writes it")
-    config = content.settings(path, AutoencoderConfig)
-    variables = content.variables(path, config.model.name, shapes_of_autoencoder(config))
+    config = content.settings(AutoencoderConfig)
+    variables = content.variables(config.model.name, shapes_of_autoencoder(config))
     return AutoencoderWeights(variables, config, content.carried)
 
 
@@ -258,11 +256,6 @@ def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisatio
     # An autoencoder of single images has no position table for templates.
     values = {name: values[name] for name in expected if name in values}
     return Initialisation.of(values, expected, (name for name in theirs if name not in values))
-
-
-def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Variables on the host, by path."""
-    return {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
 
 
 def _origin(name: str, target: MixFormerConfig) -> str:

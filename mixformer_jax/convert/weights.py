@@ -10,7 +10,7 @@ import functools
 import io
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -65,29 +65,28 @@ def save_weights(
 
     Raises WeightsError for a value that is not finite, or does not fit into float16.
     """
-    header = {
-        "model": json.dumps(dataclasses.replace(model, dtype="float32").to_dict()),
-        "tracker": json.dumps(tracker.to_dict()),
-    }
-    write_variables(Path(path), FORMAT, variables, header, store, carried)
+    write_variables(path, FORMAT, variables, (dataclasses.replace(model, dtype="float32"), tracker), store, carried)
 
 
 def write_variables(
-    path: Path,
+    path: str | Path,
     format_name: str,
     variables: Mapping[str, Any],
-    header: Mapping[str, str],
+    settings: Iterable[TypedSettings],
     store: Literal["float32", "float16"] = "float32",
     carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    **header: str,
 ) -> None:
-    """Writes variables of any model under a header of strings; see `save_weights`."""
+    """Writes variables of any model under a header of settings and strings; see `save_weights`."""
     tensors = {name: np.asarray(value, dtype=store) for name, value in flatten_dict(variables, sep="/").items()}
     for name, value in carried.items():
         is_float = np.issubdtype(value.dtype, np.floating)
         tensors[CARRIED_PREFIX + name] = value.astype(store if is_float else value.dtype, copy=False)
     if broken := not_finite(tensors):
         raise WeightsError(f"{path}: not finite as {store}, not saved: {', '.join(broken)}")
-    write_atomically(path, to_safetensors(tensors, {"format": format_name, "version": FORMAT_VERSION, **header}))
+    sections = {record.section: json.dumps(record.to_dict()) for record in settings}
+    header = {"format": format_name, "version": FORMAT_VERSION, **sections, **header}
+    write_atomically(Path(path), to_safetensors(tensors, header))
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -95,20 +94,20 @@ def load_weights(path: str | Path) -> Weights:
 
     Raises WeightsError for no such file, not one of ours, or settings, values or tensors that cannot be the model's.
     """
-    path = Path(path)
     content = read_variables(path, FORMAT, "weights written by `mixformer train`")
-    model, tracker = content.settings(path, MixFormerConfig), content.settings(path, TrackerConfig)
-    return Weights(content.variables(path, model.name, expected_shapes(model)), model, tracker, content.carried)
+    model, tracker = content.settings(MixFormerConfig), content.settings(TrackerConfig)
+    return Weights(content.variables(model.name, expected_shapes(model)), model, tracker, content.carried)
 
 
 class Content(NamedTuple):
     """A weights file: its header, and tensors by name, floats as float32."""
 
+    path: Path
     header: Mapping[str, str]
     tensors: Mapping[str, np.ndarray]
     carried: Mapping[str, np.ndarray]
 
-    def settings(self, path: Path, record: type[Settings]) -> Settings:
+    def settings(self, record: type[Settings]) -> Settings:
         """A section of the header as settings; WeightsError where it is missing or cannot work."""
         try:
             values = json.loads(self.header[record.section])
@@ -116,9 +115,10 @@ class Content(NamedTuple):
                 raise ValueError(f"{record.section} is no JSON object")
             return record.from_dict(values)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise WeightsError(f"{path}: settings in the header are damaged or of another release: {error}") from error
+            problem = "settings in the header are damaged or of another release"
+            raise WeightsError(f"{self.path}: {problem}: {error}") from error
 
-    def variables(self, path: Path, model_name: str, expected: Shapes) -> dict[str, Any]:
+    def variables(self, model_name: str, expected: Shapes) -> dict[str, Any]:
         """The variable tree; WeightsError lists all that is not as expected."""
         complaints = mismatches(self.tensors, expected)
         complaints += [
@@ -126,12 +126,13 @@ class Content(NamedTuple):
             for name, value in self.tensors.items()
             if name in expected and value.dtype != np.float32
         ]
-        refuse_weights(f"{path}: weights do not belong to the model {model_name!r} of their header", complaints)
+        refuse_weights(f"{self.path}: weights do not belong to the model {model_name!r} of their header", complaints)
         return unflatten_dict(dict(self.tensors), sep="/")
 
 
-def read_variables(path: Path, format_name: str, wanted: str) -> Content:
+def read_variables(path: str | Path, format_name: str, wanted: str) -> Content:
     """Reads a file of `write_variables`; WeightsError for a missing or other file, or values that are not finite."""
+    path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected {wanted} (.safetensors)")
     with readable(path), safe_open(path, framework="numpy") as file:
@@ -150,7 +151,7 @@ def read_variables(path: Path, format_name: str, wanted: str) -> Content:
             tensors[name] = value.astype(np.float32, copy=False)
     check_finite(path, tensors)
     carried = [name for name in tensors if name.startswith(CARRIED_PREFIX)]
-    return Content(header, tensors, {name.removeprefix(CARRIED_PREFIX): tensors.pop(name) for name in carried})
+    return Content(path, header, tensors, {name.removeprefix(CARRIED_PREFIX): tensors.pop(name) for name in carried})
 
 
 def what_of(format_name: str) -> str:
@@ -172,6 +173,11 @@ def readable(path: Path) -> Iterator[None]:
 def expected_shapes(model: MixFormerConfig) -> Shapes:
     """Shape of every variable of a model, by its path (`params/head/top_left/conv5/bias`)."""
     return MappingProxyType(kept("shapes", repr(model), lambda: dict(shapes_of(build_model(model)))))
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Variables on the host, by path."""
+    return {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
 
 
 def shapes_of(model: Model) -> Shapes:

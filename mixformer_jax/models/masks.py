@@ -76,15 +76,11 @@ def double_cubic(maps: Maps) -> Float[Array, "b hh ww c"]:
     for axis in (1, 2):
         padding = [(2, 2) if axis == each else (0, 0) for each in range(4)]
         padded, length = jnp.pad(maps, padding, mode="edge"), maps.shape[axis]
-
-        def weighted(
-            start: int, taps: tuple[float, ...], padded: Array = padded, n: int = length, a: int = axis
-        ) -> Array:
-            parts = (tap * jax.lax.slice_in_dim(padded, start + i, start + i + n, axis=a) for i, tap in enumerate(taps))
-            return functools.reduce(jnp.add, parts)
-
-        pair = jnp.stack([weighted(0, CUBIC_TAPS[::-1]), weighted(1, CUBIC_TAPS)], axis=axis + 1)
-        maps = pair.reshape(*maps.shape[:axis], 2 * length, *maps.shape[axis + 1 :])
+        pair = []
+        for start, taps in enumerate((CUBIC_TAPS[::-1], CUBIC_TAPS)):
+            parts = (tap * jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i, tap in enumerate(taps, start))
+            pair.append(functools.reduce(jnp.add, parts))
+        maps = jnp.stack(pair, axis + 1).reshape(*maps.shape[:axis], 2 * length, *maps.shape[axis + 1 :])
     return maps
 
 
