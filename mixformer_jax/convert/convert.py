@@ -188,9 +188,8 @@ def read_weights(path: str | Path) -> Weights:
             f"{DISTRIBUTION}[torch]): {install_line('torch')}; or convert the file where it is, with "
             f"`mixformer convert {path.name} NAME.safetensors`, and take that"
         ) from error
-    model, _named_after, tracker, views = _from_state(path, state, Hints())
-    variables = jax.tree.map(np.array, views)  # the file may change while a tracker runs
-    return Weights(variables, model, tracker)
+    found, _words = _from_state(path, state, Hints())
+    return found._replace(variables=jax.tree.map(np.array, found.variables))  # the file may change meanwhile
 
 
 def variant_words(model: MixFormerConfig, text: str) -> tuple[str, ...]:
@@ -212,10 +211,8 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
     )
 
 
-def _from_state(
-    source: Path, found: torch_files.OfficialState, hints: Hints
-) -> tuple[MixFormerConfig, tuple[str, ...], TrackerConfig, dict[str, Any]]:
-    """The model of an official file, words of its name, tracker settings, and variables, views of its tensors."""
+def _from_state(source: Path, found: torch_files.OfficialState, hints: Hints) -> tuple[Weights, tuple[str, ...]]:
+    """The tracker of an official file, as views of its tensors, and words of the file's name in the model's."""
     try:
         model = infer_config(found.tensors, hints)
         variables = variables_from_official(found.tensors, model)
@@ -224,7 +221,7 @@ def _from_state(
     check_finite(source, flatten_dict(variables, sep="/"))
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
-    return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
+    return Weights(variables, dataclasses.replace(model, name=name), tracker_settings(model)), words
 
 
 def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
@@ -237,7 +234,7 @@ def _from_official(source: Path, target: Path, is_torch: bool, official: bool, h
         model, carried, parameters = weights.config, weights.carried, alpha_refine.count_parameters(found.tensors)
         save = functools.partial(alpha_refine.save_alpha_refine, target, *weights)
     else:
-        model, words, tracker, variables = _from_state(source, found, hints)
+        (variables, model, tracker, _none), words = _from_state(source, found, hints)
         carried, parameters = carried_by_table(found.tensors, name_table(model)), count_parameters(model)
         save = functools.partial(save_weights, target, variables, model, tracker, carried=carried)
     if is_torch or official:

@@ -116,7 +116,8 @@ def export(
     no form as ONNX, ModuleNotFoundError for ONNX without the extra `export`.
     """
     check_format(format, tracker.config.dtype, platforms)
-    made: dict[str, Any] = {"format": format, "dtype": tracker.config.dtype}
+    config = tracker.config
+    made: dict[str, Any] = {"format": format, "dtype": config.dtype}
     if format == "onnx":
         from mixformer_jax.export.onnx_graph import OPSET, onnx_bytes
 
@@ -133,10 +134,23 @@ def export(
     record.unlink(missing_ok=True)  # where it is, all files are there, and of one export
     for function in functions:
         write_atomically(paths[function.name], to_bytes(function))
-    made |= _record(tracker, targets)
-    made["functions"] = {
-        name: {"file": paths[name].name, "inputs": _described(inputs), "outputs": _described(outputs)}
-        for name, _call, inputs, outputs in functions
+    where = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
+    made |= {
+        "made_by": f"mixformer-jax {mixformer_jax.__version__}, jax {jax.__version__}",
+        "model": config.name,
+        "targets": targets,
+        "template_slots": tracker.settings.num_slots,
+        "template_size": config.template_size,
+        "search_size": config.search_size,
+        "normalisation": {"where": where, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "boxes_cxcywh": "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner",
+        "tracker": tracker.settings.to_dict(),
+        "entropy_above": ENTROPY_ABOVE,
+        "entropy_rate": ENTROPY_RATE,
+        "functions": {
+            name: {"file": paths[name].name, "inputs": _described(inputs), "outputs": _described(outputs)}
+            for name, _call, inputs, outputs in functions
+        },
     }
     write_atomically(record, json.dumps(made, indent=1) + "\n")
     return [*paths.values(), record]
@@ -159,25 +173,6 @@ def _stablehlo_bytes(tracker: Tracker, platforms: Sequence[str], function: Funct
 
     exported = jax.export.export(jax.jit(with_weights), platforms=platforms)(dict(function.inputs))
     return bytes(exported.serialize())
-
-
-def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
-    """What does not depend on the format."""
-    config = tracker.config
-    where = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
-    return {
-        "made_by": f"mixformer-jax {mixformer_jax.__version__}, jax {jax.__version__}",
-        "model": config.name,
-        "targets": targets,
-        "template_slots": tracker.settings.num_slots,
-        "template_size": config.template_size,
-        "search_size": config.search_size,
-        "normalisation": {"where": where, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "boxes_cxcywh": "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner",
-        "tracker": tracker.settings.to_dict(),
-        "entropy_above": ENTROPY_ABOVE,
-        "entropy_rate": ENTROPY_RATE,
-    }
 
 
 def _described(shapes: Shapes) -> dict[str, Any]:

@@ -144,11 +144,7 @@ class MixFormerConfig(TypedSettings):
             expected = f"expected a positive multiple of patch_size {patch}, at most {MOST_TOKENS} of them"
             refuse({f"{key} is {size}; {expected}": size % patch or size > MOST_TOKENS * patch})
         self._check_stages()
-        self._check_mixing()
-        self._check_second_stream()
-        width, heads, too_narrow = self.output_width, self.score_heads, self.head != "query" and self.head_width < 8
-        refuse({f"width {width} does not divide into {heads} score_heads": width % max(1, heads)})
-        refuse({f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8": too_narrow})
+        self._check_parts()
 
     def _check_stages(self) -> None:
         early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
@@ -179,32 +175,28 @@ class MixFormerConfig(TypedSettings):
             )
         refuse({f"width {w} does not divide into {heads} heads": w % heads for _depth, w, heads in self.stages})
 
-    def _check_mixing(self) -> None:
+    def _check_parts(self) -> None:
         mixed, cross, context = self.mixed_blocks, self.cross_attention_blocks, self.context_augment_layers
+        width, heads, second = self.output_width, self.score_heads, self.second_stream
+        is_vit, is_query = self.backbone == "vit", self.head == "query"
+        is_plain = is_vit and mixed is None and not (cross or context or self.decoder_blocks or is_query)
+        too_many = f"mixed_blocks is {mixed}; expected 0 to {self.num_blocks}, or None for all"
         unseen = "mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen"
-        plain = "decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else"
+        decoder = "decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else"
         fused = "context_augment_layers go with a corner head alone"
+        plain = "goes with the backbone 'vit' whose blocks all mix, nothing after them, and a corner head"
+        mapped = "colour_map is of a second stream, and second_stream is 'none'"
+        narrow = f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8"
         refuse(
             {
-                f"mixed_blocks is {mixed}; expected 0 to {self.num_blocks}, or None for all": (
-                    mixed is not None and mixed > self.num_blocks
-                ),
+                too_many: mixed is not None and mixed > self.num_blocks,
                 unseen: mixed == 0 and not (cross or context),
-                plain: self.decoder_blocks and (self.backbone != "vit" or cross or context),
-                fused: context and (cross or self.head == "query" or self.score_heads),
-            }
-        )
-
-    def _check_second_stream(self) -> None:
-        stages = self.cross_attention_blocks or self.context_augment_layers or self.decoder_blocks
-        plain = self.backbone == "vit" and self.mixed_blocks is None and not stages and self.head != "query"
-        kind = "goes with the backbone 'vit' whose blocks all mix, nothing after them, and a corner head"
-        refuse(
-            {
-                f"second_stream 'concatenated' {kind}": self.second_stream == "concatenated" and not plain,
-                "colour_map is of a second stream, and second_stream is 'none'": (
-                    self.colour_map and self.second_stream == "none"
-                ),
+                decoder: self.decoder_blocks and (not is_vit or cross or context),
+                fused: context and (cross or is_query or heads),
+                f"second_stream 'concatenated' {plain}": second == "concatenated" and not is_plain,
+                mapped: self.colour_map and second == "none",
+                f"width {width} does not divide into {heads} score_heads": width % max(1, heads),
+                narrow: not is_query and self.head_width < 8,
             }
         )
 
