@@ -33,6 +33,7 @@ from mixformer_jax.convert.torch_files import OfficialState, is_official, read_o
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
+    Tensors,
     WeightsError,
     check_finite,
     mismatches,
@@ -73,14 +74,11 @@ class AlphaRefineWeights(NamedTuple):
 
     variables: dict[str, Any]
     config: AlphaRefineConfig
-    carried: Mapping[str, np.ndarray] = NO_TENSORS
+    carried: Tensors = NO_TENSORS
 
 
 def save_alpha_refine(
-    path: str | Path,
-    variables: Mapping[str, Any],
-    config: AlphaRefineConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    path: str | Path, variables: Mapping[str, Any], config: AlphaRefineConfig, carried: Tensors = NO_TENSORS
 ) -> None:
     """Writes a file of ours; see `weights.save_weights`."""
     write_variables(path, ALPHA_REFINE_FORMAT, variables, [config], carried=carried)
@@ -110,7 +108,7 @@ def read_alpha_refine(path: str | Path) -> AlphaRefineWeights:
     return load_alpha_refine(path)
 
 
-def is_alpha_refine(names: Mapping[str, np.ndarray]) -> bool:
+def is_alpha_refine(names: Tensors) -> bool:
     """Whether a state dict is of Alpha-Refine's family, by its names."""
     return any(name.startswith(f"{_HEAD}.") for name in names)
 
@@ -138,13 +136,13 @@ def to_official(found: AlphaRefineWeights) -> dict[str, np.ndarray]:
     return write_by_table(variables, alpha_refine_table(config), shapes_of_alpha_refine(config), carried, title)
 
 
-def count_parameters(state: Mapping[str, np.ndarray]) -> int:
+def count_parameters(state: Tensors) -> int:
     """Parameters of an official state dict, the classifier's included; buffers are none."""
     buffers = ("running_mean", "running_var", COUNTER)
     return sum(value.size for name, value in state.items() if not name.endswith(buffers))
 
 
-def infer_alpha_refine(state: Mapping[str, np.ndarray]) -> AlphaRefineConfig:
+def infer_alpha_refine(state: Tensors) -> AlphaRefineConfig:
     """The sizes of an official state dict, from its names and shapes; WeightsError where they do not tell."""
     stem, project = f"{_BACKBONE}.conv1.weight", f"{_HEAD}.project.conv1.weight"
     squeeze = f"{_NECK}.channel_attention.fc1.weight"  # takes the correlation: a map for each bin of the pooling

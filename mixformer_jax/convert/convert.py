@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from mixformer_jax.convert.names import (
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.convert.weights import (
     FORMAT,
+    Tensors,
     Weights,
     WeightsError,
     check_finite,
@@ -52,8 +53,6 @@ HEAD_WIDTH = 64  # of every attention head in the official builds: ViT, CvT and 
 # Settings that a state dict does not show.
 UNTOLD = ("name", "drop_path", "dtype", "mimetic_init")
 
-State = Mapping[str, np.ndarray]
-
 
 class Hints(NamedTuple):
     """What names and shapes do not show; None for what the official builds have."""
@@ -65,6 +64,9 @@ class Hints(NamedTuple):
     search_size: int | None = None
     template_size: int | None = None
     name: str | None = None  # of the model: benchmarks have settings by name (`mixvit_b_online_got`)
+
+
+NO_HINTS = Hints()
 
 
 class Report(NamedTuple):
@@ -109,13 +111,7 @@ def _model_lines(model: MixFormerConfig | AlphaRefineConfig) -> list[tuple[str, 
     ]
 
 
-def convert(
-    source: str | Path,
-    target: str | Path,
-    *,
-    official: bool = False,
-    hints: Hints = Hints(),  # noqa: B008 (immutable)
-) -> Report:
+def convert(source: str | Path, target: str | Path, *, official: bool = False, hints: Hints = NO_HINTS) -> Report:
     """Converts a tracker, or Alpha-Refine's mask network, between official files (`.pth`, `.pth.tar`, `.safetensors`)
     and ours (`.safetensors`).
 
@@ -188,7 +184,7 @@ def read_weights(path: str | Path) -> Weights:
             f"{DISTRIBUTION}[torch]): {install_line('torch')}; or convert the file where it is, with "
             f"`mixformer convert {path.name} NAME.safetensors`, and take that"
         ) from error
-    found, _words = _from_state(path, state, Hints())
+    found, _words = _from_state(path, state, NO_HINTS)
     return found._replace(variables=jax.tree.map(np.array, found.variables))  # the file may change meanwhile
 
 
@@ -264,7 +260,7 @@ def _to_official(source: Path, target: Path, is_torch: bool, is_tracker: bool) -
     return Report(target, f"mixformer_jax -> {kind}", model, parameters, carried=carried, computed=computed)
 
 
-def _write_official(target: Path, tensors: State, is_torch: bool) -> str:
+def _write_official(target: Path, tensors: Tensors, is_torch: bool) -> str:
     """Writes official names, and empties a dict of them on the way; returns the kind of file in words."""
     if not is_torch:
         torch_files.write_official_safetensors(target, tensors)
@@ -284,7 +280,7 @@ def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
     return ", ".join(parts)
 
 
-def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # noqa: B008 (immutable)
+def infer_config(state: Tensors, hints: Hints = NO_HINTS) -> MixFormerConfig:
     """The model of an official state dict, from names and shapes alone: one of `SIZES`, or named by its family.
 
     Raises WeightsError for names that no architecture here has, or shapes that contradict each other or the hints.
@@ -302,7 +298,7 @@ def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # no
     return config
 
 
-def _read(state: State, hints: Hints) -> dict[str, Any]:
+def _read(state: Tensors, hints: Hints) -> dict[str, Any]:
     stages = [i for i in range(len(state)) if f"backbone.stage{i}.patch_embed.proj.weight" in state]
     is_convmae = "backbone.patch_embed1.proj.weight" in state
     parts = [("backbone.patch_embed", "backbone.blocks")]
@@ -340,7 +336,7 @@ def _read(state: State, hints: Hints) -> dict[str, Any]:
     return found
 
 
-def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
+def _read_positions(state: Tensors, hints: Hints, patch: int) -> dict[str, Any]:
     """Crop sizes from the position tables, and whether those are sin-cos."""
     found: dict[str, Any] = {"positions": "sincos"}
     for name, key in (("backbone.pos_embed_s", "search_size"), ("backbone.pos_embed_t", "template_size")):
@@ -356,14 +352,14 @@ def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
     return found
 
 
-def _shape(state: State, name: str, axes: int) -> tuple[int, ...]:
+def _shape(state: Tensors, name: str, axes: int) -> tuple[int, ...]:
     shape = state[name].shape
     if len(shape) != axes:
         raise WeightsError(f"not an official state dict: {name} has shape {shape}, expected {axes} axes")
     return shape
 
 
-def _depth(state: State, blocks: str) -> int:
+def _depth(state: Tensors, blocks: str) -> int:
     pattern = re.compile(re.escape(blocks) + r"\.(\d+)\.")
     return 1 + max((int(match[1]) for name in state if (match := pattern.match(name))), default=-1)
 
@@ -377,7 +373,7 @@ def _heads(width: int, key: str) -> int:
     return width // HEAD_WIDTH
 
 
-def _looks_like(state: State) -> str:
+def _looks_like(state: Tensors) -> str:
     if not any(name.startswith("box_head.") for name in state) and any("blocks" in name for name in state):
         return "this looks like a backbone without a tracker around it: start a training from it (train.init) instead"
     return f"it has {', '.join(sorted(state)[:3])}, ..."

@@ -16,7 +16,7 @@ from einops import rearrange
 from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.convert import weights
-from mixformer_jax.convert.weights import NO_TENSORS, WeightsError
+from mixformer_jax.convert.weights import NO_TENSORS, Tensors, WeightsError
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.layers import PRETRAINED_GRID, sincos_positions
 
@@ -118,7 +118,7 @@ def sincos_with_class(shape: tuple[int, ...]) -> np.ndarray:
 Table = Sequence[Entry | Carried]
 
 
-def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: weights.Shapes, title: str) -> dict[str, Any]:
+def read_by_table(state: Tensors, table: Table, shapes: weights.Shapes, title: str) -> dict[str, Any]:
     """A state dict as variables of these shapes, as views of its arrays where a transposition is enough.
 
     Raises WeightsError ("not `title`") for names of the table that are missing or misshapen, names that nothing uses,
@@ -134,14 +134,14 @@ def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: weights
     return unflatten_dict({entry.path: to_ours(read[entry.official], entry.layout) for entry in used})
 
 
-def carried_by_table(state: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+def carried_by_table(state: Tensors, table: Table) -> dict[str, np.ndarray]:
     """The unused tensors of a state dict, by their official names."""
     unread = (entry.official for entry in table if isinstance(entry, Carried))
     return {name: state[name] for name in unread if name in state}
 
 
 def write_by_table(
-    variables: Mapping[str, Any], table: Table, shapes: weights.Shapes, carried: Mapping[str, np.ndarray], title: str
+    variables: Mapping[str, Any], table: Table, shapes: weights.Shapes, carried: Tensors, title: str
 ) -> dict[str, np.ndarray]:
     """Variables as a state dict, in the table's order; unused tensors are `carried` or filled in.
 
@@ -291,7 +291,7 @@ def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
     return list(with_counters(entries))
 
 
-def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
+def variables_from_official(state: Tensors, config: MixFormerConfig) -> dict[str, Any]:
     """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables; see `read_by_table`."""
     return read_by_table(
         state, name_table(config), weights.expected_shapes(config), f"an official {config.name} state dict"
@@ -299,7 +299,7 @@ def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerCo
 
 
 def variables_to_official(
-    variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
+    variables: Mapping[str, Any], config: MixFormerConfig, carried: Tensors = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """Our variables as an official state dict, in the official order.
 

@@ -37,6 +37,7 @@ from mixformer_jax.convert.torch_files import read_official, write_official_safe
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
+    Tensors,
     WeightsError,
     check_finite,
     expected_shapes,
@@ -70,13 +71,13 @@ class Initialisation(NamedTuple):
     ignored: tuple[str, ...]  # names in the source that this model has no use for
 
     @classmethod
-    def of(cls, values: Mapping[str, np.ndarray], expected: Iterable[str], ignored: Iterable[str]) -> "Initialisation":
+    def of(cls, values: Tensors, expected: Iterable[str], ignored: Iterable[str]) -> "Initialisation":
         """From the given values, and the names of all variables of the model."""
         fresh = tuple(name for name in expected if name not in values)
         return cls(unflatten_dict(dict(values), sep="/"), tuple(values), fresh, tuple(ignored))
 
 
-def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerConfig) -> Initialisation:
+def init_from(source: str | Path | Tensors, config: MixFormerConfig) -> Initialisation:
     """Reads a pre-trained backbone for a model, from a `.pth` or `.safetensors` file or a state dict.
 
     All blocks of the model, its embeddings and the norms between them must be there; of a deeper source the first
@@ -169,14 +170,11 @@ class AutoencoderWeights(NamedTuple):
 
     variables: dict[str, Any]
     config: AutoencoderConfig
-    carried: Mapping[str, np.ndarray] = NO_TENSORS
+    carried: Tensors = NO_TENSORS
 
 
 def save_autoencoder(
-    path: str | Path,
-    variables: Mapping[str, Any],
-    config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    path: str | Path, variables: Mapping[str, Any], config: AutoencoderConfig, carried: Tensors = NO_TENSORS
 ) -> None:
     """Writes an autoencoder's file; see `weights.save_weights`."""
     # Weights do not depend on the compute type.
@@ -267,9 +265,7 @@ def _origin(name: str, target: MixFormerConfig) -> str:
     return name
 
 
-def _position_table(
-    theirs: Mapping[str, np.ndarray], source: AutoencoderConfig, stream: str, grid: int
-) -> tuple[str, np.ndarray]:
+def _position_table(theirs: Tensors, source: AutoencoderConfig, stream: str, grid: int) -> tuple[str, np.ndarray]:
     """The encoder's position table for a stream, on another grid; and the name of the variable that it is from."""
     names = [f"params/backbone/{name}_positions/table" for name in (stream, "search")]
     name = next((name for name in names if name in theirs), "")
@@ -312,7 +308,7 @@ def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
 
 
 def autoencoder_to_mae(
-    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
+    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Tensors = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """An autoencoder as MAE's state dict; WeightsError as in `mae_table` and `write_by_table`."""
     title = f"the weights of an autoencoder around {config.model.name!r}"
@@ -336,7 +332,7 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
     return found.config
 
 
-def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:
+def start_from_mae(source: str | Path | Tensors, config: AutoencoderConfig) -> Initialisation:
     """What an autoencoder takes from MAE's checkpoint or state dict: all, or the encoder where there is no decoder, as
     in MAE's published ones. Without a class token here, MAE's is ignored.
 

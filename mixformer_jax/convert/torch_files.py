@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401 (of JAX; makes bfloat16 a type that NumPy and saf
 import numpy as np
 from safetensors import safe_open
 
-from mixformer_jax.convert.weights import FORMAT, WeightsError, readable, to_safetensors
+from mixformer_jax.convert.weights import FORMAT, Tensors, WeightsError, readable, to_safetensors
 from mixformer_jax.files import write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
@@ -49,7 +49,7 @@ BOOKKEEPING = (
 
 
 class OfficialState(NamedTuple):
-    tensors: Mapping[str, np.ndarray]  # floats as float32; each is read on access
+    tensors: Tensors  # floats as float32; each is read on access
     left_behind: tuple[str, ...]  # what else the file holds (`optimizer`, `epoch`, ...)
     experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), if settings tell it
 
@@ -150,7 +150,7 @@ def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]], key
     write_atomically(Path(path), file.getvalue())
 
 
-def write_official_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_official_safetensors(path: str | Path, tensors: Tensors) -> None:
     """Writes official names and layouts as .safetensors, for `safetensors.torch.load_file`."""
     write_atomically(Path(path), to_safetensors(tensors, {"format": "pt"}))
 

@@ -31,9 +31,10 @@ FORMAT_VERSION = "1"
 CARRIED_PREFIX = "official/"
 
 NOT_FINITE = "NaN or infinite values, as a training that diverged leaves them, or damage; take an earlier checkpoint:"
-NO_TENSORS: Mapping[str, np.ndarray] = MappingProxyType({})
-
+Tensors = Mapping[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
+NO_TENSORS: Tensors = MappingProxyType({})
+
 Settings = TypeVar("Settings", bound=TypedSettings)
 
 
@@ -48,7 +49,7 @@ class Weights(NamedTuple):
     variables: dict[str, Any]
     model: MixFormerConfig
     tracker: TrackerConfig
-    carried: Mapping[str, np.ndarray] = NO_TENSORS
+    carried: Tensors = NO_TENSORS
 
 
 def save_weights(
@@ -57,7 +58,7 @@ def save_weights(
     model: MixFormerConfig,
     tracker: TrackerConfig,
     store: Literal["float32", "float16"] = "float32",
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    carried: Tensors = NO_TENSORS,
 ) -> None:
     """Writes a weights file (`.safetensors`) atomically, without the compute type, which weights do not depend on.
 
@@ -74,7 +75,7 @@ def write_variables(
     variables: Mapping[str, Any],
     settings: Iterable[TypedSettings],
     store: Literal["float32", "float16"] = "float32",
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    carried: Tensors = NO_TENSORS,
     **header: str,
 ) -> None:
     """Writes variables of any model under a header of settings and strings; see `save_weights`."""
@@ -104,8 +105,8 @@ class Content(NamedTuple):
 
     path: Path
     header: Mapping[str, str]
-    tensors: Mapping[str, np.ndarray]
-    carried: Mapping[str, np.ndarray]
+    tensors: Tensors
+    carried: Tensors
 
     def settings(self, record: type[Settings]) -> Settings:
         """A section of the header as settings; WeightsError where it is missing or cannot work."""
@@ -185,7 +186,7 @@ def shapes_of(model: Model) -> Shapes:
     return MappingProxyType({name: value.shape for name, value in variables.items()})
 
 
-def mismatches(found: Mapping[str, np.ndarray], expected: Shapes) -> list[str]:
+def mismatches(found: Tensors, expected: Shapes) -> list[str]:
     """Missing, unexpected and misshapen tensors, a line each."""
     lines = [f"missing {name} {shape}" for name, shape in expected.items() if name not in found]
     lines += [f"unexpected {name} {found[name].shape}" for name in found if name not in expected]
@@ -202,19 +203,19 @@ def refuse_weights(title: str, complaints: list[str]) -> None:
         raise WeightsError(f"{title}:\n  " + "\n  ".join(complaints))
 
 
-def not_finite(tensors: Mapping[str, np.ndarray], limit: int = 6) -> list[str]:
+def not_finite(tensors: Tensors, limit: int = 6) -> list[str]:
     """Names of tensors with NaN or infinity; beyond `limit` their number."""
     broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     return broken[:limit] + ([f"{len(broken) - limit} more"] if len(broken) > limit else [])
 
 
-def check_finite(where: object, tensors: Mapping[str, np.ndarray]) -> None:
+def check_finite(where: object, tensors: Tensors) -> None:
     """Raises WeightsError with the names of tensors that are not finite."""
     if broken := not_finite(tensors):
         raise WeightsError(f"{where}: {NOT_FINITE} {', '.join(broken)}")
 
 
-def to_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+def to_safetensors(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:
     """The bytes of a .safetensors file of float32, float16 or int64 arrays, with strings for its header.
 
     The library's own `save` copies all tensors a second time, and scrambles those that are not contiguous (0.8.0).

@@ -25,12 +25,8 @@ __all__ = ["SIZES", "STUDIES", "ConfigError", "MixFormerConfig", "TrackerConfig"
 __all__ += ["size_config", "with_score"]
 
 BackboneKind = Literal["vit", "cvt"]
-PatchEmbedKind = Literal["linear", "convolutional", "convmae"]
 PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable", "learnable"]
-ProjectionKind = Literal["linear", "depthwise"]
 NormKind = Literal["frozen", "batch", "layer"]
-AttentionKind = Literal["asymmetric", "symmetric"]
-SecondStream = Literal["none", "added", "concatenated", "alone"]
 HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -48,7 +44,6 @@ MOST_STAGES = 8
 Width = Annotated[int, Range(1, 4096)]
 Blocks = Annotated[int, Range(0, 64)]
 SomeBlocks = Annotated[int, Range(1, 64)]
-Heads = Annotated[int, Range(0, 256)]
 SomeHeads = Annotated[int, Range(1, 256)]
 
 
@@ -107,7 +102,7 @@ class MixFormerConfig(TypedSettings):
     template_size: Annotated[int, Range(1, 2048)] = 128
     backbone: BackboneKind = "vit"
     patch_size: Annotated[int, Range(1, 256)] = 16
-    patch_embed: PatchEmbedKind = "linear"
+    patch_embed: Literal["linear", "convolutional", "convmae"] = "linear"
     early_widths: tuple[Width, ...] = ()
     early_depths: tuple[SomeBlocks, ...] = ()
     early_heads: tuple[SomeHeads, ...] = ()
@@ -118,9 +113,9 @@ class MixFormerConfig(TypedSettings):
     drop_path: ShareBelowOne = 0.1
     layer_scale: bool = False
     positions: PositionKind = "sincos"
-    projection: ProjectionKind = "linear"
+    projection: Literal["linear", "depthwise"] = "linear"
     projection_norm: NormKind = "frozen"
-    attention: AttentionKind = "asymmetric"
+    attention: Literal["asymmetric", "symmetric"] = "asymmetric"
     mixed_blocks: NaturalNumber | None = None
     cross_attention_blocks: Blocks = 0
     context_augment_layers: Blocks = 0
@@ -128,8 +123,8 @@ class MixFormerConfig(TypedSettings):
     head: HeadKind = "corner_pyramid"
     head_width: Width = 384
     head_norm: HeadNormKind = "batch"
-    score_heads: Heads = 0
-    second_stream: SecondStream = "none"
+    score_heads: Annotated[int, Range(0, 256)] = 0
+    second_stream: Literal["none", "added", "concatenated", "alone"] = "none"
     colour_map: bool = False
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
