@@ -234,7 +234,7 @@ class MixedAttention(nn.Module):
         output_init: nn.initializers.Initializer = TRUNCATED_NORMAL
         if self.mimetic_init:
             qkv_init = functools.partial(mimetic_qkv_init, num_heads=self.num_heads)
-            output_init = lambda _key, shape, dtype: jnp.eye(*shape, dtype=dtype)  # noqa: E731
+            output_init = lambda _key, shape, dtype: jnp.eye(shape[0], shape[1], dtype=dtype)  # noqa: E731
         self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=qkv_init)
         self.proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=output_init)
 
