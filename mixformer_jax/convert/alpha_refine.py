@@ -1,13 +1,11 @@
 """Weights of Alpha-Refine's mask network: our file, and official checkpoints both ways, by one table of names.
 
-A file of ours is a `.safetensors` like a tracker's (`weights.py`), with the network's sizes in its header. The official
-trainer keeps the pool size in a pickled record alone, which is not run: it is read off the shapes.
+The official trainer keeps the pool size in a pickled record alone, which is not run: it is read off the shapes.
 """
 
 import functools
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +14,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.names import (
-    CLASSES,
     COUNTER,
     Carried,
     Entry,
@@ -27,15 +24,16 @@ from mixformer_jax.convert.names import (
     official_shape,
     read_by_table,
     to_ours,
+    unused_classifier,
     with_counters,
     write_by_table,
-    zeros,
 )
 from mixformer_jax.convert.pretrained import Initialisation
 from mixformer_jax.convert.torch_files import OfficialState, is_official, read_official
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
+    Tensors,
     WeightsError,
     check_finite,
     mismatches,
@@ -44,17 +42,31 @@ from mixformer_jax.convert.weights import (
     shapes_of,
     write_variables,
 )
-from mixformer_jax.models.alpha_refine import EXPANSION, AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError
-from mixformer_jax.models.mixformer import variable_shapes
+from mixformer_jax.models.masks import EXPANSION, AlphaRefine, AlphaRefineConfig
 
 ALPHA_REFINE_FORMAT = "mixformer_jax_alpha_refine"
 
 _BACKBONE, _NECK, _HEAD = "feature_extractor", "neck", "refiner"
+# Layers by their official names, in the official order: those of the neck, and of each part of a level of the head.
+_CORRELATION = {
+    "channel_attention.fc1": "squeeze",
+    "channel_attention.fc2": "excite",
+    "spatial_attention.g.0": "g",
+    "spatial_attention.W.0": "expand",
+    "spatial_attention.W.1": "expand_norm",
+    "spatial_attention.theta": "theta",
+    "spatial_attention.phi.0": "phi",
+}
+_REFINEMENT = {"conv1x1": "conv1", "bblock.0": "conv2", "bblock.1": "norm", "bblock.3": "conv3"}
+_PARTS = {
+    "TSE": {"reduce.0": "reduce1", "reduce.2": "reduce2"} | {f"transform.{2 * i}": f"mix{i + 1}" for i in range(3)},
+    "RRB1": {official: f"refine1/{name}" for official, name in _REFINEMENT.items()},
+    "CAB": {"convreluconv.0": "gate1", "convreluconv.2": "gate2"},
+    "RRB2": {official: f"refine2/{name}" for official, name in _REFINEMENT.items()},
+}
 # The official head counts its levels from the stem on: layer5 is the deepest.
 _LEVELS = {"layer5": "stride32", "layer4": "stride16", "layer3": "stride8", "layer2": "stride4"}
-# Its name of the first convolution that takes the correlation, whose inputs are the bins of the pooling.
-_SQUEEZE = f"{_NECK}.channel_attention.fc1.weight"
 
 
 class AlphaRefineWeights(NamedTuple):
@@ -62,18 +74,14 @@ class AlphaRefineWeights(NamedTuple):
 
     variables: dict[str, Any]
     config: AlphaRefineConfig
-    carried: Mapping[str, np.ndarray] = NO_TENSORS
+    carried: Tensors = NO_TENSORS
 
 
 def save_alpha_refine(
-    path: str | Path,
-    variables: Mapping[str, Any],
-    config: AlphaRefineConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    path: str | Path, variables: Mapping[str, Any], config: AlphaRefineConfig, carried: Tensors = NO_TENSORS
 ) -> None:
     """Writes a file of ours; see `weights.save_weights`."""
-    header = {config.section: json.dumps(config.to_dict())}
-    write_variables(Path(path), ALPHA_REFINE_FORMAT, variables, header, carried=carried)
+    write_variables(path, ALPHA_REFINE_FORMAT, variables, [config], carried=carried)
 
 
 def load_alpha_refine(path: str | Path) -> AlphaRefineWeights:
@@ -81,10 +89,9 @@ def load_alpha_refine(path: str | Path) -> AlphaRefineWeights:
 
     Raises WeightsError for no such file, another kind of file, or tensors that are not the network's.
     """
-    path = Path(path)
     content = read_variables(path, ALPHA_REFINE_FORMAT, "weights of Alpha-Refine's mask network")
-    config = content.settings(path, AlphaRefineConfig)
-    variables = content.variables(path, config.name, shapes_of_alpha_refine(config))
+    config = content.settings(AlphaRefineConfig)
+    variables = content.variables(config.name, shapes_of_alpha_refine(config))
     return AlphaRefineWeights(variables, config, content.carried)
 
 
@@ -101,7 +108,7 @@ def read_alpha_refine(path: str | Path) -> AlphaRefineWeights:
     return load_alpha_refine(path)
 
 
-def is_alpha_refine(names: Mapping[str, np.ndarray]) -> bool:
+def is_alpha_refine(names: Tensors) -> bool:
     """Whether a state dict is of Alpha-Refine's family, by its names."""
     return any(name.startswith(f"{_HEAD}.") for name in names)
 
@@ -124,21 +131,21 @@ def to_official(found: AlphaRefineWeights) -> dict[str, np.ndarray]:
 
     Raises WeightsError for variables or carried tensors that are missing, unexpected or misshapen.
     """
-    table, shapes = alpha_refine_table(found.config), shapes_of_alpha_refine(found.config)
-    return write_by_table(
-        found.variables, table, shapes, found.carried, f"the weights of the mask network {found.config.name!r}"
-    )
+    variables, config, carried = found
+    title = f"the weights of the mask network {config.name!r}"
+    return write_by_table(variables, alpha_refine_table(config), shapes_of_alpha_refine(config), carried, title)
 
 
-def count_parameters(state: Mapping[str, np.ndarray]) -> int:
+def count_parameters(state: Tensors) -> int:
     """Parameters of an official state dict, the classifier's included; buffers are none."""
     buffers = ("running_mean", "running_var", COUNTER)
     return sum(value.size for name, value in state.items() if not name.endswith(buffers))
 
 
-def infer_alpha_refine(state: Mapping[str, np.ndarray]) -> AlphaRefineConfig:
+def infer_alpha_refine(state: Tensors) -> AlphaRefineConfig:
     """The sizes of an official state dict, from its names and shapes; WeightsError where they do not tell."""
-    stem, squeeze, project = f"{_BACKBONE}.conv1.weight", _SQUEEZE, f"{_HEAD}.project.conv1.weight"
+    stem, project = f"{_BACKBONE}.conv1.weight", f"{_HEAD}.project.conv1.weight"
+    squeeze = f"{_NECK}.channel_attention.fc1.weight"  # takes the correlation: a map for each bin of the pooling
     if missing := [name for name in (stem, squeeze, project) if name not in state or state[name].ndim != 4]:
         raise WeightsError(f"not Alpha-Refine's mask network: no convolution {', '.join(missing)}")
     bins = state[squeeze].shape[1]
@@ -154,17 +161,21 @@ def infer_alpha_refine(state: Mapping[str, np.ndarray]) -> AlphaRefineConfig:
 @functools.lru_cache(maxsize=4)
 def shapes_of_alpha_refine(config: AlphaRefineConfig) -> Shapes:
     """Shape of every variable, by its path (`params/head/stride4/mix1/kernel`)."""
-    return shapes_of(variable_shapes(AlphaRefine(config)))
+    return shapes_of(AlphaRefine(config))
 
 
 def alpha_refine_table(config: AlphaRefineConfig) -> list[Entry | Carried]:
     """The official state dict in its order."""
-    width = EXPANSION * 8 * config.stem_width
-    classifier = [
-        Carried(f"{_BACKBONE}.fc.weight", (CLASSES, width), zeros, free=0),
-        Carried(f"{_BACKBONE}.fc.bias", (CLASSES,), zeros, free=0),
+    head = [
+        entry
+        for part, names in _PARTS.items()
+        for level, ours in _LEVELS.items()
+        for entry in _layers(f"{_HEAD}.{part}.{level}.", ("head", ours), names)
     ]
-    return list(with_counters([*_resnet(config, f"{_BACKBONE}."), *classifier, *_neck(), *_mask_head()]))
+    head += _layers(f"{_HEAD}.project.", ("head",), {"conv1": "project1", "conv2": "project2"})
+    neck = _layers(f"{_NECK}.", ("correlation",), _CORRELATION)
+    classifier = unused_classifier(f"{_BACKBONE}.fc", EXPANSION * 8 * config.stem_width)
+    return list(with_counters([*_resnet(config, f"{_BACKBONE}."), *classifier, *neck, *head]))
 
 
 def init_resnet(source: str | Path, config: AlphaRefineConfig) -> Initialisation:
@@ -182,78 +193,29 @@ def init_resnet(source: str | Path, config: AlphaRefineConfig) -> Initialisation
     return Initialisation.of(values, shapes, (name for name in tensors if name not in expected))
 
 
-def _convolution(official: str, path: TreePath) -> Entry:
-    return Entry(f"{official}.weight", ("params", *path, "kernel"), "conv")
-
-
-def _biased(official: str, path: TreePath) -> list[Entry]:
-    return affine(official, ("params", *path), "conv")
-
-
-def _norm(official: str, path: TreePath) -> list[Entry]:
-    return batch_norm(official, path, frozen=False)
-
-
 def _resnet(config: AlphaRefineConfig, prefix: str) -> list[Entry]:
     """In torchvision's names and order, without the classifier."""
-    stem = ("backbone", "stem")
-    entries = [_convolution(f"{prefix}conv1", (*stem, "conv")), *_norm(f"{prefix}bn1", (*stem, "norm"))]
+    entries = _layers(prefix, ("backbone", "stem"), {"conv1": "conv", "bn1": "norm"})
+    block: dict[str, str] = {}
+    for i in (1, 2, 3):
+        block |= {f"conv{i}": f"conv{i}", f"bn{i}": f"conv{i}_norm"}
+    shortcut = {"downsample.0": "shortcut", "downsample.1": "shortcut_norm"}
     for layer, depth in enumerate(config.depths, start=1):
-        for block in range(depth):
-            official, path = f"{prefix}layer{layer}.{block}", ("backbone", f"layer{layer}_{block}")
-            names = [(f"conv{i}", f"bn{i}", f"conv{i}") for i in (1, 2, 3)]
-            names += [("downsample.0", "downsample.1", "shortcut")] if block == 0 else []
-            for conv, norm, ours in names:
-                entries.append(_convolution(f"{official}.{conv}", (*path, ours)))
-                entries += _norm(f"{official}.{norm}", (*path, f"{ours}_norm"))
+        for i in range(depth):
+            path = ("backbone", f"layer{layer}_{i}")
+            entries += _layers(f"{prefix}layer{layer}.{i}.", path, block if i else block | shortcut)
     return entries
 
 
-def _neck() -> list[Entry]:
-    channels, spatial, ours = f"{_NECK}.channel_attention", f"{_NECK}.spatial_attention", "correlation"
-    return [
-        *_biased(f"{channels}.fc1", (ours, "squeeze")),
-        *_biased(f"{channels}.fc2", (ours, "excite")),
-        *_biased(f"{spatial}.g.0", (ours, "g")),
-        *_biased(f"{spatial}.W.0", (ours, "expand")),
-        *_norm(f"{spatial}.W.1", (ours, "expand_norm")),
-        *_biased(f"{spatial}.theta", (ours, "theta")),
-        *_biased(f"{spatial}.phi.0", (ours, "phi")),
-    ]
-
-
-def _mask_head() -> list[Entry]:
-    def enrich(official: str, path: TreePath) -> list[Entry]:
-        names = {"reduce.0": "reduce1", "reduce.2": "reduce2"}
-        names |= {f"transform.{2 * i}": f"mix{i + 1}" for i in range(3)}
-        return [entry for theirs, name in names.items() for entry in _biased(f"{official}.{theirs}", (*path, name))]
-
-    def gate(official: str, path: TreePath) -> list[Entry]:
-        names = {"0": "gate1", "2": "gate2"}
-        parts = [_biased(f"{official}.convreluconv.{theirs}", (*path, name)) for theirs, name in names.items()]
-        return [entry for part in parts for entry in part]
-
-    def refine(name: str, official: str, path: TreePath) -> list[Entry]:
-        return [
-            *_biased(f"{official}.conv1x1", (*path, name, "conv1")),
-            *_biased(f"{official}.bblock.0", (*path, name, "conv2")),
-            *_norm(f"{official}.bblock.1", (*path, name, "norm")),
-            _convolution(f"{official}.bblock.3", (*path, name, "conv3")),
-        ]
-
-    # By part, and in each part by level.
-    parts: dict[str, Callable[[str, TreePath], list[Entry]]] = {
-        "TSE": enrich,
-        "RRB1": functools.partial(refine, "refine1"),
-        "CAB": gate,
-        "RRB2": functools.partial(refine, "refine2"),
-    }
-    entries = [
-        entry
-        for part, of_level in parts.items()
-        for level, ours in _LEVELS.items()
-        for entry in of_level(f"{_HEAD}.{part}.{level}", ("head", ours))
-    ]
-    for i in (1, 2):
-        entries += _biased(f"{_HEAD}.project.conv{i}", ("head", f"project{i}"))
+def _layers(prefix: str, path: TreePath, names: Mapping[str, str]) -> list[Entry]:
+    """Convolutions and batch norms of a module, official names to ours; of the ResNet, and in refinements the last
+    one, convolutions have no bias."""
+    entries: list[Entry] = []
+    for official, name in names.items():
+        ours = (*path, *name.split("/"))
+        if name.endswith("norm"):
+            entries += batch_norm(f"{prefix}{official}", ours, frozen=False)
+        else:
+            kernel, bias = affine(f"{prefix}{official}", ("params", *ours), "conv")
+            entries += [kernel] if path[0] == "backbone" or official == "bblock.3" else [kernel, bias]
     return entries

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from mixformer_jax.convert.names import (
 from mixformer_jax.convert.torch_files import TORCH_SUFFIXES
 from mixformer_jax.convert.weights import (
     FORMAT,
+    Tensors,
     Weights,
     WeightsError,
     check_finite,
@@ -33,15 +34,14 @@ from mixformer_jax.convert.weights import (
     what_of,
 )
 from mixformer_jax.extras import DISTRIBUTION, install_line
-from mixformer_jax.models.alpha_refine import AlphaRefineConfig
 from mixformer_jax.models.config import SIZES, ConfigError, MixFormerConfig, TrackerConfig
 from mixformer_jax.models.layers import sincos_positions
+from mixformer_jax.models.masks import AlphaRefineConfig
 
 RUN_WEIGHTS = "model.safetensors"  # in the folder of a training run
 DEFAULT_WEIGHTS = "mixvit_tiny"
 
-# The official experiments' search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others. Published
-# benchmark runs used others, by benchmark.
+# The official experiments' search factors (`TEST.SEARCH_FACTOR` of experiments/*/*.yaml); 4.5 for the others.
 SEARCH_FACTORS = MappingProxyType(
     dict.fromkeys(("mixvit_l", "mixvit_l_convmae", "mixcvt", "mixcvt_online", "mixcvt_l", "mixcvt_l_online"), 5.0)
 )
@@ -52,8 +52,6 @@ ONLINE_SLOTS = 2
 HEAD_WIDTH = 64  # of every attention head in the official builds: ViT, CvT and score module alike
 # Settings that a state dict does not show.
 UNTOLD = ("name", "drop_path", "dtype", "mimetic_init")
-
-State = Mapping[str, np.ndarray]
 
 
 class Hints(NamedTuple):
@@ -66,6 +64,9 @@ class Hints(NamedTuple):
     search_size: int | None = None
     template_size: int | None = None
     name: str | None = None  # of the model: benchmarks have settings by name (`mixvit_b_online_got`)
+
+
+NO_HINTS = Hints()
 
 
 class Report(NamedTuple):
@@ -110,23 +111,15 @@ def _model_lines(model: MixFormerConfig | AlphaRefineConfig) -> list[tuple[str, 
     ]
 
 
-def convert(
-    source: str | Path,
-    target: str | Path,
-    *,
-    official: bool = False,
-    hints: Hints = Hints(),  # noqa: B008 (immutable)
-) -> Report:
+def convert(source: str | Path, target: str | Path, *, official: bool = False, hints: Hints = NO_HINTS) -> Report:
     """Converts a tracker, or Alpha-Refine's mask network, between official files (`.pth`, `.pth.tar`, `.safetensors`)
     and ours (`.safetensors`).
 
     The files tell the direction; between official formats, tensors are checked and copied. The source may be the folder
     of a training run. An `official` `.safetensors` target has official names and layouts.
 
-    Raises:
-        WeightsError: a source that cannot be read, is no tracker, or has no official counterpart; names or shapes that
-            do not fit (all listed); a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` files without PyTorch.
+    Raises WeightsError for a source that cannot be read or has no counterpart, names or shapes that do not fit (all
+    listed), or a target of an unknown kind; ModuleNotFoundError for `.pth` files without PyTorch.
     """
     source, target = find_weights(source), Path(target)
     is_torch = target.name.endswith(TORCH_SUFFIXES)
@@ -153,10 +146,8 @@ def convert(
 
 
 def find_weights(weights: str | Path | None) -> Path:
-    """The path of a weights file, of the one in a training run's folder, or of embedded weights of this name.
-
-    Raises WeightsError where there is none.
-    """
+    """The path of a weights file, of the one in a training run's folder, or of embedded weights of this name;
+    WeightsError where there is none."""
     path = Path(DEFAULT_WEIGHTS if weights is None else weights)
     if weights == "":
         raise WeightsError("the name of the weights is empty; expected a file, a run's folder, or embedded weights")
@@ -193,9 +184,8 @@ def read_weights(path: str | Path) -> Weights:
             f"{DISTRIBUTION}[torch]): {install_line('torch')}; or convert the file where it is, with "
             f"`mixformer convert {path.name} NAME.safetensors`, and take that"
         ) from error
-    model, _named_after, tracker, views = _from_state(path, state, Hints())
-    variables = jax.tree.map(np.array, views)  # the file may change while a tracker runs
-    return Weights(variables, model, tracker)
+    found, _words = _from_state(path, state, NO_HINTS)
+    return found._replace(variables=jax.tree.map(np.array, found.variables))  # the file may change meanwhile
 
 
 def variant_words(model: MixFormerConfig, text: str) -> tuple[str, ...]:
@@ -217,10 +207,8 @@ def tracker_settings(model: MixFormerConfig) -> TrackerConfig:
     )
 
 
-def _from_state(
-    source: Path, found: torch_files.OfficialState, hints: Hints
-) -> tuple[MixFormerConfig, tuple[str, ...], TrackerConfig, dict[str, Any]]:
-    """The model of an official file, words of its name, tracker settings, and variables, views of its tensors."""
+def _from_state(source: Path, found: torch_files.OfficialState, hints: Hints) -> tuple[Weights, tuple[str, ...]]:
+    """The tracker of an official file, as views of its tensors, and words of the file's name in the model's."""
     try:
         model = infer_config(found.tensors, hints)
         variables = variables_from_official(found.tensors, model)
@@ -229,7 +217,7 @@ def _from_state(
     check_finite(source, flatten_dict(variables, sep="/"))
     words = () if hints.name else variant_words(model, f"{source.name} {found.experiment or ''}")
     name = hints.name or "_".join((model.name, *words))
-    return dataclasses.replace(model, name=name), words, tracker_settings(model), variables
+    return Weights(variables, dataclasses.replace(model, name=name), tracker_settings(model)), words
 
 
 def _from_official(source: Path, target: Path, is_torch: bool, official: bool, hints: Hints) -> Report:
@@ -242,7 +230,7 @@ def _from_official(source: Path, target: Path, is_torch: bool, official: bool, h
         model, carried, parameters = weights.config, weights.carried, alpha_refine.count_parameters(found.tensors)
         save = functools.partial(alpha_refine.save_alpha_refine, target, *weights)
     else:
-        model, words, tracker, variables = _from_state(source, found, hints)
+        (variables, model, tracker, _none), words = _from_state(source, found, hints)
         carried, parameters = carried_by_table(found.tensors, name_table(model)), count_parameters(model)
         save = functools.partial(save_weights, target, variables, model, tracker, carried=carried)
     if is_torch or official:
@@ -272,7 +260,7 @@ def _to_official(source: Path, target: Path, is_torch: bool, is_tracker: bool) -
     return Report(target, f"mixformer_jax -> {kind}", model, parameters, carried=carried, computed=computed)
 
 
-def _write_official(target: Path, tensors: State, is_torch: bool) -> str:
+def _write_official(target: Path, tensors: Tensors, is_torch: bool) -> str:
     """Writes official names, and empties a dict of them on the way; returns the kind of file in words."""
     if not is_torch:
         torch_files.write_official_safetensors(target, tensors)
@@ -292,11 +280,10 @@ def _shortened(names: tuple[str, ...], limit: int = 6) -> str:
     return ", ".join(parts)
 
 
-def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # noqa: B008 (immutable)
-    """The model of an official state dict, from names and shapes alone: one of `sizes.SIZES`, or named by its family.
+def infer_config(state: Tensors, hints: Hints = NO_HINTS) -> MixFormerConfig:
+    """The model of an official state dict, from names and shapes alone: one of `SIZES`, or named by its family.
 
-    Raises WeightsError for names that no architecture of this project has, or shapes that contradict each other or the
-    hints.
+    Raises WeightsError for names that no architecture here has, or shapes that contradict each other or the hints.
     """
     try:
         found = _read(state, hints)
@@ -311,7 +298,7 @@ def infer_config(state: State, hints: Hints = Hints()) -> MixFormerConfig:  # no
     return config
 
 
-def _read(state: State, hints: Hints) -> dict[str, Any]:
+def _read(state: Tensors, hints: Hints) -> dict[str, Any]:
     stages = [i for i in range(len(state)) if f"backbone.stage{i}.patch_embed.proj.weight" in state]
     is_convmae = "backbone.patch_embed1.proj.weight" in state
     parts = [("backbone.patch_embed", "backbone.blocks")]
@@ -349,7 +336,7 @@ def _read(state: State, hints: Hints) -> dict[str, Any]:
     return found
 
 
-def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
+def _read_positions(state: Tensors, hints: Hints, patch: int) -> dict[str, Any]:
     """Crop sizes from the position tables, and whether those are sin-cos."""
     found: dict[str, Any] = {"positions": "sincos"}
     for name, key in (("backbone.pos_embed_s", "search_size"), ("backbone.pos_embed_t", "template_size")):
@@ -365,14 +352,14 @@ def _read_positions(state: State, hints: Hints, patch: int) -> dict[str, Any]:
     return found
 
 
-def _shape(state: State, name: str, axes: int) -> tuple[int, ...]:
+def _shape(state: Tensors, name: str, axes: int) -> tuple[int, ...]:
     shape = state[name].shape
     if len(shape) != axes:
         raise WeightsError(f"not an official state dict: {name} has shape {shape}, expected {axes} axes")
     return shape
 
 
-def _depth(state: State, blocks: str) -> int:
+def _depth(state: Tensors, blocks: str) -> int:
     pattern = re.compile(re.escape(blocks) + r"\.(\d+)\.")
     return 1 + max((int(match[1]) for name in state if (match := pattern.match(name))), default=-1)
 
@@ -386,7 +373,7 @@ def _heads(width: int, key: str) -> int:
     return width // HEAD_WIDTH
 
 
-def _looks_like(state: State) -> str:
+def _looks_like(state: Tensors) -> str:
     if not any(name.startswith("box_head.") for name in state) and any("blocks" in name for name in state):
         return "this looks like a backbone without a tracker around it: start a training from it (train.init) instead"
     return f"it has {', '.join(sorted(state)[:3])}, ..."

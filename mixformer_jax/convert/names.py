@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from einops import rearrange
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.convert import weights
-from mixformer_jax.convert.weights import NO_TENSORS, WeightsError
+from mixformer_jax.convert.weights import NO_TENSORS, Tensors, WeightsError
 from mixformer_jax.models.config import MixFormerConfig
 from mixformer_jax.models.layers import PRETRAINED_GRID, sincos_positions
 
@@ -61,10 +61,8 @@ class Carried(NamedTuple):
     free: int | None = None  # axis of any length: a classifier's classes, a position table's rows
     objection: str | None = None  # complaint about any other value than that of `make`; None: any will do
 
-    def complaints(self, found: np.ndarray | None) -> Iterator[str]:
+    def complaints(self, found: np.ndarray) -> Iterator[str]:
         """What is wrong with a tensor."""
-        if found is None:
-            return
         differing = [axis for axis, pair in enumerate(zip(found.shape, self.shape, strict=False)) if len(set(pair)) > 1]
         if found.ndim != len(self.shape) or set(differing) - {self.free}:
             yield f"misshapen {self.official}: {found.shape}, expected {self.shape}"
@@ -93,17 +91,14 @@ def affine(official: str, path: TreePath, layout: Layout, patch: int = 1) -> lis
 
 
 def norm(official: str, path: TreePath) -> list[Entry]:
-    pairs = (("weight", "scale"), ("bias", "bias"))
-    return [Entry(f"{official}.{theirs}", (*path, ours), "same") for theirs, ours in pairs]
+    return [Entry(f"{official}.weight", (*path, "scale"), "same"), Entry(f"{official}.bias", (*path, "bias"), "same")]
 
 
 def batch_norm(official: str, path: TreePath, frozen: bool) -> list[Entry]:
-    affine, statistics = ("constants", "constants") if frozen else ("params", "batch_stats")
-    pairs = (("running_mean", "mean"), ("running_var", "var"))
-    return [
-        *norm(official, (affine, *path)),
-        *(Entry(f"{official}.{theirs}", (statistics, *path, ours), "same") for theirs, ours in pairs),
-    ]
+    parameters, statistics = ("constants", "constants") if frozen else ("params", "batch_stats")
+    names = ("mean", "var")
+    tracked = [Entry(f"{official}.running_{name}", (statistics, *path, name), "same") for name in names]
+    return norm(official, (parameters, *path)) + tracked
 
 
 def zeros(shape: tuple[int, ...]) -> np.ndarray:
@@ -123,37 +118,36 @@ def sincos_with_class(shape: tuple[int, ...]) -> np.ndarray:
 Table = Sequence[Entry | Carried]
 
 
-def read_by_table(state: Mapping[str, np.ndarray], table: Table, shapes: weights.Shapes, title: str) -> dict[str, Any]:
+def read_by_table(state: Tensors, table: Table, shapes: weights.Shapes, title: str) -> dict[str, Any]:
     """A state dict as variables of these shapes, as views of its arrays where a transposition is enough.
 
     Raises WeightsError ("not `title`") for names of the table that are missing or misshapen, names that nothing uses,
     or values that cannot be carried. Unused tensors may be missing.
     """
     used = [entry for entry in table if isinstance(entry, Entry)]
-    unread = [entry for entry in table if isinstance(entry, Carried)]
-    passed_over = {entry.official for entry in unread}
-    read = {name: value for name, value in state.items() if name not in passed_over}
+    unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
+    read = {name: value for name, value in state.items() if name not in unread}
     complaints = weights.mismatches(read, {entry.official: official_shape(entry, shapes[entry.name]) for entry in used})
-    for entry in unread:
-        complaints += entry.complaints(state.get(entry.official))
+    for name, entry in unread.items():
+        complaints += entry.complaints(state[name]) if name in state else []
     weights.refuse_weights(f"not {title}", complaints)
     return unflatten_dict({entry.path: to_ours(read[entry.official], entry.layout) for entry in used})
 
 
-def carried_by_table(state: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+def carried_by_table(state: Tensors, table: Table) -> dict[str, np.ndarray]:
     """The unused tensors of a state dict, by their official names."""
     unread = (entry.official for entry in table if isinstance(entry, Carried))
     return {name: state[name] for name in unread if name in state}
 
 
 def write_by_table(
-    variables: Mapping[str, Any], table: Table, shapes: weights.Shapes, carried: Mapping[str, np.ndarray], title: str
+    variables: Mapping[str, Any], table: Table, shapes: weights.Shapes, carried: Tensors, title: str
 ) -> dict[str, np.ndarray]:
     """Variables as a state dict, in the table's order; unused tensors are `carried` or filled in.
 
     Raises WeightsError for variables or carried tensors that are missing, unexpected or misshapen.
     """
-    ours = {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
+    ours = weights.flatten(variables)
     unread = {entry.official: entry for entry in table if isinstance(entry, Carried)}
     complaints = weights.mismatches(ours, shapes)
     for name, value in carried.items():
@@ -168,8 +162,6 @@ def write_by_table(
     }
 
 
-CLASSES = 1000  # of ImageNet, for the unused classifiers
-CONVMAE_PATCHES = (4, 2, 2)
 _NOT_SINCOS = "is not the sin-cos table; use positions='interpolated_frozen'"
 
 _BACKBONE = ("params", "backbone")
@@ -196,8 +188,7 @@ def block_entries(official: str, path: TreePath, layer_scale: bool = False) -> l
 
 
 def _mlp(official: str, path: TreePath, layout: Layout) -> list[Entry]:
-    layers = ("fc1", "fc2")
-    return [entry for fc in layers for entry in affine(f"{official}.mlp.{fc}", (*path, "mlp", fc), layout)]
+    return [entry for fc in ("fc1", "fc2") for entry in affine(f"{official}.mlp.{fc}", (*path, "mlp", fc), layout)]
 
 
 def _vit(config: MixFormerConfig) -> list[Entry | Carried]:
@@ -210,13 +201,13 @@ def _vit(config: MixFormerConfig) -> list[Entry | Carried]:
     ]
     for i in range(config.depth):
         entries += block_entries(f"backbone.blocks.{i}", (*_BACKBONE, f"blocks_{i}"), config.layer_scale)
-    return entries + _unused_norm(width) + _unused_classifier(width)
+    return entries + _unused_norm(width) + unused_classifier("backbone.head", width)
 
 
 def _convmae(config: MixFormerConfig) -> list[Entry | Carried]:
     ours = (*_BACKBONE, "patch_embed")
     entries = _positions(config)
-    for i, patch in enumerate(CONVMAE_PATCHES, start=1):
+    for i, patch in enumerate((4, 2, 2), start=1):
         entries += affine(f"backbone.patch_embed{i}.proj", (*ours, f"embed{i}", "proj"), "patches", patch)
         entries += norm(f"backbone.patch_embed{i}.norm", (*ours, f"embed{i}", "norm"))
     entries += affine("backbone.patch_embed4", (*ours, "proj"), "linear")
@@ -239,7 +230,7 @@ def _cvt(config: MixFormerConfig) -> list[Entry | Carried]:
             names = f"{official}.blocks.{i}", (*_BACKBONE, f"blocks_{block}")
             entries += _wide_block(*names, config) if config.projection == "depthwise" else block_entries(*names)
             block += 1
-    return entries + _unused_norm(config.width) + _unused_classifier(config.width)
+    return entries + _unused_norm(config.width) + unused_classifier("backbone.head", config.width)
 
 
 def _wide_block(official: str, path: TreePath, config: MixFormerConfig) -> list[Entry]:
@@ -284,9 +275,10 @@ def _unused_norm(width: int) -> list[Entry | Carried]:
     return [Carried("backbone.norm.weight", (width,), ones), Carried("backbone.norm.bias", (width,), zeros)]
 
 
-def _unused_classifier(width: int) -> list[Entry | Carried]:
-    weight = Carried("backbone.head.weight", (CLASSES, width), zeros, free=0)
-    return [weight, Carried("backbone.head.bias", (CLASSES,), zeros, free=0)]
+def unused_classifier(official: str, width: int) -> list[Entry | Carried]:
+    """ImageNet's, of any number of classes."""
+    weight = Carried(f"{official}.weight", (1000, width), zeros, free=0)
+    return [weight, Carried(f"{official}.bias", (1000,), zeros, free=0)]
 
 
 COUNTER = "num_batches_tracked"
@@ -299,18 +291,15 @@ def name_table(config: MixFormerConfig) -> list[Entry | Carried]:
     return list(with_counters(entries))
 
 
-def variables_from_official(state: Mapping[str, np.ndarray], config: MixFormerConfig) -> dict[str, Any]:
-    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables.
-
-    Raises WeightsError as `read_by_table`, and for position tables that the config takes for sin-cos and are not.
-    """
+def variables_from_official(state: Tensors, config: MixFormerConfig) -> dict[str, Any]:
+    """The official state dict (key `net` of a checkpoint, as numpy arrays) as our variables; see `read_by_table`."""
     return read_by_table(
         state, name_table(config), weights.expected_shapes(config), f"an official {config.name} state dict"
     )
 
 
 def variables_to_official(
-    variables: Mapping[str, Any], config: MixFormerConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
+    variables: Mapping[str, Any], config: MixFormerConfig, carried: Tensors = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """Our variables as an official state dict, in the official order.
 
@@ -318,8 +307,7 @@ def variables_to_official(
     identity for `norm`, zeros for class token, classifier and batch counters. The official modules load the result with
     `strict=True`, and compute the same with it.
 
-    Raises WeightsError for an architecture without official counterpart, or variables or carried tensors that are
-    missing, unexpected or misshapen; all are listed.
+    Raises WeightsError for an architecture without official counterpart, and as `write_by_table`.
     """
     title = f"the weights of the model {config.name!r}"
     return write_by_table(variables, name_table(config), weights.expected_shapes(config), carried, title)

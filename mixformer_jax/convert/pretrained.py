@@ -4,14 +4,12 @@ Backbones that trainings start from: MAE ViT (facebookresearch/mae), ConvMAE (Al
 (microsoft/CvT), DeiT3 (facebookresearch/deit, with LayerScale) and plain ViTs of timm. Their names are those of the
 official tracker's backbone without its prefix, so `backbone_table` serves here too.
 
-A pre-training writes a `.safetensors` like a tracker's (`weights.py`), with the autoencoder's settings in its header
-and its encoder under the names of a tracker's backbone. An autoencoder with a class token computes what MAE's
-`models_mae.py` does; one table of names converts both ways.
+An autoencoder's encoder has the names of a tracker's backbone; with a class token it computes what MAE's
+`models_mae.py` does, and one table of names converts both ways.
 """
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from mixformer_jax.convert.names import (
     Carried,
@@ -39,9 +37,11 @@ from mixformer_jax.convert.torch_files import read_official, write_official_safe
 from mixformer_jax.convert.weights import (
     NO_TENSORS,
     Shapes,
+    Tensors,
     WeightsError,
     check_finite,
     expected_shapes,
+    flatten,
     mismatches,
     read_variables,
     refuse_weights,
@@ -51,7 +51,6 @@ from mixformer_jax.convert.weights import (
 from mixformer_jax.models.autoencoder import Autoencoder, AutoencoderConfig
 from mixformer_jax.models.config import DECODER_HEADS, MixFormerConfig
 from mixformer_jax.models.layers import resize_positions, sincos_positions
-from mixformer_jax.models.mixformer import variable_shapes
 
 _BACKBONE = ("params", "backbone")
 # What a tracker does not need of a pre-trained model: tokens, classifiers, decoders, counters.
@@ -72,22 +71,20 @@ class Initialisation(NamedTuple):
     ignored: tuple[str, ...]  # names in the source that this model has no use for
 
     @classmethod
-    def of(cls, values: Mapping[str, np.ndarray], expected: Iterable[str], ignored: Iterable[str]) -> "Initialisation":
+    def of(cls, values: Tensors, expected: Iterable[str], ignored: Iterable[str]) -> "Initialisation":
         """From the given values, and the names of all variables of the model."""
         fresh = tuple(name for name in expected if name not in values)
         return cls(unflatten_dict(dict(values), sep="/"), tuple(values), fresh, tuple(ignored))
 
 
-def init_from(source: str | Path | Mapping[str, np.ndarray], config: MixFormerConfig) -> Initialisation:
+def init_from(source: str | Path | Tensors, config: MixFormerConfig) -> Initialisation:
     """Reads a pre-trained backbone for a model, from a `.pth` or `.safetensors` file or a state dict.
 
     All blocks of the model, its embeddings and the norms between them must be there; of a deeper source the first
     blocks of the last stage are taken (the paper, section 4.1: 16 of CvT24-W's layers; Fig. 7). Interpolated position
-    tables are the source's, resized to both grids (section 3.3). `decoder_blocks` are MAE's first decoder blocks,
-    behind the encoder's final norm.
+    tables are the source's, resized to both grids (section 3.3). `decoder_blocks` are MAE's first decoder blocks.
 
-    Raises WeightsError for a file that cannot be read, values that are not finite, or names and shapes that do not fit
-    (all listed).
+    Raises WeightsError for a file that cannot be read, or values, names and shapes that do not fit (all listed).
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     tensors = source if isinstance(source, Mapping) else read_official(source).tensors
@@ -173,20 +170,16 @@ class AutoencoderWeights(NamedTuple):
 
     variables: dict[str, Any]
     config: AutoencoderConfig
-    carried: Mapping[str, np.ndarray] = NO_TENSORS
+    carried: Tensors = NO_TENSORS
 
 
 def save_autoencoder(
-    path: str | Path,
-    variables: Mapping[str, Any],
-    config: AutoencoderConfig,
-    carried: Mapping[str, np.ndarray] = NO_TENSORS,
+    path: str | Path, variables: Mapping[str, Any], config: AutoencoderConfig, carried: Tensors = NO_TENSORS
 ) -> None:
     """Writes an autoencoder's file; see `weights.save_weights`."""
-    settings = config.to_dict()
-    settings["model"] |= {"dtype": "float32"}  # weights do not depend on the compute type
-    header = {config.section: json.dumps(settings)}
-    write_variables(Path(path), AUTOENCODER_FORMAT, variables, header, carried=carried)
+    # Weights do not depend on the compute type.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    write_variables(path, AUTOENCODER_FORMAT, variables, [config], carried=carried)
 
 
 def load_autoencoder(path: str | Path) -> AutoencoderWeights:
@@ -194,17 +187,16 @@ def load_autoencoder(path: str | Path) -> AutoencoderWeights:
 
     Raises WeightsError for no such file, another kind of file, or tensors that are not the model's.
     """
-    path = Path(path)
     content = read_variables(path, AUTOENCODER_FORMAT, "a masked autoencoder as a pre-training run writes it")
-    config = content.settings(path, AutoencoderConfig)
-    variables = content.variables(path, config.model.name, shapes_of_autoencoder(config))
+    config = content.settings(AutoencoderConfig)
+    variables = content.variables(config.model.name, shapes_of_autoencoder(config))
     return AutoencoderWeights(variables, config, content.carried)
 
 
 @functools.lru_cache(maxsize=64)  # tracing a large model takes seconds
 def shapes_of_autoencoder(config: AutoencoderConfig) -> Shapes:
     """Shape of every variable of an autoencoder, by its path (`params/decoder/blocks_0/norm1/scale`)."""
-    return shapes_of(variable_shapes(Autoencoder(config)))
+    return shapes_of(Autoencoder(config))
 
 
 def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: MixFormerConfig) -> Initialisation:
@@ -249,10 +241,8 @@ def hand_over(variables: Mapping[str, Any], source: AutoencoderConfig, target: M
 
 
 def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisation:
-    """What one autoencoder takes from another: the encoder, and class token and decoder where they are alike.
-
-    Raises WeightsError as `hand_over`.
-    """
+    """What one autoencoder takes from another: the encoder, and class token and decoder where they are alike; raises
+    WeightsError as `hand_over`."""
     theirs, expected = flatten(found.variables), shapes_of_autoencoder(config)
     values = flatten(hand_over(found.variables, found.config, config.encoder).variables)
     for part in ("params/class_token", "params/decoder/"):
@@ -266,11 +256,6 @@ def go_on(found: AutoencoderWeights, config: AutoencoderConfig) -> Initialisatio
     return Initialisation.of(values, expected, (name for name in theirs if name not in values))
 
 
-def flatten(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Variables on the host, by path."""
-    return {name: np.asarray(value) for name, value in flatten_dict(variables, sep="/").items()}
-
-
 def _origin(name: str, target: MixFormerConfig) -> str:
     """The autoencoder's name for a variable of the tracker's backbone."""
     name = re.sub(r"^params/backbone/decoder_(norm|embed)/", r"params/decoder/\1/", name)
@@ -280,9 +265,7 @@ def _origin(name: str, target: MixFormerConfig) -> str:
     return name
 
 
-def _position_table(
-    theirs: Mapping[str, np.ndarray], source: AutoencoderConfig, stream: str, grid: int
-) -> tuple[str, np.ndarray]:
+def _position_table(theirs: Tensors, source: AutoencoderConfig, stream: str, grid: int) -> tuple[str, np.ndarray]:
     """The encoder's position table for a stream, on another grid; and the name of the variable that it is from."""
     names = [f"params/backbone/{name}_positions/table" for name in (stream, "search")]
     name = next((name for name in names if name in theirs), "")
@@ -325,7 +308,7 @@ def mae_table(config: AutoencoderConfig) -> list[Entry | Carried]:
 
 
 def autoencoder_to_mae(
-    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Mapping[str, np.ndarray] = NO_TENSORS
+    variables: Mapping[str, Any], config: AutoencoderConfig, carried: Tensors = NO_TENSORS
 ) -> dict[str, np.ndarray]:
     """An autoencoder as MAE's state dict; WeightsError as in `mae_table` and `write_by_table`."""
     title = f"the weights of an autoencoder around {config.model.name!r}"
@@ -335,9 +318,8 @@ def autoencoder_to_mae(
 def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
     """Writes a pre-training's file as a checkpoint of MAE: `.pth`, or `.safetensors` with MAE's names.
 
-    Raises:
-        WeightsError: a source that is no autoencoder or has no counterpart, or a target of an unknown kind.
-        ModuleNotFoundError: for `.pth` without PyTorch.
+    Raises WeightsError for a source that is no autoencoder or has no counterpart, or a target of an unknown kind;
+    ModuleNotFoundError for `.pth` without PyTorch.
     """
     found, target = load_autoencoder(source), Path(target)
     state = autoencoder_to_mae(found.variables, found.config, found.carried)
@@ -350,10 +332,9 @@ def export_to_mae(source: str | Path, target: str | Path) -> AutoencoderConfig:
     return found.config
 
 
-def start_from_mae(source: str | Path | Mapping[str, np.ndarray], config: AutoencoderConfig) -> Initialisation:
-    """What an autoencoder takes from MAE's checkpoint or state dict: all, or the encoder where there is no decoder.
-
-    MAE's published encoders come without decoders. Without a class token here, MAE's is ignored.
+def start_from_mae(source: str | Path | Tensors, config: AutoencoderConfig) -> Initialisation:
+    """What an autoencoder takes from MAE's checkpoint or state dict: all, or the encoder where there is no decoder, as
+    in MAE's published ones. Without a class token here, MAE's is ignored.
 
     Raises WeightsError for a file that cannot be read, or names and shapes that do not fit.
     """

@@ -18,7 +18,7 @@ import ml_dtypes  # noqa: F401 (of JAX; makes bfloat16 a type that NumPy and saf
 import numpy as np
 from safetensors import safe_open
 
-from mixformer_jax.convert.weights import FORMAT, WeightsError, readable, to_safetensors
+from mixformer_jax.convert.weights import FORMAT, Tensors, WeightsError, readable, to_safetensors
 from mixformer_jax.files import write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt")
@@ -49,16 +49,13 @@ BOOKKEEPING = (
 
 
 class OfficialState(NamedTuple):
-    tensors: Mapping[str, np.ndarray]  # floats as float32; each is read on access
+    tensors: Tensors  # floats as float32; each is read on access
     left_behind: tuple[str, ...]  # what else the file holds (`optimizer`, `epoch`, ...)
     experiment: str | None = None  # name of the official experiment's yaml (`baseline_got`), if settings tell it
 
 
 class Inert:
     """Stands in for a trainer's class; takes any arguments and keeps nothing."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "Inert":
-        return super().__new__(cls)
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
@@ -119,16 +116,13 @@ def read_official(path: str | Path) -> OfficialState:
     return _read_torch(path, start)
 
 
-def is_torch_file(path: Path) -> bool:
-    """Whether this is a file of PyTorch's, by its content, or else by its name."""
+def is_official(path: Path) -> bool:
+    """Whether a file is PyTorch's, by its content or else its name, or a .safetensors with another format than ours."""
     with path.open("rb") as file:
         start = file.read(16)
-    return _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES))
-
-
-def is_official(path: Path) -> bool:
-    """Whether a file is none of ours, whose headers have a format that begins with `FORMAT`."""
-    return is_torch_file(path) or not (safetensors_format(path) or "").startswith(FORMAT)
+    if _is_torch(start) or (start[8:9] != b"{" and path.name.endswith(TORCH_SUFFIXES)):
+        return True
+    return not (safetensors_format(path) or "").startswith(FORMAT)
 
 
 def is_ours(format_name: str, path: Path) -> bool:
@@ -156,7 +150,7 @@ def write_torch(path: str | Path, tensors: Iterable[tuple[str, np.ndarray]], key
     write_atomically(Path(path), file.getvalue())
 
 
-def write_official_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_official_safetensors(path: str | Path, tensors: Tensors) -> None:
     """Writes official names and layouts as .safetensors, for `safetensors.torch.load_file`."""
     write_atomically(Path(path), to_safetensors(tensors, {"format": "pt"}))
 

@@ -75,12 +75,8 @@ def tracking_functions(tracker: Tracker, targets: int) -> tuple[Function, ...]:
             templates, filled = normalise(cache["templates"]), cache.get("filled")
             found = cast(Prediction, model.apply(variables, templates, search, filled))
         limit = inputs.get("entropy_limit")
-        entropy = None if limit is None else found.corner_entropy
-        answer = {
-            "boxes_cxcywh": found.boxes_cxcywh,
-            "scores": found.scores_within(limit),
-            "corner_entropy": entropy,
-        }
+        scores, entropy = found.scores_within(limit), None if limit is None else found.corner_entropy
+        answer = {"boxes_cxcywh": found.boxes_cxcywh, "scores": scores, "corner_entropy": entropy}
         return {name: value for name, value in answer.items() if value is not None}
 
     cache = dict(zip(names, (shape for _path, shape in cached), strict=True))
@@ -102,9 +98,6 @@ Format = Literal["stablehlo", "onnx"]
 Platform = Literal["cpu", "cuda", "rocm", "tpu"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 
-BOXES = "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner"
-INSIDE = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
-
 
 def export(
     tracker: Tracker,
@@ -119,14 +112,12 @@ def export(
     The functions have the tracker's compute type, and a row a target in every input; programs of `stablehlo` (for
     `jax.export`) are lowered for the `platforms`. The folder is made where it is not there. Returns the files.
 
-    Raises:
-        NameTakenError: a file is there already.
-        ConfigError: a compute type or platform that the format cannot have.
-        ExportError: a model that has no form as ONNX.
-        ModuleNotFoundError: ONNX without the extra `export`.
+    Raises NameTakenError where a file is there already, ConfigError as `check_format`, ExportError for a model that has
+    no form as ONNX, ModuleNotFoundError for ONNX without the extra `export`.
     """
     check_format(format, tracker.config.dtype, platforms)
-    made: dict[str, Any] = {"format": format, "dtype": tracker.config.dtype}
+    config = tracker.config
+    made: dict[str, Any] = {"format": format, "dtype": config.dtype}
     if format == "onnx":
         from mixformer_jax.export.onnx_graph import OPSET, onnx_bytes
 
@@ -143,14 +134,23 @@ def export(
     record.unlink(missing_ok=True)  # where it is, all files are there, and of one export
     for function in functions:
         write_atomically(paths[function.name], to_bytes(function))
-    made |= _record(tracker, targets)
-    made["functions"] = {
-        function.name: {
-            "file": paths[function.name].name,
-            "inputs": _described(function.inputs),
-            "outputs": _described(function.outputs),
-        }
-        for function in functions
+    where = "inside the functions, which take RGB bytes: (bytes / 255 - mean) / std"
+    made |= {
+        "made_by": f"mixformer-jax {mixformer_jax.__version__}, jax {jax.__version__}",
+        "model": config.name,
+        "targets": targets,
+        "template_slots": tracker.settings.num_slots,
+        "template_size": config.template_size,
+        "search_size": config.search_size,
+        "normalisation": {"where": where, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
+        "boxes_cxcywh": "centre x, centre y, width, height; 0 to 1 over the search crop, from its left upper corner",
+        "tracker": tracker.settings.to_dict(),
+        "entropy_above": ENTROPY_ABOVE,
+        "entropy_rate": ENTROPY_RATE,
+        "functions": {
+            name: {"file": paths[name].name, "inputs": _described(inputs), "outputs": _described(outputs)}
+            for name, _call, inputs, outputs in functions
+        },
     }
     write_atomically(record, json.dumps(made, indent=1) + "\n")
     return [*paths.values(), record]
@@ -168,29 +168,11 @@ def check_format(format: Format, dtype: str, platforms: Sequence[str]) -> None:
 
 
 def _stablehlo_bytes(tracker: Tracker, platforms: Sequence[str], function: Function) -> bytes:
-    def with_weights(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def with_weights(inputs: Arrays) -> Arrays:
         return function.call(tracker.variables, inputs)
 
     exported = jax.export.export(jax.jit(with_weights), platforms=platforms)(dict(function.inputs))
     return bytes(exported.serialize())
-
-
-def _record(tracker: Tracker, targets: int) -> dict[str, Any]:
-    """What does not depend on the format."""
-    config = tracker.config
-    return {
-        "made_by": f"mixformer-jax {mixformer_jax.__version__}, jax {jax.__version__}",
-        "model": config.name,
-        "targets": targets,
-        "template_slots": tracker.settings.num_slots,
-        "template_size": config.template_size,
-        "search_size": config.search_size,
-        "normalisation": {"where": INSIDE, "mean": IMAGENET_MEAN, "std": IMAGENET_STD},
-        "boxes_cxcywh": BOXES,
-        "tracker": tracker.settings.to_dict(),
-        "entropy_above": ENTROPY_ABOVE,
-        "entropy_rate": ENTROPY_RATE,
-    }
 
 
 def _described(shapes: Shapes) -> dict[str, Any]:

@@ -40,10 +40,8 @@ class _Value(NamedTuple):
 
 
 def onnx_bytes(tracker: Tracker, function: Function) -> bytes:
-    """A function of a tracker as an ONNX file, with the weights inside.
-
-    Raises ExportError: an operation that has no translation here, or more than a file can hold.
-    """
+    """A function of a tracker as an ONNX file, with the weights inside; ExportError for an operation that has no
+    translation here, or more than a file can hold."""
     variables, inputs, shapes = tracker.variables, function.inputs, function.outputs
     with nn.intercept_methods(_name_layer_norms):
         # A function of its own: what JAX remembers of another trace has other names.
@@ -71,9 +69,7 @@ def onnx_bytes(tracker: Tracker, function: Function) -> bytes:
 
 
 def _infos(shapes: Shapes) -> list[onnx.ValueInfoProto]:
-    return [
-        helper.make_tensor_value_info(name, _element(shapes[name].dtype), shapes[name].shape) for name in sorted(shapes)
-    ]
+    return [helper.make_tensor_value_info(name, _element(x.dtype), x.shape) for name, x in sorted(shapes.items())]
 
 
 def _element(dtype: Any) -> int:
@@ -232,9 +228,8 @@ class _Graph:
         if kind == "erf":  # of a quotient: so runtimes know a GELU
             made = next((node for node in self.nodes if names[0] in node.output and node.op_type == "Mul"), None)
             if made is not None and made.input[1] in self._constants:
-                names = [
-                    self._node("Div", [made.input[0], self._constant(np.asarray(1 / self._constants[made.input[1]]))])
-                ]
+                divisor = self._constant(np.asarray(1 / self._constants[made.input[1]]))
+                names = [self._node("Div", [made.input[0], divisor])]
         return self._node(_ELEMENTWISE[kind], names)
 
     def _reshaped(
@@ -242,14 +237,10 @@ class _Graph:
     ) -> _Value:
         shape = after
         if kind == "broadcast_in_dim":
-            shape = tuple(1 for _ in after)
-            for axis, length in zip(params["broadcast_dimensions"], value.shape, strict=True):
-                shape = (*shape[:axis], length, *shape[axis + 1 :])
+            lengths = dict(zip(params["broadcast_dimensions"], value.shape, strict=True))
+            before, shape = value.shape, tuple(lengths.get(axis, 1) for axis in range(len(after)))
         if value.known is not None:
-            whole = value.known if kind == "broadcast_in_dim" else np.broadcast_to(value.known, before)
-            return _Value(shape, whole.reshape(shape))
-        if kind == "broadcast_in_dim":
-            return _Value(shape, name=self._in_shape(value.name, value.shape, shape))
+            return _Value(shape, np.broadcast_to(value.known, before).reshape(shape))
         return _Value(shape, name=self._in_shape(self.whole(value, before), before, shape))
 
     def _in_shape(self, name: str, shape: Sequence[int], wanted: Sequence[int]) -> str:
@@ -287,8 +278,8 @@ class _Graph:
         return self._node("Tile", [names[0], self._integers(params["reps"])])
 
     def _slice(self, names: list[str], shapes: Any, params: Mapping[str, Any]) -> str:
-        rank = len(shapes[0])
-        numbers = (params["start_indices"], params["limit_indices"], range(rank), params["strides"] or [1] * rank)
+        axes = range(len(shapes[0]))
+        numbers = (params["start_indices"], params["limit_indices"], axes, params["strides"] or [1 for _ in axes])
         return self._node("Slice", [names[0], *map(self._integers, numbers)])
 
     def _split(self, names: list[str], _shapes: Any, params: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,8 @@
 """Mixed attention (the paper, section 3.1): `attend`, its kernels, and the transformer block that backbones drive.
 
-A block works on one stream of tokens, template or search, in two halves: `project` makes queries, keys and values,
-`advance` attends and runs the MLP. Its steps differ in what the queries see: own tokens, or cached template keys and
-values before the own ones (eq. 2). `joint_step`, for training, runs both streams at once, templates first: all but the
-attention is one pass over all tokens.
+A block's `step` works on one stream of tokens, template or search: they attend to cached template keys and values,
+where there are any, and to themselves (eq. 2). `joint_step`, for training, runs both streams at once, templates first:
+all but the attention is one pass over all tokens.
 """
 
 import functools
@@ -17,7 +16,7 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from mixformer_jax.models.config import AttentionKernel, ComputeDtype, ConfigError, RematPolicy
+from mixformer_jax.models.config import AttentionKernel, ConfigError, RematPolicy
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, Activation, DropPath, Mlp
 from mixformer_jax.models.tpu_attention import attend_on_tpu, fits_tpu_kernel
 
@@ -26,6 +25,16 @@ Queries = Float[Array, "b heads q d"]
 KeyMask = Bool[Array, "b k"] | None
 Present = Bool[Array, "b own"] | None  # which tokens of a search region may be attended to; None: all
 Filled = Bool[Array, "b slots"] | None  # which slots hold a template, or which tokens of them count; None: all
+
+
+class Masks(NamedTuple):
+    """What may be attended to, of the templates and of a stream's own tokens."""
+
+    filled: Filled = None
+    present: Present = None
+
+
+UNMASKED = Masks()
 
 
 class KeysValues(NamedTuple):
@@ -156,7 +165,7 @@ def attend_fused(
 
 
 def choose_kernel(
-    asked: AttentionKernel, dtype: ComputeDtype, platform: str | None, width: int, num_heads: int, tokens: int = 0
+    asked: AttentionKernel, dtype: str, platform: str | None, width: int, num_heads: int, tokens: int = 0
 ) -> AttentionKernel:
     """The kernel for attention of some size, where `MixFormerConfig.attention_kernel` asks for one.
 
@@ -206,11 +215,6 @@ def mimetic_qkv_init(key: Array, shape: Sequence[int], dtype: Any, num_heads: in
     return jnp.concatenate([*queries, *key_weights, values], axis=1).astype(dtype)
 
 
-def mimetic_output_init(_key: Array, shape: Sequence[int], dtype: Any) -> Array:
-    """The identity, see `mimetic_qkv_init`."""
-    return jnp.eye(shape[0], shape[1], dtype=dtype)
-
-
 class MixedAttention(nn.Module):
     """Multi-head attention in two halves, with one dense layer for queries, keys and values (S-MAM's).
 
@@ -230,7 +234,7 @@ class MixedAttention(nn.Module):
         output_init: nn.initializers.Initializer = TRUNCATED_NORMAL
         if self.mimetic_init:
             qkv_init = functools.partial(mimetic_qkv_init, num_heads=self.num_heads)
-            output_init = mimetic_output_init
+            output_init = lambda _key, shape, dtype: jnp.eye(shape[0], shape[1], dtype=dtype)  # noqa: E731
         self.qkv = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=qkv_init)
         self.proj = nn.Dense(self.width, dtype=self.dtype, kernel_init=output_init)
 
@@ -243,39 +247,29 @@ class MixedAttention(nn.Module):
         """What the queries gather of the keys and values that they see."""
         return self._merged(self._attended(queries, seen, key_mask))
 
-    def joint(
-        self,
-        tokens: Tokens,
-        grids: tuple[Grid, Grid],
-        filled: Filled,
-        present: Present,
-        *,
-        symmetric: bool,
-        train: bool,
-    ) -> Tokens:
+    def joint(self, tokens: Tokens, grids: tuple[Grid, Grid], masks: Masks, *, symmetric: bool, train: bool) -> Tokens:
         """What the tokens of both streams gather, templates first: theirs see each other, or all where symmetric."""
         qkv, start = self.qkv(tokens), grids[0].tokens
         kernel = self._chosen(tokens.shape[1])
-        whole = filled is None and present is None
+        whole = masks.filled is None and masks.present is None
         if kernel != "xla" and whole and not self.is_mutable_collection("intermediates"):
             return self.proj(attend_fused(qkv, self.num_heads, 0 if symmetric else start, self.scale, kernel))
         queries, keys, values = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         both = KeysValues(keys, values)
         offered = (both.part(0, start), both.part(start, None))
         parts = (queries[:, :, :start], queries[:, :, start:])
-        return self._mix_streams(parts, offered, both, filled, present, symmetric)
+        return self._mix_streams(parts, offered, both, masks, symmetric)
 
     def _mix_streams(
         self,
         queries: tuple[Float[Array, "b heads n d"], Float[Array, "b heads m d"]],
         offered: tuple[KeysValues, KeysValues],
         both: KeysValues,
-        filled: Filled,
-        present: Present,
+        masks: Masks,
         symmetric: bool,
     ) -> Float[Array, "b q c"]:
-        whole = key_mask(filled, *offered, present)
-        templates = (both, whole) if symmetric else (offered[0], key_mask(filled, offered[0], None))
+        whole = key_mask(masks, offered)
+        templates = (both, whole) if symmetric else (offered[0], key_mask(masks[:1], offered[:1]))
         mixed = (self._attended(queries[0], *templates), self._attended(queries[1], both, whole))
         return self._merged(jnp.concatenate(mixed, axis=2))
 
@@ -288,8 +282,7 @@ class MixedAttention(nn.Module):
         return self.proj(rearrange(mixed, "b h n d -> b n (h d)"))
 
     def _chosen(self, tokens: int = 0) -> AttentionKernel:
-        dtype: ComputeDtype = "bfloat16" if self.dtype == jnp.bfloat16 else "float32"
-        return choose_kernel(self.kernel, dtype, self.platform, self.width, self.num_heads, tokens)
+        return choose_kernel(self.kernel, self.dtype.name, self.platform, self.width, self.num_heads, tokens)
 
 
 class MixedAttentionBlock(nn.Module):
@@ -307,70 +300,45 @@ class MixedAttentionBlock(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(epsilon=self.epsilon, dtype=dtype) for _ in range(2))
         self.mlp = Mlp(width * self.mlp_ratio, self.activation, dtype)
         self.drop1, self.drop2 = DropPath(self.drop_path), DropPath(self.drop_path)
-        if self.layer_scale:
-            small = nn.initializers.constant(1e-4)  # DeiT3's start
-            self.scale1, self.scale2 = (self.param(f"scale{i}", small, (width,)) for i in (1, 2))
+        small = nn.initializers.constant(1e-4)  # DeiT3's start
+        self.scale1, self.scale2 = (
+            self.param(f"scale{i}", small, (width,)) if self.layer_scale else None for i in (1, 2)
+        )
 
     def project(self, tokens: Tokens, grid: Grid, *, train: bool) -> tuple[Queries, KeysValues]:
-        """The first half: queries, keys and values of a stream's tokens."""
+        """Queries, keys and values of a stream's tokens."""
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
-    def advance(
-        self, tokens: Tokens, queries: Float[Array, "b heads n d"], seen: KeysValues, key_mask: KeyMask, *, train: bool
-    ) -> Tokens:
-        """The second half: the tokens of `project` after attention to all keys and values seen, and the MLP."""
-        return self._finish(tokens, self.attention.mix(queries, seen, key_mask), train=train)
-
-    def templates_step(
-        self, templates: Tokens, filled: Filled, *, grid: Grid, train: bool
+    def step(
+        self, tokens: Tokens, templates: KeysValues | None, masks: Masks = UNMASKED, *, grid: Grid, train: bool
     ) -> tuple[Tokens, KeysValues]:
-        """Every template token attends to the tokens of all filled slots; also what it offers to the search region."""
-        queries, own = self.project(templates, grid, train=train)
-        return self.advance(templates, queries, own, key_mask(filled, own, None), train=train), own
-
-    def search_step(
-        self,
-        search: Tokens,
-        templates: KeysValues | None,
-        filled: Filled,
-        present: Present = None,
-        *,
-        grid: Grid,
-        train: bool,
-    ) -> Tokens:
-        """The search tokens attend to the templates, where there are any, and to those of themselves that are
-        `present`."""
-        queries, own = self.project(search, grid, train=train)
-        seen = own if templates is None else templates.then(own)
-        return self.advance(search, queries, seen, key_mask(filled, templates, own, present), train=train)
+        """A stream's tokens attend to templates, where there are any, and to themselves; also what they offer."""
+        queries, own = self.project(tokens, grid, train=train)
+        if templates is None:
+            seen, mask = own, key_mask(masks[1:], (own,))
+        else:
+            seen, mask = templates.then(own), key_mask(masks, (templates, own))
+        return self._finish(tokens, self.attention.mix(queries, seen, mask), train=train), own
 
     def cross_step(self, search: Tokens, templates: KeysValues, filled: Filled, *, grid: Grid, train: bool) -> Tokens:
         """The search tokens attend to the templates alone."""
         queries, _own = self.project(search, grid, train=train)
-        return self.advance(search, queries, templates, key_mask(filled, templates, None), train=train)
+        mixed = self.attention.mix(queries, templates, key_mask((filled,), (templates,)))
+        return self._finish(search, mixed, train=train)
 
     def joint_step(
-        self,
-        tokens: Tokens,
-        filled: Filled,
-        present: Present = None,
-        *,
-        grids: tuple[Grid, Grid],
-        symmetric: bool,
-        train: bool,
+        self, tokens: Tokens, masks: Masks = UNMASKED, *, grids: tuple[Grid, Grid], symmetric: bool, train: bool
     ) -> Tokens:
         """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
-        mixed = self.attention.joint(self.norm1(tokens), grids, filled, present, symmetric=symmetric, train=train)
+        mixed = self.attention.joint(self.norm1(tokens), grids, masks, symmetric=symmetric, train=train)
         return self._finish(tokens, mixed, train=train)
 
     def _finish(self, tokens: Tokens, mixed: Tokens, *, train: bool) -> Tokens:
-        def scaled(branch: Tokens, which: int) -> Tokens:
-            if not self.layer_scale:
-                return branch
-            return branch * (self.scale1 if which == 1 else self.scale2).astype(branch.dtype)
+        def scaled(branch: Tokens, scale: Float[Array, " c"] | None) -> Tokens:
+            return branch if scale is None else branch * scale.astype(branch.dtype)
 
-        tokens = tokens + self.drop1(scaled(mixed, 1), train=train)
-        return tokens + self.drop2(scaled(self.mlp(self.norm2(tokens)), 2), train=train)
+        tokens = tokens + self.drop1(scaled(mixed, self.scale1), train=train)
+        return tokens + self.drop2(scaled(self.mlp(self.norm2(tokens)), self.scale2), train=train)
 
 
 def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Module, *args: Any, **fixed: Any) -> Any:
@@ -381,10 +349,9 @@ def run_step(step: Callable[..., Any], remat: RematPolicy | None, module: nn.Mod
     return part(module, *args)
 
 
-def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | None, present: Present = None) -> KeyMask:
-    """Which keys may be attended to: those of filled slots, and behind them the own ones that are present."""
-    seen = [(mask, offered) for mask, offered in ((filled, templates), (present, own)) if offered is not None]
-    if all(mask is None for mask, _offered in seen):
+def key_mask(masks: Sequence[Filled | Present], seen: Sequence[KeysValues]) -> KeyMask:
+    """Which of the keys, seen one behind the other, may be attended to; None: all."""
+    if all(mask is None for mask in masks):
         return None
 
     def of_keys(mask: Array | None, offered: KeysValues) -> Array:
@@ -393,4 +360,4 @@ def key_mask(filled: Filled, templates: KeysValues | None, own: KeysValues | Non
             return jnp.ones((batch, count), bool)
         return repeat(mask, "b s -> b (s n)", n=count // mask.shape[1])
 
-    return jnp.concatenate([of_keys(*pair) for pair in seen], axis=1)
+    return jnp.concatenate([of_keys(*pair) for pair in zip(masks, seen, strict=True)], axis=1)

@@ -77,21 +77,20 @@ class AutoencoderConfig(TypedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        width, heads, backbone, cells = (
-            self.decoder_width,
-            self.decoder_heads,
-            self.model.backbone,
-            self.model.search_grid**2,
-        )
+        model, width, heads, cells = self.model, self.decoder_width, self.decoder_heads, self.model.search_grid**2
         whole_grids = "masked autoencoders need 'vit': the convolutions between the stages of 'cvt' want whole grids"
-        refuse({f"model.backbone is {backbone!r}; {whole_grids}": backbone != "vit"})
-        second = f"model.second_stream is {self.model.second_stream!r}; masked autoencoders see RGB alone"
-        refuse({second: self.model.second_stream != "none"})
+        second = f"model.second_stream is {model.second_stream!r}; masked autoencoders see RGB alone"
         multiple = f"expected a multiple of 4 and of decoder_heads ({heads})"
-        refuse({f"decoder_width is {width}; {multiple}": width % 4 or width % heads})
         share = f"expected a share in (0, 1) that hides some of the {cells} tokens of a search region and leaves others"
         is_share = 0 < count_visible(cells, self.mask_ratio) < cells
-        refuse({f"mask_ratio is {self.mask_ratio}; {share}": not is_share})
+        refuse(
+            {
+                f"model.backbone is {model.backbone!r}; {whole_grids}": model.backbone != "vit",
+                second: model.second_stream != "none",
+                f"decoder_width is {width}; {multiple}": width % 4 or width % heads,
+                f"mask_ratio is {self.mask_ratio}; {share}": not is_share,
+            }
+        )
 
     @property
     def encoder(self) -> MixFormerConfig:
@@ -143,14 +142,13 @@ class Decoder(nn.Module):
         run = functools.partial(run_step, train=train)
         if templates is None:
             for block in self.blocks:
-                step = MixedAttentionBlock.search_step
-                search = run(step, remat, block, search, None, None, grid=grid)
+                search, _own = run(MixedAttentionBlock.step, remat, block, search, None, grid=grid)
         else:
             target, target_grid = self._template_tokens(templates).astype(stream), Grid(*templates.shape[1:3])
             kind = {"grids": (target_grid, grid), "symmetric": self.config.model.attention == "symmetric"}
             both = jnp.concatenate([target, search], axis=1)
             for block in self.blocks:
-                both = run(MixedAttentionBlock.joint_step, remat, block, both, None, **kind)
+                both = run(MixedAttentionBlock.joint_step, remat, block, both, **kind)
             search = both[:, target_grid.tokens :]
         return Reconstruction(self.pixels(self.output_norm(search[:, : grid.tokens])), latent)
 

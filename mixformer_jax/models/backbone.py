@@ -5,6 +5,7 @@ search regions: two calls, with `TemplateCache` between them. Training, and symm
 cache, run both streams at once: `joint`. All use the same blocks.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
-from mixformer_jax.models.attention import Filled, Grid, KeysValues, MixedAttentionBlock, Present, Tokens, run_step
+from mixformer_jax.models.attention import (
+    UNMASKED,
+    Filled,
+    Grid,
+    KeysValues,
+    Masks,
+    MixedAttentionBlock,
+    Tokens,
+    run_step,
+)
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.layers import Masking
-from mixformer_jax.models.second_stream import colour_mapped, measured_patches
+from mixformer_jax.pixels import denormalise, normalise
 
 Stream = Literal["templates", "search"]
 # Channels: RGB's three, and behind them those of a second stream, where the model reads one.
@@ -119,11 +129,7 @@ class Backbone(nn.Module):
 
     def embed_images(self, images: Float[Array, "n h w channels"], embed: nn.Module) -> Float[Array, "_n gh gw d"]:
         """The tokens of images: of RGB by `embed`, and of a second stream as `MixFormerConfig.second_stream` says;
-        concatenated ones are images of their own, each behind that of RGB.
-
-        Raises:
-            ConfigError: images of another number of channels than the model reads.
-        """
+        concatenated ones are images of their own, each behind that of RGB. ConfigError for other channels."""
         config = self.config
         if images.shape[-1] != config.channels:
             raise ConfigError(
@@ -148,8 +154,7 @@ class Backbone(nn.Module):
     def encode_templates(self, templates: Templates, filled: Filled, *, train: bool) -> TemplateCache:
         """Runs the template stream: every template token attends to the tokens of all filled slots.
 
-        Raises:
-            ConfigError: for symmetric attention, whose templates depend on the search region.
+        Raises ConfigError for symmetric attention, whose templates depend on the search region.
         """
         if self.config.attention == "symmetric":
             raise ConfigError("symmetric attention has no template cache: call the model on templates and search")
@@ -158,7 +163,7 @@ class Backbone(nn.Module):
         for stage, blocks in self._stages():
             state = self._enter(stage, maps, "templates", train=train)
             for index in blocks:
-                state, own = self._self_step(index, state, filled, train=train)
+                state, own = self._templates_step(index, state, filled, train=train)
                 self.sow("intermediates", f"templates_block{index}", state.tokens)
                 cache.append(own)
             maps = state.maps()
@@ -169,11 +174,11 @@ class Backbone(nn.Module):
     def locate(self, cache: TemplateCache, search: Search, *, train: bool) -> SearchFeatures:
         """Runs the search stream against the cache."""
         maps = search[:, None]
-        present = self._keys(maps, None)
+        masks = Masks(cache.filled, self._keys(maps, None))
         for stage, blocks in self._stages():
             state = self._enter(stage, maps, "search", train=train)
             for index in blocks:
-                state = self._search_step(index, state, cache, present, train=train)
+                state, _own = self._step(index, state, cache.blocks[index], masks, train=train)
                 self.sow("intermediates", f"search_block{index}", state.tokens)
             maps = state.maps()
             self.sow("intermediates", f"stage{stage}_search", maps)
@@ -184,16 +189,17 @@ class Backbone(nn.Module):
     ) -> tuple[TemplateCache, SearchFeatures]:
         """Both streams at once, for training; the cache holds the templates' features and no keys."""
         maps, search_maps = templates, search[:, None]
-        filled, present = self._keys(maps, filled), self._keys(search_maps, None)
+        masks = Masks(self._keys(maps, filled), self._keys(search_maps, None))
         for stage, blocks in self._stages():
             ours = self._enter(stage, maps, "templates", train=train)
             theirs = self._enter(stage, search_maps, "search", train=train)
-            ours, theirs = self._joint_steps(blocks, ours, theirs, filled, present, train=train)
+            ours, theirs = self._joint_steps(blocks, ours, theirs, masks, train=train)
             maps, search_maps = ours.maps(), theirs.maps()
             self.sow("intermediates", f"stage{stage}_templates", maps)
             self.sow("intermediates", f"stage{stage}_search", search_maps)
         cached = (block.project(ours.tokens, ours.grid, train=train)[1] for block in self.cross_blocks)
-        return TemplateCache((), self._of_colour(maps), filled), self._finish(theirs, cached, filled, train=train)
+        cache = TemplateCache((), self._of_colour(maps), masks.filled)
+        return cache, self._finish(theirs, cached, masks.filled, train=train)
 
     def joint_visible(
         self,
@@ -204,17 +210,14 @@ class Backbone(nn.Module):
         *,
         train: bool,
     ) -> tuple[Float[Array, "b slots h w c"] | None, VisibleFeatures]:
-        """The templates, where there are any, and the visible cells of a masked search region: nothing else is read.
-
-        `extra` tokens go along with the visible ones.
-        """
+        """The templates, where there are any, the visible cells of a masked search region, and `extra` tokens."""
         ours = None if templates is None else self._enter(0, templates, "templates", train=train)
         theirs, early = self._enter_visible(search, masking, extra, train=train)
         if ours is None:
             for index in range(len(self.blocks)):
-                theirs = self._search_step(index, theirs, None, None, train=train)
+                theirs, _own = self._step(index, theirs, None, train=train)
             return None, VisibleFeatures(theirs.tokens, early)
-        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, None, None, train=train)
+        ours, theirs = self._joint_steps(range(len(self.blocks)), ours, theirs, UNMASKED, train=train)
         return ours.maps(), VisibleFeatures(theirs.tokens, early)
 
     def _stages(self) -> list[tuple[int, range]]:
@@ -275,29 +278,27 @@ class Backbone(nn.Module):
             tokens = jnp.concatenate([tokens, extra.astype(tokens.dtype)], axis=1)
         return _Stream(tokens, grid), early
 
-    def _search_step(
-        self, index: int, state: _Stream, cache: TemplateCache | None, present: Present, *, train: bool
-    ) -> _Stream:
-        """A block in which the search region attends to the cached templates and to itself."""
-        cached, filled = (None, None) if cache is None else (cache.blocks[index], cache.filled)
-        step = MixedAttentionBlock.search_step
-        tokens = self._run(step, index, state.tokens, cached, filled, present, grid=state.grid, train=train)
-        return state._replace(tokens=tokens)
+    def _step(
+        self, index: int, state: _Stream, templates: KeysValues | None, masks: Masks = UNMASKED, *, train: bool
+    ) -> tuple[_Stream, KeysValues]:
+        """A block in which a stream attends to templates, where there are any, and to itself."""
+        tokens, grid = state
+        tokens, own = self._run(MixedAttentionBlock.step, index, tokens, templates, masks, grid=grid, train=train)
+        return _Stream(tokens, grid), own
 
-    def _self_step(
+    def _templates_step(
         self, index: int, state: _Stream, filled: Filled, *, train: bool
     ) -> tuple[_Stream, KeysValues | None]:
-        """A block in which a stream attends to itself; where it does not mix, every image to itself."""
-        (tokens, grid), step = state, MixedAttentionBlock.templates_step
+        """A block in which the templates attend to themselves; where it does not mix, every image to itself."""
         if self._mixes(index):
-            tokens, own = self._run(step, index, tokens, filled, grid=grid, train=train)
-            return state._replace(tokens=tokens), own
-        tokens = rearrange(tokens, "b (s n) c -> (b s) n c", s=grid.images)
-        tokens, _own = self._run(step, index, tokens, None, grid=Grid(1, grid.side), train=train)
-        return state._replace(tokens=rearrange(tokens, "(b s) n c -> b (s n) c", s=grid.images)), None
+            return self._step(index, state, None, Masks(present=filled), train=train)
+        tokens, (images, side) = state
+        alone = _Stream(rearrange(tokens, "b (s n) c -> (b s) n c", s=images), Grid(1, side))
+        alone, _own = self._step(index, alone, None, train=train)
+        return state._replace(tokens=rearrange(alone.tokens, "(b s) n c -> b (s n) c", s=images)), None
 
     def _joint_steps(
-        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, filled: Filled, present: Present, *, train: bool
+        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, masks: Masks, *, train: bool
     ) -> tuple[_Stream, _Stream]:
         """Blocks for both streams at once; where one does not mix, every image attends to itself."""
         start, step = ours.grid.tokens, MixedAttentionBlock.joint_step
@@ -305,10 +306,10 @@ class Backbone(nn.Module):
         both = jnp.concatenate([ours.tokens, theirs.tokens], axis=1)
         for index in blocks:
             if self._mixes(index):
-                both = self._run(step, index, both, filled, present, train=train, **kind)
+                both = self._run(step, index, both, masks, train=train, **kind)
             else:
-                alone, _own = self._self_step(index, ours._replace(tokens=both[:, :start]), filled, train=train)
-                found = self._search_step(index, theirs._replace(tokens=both[:, start:]), None, None, train=train)
+                alone, _own = self._templates_step(index, ours._replace(tokens=both[:, :start]), None, train=train)
+                found, _own = self._step(index, theirs._replace(tokens=both[:, start:]), None, train=train)
                 both = jnp.concatenate([alone.tokens, found.tokens], axis=1)
             self.sow("intermediates", f"templates_block{index}", both[:, :start])
             self.sow("intermediates", f"search_block{index}", both[:, start:])
@@ -324,3 +325,27 @@ class Backbone(nn.Module):
             tokens = block.cross_step(tokens, templates, filled, grid=grid, train=train)
         token = tokens[:, -1] if self.config.head == "query" else None
         return SearchFeatures(_Stream(tokens, grid).maps()[:, 0], token)
+
+
+# The pixels of a second stream, depth or thermal (Tables 12 and 13 of the paper; the design is ours). A byte of 0 in
+# all its channels is a pixel at which nothing was measured: what a depth camera does not see, or outside the frame.
+
+
+def measured_patches(images: Float[Array, "n h w 3"], patch: int) -> Bool[Array, "n gh gw"]:
+    """The patches of a normalised second stream in which anything was measured."""
+    is_measured = (denormalise(images) > 0).any(axis=-1)
+    return rearrange(is_measured, "n (i p) (j q) -> n i j (p q)", p=patch, q=patch).any(axis=-1)
+
+
+def colour_mapped(images: Float[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+    """Normalised images of three equal channels as those of `jet`."""
+    return jnp.asarray(normalise(jet()))[denormalise(images)[..., 0]]
+
+
+@functools.cache
+def jet() -> UInt8[np.ndarray, "256 3"]:
+    """The colour map: blue for 1 through green to red for 255; black for 0, where nothing was measured."""
+    levels = np.arange(256)[:, None] / 255
+    colours = np.rint(255 * np.clip(1.5 - np.abs(4 * levels - [3, 2, 1]), 0, 1)).astype(np.uint8)
+    colours[0] = 0
+    return colours

@@ -25,12 +25,8 @@ __all__ = ["SIZES", "STUDIES", "ConfigError", "MixFormerConfig", "TrackerConfig"
 __all__ += ["size_config", "with_score"]
 
 BackboneKind = Literal["vit", "cvt"]
-PatchEmbedKind = Literal["linear", "convolutional", "convmae"]
 PositionKind = Literal["sincos", "interpolated_frozen", "interpolated_learnable", "learnable"]
-ProjectionKind = Literal["linear", "depthwise"]
 NormKind = Literal["frozen", "batch", "layer"]
-AttentionKind = Literal["asymmetric", "symmetric"]
-SecondStream = Literal["none", "added", "concatenated", "alone"]
 HeadKind = Literal["corner", "corner_pyramid", "query"]
 HeadNormKind = Literal["frozen", "batch"]
 ComputeDtype = Literal["float32", "bfloat16"]
@@ -48,7 +44,6 @@ MOST_STAGES = 8
 Width = Annotated[int, Range(1, 4096)]
 Blocks = Annotated[int, Range(0, 64)]
 SomeBlocks = Annotated[int, Range(1, 64)]
-Heads = Annotated[int, Range(0, 256)]
 SomeHeads = Annotated[int, Range(1, 256)]
 
 
@@ -107,7 +102,7 @@ class MixFormerConfig(TypedSettings):
     template_size: Annotated[int, Range(1, 2048)] = 128
     backbone: BackboneKind = "vit"
     patch_size: Annotated[int, Range(1, 256)] = 16
-    patch_embed: PatchEmbedKind = "linear"
+    patch_embed: Literal["linear", "convolutional", "convmae"] = "linear"
     early_widths: tuple[Width, ...] = ()
     early_depths: tuple[SomeBlocks, ...] = ()
     early_heads: tuple[SomeHeads, ...] = ()
@@ -118,9 +113,9 @@ class MixFormerConfig(TypedSettings):
     drop_path: ShareBelowOne = 0.1
     layer_scale: bool = False
     positions: PositionKind = "sincos"
-    projection: ProjectionKind = "linear"
+    projection: Literal["linear", "depthwise"] = "linear"
     projection_norm: NormKind = "frozen"
-    attention: AttentionKind = "asymmetric"
+    attention: Literal["asymmetric", "symmetric"] = "asymmetric"
     mixed_blocks: NaturalNumber | None = None
     cross_attention_blocks: Blocks = 0
     context_augment_layers: Blocks = 0
@@ -128,8 +123,8 @@ class MixFormerConfig(TypedSettings):
     head: HeadKind = "corner_pyramid"
     head_width: Width = 384
     head_norm: HeadNormKind = "batch"
-    score_heads: Heads = 0
-    second_stream: SecondStream = "none"
+    score_heads: Annotated[int, Range(0, 256)] = 0
+    second_stream: Literal["none", "added", "concatenated", "alone"] = "none"
     colour_map: bool = False
     mimetic_init: bool = False
     dtype: ComputeDtype = "float32"
@@ -144,11 +139,7 @@ class MixFormerConfig(TypedSettings):
             expected = f"expected a positive multiple of patch_size {patch}, at most {MOST_TOKENS} of them"
             refuse({f"{key} is {size}; {expected}": size % patch or size > MOST_TOKENS * patch})
         self._check_stages()
-        self._check_mixing()
-        self._check_second_stream()
-        width, heads, too_narrow = self.output_width, self.score_heads, self.head != "query" and self.head_width < 8
-        refuse({f"width {width} does not divide into {heads} score_heads": width % max(1, heads)})
-        refuse({f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8": too_narrow})
+        self._check_parts()
 
     def _check_stages(self) -> None:
         early = {"early_widths": self.early_widths, "early_depths": self.early_depths, "early_heads": self.early_heads}
@@ -179,32 +170,28 @@ class MixFormerConfig(TypedSettings):
             )
         refuse({f"width {w} does not divide into {heads} heads": w % heads for _depth, w, heads in self.stages})
 
-    def _check_mixing(self) -> None:
+    def _check_parts(self) -> None:
         mixed, cross, context = self.mixed_blocks, self.cross_attention_blocks, self.context_augment_layers
+        width, heads, second = self.output_width, self.score_heads, self.second_stream
+        is_vit, is_query = self.backbone == "vit", self.head == "query"
+        is_plain = is_vit and mixed is None and not (cross or context or self.decoder_blocks or is_query)
+        too_many = f"mixed_blocks is {mixed}; expected 0 to {self.num_blocks}, or None for all"
         unseen = "mixed_blocks is 0 and nothing after the backbone mixes: the target would never be seen"
-        plain = "decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else"
+        decoder = "decoder_blocks continue the plain encoder of the backbone 'vit' and nothing else"
         fused = "context_augment_layers go with a corner head alone"
+        plain = "goes with the backbone 'vit' whose blocks all mix, nothing after them, and a corner head"
+        mapped = "colour_map is of a second stream, and second_stream is 'none'"
+        narrow = f"head_width is {self.head_width}; expected at least 8: a corner head divides it by 8"
         refuse(
             {
-                f"mixed_blocks is {mixed}; expected 0 to {self.num_blocks}, or None for all": (
-                    mixed is not None and mixed > self.num_blocks
-                ),
+                too_many: mixed is not None and mixed > self.num_blocks,
                 unseen: mixed == 0 and not (cross or context),
-                plain: self.decoder_blocks and (self.backbone != "vit" or cross or context),
-                fused: context and (cross or self.head == "query" or self.score_heads),
-            }
-        )
-
-    def _check_second_stream(self) -> None:
-        stages = self.cross_attention_blocks or self.context_augment_layers or self.decoder_blocks
-        plain = self.backbone == "vit" and self.mixed_blocks is None and not stages and self.head != "query"
-        kind = "goes with the backbone 'vit' whose blocks all mix, nothing after them, and a corner head"
-        refuse(
-            {
-                f"second_stream 'concatenated' {kind}": self.second_stream == "concatenated" and not plain,
-                "colour_map is of a second stream, and second_stream is 'none'": (
-                    self.colour_map and self.second_stream == "none"
-                ),
+                decoder: self.decoder_blocks and (not is_vit or cross or context),
+                fused: context and (cross or is_query or heads),
+                f"second_stream 'concatenated' {plain}": second == "concatenated" and not is_plain,
+                mapped: self.colour_map and second == "none",
+                f"width {width} does not divide into {heads} score_heads": width % max(1, heads),
+                narrow: not is_query and self.head_width < 8,
             }
         )
 

@@ -5,19 +5,10 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mixformer_jax.models.attention import (
-    Filled,
-    Grid,
-    KeysValues,
-    MixedAttention,
-    MixedAttentionBlock,
-    Present,
-    Queries,
-    Tokens,
-)
+from mixformer_jax.models.attention import Grid, KeysValues, Masks, MixedAttention, MixedAttentionBlock, Queries, Tokens
 from mixformer_jax.models.backbone import Backbone, Stream
 from mixformer_jax.models.config import NormKind
-from mixformer_jax.models.layers import TRUNCATED_NORMAL, FrozenBatchNorm, depthwise_convolution, depthwise_kernel
+from mixformer_jax.models.layers import TRUNCATED_NORMAL, batch_norm, depthwise_convolution, depthwise_kernel
 
 EPSILON = 1e-5
 
@@ -33,13 +24,9 @@ class DepthwiseProjection(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b out_h out_w c"]:
         kernel = depthwise_kernel(self, 3, x.shape[-1])
         maps = depthwise_convolution(x.astype(self.dtype), kernel, self.stride)
-        match self.norm:
-            case "frozen":
-                return FrozenBatchNorm(name="norm")(maps)
-            case "batch":
-                return nn.BatchNorm(not train, momentum=0.9, epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
-            case "layer":
-                return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
+        if self.norm == "layer":
+            return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(maps)
+        return batch_norm(maps, self.norm == "frozen", self.dtype, train=train)
 
 
 class WideMixedAttention(MixedAttention):
@@ -71,20 +58,11 @@ class WideMixedAttention(MixedAttention):
         keys_values = KeysValues(projected(self.depthwise_k, self.k), projected(self.depthwise_v, self.v))
         return projected(self.depthwise_q, self.q), keys_values
 
-    def joint(
-        self,
-        tokens: Tokens,
-        grids: tuple[Grid, Grid],
-        filled: Filled,
-        present: Present,
-        *,
-        symmetric: bool,
-        train: bool,
-    ) -> Tokens:
+    def joint(self, tokens: Tokens, grids: tuple[Grid, Grid], masks: Masks, *, symmetric: bool, train: bool) -> Tokens:
         # Convolutions see one image at a time, so the streams part for the projections.
         streams = zip(jnp.split(tokens, [grids[0].tokens], axis=1), grids, strict=True)
         queries, offered = zip(*(self.project(part, grid, train=train) for part, grid in streams), strict=True)
-        return self._mix_streams(queries, offered, offered[0].then(offered[1]), filled, present, symmetric)
+        return self._mix_streams(queries, offered, offered[0].then(offered[1]), masks, symmetric)
 
 
 class ConvEmbed(nn.Module):

@@ -149,12 +149,17 @@ class FrozenBatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         channels = (x.shape[-1],)
-        scale = self.variable("constants", "scale", jnp.ones, channels)
-        bias = self.variable("constants", "bias", jnp.zeros, channels)
-        mean = self.variable("constants", "mean", jnp.zeros, channels)
-        var = self.variable("constants", "var", jnp.ones, channels)
-        factor = scale.value * jax.lax.rsqrt(var.value + 1e-5)
-        return (x * factor + (bias.value - mean.value * factor)).astype(x.dtype)
+        scale, var = (self.variable("constants", name, jnp.ones, channels).value for name in ("scale", "var"))
+        bias, mean = (self.variable("constants", name, jnp.zeros, channels).value for name in ("bias", "mean"))
+        factor = scale * jax.lax.rsqrt(var + 1e-5)
+        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+def batch_norm(x: Float[Array, "... c"], frozen: bool, dtype: jnp.dtype, *, train: bool) -> Float[Array, "... c"]:
+    """The batch norm `norm` of the calling module: a frozen one, or one that learns (momentum 0.9: PyTorch's 0.1)."""
+    if frozen:
+        return FrozenBatchNorm(name="norm")(x)
+    return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name="norm")(x)
 
 
 def depthwise_kernel(module: nn.Module, size: int, channels: int) -> Float[Array | np.ndarray, "k l c"]:
@@ -211,12 +216,7 @@ class ConvNormRelu(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h w d"]:
         x = nn.Conv(self.features, (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
-        if self.norm == "frozen":
-            x = FrozenBatchNorm(name="norm")(x)
-        else:
-            # momentum 0.9 here is PyTorch's 0.1
-            x = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name="norm")(x)
-        return nn.relu(x)
+        return nn.relu(batch_norm(x, self.norm == "frozen", self.dtype, train=train))
 
 
 class PatchEmbed(nn.Module):
@@ -228,15 +228,13 @@ class PatchEmbed(nn.Module):
     width: int
     patch: int
     dtype: jnp.dtype
+    normed: bool = False  # layer norm and GELU behind it: ConvMAE's
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
-        return self.embed(images)
-
-    def embed(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
-        """The projected patches; for `__call__` of this class and its subclasses."""
         patches = rearrange(images, "b (i p) (j q) c -> b i j (p q c)", p=self.patch, q=self.patch)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL, name="proj")(patches)
+        tokens = nn.Dense(self.width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL, name="proj")(patches)
+        return gelu(nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(tokens)) if self.normed else tokens
 
 
 class ConvPatchEmbed(nn.Module):

@@ -1,6 +1,8 @@
 """MixFormer: a backbone of mixed attention, a box head, and a score module; `build_model` makes one of a config."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -11,10 +13,12 @@ from jaxtyping import Array, Float
 from mixformer_jax.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from mixformer_jax.models.attention import Filled
 from mixformer_jax.models.backbone import Backbone, Search, SearchFeatures, TemplateCache, Templates
-from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
+from mixformer_jax.models.config import BackboneKind, ComputeDtype, ConfigError, MixFormerConfig, RematPolicy
 from mixformer_jax.models.cvt import MixCvTBackbone
 from mixformer_jax.models.heads import ContextAugment, CornerHead, QueryHead, ScorePrediction, map_entropy
 from mixformer_jax.models.vit import MixViTBackbone
+
+BACKBONES: Mapping[BackboneKind, type[Backbone]] = MappingProxyType({"vit": MixViTBackbone, "cvt": MixCvTBackbone})
 
 Boxes = Float[Array, "b 4"]
 
@@ -44,9 +48,8 @@ class Prediction(NamedTuple):
         return map_entropy(self.top_left_logits) + map_entropy(self.bottom_right_logits)
 
     def scores_within(self, entropy_limit: Float[Array, " b"] | None) -> Float[Array, " b"] | None:
-        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this, in nats.
-        Not in the paper. For corner heads. None: the scores as they are.
-        """
+        """Scores, whose odds are divided by the exponential of what the corners' entropy is more than this, in nats;
+        None: as they are. Not in the paper; for corner heads."""
         if entropy_limit is None or self.score_logits is None:
             return self.scores
         assert self.corner_entropy is not None  # `Tracker` refuses others
@@ -57,11 +60,8 @@ class MixFormer(nn.Module):
     """The end-to-end tracker of the paper's section 3. Images come in normalised (`pixels.normalise`), NHWC float32.
 
     In tracking, a forward pass is `encode_templates`, then `locate`; in training, and for models whose templates depend
-    on the search region (`config.is_cacheable` is False), the joint call.
-
-    Attributes:
-        config: the architecture.
-        remat, platform, residual_dtype: see `Backbone`.
+    on the search region (`config.is_cacheable` is False), the joint call. With `train`, stochastic depth draws and
+    batch norms learn. `remat`, `platform`, `residual_dtype`: see `Backbone`.
     """
 
     config: MixFormerConfig
@@ -71,7 +71,7 @@ class MixFormer(nn.Module):
 
     def setup(self) -> None:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        self.backbone = build_backbone(config, self.remat, self.platform, self.residual_dtype)
+        self.backbone = BACKBONES[config.backbone](config, self.remat, self.platform, self.residual_dtype)
         if config.context_augment_layers:
             self.context_augment = ContextAugment(config.context_augment_layers, dtype)
         corner_head = functools.partial(CornerHead, width=config.head_width, norm=config.head_norm, dtype=dtype)
@@ -82,13 +82,8 @@ class MixFormer(nn.Module):
     def encode_templates(self, templates: Templates, filled: Filled = None, *, train: bool = False) -> TemplateCache:
         """Encodes the templates once, for any number of search regions.
 
-        Args:
-            templates: normalised crops, slot 0 the initial template, the others online templates.
-            filled: which slots hold a template; None for all. At least one slot must be filled.
-            train: whether stochastic depth draws.
-
-        Raises:
-            ConfigError: for models that have the joint call alone.
+        Slot 0 is the initial template, the others are online ones; at least one must be filled. ConfigError for models
+        that have the joint call alone.
         """
         if self.config.context_augment_layers:
             raise ConfigError("context_augment_layers have no template cache: call the model on templates and search")
@@ -97,14 +92,8 @@ class MixFormer(nn.Module):
     def locate(
         self, cache: TemplateCache, search: Search, score_boxes_xyxy: Boxes | None = None, *, train: bool = False
     ) -> Prediction:
-        """Finds the cached target in normalised search crops.
-
-        Args:
-            cache: from `encode_templates`.
-            search: the crops.
-            score_boxes_xyxy: boxes, normalised to the crops, to score instead of the predicted ones.
-            train: whether stochastic depth draws and batch norms learn.
-        """
+        """Finds the cached target in search crops; `score_boxes_xyxy`, normalised to the crops, are scored instead of
+        the predicted boxes."""
         return self._read_off(cache, self.backbone.locate(cache, search, train=train), score_boxes_xyxy, train=train)
 
     def __call__(
@@ -146,25 +135,8 @@ class MixFormer(nn.Module):
         return dict(self.init(key, templates, jnp.zeros((1, config.search_size, config.search_size, channels))))
 
 
-def build_backbone(
-    config: MixFormerConfig,
-    remat: RematPolicy | None = None,
-    platform: str | None = None,
-    residual_dtype: ComputeDtype = "float32",
-) -> Backbone:
-    """The backbone of a config, see `Backbone`."""
-    family = MixViTBackbone if config.backbone == "vit" else MixCvTBackbone
-    return family(config, remat, platform, residual_dtype)
-
-
-def build_model(
-    config: MixFormerConfig,
-    remat: RematPolicy | None = None,
-    platform: str | None = None,
-    residual_dtype: ComputeDtype = "float32",
-) -> MixFormer:
-    """The model of a config; its variables come from `init_variables` or a weights file. See `Backbone`."""
-    return MixFormer(config, remat, platform, residual_dtype)
+build_model = MixFormer
+"""The model of a config; its variables come from `init_variables` or a weights file."""
 
 
 @runtime_checkable

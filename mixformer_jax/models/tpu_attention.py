@@ -26,6 +26,7 @@ def fits_tpu_kernel(width: int, num_heads: int, tokens: int = 0) -> bool:
     return LANES % (width // num_heads) == 0 and width % LANES == 0 and 6 * 4 * tokens**2 <= VMEM_BYTES
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
 def attend_on_tpu(
     qkv: Float[Array, "b n qkv"], num_heads: int, num_templates: int, scale: float, interpret: bool = False
 ) -> Float[Array, "b n c"]:
@@ -33,31 +34,26 @@ def attend_on_tpu(
 
     `num_templates` is 0 where every token sees all (eq. 1, or a single stream); `interpret` needs no TPU.
     """
-    return _attend(qkv, qkv.shape[2] // 3 // num_heads, num_templates, scale, interpret)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _attend(qkv: Array, head_dim: int, num_templates: int, scale: float, interpret: bool) -> Array:
+    head_dim = qkv.shape[2] // 3 // num_heads
     kernel = functools.partial(_forward, head_dim=head_dim, num_templates=num_templates, scale=scale)
     return _call(kernel, qkv, (), 1, interpret)[0]
 
 
-def _attend_forward(
-    qkv: Array, head_dim: int, num_templates: int, scale: float, interpret: bool
-) -> tuple[Array, tuple[Array, Array]]:
-    mixed = _attend(qkv, head_dim, num_templates, scale, interpret)
+def _attend_forward(qkv: Array, *settings: Any) -> tuple[Array, tuple[Array, Array]]:
+    mixed = attend_on_tpu(qkv, *settings)
     return mixed, (qkv, mixed)
 
 
 def _attend_backward(
-    head_dim: int, num_templates: int, scale: float, interpret: bool, kept: tuple[Array, Array], gradient: Array
+    num_heads: int, num_templates: int, scale: float, interpret: bool, kept: tuple[Array, Array], gradient: Array
 ) -> tuple[Array]:
     qkv, mixed = kept
+    head_dim = qkv.shape[2] // 3 // num_heads
     kernel = functools.partial(_backward, head_dim=head_dim, num_templates=num_templates, scale=scale)
     return (jnp.concatenate(_call(kernel, qkv, (mixed, gradient), 3, interpret), axis=2),)
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+attend_on_tpu.defvjp(_attend_forward, _attend_backward)
 
 
 def _call(
@@ -125,12 +121,10 @@ def _backward(*refs: Any, head_dim: int, num_templates: int, scale: float) -> No
         dq_ref[rows] = dq.astype(dq_ref.dtype)
         key_gradients.append((dk, dv))
     # The last stream sees all tokens, the one before it, if any, only the first ones.
-    for ref, *parts in zip((dk_ref, dv_ref), *key_gradients, strict=True):
-        *first, whole = parts
-        start = first[0].shape[0] if first else 0
+    for ref, *first, whole in zip((dk_ref, dv_ref), *key_gradients, strict=True):
         if first:
-            ref[:start] = (first[0] + whole[:start]).astype(ref.dtype)
-        ref[start:] = whole[start:].astype(ref.dtype)
+            ref[:num_templates] = (first[0] + whole[:num_templates]).astype(ref.dtype)
+        ref[num_templates:] = whole[num_templates:].astype(ref.dtype)
 
 
 def _streams(tokens: int, num_templates: int) -> list[tuple[slice, slice]]:

@@ -3,6 +3,8 @@
 Its patches are plain ones, or ConvMAE's (section 3.4; Gao et al. 2022): two stages of convolutions before the S-MAM.
 """
 
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
@@ -20,11 +22,8 @@ from mixformer_jax.models.layers import (
     PatchEmbed,
     PositionTable,
     add_positions,
-    gelu,
     sincos_positions,
 )
-
-CONVMAE_EPSILON = 1e-5
 
 
 class ConvBlock(nn.Module):
@@ -36,21 +35,11 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, maps: Float[Array, "b h w c"], masking: Masking | None = None) -> Float[Array, "b h w c"]:
         width = maps.shape[-1]
-        x = nn.LayerNorm(epsilon=CONVMAE_EPSILON, dtype=self.dtype, name="norm1")(maps)
-        x = nn.Dense(width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL, name="conv1")(x)
-        x = DepthwiseConv(5, self.dtype, name="depthwise")(x, masking)
-        maps = maps + nn.Dense(width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL, name="conv2")(x)
-        x = nn.LayerNorm(epsilon=CONVMAE_EPSILON, dtype=self.dtype, name="norm2")(maps)
-        return maps + Mlp(width * self.mlp_ratio, "gelu", self.dtype, name="mlp")(x)
-
-
-class NormedPatches(PatchEmbed):
-    """Non-overlapping patches, layer norm, GELU."""
-
-    @nn.compact
-    def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b gh gw d"]:
-        norm = nn.LayerNorm(epsilon=CONVMAE_EPSILON, dtype=self.dtype, name="norm")
-        return gelu(norm(self.embed(images)))
+        dense = functools.partial(nn.Dense, width, dtype=self.dtype, kernel_init=TRUNCATED_NORMAL)
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        x = DepthwiseConv(5, self.dtype, name="depthwise")(dense(name="conv1")(norm(name="norm1")(maps)), masking)
+        maps = maps + dense(name="conv2")(x)
+        return maps + Mlp(width * self.mlp_ratio, "gelu", self.dtype, name="mlp")(norm(name="norm2")(maps))
 
 
 class ConvMaePatchEmbed(nn.Module):
@@ -70,13 +59,13 @@ class ConvMaePatchEmbed(nn.Module):
         maps, early = images, []
         stages = zip(config.early_widths, config.early_depths, strict=True)
         for stage, (width, depth) in enumerate(stages, start=1):
-            maps = NormedPatches(width, 4 if stage == 1 else 2, dtype, name=f"embed{stage}")(maps)
+            maps = PatchEmbed(width, 4 if stage == 1 else 2, dtype, normed=True, name=f"embed{stage}")(maps)
             self.sow("intermediates", f"patch_embed{stage}", maps)
             for index in range(depth):
                 maps = ConvBlock(config.mlp_ratio, dtype, name=f"stage{stage}_{index}")(maps, masking)
             self.sow("intermediates", f"stage{stage}", maps)
             early.append(maps)
-        maps = NormedPatches(config.width, 2, dtype, name="embed3")(maps)
+        maps = PatchEmbed(config.width, 2, dtype, normed=True, name="embed3")(maps)
         self.sow("intermediates", "patch_embed3", maps)
         tokens = nn.Dense(config.width, dtype=dtype, kernel_init=TRUNCATED_NORMAL, name="proj")(maps)
         return tokens, tuple(early)

@@ -19,9 +19,8 @@ from mixformer_jax.convert.mask_decoder import MASK_DECODER_FORMAT, load_mask_de
 from mixformer_jax.convert.torch_files import is_ours
 from mixformer_jax.crops import box_in_stretched_crop, paste_map, stretched_crop, stretched_rectangle
 from mixformer_jax.media.sources import Frame
-from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import MixFormerConfig
-from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
+from mixformer_jax.models.masks import AlphaRefine, AlphaRefineConfig, MaskDecoderConfig, TokenMasks
 from mixformer_jax.pixels import normalise
 from mixformer_jax.typed_settings import CropFactor, InnerShare, TypedSettings
 

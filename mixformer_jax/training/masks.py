@@ -38,9 +38,8 @@ from mixformer_jax.convert.torch_files import is_ours, read_official
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples
 from mixformer_jax.media.images import draw_mask
-from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.config import ConfigError, dataclass_from_mapping
-from mixformer_jax.models.mask_decoder import MaskDecoderConfig, TokenMasks
+from mixformer_jax.models.masks import AlphaRefine, AlphaRefineConfig, MaskDecoderConfig, TokenMasks
 from mixformer_jax.pixels import normalise
 from mixformer_jax.tracking.masks import MaskSettings
 from mixformer_jax.training.experiment import RunConfig

@@ -20,7 +20,7 @@ from mixformer_jax.convert.convert import convert
 from mixformer_jax.convert.names import Entry, official_shape
 from mixformer_jax.convert.torch_files import read_official, safetensors_format, write_official_safetensors
 from mixformer_jax.convert.weights import WeightsError
-from mixformer_jax.models.alpha_refine import AlphaRefineConfig
+from mixformer_jax.models.masks import AlphaRefineConfig
 
 TINY = AlphaRefineConfig(pool_size=4, depths=(2, 2, 3, 2), stem_width=8, head_width=12)
 

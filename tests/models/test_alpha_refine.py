@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from mixformer_jax.boxes import xywh_to_xyxy
 from mixformer_jax.convert.alpha_refine import from_official, infer_alpha_refine, shapes_of_alpha_refine, to_official
 from mixformer_jax.convert.torch_files import OfficialState
-from mixformer_jax.models.alpha_refine import AlphaRefine, AlphaRefineConfig
+from mixformer_jax.models.masks import AlphaRefine, AlphaRefineConfig
 from mixformer_jax.models.mixformer import init_variables
 from mixformer_jax.pixels import normalise
 from mixformer_jax.training.masks import mask_losses

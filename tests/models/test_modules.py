@@ -13,9 +13,9 @@ from flax.traverse_util import unflatten_dict
 from mixformer_jax.models.attention import Grid, MixedAttention, MixedAttentionBlock
 from mixformer_jax.models.cvt import ConvEmbed, WideMixedAttention
 from mixformer_jax.models.heads import CornerHead, ScorePrediction, map_entropy, precise_roi_pool
-from mixformer_jax.models.layers import ConvNormRelu, depthwise_convolution
+from mixformer_jax.models.layers import ConvNormRelu, PatchEmbed, depthwise_convolution
 from mixformer_jax.models.mixformer import Prediction
-from mixformer_jax.models.vit import ConvBlock, NormedPatches
+from mixformer_jax.models.vit import ConvBlock
 
 FLOAT32 = jnp.dtype("float32")
 
@@ -129,14 +129,9 @@ def check_block(block, values, arrays, module, sides):
 
     @jax.jit
     def output(values, tokens):
-        def stream(method, *args):
-            return block.apply(values, *args, train=False, method=method)
-
-        templates, search = tokens[:, :split], tokens[:, split:]
-        queries, cached = stream("project", templates, Grid(2, sides[0]))
-        templates = stream("advance", templates, queries, cached, None)
-        queries, own = stream("project", search, Grid(1, sides[1]))
-        search = stream("advance", search, queries, cached.then(own), None)
+        step = functools.partial(block.apply, values, method="step", train=False)
+        templates, cached = step(tokens[:, :split], None, grid=Grid(2, sides[0]))
+        search, _own = step(tokens[:, split:], cached, grid=Grid(1, sides[1]))
         return jnp.concatenate([templates, search], axis=1)
 
     found = output(values, tokens)
@@ -153,7 +148,7 @@ def test_convmae_convolutions(golden):
     values = variables(state, {"norm": "norm"})
     kernel = rearrange(state["proj.weight"], "o i h w -> (h w i) o")
     values["params"]["proj"] = {"kernel": kernel, "bias": state["proj.bias"]}
-    found = NormedPatches(12, 4, FLOAT32).apply(values, nhwc(arrays["convmae_patch_embed/in"]))
+    found = PatchEmbed(12, 4, FLOAT32, normed=True).apply(values, nhwc(arrays["convmae_patch_embed/in"]))
     np.testing.assert_allclose(found, nhwc(arrays["convmae_patch_embed/out"]), atol=1e-5, rtol=1e-4)
 
     state = module_state(arrays, "convmae_cblock")

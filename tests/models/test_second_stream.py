@@ -11,9 +11,9 @@ import pytest
 from mixformer_jax.convert.names import name_table
 from mixformer_jax.convert.weights import WeightsError
 from mixformer_jax.models.autoencoder import AutoencoderConfig
+from mixformer_jax.models.backbone import colour_mapped, jet, measured_patches
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, size_config
 from mixformer_jax.models.mixformer import build_model, variable_shapes
-from mixformer_jax.models.second_stream import colour_mapped, jet, measured_patches
 from mixformer_jax.pixels import normalise
 
 SMALL = MixFormerConfig(

@@ -138,8 +138,7 @@ def test_symmetric_attention_is_attention_over_all_tokens():
         template_tokens = rearrange(template_maps, "(b s) h w c -> b (s h w) c", b=2)
         tokens = jnp.concatenate([template_tokens, rearrange(search_maps, "b h w c -> b (h w) c")], axis=1)
         for block in backbone.blocks:
-            queries, keys_values = block.project(tokens, Grid(3, 1), train=False)
-            tokens = block.advance(tokens, queries, keys_values, None, train=False)
+            tokens, _own = block.step(tokens, None, grid=Grid(3, 1), train=False)
         return rearrange(tokens[:, -16:], "b (h w) c -> b h w c", h=4)
 
     expected = one_sequence(variables)

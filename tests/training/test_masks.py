@@ -17,7 +17,7 @@ from mixformer_jax.data.mask_samples import MaskDataConfig, MaskSamples, read_la
 from mixformer_jax.datasets.groundtruth import DatasetError
 from mixformer_jax.masks import encode_rle, mask_box_xywh
 from mixformer_jax.models.config import ConfigError, MixFormerConfig, TrackerConfig
-from mixformer_jax.models.mask_decoder import MaskDecoderConfig
+from mixformer_jax.models.masks import MaskDecoderConfig
 from mixformer_jax.models.mixformer import build_model, init_variables
 from mixformer_jax.tracking.masks import DecoderSegmenter, load_segmenter
 from mixformer_jax.training.experiment import RunConfig

@@ -1,9 +1,5 @@
-"""Alpha-Refine's mask network (Yan et al. 2021, with the mask head of VOT2020): "MixFormer + AR" of Table 9.
-
-A ResNet-50 reads a template and a search crop. The template's box is pooled to P x P vectors once, and these are
-correlated with every cell of each search crop; squeeze-excitation and a non-local block refine the P * P maps, and a
-head brings them, level by level, to the mask of the target on the crop. The crops: `crops.stretched_crop`.
-"""
+"""Mask networks: Alpha-Refine's (Yan et al. 2021, with the mask head of VOT2020; "MixFormer + AR" of Table 9), and a
+small decoder on a tracker's frozen backbone. Their crops: `crops.stretched_crop`."""
 
 import dataclasses
 import functools
@@ -18,7 +14,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mixformer_jax.models.heads import precise_roi_pool
+from mixformer_jax.models.config import MixFormerConfig, Width
+from mixformer_jax.models.heads import precise_roi_pool, upsample
+from mixformer_jax.models.layers import PatchEmbed
+from mixformer_jax.models.mixformer import BACKBONES
 from mixformer_jax.typed_settings import ConfigError, Range, TypedSettings
 
 EPSILON = 1e-5
@@ -29,12 +28,11 @@ EXPANSION = 4  # channels that a bottleneck gives over those of its 3x3 convolut
 CUBIC_TAPS = (-0.10546875, 0.87890625, 0.26171875, -0.03515625)
 
 Maps = Float[Array, "b h w c"]
-Width = Annotated[int, Range(1, 4096)]
 
 
 @dataclasses.dataclass(frozen=True)
 class AlphaRefineConfig(TypedSettings):
-    """The network's sizes; the defaults are the published configuration (30,161,573 parameters with its classifier).
+    """Alpha-Refine's sizes; the defaults are the published configuration (30,161,573 parameters with its classifier).
 
     Attributes:
         name: shown to users.
@@ -78,15 +76,11 @@ def double_cubic(maps: Maps) -> Float[Array, "b hh ww c"]:
     for axis in (1, 2):
         padding = [(2, 2) if axis == each else (0, 0) for each in range(4)]
         padded, length = jnp.pad(maps, padding, mode="edge"), maps.shape[axis]
-
-        def weighted(
-            start: int, taps: tuple[float, ...], padded: Array = padded, n: int = length, a: int = axis
-        ) -> Array:
-            parts = (tap * jax.lax.slice_in_dim(padded, start + i, start + i + n, axis=a) for i, tap in enumerate(taps))
-            return functools.reduce(jnp.add, parts)
-
-        pair = jnp.stack([weighted(0, CUBIC_TAPS[::-1]), weighted(1, CUBIC_TAPS)], axis=axis + 1)
-        maps = pair.reshape(*maps.shape[:axis], 2 * length, *maps.shape[axis + 1 :])
+        pair = []
+        for start, taps in enumerate((CUBIC_TAPS[::-1], CUBIC_TAPS)):
+            parts = (tap * jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i, tap in enumerate(taps, start))
+            pair.append(functools.reduce(jnp.add, parts))
+        maps = jnp.stack(pair, axis + 1).reshape(*maps.shape[:axis], 2 * length, *maps.shape[axis + 1 :])
     return maps
 
 
@@ -283,7 +277,12 @@ class MaskHead(nn.Module):
 
 
 class AlphaRefine(nn.Module):
-    """The network. Images come in normalised (`pixels.normalise`), NHWC float32; it computes in float32."""
+    """A ResNet-50 reads a template and a search crop. The template's box is pooled to P x P vectors once, and these are
+    correlated with every cell of each search crop; squeeze-excitation and a non-local block refine the P * P maps, and
+    a head brings them, level by level, to the mask of the target on the crop.
+
+    Images come in normalised (`pixels.normalise`), NHWC float32; it computes in float32.
+    """
 
     config: AlphaRefineConfig
 
@@ -296,8 +295,7 @@ class AlphaRefine(nn.Module):
     def encode_template(
         self, templates: Float[Array, "b th tw 3"], boxes_xyxy: Float[Array, "b 4"], *, train: bool = False
     ) -> Float[Array, "b p p c"]:
-        """What a search needs of the templates: their boxes, in pixels of their crops, pooled. The last layer is not
-        run."""
+        """What a search needs of the templates: their boxes, in pixels of their crops, pooled."""
         features = self.backbone(templates, 3, train=train)[-1]
         pool = (self.config.pool_size, self.config.pool_size)
         return precise_roi_pool(features, boxes_xyxy / POOLED_STRIDE, pool)
@@ -344,3 +342,105 @@ class AlphaRefine(nn.Module):
                 reach = (2 / (height * width * fan_out)) ** 0.5 if in_resnet else (height * width * fan_in) ** -0.5
                 values[path] = reach * part.reshape(shapes[path].shape)
         return unflatten_dict(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskDecoderConfig(TypedSettings):
+    """Sizes of a mask decoder, and whose tokens it reads.
+
+    Attributes:
+        name: shown to users.
+        tracker: weights of the tracker whose backbone it reads, frozen: the name of embedded ones, a file, or a run's
+            folder; masks need it where they are used, too.
+        widths: channels on the tokens' grid, and on each grid of half the stride before it.
+        depth: residual blocks on each grid.
+    """
+
+    section = "mask_decoder"
+
+    name: str = "mask_decoder"
+    tracker: str = "mixvit_tiny"
+    widths: tuple[Annotated[int, Range(4, 1024)], ...] = (96, 48, 24)
+    depth: Annotated[int, Range(1, 16)] = 1
+
+    def check_tracker(self, tracker: MixFormerConfig) -> None:
+        """Raises ConfigError for a tracker that reads more than colour, or whose patches cannot be halved so often."""
+        if tracker.streams != "colour":
+            raise ConfigError(
+                f"masks are found in colour, and {tracker.name} reads a second stream (second_stream is "
+                f"{tracker.second_stream!r}); name a tracker of colour as mask_decoder.tracker"
+            )
+        halvings = len(self.widths) - 1
+        if halvings < 1 or tracker.patch_size % 2**halvings:
+            raise ConfigError(
+                f"mask_decoder.widths has {len(self.widths)} grids; expected 2 or more, each halving the "
+                f"{tracker.patch_size} pixels of a token of {tracker.name}"
+            )
+
+
+def _refined(maps: Maps, depth: int, name: str) -> Maps:
+    """Residual blocks of the calling module: layer norm, ReLU, 3x3 convolution."""
+    for i in range(depth):
+        normed = nn.LayerNorm(epsilon=1e-6, name=f"{name}_norm{i}")(maps)
+        maps = maps + nn.Conv(maps.shape[-1], (3, 3), padding=1, name=f"{name}_conv{i}")(nn.relu(normed))
+    return maps
+
+
+class MaskDecoder(nn.Module):
+    """From tokens and pixels to a logit for each cell of the finest grid."""
+
+    widths: tuple[int, ...]
+    depth: int
+    patch: int  # side of a token, pixels
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b g g c"], images: Float[Array, "b s s 3"]) -> Float[Array, "b h h"]:
+        pixels, maps = [], images
+        finest = self.patch // 2 ** (len(self.widths) - 1)
+        for i, width in enumerate(self.widths[:0:-1]):
+            maps = PatchEmbed(width, 2 if i else finest, jnp.dtype("float32"), name=f"patches{i}")(maps)
+            maps = _refined(maps, 1, f"pixels{i}")
+            pixels.append(maps)
+        grid, width = tokens.shape[1], self.widths[0]
+        # Where the box is, is the same in all crops: a table by place has it.
+        places = self.param("places", nn.initializers.normal(0.02), (grid, grid, width))
+        x = nn.Dense(width, name="tokens")(nn.LayerNorm(epsilon=1e-6, name="tokens_norm")(tokens)) + places
+        x = _refined(x, self.depth, "level0")
+        for i, width in enumerate(self.widths[1:], start=1):
+            x = upsample(nn.Dense(width, name=f"narrow{i}")(x), 2) + pixels[-i]
+            x = _refined(x, self.depth, f"level{i}")
+        x = nn.relu(nn.LayerNorm(epsilon=1e-6, name="last_norm")(x))
+        return nn.Conv(1, (3, 3), padding=1, name="last")(x)[..., 0]
+
+
+class TokenMasks(nn.Module):
+    """A tracker's backbone, frozen, and a decoder from its tokens and the crop's pixels to the target's mask.
+
+    The box is the middle of every crop, and so the prompt. Smaller, the crop is its own template, which tells the
+    search tokens what to look for. Tokens say what belongs to the target, pixels where it ends: as in a feature pyramid
+    (Lin et al. 2017) the tokens are brought to finer grids step by step, and the pixels are added on each.
+
+    Images come in normalised (`pixels.normalise`), NHWC float32.
+    """
+
+    tracker: MixFormerConfig
+    config: MaskDecoderConfig
+
+    def setup(self) -> None:
+        self.config.check_tracker(self.tracker)
+        self.backbone = BACKBONES[self.tracker.backbone](self.tracker)
+        self.decoder = MaskDecoder(self.config.widths, self.config.depth, self.tracker.patch_size)
+
+    def __call__(self, crops: Float[Array, "b s s 3"]) -> Float[Array, "b s s"]:
+        """Logits of the targets in the middle of the crops, by pixel."""
+        small, size = self.tracker.template_size, self.tracker.search_size
+        template = jax.image.resize(crops, (len(crops), small, small, 3), "linear")
+        _cache, found = self.backbone.joint(template[:, None], crops, None, train=False)
+        logits = self.decoder(jax.lax.stop_gradient(found.features.astype(jnp.float32)), crops)
+        return resize_linear(logits[..., None], size, size)[..., 0]
+
+    @nn.nowrap
+    def initial_values(self, key: PRNGKeyArray) -> dict:
+        """What `init_variables` computes, to be traced."""
+        size = self.tracker.search_size
+        return dict(self.init(key, jnp.zeros((1, size, size, 3))))
