@@ -16,6 +16,7 @@ from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.boxes import check_box_xywh, check_boxes
 from mixformer_jax.convert.convert import find_weights, read_weights
 from mixformer_jax.crops import context_crop
+from mixformer_jax.masks import encode_rle
 from mixformer_jax.media.sources import Frame, FrameSource
 from mixformer_jax.media.video import open_source
 from mixformer_jax.models.config import ComputeDtype, ConfigError, MixFormerConfig, TrackerConfig, size_config
