@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mixformer_jax.convert.weights import load_weights, save_weights
+from mixformer_jax.data.pool.clips import FRAMES, HEIGHT, WIDTH, rendered_clips
 from mixformer_jax.data.pool.pool import ImagePool, cut_out
 from mixformer_jax.data.samples import TrackingSamples
 from mixformer_jax.datasets.groundtruth import DatasetError
@@ -40,7 +41,6 @@ from mixformer_jax.training.mining import (
     erased,
     moved,
 )
-from pretrain.mined_scores import FRAMES, HEIGHT, WIDTH, rendered_clips
 
 BOX_XYWH = np.array([60.0, 50.0, 24.0, 30.0])
 
