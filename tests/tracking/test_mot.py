@@ -349,3 +349,14 @@ def test_a_detector_that_raises_loses_no_frame(following, tmp_path):
     recording = run()
     assert (recording.resumed, recording.num_frames, recording.num_objects) == (3, 5, 1)
     assert frames.min() == 9
+
+
+def test_ctrl_c_before_the_first_frame_is_known_leaves_nothing(following, tmp_path):
+    def interrupted(_frame):
+        raise KeyboardInterrupt
+
+    frames, path = np.full((5, 100, 200, 3), 9, np.uint8), tmp_path / "tracks.txt"
+    state = RunState(resume.resume_path(path))
+    with pytest.raises(KeyboardInterrupt):
+        record_objects(following(), ArrayFrames(frames), CalledDetector("a:b", interrupted), path, run_state=state)
+    assert list(tmp_path.iterdir()) == []

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from mixformer_jax.media.images import GROUND_TRUTH, TARGET, SourceError, target_colour
+from mixformer_jax.media.images import GROUND_TRUTH, TARGET, SourceError, target_colour, write_image
 from mixformer_jax.media.video import OutputError, SelectedFrames, open_source
 from mixformer_jax.tracking.record import annotate, record
 from mixformer_jax.tracking.result_files import format_box, write_boxes
+from mixformer_jax.tracking.resume import RunState, resume_path
 from mixformer_jax.tracking.tracker import Tracked
 from tests.stand_ins import HEIGHT, SIDE, WIDTH, PairTracker, RedTracker, square_boxes, square_clip
 
@@ -198,3 +199,22 @@ def test_one_taken_name_of_several(tmp_path):
     with pytest.raises(FileExistsError, match=r"out_2\.txt"):
         record(PairTracker(), open_source(square_clip(5)), given, tmp_path / "out.mp4", tmp_path / "out.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["out_2.txt"]
+
+
+def test_another_runs_state_stays_where_its_boxes_are_still_written(tmp_path):
+    others, state = tmp_path / "out.txt.part", resume_path(tmp_path / "out.txt")
+    others.write_text("35,42,12,12\n")
+    state.write_bytes(b"of the other run")
+    with pytest.raises(FileExistsError, match="another run is writing"):
+        run(tmp_path, run_state=RunState(state))
+    assert state.read_bytes() == b"of the other run"
+    assert {path.name for path in tmp_path.iterdir()} == {others.name, state.name}, "no video was begun"
+
+
+def test_a_refused_folder_of_masks_leaves_nothing_behind(tmp_path):
+    picture = tmp_path / "masks" / "00000001.png"
+    picture.parent.mkdir()
+    write_image(picture, square_clip(1)[0])
+    with pytest.raises(OutputError, match="no mask of an earlier run"):
+        run(tmp_path, mask_images=picture.parent, overwrite=True)
+    assert list(tmp_path.iterdir()) == [picture.parent] and picture.exists()
