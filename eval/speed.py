@@ -26,7 +26,7 @@ import numpy as np
 from eval import turns
 from eval.bench_step import random_variables
 from mixformer_jax.cli.bench import device_name
-from mixformer_jax.cli.console import Parser, UsageError, load_model, positives, read_size
+from mixformer_jax.cli.console import UsageError, add_model_arguments, load_model, positives, read_size
 from mixformer_jax.media.images import read_image
 from mixformer_jax.models.heads import QueryHead
 from mixformer_jax.models.mixformer import MixFormer
@@ -147,7 +147,7 @@ def measure(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = turns.bench_parser(__doc__, turns=12)
-    Parser.add_model(parser, with_sizes=True)
+    add_model_arguments(parser, with_sizes=True)
     parser.add_argument("--batch", type=positives, default="1", help="targets in one step, with commas (%(default)s)")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the frame (default: %(default)s)")
 

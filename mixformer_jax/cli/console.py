@@ -62,21 +62,6 @@ class Parser(argparse.ArgumentParser):
     def add_config(self) -> None:
         self.add_argument("--config", type=Path, required=True, metavar="NAME", help="see mixformer configs; or a file")
 
-    def add_device(self: argparse.ArgumentParser) -> None:
-        device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
-        self.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
-
-    def add_model(self: argparse.ArgumentParser, with_sizes: bool = False) -> None:
-        """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
-        Parser.add_device(self)
-        dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
-        self.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
-        group = self.add_mutually_exclusive_group()
-        group.add_argument("--weights", metavar="W", help=WEIGHTS)
-        if with_sizes:
-            sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
-            group.add_argument("--model", metavar="NAME", help=sizes_help)
-
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As in argparse, once all arguments are there."""
         fill, self.fill = self.fill, None
@@ -86,6 +71,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    device_help = "cpu, gpu, tpu, or one of several: cuda:1 (default: the best that JAX finds)"
+    parser.add_argument("--device", type=_device, metavar="DEVICE", help=device_help)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, with_sizes: bool = False) -> None:
+    """Adds --device, --dtype and --weights; beside these --model, where random weights of a size will do."""
+    add_device_argument(parser)
+    dtype_help = "in which the model computes (default: float32 on a CPU, bfloat16 elsewhere)"
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=dtype_help)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--weights", metavar="W", help=WEIGHTS)
+    if with_sizes:
+        sizes_help = "a size (mixvit_tiny, mixvit_b_online, mixcvt, ...) with random weights"
+        group.add_argument("--model", metavar="NAME", help=sizes_help)
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -130,7 +132,7 @@ def _device(text: str) -> str:
 
 
 def load_model(args: argparse.Namespace, colour_alone: bool = True) -> Any:
-    """The tracker that the arguments of `Parser.add_model` name, with the settings that the user changes; UsageError
+    """The tracker that the arguments of `add_model_arguments` name, with the settings that the user changes; UsageError
     for a model of two streams where frames have colour alone."""
     model = getattr(args, "model", None)
     with for_the_user(ValueError):

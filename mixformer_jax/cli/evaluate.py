@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 
 from mixformer_jax import DEFAULT_MASKS
-from mixformer_jax.cli.console import ADVICE, WEIGHTS, Parser, UsageError, for_the_user, positive
+from mixformer_jax.cli.console import ADVICE, WEIGHTS, Parser, UsageError, add_device_argument, for_the_user, positive
 from mixformer_jax.config_files import BENCHMARK_SETTINGS, TRACKER_PREFIX, parse_overrides
 from mixformer_jax.datasets.records import in_one_frame
 from mixformer_jax.datasets.sequences import READERS, Dataset, open_dataset
@@ -78,7 +78,7 @@ def _add_dataset(parser: Parser) -> None:
 
 def _add_model(parser: Parser) -> None:
     parser.add_argument("--weights", help=WEIGHTS)
-    parser.add_device()
+    add_device_argument(parser)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"default: {BENCHMARK_DTYPE} on every device")
     settings_help = "a table of mixformer configs show benchmarks.toml; default: the model's own name"
     parser.add_argument("--settings-of", metavar="NAME", help=settings_help)

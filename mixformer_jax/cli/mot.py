@@ -6,7 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mixformer_jax.cli.console import Parser, UsageError, load_model, number, positive, positives, tell_end
+from mixformer_jax.cli.console import (
+    Parser,
+    UsageError,
+    add_model_arguments,
+    load_model,
+    number,
+    positive,
+    positives,
+    tell_end,
+)
 from mixformer_jax.config_files import TRACKER_PREFIX
 from mixformer_jax.files import is_taken
 
@@ -47,7 +56,7 @@ def add_mot(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help=RESUME)
     quiet_help = "no progress and no summary, only scores and what is wrong"
     parser.add_argument("--quiet", action="store_true", help=quiet_help)
-    parser.add_model()
+    add_model_arguments(parser)
 
 
 def _searches(text: str) -> str:

@@ -16,6 +16,7 @@ from mixformer_jax import DEFAULT_MASKS
 from mixformer_jax.cli.console import (
     Parser,
     UsageError,
+    add_model_arguments,
     for_the_user,
     load_model,
     number,
@@ -79,7 +80,7 @@ def add_track(parser: Parser) -> None:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE)
     parser.add_argument("--resume", action="store_true", help=RESUME)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary, only what is wrong")
-    parser.add_model()
+    add_model_arguments(parser)
 
 
 _SHARE = functools.partial(number, kind="a number between 0 and 1", above=0, below=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mixformer_jax.cli.console import ADVICE, Parser, UsageError, for_the_user, positive
+from mixformer_jax.cli.console import ADVICE, Parser, UsageError, add_model_arguments, for_the_user, positive
 from mixformer_jax.config_files import (
     BENCHMARK_SETTINGS,
     CONFIG_PREFIX,
@@ -108,7 +108,7 @@ def add_finetune(parser: Parser) -> None:
     parser.add_argument("--steps", type=positive, metavar="N", help=steps_help)
     parser.add_argument("--pool", type=Path, metavar="DIR", help=pool_help)
     parser.add_argument("--config", type=Path, metavar="NAME", help="whose recipe is taken (default: the weights')")
-    parser.add_model()
+    add_model_arguments(parser)
 
 
 def run_finetune(args: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@ from pathlib import Path
 from mixformer_jax.cli.console import (
     Parser,
     UsageError,
+    add_device_argument,
+    add_model_arguments,
     for_the_user,
     load_model,
     positive,
@@ -49,7 +51,7 @@ def add_attention(parser: Parser) -> None:
     parser.add_argument("--blocks", metavar="B,B", help=blocks_help)
     over_help = "queries: who looks at the target's tokens; keys: where the target's tokens look (default: %(default)s)"
     parser.add_argument("--over", choices=("queries", "keys"), default="queries", help=over_help)
-    parser.add_model(with_sizes=True)
+    add_model_arguments(parser, with_sizes=True)
 
 
 def run_attention(args: argparse.Namespace) -> int:
@@ -79,7 +81,7 @@ def add_demo(parser: Parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another clip (default: %(default)s)")
     parser.add_argument("--absences", action="store_true", help="the target is out of sight twice")
-    parser.add_model()
+    add_model_arguments(parser)
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -100,7 +102,7 @@ def add_failures(parser: Parser) -> None:
     parser.add_argument("--rows", type=positive, default=4, metavar="N", help="moments to show (4)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     parser.add_argument("--absences", action="store_true", help="clips in which the target is out of sight twice")
-    parser.add_model()
+    add_model_arguments(parser)
 
 
 def run_failures(args: argparse.Namespace) -> int:
@@ -112,7 +114,7 @@ def run_failures(args: argparse.Namespace) -> int:
 
 def add_bench(parser: Parser) -> None:
     parser.describe(run_bench, "--model mixvit_b --frames 50")
-    parser.add_model(with_sizes=True)
+    add_model_arguments(parser, with_sizes=True)
     parser.add_argument("--frames", type=positive, default=100, metavar="N", help="default: %(default)s")
     parser.add_argument("--size", default="640x360", metavar="WxH", help="of the video (default: %(default)s)")
     parser.add_argument("--append", type=Path, metavar="FILE", help="add the row to a Markdown file")
@@ -136,7 +138,7 @@ def run_bench(args: argparse.Namespace) -> int:
 
 def add_doctor(parser: Parser) -> None:
     parser.describe(run_doctor, "--device cpu")
-    parser.add_device()
+    add_device_argument(parser)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
@@ -178,7 +180,7 @@ def add_serve(parser: Parser) -> None:
     parser.add_argument("--sessions", type=positive, default=8, metavar="N", help="at once (default: %(default)s)")
     megabytes_help = "of an upload, and of the frames kept of a camera (default: %(default)s)"
     parser.add_argument("--megabytes", type=positive, default=1024, metavar="N", help=megabytes_help)
-    parser.add_model()
+    add_model_arguments(parser)
 
 
 def run_serve(args: argparse.Namespace) -> int:
