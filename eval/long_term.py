@@ -23,8 +23,7 @@ from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.results import rows_of_text
 from mixformer_jax.evaluation.runner import describe, run_dataset
 from mixformer_jax.evaluation.trackers import OpenedTracker, TrackerChoice
-from mixformer_jax.evaluation.vot import read_sequences
-from mixformer_jax.evaluation.vot_longterm import LongTermScores, score_long_term
+from mixformer_jax.evaluation.vot import LongTermScores, read_sequences, score_long_term
 from mixformer_jax.evaluation.workers import Alone
 from mixformer_jax.files import write_atomically
 from mixformer_jax.reports.studies import interval

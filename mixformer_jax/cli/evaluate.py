@@ -36,8 +36,13 @@ from mixformer_jax.evaluation.workers import Alone, Workers
 from mixformer_jax.masks import fit_to_frame, mask_box_xywh
 from mixformer_jax.media.images import read_depth, read_image
 from mixformer_jax.models.config import TrackerConfig
-from mixformer_jax.reports.benchmarks import got10k_report, ope_report, trackingnet_report, vot_report
-from mixformer_jax.reports.long_term import long_term_report
+from mixformer_jax.reports.benchmarks import (
+    got10k_report,
+    long_term_report,
+    ope_report,
+    trackingnet_report,
+    vot_report,
+)
 from mixformer_jax.reports.report import Report, summary, write_report
 from mixformer_jax.signals import saving
 

@@ -17,9 +17,8 @@ import dataclasses
 import io
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.groundtruth import DatasetError, read_labels
 from mixformer_jax.datasets.records import TrackingSequence
-from mixformer_jax.evaluation.metrics import Curves, continuous_overlap, stack_curves
+from mixformer_jax.evaluation.metrics import Curves, continuous_overlap, intersection_and_union, stack_curves
 from mixformer_jax.evaluation.result_looks import OTHER, look_at
 from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times, rows_of_text
 from mixformer_jax.evaluation.scoring import ResultFolder, SequenceNames, runs_of
@@ -95,46 +94,12 @@ def _mean(values: np.ndarray) -> float:
 
 
 def read_frame_labels(sequence: TrackingSequence) -> FrameLabels:
-    """cover.label, and the resolution in meta_info.ini, of a sequence's folder.
-
-    Raises DatasetError where one of them is missing or not as published; the test subset has neither.
-    """
+    """cover.label, and the resolution in meta_info.ini, of a sequence's folder; DatasetError where one is missing, as
+    in the test subset, or not as published."""
     if len(sequence) > 1 and np.isnan(sequence.boxes_xywh[1:]).all():
         raise DatasetError(f"{sequence.root}: {HIDDEN}")
     cover = read_labels(sequence.root / "cover.label", expected_length=len(sequence))
-    return FrameLabels(cover, _read_resolution(sequence.root / "meta_info.ini"))
-
-
-def sequence_overlaps(
-    boxes_xywh: Float[np.ndarray, "n 4"], groundtruth_xywh: Float[np.ndarray, "m 4"], labels: FrameLabels
-) -> Float64[np.ndarray, " _"]:
-    """IoU of the frames that count: all but the first, with cover > 0 (absence.label is ignored).
-
-    Raises ValueError for another number of boxes than of frames, or NaN ground truth where the target is in view.
-    """
-    if len(boxes_xywh) != len(groundtruth_xywh):
-        raise ValueError(f"{len(boxes_xywh)} predicted boxes for {len(groundtruth_xywh)} frames; every frame needs one")
-    counted = labels.cover > 0
-    counted[0] = False
-    if np.isnan(groundtruth_xywh[counted]).any():
-        raise ValueError(HIDDEN)
-    return continuous_overlap(
-        clip_to_frame(boxes_xywh[counted], labels.size), clip_to_frame(groundtruth_xywh[counted], labels.size)
-    )
-
-
-def clip_to_frame(boxes_xywh: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float64[np.ndarray, "n 4"]:
-    """Clips to a frame of width x height as the toolkit does: first the corner, then the extent.
-
-    A corner left of the frame moves the box instead of shortening it: x = -10, w = 50 becomes x = 0, w = 50.
-    """
-    corner = np.clip(boxes_xywh[:, :2], 0.0, size)
-    extent = np.clip(boxes_xywh[:, 2:], 0.0, np.array(size) - corner)
-    return np.concatenate([corner, extent], axis=1)
-
-
-def _read_resolution(path: Path) -> tuple[int, int]:
-    meta = configparser.ConfigParser(interpolation=None)
+    path, meta = sequence.root / "meta_info.ini", configparser.ConfigParser(interpolation=None)
     try:
         meta.read_string(path.read_text(encoding="utf-8"), source=str(path))
         resolution = meta["METAINFO"]["resolution"]
@@ -145,7 +110,32 @@ def _read_resolution(path: Path) -> tuple[int, int]:
     match = re.fullmatch(r"\(\s*(\d+)\s*,\s*(\d+)\s*\)", resolution.strip(), re.ASCII)
     if match is None or min(int(match[1]), int(match[2])) < 1:
         raise DatasetError(f"{path}: resolution is {resolution!r}; expected (width, height)")
-    return int(match[1]), int(match[2])
+    return FrameLabels(cover, (int(match[1]), int(match[2])))
+
+
+def sequence_overlaps(
+    boxes_xywh: Float[np.ndarray, "n 4"], groundtruth_xywh: Float[np.ndarray, "m 4"], labels: FrameLabels
+) -> Float64[np.ndarray, " _"]:
+    """IoU of the frames that count: all but the first, with cover > 0 (absence.label is ignored); ValueError for
+    another number of boxes than of frames, or NaN ground truth where the target is in view."""
+    if len(boxes_xywh) != len(groundtruth_xywh):
+        raise ValueError(f"{len(boxes_xywh)} predicted boxes for {len(groundtruth_xywh)} frames; every frame needs one")
+    counted = labels.cover > 0
+    counted[0] = False
+    boxes, truth = (clip_to_frame(each[counted], labels.size) for each in (boxes_xywh, groundtruth_xywh))
+    if np.isnan(truth).any():
+        raise ValueError(HIDDEN)
+    return continuous_overlap(boxes, truth)
+
+
+def clip_to_frame(boxes_xywh: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float64[np.ndarray, "n 4"]:
+    """Clips to a frame of width x height as the toolkit does: first the corner, then the extent.
+
+    A corner left of the frame moves the box instead of shortening it: x = -10, w = 50 becomes x = 0, w = 50.
+    """
+    corner = np.clip(boxes_xywh[:, :2], 0.0, size)
+    extent = np.clip(boxes_xywh[:, 2:], 0.0, np.array(size) - corner)
+    return np.concatenate([corner, extent], axis=1)
 
 
 # Of TrackingNet: IoU, pixels, and normalised centre error.
@@ -182,13 +172,9 @@ class TrackingNetScores:
 def score_sequences(
     boxes_xywh: Mapping[str, Float[np.ndarray, "_ 4"] | None], groundtruth_xywh: Mapping[str, Float[np.ndarray, "_ 4"]]
 ) -> TrackingNetScores:
-    """Scores one tracker on every sequence of the ground truth, by name.
-
-    A missing result counts as 0,0,0,0 in all frames but the first.
-
-    Raises ValueError, with the sequence's name, for more boxes than frames or a ground truth that is not finite; also
-    for no sequences.
-    """
+    """Scores one tracker on every sequence of the ground truth, by name; a missing result counts as 0,0,0,0 in all
+    frames but the first. ValueError names a sequence of more boxes than frames or a ground truth that is not finite,
+    and is raised for no sequences."""
     if not groundtruth_xywh:
         raise ValueError("the ground truth has no sequences")
     scored = []
@@ -207,40 +193,31 @@ def score_sequences(
 def score_sequence(
     boxes_xywh: Float[np.ndarray, "m 4"], groundtruth_xywh: Float[np.ndarray, "n 4"]
 ) -> tuple[Curves, Bool[np.ndarray, " n"]]:
-    """The three curves of one sequence, and which frames have a box (x + y + w + h > 0).
-
-    All boxes are rounded to whole pixels (half to even); the first is the ground truth's. Missing rows at the end fail
-    at every threshold, 0 included.
-    """
+    """The three curves of one sequence, and which frames have a box (x + y + w + h > 0). All boxes are rounded to whole
+    pixels (half to even); the first is the ground truth's. Missing rows at the end fail at every threshold, 0
+    included."""
     truth = np.round(groundtruth_xywh.astype(np.float64))
     boxes = np.full_like(truth, np.nan)
     boxes[: len(boxes_xywh)] = np.round(boxes_xywh)
     boxes[0] = truth[0]
     # A true box without area gives NaN or infinity, which no threshold reaches.
     with np.errstate(divide="ignore", invalid="ignore"):
-        overlap = _overlap(boxes, truth)
+        # A missing row is NaN, and so is its overlap.
+        intersection, union = intersection_and_union(boxes, truth)
         offset = (boxes[:, :2] + boxes[:, 2:] / 2) - (truth[:, :2] + truth[:, 2:] / 2)
         distance = np.sqrt((offset**2).sum(1))
         norm_distance = np.sqrt(((offset / truth[:, 2:]) ** 2).sum(1))
         curves = Curves(
-            (overlap[:, None] >= THRESHOLDS.success).mean(0),
+            ((intersection / union)[:, None] >= THRESHOLDS.success).mean(0),
             (distance[:, None] <= THRESHOLDS.precision).mean(0),
             (norm_distance[:, None] <= THRESHOLDS.norm_precision).mean(0),
         )
         return curves, boxes.sum(1) > 0
 
 
-def _overlap(boxes: Float64[np.ndarray, "n 4"], truth: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, " n"]:
-    left_top = np.maximum(boxes[:, :2], truth[:, :2])
-    right_bottom = np.minimum(boxes[:, :2] + boxes[:, 2:], truth[:, :2] + truth[:, 2:])
-    # A missing row is NaN, which max() keeps.
-    intersection = np.maximum(right_bottom - left_top, 0).prod(1)
-    return intersection / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - intersection)
-
-
-MAX_REPETITIONS = 3
+MAX_REPETITIONS = 3  # that GOT-10k's server takes
 # Numbers of sequences of the servers' test sets.
-TEST_SEQUENCES: Mapping[str, int] = MappingProxyType({"got10k": 180, "trackingnet": 511})
+TEST_SEQUENCES: Mapping[str, int] = {"got10k": 180, "trackingnet": 511}
 # Whole pixels move the given box by less than this.
 FIRST_BOX_TOLERANCE = 1.0
 SHOWN_PROBLEMS = 20  # in one message
@@ -251,11 +228,6 @@ class Pack(NamedTuple):
     sequences: int
     frames: int
     repetitions: int  # the most that a sequence has
-
-
-class _Result(NamedTuple):
-    boxes_xywh: list[Float64[np.ndarray, "n 4"]]  # by repetition
-    times_s: Float64[np.ndarray, "n k"] | None = None
 
 
 def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[TrackingSequence], out: str | Path) -> Pack:
@@ -283,7 +255,7 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Trackin
     if not runs:
         raise ResultsError(f"{folder}: no such folder; expected the results of one tracker")
     folders = [ResultFolder(run, names) for run in runs]
-    results: dict[str, _Result] = {}
+    results: dict[str, tuple[list[Float64[np.ndarray, "n 4"]], Float64[np.ndarray, "n k"] | None]] = {}
     problems = []
     for sequence in sequences:
         if sequence.name in results:
@@ -302,29 +274,42 @@ def pack_results(benchmark: str, folder: str | Path, sequences: Iterable[Trackin
     out.parent.mkdir(parents=True, exist_ok=True)
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, result in results.items():
-            for member, text in _members(name, result):
+        for name, (repetitions, times_s) in results.items():
+            if times_s is None:
+                members = {f"{name}.txt": rows_of_text(repetitions[0], decimals=2)}
+            else:
+                texts = [rows_of_text(boxes_xywh, decimals=3) for boxes_xywh in repetitions]
+                members = {f"{name}/{name}_{number:03d}.txt": text for number, text in enumerate(texts, start=1)}
+                members[f"{name}/{name}_time.txt"] = rows_of_text(times_s, decimals=8)
+            for member, text in members.items():
                 # `ZipInfo` has a fixed date: the same results give the same bytes.
                 file.writestr(zipfile.ZipInfo(member), text, zipfile.ZIP_DEFLATED)
     write_atomically(out, archive.getvalue())
-    frames = sum(len(result.boxes_xywh[0]) for result in results.values())
-    return Pack(out, len(results), frames, max(len(result.boxes_xywh) for result in results.values()))
+    lengths = [(len(repetitions[0]), len(repetitions)) for repetitions, _ in results.values()]
+    return Pack(out, len(results), sum(frames for frames, _ in lengths), max(count for _, count in lengths))
 
 
-def _check(benchmark: str, folders: list[ResultFolder], sequence: TrackingSequence) -> _Result:
-    """The results of a sequence, if the server would take them."""
+def _check(
+    benchmark: str, folders: list[ResultFolder], sequence: TrackingSequence
+) -> tuple[list[Float64[np.ndarray, "n 4"]], Float64[np.ndarray, "n k"] | None]:
+    """The boxes of each repetition and, for GOT-10k's server, their times, if the server would take them."""
     by_folder = [folder.boxes(sequence.name) for folder in folders]
     lacking = [folder.path for folder, found in zip(folders, by_folder, strict=True) if not found]
     if lacking:
         raise ResultsError(f"{lacking[0] / sequence.name}.txt: no such file; run the tracker on this sequence")
     paths, where = [path for found in by_folder for path in found], folders[0].path / sequence.name
-    if benchmark == "trackingnet":
-        if len(paths) > 1:
-            raise ResultsError(f"{where}: {len(paths)} repetitions; TrackingNet's server takes one")
-        return _Result(_read_repetitions(paths, sequence))
+    if benchmark == "trackingnet" and len(paths) > 1:
+        raise ResultsError(f"{where}: {len(paths)} repetitions; TrackingNet's server takes one")
     if len(paths) > MAX_REPETITIONS:
         raise ResultsError(f"{where}: {len(paths)} repetitions; the server takes {MAX_REPETITIONS}")
-    boxes_xywh = _read_repetitions(paths, sequence)
+    if len(sequence) == 1 and not sequence.has_frames:
+        raise ResultsError(
+            f"{sequence.root}: no frames, from which alone the length of {sequence.name} is known: of a test set only "
+            "the first box is published"
+        )
+    repetitions = [_read_repetition(path, sequence) for path in paths]
+    if benchmark == "trackingnet":
+        return repetitions, None
     times_s = read_times([path for folder in folders for path in folder.times(sequence.name)])
     if times_s is None:
         raise ResultsError(f"{where}_time.txt: no such file; the server wants the seconds of every frame")
@@ -335,36 +320,17 @@ def _check(benchmark: str, folders: list[ResultFolder], sequence: TrackingSequen
         )
     if not np.isfinite(times_s).all():
         raise ResultsError(f"{where}_time.txt: NaN among the times")
-    return _Result(boxes_xywh, times_s)
+    return repetitions, times_s
 
 
-def _read_repetitions(paths: list[Path], sequence: TrackingSequence) -> list[Float64[np.ndarray, "n 4"]]:
-    if len(sequence) == 1 and not sequence.has_frames:
+def _read_repetition(path: Path, sequence: TrackingSequence) -> Float64[np.ndarray, "n 4"]:
+    boxes_xywh, first_xywh = read_boxes(path), sequence.boxes_xywh[0]
+    if len(boxes_xywh) != len(sequence):
+        raise ResultsError(f"result file {path}: {len(boxes_xywh)} boxes for {len(sequence)} frames")
+    if not (np.abs(boxes_xywh[0] - first_xywh) <= FIRST_BOX_TOLERANCE).all():
+        look = look_at(boxes_xywh[:1], sequence.boxes_xywh[:1]).format
+        hint = "" if look in (None, OTHER) else f"; it looks like {look}"
         raise ResultsError(
-            f"{sequence.root}: no frames, from which alone the length of {sequence.name} is known: of a test set only "
-            "the first box is published"
+            f"result file {path}, line 1: {boxes_xywh[0].tolist()} is not the given box {first_xywh.tolist()}{hint}"
         )
-    repetitions = []
-    for path in paths:
-        boxes_xywh = read_boxes(path)
-        if len(boxes_xywh) != len(sequence):
-            raise ResultsError(f"result file {path}: {len(boxes_xywh)} boxes for {len(sequence)} frames")
-        first_xywh = sequence.boxes_xywh[0]
-        if not (np.abs(boxes_xywh[0] - first_xywh) <= FIRST_BOX_TOLERANCE).all():
-            look = look_at(boxes_xywh[:1], sequence.boxes_xywh[:1]).format
-            hint = "" if look in (None, OTHER) else f"; it looks like {look}"
-            raise ResultsError(
-                f"result file {path}, line 1: {boxes_xywh[0].tolist()} is not the given box {first_xywh.tolist()}{hint}"
-            )
-        repetitions.append(boxes_xywh)
-    return repetitions
-
-
-def _members(name: str, result: _Result) -> Iterator[tuple[str, str]]:
-    """A sequence's files in the archive: GOT-10k's server wants times, TrackingNet's none."""
-    if result.times_s is None:
-        yield f"{name}.txt", rows_of_text(result.boxes_xywh[0], decimals=2)
-        return
-    for number, boxes_xywh in enumerate(result.boxes_xywh, start=1):
-        yield f"{name}/{name}_{number:03d}.txt", rows_of_text(boxes_xywh, decimals=3)
-    yield f"{name}/{name}_time.txt", rows_of_text(result.times_s, decimals=8)
+    return boxes_xywh

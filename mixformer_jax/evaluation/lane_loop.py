@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from mixformer_jax.boxes import MAX_PIXELS
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.vot import mask_text
-from mixformer_jax.evaluation.metrics import MAX_PIXELS
 from mixformer_jax.evaluation.results import SequenceResult
 from mixformer_jax.media.video import Frame
 from mixformer_jax.signals import check

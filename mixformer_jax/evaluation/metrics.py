@@ -10,8 +10,8 @@ headline numbers (`Curves.auc` ...) are percentages.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -55,29 +55,23 @@ class OpeRules:
     drop_zero_curves: bool = False  # sequences whose curve is all zero leave the benchmark's mean of that curve
 
 
-# pytracking decides by the exact benchmark name: "lasot" has rules that "lasot_extension_subset" has not.
-_PLAIN = OpeRules()
-_LASOT = OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True)
-# pytracking has no rules for UAV20L and UAV123@10fps, which are annotated as UAV123.
-_UAV = OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
-# Li et al. 2019: MPR and MSR, by the visible and the thermal annotation of each frame.
-_RGBT234 = OpeRules(better_of_two=True)
-# No toolkit scores a user's folder so: absent targets are misses in all three curves, as in LaSOT.
-_FOLDER = OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False)
-
-BENCHMARK_RULES: Mapping[str, OpeRules] = MappingProxyType(
-    {
-        **dict.fromkeys(("dtb70", "got10k", "lasot_ext", "lasot_extension_subset", "nfs"), _PLAIN),
-        **dict.fromkeys(("otb", "otb100", "tnl2k", "trackingnet"), _PLAIN),
-        "lasher": _PLAIN,
-        "rgbt234": _RGBT234,
-        **dict.fromkeys(("uav", "uav123", "uav123_10fps", "uav20l"), _UAV),
-        **dict.fromkeys(("folder", "coco_video", "cvat", "label_studio", "mot"), _FOLDER),
-        "lasot": _LASOT,
-    }
-)
-"""MixFormer's rules by benchmark, under our names and under pytracking's."""
-
+# MixFormer's rules by benchmark, under our names and under pytracking's, which decides by the exact name: "lasot" has
+# rules that "lasot_extension_subset" has not. It has none for UAV20L and UAV123@10fps, which are annotated as UAV123.
+BENCHMARK_RULES: Mapping[str, OpeRules] = {
+    **dict.fromkeys(("dtb70", "got10k", "lasher", "lasot_ext", "lasot_extension_subset", "nfs"), OpeRules()),
+    **dict.fromkeys(("otb", "otb100", "tnl2k", "trackingnet"), OpeRules()),
+    "lasot": OpeRules(visibility="required", pad_short_results=False, invisible_is_miss=True),
+    # Li et al. 2019: MPR and MSR, by the visible and the thermal annotation of each frame.
+    "rgbt234": OpeRules(better_of_two=True),
+    **dict.fromkeys(
+        ("uav", "uav123", "uav123_10fps", "uav20l"), OpeRules(nan_is_absent=True, invalid_center_error=-1.0)
+    ),
+    # No toolkit scores a user's folder so: absent targets are misses in all three curves, as in LaSOT.
+    **dict.fromkeys(
+        ("folder", "coco_video", "cvat", "label_studio", "mot"),
+        OpeRules(nan_is_absent=True, invalid_norm_error=np.inf, pad_short_results=False),
+    ),
+}
 _GOT10K_TOOLKIT = OpeRules(
     "got10k-toolkit",
     validity="any",
@@ -103,10 +97,8 @@ _LASOT_TOOLKIT = OpeRules(
 
 
 def benchmark_rules(benchmark: str, rule_set: RuleSet = "mixformer", exclude_invalid_frames: bool = False) -> OpeRules:
-    """The rules of a benchmark by name, under a rule set.
-
-    Raises ValueError where no rules are known for that name, or `exclude_invalid_frames` is no choice of the rule set.
-    """
+    """The rules of a benchmark by name, under a rule set; ValueError where no rules are known for that name, or
+    `exclude_invalid_frames` is no choice of the rule set."""
     if benchmark not in BENCHMARK_RULES:
         known = ", ".join(sorted(BENCHMARK_RULES))
         raise ValueError(f"no one-pass rules for benchmark {benchmark!r}; known: {known}")
@@ -141,10 +133,6 @@ _STEP = np.arange(21)
 OVERLAP_THRESHOLDS: Float[np.ndarray, " 21"] = (_STEP // 4 * 4) * 0.05 + (_STEP % 4) * 0.05
 CENTER_THRESHOLDS: Float[np.ndarray, " 51"] = np.arange(51.0)
 NORM_CENTER_THRESHOLDS: Float[np.ndarray, " 51"] = np.arange(51) / 100
-_LINSPACE_OVERLAP = np.linspace(0, 1, 21)
-_LINSPACE_NORM = np.linspace(0, 0.5, 51)
-for _thresholds in (OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS, _LINSPACE_OVERLAP, _LINSPACE_NORM):
-    _thresholds.flags.writeable = False
 
 
 class FrameErrors(NamedTuple):
@@ -162,10 +150,8 @@ class FrameErrors(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Rates over thresholds as fractions; leading axes are sequences or runs.
-
-    OPE has 21 overlap thresholds and 51 of the errors, TrackingNet 21 of each.
-    """
+    """Rates over thresholds as fractions; leading axes are sequences or runs. OPE has 21 overlap thresholds and 51 of
+    the errors, TrackingNet 21 of each."""
 
     success: Float[np.ndarray, "*batch s"]  # share of frames with IoU > t
     precision: Float[np.ndarray, "*batch p"]  # share with centre error <= t pixels
@@ -202,12 +188,12 @@ class Curves(NamedTuple):
 
 
 # By `OpeRules.thresholds`.
-_THRESHOLDS: Mapping[str, Curves] = MappingProxyType(
-    {
-        "blocks": Curves(OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS),
-        "linspace": Curves(_LINSPACE_OVERLAP, CENTER_THRESHOLDS, _LINSPACE_NORM),
-    }
-)
+_THRESHOLDS: Mapping[str, Curves] = {
+    "blocks": Curves(OVERLAP_THRESHOLDS, CENTER_THRESHOLDS, NORM_CENTER_THRESHOLDS),
+    "linspace": Curves(np.linspace(0, 1, 21), CENTER_THRESHOLDS, np.linspace(0, 0.5, 51)),
+}
+for _values in itertools.chain(*_THRESHOLDS.values()):
+    _values.flags.writeable = False
 
 
 def curve_thresholds(rules: OpeRules) -> Curves:
@@ -232,9 +218,7 @@ def mean_over_sequences(curves: Curves, rules: OpeRules) -> Curves:
 
 def headline(curves: Curves, rules: OpeRules) -> dict[str, Float[np.ndarray, " *batch"]]:
     """The numbers that papers print, in percent: AUC, OP50, OP75, P and P_norm."""
-    p_norm = curves.norm_precision20
-    if rules.norm_score == "mean":
-        p_norm = np.asarray(100 * curves.norm_precision.mean(-1))
+    p_norm = np.asarray(100 * curves.norm_precision.mean(-1)) if rules.norm_score == "mean" else curves.norm_precision20
     overlaps = {"AUC": curves.auc, "OP50": curves.op50, "OP75": curves.op75}
     return {**overlaps, "P": curves.precision20, "P_norm": p_norm}
 
@@ -280,7 +264,13 @@ def frame_errors(
     # Unusable boxes at the start have nothing to repeat: misses.
     found = np.isfinite(boxes[0] + boxes[1]) & (boxes[2] >= 0) & (boxes[3] >= 0)
     boxes[:, ~found] = stand_in
-    overlap = {"pixels": _pixel_overlap, "continuous": _continuous_overlap}[rules.overlap](boxes, truth)
+    if rules.overlap == "continuous":
+        overlap = continuous_overlap(boxes.T, truth.T)
+    else:
+        # Not boxes.iou: the last bit decides whether a perfect frame counts at t = 1.0, so this is pytracking's order
+        # of operations, down to taking away a pixel and adding it again.
+        intersection, union = intersection_and_union(boxes.T, truth.T, pixel=1)
+        overlap = intersection / union
     overlap = np.where(valid & found, overlap, -1.0)
     (box_x, box_y), (true_x, true_y) = _centers(boxes), _centers(truth)
     center = np.where(found, _length(box_x - true_x, box_y - true_y), np.inf)
@@ -301,24 +291,19 @@ def frame_errors(
 
 def better_errors(one: FrameErrors, other: FrameErrors) -> FrameErrors:
     """The better errors of each frame towards two ground truths; those towards the only one that has a target."""
+    both = one.valid & other.valid
 
-    def better(pick: np.ufunc, name: str) -> Float64[np.ndarray, " n"]:
-        ours, theirs = getattr(one, name), getattr(other, name)
-        return np.where(one.valid & other.valid, pick(ours, theirs), np.where(one.valid, ours, theirs))
+    def better(pick: np.ufunc, ours: Float[np.ndarray, " n"], theirs: Float[np.ndarray, " n"]) -> np.ndarray:
+        return np.where(both, pick(ours, theirs), np.where(one.valid, ours, theirs))
 
-    return FrameErrors(
-        overlap=better(np.maximum, "overlap"),
-        center=better(np.minimum, "center"),
-        norm_center=better(np.minimum, "norm_center"),
-        valid=one.valid | other.valid,
-    )
+    overlap = better(np.maximum, one.overlap, other.overlap)
+    center, norm_center = (better(np.minimum, *pair) for pair in zip(one[1:3], other[1:3], strict=True))
+    return FrameErrors(overlap, center, norm_center, one.valid | other.valid)
 
 
 def sequence_curves(errors: FrameErrors, rules: OpeRules) -> Curves:
-    """The rates of one sequence: success is strict (IoU > t), the errors are not (error <= t).
-
-    Raises ValueError where `rules.exclude_invalid_frames` leaves no frame to divide by.
-    """
+    """The rates of one sequence: success is strict (IoU > t), the errors are not (error <= t); ValueError where
+    `rules.exclude_invalid_frames` leaves no frame to divide by."""
     count = int(errors.valid.sum()) if rules.exclude_invalid_frames else len(errors.valid)
     if count == 0:
         raise ValueError("no valid frame in the sequence, so rates over valid frames alone are not defined")
@@ -334,7 +319,20 @@ def continuous_overlap(
     boxes_xywh: Float[np.ndarray, "n 4"], truth_xywh: Float[np.ndarray, "n 4"]
 ) -> Float[np.ndarray, " n"]:
     """IoU as in the got10k toolkit: machine epsilon added to the union, clipped to [0, 1]; two points have 0."""
-    return _continuous_overlap(boxes_xywh.T, truth_xywh.T)
+    intersection, union = intersection_and_union(boxes_xywh, truth_xywh)
+    return (intersection / (union + np.finfo(float).eps)).clip(0.0, 1.0)
+
+
+def intersection_and_union(
+    boxes_xywh: Float[np.ndarray, "n 4"], truth_xywh: Float[np.ndarray, "n 4"], pixel: int = 0
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Areas in toolkits' order of operations; with a `pixel` of 1, ends are a box's last pixels. NaN stays NaN."""
+    boxes, truth = boxes_xywh.T, truth_xywh.T
+    left_top = np.maximum(boxes[:2], truth[:2])
+    right_bottom = np.minimum(boxes[:2] + boxes[2:] - pixel, truth[:2] + truth[2:] - pixel)
+    width, height = np.maximum(right_bottom - left_top + pixel, 0)
+    intersection = width * height
+    return intersection, boxes[2] * boxes[3] + truth[2] * truth[3] - intersection
 
 
 def _absent_rows(truth: Float[np.ndarray, "n 4"], rules: OpeRules) -> Bool[np.ndarray, " n"]:
@@ -387,25 +385,6 @@ def _settle_boxes(
         source = np.maximum.accumulate(np.where(keep, np.arange(count), 0))
         settled[:count] = boxes[source]
     return settled
-
-
-def _pixel_overlap(boxes: Float[np.ndarray, "4 n"], truth: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, " n"]:
-    # Not boxes.iou: the last bit decides whether a perfect frame counts at t = 1.0, so this is pytracking's order of
-    # operations, down to taking away a pixel and adding it again.
-    left_top = np.maximum(boxes[:2], truth[:2])
-    right_bottom = np.minimum(boxes[:2] + boxes[2:] - 1, truth[:2] + truth[2:] - 1)
-    width, height = np.maximum(right_bottom - left_top + 1, 0)
-    intersection = width * height
-    return intersection / (boxes[2] * boxes[3] + truth[2] * truth[3] - intersection)
-
-
-def _continuous_overlap(boxes: Float[np.ndarray, "4 n"], truth: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, " n"]:
-    left_top = np.maximum(boxes[:2], truth[:2])
-    right_bottom = np.minimum(boxes[:2] + boxes[2:], truth[:2] + truth[2:])
-    width, height = np.maximum(right_bottom - left_top, 0)
-    intersection = width * height
-    union = boxes[2] * boxes[3] + truth[2] * truth[3] - intersection
-    return (intersection / (union + np.finfo(float).eps)).clip(0.0, 1.0)
 
 
 def _centers(boxes: Float[np.ndarray, "4 n"]) -> Float[np.ndarray, "2 n"]:

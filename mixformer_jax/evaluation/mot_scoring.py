@@ -9,10 +9,8 @@ In MOT16, MOT17 and MOT20 pedestrians count, and results on what may or may not 
 and people on vehicles, are left out.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -79,13 +77,13 @@ def count(frames: Sequence[MotFrame]) -> MotCounts:
         np.bincount(np.concatenate(numbers))
         for numbers in zip(*((each.targets, each.found) for each in frames), strict=True)
     )
-    return MotCounts(
-        targets,
-        found,
-        **_hota(frames, target_frames, found_frames),
-        **_clear(frames, target_frames),
-        identity_hits=_identity(frames, len(target_frames), len(found_frames)),
-    )
+    # Boxes that overlap enough under the best assignment of whole tracks to whole targets.
+    together = np.zeros((len(target_frames), len(found_frames)))
+    for frame in frames:
+        together[frame.targets[:, None], frame.found] += frame.overlaps >= CLEAR_THRESHOLD
+    identity = int(together[_assign(together)].sum())
+    hota, clear = _hota(frames, target_frames, found_frames), _clear(frames, target_frames)
+    return MotCounts(targets, found, **hota, **clear, identity_hits=identity)
 
 
 def _assign(values: Float64[np.ndarray, "g f"]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,30 +157,20 @@ def _clear(frames: Sequence[MotFrame], target_frames: Int64[np.ndarray, " g"]) -
     }
 
 
-def _identity(frames: Sequence[MotFrame], num_targets: int, num_found: int) -> int:
-    """Boxes that overlap enough under the best assignment of whole tracks to whole targets."""
-    together = np.zeros((num_targets, num_found))
-    for targets, found, overlaps in frames:
-        together[targets[:, None], found] += overlaps >= CLEAR_THRESHOLD
-    return int(together[_assign(together)].sum())
-
-
-MEASURES: Mapping[str, str] = MappingProxyType(
-    {
-        "HOTA": "mean over overlaps of the geometric mean of DetA and AssA",
-        "DetA": "how well boxes are found",
-        "AssA": "how well they keep their numbers",
-        "LocA": "how well they lie",
-        "MOTA": "1 less the shares of missed boxes, false boxes and switches",
-        "IDF1": "F1 of boxes under the best assignment of whole tracks",
-        "IDs": "switches of a target's number",
-        "FP": "false boxes",
-        "FN": "missed boxes",
-        "Frag": "targets' interruptions",
-        "MT": "targets found on more than 80% of their frames",
-        "ML": "on fewer than 20%",
-    }
-)
+MEASURES: Mapping[str, str] = {
+    "HOTA": "mean over overlaps of the geometric mean of DetA and AssA",
+    "DetA": "how well boxes are found",
+    "AssA": "how well they keep their numbers",
+    "LocA": "how well they lie",
+    "MOTA": "1 less the shares of missed boxes, false boxes and switches",
+    "IDF1": "F1 of boxes under the best assignment of whole tracks",
+    "IDs": "switches of a target's number",
+    "FP": "false boxes",
+    "FN": "missed boxes",
+    "Frag": "targets' interruptions",
+    "MT": "targets found on more than 80% of their frames",
+    "ML": "on fewer than 20%",
+}
 
 
 def measures(counts: MotCounts) -> dict[str, float]:
@@ -261,36 +249,26 @@ def frames_of(truth: MotTruth, results: MotRows) -> list[MotFrame]:
     rows, distractors = truth
     counts = (rows.scores != 0) & ((rows.classes == PEDESTRIAN) if distractors is not None else True)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for of_truth, of_results in _by_frame(rows.frames, results.frames):
+    numbers = np.unique(np.concatenate([rows.frames, results.frames]))
+    for of_truth, of_results in zip(*(_by_frame(each.frames, numbers) for each in (rows, results)), strict=True):
         overlaps = iou_matrix(rows.boxes_xywh[of_truth], results.boxes_xywh[of_results])
         kept = np.ones(len(of_results), bool)
         if distractors is not None:
-            kept[_on_distractors(overlaps, np.isin(rows.classes[of_truth], distractors))] = False
+            # Results that stand for one, in the assignment of all of a frame to all boxes of the ground truth.
+            values = np.where(overlaps < CLEAR_THRESHOLD - _EPSILON, 0, overlaps)
+            at, columns = _assign(values)
+            is_distractor = np.isin(rows.classes[of_truth[at]], distractors)
+            kept[columns[(values[at, columns] > _EPSILON) & is_distractor]] = False
         counted = counts[of_truth]
         parts.append((of_truth[counted], of_results[kept], overlaps[counted][:, kept]))
     targets, found = (_from_zero(ids, [part[at] for part in parts]) for at, ids in enumerate((rows.ids, results.ids)))
     return [MotFrame(ours, theirs, part[2]) for ours, theirs, part in zip(targets, found, parts, strict=True)]
 
 
-def _on_distractors(overlaps: np.ndarray, is_distractor: np.ndarray) -> np.ndarray:
-    """Results that stand for a distractor, in the assignment of all of a frame to all boxes of the ground truth."""
-    values = np.where(overlaps < CLEAR_THRESHOLD - _EPSILON, 0, overlaps)
-    rows, columns = _assign(values)
-    return np.asarray(columns[(values[rows, columns] > _EPSILON) & is_distractor[rows]])
-
-
-def _by_frame(*frames: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    """Rows of each file on each frame that has any, in their order."""
-    numbers = np.unique(np.concatenate(frames))
-    orders = [np.argsort(each, kind="stable") for each in frames]
-    ends = [
-        [*np.searchsorted(each[order], numbers).tolist(), len(each)] for each, order in zip(frames, orders, strict=True)
-    ]
-    parts = [
-        [order[first:end] for first, end in itertools.pairwise(end_of)]
-        for order, end_of in zip(orders, ends, strict=True)
-    ]
-    return list(zip(*parts, strict=True))
+def _by_frame(frames: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+    """Rows on each of the frames `numbers`, which ascend and hold all of `frames`, in the rows' order."""
+    order = np.argsort(frames, kind="stable")
+    return np.split(order, np.searchsorted(frames[order], numbers))[1:]
 
 
 def _from_zero(ids: np.ndarray, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -303,10 +281,8 @@ def _from_zero(ids: np.ndarray, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
 def score_results(
     truths: Mapping[str, MotTruth], results: Mapping[str, MotRows], num_frames: Mapping[str, int | None]
 ) -> dict[str, MotCounts]:
-    """Counts by sequence.
-
-    Raises DatasetError: results on frames that a sequence does not have, where its number of frames is known.
-    """
+    """Counts by sequence; DatasetError for results on frames that a sequence does not have, where its number of frames
+    is known."""
     counts = {}
     for name, truth in truths.items():
         length = num_frames.get(name)

@@ -6,7 +6,6 @@ to the frame.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -43,13 +42,11 @@ def _swapped(boxes: Boxes) -> Boxes:
     return boxes[:, [1, 0, 3, 2]]
 
 
-FORMATS: Mapping[str, _Format] = MappingProxyType(
-    {
-        "corners x1,y1,x2,y2": _Format(xywh_to_xyxy, xyxy_to_xywh),
-        "centres cx,cy,w,h": _Format(xywh_to_cxcywh, cxcywh_to_xywh),
-        "y,x,h,w": _Format(_swapped, _swapped),
-    }
-)
+FORMATS: Mapping[str, _Format] = {
+    "corners x1,y1,x2,y2": _Format(xywh_to_xyxy, xyxy_to_xywh),
+    "centres cx,cy,w,h": _Format(xywh_to_cxcywh, cxcywh_to_xywh),
+    "y,x,h,w": _Format(_swapped, _swapped),
+}
 FRACTIONS = "normalised boxes (fractions of the frame's size)"
 OTHER = "another box"
 LONGER = "have more rows than the video has frames: the last ones are cut"
@@ -64,16 +61,17 @@ class FileLook(NamedTuple):
 
 
 def look_at(boxes_xywh: Float[np.ndarray, "m 4"], truth_xywh: Float[np.ndarray, "n 4"]) -> FileLook:
-    """The format of a result file, recognised by the ground truth, whose first row is the given box.
-
-    Boxes may be NaN or of negative size; true boxes of NaN or without area tell nothing.
-    """
+    """The format of a result file, recognised by the ground truth, whose first row is the given box. Boxes may be NaN
+    or of negative size; true boxes of NaN or without area tell nothing."""
     count = min(len(boxes_xywh), len(truth_xywh))
     boxes, truth = boxes_xywh[:count].astype(np.float64), truth_xywh[:count].astype(np.float64)
     known = _has_area(truth)
     if not known.any():
         return FileLook(None, 0)
-    if _are_fractions(boxes[1:] if count > 1 else boxes) and np.median(truth[known, 2:]) >= MIN_SIDE:
+    given = boxes[1:] if count > 1 else boxes
+    given = given[_has_area(given)]
+    are_fractions = len(given) and np.abs(given).max() <= MAX_FRACTION and (given % 1 != 0).any()
+    if are_fractions and np.median(truth[known, 2:]) >= MIN_SIDE:
         return FileLook(FRACTIONS, 0)
     offset: Offset = 0
     first = None
@@ -92,10 +90,8 @@ def warnings(
     unusable_boxes: Literal["error", "keep"] = "error",
     benchmark: str = "",
 ) -> tuple[str, ...]:
-    """One line for each tracker with suspicious files. `benchmark` names the reader, for known faults of lengths.
-
-    Raises ResultsError for a file that cannot be read.
-    """
+    """One line for each tracker with suspicious files; ResultsError for one that cannot be read. `benchmark` names the
+    reader, for known faults of lengths."""
     found = [(tracker.name, _findings(tracker, sequences, unusable_boxes, benchmark)) for tracker in files]
     return tuple(f"warning: {name}: {'; '.join(findings)}" for name, findings in found if findings)
 
@@ -137,8 +133,10 @@ def _findings(
                 f"the first row of {offsets[offset]} of {total} result files is a pixel {where} the given box: they "
                 f"look {base} ground truth"
             )
-    found = [(what, examples) for what, examples in lengths.items() if examples]
-    return findings + [f"{len(examples)} of {total} result files {what} ({examples[0]})" for what, examples in found]
+    for what, examples in lengths.items():
+        if examples:
+            findings.append(f"{len(examples)} of {total} result files {what} ({examples[0]})")
+    return findings
 
 
 def _look_at_first(row: Float64[np.ndarray, "1 4"], given: Float64[np.ndarray, "1 4"]) -> tuple[str | None, Offset]:
@@ -169,11 +167,6 @@ def _overlaps(boxes: Boxes, truth: Boxes) -> Float64[np.ndarray, " n"]:
     overlaps = np.zeros(len(boxes))
     overlaps[usable] = continuous_overlap(boxes[usable], truth[usable])
     return overlaps
-
-
-def _are_fractions(boxes: Boxes) -> bool:
-    boxes = boxes[_has_area(boxes)]
-    return bool(len(boxes) and np.abs(boxes).max() <= MAX_FRACTION and (boxes % 1 != 0).any())
 
 
 def _has_area(boxes: Boxes) -> np.ndarray:

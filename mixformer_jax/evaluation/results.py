@@ -41,19 +41,15 @@ ABOUT = ("model", "benchmark", "table", "changes", "hardware", "versions", "deco
 
 Layout = Literal["pytracking", "got10k", "vot", "votlt", "votrgbd"]
 # Of the VOT toolkit's layouts the experiment, as its stacks name them: short term, long term, and RGB-D until 2021.
-EXPERIMENTS: Mapping[Layout, str] = MappingProxyType(
-    {"vot": "baseline", "votlt": "longterm", "votrgbd": "rgbd-unsupervised"}
-)
+EXPERIMENTS: Mapping[Layout, str] = {"vot": "baseline", "votlt": "longterm", "votrgbd": "rgbd-unsupervised"}
 # By the data set's reader, where the layout is not pytracking's.
-LAYOUTS: Mapping[str, Layout] = MappingProxyType(
-    {
-        "got10k": "got10k",
-        "vot": "vot",
-        "vot_rgbd": "vot",
-        "depthtrack": "votrgbd",
-        **dict.fromkeys(LONG_TERM, "votlt"),
-    }
-)
+LAYOUTS: Mapping[str, Layout] = {
+    "got10k": "got10k",
+    "vot": "vot",
+    "vot_rgbd": "vot",
+    "depthtrack": "votrgbd",
+    **dict.fromkeys(LONG_TERM, "votlt"),
+}
 
 
 class ResultsError(ValueError):
@@ -93,11 +89,8 @@ def tracker_folders(layout: Layout, tracker: str, repetitions: int) -> list[str]
 
 
 def result_paths(layout: Layout, folder: Path, sequence: str, repetition: int = 0, anchor: int = 0) -> ResultPaths:
-    """The files of one run through a sequence.
-
-    `folder` is the tracker's, from `tracker_folders`; `repetition` counts from 0, and `anchor` is the frame from which
-    a run of VOT starts.
-    """
+    """The files of one run through a sequence. `folder` is the tracker's, from `tracker_folders`; `repetition` counts
+    from 0, and `anchor` is the frame from which a run of VOT starts."""
     column, ends = None, (".txt", "_time.txt", "_score.txt")
     if layout in EXPERIMENTS:
         run = f"{anchor:08d}" if layout == "vot" else f"{repetition + 1:03d}"
@@ -215,10 +208,8 @@ def _check_rows(path: str | Path, fine: Bool[np.ndarray, " n"], rows: Float64[np
 
 
 def read_times(paths: Sequence[Path]) -> Float64[np.ndarray, "n k"] | None:
-    """Seconds of each frame, a column a repetition, from one or several files; None where none were kept.
-
-    Raises ResultsError for something else than numbers, a time below zero, or files of different lengths.
-    """
+    """Seconds of each frame, a column a repetition, from one or several files; None where none were kept. ResultsError
+    for something else than numbers, a time below zero, or files of different lengths."""
     tables: list[Float64[np.ndarray, "n _"]] = []
     for path in paths:
         times_s = read_numbers(path, "seconds,...")

@@ -41,10 +41,8 @@ class Pass(NamedTuple):
 
 def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
     """The passes that a data set asks for: VOT's go from every anchor to an end of the video, forward or backward.
-
-    Raises DatasetError for a sequence of VOT without anchors, ResultsError for an `anchor.value` that is no list of
-    numbers.
-    """
+    DatasetError for a sequence of VOT without anchors, ResultsError for an `anchor.value` that is no list of
+    numbers."""
     if results.LAYOUTS.get(dataset) != "vot":
         return [Pass(sequence.name, sequence)]
     anchors = read_anchors(sequence.root, len(sequence))
@@ -53,18 +51,17 @@ def passes(dataset: str, sequence: TrackingSequence) -> list[Pass]:
             f"{sequence.root / 'anchor.value'}: no anchors; VOT's runs start from the frames that this file marks. "
             "Earlier years restarted trackers after failures instead, which is not supported: use vot-toolkit"
         )
-    return [_run_from(sequence, *anchor) for anchor in sorted(anchors)]
+    runs = []
+    for anchor, backward in sorted(anchors):
+        indices = range(anchor, -1, -1) if backward else range(anchor, len(sequence))
+        boxes_xywh, frame = sequence.boxes_xywh[list(indices)], functools.partial(_frame_of, sequence.frame, indices)
+        run = dataclasses.replace(sequence, boxes_xywh=boxes_xywh, frame=frame, visible=None)
+        runs.append(Pass(f"{sequence.name}, {'backward' if backward else 'forward'} from frame {anchor}", run, anchor))
+    return runs
 
 
 def _frame_of(frame: Callable[[int], Frame], indices: range, index: int) -> Frame:
     return frame(indices[index])
-
-
-def _run_from(sequence: TrackingSequence, anchor: int, backward: bool) -> Pass:
-    indices = range(anchor, -1, -1) if backward else range(anchor, len(sequence))
-    boxes_xywh, frame = sequence.boxes_xywh[list(indices)], functools.partial(_frame_of, sequence.frame, indices)
-    run = dataclasses.replace(sequence, boxes_xywh=boxes_xywh, frame=frame, visible=None)
-    return Pass(f"{sequence.name}, {'backward' if backward else 'forward'} from frame {anchor}", run, anchor)
 
 
 class Failure(NamedTuple):
@@ -85,12 +82,6 @@ class RunSummary:
     step_times_s: Float64[np.ndarray, " n"]  # of the sequences finished in this run
     num_workers: int
     equal_repetitions: int | None  # number of sequences with equal boxes in all repetitions; None for a single one
-
-
-class _Planned(NamedTuple):
-    label: str
-    sequence: TrackingSequence
-    paths: ResultPaths
 
 
 def is_finished(paths: ResultPaths, first_box_xywh: Float[np.ndarray, " 4"], length: int) -> bool:
@@ -146,7 +137,7 @@ def run_dataset(
     log, traces = folders[0] / FAILURES_LOG, ""
     log.unlink(missing_ok=True)
     planned = [
-        _Planned(
+        (
             way.label if repetitions == 1 else f"{way.label}, repetition {repetition + 1}",
             way.sequence,
             results.result_paths(layout, folder, way.sequence.name, repetition, way.anchor),
@@ -166,30 +157,35 @@ def run_dataset(
     todo, num_frames = {job.number for job in jobs}, sum(len(job.sequence) for job in jobs)
     with tqdm(total=num_frames, unit="frame", desc=tracker_name, disable=None if jobs else True) as progress:
         for outcome in crew.track(jobs, clock, progress.update):
-            plan = planned[outcome.number]
+            label, _, paths = planned[outcome.number]
             if outcome.result is None:
                 reason = outcome.reason
                 with progress.external_write_mode():
-                    logger.error("%s failed: %s", printable(plan.label), printable(reason))
+                    logger.error("%s failed: %s", printable(label), printable(reason))
                 if outcome.trace:
-                    traces += f"{printable(plan.label)}\n{outcome.trace}\n"
+                    traces += f"{printable(label)}\n{outcome.trace}\n"
                     write_atomically(log, traces)
                     reason += f" (traceback in {log})"
-                failures.append(Failure(plan.label, reason))
+                failures.append(Failure(label, reason))
             else:
-                results.write_result(plan.paths, outcome.result)
+                results.write_result(paths, outcome.result)
                 times_s[outcome.number] = outcome.result.times_s[1:]
             progress.set_postfix_str(f"{len(times_s)} of {len(jobs)} sequences")
+    seconds = time.perf_counter() - began
+    contents: dict[str, set[bytes | None]] = defaultdict(set)  # by sequence, of its repetitions
+    for _, sequence, paths in planned if repetitions > 1 else ():
+        contents[sequence.name].add(paths.boxes.read_bytes() if paths.boxes.is_file() else None)
+    num_equal = sum(len(each) == 1 and None not in each for each in contents.values())
     return RunSummary(
         folders=tuple(dict.fromkeys(folders)),
-        finished=tuple(planned[number].label for number in sorted(times_s)),
-        skipped=tuple(plan.label for number, plan in enumerate(planned) if number not in todo),
+        finished=tuple(planned[number][0] for number in sorted(times_s)),
+        skipped=tuple(label for number, (label, _, _) in enumerate(planned) if number not in todo),
         failures=tuple(failures),
         clock=clock,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         step_times_s=np.concatenate([np.empty(0), *times_s.values()]),
         num_workers=crew.num_workers,
-        equal_repetitions=None if repetitions == 1 else _count_equal(planned),
+        equal_repetitions=None if repetitions == 1 else num_equal,
     )
 
 
@@ -227,11 +223,3 @@ def _read(dataset: str, sequences: Dataset | Sequence[TrackingSequence]) -> tupl
             name = sequences.keys[index] if isinstance(sequences, Dataset) else f"number {index}"
             failures.append(Failure(name, explain(error)[0]))
     return found, failures
-
-
-def _count_equal(planned: Sequence[_Planned]) -> int:
-    """Number of sequences whose repetitions are all finished and have the same boxes."""
-    contents: dict[str, set[bytes | None]] = defaultdict(set)
-    for _, sequence, paths in planned:
-        contents[sequence.name].add(paths.boxes.read_bytes() if paths.boxes.is_file() else None)
-    return sum(len(each) == 1 and None not in each for each in contents.values())

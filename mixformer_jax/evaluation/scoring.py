@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from mixformer_jax.evaluation.metrics import Curves, OpeRules
 from mixformer_jax.evaluation.results import SIDE_FILES, ResultsError, read_boxes
 
 # By reader: what pytracking puts before the published name.
-PREFIXES: Mapping[str, str] = MappingProxyType({"nfs": "nfs_", "uav123": "uav_"})
+PREFIXES: Mapping[str, str] = {"nfs": "nfs_", "uav123": "uav_"}
 _REPETITION = re.compile(r"(?P<name>.+)_(?P<number>\d+)", re.ASCII)
 
 
@@ -43,7 +42,10 @@ class SequenceNames:
         self._names = frozenset(names)
         claims: dict[str, set[str]] = {}
         for name in self._names:
-            for other in _other_names(name, benchmark):
+            others = [name, PREFIXES.get(benchmark, "") + name]
+            if (benchmark, name) == ("otb100", "Human4_2"):
+                others.append("Human4")
+            for other in others:
                 claims.setdefault(_plain(other), set()).add(name)
         self._by_other_name = {other: min(claimed) for other, claimed in claims.items() if len(claimed) == 1}
         self._side_files = frozenset(name + suffix for name in self._names for suffix in SIDE_FILES)
@@ -77,10 +79,8 @@ class ResultFolder:
                 self._folders[sequence].append(entry)
 
     def boxes(self, sequence: str) -> list[Path]:
-        """The box files of a sequence, one a repetition; none without a result.
-
-        Raises ResultsError for two results under two names, or in both layouts.
-        """
+        """The box files of a sequence, one a repetition; none without a result. ResultsError for two results under two
+        names, or in both layouts."""
         flat = self._boxes[sequence]
         nested = [found for folder in self._folders[sequence] if (found := self._repetitions(folder, sequence))]
         _check_one(sequence, [*flat, *(found[0] for found in nested)])
@@ -88,9 +88,7 @@ class ResultFolder:
 
     def times(self, sequence: str) -> list[Path]:
         """Its files of times: one with a column a repetition, or one a repetition; none where no times were kept.
-
-        Raises ResultsError for two files of the same times.
-        """
+        ResultsError for two files of the same times."""
         shared, single = [], []
         for path in (path for folder in self._folders[sequence] for path in sorted(folder.glob("*_time.txt"))):
             name = path.stem.removesuffix("_time")
@@ -117,14 +115,6 @@ class ResultFolder:
     def _repetition(self, stem: str, sequence: str) -> int | None:
         match = _REPETITION.fullmatch(stem)
         return int(match["number"]) if match and self._names.sequence(match["name"]) == sequence else None
-
-
-def _other_names(name: str, benchmark: str) -> Iterable[str]:
-    yield name
-    if benchmark in PREFIXES:
-        yield PREFIXES[benchmark] + name
-    if benchmark == "otb100" and name == "Human4_2":
-        yield "Human4"
 
 
 def _plain(name: str) -> str:
@@ -249,14 +239,20 @@ def score_results(
     rules: OpeRules,
     progress: bool = False,
 ) -> OpeScores:
-    """Scores trackers; runs and repetitions are averaged in each sequence.
-
-    Raises ResultsError for a result file that cannot be read or scored (file, line and reason are named).
-    """
+    """Scores trackers; runs and repetitions are averaged in each sequence. ResultsError for a result file that cannot
+    be read or scored names file, line and reason."""
     names = tuple(sequence.name for sequence in sequences)
     total = len(files) * len(names)
     with tqdm(total=total, unit="sequence", desc=f"scoring, {rules.rule_set}", disable=not progress or None) as bar:
-        scored = [_score_tracker(tracker, benchmark, sequences, rules, bar) for tracker in files]
+        scored = []
+        for tracker in files:
+            curves, overlaps = [], []
+            for sequence, paths in zip(sequences, tracker.boxes, strict=True):
+                runs = [_score_file(path, benchmark, sequence, rules) for path in paths]
+                curves.append(metrics.stack_curves([run for run, _ in runs]).mean())
+                overlaps.append(np.mean([overlap for _, overlap in runs]))
+                bar.update()
+            scored.append(TrackerScores(tracker.name, rules, metrics.stack_curves(curves), np.array(overlaps)))
     scored.sort(key=lambda scores: -scores.headline["AUC"])
     return OpeScores(benchmark, rules, names, tuple(scored))
 
@@ -282,18 +278,6 @@ def runs_of(results_dir: Path, name: str) -> list[str]:
     while (results_dir / f"{name}_{len(runs):03d}").is_dir():
         runs.append(f"{name}_{len(runs):03d}")
     return runs if len(runs) > 1 else []
-
-
-def _score_tracker(
-    files: TrackerFiles, benchmark: str, sequences: Sequence[TrackingSequence], rules: OpeRules, bar: tqdm
-) -> TrackerScores:
-    curves, average_overlap = [], []
-    for sequence, paths in zip(sequences, files.boxes, strict=True):
-        runs = [_score_file(path, benchmark, sequence, rules) for path in paths]
-        curves.append(metrics.stack_curves([run for run, _ in runs]).mean())
-        average_overlap.append(np.mean([overlap for _, overlap in runs]))
-        bar.update()
-    return TrackerScores(files.name, rules, metrics.stack_curves(curves), np.array(average_overlap))
 
 
 def known_length(benchmark: str, sequence: TrackingSequence, num_rows: int) -> str:

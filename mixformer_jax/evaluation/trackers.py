@@ -36,9 +36,7 @@ from mixformer_jax.typed_settings import Streams
 # Tracker settings by model and benchmark, as in `configs/benchmarks.toml`.
 BenchmarkSettings = Mapping[str, Mapping[str, Mapping[str, Any]]]
 # Classes of OpenCV by what the user types.
-PEERS: Mapping[str, str] = MappingProxyType(
-    {"opencv:CSRT": "TrackerCSRT", "opencv:KCF": "TrackerKCF", "opencv:MIL": "TrackerMIL"}
-)
+PEERS: Mapping[str, str] = {"opencv:CSRT": "TrackerCSRT", "opencv:KCF": "TrackerKCF", "opencv:MIL": "TrackerMIL"}
 MEND = (
     "it is in opencv-contrib-python-headless, which takes the place of opencv-python-headless:\n"
     "    pip install --no-deps --target contrib opencv-contrib-python-headless\n"
@@ -49,7 +47,7 @@ TRACKERS = ("mixformer", "first-box", *PEERS)
 VARIANTS = ("_1k", "_got", "_1k_got")
 BENCHMARK_DTYPE: ComputeDtype = "float32"
 # Videos in one step, by JAX's platform; see docs/evaluation.md for what was measured.
-DEFAULT_BATCH: Mapping[str, int] = MappingProxyType({"cpu": 1, "gpu": 16, "tpu": 16})
+DEFAULT_BATCH: Mapping[str, int] = {"cpu": 1, "gpu": 16, "tpu": 16}
 
 # OpenCV comes in four packages, whose versions are more exact than the module's own.
 READERS = ("opencv-python-headless", "opencv-contrib-python-headless", "opencv-python", "opencv-contrib-python", "av")
@@ -80,10 +78,8 @@ class PeerState(NamedTuple):
 
 
 class OpenCVTracker:
-    """One of OpenCV's trackers. Where it loses the target, the last box stands.
-
-    MIL draws from the C library's `rand`, which is seeded for each video, so that the order of videos does not matter.
-    """
+    """One of OpenCV's trackers. Where it loses the target, the last box stands. MIL draws from the C library's `rand`,
+    which is seeded for each video, so that the order of videos does not matter."""
 
     def __init__(self, class_name: str) -> None:
         self._class = getattr(cv2, class_name)
@@ -267,11 +263,8 @@ def decoders() -> dict[str, str]:
 
 
 def read_benchmark_settings(path: str | Path) -> BenchmarkSettings:
-    """Reads a TOML file: a table a model, in it an inline table of `TrackerConfig` settings a benchmark.
-
-    Raises ConfigError for no such file, no TOML, or settings that do not exist or cannot work (with model and
-    benchmark).
-    """
+    """Reads a TOML file: a table a model, in it an inline table of `TrackerConfig` settings a benchmark. ConfigError
+    for no such file, no TOML, or settings that do not exist or cannot work, with model and benchmark."""
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -292,10 +285,8 @@ def read_benchmark_settings(path: str | Path) -> BenchmarkSettings:
 
 
 def settings_on(tables: BenchmarkSettings, benchmark: str, settings_of: str | None = None) -> Mapping[str, Any]:
-    """Tracker settings by model on one benchmark, by its reader's name; models without any are left out.
-
-    Raises ConfigError where there is no table `settings_of`, or it has nothing on this benchmark.
-    """
+    """Tracker settings by model on one benchmark, by its reader's name; models without any are left out. ConfigError
+    where there is no table `settings_of`, or it has nothing on this benchmark."""
     found = {model: benchmarks[benchmark] for model, benchmarks in tables.items() if benchmark in benchmarks}
     where = "`mixformer configs show benchmarks.toml`"
     if settings_of is not None and settings_of not in tables:

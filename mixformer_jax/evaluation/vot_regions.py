@@ -21,41 +21,36 @@ Box = tuple[int, int, int, int]
 
 
 def is_empty(region: Region) -> bool:
-    """Whether vot-toolkit takes the region for empty: codes, shapes without extent, and masks without pixels.
-
-    So it does masks whose pixels all lie in the first row or the first column of their window.
-    """
+    """Whether vot-toolkit takes the region for empty: codes, shapes without extent, and masks without pixels, or with
+    pixels in the first row or the first column of their window alone."""
     match region:
         case Rectangle(box_xywh):
             return not bool((box_xywh[2:] > 0).all())
         case Polygon(points_xy):
             return bool((np.ptp(points_xy, axis=0) == 0).any())
         case Mask(pixels):
-            return min(_last_pixels(pixels)) <= 0
+            ends = _pixel_ends(pixels)
+            return ends is None or min(ends[2:]) <= 0
     return True
 
 
 def parse_region(text: str) -> Region:
-    """The region on one line, as the toolkit keeps it; ValueError as in `datasets.vot`.
-
-    A mask is cut to its pixels; one that ends in its window's first column is dropped.
-    """
+    """The region on one line, as the toolkit keeps it; ValueError as in `datasets.vot`. A mask is cut to its pixels;
+    one that ends in its window's first column is dropped."""
     region = vot.parse_region(text)
     if not isinstance(region, Mask):
         return _in_float32(region)
-    last_row, last_column = _last_pixels(region.pixels)
-    if last_column <= 0:
+    ends = _pixel_ends(region.pixels)
+    if ends is None or ends[3] <= 0:
         return Mask(np.zeros((0, 0), bool), (0, 0))
-    top, left = int(region.pixels.any(1).argmax()), int(region.pixels.any(0).argmax())
-    pixels = region.pixels[top : last_row + 1, left : last_column + 1].copy()
+    top, left, bottom, right = ends
+    pixels = region.pixels[top : bottom + 1, left : right + 1].copy()
     return Mask(pixels, (region.offset_xy[0] + left, region.offset_xy[1] + top))
 
 
 def read_regions(path: str | Path) -> list[Region]:
-    """The regions of a text file or a binary trajectory (.bin), one a frame.
-
-    Raises ResultsError, with the line or the region's number, for a file that is missing, empty or no such file.
-    """
+    """The regions of a text file or a binary trajectory (.bin), one a frame; ResultsError, with the line or the
+    region's number, for a file that is missing, empty or no such file."""
     path = Path(path)
     content = read_bytes(path, "region file")
     if path.suffix == ".bin":
@@ -79,10 +74,10 @@ def _in_float32(region: Region) -> Region:
     return region
 
 
-def _last_pixels(pixels: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
-    """The last row and column with a pixel; -1, -1 without any."""
+def _pixel_ends(pixels: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int] | None:
+    """The first row and column with a pixel, and the last ones; None without any."""
     rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-    return (int(rows[-1]), int(columns[-1])) if rows.size else (-1, -1)
+    return (int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])) if rows.size else None
 
 
 def _read_binary(path: Path, content: bytes) -> list[Region]:
@@ -190,10 +185,8 @@ def _box(region: Region) -> Box:
         return int(x.min()), int(y.min()), int(x.max()), int(y.max())
     if isinstance(region, Mask):
         x, y = region.offset_xy
-        rows, columns = np.flatnonzero(region.pixels.any(1)), np.flatnonzero(region.pixels.any(0))
-        if not rows.size:
-            return (x, y, x, y)
-        return (x + int(columns[0]), y + int(rows[0]), x + int(columns[-1]), y + int(rows[-1]))
+        top, left, bottom, right = _pixel_ends(region.pixels) or (0, 0, 0, 0)
+        return x + left, y + top, x + right, y + bottom
     return (0, 0, 0, 0)
 
 

@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import jax
@@ -33,20 +32,8 @@ REPORT_S = 0.1
 ASKING_S = 0.2
 
 
-@runtime_checkable
-class Crew(Protocol):
-    """Whoever tracks the sequences of a run."""
-
-    @property
-    def num_workers(self) -> int: ...
-
-    def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        """Yields one outcome a job in order of completion, and adds every loop's clock to `clock`."""
-        ...
-
-
 class Alone:
-    """Tracks in this process."""
+    """The crew that is this process."""
 
     num_workers = 1
 
@@ -54,6 +41,7 @@ class Alone:
         self._opened = opened
 
     def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
+        """Yields one outcome a job in order of completion, and adds every loop's clock to `clock`."""
         if not jobs:
             return
         self._opened.warm_up()
@@ -63,32 +51,13 @@ class Alone:
         clock.add(loop.clock)
 
 
-# A worker's messages, beside outcomes and, at its end, its clock.
-class _Opened(NamedTuple):
-    name: str
-    settings: dict[str, Any]
-    about: dict[str, Any]
-
-
-class _Refused(NamedTuple):
-    reason: str  # the tracker cannot be opened
-
-
-class _Broken(NamedTuple):
-    reason: str  # of an unexpected error
-    trace: str
-
-
-class _Warm(NamedTuple):
-    """It has compiled its programs."""
-
-
-class _Wants(NamedTuple):
-    """It has a free lane."""
-
-
-class _Tracked(NamedTuple):
-    frames: int  # since the last message
+# What a worker tells its parent, a word and what belongs to it:
+#     opened  NAME SETTINGS ABOUT, of the tracker; or refused REASON: it cannot be opened
+#     warm    it has compiled its programs
+#     wants   it has a free lane, and waits for a job, or None
+#     tracked FRAMES since the last message
+#     outcome OUTCOME
+#     ended   CLOCK: there was no job left; or broken REASON TRACE, by an unexpected error
 
 
 class _Worker:
@@ -135,8 +104,19 @@ class Workers:
             cache = jax.config.values["jax_compilation_cache_dir"]
             self._cache = cache or stack.enter_context(tempfile.TemporaryDirectory(prefix="compiled-"))
             stack.callback(self._terminate)
-            self._start()
-            self.name, self.settings, self.about = self._receive_opened(self._workers[0])
+            worker = self._start()
+            try:
+                while not worker.connection.poll(ASKING_S):
+                    check()
+                message = worker.connection.recv()
+            except EOFError:
+                raise ValueError(f"the process that opens the tracker ended with {worker.end()}") from None
+            match message:
+                case ("refused", reason):
+                    raise ValueError(reason)
+                case ("broken", _, trace):
+                    raise RuntimeError(f"the process that opens the tracker failed:\n{trace}")
+            _, self.name, self.settings, self.about = message
             self._stack = stack.pop_all()
         return self
 
@@ -144,7 +124,7 @@ class Workers:
         self._stack.close()
 
     def track(self, jobs: Sequence[Job], clock: Clock, on_frames: Callable[[int], object]) -> Iterator[Outcome]:
-        """As `Crew.track`. If a process dies, its sequences fail; if all die, the waiting ones fail too."""
+        """As `Alone.track`. If a process dies, its sequences fail; if all die, the waiting ones fail too."""
         if not jobs:
             return
         waiting = deque(longest_first(jobs))
@@ -156,7 +136,7 @@ class Workers:
                 worker = next(worker for worker in live if worker.connection is connection)
                 try:
                     message = worker.connection.recv()
-                    if isinstance(message, _Wants):
+                    if message == ("wants",):
                         job = waiting.popleft() if waiting else None
                         # Noted before it is sent: the process may die of it.
                         if job is not None:
@@ -168,22 +148,22 @@ class Workers:
                     yield from (Outcome(number, None, reason) for number in worker.jobs)
                     continue
                 match message:
-                    case _Warm() if len(self._workers) == 1:
+                    case ("warm",) if len(self._workers) == 1:
                         for _ in range(min(self.num_workers, len(jobs)) - 1):
                             live.append(self._start())
-                    case _Tracked(frames):
+                    case ("tracked", frames):
                         on_frames(frames)
-                    case Outcome():
-                        del worker.jobs[message.number]
-                        yield message
-                    case Clock():
-                        clock.add(message)
+                    case ("outcome", outcome):
+                        del worker.jobs[outcome.number]
+                        yield outcome
+                    case ("ended", spent):
+                        clock.add(spent)
                         live.remove(worker)
-                    case _Refused(refusal):
+                    case ("refused", refusal):
                         live.remove(worker)
                         reason, trace = f"the tracker cannot be opened: {refusal}", ""
                         logger.error("process %s: %s", worker.process.name, reason)
-                    case _Broken(cause, trace):
+                    case ("broken", cause, trace):
                         live.remove(worker)
                         reason = f"the process that tracked it failed: {cause}"
                         logger.error("process %s failed: %s", worker.process.name, cause)
@@ -197,26 +177,15 @@ class Workers:
         self._workers.append(worker)
         return worker
 
-    def _receive_opened(self, worker: _Worker) -> _Opened:
-        try:
-            while not worker.connection.poll(ASKING_S):
-                check()
-            message = worker.connection.recv()
-        except EOFError:
-            raise ValueError(f"the process that opens the tracker ended with {worker.end()}") from None
-        if isinstance(message, _Refused):
-            raise ValueError(message.reason)
-        if isinstance(message, _Broken):
-            raise RuntimeError(f"the process that opens the tracker failed:\n{message.trace}")
-        assert isinstance(message, _Opened)
-        return message
-
     def _terminate(self) -> None:
         for worker in self._workers:
             worker.connection.close()
             worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
+
+
+Crew = Alone | Workers
 
 
 def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_workers: int, cache: str) -> None:
@@ -227,16 +196,16 @@ def _work(connection: Connection, open_tracker: OpenTracker, index: int, num_wor
         try:
             opened = open_tracker()
         except (ValueError, OSError) as error:
-            connection.send(_Refused(str(error)))
+            connection.send(("refused", str(error)))
             return
-        connection.send(_Opened(opened.name, opened.settings, dict(opened.about)))
+        connection.send(("opened", opened.name, opened.settings, dict(opened.about)))
         opened.warm_up()
-        connection.send(_Warm())
+        connection.send(("warm",))
         _track(connection, opened)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     except Exception as error:  # noqa: BLE001  the parent reports it
-        connection.send(_Broken(*explain(error)))
+        connection.send(("broken", *explain(error)))
 
 
 def _track(connection: Connection, opened: OpenedTracker) -> None:
@@ -245,7 +214,7 @@ def _track(connection: Connection, opened: OpenedTracker) -> None:
 
     def report() -> None:
         nonlocal unreported, reported_at
-        connection.send(_Tracked(unreported))
+        connection.send(("tracked", unreported))
         unreported, reported_at = 0, time.perf_counter()
 
     def count(frames: int) -> None:
@@ -255,15 +224,15 @@ def _track(connection: Connection, opened: OpenedTracker) -> None:
             report()
 
     def next_job() -> Job | None:
-        connection.send(_Wants())
+        connection.send(("wants",))
         job: Job | None = connection.recv()
         return job
 
     loop = LaneLoop(opened.lanes, next_job, count)
     for outcome in loop.outcomes():
         report()
-        connection.send(outcome)
-    connection.send(loop.clock)
+        connection.send(("outcome", outcome))
+    connection.send(("ended", loop.clock))
 
 
 def _take_share(index: int, num_workers: int) -> None:

@@ -1,10 +1,10 @@
-"""The report of each kind of benchmark: one-pass evaluation (OPE), GOT-10k, TrackingNet, VOT.
+"""The report of each kind of benchmark: one-pass evaluation (OPE), GOT-10k, TrackingNet, VOT, long videos.
 
-OPE is for LaSOT, OTB, UAV123, NFS, a folder of one's own, and others. The other three have measures of their own.
+OPE is for LaSOT, OTB, UAV123, NFS, a folder of one's own, and others. The other four have measures of their own.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,11 +17,11 @@ from mixformer_jax.evaluation import evaluation_servers as servers
 from mixformer_jax.evaluation import metrics, vot
 from mixformer_jax.evaluation.metrics import OpeRules
 from mixformer_jax.evaluation.result_looks import warnings
-from mixformer_jax.evaluation.results import ResultsError, read_boxes, read_times
-from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, TrackerScores, score_results
+from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, ResultsError, read_boxes, read_times
+from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, score_results
 from mixformer_jax.evaluation.vot_regions import bounding_box
 from mixformer_jax.reports import report as reports
-from mixformer_jax.reports.report import Figure, Panel, Report, Row, Strip, Table, curves
+from mixformer_jax.reports.report import Figure, Report, Row, Strip, Table
 
 Groups = dict[str, list[int]]  # positions of sequences by attribute
 
@@ -43,122 +43,99 @@ def ope_report(
         SourceError: a frame of a worst sequence cannot be read.
     """
     scores = score_results(files, benchmark, sequences, rules, progress)
+    unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
+    headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
+    by_sequence, records = {}, {}
+    for tracker in scores.trackers:
+        name, overlap, numbers = tracker.name, tracker.average_overlap, tracker.by_sequence
+        by_sequence[name] = {**numbers, "average overlap of valid frames": 100 * overlap}
+        columns, curves = {**numbers, "average_overlap": overlap}, tracker.overall._asdict()
+        records[name] = reports.tracker_record(scores.sequences, tracker.headline, columns, curves=curves)
+    rules_table, refusals = _rules_table(sequences, files, scores, progress)
+    overall = {tracker.name: tracker.overall for tracker in scores.trackers}
+    thresholds = metrics.curve_thresholds(rules)
+    tables = [rules_table]
+    figures = reports.curve_figures(benchmark, ("AUC", "P", "P_norm"), headlines, overall, thresholds)
     groups: Groups = {}  # empty where the data set has no files of attributes
     for position, sequence in enumerate(sequences):
         for attribute in sequence.attributes or ():
             groups.setdefault(attribute, []).append(position)
     groups = dict(sorted(groups.items()))
-    unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
-    headlines = {tracker.name: tracker.headline for tracker in scores.trackers}
-    by_sequence = {
-        tracker.name: {**tracker.by_sequence, "average overlap of valid frames": 100 * tracker.average_overlap}
-        for tracker in scores.trackers
-    }
-    rules_table, refusals = _rules_table(benchmark, sequences, files, rules, scores, progress)
-    overall = {tracker.name: tracker.overall for tracker in scores.trackers}
-    thresholds = metrics.curve_thresholds(rules)
-    figures = reports.curve_figures(benchmark, ("AUC", "P", "P_norm"), headlines, overall, thresholds)
-    title = f"{benchmark}, {len(scores.sequences)} sequences"
+    if groups:
+        table, figure = _by_attribute(scores, groups)
+        tables, figures = [table, *tables], [*figures, figure]
     runs = [f"{tracker.name}: mean of {len(tracker.folders)} runs" for tracker in files if len(tracker.folders) > 1]
-    return Report(
-        title=title,
+    return reports.assemble(
+        benchmark,
+        headlines,
+        by_sequence,
         notes=(*warnings(files, sequences, unusable, benchmark), metrics.describe_rules(rules), *runs, *refusals),
-        tables=(
-            reports.overall_table(f"{title}, percent", headlines),
-            *([_attribute_table(scores, groups)] if groups else []),
-            rules_table,
-            *reports.compare(benchmark, headlines),
-            *reports.sequence_tables(scores.sequences, by_sequence, documented=["AUC"]),
-        ),
-        figures=(*figures, *([_attribute_figure(scores, groups)] if groups else [])),
+        tables=tables,
+        figures=figures,
         strips=reports.strips_of_files(by_sequence, "AUC", sequences, files, worst, unusable),
-        numbers=_numbers(scores, groups),
+        documented=["AUC"],
+        numbers={
+            "rules": dataclasses.asdict(rules),
+            "sequences": scores.sequences,
+            "thresholds": thresholds._asdict(),
+            "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
+            "trackers": records,
+        },
     )
 
 
-def _success_panel(scores: OpeScores, trackers: Sequence[TrackerScores], title: str) -> Panel:
-    found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
-    return curves(title, "overlap threshold", metrics.curve_thresholds(scores.rules).success, found)
-
-
-def _attribute_table(scores: OpeScores, groups: Groups) -> Table:
-    rows = []
-    for tracker in scores.trackers:
-        parts = [tracker.subset(positions).headline["AUC"] for positions in groups.values()]
-        rows.append(Row(tracker.name, (tracker.headline["AUC"], *parts)))
-    header = ("tracker", "all", *(f"{name} ({len(positions)})" for name, positions in groups.items()))
-    return Table("attributes", "AUC by attribute (number of sequences), percent", header, tuple(rows), ranked=True)
-
-
-def _attribute_figure(scores: OpeScores, groups: Groups) -> Figure:
-    """A success plot for each attribute, as Fig. 10."""
-    panels = tuple(
-        _success_panel(scores, [t.subset(positions) for t in scores.trackers], f"{name} ({len(positions)} sequences)")
-        for name, positions in groups.items()
-    )
-    return Figure("attributes", f"{scores.benchmark}, success by attribute [AUC]", panels)
+def _by_attribute(scores: OpeScores, groups: Groups) -> tuple[Table, Figure]:
+    """AUC by attribute, and a success plot for each, as Fig. 10."""
+    x = metrics.curve_thresholds(scores.rules).success
+    names = {name: f"{name} ({len(positions)})" for name, positions in groups.items()}
+    parts = {name: [tracker.subset(positions) for tracker in scores.trackers] for name, positions in groups.items()}
+    panels = []
+    for name, trackers in parts.items():
+        found = {each.name: (each.headline["AUC"], each.overall.success) for each in trackers}
+        panels.append(reports.curves(f"{name} ({len(groups[name])} sequences)", "overlap threshold", x, found))
+    rows = [
+        Row(tracker.name, (tracker.headline["AUC"], *(each[i].headline["AUC"] for each in parts.values())))
+        for i, tracker in enumerate(scores.trackers)
+    ]
+    title, header = "AUC by attribute (number of sequences), percent", ("tracker", "all", *names.values())
+    table = Table("attributes", title, header, tuple(rows), ranked=True)
+    return table, Figure("attributes", f"{scores.benchmark}, success by attribute [AUC]", tuple(panels))
 
 
 def _rules_table(
-    benchmark: str,
-    sequences: Sequence[TrackingSequence],
-    files: Sequence[TrackerFiles],
-    rules: OpeRules,
-    scores: OpeScores,
-    progress: bool,
+    sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], scores: OpeScores, progress: bool
 ) -> tuple[Table, list[str]]:
     """The headline numbers under every rule set; and which trackers have none, since a set does not apply to them."""
     rows = []
     refusals: dict[tuple[str, ...], list[str]] = {}  # by trackers and reason: rule sets
     by_name = {tracker.name: tracker for tracker in files}
-    everybody = _all_rules(benchmark)
-    bar = tqdm(total=len(everybody) * len(files), unit="tracker", desc="other rules", disable=not progress)
-    for label, other in everybody.items():
-        refused: dict[str, str] = {}
-        for tracker in scores.trackers:
-            values: tuple[float | None, ...] = tuple(tracker.headline.values())
-            if other != rules:
-                try:
-                    alone = score_results([by_name[tracker.name]], benchmark, sequences, other)
-                    values = tuple(alone.trackers[0].headline.values())
-                except ResultsError as error:
-                    # Such as NaN in the ground truth, for which that toolkit has no rule.
-                    values, refused[tracker.name] = (None,) * len(values), str(error)
-            rows.append(Row(f"{tracker.name}, {label}", values))
-            bar.update()
-        if refused:
-            refusals.setdefault((*refused, next(iter(refused.values()))), []).append(label)
-    bar.close()
+    everybody = {
+        f"{name}, valid frames" if exclude else name: metrics.benchmark_rules(scores.benchmark, name, exclude)
+        for name in get_args(metrics.RuleSet)
+        for exclude in ((False, True) if name in ("mixformer", "pytracking") else (False,))
+    }
+    with tqdm(total=len(everybody) * len(files), unit="tracker", desc="other rules", disable=not progress) as bar:
+        for label, rules in everybody.items():
+            refused: dict[str, str] = {}
+            for tracker in scores.trackers:
+                values: tuple[float | None, ...] = tuple(tracker.headline.values())
+                if rules != scores.rules:
+                    try:
+                        alone = score_results([by_name[tracker.name]], scores.benchmark, sequences, rules)
+                        values = tuple(alone.trackers[0].headline.values())
+                    except ResultsError as error:
+                        # Such as NaN in the ground truth, for which that toolkit has no rule.
+                        values, refused[tracker.name] = (None,) * len(values), str(error)
+                rows.append(Row(f"{tracker.name}, {label}", values))
+                bar.update()
+            if refused:
+                refusals.setdefault((*refused, next(iter(refused.values()))), []).append(label)
     header = ("tracker, rules", *scores.trackers[0].headline)
     title = "The same results under the rules of every toolkit, percent"
     return Table("rules", title, header, tuple(rows), place="more"), [
         f"no numbers of {', '.join(names)} under the rules of {'; '.join(labels)}: {reason}"
         for (*names, reason), labels in refusals.items()
     ]
-
-
-def _all_rules(benchmark: str) -> dict[str, OpeRules]:
-    return {
-        f"{rule_set}, valid frames" if exclude else rule_set: metrics.benchmark_rules(benchmark, rule_set, exclude)
-        for rule_set in get_args(metrics.RuleSet)
-        for exclude in ((False, True) if rule_set in ("mixformer", "pytracking") else (False,))
-    }
-
-
-def _numbers(scores: OpeScores, groups: Groups) -> dict[str, object]:
-    trackers = {}
-    for tracker in scores.trackers:
-        columns = {**tracker.by_sequence, "average_overlap": tracker.average_overlap}
-        curves_of = tracker.overall._asdict()
-        trackers[tracker.name] = reports.tracker_record(scores.sequences, tracker.headline, columns, curves=curves_of)
-    return {
-        "benchmark": scores.benchmark,
-        "rules": dataclasses.asdict(scores.rules),
-        "sequences": scores.sequences,
-        "thresholds": metrics.curve_thresholds(scores.rules)._asdict(),
-        "attributes": {name: [scores.sequences[i] for i in positions] for name, positions in groups.items()},
-        "trackers": trackers,
-    }
 
 
 GOT10K_RULES = (
@@ -176,8 +153,7 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
         SourceError: a frame of a worst sequence cannot be read.
     """
     labels = [servers.read_frame_labels(sequence) for sequence in sequences]
-    found = [(tracker.name, _got10k_score(tracker, sequences, labels)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -np.nan_to_num(item[1].headline["AO"], nan=-1)))
+    scores = reports.best_first({each.name: _got10k_score(each, sequences, labels) for each in files}, "AO")
     names = [sequence.name for sequence in sequences]
     headlines = {name: score.headline for name, score in scores.items()}
     by_sequence = {name: score.by_sequence for name, score in scores.items()}
@@ -193,19 +169,15 @@ def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[Tracker
         records[name] = reports.tracker_record(names, headlines[name], columns, curves=success_curve)
     success = {name: (headlines[name]["AO"], score.success_curve) for name, score in scores.items()}
     panel = reports.curves("got10k, success [AO]", "overlap threshold", servers.SUCCESS_THRESHOLDS, success)
-    title = f"got10k, {len(sequences)} sequences"
-    return Report(
-        title=title,
+    return reports.assemble(
+        "got10k",
+        headlines,
+        by_sequence,
         notes=(*warnings(files, sequences), GOT10K_RULES, *notes),
-        tables=(
-            reports.overall_table(f"{title}; percent, and frames a second", headlines),
-            *reports.compare("got10k", headlines),
-            *reports.sequence_tables(names, by_sequence, documented=["AO"]),
-        ),
-        figures=(Figure("success", panel.title, (panel,)),),
+        figures=[Figure("success", panel.title, (panel,))],
         strips=reports.strips_of_files(by_sequence, "AO", sequences, files, worst),
+        documented=["AO"],
         numbers={
-            "benchmark": "got10k",
             "rules": GOT10K_RULES,
             "sequences": names,
             "thresholds": servers.SUCCESS_THRESHOLDS,
@@ -246,42 +218,34 @@ def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[Tr
         ResultsError: several results for a sequence, or one that cannot be read or scored.
         SourceError: a frame of a worst sequence cannot be read.
     """
-    truth = {sequence.name: sequence.boxes_xywh for sequence in sequences}
-    found = [(tracker.name, _trackingnet_score(tracker, truth)) for tracker in files]
-    scores = dict(sorted(found, key=lambda item: -item[1].headline["Success"]))
+    scores = reports.best_first({tracker.name: _trackingnet_score(tracker, sequences) for tracker in files}, "Success")
+    names = [sequence.name for sequence in sequences]
     headlines = {name: score.headline for name, score in scores.items()}
     by_sequence = {name: score.by_sequence for name, score in scores.items()}
     means = {name: score.curves.mean() for name, score in scores.items()}
     numbers = ("Success", "P", "P_norm")
-    figures = reports.curve_figures("trackingnet", numbers, headlines, means, servers.THRESHOLDS, ", area")
-    title = f"trackingnet, {len(sequences)} sequences"
-    return Report(
-        title=title,
+    return reports.assemble(
+        "trackingnet",
+        headlines,
+        by_sequence,
         notes=(*warnings(files, sequences), TRACKINGNET_RULES),
-        tables=(
-            reports.overall_table(f"{title}, percent", headlines),
-            *reports.compare("trackingnet", headlines),
-            *reports.sequence_tables(list(truth), by_sequence, documented=["Success"]),
-        ),
-        figures=tuple(figures),
+        figures=reports.curve_figures("trackingnet", numbers, headlines, means, servers.THRESHOLDS, ", area"),
         strips=reports.strips_of_files(by_sequence, "Success", sequences, files, worst),
+        documented=["Success"],
         numbers={
-            "benchmark": "trackingnet",
             "rules": TRACKINGNET_RULES,
-            "sequences": list(truth),
+            "sequences": names,
             "thresholds": servers.THRESHOLDS._asdict(),
             "trackers": {
-                name: reports.tracker_record(
-                    list(truth), headlines[name], by_sequence[name], curves=means[name]._asdict()
-                )
-                for name in scores
+                name: reports.tracker_record(names, headlines[name], by_sequence[name], curves=mean._asdict())
+                for name, mean in means.items()
             },
         },
     )
 
 
-def _trackingnet_score(files: TrackerFiles, truth: Mapping[str, np.ndarray]) -> servers.TrackingNetScores:
-    boxes = {}
+def _trackingnet_score(files: TrackerFiles, sequences: Sequence[TrackingSequence]) -> servers.TrackingNetScores:
+    boxes, truth = {}, {sequence.name: sequence.boxes_xywh for sequence in sequences}
     for name, paths in zip(truth, files.boxes, strict=True):
         if len(paths) != 1:
             raise ResultsError(f"{files.name}: {len(paths)} results for {name}; TrackingNet's measures take one")
@@ -324,68 +288,68 @@ def vot_report(
     """
     results_dir = Path(results_dir)
     annotated = vot.read_sequences(root, chosen)
-    names = [sequence.name for sequence in annotated]
-    runs: dict[str, list[vot.SequenceRuns]] = {}
-    whole: dict[str, list[float]] = {}
-    trackers = reports.trackers_in(results_dir, [ANCHORS, WHOLE], "VOT") if trackers is None else trackers
-    for name in trackers:
-        anchors, alone = results_dir / name / ANCHORS, results_dir / name / WHOLE
-        if anchors.is_dir():
-            runs[name] = [vot.score_runs(anchors, sequence) for sequence in annotated]
-        if alone.is_dir():
-            whole[name] = [vot.score_unsupervised(alone, sequence) for sequence in annotated]
-    if lost := [name for name in trackers if name not in runs and name not in whole]:
+    trackers = _trackers_in(results_dir, (ANCHORS, WHOLE), "VOT") if trackers is None else trackers
+    lost = [name for name in trackers if not any((results_dir / name / each).is_dir() for each in (ANCHORS, WHOLE))]
+    if lost:
         expected = f"{results_dir / lost[0] / ANCHORS} or {results_dir / lost[0] / WHOLE}"
         raise ResultsError(f"no results of {', '.join(lost)}: expected {expected}")
-    eaos = {name: vot.eao_curve(scores, interval[1]) for name, scores in runs.items()}
-    nothing = np.full(len(annotated), np.nan)
-    headlines, by_sequence = {}, {}
+    headlines: dict[str, dict[str, float]] = {}
+    by_sequence: dict[str, dict[str, Float64[np.ndarray, " s"]]] = {}
+    eaos: dict[str, Float64[np.ndarray, " high"]] = {}
     for name in trackers:
-        accuracy, robustness = vot.accuracy_robustness(runs[name]) if name in runs else (np.nan, np.nan)
-        expected_overlap = vot.eao(eaos[name], *interval) if name in runs else np.nan
-        whole_overlap = vot.average_unsupervised(whole[name], annotated) if name in whole else np.nan
-        numbers = (expected_overlap, accuracy, robustness, whole_overlap)
-        headlines[name] = dict(zip(VOT_NUMBERS, numbers, strict=True))
-        by_sequence[name] = {
-            "A": np.array([run.accuracy for run in runs[name]]) if name in runs else nothing,
-            "R": np.array([run.robustness for run in runs[name]]) if name in runs else nothing,
-            "A, no restarts": np.array(whole[name]) if name in whole else nothing,
-        }
-    headlines = dict(sorted(headlines.items(), key=lambda item: -np.nan_to_num(item[1]["EAO"], nan=-1)))
-    by_sequence = {name: by_sequence[name] for name in headlines}
-    figures: tuple[Figure, ...] = ()
+        anchors, whole = results_dir / name / ANCHORS, results_dir / name / WHOLE
+        headline = headlines[name] = dict.fromkeys(VOT_NUMBERS, np.nan)
+        columns = by_sequence[name] = dict.fromkeys(VOT_NUMBERS[1:], np.full(len(annotated), np.nan))
+        if anchors.is_dir():
+            runs = [vot.score_runs(anchors, sequence) for sequence in annotated]
+            eaos[name] = vot.eao_curve(runs, interval[1])
+            headline["EAO"] = vot.eao(eaos[name], *interval)
+            headline["A"], headline["R"] = vot.accuracy_robustness(runs)
+            columns["A"], columns["R"] = np.array([(run.accuracy, run.robustness) for run in runs]).T
+        if whole.is_dir():
+            accuracies = [vot.score_unsupervised(whole, sequence) for sequence in annotated]
+            headline[VOT_NUMBERS[-1]] = vot.average_unsupervised(accuracies, annotated)
+            columns[VOT_NUMBERS[-1]] = np.array(accuracies)
+    figures: list[Figure] = []
     if eaos:
         lengths = np.arange(1.0, len(next(iter(eaos.values()))))
-        ranked = {name: (each["EAO"], eaos[name][1:]) for name, each in headlines.items() if name in eaos}
+        ranked = {name: (headlines[name]["EAO"], curve[1:]) for name, curve in eaos.items()}
         title, x_label = f"{benchmark}, expected average overlap [EAO]", "sequence length (frames)"
         panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
-        figures = (Figure("eao", title, (panel,)),)
+        figures = [Figure("eao", title, (panel,))]
     strips: tuple[Strip, ...] = ()
     if sequences is not None:
-        strips = reports.worst_strips(
-            {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in runs},
-            "100 A R",
-            sequences,
-            lambda name, position: _run_boxes(results_dir / name / ANCHORS, annotated[position]),
-            worst,
-        )
-    title = f"{benchmark}, {len(annotated)} sequences"
-    return Report(
-        title=title,
+
+        def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
+            """Boxes around the regions of the first anchor's run; NaN where it has none."""
+            sequence = annotated[position]
+            anchor, backward = sequence.anchors[0]
+            frames = sequence.run_frames(anchor, backward)
+            folder = results_dir / name / ANCHORS / sequence.name
+            regions = vot.read_run(folder, f"{sequence.name}_{anchor:08d}", len(frames))
+            boxes = np.full((len(sequence.groundtruth), 4), np.nan)
+            boxes[list(frames)] = [bounding_box(region) for region in regions]
+            return boxes
+
+        scores = {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in eaos}
+        strips = reports.worst_strips(scores, "100 A R", sequences, boxes_of, worst)
+    names = [sequence.name for sequence in annotated]
+    headlines = dict(sorted(headlines.items(), key=lambda item: -np.nan_to_num(item[1]["EAO"], nan=-1)))
+    by_sequence = {name: by_sequence[name] for name in headlines}
+    return reports.assemble(
+        benchmark,
+        headlines,
+        by_sequence,
         notes=(
             f"vot-toolkit: EAO over lengths {interval[0]} to {interval[1] - 1}; A and R from the runs of every anchor; "
             "only pixels inside the frame count",
             "A, no restarts: mean overlap of one run through each sequence, without its first frame",
         ),
-        tables=(
-            reports.overall_table(f"{title}, fractions", headlines, decimals=3),
-            *reports.compare(benchmark, headlines),
-            *reports.sequence_tables(names, by_sequence, "fractions", VOT_NUMBERS, decimals=3),
-        ),
         figures=figures,
         strips=strips,
+        documented=VOT_NUMBERS,
+        unit="fractions",
         numbers={
-            "benchmark": benchmark,
             "eao_interval": interval,
             "sequences": names,
             "trackers": {
@@ -396,12 +360,80 @@ def vot_report(
     )
 
 
-def _run_boxes(results: Path, sequence: vot.VotSequence) -> Float64[np.ndarray, "n 4"]:
-    """Boxes around the regions of the first anchor's run; NaN where it has none."""
-    anchor, backward = sequence.anchors[0]
-    boxes = np.full((len(sequence.groundtruth), 4), np.nan)
-    frames = sequence.run_frames(anchor, backward)
-    regions = vot.read_run(results / sequence.name, f"{sequence.name}_{anchor:08d}", len(frames))
-    for frame, region in zip(frames, regions, strict=True):
-        boxes[frame] = bounding_box(region)
-    return boxes
+def _trackers_in(results_dir: Path, experiments: Sequence[str], benchmark: str) -> list[str]:
+    """The trackers of a VOT workspace with results of any of these experiments; ResultsError without one."""
+    folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
+    names = [folder.name for folder in folders if any((folder / each).is_dir() for each in experiments)]
+    if not names:
+        expected = f"<tracker>/{experiments[0]}/<sequence>/..."
+        raise ResultsError(f"{results_dir}: no results of {benchmark}; expected {expected}")
+    return names
+
+
+LONG_TERM_RULES = (
+    f"vot-toolkit: Pr and Re at the threshold of confidence at which F is largest, of {vot.RESOLUTION} that "
+    "part the frames of all sequences evenly; means over sequences, and F of these means",
+    "the frame of initialisation and frames without target count as answered wrongly where the confidence is as high; "
+    "without a file of confidences it is 0",
+)
+
+
+def long_term_report(
+    benchmark: str,
+    root: str | Path,
+    results_dir: str | Path,
+    trackers: Sequence[str] | None = None,
+    sequences: Sequence[TrackingSequence] | None = None,
+    worst: int = 3,
+    chosen: Sequence[str] | None = None,
+) -> Report:
+    """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`.
+
+    Of VOT's long-term challenges, and of DepthTrack, which is scored as they are. Arguments and errors are those of
+    `vot_report`.
+    """
+    results_dir, annotated = Path(results_dir), vot.read_sequences(root, chosen)
+    experiment = EXPERIMENTS[LAYOUTS[benchmark]]
+    names = [sequence.name for sequence in annotated]
+    trackers = _trackers_in(results_dir, [experiment], "long videos") if trackers is None else trackers
+    found = {name: vot.score_long_term(results_dir / name / experiment, annotated) for name in trackers}
+    scores = reports.best_first(found, "F")
+    headlines = {name: score.headline for name, score in scores.items()}
+    by_sequence = {name: score.by_sequence for name, score in scores.items()}
+    curves = {name: {"F": each.f_score, "Pr": each.precision, "Re": each.recall} for name, each in scores.items()}
+    panels = []
+    for number, words in (("F", "F"), ("Pr", "precision"), ("Re", "recall")):
+        ranked = {name: (headlines[name]["F"], each[number]) for name, each in curves.items()}
+        # By their rank, from the highest threshold (0) to the lowest (1).
+        ranks = np.linspace(0, 1, len(next(iter(scores.values())).thresholds))
+        title = f"{benchmark}, {words} [F]"
+        panels.append(reports.curves(title, "threshold by rank", ranks, ranked, words, decimals=3))
+    strips: tuple[Strip, ...] = ()
+    if sequences is not None:
+
+        def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
+            folder, length = results_dir / name / experiment / names[position], len(annotated[position].groundtruth)
+            return np.stack([bounding_box(each) for each in vot.read_run(folder, f"{names[position]}_001", length)])
+
+        hundredfold = {name: 100 * numbers["F"] for name, numbers in by_sequence.items()}
+        strips = reports.worst_strips(hundredfold, "100 F", sequences, boxes_of, worst)
+    return reports.assemble(
+        benchmark,
+        headlines,
+        by_sequence,
+        notes=LONG_TERM_RULES,
+        figures=[Figure("long_term", f"{benchmark}, precision, recall and F over confidence", tuple(panels))],
+        strips=strips,
+        documented=["F"],
+        unit="fractions",
+        numbers={
+            "rules": LONG_TERM_RULES,
+            "sequences": names,
+            "trackers": {
+                name: reports.tracker_record(
+                    names, headlines[name], by_sequence[name], thresholds=score.thresholds, curves=curves[name]
+                )
+                for name, score in scores.items()
+            },
+        },
+    )

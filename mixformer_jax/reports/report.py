@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -23,15 +22,16 @@ from jaxtyping import Float, UInt8
 
 from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.evaluation.metrics import Curves
-from mixformer_jax.evaluation.results import ResultsError, printable, read_boxes
+from mixformer_jax.evaluation.results import printable, read_boxes
 from mixformer_jax.evaluation.scoring import TrackerFiles
 from mixformer_jax.files import write_atomically
 from mixformer_jax.media.images import GROUND_TRUTH, TARGET, draw_box, draw_caption
 from mixformer_jax.text_tables import aligned, markdown
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    character: f"\\{character}" for character in "&%$#_{}"
-}
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {character: f"\\{character}" for character in "&%$#_{}"}
+)
 Place = Literal["main", "more", "detail"]
 # Of CSV files, where the name of the numbers is long.
 FILE_NAMES = {"average overlap of valid frames": "average", "A, no restarts": "unsupervised"}
@@ -78,6 +78,49 @@ class Table:
             (cell, "best" if cell == best else "second" if cell == second else "")
             for cell, (best, second) in zip(cells, ranks, strict=True)
         ]
+
+
+class Line(NamedTuple):
+    """One tracker's curve. `tracker` decides its colour, `label` is its entry in the legend."""
+
+    tracker: str
+    label: str
+    y: Float[np.ndarray, " n"]
+
+
+class Panel(NamedTuple):
+    title: str
+    x_label: str
+    y_label: str
+    x: Float[np.ndarray, " n"]
+    lines: tuple[Line, ...]  # the best first
+
+
+class Figure(NamedTuple):
+    """One or more panels, drawn into `<name>.png`."""
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]
+
+
+class Strip(NamedTuple):
+    """Frames of a sequence with ground truth and tracked boxes drawn."""
+
+    title: str
+    frames: tuple[UInt8[np.ndarray, "h w 3"], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """Scores of trackers on one benchmark."""
+
+    title: str  # benchmark and number of sequences
+    notes: tuple[str, ...]  # the rules under which the numbers were made, and warnings
+    tables: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    strips: tuple[Strip, ...]  # the worst sequences of each tracker
+    numbers: Mapping[str, Any]  # everything at full precision, for JSON
 
 
 def to_text(table: Table) -> str:
@@ -127,39 +170,59 @@ def _unknown(value: float | None) -> bool:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in printable(text))
+    return printable(text).translate(_LATEX)
 
 
 def _markdown(text: str) -> str:
     return printable(text).replace("\\", r"\\").replace("|", r"\|")
 
 
-def overall_table(title: str, headlines: Mapping[str, Mapping[str, float]], decimals: int = 1) -> Table:
-    """The headline numbers by tracker."""
-    rows = tuple(Row(name, tuple(numbers.values())) for name, numbers in headlines.items())
-    return Table("overall", title, ("tracker", *next(iter(headlines.values()))), rows, decimals, ranked=True)
+def best_first(scores: Mapping[str, Any], number: str) -> dict[str, Any]:
+    """Trackers' scores by name, sorted by one of their headline numbers; those without it are the last."""
+    return dict(sorted(scores.items(), key=lambda item: -np.nan_to_num(item[1].headline[number], nan=-1)))
 
 
-def sequence_tables(
-    sequences: Sequence[str],
+def assemble(
+    benchmark: str,
+    headlines: Mapping[str, Mapping[str, float]],
     by_sequence: Mapping[str, Mapping[str, Float[np.ndarray, " s"]]],
+    *,
+    notes: Sequence[str],
+    figures: Sequence[Figure],
+    strips: tuple[Strip, ...],
+    documented: Sequence[str],
+    numbers: Mapping[str, Any],
+    tables: Sequence[Table] = (),
     unit: str = "percent",
-    documented: Sequence[str] = (),
-    decimals: int = 1,
-) -> list[Table]:
-    """A table for each number, by sequence and tracker; `documented` numbers are not for CSV and the page alone.
+) -> Report:
+    """The report of numbers by tracker and name, of the whole benchmark and by sequence.
 
-    `by_sequence` has the numbers by tracker and name. Those named FPS are frames a second.
+    Args:
+        documented: numbers whose table by sequence is not for CSV and the page alone.
+        numbers: for JSON, beside the benchmark's name; its "sequences" are those of `by_sequence`.
+        tables: more of them, behind the headline numbers.
+        unit: of all numbers but FPS, which are frames a second; "fractions" have three decimals.
     """
-    tables = []
+    sequences, decimals = numbers["sequences"], 3 if unit == "fractions" else 1
+    title, headers = f"{benchmark}, {len(sequences)} sequences", tuple(next(iter(headlines.values())))
+    overall = Table(
+        "overall",
+        f"{title}; {unit}, and frames a second" if "FPS" in headers else f"{title}, {unit}",
+        ("tracker", *headers),
+        tuple(Row(name, tuple(each.values())) for name, each in headlines.items()),
+        decimals,
+        ranked=True,
+    )
+    by_number = []
     for number in next(iter(by_sequence.values())):
-        columns = [numbers[number] for numbers in by_sequence.values()]
+        columns = [each[number] for each in by_sequence.values()]
         rows = tuple(Row(name, tuple(float(each[i]) for each in columns)) for i, name in enumerate(sequences))
-        title = f"{number} by sequence, {'frames a second' if number == 'FPS' else unit}"
+        what = f"{number} by sequence, {'frames a second' if number == 'FPS' else unit}"
         place: Place = "more" if number in documented else "detail"
-        header, name = ("sequence", *by_sequence), FILE_NAMES.get(number, number)
-        tables.append(Table(f"sequences_{name}", title, header, rows, decimals, place=place))
-    return tables
+        header, name = ("sequence", *by_sequence), f"sequences_{FILE_NAMES.get(number, number)}"
+        by_number.append(Table(name, what, header, rows, decimals, place=place))
+    every = (overall, *tables, *compare(benchmark, headlines), *by_number)
+    return Report(title, tuple(notes), every, tuple(figures), strips, {"benchmark": benchmark, **numbers})
 
 
 def tracker_record(
@@ -173,16 +236,6 @@ def tracker_record(
     return {**headline, **more, "by_sequence": by_name}
 
 
-def trackers_in(results_dir: Path, experiments: Sequence[str], benchmark: str) -> list[str]:
-    """The trackers of a VOT workspace with results of any of these experiments; ResultsError without one."""
-    folders = sorted(results_dir.iterdir()) if results_dir.is_dir() else []
-    names = [folder.name for folder in folders if any((folder / each).is_dir() for each in experiments)]
-    if not names:
-        expected = f"<tracker>/{experiments[0]}/<sequence>/..."
-        raise ResultsError(f"{results_dir}: no results of {benchmark}; expected {expected}")
-    return names
-
-
 class Source(NamedTuple):
     """Where a benchmark's published numbers are."""
 
@@ -192,22 +245,20 @@ class Source(NamedTuple):
     decimals: int = 1
 
 
-SOURCES: Mapping[str, tuple[Source, ...]] = MappingProxyType(
-    {
-        "got10k": (Source("table10", "got10k", "the test subset's server; * trained on GOT-10k alone"),),
-        "lasot": (Source("table10", "lasot", "the 280 test sequences, boxes cut to whole pixels, mixformer rules"),),
-        "trackingnet": (Source("table10", "trackingnet", "the test set's server"),),
-        "uav123": (Source("table10", "uav123", "all 123 sequences, boxes cut to whole pixels, mixformer rules"),),
-        "vot": (
-            Source("table9", "vot2020", "VOT2020's masks; ours with Alpha-Refine", 3),
-            Source("table11", "vot2022", "VOT2022's boxes (STb), public challenge", 3),
-        ),
-        "vot_rgbd": (
-            Source("table12", "vot_rgbd2022", "VOT-RGBD2022", 3),
-            Source("table13", "vot_d2022", "VOT-D2022, whose trackers see depth alone", 3),
-        ),
-    }
-)
+SOURCES: Mapping[str, tuple[Source, ...]] = {
+    "got10k": (Source("table10", "got10k", "the test subset's server; * trained on GOT-10k alone"),),
+    "lasot": (Source("table10", "lasot", "the 280 test sequences, boxes cut to whole pixels, mixformer rules"),),
+    "trackingnet": (Source("table10", "trackingnet", "the test set's server"),),
+    "uav123": (Source("table10", "uav123", "all 123 sequences, boxes cut to whole pixels, mixformer rules"),),
+    "vot": (
+        Source("table9", "vot2020", "VOT2020's masks; ours with Alpha-Refine", 3),
+        Source("table11", "vot2022", "VOT2022's boxes (STb), public challenge", 3),
+    ),
+    "vot_rgbd": (
+        Source("table12", "vot_rgbd2022", "VOT-RGBD2022", 3),
+        Source("table13", "vot_d2022", "VOT-D2022, whose trackers see depth alone", 3),
+    ),
+}
 
 
 def published_rows(source: Source) -> tuple[tuple[str, ...], tuple[Row, ...]]:
@@ -245,53 +296,6 @@ COLOURS = 10
 LINE_STYLES = ("-", "--", ":")
 PANEL_COLUMNS = 4
 MAX_LEGEND = 12  # longer legends would hide the curves of a small panel
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Line:
-    """One tracker's curve. `tracker` decides its colour, `label` is its entry in the legend."""
-
-    tracker: str
-    label: str
-    y: Float[np.ndarray, " n"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Panel:
-    title: str
-    x_label: str
-    y_label: str
-    x: Float[np.ndarray, " n"]
-    lines: tuple[Line, ...]  # the best first
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Figure:
-    """One or more panels, drawn into `<name>.png`."""
-
-    name: str
-    title: str
-    panels: tuple[Panel, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Strip:
-    """Frames of a sequence with ground truth and tracked boxes drawn."""
-
-    title: str
-    frames: tuple[UInt8[np.ndarray, "h w 3"], ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Report:
-    """Scores of trackers on one benchmark."""
-
-    title: str  # benchmark and number of sequences
-    notes: tuple[str, ...]  # the rules under which the numbers were made, and warnings
-    tables: tuple[Table, ...]
-    figures: tuple[Figure, ...]
-    strips: tuple[Strip, ...]  # the worst sequences of each tracker
-    numbers: Mapping[str, Any]  # everything at full precision, for JSON
 
 
 def curves(
@@ -413,9 +417,7 @@ def _plain(value: Any) -> Any:
 
 def write_report(report: Report, out_dir: str | Path) -> list[Path]:
     """Writes report.txt, .md, .tex and .json, a CSV a table, a PNG a figure, and index.html; returns the paths.
-
-    Raises ModuleNotFoundError without matplotlib or jinja2.
-    """
+    ModuleNotFoundError without matplotlib or jinja2."""
     out_dir = Path(out_dir)
     trackers = list(report.numbers["trackers"])
     pictures = {figure.name: draw_figure(figure, trackers) for figure in report.figures}

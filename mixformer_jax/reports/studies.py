@@ -67,8 +67,11 @@ class Interval(NamedTuple):
     mean: float
     half: float | None
 
+    def __format__(self, sign: str) -> str:
+        return f"{self.mean:{sign}.1f}" + ("" if self.half is None else f" ± {self.half:.1f}")
+
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" + ("" if self.half is None else f" ± {self.half:.1f}")
+        return f"{self}"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -92,30 +95,24 @@ def study_markdown(study: Study, aucs: Mapping[str, Sequence[float]], skipped: M
         beside = "-" if row.auc is None or reference is None or name == first else f"{row.auc - reference:+.1f}"
         if name not in aucs and name not in skipped:
             continue
-        values = aucs.get(name)
-        if values is None:
-            cells = [f"not here: {skipped[name]}", "", ""]
-        else:
+        if name in aucs:
+            values = aucs[name]
             # Seeds are paired: a seed's samples are the same in all rows.
             pairs = [ours - theirs for ours, theirs in zip(values, aucs[first], strict=True)] if first else []
-            difference = "-" if name == first else _signed(interval(pairs))
+            difference = "-" if name == first else f"{interval(pairs):+}"
             cells = [str(interval(values)), ", ".join(f"{value:.1f}" for value in values), difference]
+        else:
+            cells = [f"not here: {skipped[name]}", "", ""]
         lines.append([name, row.title, *cells, paper, beside])
     return markdown(lines)
 
 
-def _signed(difference: Interval) -> str:
-    return f"{difference.mean:+.1f}" + ("" if difference.half is None else f" ± {difference.half:.1f}")
-
-
 def draw_study(study: Study, aucs: Mapping[str, Sequence[float]]) -> bytes:
     """Two panels with a line a row: the seeds with their interval here, the paper's number there. PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(aucs)
     figure = Figure(figsize=(9.0, 1.2 + 0.38 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
     here, paper = figure.subplots(1, 2, sharey=True)
     for place, name in enumerate(names):
         found = interval(aucs[name])

@@ -17,17 +17,17 @@ from mixformer_jax.datasets.records import TrackingSequence
 from mixformer_jax.datasets.sequences import open_dataset
 from mixformer_jax.evaluation.results import ResultsError
 from mixformer_jax.evaluation.trackers import BoxPrediction, FirstBoxTracker, OpenedTracker
-from mixformer_jax.evaluation.vot import read_sequences
-from mixformer_jax.evaluation.vot_longterm import (
+from mixformer_jax.evaluation.vot import (
     LongTermRun,
     confidence_thresholds,
     precision_recall,
     read_confidences,
     read_long_term_run,
+    read_sequences,
+    score_long_runs,
     score_long_term,
-    score_runs,
 )
-from mixformer_jax.reports.long_term import long_term_report
+from mixformer_jax.reports.benchmarks import long_term_report
 from mixformer_jax.reports.report import report_json
 from mixformer_jax.tracking.lanes import OneLane
 from tests.depth_scenes import write_depthtrack
@@ -180,8 +180,8 @@ def test_precision_and_recall_by_hand():
     precision, recall = precision_recall(run, thresholds)
     np.testing.assert_allclose(precision, [1, 0.5, 0.25, 0.5, 0.375, 0.375])
     np.testing.assert_allclose(recall, np.array([0, 0.5, 0.5, 1.5, 1.5, 1.5]) / 3)
-    assert score_runs([run]).headline == pytest.approx({"F": 0.5, "Pr": 0.5, "Re": 0.5})
-    nothing = score_runs([run._replace(overlaps=np.zeros(4))])
+    assert score_long_runs([run]).headline == pytest.approx({"F": 0.5, "Pr": 0.5, "Re": 0.5})
+    nothing = score_long_runs([run._replace(overlaps=np.zeros(4))])
     assert nothing.headline == {"F": 0.0, "Pr": 1.0, "Re": 0.0}, "not a number where nothing is right"
 
 
