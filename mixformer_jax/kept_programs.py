@@ -162,7 +162,9 @@ def _loaded(path: Path) -> Program | None:
     try:
         return serialize_executable.deserialize_and_load(*pickle.loads(content))
     except (*_UNREADABLE, jax.errors.JaxRuntimeError) as error:
-        logger.warning("%s: cannot be loaded, and is compiled anew: %s", path, error)
+        # Of another version of this package, where a class had another place, is nothing to tell.
+        level = logging.INFO if isinstance(error, AttributeError | ImportError) else logging.WARNING
+        logger.log(level, "%s: cannot be loaded, and is compiled anew: %s", path, error)
         path.unlink(missing_ok=True)
         return None
 

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import logging
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -139,3 +142,18 @@ def test_the_folder_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         os.utime(tmp_path / f"{name}.program", (time, time))
         assert kept_programs._read(tmp_path / "a.program") is not None, "the one that is used"
     assert sorted(path.stem for path in tmp_path.glob("*.program")) == ["a", "c"]
+
+
+def test_programs_of_another_version_go_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / kept_programs.ACCEPTED).touch()
+    module, path = ModuleType("mixformer_jax.gone"), tmp_path / "a.program"
+    module.State = type("State", (), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    content = pickle.dumps(module.State)
+    monkeypatch.delitem(sys.modules, module.__name__)
+    for written, told in ((content, 0), (b"something else", 1)):
+        kept_programs._write(path, written)
+        assert kept_programs._loaded(path) is None and not path.exists()
+        assert sum(record.levelno >= logging.WARNING for record in caplog.records) == told
