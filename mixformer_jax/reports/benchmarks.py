@@ -36,11 +36,8 @@ def ope_report(
 ) -> Report:
     """Scores trackers under `rules`, and their headline numbers under every other named rule set.
 
-    `files` are the trackers' results, from `scoring.find_results`; the `worst` sequences of each are drawn.
-
-    Raises:
-        ResultsError: a result file cannot be read or scored.
-        SourceError: a frame of a worst sequence cannot be read.
+    `files` are the trackers' results, from `scoring.find_results`; the `worst` sequences of each are drawn. Raises
+    ResultsError for a result file that cannot be read or scored, SourceError for a frame of a worst sequence.
     """
     scores = score_results(files, benchmark, sequences, rules, progress)
     unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
@@ -145,13 +142,8 @@ GOT10K_RULES = (
 
 
 def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
-    """AO, SR0.5, SR0.75 and speed on the val subset (of the test subset, the server alone has the boxes).
-
-    Raises:
-        DatasetError: cover.label or meta_info.ini is missing or not what GOT-10k publishes.
-        ResultsError: a result file cannot be read or scored.
-        SourceError: a frame of a worst sequence cannot be read.
-    """
+    """AO, SR0.5, SR0.75 and speed on the val subset (of the test subset, the server alone has the boxes). Errors are
+    those of `ope_report`; DatasetError where cover.label or meta_info.ini is missing or not what GOT-10k publishes."""
     labels = [servers.read_frame_labels(sequence) for sequence in sequences]
     scores = reports.best_first({each.name: _got10k_score(each, sequences, labels) for each in files}, "AO")
     names = [sequence.name for sequence in sequences]
@@ -212,12 +204,8 @@ TRACKINGNET_RULES = (
 
 
 def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
-    """TrackingNet's measures, where the ground truth is at hand, for trackers with one result for every sequence.
-
-    Raises:
-        ResultsError: several results for a sequence, or one that cannot be read or scored.
-        SourceError: a frame of a worst sequence cannot be read.
-    """
+    """TrackingNet's measures, where the ground truth is at hand. Errors are those of `ope_report`; ResultsError also
+    for several results for a sequence."""
     scores = reports.best_first({tracker.name: _trackingnet_score(tracker, sequences) for tracker in files}, "Success")
     names = [sequence.name for sequence in sequences]
     headlines = {name: score.headline for name, score in scores.items()}
@@ -387,11 +375,8 @@ def long_term_report(
     worst: int = 3,
     chosen: Sequence[str] | None = None,
 ) -> Report:
-    """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`.
-
-    Of VOT's long-term challenges, and of DepthTrack, which is scored as they are. Arguments and errors are those of
-    `vot_report`.
-    """
+    """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`: of VOT's
+    long-term challenges, and of DepthTrack, which is scored as they are. Arguments and errors: `vot_report`."""
     results_dir, annotated = Path(results_dir), vot.read_sequences(root, chosen)
     experiment = EXPERIMENTS[LAYOUTS[benchmark]]
     names = [sequence.name for sequence in annotated]
