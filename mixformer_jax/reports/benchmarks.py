@@ -21,7 +21,7 @@ from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, ResultsError,
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, score_results
 from mixformer_jax.evaluation.vot_regions import bounding_box
 from mixformer_jax.reports import report as reports
-from mixformer_jax.reports.report import Figure, Report, Row, Strip, Table
+from mixformer_jax.reports.report import Figure, Report, Row, Table
 
 Groups = dict[str, list[int]]  # positions of sequences by attribute
 
@@ -305,22 +305,20 @@ def vot_report(
         title, x_label = f"{benchmark}, expected average overlap [EAO]", "sequence length (frames)"
         panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
         figures = [Figure("eao", title, (panel,))]
-    strips: tuple[Strip, ...] = ()
-    if sequences is not None:
 
-        def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
-            """Boxes around the regions of the first anchor's run; NaN where it has none."""
-            sequence = annotated[position]
-            anchor, backward = sequence.anchors[0]
-            frames = sequence.run_frames(anchor, backward)
-            folder = results_dir / name / ANCHORS / sequence.name
-            regions = vot.read_run(folder, f"{sequence.name}_{anchor:08d}", len(frames))
-            boxes = np.full((len(sequence.groundtruth), 4), np.nan)
-            boxes[list(frames)] = [bounding_box(region) for region in regions]
-            return boxes
+    def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
+        """Boxes around the regions of the first anchor's run; NaN where it has none."""
+        sequence = annotated[position]
+        anchor, backward = sequence.anchors[0]
+        frames = sequence.run_frames(anchor, backward)
+        folder = results_dir / name / ANCHORS / sequence.name
+        regions = vot.read_run(folder, f"{sequence.name}_{anchor:08d}", len(frames))
+        boxes = np.full((len(sequence.groundtruth), 4), np.nan)
+        boxes[list(frames)] = [bounding_box(region) for region in regions]
+        return boxes
 
-        scores = {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in eaos}
-        strips = reports.worst_strips(scores, "100 A R", sequences, boxes_of, worst)
+    products = {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in eaos}
+    strips = reports.worst_strips(products, "100 A R", sequences or (), boxes_of, worst if sequences else 0)
     names = [sequence.name for sequence in annotated]
     headlines = dict(sorted(headlines.items(), key=lambda item: -np.nan_to_num(item[1]["EAO"], nan=-1)))
     by_sequence = {name: by_sequence[name] for name in headlines}
@@ -393,15 +391,13 @@ def long_term_report(
         ranks = np.linspace(0, 1, len(next(iter(scores.values())).thresholds))
         title = f"{benchmark}, {words} [F]"
         panels.append(reports.curves(title, "threshold by rank", ranks, ranked, words, decimals=3))
-    strips: tuple[Strip, ...] = ()
-    if sequences is not None:
 
-        def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
-            folder, length = results_dir / name / experiment / names[position], len(annotated[position].groundtruth)
-            return np.stack([bounding_box(each) for each in vot.read_run(folder, f"{names[position]}_001", length)])
+    def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
+        folder, length = results_dir / name / experiment / names[position], len(annotated[position].groundtruth)
+        return np.stack([bounding_box(each) for each in vot.read_run(folder, f"{names[position]}_001", length)])
 
-        hundredfold = {name: 100 * numbers["F"] for name, numbers in by_sequence.items()}
-        strips = reports.worst_strips(hundredfold, "100 F", sequences, boxes_of, worst)
+    hundredfold = {name: 100 * numbers["F"] for name, numbers in by_sequence.items()}
+    strips = reports.worst_strips(hundredfold, "100 F", sequences or (), boxes_of, worst if sequences else 0)
     return reports.assemble(
         benchmark,
         headlines,
