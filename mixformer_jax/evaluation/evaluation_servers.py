@@ -6,10 +6,8 @@ cover 0 do not count, frames are pooled over sequences and repetitions, and both
 TrackingNet (Müller et al. 2018; dev kit metrics.py, which the server runs): areas under three curves, and coverage, in
 percent. "Precision" and "Normalized Precision" are areas too, and all boxes are rounded to whole pixels.
 
-Archives hold x,y,w,h in pixels, one line a frame, the first the given box:
-
-    GOT-10k      <sequence>/<sequence>_001.txt ... (at most three repetitions), <sequence>/<sequence>_time.txt
-    TrackingNet  <sequence>.txt
+Archives hold x,y,w,h in pixels, one line a frame, the first the given box: <sequence>/<sequence>_001.txt and so on, and
+<sequence>/<sequence>_time.txt for GOT-10k, <sequence>.txt for TrackingNet.
 """
 
 import configparser
@@ -129,10 +127,8 @@ def sequence_overlaps(
 
 
 def clip_to_frame(boxes_xywh: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float64[np.ndarray, "n 4"]:
-    """Clips to a frame of width x height as the toolkit does: first the corner, then the extent.
-
-    A corner left of the frame moves the box instead of shortening it: x = -10, w = 50 becomes x = 0, w = 50.
-    """
+    """Clips to a frame of width x height as the toolkit does: first the corner, then the extent. A corner left of the
+    frame moves the box instead of shortening it: x = -10, w = 50 becomes x = 0, w = 50."""
     corner = np.clip(boxes_xywh[:, :2], 0.0, size)
     extent = np.clip(boxes_xywh[:, 2:], 0.0, np.array(size) - corner)
     return np.concatenate([corner, extent], axis=1)

@@ -243,10 +243,8 @@ class _Running:
 
 
 def frames_ahead(frames: Iterator[Frame], depth: int = FRAMES_AHEAD) -> Generator[Frame]:
-    """The frames of an iterator, read by a thread while the tracker is busy; at most `depth` of them wait.
-
-    What the iterator raises is raised in place of its frame.
-    """
+    """The frames of an iterator, read by a thread while the tracker is busy; at most `depth` of them wait. What the
+    iterator raises is raised in place of its frame."""
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="frames")
     try:
         waiting = deque(thread.submit(next, frames, None) for _ in range(depth))

@@ -232,10 +232,9 @@ def frame_errors(
     """Overlap and centre errors of one tracked sequence.
 
     The first row is the given box: it is scored as perfect and counted. Rows beyond the ground truth are cut. `visible`
-    is False where the benchmark says that the target cannot be seen.
-
-    Raises ValueError for predictions that are infinite or beyond `MAX_PIXELS`, and for what the rules do not allow:
-    NaN and negative sizes, NaN in the ground truth, missing rows or visibility flags.
+    is False where the benchmark says that the target cannot be seen. Raises ValueError for predictions that are
+    infinite or beyond `MAX_PIXELS`, and for what the rules do not allow: NaN and negative sizes, NaN in the ground
+    truth, missing rows or visibility flags.
     """
     absent = _absent_rows(groundtruth_xywh, rules)
     if visible is None and rules.visibility == "required":

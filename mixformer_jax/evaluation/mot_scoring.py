@@ -226,10 +226,8 @@ def read_truth(path: Path, sequence: str, num_frames: int | None = None) -> MotT
     """The ground truth of a sequence.
 
     Its classes are those of MOTChallenge where there are any from 1 on, unless a labels.txt beside it, as CVAT writes,
-    says that they are others; MOT15 has none.
-
-    Raises:
-        DatasetError: as `read_mot_rows`; rows beyond `num_frames`, where that is known; classes without a pedestrian.
+    says that they are others; MOT15 has none. DatasetError: as `read_mot_rows`; rows beyond `num_frames`, where that is
+    known; classes without a pedestrian.
     """
     rows = read_mot_rows(path, "ground truth")
     if num_frames is not None:

@@ -180,9 +180,8 @@ def _parse_lines(
 def read_boxes(path: str | Path, unusable_boxes: Literal["error", "keep"] = "error") -> Float64[np.ndarray, "n 4"]:
     """Boxes of a result file, one line a frame: x,y,w,h, or x,y,w,h,score,lost of `mixformer track`.
 
-    NaN and negative sizes are an error, or are kept for rules that say how they count.
-
-    Raises ResultsError, with the line, for what is no such table, infinite, too large for pixels, or unusable.
+    NaN and negative sizes are an error, or are kept for rules that say how they count. Raises ResultsError, with the
+    line, for what is no such table, infinite, too large for pixels, or unusable.
     """
     rows = read_numbers(path, "x,y,w,h", optional="score,lost")
     boxes_xywh, beside = rows[:, :4], rows[:, 4:]
@@ -276,7 +275,6 @@ def claim_folder(folder: Path, settings: Mapping[str, Any], about: Mapping[str, 
 
     Finished sequences are not run again: without this check a table could mix two trackers. `about` is recorded beside
     the settings; where it differs in a later run (another version of a library), that is added under `resumed_with`.
-
     Raises ResultsError where the folder holds results of other settings, or of unknown ones.
     """
     record, mend = folder / "run.json", "give another --tracker-name or --out, or delete that folder"

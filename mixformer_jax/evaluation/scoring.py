@@ -32,11 +32,8 @@ _REPETITION = re.compile(r"(?P<name>.+)_(?P<number>\d+)", re.ASCII)
 
 
 class SequenceNames:
-    """The sequences of a data set by any of their names.
-
-    Case and the difference between `-`, `.` and `_` are ignored, unless they tell two sequences apart: so pass the
-    names of all sequences, also of those that are not scored.
-    """
+    """The sequences of a data set by any of their names. Case and the difference between `-`, `.` and `_` are ignored,
+    unless they tell two sequences apart: so pass the names of all sequences, also of those that are not scored."""
 
     def __init__(self, names: Iterable[str], benchmark: str = "") -> None:
         self._names = frozenset(names)
@@ -199,9 +196,8 @@ def find_results(
     """The result files of trackers: of the folders of these names, by default of all.
 
     Folders `<name>_000`, `<name>_001`, ... are runs of one tracker, unless `separate_runs`. `known_names` are those of
-    all sequences of the data set, to tell other sequences' files; default: those that are scored.
-
-    Raises ResultsError for no trackers, sequences without result (all are named), or one with two.
+    all sequences of the data set, to tell other sequences' files; default: those that are scored. Raises ResultsError
+    for no trackers, sequences without result (all are named), or one with two.
     """
     results_dir, known_names = Path(results_dir), known_names or SequenceNames(sequence_names)
     names = list(trackers) if trackers is not None else list_trackers(results_dir, sequence_names, known_names)

@@ -94,9 +94,8 @@ def sequence_eao(runs: Sequence[Run], high: int) -> tuple[Float64[np.ndarray, " 
     """Expected overlap of a sequence by length 0 .. high - 1, and how many runs contribute to each.
 
     A run contributes the mean over its first frames, without that of initialisation. From a failure on, overlaps are 0,
-    also beyond the run's end, where a run without failure does not contribute.
-
-    Raises ValueError for a run that failed and is shorter than two frames.
+    also beyond the run's end, where a run without failure does not contribute. Raises ValueError for a run that failed
+    and is shorter than two frames.
     """
     total, active = np.zeros(high), np.zeros(high)
     for run in runs:

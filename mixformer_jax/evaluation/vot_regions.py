@@ -128,9 +128,8 @@ def region_overlaps(
     """IoU of regions, pair by pair; nothing outside the frame of `size` (width, height) counts.
 
     Without a size, the toolkit cuts rectangles wrongly that lie left of or above the origin, and so does this:
-    identical boxes at x = -50 have 0.
-
-    Raises ValueError for unequal numbers of regions, or shapes other than rectangles that are too large to be drawn.
+    identical boxes at x = -50 have 0. Raises ValueError for unequal numbers of regions, or shapes other than rectangles
+    that are too large to be drawn.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} regions and {len(second)}; overlaps are between pairs")

@@ -86,9 +86,8 @@ class Workers:
 
     `open_tracker` must pickle and is called in each process; `name`, `settings` and `about` are those of its tracker.
     The first process compiles; the others start then, and take the programs from JAX's cache on disk: that of
-    `jax_compilation_cache_dir`, or a temporary one. On Linux each has its share of this process's cores.
-
-    Raises ValueError for less than one worker, and for what `open_tracker` refuses.
+    `jax_compilation_cache_dir`, or a temporary one. On Linux each has its share of this process's cores. Raises
+    ValueError for less than one worker, and for what `open_tracker` refuses.
     """
 
     def __init__(self, open_tracker: OpenTracker, num_workers: int) -> None:

@@ -21,7 +21,7 @@ from mixformer_jax.evaluation.results import EXPERIMENTS, LAYOUTS, ResultsError,
 from mixformer_jax.evaluation.scoring import OpeScores, TrackerFiles, score_results
 from mixformer_jax.evaluation.vot_regions import bounding_box
 from mixformer_jax.reports import report as reports
-from mixformer_jax.reports.report import Figure, Report, Row, Strip, Table
+from mixformer_jax.reports.report import Figure, Report, Row, Table
 
 Groups = dict[str, list[int]]  # positions of sequences by attribute
 
@@ -36,11 +36,8 @@ def ope_report(
 ) -> Report:
     """Scores trackers under `rules`, and their headline numbers under every other named rule set.
 
-    `files` are the trackers' results, from `scoring.find_results`; the `worst` sequences of each are drawn.
-
-    Raises:
-        ResultsError: a result file cannot be read or scored.
-        SourceError: a frame of a worst sequence cannot be read.
+    `files` are the trackers' results, from `scoring.find_results`; the `worst` sequences of each are drawn. Raises
+    ResultsError for a result file that cannot be read or scored, SourceError for a frame of a worst sequence.
     """
     scores = score_results(files, benchmark, sequences, rules, progress)
     unusable: Literal["error", "keep"] = "keep" if rules.unusable_boxes == "repeat" else "error"
@@ -145,13 +142,8 @@ GOT10K_RULES = (
 
 
 def got10k_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
-    """AO, SR0.5, SR0.75 and speed on the val subset (of the test subset, the server alone has the boxes).
-
-    Raises:
-        DatasetError: cover.label or meta_info.ini is missing or not what GOT-10k publishes.
-        ResultsError: a result file cannot be read or scored.
-        SourceError: a frame of a worst sequence cannot be read.
-    """
+    """AO, SR0.5, SR0.75 and speed on the val subset (of the test subset, the server alone has the boxes). Errors are
+    those of `ope_report`; DatasetError where cover.label or meta_info.ini is missing or not what GOT-10k publishes."""
     labels = [servers.read_frame_labels(sequence) for sequence in sequences]
     scores = reports.best_first({each.name: _got10k_score(each, sequences, labels) for each in files}, "AO")
     names = [sequence.name for sequence in sequences]
@@ -212,12 +204,8 @@ TRACKINGNET_RULES = (
 
 
 def trackingnet_report(sequences: Sequence[TrackingSequence], files: Sequence[TrackerFiles], worst: int = 3) -> Report:
-    """TrackingNet's measures, where the ground truth is at hand, for trackers with one result for every sequence.
-
-    Raises:
-        ResultsError: several results for a sequence, or one that cannot be read or scored.
-        SourceError: a frame of a worst sequence cannot be read.
-    """
+    """TrackingNet's measures, where the ground truth is at hand. Errors are those of `ope_report`; ResultsError also
+    for several results for a sequence."""
     scores = reports.best_first({tracker.name: _trackingnet_score(tracker, sequences) for tracker in files}, "Success")
     names = [sequence.name for sequence in sequences]
     headlines = {name: score.headline for name, score in scores.items()}
@@ -317,22 +305,20 @@ def vot_report(
         title, x_label = f"{benchmark}, expected average overlap [EAO]", "sequence length (frames)"
         panel = reports.curves(title, x_label, lengths, ranked, "expected overlap", decimals=3)
         figures = [Figure("eao", title, (panel,))]
-    strips: tuple[Strip, ...] = ()
-    if sequences is not None:
 
-        def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
-            """Boxes around the regions of the first anchor's run; NaN where it has none."""
-            sequence = annotated[position]
-            anchor, backward = sequence.anchors[0]
-            frames = sequence.run_frames(anchor, backward)
-            folder = results_dir / name / ANCHORS / sequence.name
-            regions = vot.read_run(folder, f"{sequence.name}_{anchor:08d}", len(frames))
-            boxes = np.full((len(sequence.groundtruth), 4), np.nan)
-            boxes[list(frames)] = [bounding_box(region) for region in regions]
-            return boxes
+    def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
+        """Boxes around the regions of the first anchor's run; NaN where it has none."""
+        sequence = annotated[position]
+        anchor, backward = sequence.anchors[0]
+        frames = sequence.run_frames(anchor, backward)
+        folder = results_dir / name / ANCHORS / sequence.name
+        regions = vot.read_run(folder, f"{sequence.name}_{anchor:08d}", len(frames))
+        boxes = np.full((len(sequence.groundtruth), 4), np.nan)
+        boxes[list(frames)] = [bounding_box(region) for region in regions]
+        return boxes
 
-        scores = {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in eaos}
-        strips = reports.worst_strips(scores, "100 A R", sequences, boxes_of, worst)
+    products = {name: by_sequence[name]["A"] * by_sequence[name]["R"] * 100 for name in eaos}
+    strips = reports.worst_strips(products, "100 A R", sequences or (), boxes_of, worst if sequences else 0)
     names = [sequence.name for sequence in annotated]
     headlines = dict(sorted(headlines.items(), key=lambda item: -np.nan_to_num(item[1]["EAO"], nan=-1)))
     by_sequence = {name: by_sequence[name] for name in headlines}
@@ -387,11 +373,8 @@ def long_term_report(
     worst: int = 3,
     chosen: Sequence[str] | None = None,
 ) -> Report:
-    """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`.
-
-    Of VOT's long-term challenges, and of DepthTrack, which is scored as they are. Arguments and errors are those of
-    `vot_report`.
-    """
+    """F, precision and recall of the long-term experiment of a workspace, `longterm` or `rgbd-unsupervised`: of VOT's
+    long-term challenges, and of DepthTrack, which is scored as they are. Arguments and errors: `vot_report`."""
     results_dir, annotated = Path(results_dir), vot.read_sequences(root, chosen)
     experiment = EXPERIMENTS[LAYOUTS[benchmark]]
     names = [sequence.name for sequence in annotated]
@@ -408,15 +391,13 @@ def long_term_report(
         ranks = np.linspace(0, 1, len(next(iter(scores.values())).thresholds))
         title = f"{benchmark}, {words} [F]"
         panels.append(reports.curves(title, "threshold by rank", ranks, ranked, words, decimals=3))
-    strips: tuple[Strip, ...] = ()
-    if sequences is not None:
 
-        def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
-            folder, length = results_dir / name / experiment / names[position], len(annotated[position].groundtruth)
-            return np.stack([bounding_box(each) for each in vot.read_run(folder, f"{names[position]}_001", length)])
+    def boxes_of(name: str, position: int) -> Float64[np.ndarray, "n 4"]:
+        folder, length = results_dir / name / experiment / names[position], len(annotated[position].groundtruth)
+        return np.stack([bounding_box(each) for each in vot.read_run(folder, f"{names[position]}_001", length)])
 
-        hundredfold = {name: 100 * numbers["F"] for name, numbers in by_sequence.items()}
-        strips = reports.worst_strips(hundredfold, "100 F", sequences, boxes_of, worst)
+    hundredfold = {name: 100 * numbers["F"] for name, numbers in by_sequence.items()}
+    strips = reports.worst_strips(hundredfold, "100 F", sequences or (), boxes_of, worst if sequences else 0)
     return reports.assemble(
         benchmark,
         headlines,

@@ -339,9 +339,8 @@ def worst_strips(
     """The `count` worst sequences of every tracker, the worst first; without frames, a strip has none.
 
     Of the `scores`, by tracker, higher is better and NaN is left out; `number` is their name, such as AUC. `boxes_of`
-    takes a tracker and the position of a sequence, and gives its boxes, xywh in pixels, one a frame.
-
-    Raises SourceError for a frame that cannot be read.
+    takes a tracker and the position of a sequence, and gives its boxes, xywh in pixels, one a frame. Raises SourceError
+    for a frame that cannot be read.
     """
     strips = []
     for tracker, values in scores.items():
