@@ -27,14 +27,14 @@ Present = Bool[Array, "b own"] | None  # which tokens of a search region may be 
 Filled = Bool[Array, "b slots"] | None  # which slots hold a template, or which tokens of them count; None: all
 
 
-class Masks(NamedTuple):
+class AttentionMasks(NamedTuple):
     """What may be attended to, of the templates and of a stream's own tokens."""
 
     filled: Filled = None
     present: Present = None
 
 
-UNMASKED = Masks()
+UNMASKED = AttentionMasks()
 
 
 class KeysValues(NamedTuple):
@@ -247,7 +247,9 @@ class MixedAttention(nn.Module):
         """What the queries gather of the keys and values that they see."""
         return self._merged(self._attended(queries, seen, key_mask))
 
-    def joint(self, tokens: Tokens, grids: tuple[Grid, Grid], masks: Masks, *, symmetric: bool, train: bool) -> Tokens:
+    def joint(
+        self, tokens: Tokens, grids: tuple[Grid, Grid], masks: AttentionMasks, *, symmetric: bool, train: bool
+    ) -> Tokens:
         """What the tokens of both streams gather, templates first: theirs see each other, or all where symmetric."""
         qkv, start = self.qkv(tokens), grids[0].tokens
         kernel = self._chosen(tokens.shape[1])
@@ -265,7 +267,7 @@ class MixedAttention(nn.Module):
         queries: tuple[Float[Array, "b heads n d"], Float[Array, "b heads m d"]],
         offered: tuple[KeysValues, KeysValues],
         both: KeysValues,
-        masks: Masks,
+        masks: AttentionMasks,
         symmetric: bool,
     ) -> Float[Array, "b q c"]:
         whole = key_mask(masks, offered)
@@ -310,7 +312,7 @@ class MixedAttentionBlock(nn.Module):
         return self.attention.project(self.norm1(tokens), grid, train=train)
 
     def step(
-        self, tokens: Tokens, templates: KeysValues | None, masks: Masks = UNMASKED, *, grid: Grid, train: bool
+        self, tokens: Tokens, templates: KeysValues | None, masks: AttentionMasks = UNMASKED, *, grid: Grid, train: bool
     ) -> tuple[Tokens, KeysValues]:
         """A stream's tokens attend to templates, where there are any, and to themselves; also what they offer."""
         queries, own = self.project(tokens, grid, train=train)
@@ -327,7 +329,13 @@ class MixedAttentionBlock(nn.Module):
         return self._finish(search, mixed, train=train)
 
     def joint_step(
-        self, tokens: Tokens, masks: Masks = UNMASKED, *, grids: tuple[Grid, Grid], symmetric: bool, train: bool
+        self,
+        tokens: Tokens,
+        masks: AttentionMasks = UNMASKED,
+        *,
+        grids: tuple[Grid, Grid],
+        symmetric: bool,
+        train: bool,
     ) -> Tokens:
         """Both streams in one, templates first: these attend to all of both (eq. 1) or to themselves alone (eq. 2)."""
         mixed = self.attention.joint(self.norm1(tokens), grids, masks, symmetric=symmetric, train=train)

@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from mixformer_jax.models.attention import (
     UNMASKED,
+    AttentionMasks,
     Filled,
     Grid,
     KeysValues,
-    Masks,
     MixedAttentionBlock,
     Tokens,
     run_step,
@@ -174,7 +174,7 @@ class Backbone(nn.Module):
     def locate(self, cache: TemplateCache, search: Search, *, train: bool) -> SearchFeatures:
         """Runs the search stream against the cache."""
         maps = search[:, None]
-        masks = Masks(cache.filled, self._keys(maps, None))
+        masks = AttentionMasks(cache.filled, self._keys(maps, None))
         for stage, blocks in self._stages():
             state = self._enter(stage, maps, "search", train=train)
             for index in blocks:
@@ -189,7 +189,7 @@ class Backbone(nn.Module):
     ) -> tuple[TemplateCache, SearchFeatures]:
         """Both streams at once, for training; the cache holds the templates' features and no keys."""
         maps, search_maps = templates, search[:, None]
-        masks = Masks(self._keys(maps, filled), self._keys(search_maps, None))
+        masks = AttentionMasks(self._keys(maps, filled), self._keys(search_maps, None))
         for stage, blocks in self._stages():
             ours = self._enter(stage, maps, "templates", train=train)
             theirs = self._enter(stage, search_maps, "search", train=train)
@@ -279,7 +279,7 @@ class Backbone(nn.Module):
         return _Stream(tokens, grid), early
 
     def _step(
-        self, index: int, state: _Stream, templates: KeysValues | None, masks: Masks = UNMASKED, *, train: bool
+        self, index: int, state: _Stream, templates: KeysValues | None, masks: AttentionMasks = UNMASKED, *, train: bool
     ) -> tuple[_Stream, KeysValues]:
         """A block in which a stream attends to templates, where there are any, and to itself."""
         tokens, grid = state
@@ -291,14 +291,14 @@ class Backbone(nn.Module):
     ) -> tuple[_Stream, KeysValues | None]:
         """A block in which the templates attend to themselves; where it does not mix, every image to itself."""
         if self._mixes(index):
-            return self._step(index, state, None, Masks(present=filled), train=train)
+            return self._step(index, state, None, AttentionMasks(present=filled), train=train)
         tokens, (images, side) = state
         alone = _Stream(rearrange(tokens, "b (s n) c -> (b s) n c", s=images), Grid(1, side))
         alone, _own = self._step(index, alone, None, train=train)
         return state._replace(tokens=rearrange(alone.tokens, "(b s) n c -> b (s n) c", s=images)), None
 
     def _joint_steps(
-        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, masks: Masks, *, train: bool
+        self, blocks: Iterable[int], ours: _Stream, theirs: _Stream, masks: AttentionMasks, *, train: bool
     ) -> tuple[_Stream, _Stream]:
         """Blocks for both streams at once; where one does not mix, every image attends to itself."""
         start, step = ours.grid.tokens, MixedAttentionBlock.joint_step

@@ -5,7 +5,15 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mixformer_jax.models.attention import Grid, KeysValues, Masks, MixedAttention, MixedAttentionBlock, Queries, Tokens
+from mixformer_jax.models.attention import (
+    AttentionMasks,
+    Grid,
+    KeysValues,
+    MixedAttention,
+    MixedAttentionBlock,
+    Queries,
+    Tokens,
+)
 from mixformer_jax.models.backbone import Backbone, Stream
 from mixformer_jax.models.config import NormKind
 from mixformer_jax.models.layers import TRUNCATED_NORMAL, batch_norm, depthwise_convolution, depthwise_kernel
@@ -58,7 +66,9 @@ class WideMixedAttention(MixedAttention):
         keys_values = KeysValues(projected(self.depthwise_k, self.k), projected(self.depthwise_v, self.v))
         return projected(self.depthwise_q, self.q), keys_values
 
-    def joint(self, tokens: Tokens, grids: tuple[Grid, Grid], masks: Masks, *, symmetric: bool, train: bool) -> Tokens:
+    def joint(
+        self, tokens: Tokens, grids: tuple[Grid, Grid], masks: AttentionMasks, *, symmetric: bool, train: bool
+    ) -> Tokens:
         # Convolutions see one image at a time, so the streams part for the projections.
         streams = zip(jnp.split(tokens, [grids[0].tokens], axis=1), grids, strict=True)
         queries, offered = zip(*(self.project(part, grid, train=train) for part, grid in streams), strict=True)

@@ -218,3 +218,12 @@ def test_a_refused_folder_of_masks_leaves_nothing_behind(tmp_path):
     with pytest.raises(OutputError, match="no mask of an earlier run"):
         run(tmp_path, mask_images=picture.parent, overwrite=True)
     assert list(tmp_path.iterdir()) == [picture.parent] and picture.exists()
+
+
+def test_a_tracker_that_raises_leaves_what_to_go_on_with(tmp_path):
+    state = resume_path(tmp_path / "out.txt")
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, RedTracker(interrupt_at=6, error=ZeroDivisionError), run_state=RunState(state))
+    recording = run(tmp_path, run_state=RunState(state), resume=True)
+    assert recording.resumed == 6 and not state.exists()
+    np.testing.assert_array_equal(read_boxes(recording), square_boxes(20))
